@@ -1,0 +1,1 @@
+"""The harness: engines, comparison, evidence, checklists, gate."""

@@ -1,0 +1,1 @@
+"""pytest plugin: glue between suites and evidence."""

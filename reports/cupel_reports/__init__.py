@@ -1,0 +1,1 @@
+"""Verdict to text: JUnit, Markdown."""

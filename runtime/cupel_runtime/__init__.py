@@ -1,0 +1,1 @@
+"""An embedded inference runtime: GGUF file in, logits and tokens out; no other room is imported here."""

@@ -1,0 +1,1 @@
+"""Forward passes, one per architecture, found by declaration."""

@@ -1,0 +1,1 @@
+"""Checks shipped to users: pytest files by subject, and checklists."""
