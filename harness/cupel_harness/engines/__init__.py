@@ -1,1 +1,104 @@
-"""The Engine protocol and its connectors."""
+"""An engine spec and a model spec come in; an open engine goes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Self
+
+from cupel_harness.engines.base import Engine, engine_class
+from cupel_runtime.errors import ModelFileError, UsageError
+
+CONNECTORS = ("embedded",)
+"""Modules of this package that declare engines; imported when the first engine is opened."""
+
+FAULT = "+fault:"
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """`NAME[:ARGUMENT][+fault:FAULT]...`, taken apart here and nowhere else."""
+
+    name: str
+    argument: str
+    faults: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Raises UsageError when the name or a fault is empty."""
+        base, *faults = text.split(FAULT)
+        name, _, argument = base.partition(":")
+        if not name or not all(faults):
+            raise UsageError(
+                "engine spec is incomplete",
+                where=repr(text),
+                expected="NAME[:ARGUMENT][+fault:FAULT]",
+                got=repr(text),
+            )
+        return cls(name, argument, tuple(faults))
+
+
+def open_engine(spec: str, model: str | Path) -> Engine:
+    """Open `model` (a path or `fixture:NAME[:TYPE]`) on the engine that `spec` names; a context manager.
+
+    Raises:
+        UsageError: unknown engine, fault or fixture.
+        ModelFileError, UnsupportedModel: the model file is missing or cannot be loaded.
+    """
+    parsed = EngineSpec.parse(str(spec))
+    for connector in CONNECTORS:
+        import_module(f"{__name__}.{connector}")
+    cls, argument = engine_class(f"{parsed.name}:{parsed.argument}")
+    if parsed.faults:
+        raise UsageError(
+            "unknown planted fault", where=repr(spec), got=" and ".join(map(repr, parsed.faults))
+        )
+    return cls.open(argument, str(model))
+
+
+def resolve_model(spec: str | Path) -> Path:
+    """The file a model spec stands for.
+
+    Raises:
+        UsageError: unknown fixture or block type.
+        ModelFileError: no such file.
+    """
+    text = str(spec)
+    path = _fixture(text) if text.startswith("fixture:") else Path(text).expanduser()
+    if not path.is_file():
+        got = "a folder" if path.is_dir() else "no such file"
+        raise ModelFileError("cannot open the model", where=text, expected="a GGUF file", got=got)
+    return path
+
+
+def fixture_name(spec: str | Path) -> tuple[str, str] | None:
+    """(name, type) when the model spec names a packaged fixture, else None.
+
+    Raises:
+        UsageError: unknown fixture or block type.
+    """
+    text = str(spec)
+    if not text.startswith("fixture:"):
+        return None
+    import cupel_fixtures
+
+    name, _, kind = text.removeprefix("fixture:").partition(":")
+    kind = kind or "f16"
+    for what, value, known in (
+        ("fixture", name, cupel_fixtures.NAMES),
+        ("block type", kind, cupel_fixtures.TYPES),
+    ):
+        if value not in known:
+            raise UsageError(
+                f"unknown {what}", where=repr(text), expected=" or ".join(known), got=repr(value)
+            )
+    return name, kind
+
+
+def _fixture(text: str) -> Path:
+    import cupel_fixtures
+
+    named = fixture_name(text)
+    assert named is not None
+    return cupel_fixtures.path(*named)
