@@ -1,0 +1,192 @@
+"""The JUnit report: valid for its readers, never greener than the verdict, the same bytes every time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from junitparser import Error, Failure, JUnitXml, Skipped, TestCase
+from lxml import etree
+
+from cupel_harness.evidence import Status
+from cupel_harness.verdict import Verdict
+from cupel_reports import junit
+from cupel_runtime.errors import InvalidParameter
+
+DATA = Path(__file__).parent / "data"
+VERDICT = msgspec.json.decode((DATA / "verdict.json").read_bytes(), type=Verdict)
+DEFAULT = {
+    "PROPERTIES": '<xs:element name="properties" type="properties" minOccurs="0"/>',
+    "PLACE": '<xs:attribute name="file" type="xs:string"/><xs:attribute name="line" type="xs:integer"/>',
+    "SKIPPED": '<xs:attribute name="skipped" type="xs:nonNegativeInteger"/>',
+}
+
+
+def schema(dialect: str) -> etree.XMLSchema:
+    text = (DATA / "junit.xsd").read_text(encoding="utf-8")
+    if dialect == "default":
+        for mark, allowed in DEFAULT.items():
+            text = text.replace(f"<!--DEFAULT-{mark}-->", allowed)
+    return etree.XMLSchema(etree.fromstring(text.encode()))
+
+
+def parse(verdict: Verdict, dialect: str = "default") -> Any:
+    return JUnitXml.fromstring(junit.render(verdict, options={"dialect": dialect}).encode())
+
+
+def cases(verdict: Verdict, dialect: str = "default") -> dict[tuple[str, str], TestCase]:
+    found = [((s.name, c.name), c) for s in parse(verdict, dialect) for c in s]
+    assert len(found) == len(dict(found)), "case names repeat within a suite"
+    return dict(found)
+
+
+def with_check(**changes: object) -> Verdict:
+    """The sample verdict with its first check changed."""
+    first = msgspec.structs.replace(VERDICT.checks[0], **changes)
+    return msgspec.structs.replace(VERDICT, checks=(first, *VERDICT.checks[1:]))
+
+
+@pytest.mark.parametrize("dialect", junit.DIALECTS)
+def test_the_schema_accepts_each_dialect(dialect: str) -> None:
+    """Both dialects follow the schema of their reader."""
+    xml = junit.render(VERDICT, options={"dialect": dialect}).encode()
+    schema(dialect).assertValid(etree.fromstring(xml))
+
+
+def test_the_strict_schema_refuses_the_default_dialect() -> None:
+    """The schema can refuse: properties, file and line are no part of the strict dialect."""
+    xml = junit.render(VERDICT, options={}).encode()
+    assert not schema("jenkins-strict").validate(etree.fromstring(xml))
+    strict = junit.render(VERDICT, options={"dialect": "jenkins-strict"})
+    assert "<properties" not in strict
+    assert " file=" not in strict
+    assert " line=" not in strict
+
+
+def test_every_status_has_its_one_child() -> None:
+    """Failed is a failure; error and inconclusive are errors, since a skip is shown green; waived is skipped."""
+    expected = {
+        Status.PASSED: [],
+        Status.FAILED: [Failure],
+        Status.ERROR: [Error],
+        Status.INCONCLUSIVE: [Error],
+        Status.WAIVED: [Skipped],
+    }
+    found = cases(VERDICT)
+    for result in VERDICT.checks:
+        suite = f"{result.cell.model}.{result.cell.engine}.{result.cell.device}"
+        assert [type(r) for r in found[suite, result.check].result] == expected[result.status], result.check
+    assert {r.status for r in VERDICT.checks} == set(expected), "the sample shows every status"
+
+
+def test_counts_are_those_of_the_cases() -> None:
+    """The counts of suites and document equal a recount of the parsed cases, and of the verdict's checks."""
+    document = parse(VERDICT)
+    total: Counter[str] = Counter()
+    for suite in document:
+        kinds = Counter(type(r).__name__ for c in suite for r in c.result)
+        assert (suite.tests, suite.failures, suite.errors, suite.skipped) == (
+            len(list(suite)), kinds["Failure"], kinds["Error"], kinds["Skipped"],
+        )  # fmt: skip
+        total.update(kinds, tests=len(list(suite)))
+    assert (document.tests, document.failures, document.errors, document.skipped) == (
+        total["tests"], total["Failure"], total["Error"], total["Skipped"],
+    )  # fmt: skip
+    checks = sum(suite.tests for suite in document if suite.name != junit.GATE)
+    assert checks == len(VERDICT.checks)
+
+
+def test_the_gate_has_cases_of_its_own() -> None:
+    """The verdict, a broken rule, an expired waiver and a missing or dead cell are cases; a used waiver is not."""
+    found = {name: case for (suite, name), case in cases(VERDICT).items() if suite == junit.GATE}
+    kinds = {name: [type(r) for r in case.result] for name, case in found.items()}
+    assert kinds == {
+        "cupel.gate.verdict": [Failure],
+        "cupel.gate.rule critical-items": [Failure],
+        "cupel.gate.rule minimum-executed": [],
+        "cupel.gate.rule cells": [Error],
+        "cupel.gate.waiver W-3": [Failure],
+        "cupel.gate.cell fixture:gpt2-tiny/numpy/properties/cpu": [Error],
+        "cupel.gate.cell fixture:llama-tiny/numpy/stages/cpu": [Error],
+    }
+
+
+@pytest.mark.parametrize(("status", "code"), [(Status.FAILED, 1), (Status.INCONCLUSIVE, 10)])
+def test_never_greener_than_the_verdict(status: Status, code: int) -> None:
+    """A verdict that did not pass has a red case even when nothing else tells why."""
+    bare = msgspec.structs.replace(
+        VERDICT, status=status, exit_code=code, rules=(), items=(), cells=(), checks=(), waivers=()
+    )
+    document = parse(bare)
+    assert document.failures + document.errors == 1
+    green = parse(msgspec.structs.replace(bare, status=Status.PASSED, exit_code=0))
+    assert (green.tests, green.failures, green.errors) == (1, 0, 0)
+
+
+def test_a_case_says_where_its_item_stands() -> None:
+    """The default dialect carries file and line of the checklist item, the oracle and the command."""
+    case = cases(VERDICT)["fixture:llama-tiny.numpy.cpu", "tokens.greedy"]
+    assert case._elem.get("file") == "suites/cupel_suites/checklists/llama.toml"
+    assert case._elem.get("line") == "12"
+    facts = {p.get("name"): p.get("value") for p in case._elem.iter("property")}
+    assert facts["reproduce"] == "cupel run --engine numpy --model fixture:llama-tiny tokens.greedy"
+    assert facts["observed"] == "2400"
+    assert facts["item"].startswith("llama.greedy-tokens")
+
+
+def test_a_waived_case_gives_the_reason() -> None:
+    """Whoever reads the skip learns who it was waived by, why and until when."""
+    case = cases(VERDICT)["fixture:llama-tiny.numpy.cpu", "cache.reuse"]
+    message = case.result[0].message
+    assert all(word in message for word in ("W-7", "the fix waits for a review", "2026-08-20"))
+
+
+def test_the_class_has_three_parts() -> None:
+    """Dots and slashes of a model's path do not become levels of packages."""
+    cell = msgspec.structs.replace(VERDICT.checks[0].cell, model="/models/a.b.gguf")
+    names = {s.name for s in parse(with_check(cell=cell))}
+    assert "_models_a_b_gguf.numpy.cpu" in names
+
+
+def test_same_verdict_same_bytes() -> None:
+    """Rendering is deterministic, also when the checks arrive in another order."""
+    turned = msgspec.structs.replace(VERDICT, checks=VERDICT.checks[::-1])
+    assert junit.render(VERDICT, options={}) == junit.render(turned, options={})
+
+
+def test_an_unknown_dialect_is_named() -> None:
+    """A dialect nobody knows is a usage error that lists the known ones."""
+    with pytest.raises(InvalidParameter, match=r"default or jenkins-strict.*'nunit'"):
+        junit.render(VERDICT, options={"dialect": "nunit"})
+
+
+ANY_TEXT = st.text(st.characters(), max_size=40) | st.sampled_from(
+    ["\x00\x1b[31m", "\ud800", "]]>", "\ufffe\uffff", "<&\"'>", "a\r\nb", "\x85\u2028"]
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sentence=ANY_TEXT, name=ANY_TEXT, reproduce=ANY_TEXT, status=st.sampled_from(Status))
+def test_any_text_gives_sound_xml(sentence: str, name: str, reproduce: str, status: Status) -> None:
+    """Whatever an engine puts into a sentence, the XML is well-formed and no case is lost or doubled."""
+    verdict = with_check(sentence=sentence, check=f"tokens.{name}", reproduce=reproduce, status=status)
+    for dialect in junit.DIALECTS:
+        tree = etree.fromstring(junit.render(verdict, options={"dialect": dialect}).encode())
+        schema(dialect).assertValid(tree)
+        document = JUnitXml.fromstring(etree.tostring(tree))
+        red = sum(c.is_failure or c.is_error for s in document if s.name != junit.GATE for c in s)
+        bad = {Status.FAILED, Status.ERROR, Status.INCONCLUSIVE}
+        assert red == sum(r.status in bad for r in verdict.checks)
+        assert sum(s.tests for s in document if s.name != junit.GATE) == len(verdict.checks)
+
+
+@pytest.mark.parametrize("duration", [1e-9, 0.0, float("nan"), float("inf"), -1.0, 1e-5, 12345.678])
+def test_durations_are_plain_decimals(duration: float) -> None:
+    """No exponent, no NaN and no minus reaches a time attribute."""
+    xml = junit.render(with_check(duration_s=duration), options={"dialect": "jenkins-strict"}).encode()
+    schema("jenkins-strict").assertValid(etree.fromstring(xml))
