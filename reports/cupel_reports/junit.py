@@ -85,7 +85,8 @@ def _check_case(result: CheckResult, verdict: Verdict, classname: str, rich: boo
 def _enrich(case: TestCase, result: CheckResult, items: Iterable[ItemResult]) -> None:
     """Where the checklist item stands, and what was seen, as attributes and properties of the case."""
     base = result.check.split("[", 1)[0]
-    proving = sorted((i for i in items if base in i.checks), key=lambda i: i.severity.rank)
+    here = (i for i in items if base in i.checks and result.cell.id in i.cells)
+    proving = sorted(here, key=lambda i: i.severity.rank)
     facts = [
         ("suite", result.cell.suite),
         ("status", result.status.value),

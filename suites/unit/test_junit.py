@@ -69,7 +69,7 @@ def test_the_strict_schema_refuses_the_default_dialect() -> None:
 
 
 def test_every_status_has_its_one_child() -> None:
-    """Failed is a failure; error and inconclusive are errors, since a skip is shown green; waived is skipped."""
+    """Failed is a failure; error and inconclusive are errors, as a skip is shown green; waived skips."""
     expected = {
         Status.PASSED: [],
         Status.FAILED: [Failure],
@@ -102,7 +102,7 @@ def test_counts_are_those_of_the_cases() -> None:
 
 
 def test_the_gate_has_cases_of_its_own() -> None:
-    """The verdict, a broken rule, an expired waiver and a missing or dead cell are cases; a used waiver is not."""
+    """Verdict, rules, expired waivers and missing or dead cells are cases; a used waiver is not."""
     found = {name: case for (suite, name), case in cases(VERDICT).items() if suite == junit.GATE}
     kinds = {name: [type(r) for r in case.result] for name, case in found.items()}
     assert kinds == {
