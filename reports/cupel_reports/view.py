@@ -1,0 +1,176 @@
+"""A verdict goes in; the lists and tables that a page for people shows come out, worst first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from cupel_harness.evidence import Cell, Status
+from cupel_harness.verdict import CheckResult, ItemResult, ItemStatus, Severity, Verdict, WaiverResult
+from cupel_reports.text import figure, one_line
+
+WORST_FIRST = ("failed", "error", "missing", "incomplete", "inconclusive", "waived", "passed")
+LONGEST = 64  # rows of a list that a page shows
+OPEN = (Status.FAILED, Status.ERROR, Status.INCONCLUSIVE)
+_ITEM_ORDER = (ItemStatus.FAILED, ItemStatus.UNPROVEN, ItemStatus.WAIVED, ItemStatus.PROVEN)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under column heads."""
+
+    name: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check kept of what it saw: short facts as (name, text), and the lists as tables."""
+
+    facts: tuple[tuple[str, str], ...]
+    tables: tuple[Table, ...]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One bounded metric; `share` places log10(value / bound) on 0..1, the bound at one half."""
+
+    check: str
+    where: str
+    name: str
+    value: float | None
+    bound: float
+    relation: str
+    holds: bool
+    share: float
+
+
+def group(cell: Cell) -> str:
+    """The column a cell belongs to: its model, engine and device."""
+    return f"{cell.model} · {cell.engine} · {cell.device}"
+
+
+def groups(verdict: Verdict) -> list[str]:
+    """All columns in order, those of cells that reported nothing included."""
+    cells = [c.cell for c in verdict.cells] + [r.cell for r in verdict.checks]
+    return sorted({group(cell) for cell in cells})
+
+
+def items(verdict: Verdict) -> list[ItemResult]:
+    """Checklist items: failed before unproven before waived before proven, then by severity."""
+    return sorted(
+        verdict.items, key=lambda i: (_ITEM_ORDER.index(i.status), i.severity.rank, i.checklist, i.id)
+    )
+
+
+def matrix_row(item: ItemResult, verdict: Verdict) -> dict[str, str]:
+    """column -> worst status of the item there; a column the item does not concern is absent."""
+    columns = {c.cell.id: group(c.cell) for c in verdict.cells}
+    columns |= {r.cell.id: group(r.cell) for r in verdict.checks}
+    row: dict[str, str] = {}
+    for cell, status in item.cells.items():
+        column = columns.get(cell, cell)
+        row[column] = min(row.get(column, status), status, key=_badness)
+    return row
+
+
+def _badness(status: str) -> int:
+    return WORST_FIRST.index(status) if status in WORST_FIRST else -1
+
+
+def severity(result: CheckResult, verdict: Verdict) -> Severity:
+    """The worst severity among the items that this check proves in its cell; LOW when it proves none."""
+    base = result.check.split("[", 1)[0]
+    ranked = [i.severity for i in verdict.items if base in i.checks and result.cell.id in i.cells]
+    return min(ranked, key=lambda s: s.rank, default=Severity.LOW)
+
+
+def open_checks(verdict: Verdict) -> list[CheckResult]:
+    """Checks that failed, broke or saw nothing: worst severity first, failures before the rest."""
+    found = [r for r in verdict.checks if r.status in OPEN]
+    return sorted(found, key=lambda r: (severity(r, verdict).rank, OPEN.index(r.status), r.cell, r.check))
+
+
+def waivers(verdict: Verdict) -> list[WaiverResult]:
+    """Waivers, the one that runs out first on top."""
+    return sorted(verdict.waivers, key=lambda w: (w.days_left, w.id))
+
+
+def figures(verdict: Verdict) -> list[Figure]:
+    """Every bounded metric, those out of bound first, then by how near they come to it."""
+    found = []
+    for result in verdict.checks:
+        for metric in result.metrics:
+            limit = metric.get("bound")
+            if not isinstance(limit, int | float):
+                continue
+            raw = metric.get("value")
+            value = float(raw) if isinstance(raw, int | float) and math.isfinite(raw) else None
+            relation = str(metric.get("relation", "<="))
+            holds = value is not None and {
+                "<=": value <= limit, ">=": value >= limit, "==": value == limit,
+            }[relation]  # fmt: skip
+            name = str(metric.get("name", ""))
+            share = _share(value, limit, relation)
+            found.append(Figure(result.check, group(result.cell), name, value, limit, relation, holds, share))
+    return sorted(found, key=lambda f: (f.holds, -f.share, f.where, f.check, f.name))
+
+
+def _share(value: float | None, limit: float, relation: str) -> float:
+    """0 at a ten-thousandth of the bound, 0.5 at the bound, 1 at ten thousand times it."""
+    if value is None:
+        return 1.0
+    ratio = (value, limit) if relation != ">=" else (limit, value)
+    if ratio[0] <= 0:
+        return 0.0
+    if ratio[1] <= 0:
+        return 1.0
+    return min(max((math.log10(ratio[0] / ratio[1]) + 4) / 8, 0.0), 1.0)
+
+
+def finding(detail: Mapping[str, object]) -> Finding:
+    """The detail of a check's evidence, whatever its keys: scalars as facts, lists as tables."""
+    facts: list[tuple[str, str]] = []
+    tables: list[Table] = []
+    for name, value in detail.items():
+        if isinstance(value, Mapping):
+            inner = finding(value)
+            if inner.facts:
+                facts.append((_words(name), ", ".join(f"{n} {v}" for n, v in inner.facts)))
+            tables += [Table(f"{_words(name)}: {t.name}", t.columns, t.rows) for t in inner.tables]
+        elif isinstance(value, list | tuple) and value and isinstance(value[0], Mapping | list | tuple):
+            tables.append(_table(_words(name), value))
+        elif isinstance(value, list | tuple):
+            facts.append((_words(name), ", ".join(map(_cell, value[:LONGEST]))))
+        else:
+            facts.append((_words(name), _cell(value)))
+    return Finding(tuple(facts), tuple(tables))
+
+
+def _table(name: str, rows: Iterable[object]) -> Table:
+    """Mappings become columns by key, sequences columns by number."""
+    kept = list(rows)[:LONGEST]
+    if all(isinstance(row, Mapping) for row in kept):
+        keys = list(dict.fromkeys(key for row in kept if isinstance(row, Mapping) for key in row))
+        cells = [tuple(_cell(row.get(k, "")) for k in keys) for row in kept if isinstance(row, Mapping)]
+        return Table(name, tuple(map(_words, keys)), tuple(cells))
+    lists = [tuple(map(_cell, r)) if isinstance(r, list | tuple) else (_cell(r),) for r in kept]
+    width = max(map(len, lists))
+    padded = tuple(row + ("",) * (width - len(row)) for row in lists)
+    return Table(name, tuple(map(str, range(1, width + 1))), padded)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, str):
+        return one_line(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{_words(k)} {_cell(v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_cell, value))
+    return str(value) if isinstance(value, bool) else figure(value)
+
+
+def _words(name: object) -> str:
+    return one_line(str(name)).replace("_", " ")

@@ -1,0 +1,137 @@
+"""The Markdown report: the verdict first, every failure with its command, and text that stays text."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cupel_harness.evidence import Status
+from cupel_harness.verdict import Verdict
+from cupel_reports import markdown
+
+VERDICT = msgspec.json.decode((Path(__file__).parent / "data/verdict.json").read_bytes(), type=Verdict)
+
+# As GitHub reads a row: a backslash takes the next punctuation with it, in code spans as well.
+CELL = re.compile(r"\|((?:\\[!-/:-@\[-`{-~]|[^|\n])+)(?=\|)")
+
+
+def rows(text: str, heading: str) -> list[list[str]]:
+    """Cells of the first table under the heading, its head left out."""
+    section = text.split(heading, 1)[1]
+    table = re.search(r"\n\| .*?\n\|---.*?\n((?:\|.*\n)*)", section)
+    assert table, f"no table under {heading}"
+    return [[cell.strip() for cell in CELL.findall(line)] for line in table[1].splitlines()]
+
+
+def test_the_verdict_comes_first_and_names_the_rule() -> None:
+    """The first line is the verdict, the next its sentence, then the rules that broke and only those."""
+    text = markdown.render(VERDICT, options={})
+    assert text.startswith("# FAILED: gate architectures\n\nrule critical\\-items broke")
+    head = text.split("## Items")[0]
+    assert "2 critical items failed" in head
+    assert "1 of 6 planned cells is missing" in head
+    assert "minimum" not in head
+
+
+@pytest.mark.parametrize(
+    ("status", "word"), [(Status.PASSED, "PASSED"), (Status.INCONCLUSIVE, "INCONCLUSIVE")]
+)
+def test_the_headline_follows_the_status(status: Status, word: str) -> None:
+    """A passed and an inconclusive verdict say so in the first word."""
+    text = markdown.render(msgspec.structs.replace(VERDICT, status=status), options={})
+    assert text.startswith(f"# {word}: ")
+
+
+def test_items_are_all_there_worst_first() -> None:
+    """Each item has one row with its status and severity; failures lead and proven items close."""
+    found = rows(markdown.render(VERDICT, options={}), "## Items")
+    assert {(r[0].strip("`"), r[1], r[2]) for r in found} == {
+        (f"{i.checklist}.{i.id}", i.status.value, i.severity.value) for i in VERDICT.items
+    }
+    statuses = [r[1] for r in found]
+    assert statuses == sorted(statuses, key=["failed", "unproven", "waived", "proven"].index)
+    assert found[0][2] == "critical"
+
+
+def test_each_failure_has_its_command_and_its_finding() -> None:
+    """Every check that did not pass shows its sentence, first divergence and how to reproduce it."""
+    text = markdown.render(VERDICT, options={})
+    section = text.split("## What did not pass")[1].split("## Figures")[0]
+    opened = [r for r in VERDICT.checks if r.status in ("failed", "error", "inconclusive")]
+    assert len(opened) == 4
+    for result in opened:
+        assert f"`{result.check}` {result.status.value}" in section
+        assert result.reproduce in section
+    assert section.index("tokens.greedy") < section.index("properties.batch"), "worst first"
+    assert "cache.reuse" not in section, "waived checks are no failures"
+    assert "' der'" in section or " der" in section
+
+
+def test_figures_stand_beside_their_bounds() -> None:
+    """Figures out of bound come first and are marked, in bound ones are not."""
+    found = rows(markdown.render(VERDICT, options={}), "## Figures")
+    assert [r[5] for r in found] == ["**no**"] * 3 + ["yes"] * 2
+    assert [found[1][0], found[1][2], found[1][3]] == ["`tokens.teacher_forced`", "kl\\_max", "0.087"]
+
+
+def test_waivers_are_ordered_by_days_left() -> None:
+    """The waiver that is over or runs out first comes first."""
+    assert [r[0] for r in rows(markdown.render(VERDICT, options={}), "## Waivers")] == ["-7", "12", "53"]
+
+
+def test_cells_that_did_not_report_come_first() -> None:
+    """Missing and dead cells lead the table."""
+    found = rows(markdown.render(VERDICT, options={}), "## Cells")
+    assert {r[1] for r in found[:2]} == {"missing", "incomplete"}
+    assert len(found) == len(VERDICT.cells)
+
+
+def test_it_stays_under_a_mebibyte() -> None:
+    """Thousands of failing checks are cut, with the cut said and the verdict still first."""
+    failed = next(r for r in VERDICT.checks if r.status is Status.FAILED)
+    many = tuple(msgspec.structs.replace(failed, check=f"tokens.x[{n}]") for n in range(3000))
+    text = markdown.render(msgspec.structs.replace(VERDICT, checks=many), options={})
+    assert len(text.encode()) < 1_048_576
+    assert text.startswith("# FAILED")
+    assert "does not fit" in text[-200:]
+
+
+NASTY = [
+    "a|b",
+    "`x`",
+    "``",
+    "\n# heading",
+    "<script>",
+    "[l](http://x)",
+    "@user",
+    "\\|",
+    "**b**",
+    "`\\|",
+    "\x1b[0m",
+]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=30) | st.sampled_from(NASTY))
+def test_any_text_keeps_the_tables(sentence: str) -> None:
+    """Whatever a sentence or an id holds, tables keep their columns and no line is added."""
+    first = msgspec.structs.replace(VERDICT.items[0], sentence=sentence, id=sentence, title=sentence)
+    text = markdown.render(msgspec.structs.replace(VERDICT, items=(first, *VERDICT.items[1:])), options={})
+    found = rows(text, "## Items")
+    assert [len(r) for r in found] == [5] * len(VERDICT.items)
+
+
+def test_text_is_no_markup() -> None:
+    """Markup, HTML, mentions and control characters lose their power."""
+    assert markdown.text("a|b") == "a\\|b"
+    assert markdown.text("<b>&") == "&lt;b&gt;&amp;"
+    assert markdown.text("`x`\n*y*") == "\\`x\\`\\\\n\\*y\\*"
+    assert "@user" not in markdown.text("@user")
+    assert markdown.text("\x1b") == "\\\\x1b"
+    assert markdown.code("a`b|c") == "`` a`b\\|c ``"
+    assert markdown.code("a\\|b") == "a\\\\\\|b", "in a code span the backslash would free the pipe"
