@@ -1,0 +1,82 @@
+"""A plain function goes in; a click command with --json, --debug and an example comes out."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from cupel_harness.console import Console
+from cupel_runtime.errors import UsageError
+
+F = TypeVar("F", bound=Callable[..., Any])
+DEBUG = "cupel.debug"
+
+
+def _remember_debug(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta[DEBUG] = True
+
+
+def debug_option(function: F) -> F:
+    """Add --debug, which makes the command line print the traceback of what went wrong."""
+    return click.option(
+        "--debug",
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=_remember_debug,
+        help="Show the traceback of an error.",
+    )(function)
+
+
+def command(
+    *, example: str, parent: click.Group | None = None, name: str | None = None
+) -> Callable[[Callable[..., int]], click.Command]:
+    """Make a command of `function(console, **options) -> exit code`; its help ends with the example."""
+
+    def declare(function: Callable[..., int]) -> click.Command:
+        @functools.wraps(function)
+        def run(*, as_json: bool, **options: Any) -> None:
+            code = function(Console(json=as_json), **options)
+            click.get_current_context().exit(code)
+
+        option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+        decorated = debug_option(option(run))
+        epilog = "\b\nExample:\n" + "\n".join(f"  {line}" for line in example.splitlines())
+        made = click.command(name=name or function.__name__, epilog=epilog)(decorated)
+        if parent is not None:
+            parent.add_command(made)
+        return made
+
+    return declare
+
+
+def write_file(path: Path, text: str) -> None:
+    """Replace a file as a whole: a reader sees the old text or the new, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_text(text, encoding="utf-8", errors="backslashreplace")
+    fresh.replace(path)
+
+
+def read_text(path: Path, what: str) -> str:
+    """A text file the caller named, or one sentence about why it cannot be read.
+
+    Raises:
+        UsageError: absent, unreadable or not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"not UTF-8 at byte {error.start}"
+        raise UsageError(f"cannot read the {what}", where=str(path), got=reason) from error
+
+
+def quoted(text: str) -> str:
+    """Text as a JSON string: one line, every control character escaped, letters kept."""
+    return json.dumps(text, ensure_ascii=False)

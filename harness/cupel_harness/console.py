@@ -1,0 +1,158 @@
+"""Results and remarks go in; a terminal gets colours, a pipe plain lines, a machine pure JSON."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TextIO
+
+import msgspec
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+
+COLOURS = {
+    "passed": "green",
+    "proven": "green",
+    "ok": "green",
+    "failed": "red",
+    "error": "red",
+    "broken": "red",
+    "inconclusive": "yellow",
+    "unproven": "yellow",
+    "waived": "yellow",
+    "missing": "yellow",
+}
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: object) -> str:
+    """One line of text that cannot move the cursor: control characters become escapes."""
+    return _CONTROL.sub(lambda m: m.group().encode("unicode_escape").decode("ascii"), str(text))
+
+
+def write(stream: TextIO, text: str) -> None:
+    """Write and flush; when nobody reads the pipe any more, what follows goes nowhere, quietly."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+class Console:
+    """Where a command speaks: results on stdout, progress and remarks on stderr.
+
+    Args:
+        json: stdout carries one JSON document and nothing else; `line` and `table` fall silent.
+    """
+
+    def __init__(self, *, json: bool = False) -> None:
+        self.json = json
+
+    def line(self, text: str = "", *, status: str = "") -> None:
+        """One line of the result, coloured by its status on a terminal."""
+        if not self.json:
+            self._say(sys.stdout, printable(text), COLOURS.get(status))
+
+    def remark(self, text: str) -> None:
+        """One line that is no result: to stderr."""
+        self._say(sys.stderr, printable(text), None)
+
+    def emit(self, value: object) -> None:
+        """The result for machines: one indented JSON document, under --json only."""
+        if self.json:
+            encoded = msgspec.json.format(msgspec.json.encode(value), indent=2)
+            write(sys.stdout, encoded.decode("utf-8") + "\n")
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, status: int = -1) -> None:
+        """Rows under column heads; `status` is the index of the column that gives a row its colour."""
+        if self.json:
+            return
+        cells = [[printable(value) for value in row] for row in rows]
+        if sys.stdout.isatty():
+            self._rich_table(columns, cells, status)
+            return
+        widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+        for row in [list(columns), *cells]:
+            padded = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            write(sys.stdout, padded.rstrip() + "\n")
+
+    def progress(self, total: int, what: str) -> Progress:
+        """A context manager whose `step` reports each finished part on stderr."""
+        return Progress(total, what)
+
+    def _say(self, stream: TextIO, text: str, colour: str | None) -> None:
+        if colour and stream.isatty() and "NO_COLOR" not in os.environ:
+            from rich.console import Console as RichConsole
+            from rich.text import Text
+
+            RichConsole(file=stream, soft_wrap=True).print(Text(text, style=colour))
+        else:
+            write(stream, text + "\n")
+
+    def _rich_table(self, columns: Sequence[str], cells: list[list[str]], status: int) -> None:
+        from rich import box
+        from rich.console import Console as RichConsole
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+        for row in cells:
+            style = COLOURS.get(row[status], "") if status >= 0 else ""
+            table.add_row(*(Text(cell, style=style if i == status else "") for i, cell in enumerate(row)))
+        RichConsole(file=sys.stdout).print(table)
+
+
+class Progress:
+    """How far long work has come: a bar on a terminal, one plain line per step elsewhere."""
+
+    def __init__(self, total: int, what: str) -> None:
+        self.total, self.what, self.done = total, what, 0
+        self._began = time.monotonic()
+        self._bar: RichProgress | None = None
+        self._task: Any = None
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty():
+            from rich.console import Console as RichConsole
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+            self._bar = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                console=RichConsole(file=sys.stderr),
+                transient=True,
+            )
+            self._task = self._bar.add_task(self.what, total=self.total)
+            self._bar.start()
+        return self
+
+    def step(self, sentence: str, *, advance: int = 1) -> None:
+        """Say what is going on; `advance` parts are done."""
+        self.done += advance
+        text = printable(sentence)
+        if self._bar is not None:
+            self._bar.update(self._task, description=text, advance=advance)
+            return
+        width = len(str(self.total))
+        write(
+            sys.stderr,
+            f"[{self.done:>{width}}/{self.total}] {time.monotonic() - self._began:6.1f} s  {text}\n",
+        )
+
+    def at(self, done: int, sentence: str) -> None:
+        """Say that `done` parts are done by now."""
+        self.step(sentence, advance=done - self.done)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
