@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from weakref import WeakSet
 
 import numpy as np
-import psutil
+import psutil  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from cupel_harness.engines import resolve_model
@@ -148,14 +148,14 @@ class Embedded(Engine):
     def trace(self, ids: Sequence[int]) -> Iterator[tuple[str, NDArray[np.floating]]]:
         stages: list[tuple[str, NDArray[np.floating]]] = []
         cache = self._cache_for(ids)
-        self.model.forward([(cache, ids)], trace=lambda stage, array: stages.append((stage, array.copy())))
+        self.model.forward([(cache, ids)], trace=lambda stage, array: stages.append((stage, array)))
         return iter(stages)
 
     def memory(self) -> Mapping[str, int]:
         """Bytes now: `weights` and `cache` are the arrays really held, `process` is this process's
         resident anonymous memory (Linux's RssAnon; elsewhere its unique set)."""
         return {
-            "weights": 0 if self._model is None else array_bytes(self._model),
+            "weights": 0 if self._model is None else array_bytes(self._model.adapter),
             "cache": sum(session.nbytes for session in self._sessions),
             "process": anonymous_bytes(),
         }
