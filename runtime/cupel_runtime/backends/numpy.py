@@ -1,0 +1,127 @@
+"""The ops in NumPy, wholly in float32 or wholly in float64; in float64 they are the oracle."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cupel_runtime.errors import InvalidParameter
+from cupel_runtime.ops import Array, Ids, RopeLayout
+from cupel_runtime.quants import dequantize
+from cupel_runtime.tensors import TensorInfo
+
+Precision = Literal["float32", "float64"]
+
+# Scores of more query rows than this are never held at once, so a long prompt needs no square matrix.
+QUERY_ROWS = 256
+
+
+class NumpyBackend:
+    """Backend protocol in NumPy.
+
+    Every intermediate value has the backend's dtype, with one exception: rotary angles are computed in
+    float64 and their sine and cosine are then cast, because an angle of a late position has no float32.
+
+    Raises:
+        InvalidParameter: a dtype other than float32 and float64.
+    """
+
+    def __init__(self, dtype: Precision = "float32") -> None:
+        if dtype not in ("float32", "float64"):
+            raise InvalidParameter(
+                "unknown precision", where="dtype", expected="float32 or float64", got=repr(dtype)
+            )
+        self.dtype = np.dtype(dtype)
+        self.name = f"numpy {dtype}"
+
+    def weight(self, raw: NDArray[np.uint8], info: TensorInfo) -> Array:
+        return dequantize(raw, info.type, info.shape).astype(self.dtype, copy=False)
+
+    def is_zero(self, weight: Array) -> bool:
+        return not weight.any()
+
+    def embed(self, table: Array, ids: Ids) -> Array:
+        return table[ids]
+
+    def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
+        mean_square = np.mean(x * x, axis=-1, keepdims=True)
+        return np.asarray(x / np.sqrt(mean_square + eps) * weight)
+
+    def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
+        centred = x - np.mean(x, axis=-1, keepdims=True)
+        variance = np.mean(centred * centred, axis=-1, keepdims=True)
+        return np.asarray(centred / np.sqrt(variance + eps) * weight + bias)
+
+    def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
+        y = x @ weight.T
+        return np.asarray(y if bias is None else y + bias)
+
+    def rope(
+        self,
+        x: Array,
+        positions: Ids,
+        *,
+        base: float,
+        dim: int,
+        layout: RopeLayout,
+        factor: float = 1.0,
+        freq_factors: Array | None = None,
+    ) -> Array:
+        frequencies = np.power(float(base), -np.arange(0, dim, 2, dtype=np.float64) / dim) / factor
+        if freq_factors is not None:
+            frequencies = frequencies / freq_factors.astype(np.float64)
+        angles = positions[:, None, None] * frequencies  # (row, 1, pair)
+        cos, sin = np.cos(angles).astype(self.dtype), np.sin(angles).astype(self.dtype)
+        first, second = {
+            "norm": (slice(0, dim, 2), slice(1, dim, 2)),
+            "neox": (slice(0, dim // 2), slice(dim // 2, dim)),
+        }[layout]
+        a, b = x[..., first], x[..., second]
+        out = x.copy()
+        out[..., first] = a * cos - b * sin
+        out[..., second] = a * sin + b * cos
+        return out
+
+    def softmax(self, x: Array) -> Array:
+        with np.errstate(invalid="ignore"):
+            weights = np.exp(x - np.max(x, axis=-1, keepdims=True))
+        return np.asarray(weights / np.sum(weights, axis=-1, keepdims=True))
+
+    def attention(
+        self, q: Array, k: Array, v: Array, *, start: int, scale: float, window: int | None = None
+    ) -> Array:
+        rows, heads, head_dim = q.shape
+        kv_heads, length, _ = k.shape
+        group = heads // kv_heads
+        blocked = q.reshape(rows, kv_heads, group, head_dim).transpose(1, 2, 0, 3)  # (kv, group, row, dim)
+        out = np.empty((rows, kv_heads, group, head_dim), self.dtype)
+        for low in range(0, rows, QUERY_ROWS):
+            high = min(low + QUERY_ROWS, rows)
+            block = blocked[:, :, low:high].reshape(kv_heads, group * (high - low), head_dim)
+            scores = (block @ k.transpose(0, 2, 1)) * scale
+            scores = scores.reshape(kv_heads, group, high - low, length)
+            query, key = np.arange(start + low, start + high)[:, None], np.arange(length)
+            hidden = key > query
+            if window is not None:
+                hidden |= key <= query - window
+            if hidden.any():
+                scores[..., hidden] = -np.inf
+            weights = self.softmax(scores).reshape(kv_heads, group * (high - low), length)
+            mixed = (weights @ v).reshape(kv_heads, group, high - low, head_dim)
+            out[low:high] = mixed.transpose(2, 0, 1, 3)
+        return out.reshape(rows, heads * head_dim)
+
+    def swiglu(self, gate: Array, up: Array) -> Array:
+        with np.errstate(over="ignore"):
+            return np.asarray(gate / (1 + np.exp(-gate)) * up)
+
+    def gelu_tanh(self, x: Array) -> Array:
+        with np.errstate(over="ignore"):
+            inner = math.sqrt(2 / math.pi) * (x + 0.044715 * (x * x * x))
+        return np.asarray(0.5 * x * (1 + np.tanh(inner)))
+
+    def add(self, a: Array, b: Array) -> Array:
+        return np.asarray(a + b)

@@ -1,0 +1,125 @@
+"""Prompt ids go in, generated ids with their logprobs and the reason for the end come out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cupel_runtime.errors import InvalidParameter
+from cupel_runtime.kvcache import KVCache
+from cupel_runtime.ops import Array
+from cupel_runtime.sampler import SamplingParams, sample
+
+if TYPE_CHECKING:
+    from cupel_runtime.engine import Model
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a model wrote.
+
+    Attributes:
+        ids: generated ids, without the end-of-generation id.
+        logprobs: natural log-softmax of the raw logits at each id, before penalty and filters.
+        finish_reason: "eos", "length", "stop", "context" or "cancelled".
+    """
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: str
+
+
+class StopStrings:
+    """Finds strings in the bytes of a growing text, however they are split over tokens.
+
+    Raises:
+        InvalidParameter: a bare string, or one that is empty.
+    """
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
+            raise InvalidParameter(
+                "bad stop strings", where="stop", expected="non-empty strings", got=repr(stop)
+            )
+        self._wanted = [text.encode("utf-8", "surrogatepass") for text in stop]
+        self._keep = max(map(len, self._wanted), default=1) - 1
+        self._tail = b""
+
+    def push(self, piece: bytes) -> bool:
+        """Add bytes; whether a stop string now ends inside them."""
+        text = self._tail + piece
+        self._tail = text[max(len(text) - self._keep, 0) :]
+        return any(wanted in text for wanted in self._wanted)
+
+
+def logprob(logits: Array, token: int) -> float:
+    """log softmax(logits)[token] of one row (vocab,), in float64."""
+    values = logits.astype(np.float64)
+    top = values.max()
+    return float(values[token] - top - np.log(np.exp(values - top).sum()))
+
+
+def generate(
+    model: Model,
+    ids: Sequence[int],
+    *,
+    max_tokens: int,
+    params: SamplingParams | None = None,
+    stop: Sequence[str] = (),
+    ignore_eos: bool = False,
+    on_token: Callable[[int, float], bool | None] | None = None,
+    cache: KVCache | None = None,
+) -> Generation:
+    """Continue a prompt token by token.
+
+    Args:
+        ids: the prompt, or what follows the rows already in `cache`.
+        params: greedy when None. A token is drawn at its position in the sequence, and the repetition
+            penalty counts `ids` and what was generated.
+        stop: the token that completes one of these texts is the last.
+        on_token: called with each id and its logprob; False cancels.
+        cache: continues this sequence; it then holds every generated id but the last.
+
+    The last position of the context predicts one more token, which is generated and ends the text.
+
+    Raises:
+        ContextLengthExceeded: the prompt alone does not fit; nothing is written.
+        InvalidParameter: no ids, an id outside the vocabulary, max_tokens below 0, bad stop strings.
+        NotANumber: a stage that is not finite.
+    """
+    params = params or SamplingParams()
+    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 0:
+        raise InvalidParameter(
+            "out of range", where="max_tokens", expected="an integer from 0", got=repr(max_tokens)
+        )
+    stops = StopStrings(stop)
+    if cache is None:
+        cache = model.new_cache(max(1, min(model.context_length, len(ids) + max_tokens)))
+    history, generated, logprobs = [*ids], list[int](), list[float]()
+
+    def ended(reason: str) -> Generation:
+        return Generation(tuple(generated), tuple(logprobs), reason)
+
+    new = history
+    while True:
+        logits = model.forward([(cache, new)], last_only=True)[0][-1]
+        if len(generated) == max_tokens:
+            return ended("length")
+        token = sample(logits, params, cache.offset + cache.length, history)
+        if token in model.tokenizer.eog_ids and not ignore_eos:
+            return ended("eos")
+        generated.append(token)
+        history.append(token)
+        logprobs.append(logprob(logits, token))
+        if on_token is not None and on_token(token, logprobs[-1]) is False:
+            return ended("cancelled")
+        if stops.push(model.tokenizer.piece(token)):
+            return ended("stop")
+        if len(generated) == max_tokens:
+            return ended("length")
+        if cache.length == cache.capacity:
+            return ended("context")
+        new = [token]
