@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,16 +49,25 @@ class Observer:
         equals: float | None = None,
         otherwise: str = "",
     ) -> None:
-        """Record a figure; out of bound, fail with `otherwise` or a sentence made of the figures."""
+        """Record a figure; out of bound, fail with `otherwise` or a sentence made of the figures.
+
+        Raises:
+            CheckFailed: the value is not finite, or out of its bound.
+            ValueError: a bound that is not finite, which no value could exceed.
+        """
         bound, relation = next(
             ((b, r) for b, r in ((at_most, "<="), (at_least, ">="), (equals, "==")) if b is not None),
             (None, "<="),
         )
+        if bound is not None and not math.isfinite(bound):
+            raise ValueError(f"{name} has the bound {bound}, which decides nothing")
         finite = float(value) if math.isfinite(value) else None
-        metric = Metric(name, finite, bound, relation)  # type: ignore[arg-type]
+        limit = None if bound is None else float(bound)
+        metric = Metric(builtin(name), finite, limit, relation)  # type: ignore[arg-type]
         self.metrics.append(metric)
         if not metric.holds:
-            raise CheckFailed(otherwise or f"{name}: expected {relation} {bound:.6g}, got {value:.6g}")
+            wanted = "a finite value" if limit is None else f"{relation} {limit:.6g}"
+            raise CheckFailed(otherwise or f"{name}: expected {wanted}, got {value:.6g}")
 
     def expect(self, condition: bool, otherwise: str, **detail: object) -> None:
         """Fail with the sentence `otherwise` unless the condition holds; detail goes into the evidence."""
@@ -95,7 +105,8 @@ def check(
 def content_hash(function: Callable[..., object]) -> str:
     """sha256 over the check's module and over the harness code that judges for it (hex)."""
     digest = hashlib.sha256(function.__qualname__.encode())
-    sources = {Path(inspect.getfile(inspect.unwrap(function)))}
+    module = sys.modules.get(function.__module__)  # what a decorator returns may not know its own file
+    sources = {Path(getattr(module, "__file__", None) or inspect.getfile(inspect.unwrap(function)))}
     sources |= {Path(__file__).with_name(name) for name in JUDGES if Path(__file__).with_name(name).exists()}
     for source in sorted(sources, key=lambda p: p.name):
         digest.update(source.read_bytes())

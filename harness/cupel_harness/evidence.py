@@ -206,10 +206,12 @@ def builtin(value: object) -> Any:
     """Reduce a value to JSON builtins: NumPy scalars and arrays too, text without lone surrogates."""
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode("utf-8")
-    if value is None or isinstance(value, bool | int):
+    if value is None or isinstance(value, bool):
         return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else repr(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):  # np.float64 is one, and no encoder takes it
+        return float(value) if math.isfinite(value) else repr(float(value))
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")
     if isinstance(value, Mapping):

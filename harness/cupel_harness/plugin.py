@@ -1,1 +1,127 @@
-"""pytest plugin: glue between suites and evidence."""
+"""pytest's glue: options and fixtures in, a recorder registered only when a run asks for evidence out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from cupel_harness.checks import Observer
+    from cupel_harness.engines.base import Engine
+    from cupel_harness.golden import Golden
+    from cupel_runtime.gguf import GGUFFile
+
+# Nothing of cupel is imported above: in a run that does not use cupel this module costs nothing.
+pytest.register_assert_rewrite("cupel_harness.compare", "cupel_harness.tokens", "cupel_harness.lanes")
+ASKS = ("cupel_model", "cupel_ledger", "cupel_suite", "cupel_check")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("cupel", "cupel: evidence about an inference engine")
+    group.addoption("--cupel-engine", metavar="SPEC", default="numpy", help="engine under test")
+    group.addoption("--cupel-model", metavar="SPEC", help="model: a path, or fixture:NAME[:TYPE]")
+    group.addoption("--cupel-ledger", metavar="PATH", help="append evidence to this JSONL file")
+    group.addoption("--cupel-suite", metavar="NAME", help="suite name of the cell (default: file name)")
+    group.addoption("--cupel-device", metavar="NAME", default="cpu", help="device of the cell")
+    group.addoption("--cupel-check", metavar="ID", action="append", help="run this check only (repeatable)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "cupel_check(name, kills, needs, oracle): a check that leaves evidence"
+    )
+    if any(config.getoption(option) for option in ASKS):
+        from cupel_harness.recorder import Recorder
+
+        config.pluginmanager.register(Recorder(config), "cupel-recorder")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.pluginmanager.has_plugin("cupel-recorder"):
+        checks = [item for item in items if item.get_closest_marker("cupel_check")]
+        if checks:
+            raise pytest.UsageError(f"{checks[0].nodeid} is a cupel check; name a model with --cupel-model")
+
+
+@pytest.fixture
+def observe(request: pytest.FixtureRequest) -> Observer:
+    """The observer through which the check sees and judges."""
+    from cupel_harness.checks import Observer
+    from cupel_harness.recorder import OBSERVER
+
+    return request.node.stash.setdefault(OBSERVER, Observer())  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="session")
+def model_spec(pytestconfig: pytest.Config) -> str:
+    """The model spec of the cell, as it was given."""
+    spec = pytestconfig.getoption("cupel_model")
+    if not spec:
+        from cupel_runtime.errors import UsageError
+
+        raise UsageError("no model to test", hint="name one with --cupel-model")
+    return str(spec)
+
+
+@pytest.fixture(scope="session")
+def model_path(model_spec: str) -> Path:
+    """The file that the model spec names."""
+    from cupel_harness.engines import resolve_model
+
+    return resolve_model(model_spec)
+
+
+@pytest.fixture(scope="session")
+def open_model() -> Iterator[Callable[[str, str], Engine]]:
+    """`open_model(engine_spec, model_spec)`: further engines, closed at the end of the run."""
+    from cupel_harness.engines import open_engine
+
+    with ExitStack() as stack:
+        yield lambda spec, model: stack.enter_context(open_engine(spec, model))
+
+
+@pytest.fixture(scope="session")
+def engine(pytestconfig: pytest.Config, model_spec: str) -> Iterator[Engine]:
+    """The engine under test."""
+    from cupel_harness.engines import open_engine
+
+    with open_engine(pytestconfig.getoption("cupel_engine"), model_spec) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def oracle(pytestconfig: pytest.Config, model_spec: str) -> Iterator[Engine]:
+    """The float64 oracle on the same model."""
+    from cupel_harness.engines import open_engine
+    from cupel_runtime.errors import Inconclusive, UnsupportedModel
+
+    try:
+        opened = open_engine("numpy64", model_spec)
+    except UnsupportedModel as error:
+        raise Inconclusive("the oracle cannot judge this model", got=str(error)) from error
+    with opened:
+        recorder = pytestconfig.pluginmanager.get_plugin("cupel-recorder")
+        if recorder is not None:
+            recorder.oracle = opened
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def golden(model_spec: str) -> Golden:
+    """The golden of the model under test; recorded on first use for a user's own file."""
+    from cupel_harness.golden import golden_for
+
+    return golden_for(model_spec)
+
+
+@pytest.fixture(scope="session")
+def gguf_file(model_path: Path) -> Iterator[GGUFFile]:
+    """The model file, open."""
+    from cupel_runtime.gguf import open_gguf
+
+    with open_gguf(model_path) as file:
+        yield file
