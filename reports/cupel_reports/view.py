@@ -23,6 +23,7 @@ class Table:
     name: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    here: int = -1  # the row that tells the matter: where two texts first part
 
 
 @dataclass(frozen=True)
@@ -119,10 +120,13 @@ def figures(verdict: Verdict) -> list[Figure]:
 
 
 def _share(value: float | None, limit: float, relation: str) -> float:
-    """0 at a ten-thousandth of the bound, 0.5 at the bound, 1 at ten thousand times it."""
+    """0 at a ten-thousandth of the bound, 0.5 at the bound, 1 at ten thousand times it.
+
+    What must be at least its bound is an agreement, a part of one: its distance from one is measured.
+    """
     if value is None:
         return 1.0
-    ratio = (value, limit) if relation != ">=" else (limit, value)
+    ratio = (value, limit) if relation != ">=" else (1 - value, 1 - limit)
     if ratio[0] <= 0:
         return 0.0
     if ratio[1] <= 0:
@@ -164,7 +168,8 @@ def _table(name: str, rows: Iterable[object]) -> Table:
 
 def _cell(value: object) -> str:
     if isinstance(value, str):
-        return one_line(value)
+        line = one_line(value)
+        return line if line == line.strip() and line else f"“{line}”"
     if isinstance(value, Mapping):
         return ", ".join(f"{_words(k)} {_cell(v)}" for k, v in value.items())
     if isinstance(value, list | tuple):

@@ -1,0 +1,175 @@
+"""The HTML report: one file, no network, no script, readable structure, text that stays text."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lxml import etree
+from lxml import html as parser
+
+from cupel_harness.evidence import Status
+from cupel_harness.verdict import Verdict
+from cupel_reports import html, view
+
+VERDICT = msgspec.json.decode((Path(__file__).parent / "data/verdict.json").read_bytes(), type=Verdict)
+
+
+def page(verdict: Verdict = VERDICT) -> etree._Element:
+    return parser.document_fromstring(html.render(verdict, options={}))
+
+
+def words(element: etree._Element) -> str:
+    return re.sub(r"\s+", " ", element.text_content()).strip()
+
+
+def test_it_needs_nothing_but_itself() -> None:
+    """No script, no link, no image, no import, no URL: the file works offline and without JavaScript."""
+    text = html.render(VERDICT, options={})
+    assert not page().xpath("//script|//link|//img|//iframe|//object|//*[@src]|//*[@href]")
+    assert not re.search(r"url\(|@import|https?://", text)
+    assert not any(name.startswith("on") for node in page().iter() for name in node.attrib)
+    assert len(text.encode()) < 40_000
+
+
+def test_the_verdict_comes_first() -> None:
+    """The first thing on the page is the verdict, its sentence and the rules that broke."""
+    header = page().xpath("//main/*")[0]
+    assert header.tag == "header"
+    assert words(header).startswith("Failed: gate architectures rule critical-items broke")
+    assert [words(li) for li in header.xpath(".//li")] == [
+        "failed critical-items: 2 critical items failed: llama.greedy-tokens, llama.logits",
+        "inconclusive cells: 1 of 6 planned cells is missing",
+    ]
+
+
+def test_the_matrix_has_every_item_and_column() -> None:
+    """Item x cell: each item has a row, each model, engine and device a column, each field its status."""
+    table = page().xpath("//h2[@id='items']/following::table[1]")[0]
+    heads = [words(th) for th in table.xpath("./thead//th")]
+    assert heads[3:] == ["fixture:gpt2-tiny · numpy · cpu", "fixture:llama-tiny · numpy · cpu"]
+    rows = {
+        r.xpath("./th/code")[0].text: [words(td) for td in r.xpath("./td")] for r in table.xpath("./tbody/tr")
+    }
+    assert set(rows) == {f"{i.checklist}.{i.id}" for i in VERDICT.items}
+    assert rows["llama.greedy-tokens"] == ["failed", "critical", "–", "failed"]
+    assert rows["gpt.positions"] == ["unproven", "high", "missing", "–"]
+
+
+def test_the_worst_cell_decides_a_field() -> None:
+    """One failing suite among passing ones makes the field failed, whatever their order."""
+    ids = [c.cell.id for c in VERDICT.cells[:3]]
+    for states in (("passed", "failed", "waived"), ("failed", "waived", "passed")):
+        item = msgspec.structs.replace(VERDICT.items[0], cells=dict(zip(ids, states, strict=True)))
+        assert view.matrix_row(item, VERDICT) == {"fixture:llama-tiny · numpy · cpu": "failed"}
+
+
+def test_findings_show_divergence_and_command() -> None:
+    """Each check that did not pass has its sentence, the tokens around the divergence and the command."""
+    articles = {words(a.xpath("./h3")[0]): a for a in page().xpath("//article")}
+    assert len(articles) == 4
+    greedy = articles["failed tokens.greedy"]
+    assert "position" in words(greedy)
+    assert len(greedy.xpath(".//table[caption='context']/tbody/tr")) == 17
+    assert len(greedy.xpath(".//table[caption='top oracle']/tbody/tr")) == 2
+    assert (
+        greedy.xpath("./pre")[0].text == "cupel run --engine numpy --model fixture:llama-tiny tokens.greedy"
+    )
+
+
+def test_bars_stand_at_the_bound_and_beyond() -> None:
+    """The share is one half at the bound, more beyond it, for both directions; what is not finite is full."""
+    assert view._share(0.002, 0.002, "<=") == pytest.approx(0.5)
+    assert view._share(0.087, 0.002, "<=") > 0.5 > view._share(1e-12, 2e-12, "<=")
+    assert view._share(0.995, 0.999, ">=") > 0.5
+    assert view._share(None, 1.0, "<=") == 1.0
+    assert view._share(0.0, 0.0, "<=") == 0.0
+    bars = page().xpath("//h2[@id='figures']/following::table[1]/tbody/tr//rect[2]")
+    assert [b.get("class") for b in bars] == ["beyond"] * 3 + ["within"] * 2
+    assert all(float(b.get("width")) > 80 for b in bars[:3])
+
+
+def test_structure_serves_screen_readers() -> None:
+    """One h1, headings without gaps, heads with a scope, tables with a caption, a language."""
+    tree = page()
+    levels = [int(h.tag[1]) for h in tree.xpath("//h1|//h2|//h3")]
+    assert levels.count(1) == 1
+    assert levels[0] == 1
+    assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
+    assert not tree.xpath("//th[not(@scope)]")
+    assert not tree.xpath("//table[not(caption)]")
+    assert not tree.xpath("//svg[not(@role) or not(@aria-label)]")
+    assert tree.get("lang") == "en"
+
+
+def luminance(colour: str) -> float:
+    digits = colour.strip("#")
+    digits = "".join(c * 2 for c in digits) if len(digits) == 3 else digits
+    parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_contrast_is_enough_in_light_and_dark() -> None:
+    """Every text colour on every ground it stands on reaches 4.5:1 in both schemes (WCAG AA)."""
+    style = page().xpath("//style")[0].text
+    schemes = re.findall(r":root \{(.*?)\}", style, re.S)
+    assert len(schemes) == 2
+    for scheme in schemes:
+        colour = dict(re.findall(r"--([a-z-]+): (#\w+)", scheme))
+        pairs = [(ink, ground) for ink in ("ink", "soft") for ground in ("page", "panel")]
+        pairs += [(name, f"{name}-bg") for name in ("good", "bad", "care")]
+        pairs += [(ink, f"{name}-bg") for ink in ("ink", "soft") for name in ("good", "bad", "care")]
+        for ink, ground in pairs:
+            light, dark = sorted((luminance(colour[ink]), luminance(colour[ground])), reverse=True)
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, (ink, ground)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.text(max_size=40)
+    | st.sampled_from(["<script>alert(1)</script>", "</style>", "\x00\x1b", "\ud800", "{{ 1 }}"])
+)
+def test_any_text_stays_text(sentence: str) -> None:
+    """Whatever an engine says, no element is added and the page encodes."""
+    first = msgspec.structs.replace(
+        VERDICT.checks[1],
+        sentence=sentence,
+        check=sentence,
+        reproduce=sentence,
+        detail={sentence: [sentence]},
+    )
+    changed = msgspec.structs.replace(VERDICT, sentence=sentence, checks=(first,))
+    plain = msgspec.structs.replace(
+        changed,
+        sentence="x",
+        checks=(msgspec.structs.replace(first, sentence="x", check="x", reproduce="x", detail={"x": ["x"]}),),
+    )
+    tree = parser.document_fromstring(html.render(changed, options={}).encode())
+    tags = [e.tag for e in tree.iter() if e.tag != "pre"]
+    assert tags == [e.tag for e in page(plain).iter() if e.tag != "pre"]
+
+
+def test_same_verdict_same_bytes() -> None:
+    """Rendering is deterministic."""
+    assert html.render(VERDICT, options={}) == html.render(VERDICT, options={})
+
+
+def test_a_passed_verdict_has_no_findings() -> None:
+    """Nothing red appears on the page of a verdict in which all passed."""
+    good = tuple(c for c in VERDICT.checks if c.status is Status.PASSED)
+    proven = tuple(i for i in VERDICT.items if i.status.value == "proven")
+    cells = tuple(c for c in VERDICT.cells if c.status == "complete")
+    verdict = msgspec.structs.replace(
+        VERDICT, status=Status.PASSED, exit_code=0, rules=VERDICT.rules[1:2], checks=good, items=proven,
+        cells=cells, waivers=(),
+    )  # fmt: skip
+    tree = page(verdict)
+    assert not tree.xpath("//article")
+    assert not tree.xpath("//span[contains(@class, 'failed') or contains(@class, 'missing')]")
+    assert words(tree.xpath("//h1")[0]) == "Passed: gate architectures"
