@@ -95,7 +95,7 @@ def _items(verdict: Verdict) -> Lines:
     yield from table(
         ("item", "status", "severity", "what", "evidence"),
         (
-            (code(f"{i.checklist}.{i.id}"), i.status.value, i.severity.value, text(i.title), text(i.sentence))
+            (code(i.id), i.status.value, i.severity.value, text(i.title), text(i.sentence))
             for i in view.items(verdict)
         ),
     )

@@ -12,7 +12,8 @@ import click
 from cupel_harness.commands import command as declare
 from cupel_harness.commands import quoted
 from cupel_harness.console import Console
-from cupel_harness.evidence import builtin
+from cupel_harness.evidence import Status, builtin
+from cupel_runtime.errors import Inconclusive
 
 if TYPE_CHECKING:
     from cupel_harness.golden import Golden
@@ -103,9 +104,9 @@ def show(console: Console, model: str) -> int:
 def compare(console: Console, engine: str, model: str, file: Path | None) -> int:
     """Compare an engine with the golden: ids, configuration, logits, greedy and sampled tokens.
 
-    Each step that fails stops the next. Exit code 1 when one failed.
+    Each step that fails stops the next. Exit code 1 when one failed, 10 when one saw nothing.
     """
-    from cupel_harness import golden, tokens
+    from cupel_harness import golden, lanes, tokens
     from cupel_harness.engines import open_engine
 
     expected = golden.load(file) if file else _golden(console, model)
@@ -114,11 +115,19 @@ def compare(console: Console, engine: str, model: str, file: Path | None) -> int
     console.emit({"engine": engine, "model": model, "findings": [_plain(f) for f in findings]})
     for finding in findings:
         console.line(
-            f"{'ok  ' if finding.ok else 'FAIL'} {finding.step}: {finding.sentence}",
-            status="ok" if finding.ok else "failed",
+            f"{finding.step}: {finding.status.value}: {finding.sentence}", status=finding.status.value
         )
-        _show(console, _plain(finding))
-    return 0 if findings and all(f.ok for f in findings) else 1
+        if finding.figures is not None and finding.bounds is not None:
+            rows = lanes.judged(finding.figures, finding.bounds)
+            console.table(
+                ("figure", "value", "bound"), [(n, f"{v:.4g}", f"{r} {b:.4g}") for n, v, b, r in rows]
+            )
+        if finding.status is Status.FAILED:
+            _show(console, builtin(finding.detail))
+    statuses = {finding.status for finding in findings}
+    if Status.FAILED in statuses or not findings:
+        return 1
+    return 0 if statuses == {Status.PASSED} else Inconclusive.exit_code
 
 
 def _steps(bar: Any) -> Callable[[int, int], None]:
@@ -168,14 +177,14 @@ def _summary(made: Golden) -> dict[str, Any]:
 
 def _plain(finding: Any) -> dict[str, Any]:
     """A finding of the comparison as builtins."""
-    plain: dict[str, Any] = builtin(asdict(finding))
+    plain: dict[str, Any] = builtin({**asdict(finding), "status": finding.status.value})
     return plain
 
 
 def _show(console: Console, finding: Mapping[str, Any]) -> None:
-    """Figures beside their bounds, then what the finding kept: facts as lines, lists of rows as tables."""
+    """What a failed step kept: facts as lines, lists of rows as tables."""
     for key, value in finding.items():
-        if key in ("step", "ok", "sentence") or value in (None, "", [], {}):
+        if value in (None, "", [], {}):
             continue
         if isinstance(value, Mapping):
             _show(console, value)

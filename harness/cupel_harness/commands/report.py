@@ -1,0 +1,90 @@
+"""A ledger and the verdict on it go in; a report in the asked format comes out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from cupel_harness import evidence
+from cupel_harness.commands import command as declare
+from cupel_harness.commands import reporters, write_file
+from cupel_harness.console import Console, write
+from cupel_harness.evidence import Status
+from cupel_harness.verdict import Verdict
+from cupel_runtime.errors import PolicyError, UsageError
+
+
+@declare(
+    name="report",
+    example="cupel report --format markdown\n"
+    "cupel report --ledger out/ledger.jsonl --format junit --dialect jenkins-strict -o junit.xml",
+)
+@click.option(
+    "--ledger",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("out/ledger.jsonl"),
+    show_default=True,
+    help="What the cells saw.",
+)
+@click.option(
+    "--verdict",
+    "verdict_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="What the gate decided; default: verdict.json beside the ledger.",
+)
+@click.option(
+    "--format",
+    "form",
+    default="markdown",
+    show_default=True,
+    help="junit, markdown, html or another reporter.",
+)
+@click.option("--dialect", default="default", show_default=True, help="Of junit: default or jenkins-strict.")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Default: stdout.")
+def command(
+    console: Console, ledger: Path, verdict_file: Path | None, form: str, dialect: str, output: Path | None
+) -> int:
+    """Render the report of a gate that ran. The exit code tells whether it could be rendered."""
+    if not ledger.is_file():
+        raise UsageError(
+            "no such ledger", where=str(ledger), hint="run cupel gate first, or name one with --ledger"
+        )
+    verdict = reporters.read_verdict(verdict_file or ledger.with_name("verdict.json"))
+    _agree(verdict, ledger)
+    text = reporters.render(form, verdict, {"dialect": dialect})
+    if output is not None:
+        write_file(output, text)
+    elif not console.json:
+        write(sys.stdout, text)
+    console.emit(
+        {
+            "format": form,
+            "file": str(output) if output else None,
+            "text": None if output else text,
+            "status": verdict.status,
+        }
+    )
+    return 0
+
+
+def _agree(verdict: Verdict, ledger: Path) -> None:
+    """A verdict is shown only beside the ledger it was computed from.
+
+    Raises:
+        PolicyError: a check of the verdict is not in the ledger, or has another status there.
+    """
+    seen = evidence.checks(evidence.read(ledger))
+    for result in verdict.checks:
+        record = seen.get((result.cell.id, result.check))
+        found = "no record" if record is None else record.status.value
+        expected = Status.FAILED.value if result.status is Status.WAIVED else result.status.value
+        if found != expected:
+            raise PolicyError(
+                "the verdict is of another run than the ledger",
+                where=f"{ledger}, {result.check} in {result.cell.id}",
+                expected=expected,
+                got=found,
+                hint="run cupel gate again",
+            )
