@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import platform
+from collections.abc import Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -20,8 +21,9 @@ def cupel_version() -> str:
     return metadata.version("cupel")
 
 
-def describe(cell: Cell, suite_file: Path) -> dict[str, str]:
-    """What `CellStarted.versions` holds: library versions, code digest, model sha256 and architecture.
+def describe(cell: Cell, suite_file: Path, checks: Sequence[str] = ()) -> dict[str, str]:
+    """What `CellStarted.versions` holds: library versions, code digest, model sha256 and architecture, and
+    the check ids the run was restricted to.
 
     A model that cannot be read leaves `model_sha256` empty; the checks of the cell then say why.
     """
@@ -30,6 +32,7 @@ def describe(cell: Cell, suite_file: Path) -> dict[str, str]:
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in ("numpy", "gguf", "pytest")},
         "code_sha256": code_digest(suite_file.resolve()),
+        "selection": ",".join(sorted(checks)),
         **model_facts(cell.model),
     }
 

@@ -148,7 +148,8 @@ class Recorder:
         for p in self.planned.values():
             cells.setdefault(p.cell, []).append(p)
         for cell, plan in cells.items():
-            versions = provenance.describe(cell, Path(plan[0].file)) if self._ledger else {}
+            checks = self.config.getoption("cupel_check") or ()
+            versions = provenance.describe(cell, Path(plan[0].file), checks) if self._ledger else {}
             self._write(CellStarted(cell, tuple(sorted(p.check for p in plan)), self._began, versions))
 
     # --- one check --------------------------------------------------------------------------------------

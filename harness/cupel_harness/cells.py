@@ -1,0 +1,65 @@
+"""One cell on the command line in; its ledger, written by pytest in this fresh process, out."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from cupel_harness.catalog import suite_file
+from cupel_harness.evidence import Cell
+
+
+def command(cell: Cell, ledger: Path, folder: Path | None, checks: Sequence[str] = ()) -> list[str]:
+    """The command that runs `cell` in a process of its own and appends to `ledger`."""
+    words = [sys.executable, "-m", "cupel_harness.cells", "--model", cell.model, "--engine", cell.engine]
+    words += ["--suite", cell.suite, "--device", cell.device, "--ledger", str(ledger)]
+    words += ["--suite-path", str(folder)] if folder else []
+    return words + [word for check in checks for word in ("--check", check)]
+
+
+def environment(jobs: int) -> dict[str, str]:
+    """The environment of a cell: no pytest settings of the caller's; one BLAS thread where cells share cores."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    return inherited | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"} | (threads if jobs > 1 else {})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one cell; pytest's exit code."""
+    parser = argparse.ArgumentParser(prog="python -m cupel_harness.cells", description=__doc__)
+    for name in ("model", "engine", "suite", "device", "ledger"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--suite-path", type=Path)
+    parser.add_argument("--check", action="append", default=[])
+    asked = parser.parse_args(arguments)
+    _end_with_parent()
+    # A lone path, an empty ini file and no folders above it: nothing of the caller's project takes part.
+    file = suite_file(asked.suite, asked.suite_path).resolve()
+    options = ["-p", "cupel_harness.plugin", "-p", "no:cacheprovider", "-c", os.devnull, "-q", "--tb=short"]
+    options += ["--import-mode=importlib", f"--rootdir={file.parent}", f"--confcutdir={file.parent}"]
+    for name in ("model", "engine", "suite", "device", "ledger"):
+        options.append(f"--cupel-{name}={getattr(asked, name)}")
+    options += [f"--cupel-check={check}" for check in asked.check]
+    import pytest
+
+    return int(pytest.main([*options, str(file)]))
+
+
+def _end_with_parent() -> None:
+    """The parent holds the other end of stdin: when it dies, so does the cell, which nobody would read."""
+    channel = os.dup(sys.stdin.fileno())  # pytest replaces descriptor 0
+
+    def watch() -> None:
+        while os.read(channel, 1):
+            pass
+        os._exit(2)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

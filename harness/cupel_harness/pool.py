@@ -1,0 +1,142 @@
+"""Cells in; a fresh process for each, at most `jobs` at a time, and a ledger even of one that died, out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cupel_harness import cells, evidence
+from cupel_harness.evidence import Cell, CellEnded, CellStarted, CheckStarted, Evidence, Ledger, Status
+from cupel_harness.outcomes import one_line
+
+POLL_S = 0.02
+TIMEOUT_S = 900.0
+
+
+@dataclass(frozen=True)
+class Event:
+    """Progress: `kind` is "started", "ended" or "resumed" (kept from an earlier run).
+
+    `counts` is filled when a cell is over: evidence by status.
+    """
+
+    kind: str
+    cell: Cell
+    done: int
+    total: int
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class _Running:
+    cell: Cell
+    ledger: Path
+    process: subprocess.Popen[bytes]
+    deadline: float
+
+
+def run(
+    todo: Sequence[tuple[Cell, Path]],
+    *,
+    jobs: int,
+    folder: Path | None,
+    checks: Sequence[str],
+    timeout_s: float,
+    ended: Callable[[Cell], None],
+    started: Callable[[Cell], None],
+) -> None:
+    """Run every (cell, ledger path); returns when all are over.
+
+    Raises:
+        KeyboardInterrupt: after the running cells were ended; their ledgers stay, unfinished.
+    """
+    waiting, running = list(todo), list[_Running]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                cell, ledger = waiting.pop(0)
+                started(cell)
+                running.append(_start(cell, ledger, jobs, folder, checks, timeout_s))
+            for one in list(running):
+                late = time.monotonic() > one.deadline
+                if one.process.poll() is None and not late:
+                    continue
+                _end(one)
+                _account(one, f"timed out after {timeout_s:g} s" if late else "")
+                running.remove(one)
+                ended(one.cell)
+            time.sleep(POLL_S)
+    finally:
+        for one in running:
+            _end(one)
+
+
+def _start(
+    cell: Cell, ledger: Path, jobs: int, folder: Path | None, checks: Sequence[str], timeout_s: float
+) -> _Running:
+    ledger.unlink(missing_ok=True)
+    with ledger.with_suffix(".log").open("wb") as log:
+        process = subprocess.Popen(
+            cells.command(cell, ledger, folder, checks),
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=cells.environment(jobs),
+            start_new_session=True,  # the whole group can be ended, and a Ctrl-C reaches the parent alone
+        )
+    return _Running(cell, ledger, process, time.monotonic() + timeout_s)
+
+
+def _end(one: _Running) -> None:
+    """Kill what is left of the cell's process group and reap it."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(one.process.pid, signal.SIGKILL)
+    one.process.wait()
+    if one.process.stdin:
+        one.process.stdin.close()
+
+
+def _account(one: _Running, cause: str) -> None:
+    """A cell that ended without its last record leaves an error: of the check in flight, or of its own."""
+    records = evidence.read(one.ledger) if one.ledger.exists() else ()
+    if any(isinstance(r, CellEnded) for r in records):
+        return
+    code = one.process.returncode
+    died = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    cause = cause or f"the cell's process {died}"
+    reported = {r.check for r in records if isinstance(r, Evidence)}
+    flying = [r.check for r in records if isinstance(r, CheckStarted) and r.check not in reported]
+    with Ledger(one.ledger) as ledger:
+        if not any(isinstance(r, CellStarted) for r in records):
+            ledger.append(CellStarted(one.cell, (f"{one.cell.suite}.process",), time.time()))
+        check = flying[-1] if flying else f"{one.cell.suite}.process"
+        where = f"while {check} ran" if flying else f"outside any check: {_last_words(one.ledger)}"
+        ledger.append(_error(one.cell, check, f"{cause} {where}"))
+
+
+def _error(cell: Cell, check: str, sentence: str) -> Evidence:
+    words = ["cupel", "run", "--engine", cell.engine, "--model", cell.model, check]
+    return Evidence(
+        check=check,
+        content="",
+        cell=cell,
+        status=Status.ERROR,
+        observed=0,
+        sentence=sentence,
+        oracle="",
+        kills=(),
+        reproduce=shlex.join(words),
+        at=time.time(),
+    )
+
+
+def _last_words(ledger: Path) -> str:
+    text = ledger.with_suffix(".log").read_text("utf-8", errors="backslashreplace").strip()
+    return one_line(text.splitlines()[-1]) if text else "it printed nothing"
