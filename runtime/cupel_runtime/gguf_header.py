@@ -21,9 +21,9 @@ from cupel_runtime.errors import ModelFileError
 Value: TypeAlias = int | float | bool | str | list[Any]
 
 CHUNK: Final = 1 << 20
-MAX_HEADER: Final = 24 << 20  # bytes; vocabularies of 200,000 tokens with merges need 13 MB
+MAX_HEADER: Final = 32 << 20  # bytes; vocabularies of 200,000 tokens with merges need 13 MB
 MAX_TEXT: Final = 2 << 20  # bytes of all single strings together
-MAX_ELEMENTS: Final = 1 << 21  # array elements of all arrays together
+MAX_ELEMENTS: Final = 3 << 19  # array elements of all arrays together
 MAX_KEYS: Final = 16_384
 MAX_KEY: Final = 65_535
 # key length, one letter, value type, one byte of value

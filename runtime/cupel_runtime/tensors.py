@@ -62,7 +62,7 @@ def read_table(cursor: Cursor, count: int, alignment: int) -> dict[str, TensorIn
                 got=f"a file of {cursor.size} bytes",
             )
         tensors[name] = TensorInfo(name, info.shape, info.type, offset, info.nbytes)
-    _check_overlap(cursor, tensors.values())
+    _check_layout(cursor, min(start, cursor.size), tensors.values(), alignment)
     return tensors
 
 
@@ -120,14 +120,26 @@ def _tensor_type(cursor: Cursor, tensor: str) -> GGMLQuantizationType:
         ) from None
 
 
-def _check_overlap(cursor: Cursor, tensors: Iterable[TensorInfo]) -> None:
-    end, before = 0, ""
+def _check_layout(cursor: Cursor, start: int, tensors: Iterable[TensorInfo], alignment: int) -> None:
+    """Data follow one another with padding only, from `start` to the end of the file.
+
+    A wrong tensor count would otherwise shift the data under every name without any other sign.
+    """
+    end, before = start, "the header"
     for info in sorted(tensors, key=lambda info: info.offset):
+        name = f"tensor {quoted(info.name)}"
         if info.offset < end:
-            raise cursor.fail(
-                f"tensor {quoted(info.name)} overlaps {quoted(before)}",
-                at=info.offset,
-                expected=f"data from byte {end} on",
-                got=f"byte {info.offset}",
-            )
-        end, before = info.offset + info.nbytes, info.name
+            raise cursor.fail(f"{name} overlaps {before}", at=info.offset, expected=f"no data before {end}")
+        _check_gap(cursor, end, info.offset, f"between {before} and {name}", alignment)
+        end, before = info.offset + info.nbytes, name
+    _check_gap(cursor, end, cursor.size, f"between {before} and the end of the file", alignment)
+
+
+def _check_gap(cursor: Cursor, start: int, end: int, place: str, alignment: int) -> None:
+    if end - start >= alignment:
+        raise cursor.fail(
+            f"bytes {place} belong to no tensor",
+            at=start,
+            expected=f"less than {alignment} of padding",
+            got=end - start,
+        )
