@@ -21,7 +21,8 @@ from cupel_runtime.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = ["Generation", "KVCache", "Model", "generate"]
 
-Trace = Callable[[str, Array], None]
+# Gets a copy of every stage; an array it returns takes the stage's place in the rest of the pass.
+Trace = Callable[[str, Array], Array | None]
 
 
 class Model:
@@ -102,7 +103,8 @@ class Model:
 
         Args:
             batch: a cache and its new ids, per sequence. trace: gets every stage's name and a copy of its
-                array, in execution order, of one sequence. last_only: logits of the last new id alone.
+                array, in execution order, of one sequence; what it returns, if anything, takes the stage's
+                place. last_only: logits of the last new id alone.
 
         Returns:
             Logits (new ids, vocab) per sequence, in the backend's dtype; row i predicts what follows id i.
@@ -208,7 +210,7 @@ def _untouched(stage: str, x: Array) -> Array:
 
 def _tracing(trace: Trace) -> Tap:
     def tap(stage: str, x: Array) -> Array:
-        trace(stage, x.copy())
-        return x
+        instead = trace(stage, x.copy())
+        return x if instead is None else instead.astype(x.dtype).reshape(x.shape)
 
     return tap

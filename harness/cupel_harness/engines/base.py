@@ -22,6 +22,7 @@ class Capability(StrEnum):
     LOGITS = "logits"
     GENERATE = "generate"
     TRACE = "trace"
+    REPLACE = "replace"
     MEMORY = "memory"
     SESSIONS = "sessions"
     BATCH = "batch"
@@ -128,8 +129,15 @@ class Engine(ABC):
         """Continue ids; `on_token(id, logprob)` returning False cancels."""
         self._lacks(Capability.GENERATE)
 
-    def trace(self, ids: Sequence[int]) -> Iterator[tuple[str, NDArray[np.floating]]]:
-        """(stage, array) in execution order; arrays are copies."""
+    def trace(
+        self, ids: Sequence[int], replace: Mapping[str, NDArray[np.float64]] | None = None
+    ) -> Iterator[tuple[str, NDArray[np.floating]]]:
+        """(stage, array) in execution order; arrays are copies.
+
+        Args:
+            replace: arrays that take the place of the stages they are named after, once those are captured;
+                needs the capability REPLACE.
+        """
         self._lacks(Capability.TRACE)
 
     def memory(self) -> Mapping[str, int]:

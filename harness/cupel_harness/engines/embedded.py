@@ -145,10 +145,16 @@ class Embedded(Engine):
         )
         return Generation(tuple(done.ids), tuple(done.logprobs), done.finish_reason)
 
-    def trace(self, ids: Sequence[int]) -> Iterator[tuple[str, NDArray[np.floating]]]:
+    def trace(
+        self, ids: Sequence[int], replace: Mapping[str, NDArray[np.float64]] | None = None
+    ) -> Iterator[tuple[str, NDArray[np.floating]]]:
         stages: list[tuple[str, NDArray[np.floating]]] = []
-        cache = self._cache_for(ids)
-        self.model.forward([(cache, ids)], trace=lambda stage, array: stages.append((stage, array)))
+
+        def keep(stage: str, array: NDArray[np.floating]) -> NDArray[np.floating] | None:
+            stages.append((stage, array))
+            return None if replace is None else replace.get(stage)
+
+        self.model.forward([(self._cache_for(ids), ids)], trace=keep)
         return iter(stages)
 
     def memory(self) -> Mapping[str, int]:
