@@ -272,17 +272,17 @@ def test_f32_shares_the_golden_of_f16() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_committed_models_learned_to_remember(name: str) -> None:
-    """The record of the training shows text well predicted, and better with more of it to remember."""
+    """By the record of the training, text is predicted well, and the late part, which recalls, best."""
     record = json.loads((store.MODELS / "train.json").read_text(encoding="utf-8"))["models"][name]
     loss = record["held_out_loss"]
     assert loss["all"] < 1.0
-    assert loss["257+"] < loss["65-256"] < loss["1-16"]
+    assert loss["257+"] < loss["65-256"] / 2
 
 
 @pytest.mark.hf
 @pytest.mark.parametrize("name", NAMES)
 def test_the_exported_file_means_what_was_trained(name: str, tmp_path: Path) -> None:
-    """Torch's training pass and the runtime on the exported file agree over 300 positions of random weights."""
+    """The training's forward pass and the runtime on the exported file agree over 300 positions."""
     torch = pytest.importorskip("torch")
     from cupel_fixtures import nets
     from cupel_runtime.engine import Model
@@ -302,11 +302,7 @@ def test_the_exported_file_means_what_was_trained(name: str, tmp_path: Path) -> 
     model = Model.load(tmp_path / "w.gguf", dtype="float64")
     (got,) = model.forward([(model.new_cache(), ids)])
     model.close()
-    got = (
-        got
-        - np.log(np.exp(got - got.max(1, keepdims=True)).sum(1, keepdims=True))
-        - got.max(1, keepdims=True)
-    )
+    got = got - np.log(np.exp(got).sum(1, keepdims=True))
     assert got.shape == expected.shape == (300, 1024)
     assert np.abs(got - expected).max() < 1e-3
 
