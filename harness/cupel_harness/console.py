@@ -147,6 +147,11 @@ class Progress:
             f"[{self.done:>{width}}/{self.total}] {time.monotonic() - self._began:6.1f} s  {text}\n",
         )
 
+    def now(self, sentence: str) -> None:
+        """Say on a terminal what is being worked on; elsewhere the finished step says it."""
+        if self._bar is not None:
+            self._bar.update(self._task, description=printable(sentence))
+
     def at(self, done: int, sentence: str) -> None:
         """Say that `done` parts are done by now."""
         self.step(sentence, advance=done - self.done)

@@ -11,7 +11,7 @@ from cupel_harness import evidence
 from cupel_harness.commands import command as declare
 from cupel_harness.commands import reporters, write_file
 from cupel_harness.console import Console, write
-from cupel_harness.evidence import Status
+from cupel_harness.evidence import Evidence, Status
 from cupel_harness.verdict import Verdict
 from cupel_runtime.errors import PolicyError, UsageError
 
@@ -75,16 +75,18 @@ def _agree(verdict: Verdict, ledger: Path) -> None:
     Raises:
         PolicyError: a check of the verdict is not in the ledger, or has another status there.
     """
-    seen = evidence.checks(evidence.read(ledger))
+    records = [r for r in evidence.read(ledger) if isinstance(r, Evidence)]
+    seen = {(r.cell.id, r.check, r.status, r.sentence) for r in records}
     for result in verdict.checks:
-        record = seen.get((result.cell.id, result.check))
-        found = "no record" if record is None else record.status.value
-        expected = Status.FAILED.value if result.status is Status.WAIVED else result.status.value
-        if found != expected:
+        expected = Status.FAILED if result.status is Status.WAIVED else result.status
+        if (result.cell.id, result.check, expected, result.sentence) not in seen:
+            found = sorted(
+                {s for cell, check, s, _ in seen if (cell, check) == (result.cell.id, result.check)}
+            )
             raise PolicyError(
                 "the verdict is of another run than the ledger",
                 where=f"{ledger}, {result.check} in {result.cell.id}",
-                expected=expected,
-                got=found,
+                expected=f"{expected}: {result.sentence}",
+                got=" and ".join(found) or "no record",
                 hint="run cupel gate again",
             )
