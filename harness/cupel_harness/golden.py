@@ -39,7 +39,7 @@ from cupel_runtime.sampler import SamplingParams, sample
 __all__ = ["Golden", "GoldenPrompt", "check_stale", "golden_for", "load", "record", "save"]
 
 TOKENS = 300
-SAMPLED_TOKENS = 64
+SAMPLED_TOKENS = 32
 SAMPLERS = (
     SamplingParams(temperature=0.8, seed=1),
     SamplingParams(temperature=1.0, top_k=40, top_p=0.95, seed=20),
