@@ -1,0 +1,282 @@
+"""What must hold without an oracle: the same work in another shape, beside a control that must differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from cupel_harness.checks import Observer, check
+from cupel_harness.engines.base import Capability, Engine
+from cupel_harness.golden import Golden
+from cupel_runtime.errors import Inconclusive
+from cupel_runtime.kvcache import KVCache
+from cupel_suites.common import control, embedded, fed, same
+
+ONE_PASS = "the engine's own logits in one pass"
+CHUNKS = (1, 7, 31, 32, 33, 64)
+OTHER = {"llama": "fixture:gpt2-tiny", "gpt2": "fixture:llama-tiny"}
+OpenModel = Callable[[str, str], Engine]
+
+
+@pytest.fixture(scope="module")
+def texts(golden: Golden) -> list[list[int]]:
+    """Golden prompts with their continuations."""
+    return [[*prompt.ids, *prompt.tokens] for prompt in golden.prompts]
+
+
+@check(
+    "properties.prefill_decode",
+    kills=("cache_last_row_not_written", "mask_off_by_one", "rope_position_restarts"),
+    needs=(Capability.SESSIONS, Capability.LOGITS),
+)
+def test_prefill_decode(observe: Observer, engine: Engine, texts: list[list[int]]) -> None:
+    """A prompt of n and k single tokens give what a prompt of n + k gives."""
+    ids = texts[0][:72]
+    expected = engine.logits(ids)
+    got = fed(engine, [ids[:48], *([i] for i in ids[48:])])
+    observe.saw(expected.size, oracle=ONE_PASS)
+    error = same(observe, "48 + 24 x 1", expected, got)
+    gap = control(observe, "the last tokens without their prompt", expected[48:], fed(engine, [ids[48:]]))
+    observe.say(f"48 and 24 single tokens equal 72 at once, NMSE {error:.2g}; without the prompt {gap:.2g}")
+
+
+@check(
+    "properties.chunking",
+    kills=("chunk_start_ignored", "mask_off_by_one", "rope_position_restarts"),
+    needs=(Capability.SESSIONS, Capability.LOGITS),
+)
+def test_chunking(observe: Observer, engine: Engine, texts: list[list[int]]) -> None:
+    """Any chunking of a prompt gives what one chunk gives, past 256 positions too."""
+    ids = texts[0][:300]
+    expected, worst = engine.logits(ids), 0.0
+    for sizes in (CHUNKS, CHUNKS[::-1], (255, 1), (256, 2)):
+        starts = np.cumsum((0, *sizes)).tolist()
+        pieces = [ids[a:b] for a, b in zip(starts, [*starts[1:], len(ids)], strict=True) if ids[a:b]]
+        observe.saw(expected.size, oracle=ONE_PASS)
+        worst = max(worst, same(observe, f"chunks {[len(p) for p in pieces]}", expected, fed(engine, pieces)))
+    swapped = fed(engine, [ids[150:], ids[:150]])
+    gap = control(observe, "chunks swapped", expected, swapped)
+    observe.say(f"4 chunkings of {len(ids)} ids, worst NMSE {worst:.2g}; swapped chunks {gap:.2g}")
+
+
+@check(
+    "properties.batch",
+    kills=("batch_rows_mixed", "sessions_share_cache"),
+    needs=(Capability.BATCH, Capability.LOGITS),
+)
+def test_batch(observe: Observer, engine: Engine, texts: list[list[int]]) -> None:
+    """A prompt gives the same alone and in any company, in any order."""
+    batch = [texts[0][:90], texts[1][:1], texts[2][:17], texts[0][:33]]
+    alone = [engine.logits(ids) for ids in batch]
+    worst = 0.0
+    for order in ((0, 1, 2, 3), (3, 2, 1, 0), (2,), (1, 3)):
+        together = engine.logits_batch([batch[i] for i in order])
+        observe.expect(len(together) == len(order), f"{len(order)} prompts gave {len(together)} results")
+        for place, i in enumerate(order):
+            observe.saw(alone[i].size, oracle="each prompt alone")
+            worst = max(worst, same(observe, f"prompt {i} in batch {order}", alone[i], together[place]))
+    gap = control(observe, "a neighbour's rows", alone[0][:17], alone[2])
+    observe.say(
+        f"4 compositions equal each prompt alone, worst NMSE {worst:.2g}; a neighbour's rows {gap:.2g}"
+    )
+
+
+@check("properties.switching", kills=("models_share_state",), needs=(Capability.LOGITS,))
+def test_switching(
+    observe: Observer,
+    engine: Engine,
+    open_model: OpenModel,
+    pytestconfig: pytest.Config,
+    texts: list[list[int]],
+) -> None:
+    """Model A, then model B, then A again gives A's bits."""
+    ids = texts[0][:40]
+    before = engine.logits(ids)
+    spec = OTHER.get(str(engine.info.config["architecture"]), OTHER["gpt2"])
+    other = open_model(pytestconfig.getoption("cupel_engine"), spec)
+    own = [i % int(other.info.config["vocab_size"]) for i in ids]
+    between = other.logits(own)
+    after = engine.logits(ids)
+    again = other.logits(own)
+    observe.saw(before.size + between.size, oracle="the same model before the switch")
+    observe.expect(
+        bool(np.array_equal(before, after)), f"after {spec} the model gives other logits than before"
+    )
+    observe.expect(bool(np.array_equal(between, again)), f"{spec} gives other logits the second time")
+    gap = control(observe, "the other model", before, between)
+    observe.say(f"A, {spec}, A: {before.size} logits bit-equal; the other model's differ (NMSE {gap:.2g})")
+
+
+@check("properties.same_seed", kills=("seed_ignored", "seed_reused"), needs=(Capability.GENERATE,))
+def test_same_seed(observe: Observer, engine: Engine, texts: list[list[int]]) -> None:
+    """Two runs of one seed are bit-equal; another seed differs."""
+    runs = [
+        engine.generate(texts[0][:12], max_tokens=24, temperature=1.2, seed=seed, ignore_eos=True)
+        for seed in (1, 1, 2)
+    ]
+    observe.saw(len(runs[0].ids) * 2, oracle="the same request again")
+    observe.expect(runs[0].ids == runs[1].ids, f"seed 1 twice: {runs[0].ids} and {runs[1].ids}")
+    observe.expect(runs[0].logprobs == runs[1].logprobs, "seed 1 twice: the logprobs are not bit-equal")
+    observe.expect(
+        runs[0].ids != runs[2].ids, "the control did not differ: seeds 1 and 2 give the same tokens"
+    )
+    observe.say(f"{len(runs[0].ids)} tokens and logprobs of one seed bit-equal; another seed differs")
+
+
+@check("properties.end_of_text", kills=("eos_ignored",), needs=(Capability.GENERATE,))
+def test_end_of_text(observe: Observer, engine: Engine, golden: Golden) -> None:
+    """Text ends at the end-of-text token, which is no part of it; told to ignore that, the engine goes on."""
+    prompt, at, arguments = ending(engine, golden)
+    free = engine.generate(prompt, max_tokens=at + 4, ignore_eos=True, **arguments)
+    ended = engine.generate(prompt, max_tokens=at + 4, **arguments)
+    observe.saw(at + 1, oracle="the same request, told to ignore the end")
+    observe.expect(
+        ended.finish_reason == "eos", f"expected 'eos' after {at} tokens, got {ended.finish_reason!r}"
+    )
+    observe.expect(
+        ended.ids == free.ids[:at], f"expected the {at} tokens before the end, got {len(ended.ids)}"
+    )
+    longer = len(free.ids) == at + 4 and free.finish_reason == "length"
+    observe.expect(longer, f"the control did not differ: ignoring the end gave {len(free.ids)} tokens")
+    observe.say(
+        f"stopped after {at} tokens at id {free.ids[at]}; told to ignore it, went on to {len(free.ids)}"
+    )
+
+
+def ending(engine: Engine, golden: Golden) -> tuple[list[int], int, dict[str, Any]]:
+    """A request in which the model ends its text: prompt, how many tokens before the end, sampling.
+
+    Raises:
+        Inconclusive: the model never ended a text.
+    """
+    for prompt in golden.prompts:
+        if prompt.first_eos is not None:
+            # Begin close to the end, so that a long text is prefilled rather than decoded.
+            start = max(0, prompt.first_eos - 5)
+            return [*prompt.ids, *prompt.tokens[:start]], prompt.first_eos - start, {}
+    ends = embedded(engine).tokenizer.eog_ids
+    for seed in range(8):
+        arguments: dict[str, Any] = {"temperature": 3.0, "seed": seed}
+        prompt_ids = list(golden.prompts[seed % len(golden.prompts)].ids)
+        done = engine.generate(prompt_ids, max_tokens=120, ignore_eos=True, **arguments)
+        found = [at for at, token in enumerate(done.ids) if token in ends]
+        if found:
+            return prompt_ids, found[0], arguments
+    raise Inconclusive(
+        "the model never ended a text by itself, in no golden and in 8 hot samples of 120 tokens"
+    )
+
+
+@check("properties.max_tokens", kills=("max_tokens_off_by_one",), needs=(Capability.GENERATE,))
+def test_max_tokens(observe: Observer, engine: Engine, texts: list[list[int]]) -> None:
+    """Exactly as many tokens come as were asked for, and asking for more only adds to them."""
+    prompt = texts[0][:12]
+    runs = {n: engine.generate(prompt, max_tokens=n, ignore_eos=True) for n in (0, 1, 5, 6)}
+    for n, done in runs.items():
+        observe.saw(n + 1, oracle="the number asked for")
+        observe.expect(
+            len(done.ids) == n == len(done.logprobs) and done.finish_reason == "length",
+            f"max_tokens {n}: {len(done.ids)} tokens, {len(done.logprobs)} logprobs, {done.finish_reason!r}",
+        )
+        observe.expect(
+            done.ids == runs[6].ids[:n], f"the first {n} of 6 tokens are not those of max_tokens {n}"
+        )
+    observe.say("0, 1, 5 and 6 tokens asked for, as many given, each the beginning of the next")
+
+
+@check(
+    "properties.stop_strings", kills=("stop_within_token_only", "stop_ignored"), needs=(Capability.GENERATE,)
+)
+def test_stop_strings(observe: Observer, engine: Engine, texts: list[list[int]]) -> None:
+    """A stop string split over two tokens ends the text at the token that completes it."""
+    tried = 0
+    for text in texts:
+        prompt = text[:12]
+        free = engine.generate(prompt, max_tokens=24, ignore_eos=True)
+        lengths = [len(engine.detokenize([*prompt, *free.ids[:n]])) for n in range(len(free.ids) + 1)]
+        whole = engine.detokenize([*prompt, *free.ids])[lengths[0] :].decode("utf-8", "replace")
+        for n in range(4, len(free.ids) - 2):
+            at = lengths[n] - lengths[0]
+            stop = whole[at - 2 : at + 2]
+            split = lengths[n] - lengths[n - 1] >= 2 and lengths[n + 1] - lengths[n] >= 2
+            if not (stop.isascii() and split and whole.find(stop) == at - 2):
+                continue
+            done = engine.generate(prompt, max_tokens=24, ignore_eos=True, stop=[stop])
+            observe.saw(n + 1, oracle="the same request without a stop string")
+            observe.expect(
+                done.finish_reason == "stop" and done.ids == free.ids[: n + 1],
+                f"stop {stop!r} over tokens {n - 1} and {n}: expected {n + 1} tokens and 'stop', "
+                f"got {len(done.ids)} and {done.finish_reason!r}",
+            )
+            never = engine.generate(prompt, max_tokens=24, ignore_eos=True, stop=["\x00never\x00"])
+            same_text = never.ids == free.ids and never.finish_reason == "length"
+            observe.expect(
+                same_text, "the control differed: a stop string that never occurs changed the text"
+            )
+            tried += 1
+            break
+        if tried == 2:
+            break
+    if not tried:
+        raise Inconclusive("no generated text had two letters on both sides of a token's border")
+    observe.say(
+        f"{tried} stop strings split over two tokens, each ended the text at the token that completes it"
+    )
+
+
+@check("properties.cancel", kills=("cancel_ignored",), needs=(Capability.GENERATE,))
+def test_cancel(observe: Observer, engine: Engine, texts: list[list[int]]) -> None:
+    """A callback that says no ends the text at once; one that says nothing does not."""
+    prompt, seen = texts[0][:12], list[int]()
+
+    def three(token: int, logprob: float) -> bool:
+        seen.append(token)
+        return len(seen) < 3
+
+    done = engine.generate(prompt, max_tokens=9, ignore_eos=True, on_token=three)
+    free = engine.generate(prompt, max_tokens=9, ignore_eos=True, on_token=lambda token, logprob: None)
+    observe.saw(3, oracle="the tokens the callback saw")
+    observe.expect(
+        done.finish_reason == "cancelled" and list(done.ids) == seen and len(seen) == 3,
+        f"cancelled at the third token: got {len(done.ids)} tokens and {done.finish_reason!r}",
+    )
+    going_on = len(free.ids) == 9 and free.ids[:3] == done.ids
+    observe.expect(going_on, "the control did not differ: without a refusal the text did not go on")
+    observe.say("cancelled after 3 of 9 tokens; without a refusal all 9 came")
+
+
+def at_offset(engine: Engine, pieces: list[list[int]], offsets: list[int]) -> NDArray[np.floating]:
+    """Logits of pieces fed into one cache whose position offset is set before each piece."""
+    model, config = embedded(engine), engine.info.config
+    layers, heads, dim = (int(config[name]) for name in ("n_layers", "n_kv_heads", "head_dim"))
+    cache = KVCache(layers, heads, dim, sum(map(len, pieces)), model.backend.dtype)
+    rows = []
+    for piece, offset in zip(pieces, offsets, strict=True):
+        cache.offset = offset
+        rows.append(model.forward([(cache, piece)])[0])
+    return np.concatenate(rows)
+
+
+@check(
+    "properties.position_offset",
+    kills=("rope_keys_not_rotated", "learned_positions_ignored", "rope_ignored"),
+)
+def test_position_offset(observe: Observer, engine: Engine, texts: list[list[int]]) -> None:
+    """Moving all positions together changes nothing under RoPE, and must change a learned-position model."""
+    ids, shift = texts[0][:48], 16
+    halves = [ids[:24], ids[24:]]
+    plain = at_offset(engine, halves, [0, 0])
+    moved = at_offset(engine, halves, [shift, shift])
+    torn = at_offset(engine, halves, [0, shift])
+    observe.saw(plain.size, oracle="the same ids from position 0")
+    gap = control(observe, "half of the positions moved", plain[24:], torn[24:])
+    if "rope_base" in engine.info.config:
+        error = same(observe, f"all positions + {shift}", plain, moved)
+        observe.say(f"RoPE: all positions + {shift} change nothing, NMSE {error:.2g}; half of them {gap:.2g}")
+    else:
+        error = control(observe, f"all positions + {shift}", plain, moved)
+        observe.say(f"learned positions: + {shift} changes the logits, NMSE {error:.2g}")
