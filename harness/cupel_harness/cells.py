@@ -22,7 +22,7 @@ def command(cell: Cell, ledger: Path, folder: Path | None, checks: Sequence[str]
 
 
 def environment(jobs: int) -> dict[str, str]:
-    """The environment of a cell: no pytest settings of the caller's; one BLAS thread where cells share cores."""
+    """A cell's environment: without the caller's pytest settings; one BLAS thread where cells share cores."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     return inherited | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"} | (threads if jobs > 1 else {})
