@@ -73,7 +73,10 @@ def test_rms_norm_divides_by_the_root_mean_square(ops: NumpyBackend, width: int,
     x, w = draw(ops, 3, width, scale=scale), draw(ops, width, seed=1)
     twin = np.array(
         [
-            [v / math.sqrt(math.fsum(u * u for u in row) / width + 1e-5) * g for v, g in zip(row, f64(w))]
+            [
+                v / math.sqrt(math.fsum(u * u for u in row) / width + 1e-5) * g
+                for v, g in zip(row, f64(w), strict=True)
+            ]
             for row in f64(x)
         ]
     )
@@ -97,7 +100,12 @@ def test_layer_norm_centres_and_divides(ops: NumpyBackend, width: int, scale: fl
     for row in f64(x):
         mean = math.fsum(row) / width
         variance = math.fsum((v - mean) ** 2 for v in row) / width
-        rows.append([(v - mean) / math.sqrt(variance + 1e-5) * g + c for v, g, c in zip(row, f64(w), f64(b))])
+        rows.append(
+            [
+                (v - mean) / math.sqrt(variance + 1e-5) * g + c
+                for v, g, c in zip(row, f64(w), f64(b), strict=True)
+            ]
+        )
     check(ops, ops.layer_norm(x, w, b, 1e-5), np.array(rows))
 
 
@@ -210,8 +218,8 @@ def test_swiglu_gates_with_silu_of_the_first_argument(ops: NumpyBackend, size: i
     def silu(g: float) -> float:
         return g / (1 + math.exp(-g)) if g > -700 else 0.0
 
-    twin = np.array([[silu(g) * u for g, u in zip(*rows)] for rows in zip(f64(gate), f64(up))])
-    check(ops, ops.swiglu(gate, up), twin)
+    twin = np.array([silu(g) * u for g, u in zip(f64(gate).flat, f64(up).flat, strict=True)])
+    check(ops, ops.swiglu(gate, up), twin.reshape(gate.shape))
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -274,7 +282,7 @@ def test_q8_k_activations_map_the_largest_value_to_minus_127() -> None:
     """A naive twin of ggml's block of 256: scale = largest / −127, nearest even, at most 127."""
     x = np.random.default_rng(2).standard_normal((3, 512)).astype(np.float32)
     x[1, 256:] = 0
-    for row, got in zip(x, q8_k(x)):
+    for row, got in zip(x, q8_k(x), strict=True):
         for low in (0, 256):
             block = row[low : low + 256]
             largest = block[np.abs(block).argmax()]
