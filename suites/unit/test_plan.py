@@ -289,7 +289,8 @@ work = plan.build(policy.load_policy(folder / "gates.toml").gate(), folder=folde
 try:
     plan.run(work, folder / "out", jobs=1)
 except KeyboardInterrupt:
-    sys.exit(2)
+    ran = (folder / "suites/runs.txt").read_text().splitlines()
+    sys.exit(2 if not Path("/proc", ran[-1].split()[1]).exists() else 9)
 """
 
 
