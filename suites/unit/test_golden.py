@@ -1,0 +1,189 @@
+"""Goldens: recorded from the oracle, exact on disk, strict when read, found stale when they are."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from cupel_harness import golden as goldens
+from cupel_harness import open_engine
+from cupel_harness.engines.embedded import Embedded
+from cupel_harness.golden import Golden, check_stale, golden_for, load, record, save
+from cupel_harness.golden_pack import Packed
+from cupel_runtime.engine import Model, generate
+from cupel_runtime.errors import CupelError, UsageError
+from cupel_runtime.sampler import SamplingParams
+
+from .tiny_gguf import tiny
+
+PROMPTS = ["the ab", "cd"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny(tmp_path_factory.mktemp("golden") / "model.gguf")
+
+
+@pytest.fixture(scope="module")
+def golden(model: Path) -> Golden:
+    return record(model, PROMPTS, tokens=24)
+
+
+@pytest.fixture(scope="module")
+def oracle(model: Path) -> Iterator[Embedded]:
+    with open_engine("numpy64", str(model)) as engine:
+        assert isinstance(engine, Embedded)
+        yield engine
+
+
+def test_batched_recording_equals_generating_alone(model: Path, golden: Golden) -> None:
+    """Greedy and sampled tokens are what `generate` gives for each prompt by itself."""
+    with Model.load(model, dtype="float64") as alone:
+        for prompt in golden.prompts:
+            assert prompt.ids == alone.tokenizer.encode(prompt.text)
+            made = generate(alone, prompt.ids, max_tokens=24, ignore_eos=True)
+            assert list(made.ids) == prompt.tokens
+            assert len(prompt.sampled) == 2
+            for run in prompt.sampled:
+                params = SamplingParams(**run.params)
+                made = generate(alone, prompt.ids, max_tokens=len(run.tokens), params=params, ignore_eos=True)
+                assert list(made.ids) == run.tokens
+                assert run.tokens != prompt.tokens[: len(run.tokens)]
+
+
+def test_stored_logprobs_are_the_oracles(golden: Golden, oracle: Embedded) -> None:
+    """Top 20 of each step, best first; the first is the token; each is the float32 of a forced logprob."""
+    for prompt in golden.prompts:
+        rows = oracle.exact_logits(prompt.sequence)[len(prompt.ids) - 1 :]
+        logprobs = rows - np.log(np.exp(rows).sum(-1, keepdims=True))
+        ids = prompt.top_ids.array
+        assert ids.shape == (24, 20)
+        assert ids[:, 0].tolist() == prompt.tokens
+        np.testing.assert_allclose(
+            prompt.top_logprobs.array, np.take_along_axis(logprobs, ids, -1), rtol=2**-23
+        )
+
+
+def test_margins_count_themselves(golden: Golden) -> None:
+    """The ladder and the median follow from the stored logprobs."""
+    gaps = np.concatenate([prompt.margins for prompt in golden.prompts])
+    assert golden.margins.positions == gaps.size == 48
+    assert golden.margins.below["0.1"] == np.count_nonzero(gaps <= 0.1)
+    assert golden.margins.quantiles["0.5"] == pytest.approx(np.median(gaps))
+
+
+def test_floors_of_both_lanes_are_measured(golden: Golden) -> None:
+    """An F32 file has the exact lane and float16's; rounding activations is far noisier than float32."""
+    assert set(golden.floors) == {"exact", "f16"}
+    assert 0 < golden.floors["exact"].nmse < 1e-9 < golden.floors["f16"].nmse
+    assert golden.floors["exact"].positions == sum(len(p.sequence) for p in golden.prompts)
+
+
+def test_a_saved_golden_is_read_back_bit_for_bit(golden: Golden, tmp_path: Path) -> None:
+    """Float32 logprobs survive JSON exactly, and no temporary file stays."""
+    save(golden, tmp_path / "deep" / "g.json")
+    assert load(tmp_path / "deep" / "g.json") == golden
+    assert [file.name for file in (tmp_path / "deep").iterdir()] == ["g.json"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        (("schema",), 99, "schema 99"),
+        (("prompts", 0, "tokens"), "text", r"\$\.prompts\[0\]\.tokens"),
+        (("prompts", 1, "tokens"), [1], "different lengths"),
+        (("prompts",), [], "at least one prompt"),
+        (("floors",), {}, "exact lane"),
+        (("unknown",), 1, "unknown"),
+        (("prompts", 0, "top_ids", "data"), base64.b64encode(b"xx").decode(), "needs .* bytes"),
+    ],
+)
+def test_a_damaged_golden_names_the_place(
+    golden: Golden, tmp_path: Path, path: tuple[str | int, ...], value: object, words: str
+) -> None:
+    """One sentence with the path inside the file; never a traceback, never a shorter golden."""
+    tree = json.loads(msgspec.json.encode(golden))
+    node = tree
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    file = tmp_path / "g.json"
+    file.write_text(json.dumps(tree))
+    with pytest.raises(UsageError, match=words):
+        load(file)
+
+
+def test_a_missing_golden_is_one_sentence(tmp_path: Path) -> None:
+    """Absence is an error, not an empty golden."""
+    with pytest.raises(UsageError, match="cannot read the golden"):
+        load(tmp_path / "none.json")
+
+
+def test_large_ids_take_four_bytes() -> None:
+    """A vocabulary above 65,536 keeps its ids."""
+    ids = np.array([[1, 70000]])
+    assert Packed.of(ids).array.tolist() == ids.tolist()
+    assert Packed.of(ids).dtype == "<u4"
+    assert Packed.of(np.array([65535])).dtype == "<u2"
+
+
+def test_a_users_file_is_recorded_once(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first use records into $CUPEL_CACHE; later ones read that file, a copy of the model too."""
+    monkeypatch.setenv("CUPEL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(goldens, "TOKENS", 4)
+    steps: list[int] = []
+    first = golden_for(model, progress=lambda done, total: steps.append(done))
+    assert steps == list(range(1, len(steps) + 1))
+    monkeypatch.setattr(goldens, "record", lambda *args, **kwargs: pytest.fail("recorded twice"))
+    copy = tmp_path / "copy.gguf"
+    copy.write_bytes(model.read_bytes())
+    assert golden_for(copy) == first
+    assert first.fingerprint.model_sha256 in {file.name.split(".")[0] for file in (tmp_path).rglob("*.json")}
+
+
+def test_prompts_that_do_not_fit_are_left_out_and_none_is_an_error(model: Path) -> None:
+    """A context of 64 leaves out 100 bytes of text; with nothing left, recording refuses."""
+    assert len(record(model, ["ab", "x" * 100], tokens=2).prompts) == 1
+    with pytest.raises(UsageError, match="nothing to record"):
+        record(model, ["x" * 100], tokens=2)
+    with pytest.raises(UsageError, match="nothing to record"):
+        record(model, ["ab"], tokens=0)
+
+
+def test_a_fresh_golden_is_not_stale(golden: Golden, oracle: Embedded) -> None:
+    """Nothing is said of a golden that today's oracle reproduces."""
+    assert check_stale(golden, oracle) is None
+
+
+def test_a_stale_golden_says_where(golden: Golden, oracle: Embedded) -> None:
+    """One logprob off by 1e-4 is found, with prompt, token and size."""
+    prompt = golden.prompts[1]
+    logprobs = prompt.top_logprobs.array.copy()
+    logprobs[7, 3] += 1e-4
+    bad = msgspec.structs.replace(prompt, top_logprobs=Packed.of(logprobs))
+    stale = msgspec.structs.replace(golden, prompts=[golden.prompts[0], bad])
+    sentence = check_stale(stale, oracle)
+    assert sentence is not None
+    assert "0.0001" in sentence
+    assert "prompt 1, token 7" in sentence
+
+
+def test_a_golden_of_another_file_is_stale(golden: Golden, tmp_path: Path) -> None:
+    """Another model's digest is noticed before anything is computed."""
+    other = tiny(tmp_path / "other.gguf", seed=5)
+    with open_engine("numpy64", str(other)) as engine:
+        assert isinstance(engine, Embedded)
+        assert "sha256" in (check_stale(golden, engine) or "")
+
+
+def test_recording_a_broken_file_is_a_clean_error(tmp_path: Path) -> None:
+    """A file that is no GGUF gives cupel's own error."""
+    (tmp_path / "bad.gguf").write_bytes(b"nope")
+    with pytest.raises(CupelError):
+        record(tmp_path / "bad.gguf", PROMPTS)
