@@ -13,7 +13,8 @@ from cupel_reports.text import bound, figure, one_line
 LIMIT = 1_000_000  # bytes; GitHub takes 1,048,576
 LONGEST = 400  # characters of one sentence
 HEADLINE = {Status.PASSED: "PASSED", Status.FAILED: "FAILED", Status.INCONCLUSIVE: "INCONCLUSIVE"}
-_SPECIAL = re.compile(r"[\\`*_{}\[\]()#+!|~$-]")
+# An underscore inside a word is no emphasis; a dash, plus, hash or equals sign matters at the start alone.
+_SPECIAL = re.compile(r"[\\`*\[\]|~$]|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])|^[-+#=]")
 Lines = Iterator[str]
 
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeGuard
 
 from cupel_harness.evidence import Cell, Status
 from cupel_harness.verdict import CheckResult, ItemResult, ItemStatus, Severity, Verdict, WaiverResult
 from cupel_reports.text import figure, one_line
 
 WORST_FIRST = ("failed", "error", "missing", "incomplete", "inconclusive", "waived", "passed")
+FEW = 6  # facts of a mapping that fit on one line
+AROUND = 8  # tokens before and after a divergence
+SHOWN = 8  # divergences of one check that a page shows
+TOP = ("id", "token", "logprob")
 LONGEST = 64  # rows of a list that a page shows
 OPEN = (Status.FAILED, Status.ERROR, Status.INCONCLUSIVE)
 _ITEM_ORDER = (ItemStatus.FAILED, ItemStatus.UNPROVEN, ItemStatus.WAIVED, ItemStatus.PROVEN)
@@ -135,22 +140,70 @@ def _share(value: float | None, limit: float, relation: str) -> float:
 
 
 def finding(detail: Mapping[str, object]) -> Finding:
-    """The detail of a check's evidence, whatever its keys: scalars as facts, lists as tables."""
+    """The detail of a check's evidence, whatever its keys: scalars as facts, lists as tables.
+
+    Two lists of ids under `expected` and `got` become one table of the tokens around the place where they
+    part; the lists of best tokens get their heads.
+    """
     facts: list[tuple[str, str]] = []
     tables: list[Table] = []
+    parted = _parted(detail)
+    if parted is not None:
+        tables.append(parted)
+        detail = {name: value for name, value in detail.items() if name not in ("expected", "got")}
     for name, value in detail.items():
         if isinstance(value, Mapping):
             inner = finding(value)
-            if inner.facts:
+            if len(inner.facts) > FEW:
+                tables.append(Table(_words(name), ("what", "value"), inner.facts[:LONGEST]))
+            elif inner.facts:
                 facts.append((_words(name), ", ".join(f"{n} {v}" for n, v in inner.facts)))
-            tables += [Table(f"{_words(name)}: {t.name}", t.columns, t.rows) for t in inner.tables]
-        elif isinstance(value, list | tuple) and value and isinstance(value[0], Mapping | list | tuple):
-            tables.append(_table(_words(name), value))
+            tables += [replace(t, name=f"{_words(name)}: {t.name}") for t in inner.tables]
+        elif _is_list(value) and all(isinstance(v, Mapping) and _parted(v) is not None for v in value):
+            for number, one in enumerate(value[:SHOWN], 1):
+                inner = finding(one if isinstance(one, Mapping) else {})
+                mark = f"{number}: " if len(value) > 1 else ""
+                facts += [(f"{mark}{n}", v) for n, v in inner.facts]
+                tables += [replace(t, name=f"{mark}{t.name}") for t in inner.tables]
+        elif _is_list(value) and isinstance(value[0], Mapping | list | tuple):
+            table = _table(_words(name), value)
+            heads = TOP if name.endswith("_top") and len(table.columns) == len(TOP) else table.columns
+            tables.append(replace(table, columns=heads))
         elif isinstance(value, list | tuple):
-            facts.append((_words(name), ", ".join(map(_cell, value[:LONGEST]))))
+            facts.append((_words(name), ", ".join(map(_cell, value[:LONGEST])) or "none"))
         else:
             facts.append((_words(name), _cell(value)))
     return Finding(tuple(facts), tuple(tables))
+
+
+def _is_list(value: object) -> TypeGuard[Sequence[object]]:
+    return isinstance(value, list | tuple) and bool(value)
+
+
+def _parted(detail: Mapping[str, object]) -> Table | None:
+    """Expected and got ids side by side, AROUND of them before and after the first that differs.
+
+    `position` of the detail, where it has one, is the place of the first difference in the whole text.
+    """
+    expected, got = detail.get("expected"), detail.get("got")
+    if not (_is_list(expected) and _is_list(got)):
+        return None
+    length = max(len(expected), len(got))
+    pairs = [(_at(expected, n), _at(got, n)) for n in range(length)]
+    first = next((n for n, (a, b) in enumerate(pairs) if a != b), None)
+    if first is None:
+        return None
+    position = detail.get("position")
+    start = position - first if isinstance(position, int) else 0
+    shown = range(max(0, first - AROUND), min(length, first + AROUND + 1))
+    rows = tuple((str(start + n), *pairs[n]) for n in shown)
+    return Table(
+        "tokens around the first divergence", ("position", "expected", "got"), rows, first - shown[0]
+    )
+
+
+def _at(ids: Sequence[object], number: int) -> str:
+    return _cell(ids[number]) if number < len(ids) else "nothing"
 
 
 def _table(name: str, rows: Iterable[object]) -> Table:

@@ -74,9 +74,10 @@ def test_findings_show_divergence_and_command() -> None:
     articles = {words(a.xpath("./h3")[0]): a for a in page().xpath("//article")}
     assert len(articles) == 4
     greedy = articles["failed tokens.greedy"]
-    assert "position" in words(greedy)
-    assert len(greedy.xpath(".//table[caption='context']/tbody/tr")) == 17
-    assert len(greedy.xpath(".//table[caption='top oracle']/tbody/tr")) == 2
+    around = greedy.xpath(".//table[contains(caption, 'tokens around the first divergence')]/tbody/tr")
+    assert len(around) == 17
+    assert [words(r) for r in around if r.get("class") == "here"] == ["18131177"]
+    assert len(greedy.xpath(".//table[contains(caption, 'oracle top')]/tbody/tr")) == 2
     assert (
         greedy.xpath("./pre")[0].text == "cupel run --engine numpy --model fixture:llama-tiny tokens.greedy"
     )
@@ -173,3 +174,14 @@ def test_a_passed_verdict_has_no_findings() -> None:
     assert not tree.xpath("//article")
     assert not tree.xpath("//span[contains(@class, 'failed') or contains(@class, 'missing')]")
     assert words(tree.xpath("//h1")[0]) == "Passed: gate architectures"
+
+
+def test_the_divergence_is_found_in_unequal_lists() -> None:
+    """A truncated text parts where it ends; equal lists part nowhere and stay facts."""
+    cut = view.finding({"expected": [1, 2, 3], "got": [1, 2], "position": 7}).tables[0]
+    assert cut.rows == (("5", "1", "1"), ("6", "2", "2"), ("7", "3", "nothing"))
+    assert cut.here == 2
+    same = view.finding({"expected": [1], "got": [1]})
+    assert (same.tables, dict(same.facts)) == ((), {"expected": "1", "got": "1"})
+    long = view.finding({"expected": list(range(100)), "got": [*range(50), -1, *range(51, 100)]}).tables[0]
+    assert [row[0] for row in long.rows] == [str(n) for n in range(42, 59)]
