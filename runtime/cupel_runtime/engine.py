@@ -112,7 +112,7 @@ class Model:
         Raises:
             ContextLengthExceeded: before anything is written.
             InvalidParameter: no sequence, no ids, an id outside the vocabulary, a cache twice or of another
-                model, a trace of several sequences.
+                model, a trace of several sequences, a replacement of another shape.
             NotANumber: the first stage that is not finite; the caches are as before the call.
         """
         step = self._step(batch)
@@ -211,6 +211,12 @@ def _untouched(stage: str, x: Array) -> Array:
 def _tracing(trace: Trace) -> Tap:
     def tap(stage: str, x: Array) -> Array:
         instead = trace(stage, x.copy())
-        return x if instead is None else instead.astype(x.dtype).reshape(x.shape)
+        if instead is None:
+            return x
+        if instead.size != x.size:
+            raise InvalidParameter(
+                "wrong shape of a replacement", where=stage, expected=x.shape, got=instead.shape
+            )
+        return instead.astype(x.dtype).reshape(x.shape)
 
     return tap

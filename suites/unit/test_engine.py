@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,26 @@ def test_a_trace_is_a_copy_and_changes_nothing(model: Model) -> None:
         model.forward([(model.new_cache(), IDS), (model.new_cache(), IDS)], vandal)
 
 
+def test_a_stage_can_be_replaced(model: Model) -> None:
+    """An array that the trace returns is what every later stage sees; earlier stages stay as they are."""
+    plain, moved = dict[str, Array](), dict[str, Array]()
+    model.forward([(model.new_cache(), IDS)], plain.__setitem__)
+    names = list(plain)
+    for target in names:
+        wanted = plain[target][::-1].astype(np.float32)
+
+        def trace(name: str, x: Array, target: str = target, wanted: Array = wanted) -> Array | None:
+            moved[name] = x
+            return wanted if name == target else None
+
+        logits = model.forward([(model.new_cache(), IDS)], trace)[0]
+        at = names.index(target)
+        assert all((moved[name] == plain[name]).all() for name in names[: at + 1])
+        assert np.abs(logits - plain["logits"]).max() > 1e-6, target
+    with pytest.raises(InvalidParameter, match=r"blk\.0\.q: wrong shape"):
+        model.forward([(model.new_cache(), IDS)], lambda name, x: x[:1] if name == "blk.0.q" else None)
+
+
 def test_residual_stages_add_up(model: Model) -> None:
     """ffn_in is the block's input plus attn_out, out is ffn_in plus down: the names mean what they say."""
     trace = dict[str, Array]()
@@ -188,7 +209,7 @@ def test_a_full_cache_is_refused_at_exactly_one_too_many(model: Model) -> None:
     full, other = model.new_cache(), model.new_cache()
     ids = [3] * model.context_length
     assert model.forward([(full, ids)])[0].shape[0] == model.context_length
-    with pytest.raises(ContextLengthExceeded, match="at most 64 positions, got 64 .* 65 needed"):
+    with pytest.raises(ContextLengthExceeded, match=r"at most 64 positions, got 64 .* 65 needed"):
         model.forward([(other, IDS), (full, [3])])
     assert (full.length, other.length) == (64, 0)
     with pytest.raises(ContextLengthExceeded, match="65 needed"):
@@ -325,7 +346,7 @@ def test_it_ends_when_the_context_is_full(model: Model) -> None:
         assert (len(got.ids), got.finish_reason) == (expected, "context")
         exactly = generate(model, [3] * length, max_tokens=expected, ignore_eos=True)
         assert exactly == Generation(got.ids, got.logprobs, "length")
-    with pytest.raises(ContextLengthExceeded, match="at most 64 positions, .* 65 needed"):
+    with pytest.raises(ContextLengthExceeded, match=r"at most 64 positions, .* 65 needed"):
         generate(model, [3] * (n + 1), max_tokens=1)
     small = model.new_cache(len(IDS) + 2)
     assert len(generate(model, IDS, max_tokens=50, ignore_eos=True, cache=small).ids) == 3
@@ -379,7 +400,7 @@ def test_stop_strings_are_found_however_the_text_is_cut(
     text = text + "abéa".encode()
     edges = [0, *sorted(cuts), len(text)]
     matcher, so_far = StopStrings(stops), b""
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         so_far += text[low:high]
         expected = any(stop.encode() in so_far for stop in stops)
         assert matcher.push(text[low:high]) == expected

@@ -70,6 +70,9 @@ def test_truncate_and_clear() -> None:
     for wrong in (-1, 3):
         with pytest.raises(InvalidParameter, match="a length of 0 to 2"):
             cache.truncate(wrong)
+    cache.append(0, rows(1), rows(1))
+    cache.truncate(2)  # uncommitted rows are gone, too
+    assert cache.view(0)[0].shape == (2, 2, 3)
     cache.clear()
     assert cache.length == 0
     assert cache.view(0)[0].shape == (2, 0, 3)

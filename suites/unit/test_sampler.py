@@ -158,7 +158,7 @@ def test_repetition_penalty_always_lowers() -> None:
     assert kept(logits, history=(0, 1, 2, 0, 0, 1), repetition_penalty=2.0) == expected
     assert kept(logits, history=(0, 1), repetition_penalty=1.0) == kept(logits)
     assert sample(np.array([4.0, 3.0]), SamplingParams(repetition_penalty=2.0), 0, [0]) == 1
-    with pytest.raises(InvalidParameter, match="history.*0 to 3, got 4"):
+    with pytest.raises(InvalidParameter, match=r"history.*0 to 3, got 4"):
         kept(logits, history=(4,), repetition_penalty=2.0)
 
 
