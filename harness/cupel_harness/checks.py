@@ -113,4 +113,13 @@ def content_hash(function: Callable[..., object]) -> str:
     return digest.hexdigest()
 
 
-JUDGES = ("checks.py", "compare.py", "lanes.py", "golden.py", "tokens.py")
+JUDGES = (
+    "checks.py",
+    "compare.py",
+    "declared.py",
+    "divergence.py",
+    "golden.py",
+    "golden_pack.py",
+    "lanes.py",
+    "tokens.py",
+)

@@ -121,7 +121,7 @@ def rank(oracle: ArrayLike, candidate: ArrayLike) -> Ints:
     own = np.take_along_axis(b, best, -1)
     ids = np.arange(a.shape[-1])
     before = (b > own) | ((b == own) & (ids < best))
-    return np.where(finite(a, b), 1 + before.sum(axis=-1), a.shape[-1]).astype(np.int64)
+    return np.asarray(np.where(finite(a, b), 1 + before.sum(axis=-1), a.shape[-1]), np.int64)
 
 
 def agreement(ranks: Ints, k: int) -> float:

@@ -3,6 +3,20 @@
 The noise floor of a lane is the oracle's own forward pass at that lane's precision, measured against float64
 on the golden prompts: plain float32 for the exact lane, activations rounded to float16, bfloat16 or 8-bit
 blocks for the others. Weights are dequantised from the same file on both sides, so only rounding remains.
+
+The ratios were measured on both trained F16 fixtures and on random models of the same shapes, as the largest
+of NMSE, KL p99, KL max and the bucket maxima over the recorded floor:
+
+    exact: other summation orders (permuted, reversed, blocks of 32, strictly sequential)       0.05 to 3.6
+           prefill in chunks of 7, decode one by one                                            0.06 to 1.9
+           rotary angles computed in float32, which honest engines do                            3.2 to 19
+           norm epsilon 1e-6 for 1e-5                                                 7,300 and more, always
+    f16:   blocks permuted, only inputs rounded, rounding in float64, decode one by one        0.02 to 2.5
+           bfloat16 activations instead; int8                                                     43; 53
+
+The quietest order stood at 0.05 of the floor, so that a floor measured on such a machine and an engine in the
+noisiest order are a factor of 50 apart: the exact ratio is 100, and the smallest bug is 73 times beyond it.
+A type's noise comes from its format and hardly from the order: its ratio is 9, that is 3 in amplitude.
 """
 
 from __future__ import annotations

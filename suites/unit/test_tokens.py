@@ -387,7 +387,7 @@ def shifted(golden: Golden, size: float) -> Golden:
 
 
 def test_a_stale_golden_is_not_blamed_on_the_engine(sound: Engine, golden: Golden, oracle: Embedded) -> None:
-    """When today's oracle disagrees with the golden, the verdict is stale, and says whom the engine follows."""
+    """When today's oracle disagrees with the golden, the verdict is stale, and says whom to believe."""
     finding = compare_teacher_forced(sound, shifted(golden, 0.1), oracle)
     assert finding.status is Status.FAILED
     assert "the golden is stale" in finding.sentence
