@@ -139,7 +139,7 @@ def test_filters(observe: Observer, engine: Engine) -> None:
         observe.saw(len(expected_ids), oracle=TWIN)
         observe.expect(
             ids.tolist() == expected_ids,
-            f"{named}: expected {len(expected_ids)} ids {expected_ids[:4]}, got {len(ids)}: {ids[:4].tolist()}",
+            f"{named}: expected {len(expected_ids)} ids {expected_ids[:4]}, got {ids[:4].tolist()}",
         )
         worst = max(worst, float(np.abs(probabilities - expected).max()))
     observe.metric("largest difference of a probability", worst, at_most=1e-14)
@@ -186,7 +186,7 @@ def test_full_vocabulary(observe: Observer, engine: Engine) -> None:
 def test_draw(observe: Observer, engine: Engine) -> None:
     """The id at a position is the one whose stretch of the cumulative distribution Philox hits."""
     embedded(engine)
-    logits, history = tied_logits(), [5, 6, 7]
+    logits, history = tied_logits(), list(range(0, 200, 2))
     for setting, seed in product(SETTINGS, (0, 1)):
         named = {"repetition_penalty": 1.0} | setting
         ids, probabilities = twins.distribution(logits.tolist(), history=history, **named)

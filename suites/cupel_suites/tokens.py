@@ -98,7 +98,7 @@ def test_config(observe: Observer, steps: Steps) -> None:
 
 @check(
     "tokens.teacher_forced",
-    kills=("rms_eps_1e-6", "rope_pairing", "gqa_interleaved", "mask_off_by_one", "q4_k_min_sign"),
+    kills=("rms_eps_too_small", "rope_pairing", "gqa_interleaved", "mask_off_by_one", "q4_k_min_sign"),
     needs=(Capability.LOGITS,),
 )
 def test_teacher_forced(observe: Observer, steps: Steps) -> None:
@@ -135,7 +135,7 @@ def test_greedy(observe: Observer, steps: Steps) -> None:
 
 @check(
     "tokens.sampled",
-    kills=("temperature_twice", "top_k_off_by_one", "seed_reused", "penalty_wrong_sign"),
+    kills=("temperature_twice", "topk_off_by_one", "seed_reused", "penalty_wrong_sign"),
     needs=(Capability.GENERATE,),
 )
 def test_sampled(observe: Observer, steps: Steps) -> None:

@@ -1,0 +1,181 @@
+"""The shipped checks are held to their own law: each is listed, names its faults, passes on a sound engine,
+and does not pass on a broken one."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cupel_harness.catalog import check_ids, packaged, suite_file, suites
+from cupel_harness.checklist import load_checklists
+from cupel_harness.evidence import Evidence, Status, read
+from cupel_harness.policy import load_policy
+
+from .planted import FAULTS
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = "fixture:llama-tiny"
+SUITES = (
+    "blocks",
+    "cache",
+    "errors",
+    "file",
+    "ops",
+    "properties",
+    "sampler",
+    "stages",
+    "tokenizer",
+    "tokens",
+)
+ALLOWED = {
+    "cupel_runtime",
+    "cupel_harness",
+    "cupel_fixtures",
+    "cupel_suites",
+    "gguf",
+    "msgspec",
+    "numpy",
+    "pytest",
+}
+
+
+def marked() -> dict[str, Any]:
+    """Every check's function by its id."""
+    found = {}
+    for name in SUITES:
+        module = importlib.import_module(f"cupel_suites.{name}")
+        for function in vars(module).values():
+            for mark in getattr(function, "pytestmark", []):
+                if mark.name == "cupel_check":
+                    assert mark.kwargs["name"] not in found, f"{mark.kwargs['name']} is declared twice"
+                    found[mark.kwargs["name"]] = (name, function, mark.kwargs)
+    return found
+
+
+CHECKS = marked()
+
+
+def run(tmp_path: Path, suite: str, *checks: str) -> dict[str, Evidence]:
+    """Run checks of a suite in this process, through the plugin; their evidence by id."""
+    ledger = tmp_path / f"{suite}.jsonl"
+    options = [f"--cupel-model={MODEL}", "--cupel-engine=numpy", f"--cupel-ledger={ledger}"]
+    options += [f"--cupel-check={check}" for check in checks]
+    plain = [
+        "-q",
+        "--no-header",
+        "--tb=no",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        f"--rootdir={tmp_path}",
+    ]
+    pytest.main([*plain, *options, "--import-mode=importlib", "-c", "/dev/null", str(suite_file(suite))])
+    return {record.check: record for record in read(ledger) if isinstance(record, Evidence)}
+
+
+def test_every_suite_is_known() -> None:
+    """No suite is left out of these tests, and every function marked as a check was found."""
+    assert set(suites()) == set(SUITES)
+    assert set(check_ids()) == set(CHECKS)
+
+
+@pytest.mark.parametrize("check", sorted(CHECKS))
+def test_a_check_states_its_claim_and_its_faults(check: str) -> None:
+    """A check belongs to its file's suite, claims something in words and names faults in snake case."""
+    suite, function, marker = CHECKS[check]
+    assert check.startswith(f"{suite}.")
+    assert (function.__doc__ or "").strip().endswith(".")
+    assert marker["kills"]
+    for fault in marker["kills"]:
+        assert re.fullmatch(r"[a-z][a-z0-9_]*", fault), fault
+
+
+def test_checklists_and_checks_agree() -> None:
+    """Every check proves some item, and every item's checks exist."""
+    listed = {check for checklist in load_checklists() for item in checklist.items for check in item.checks}
+    assert listed == set(CHECKS)
+
+
+def test_the_default_gate_runs_every_check() -> None:
+    """The plan of the default gate holds a cell of every suite, and requires every checklist."""
+    gate = load_policy(ROOT / "ci" / "gates.toml").gate()
+    assert {suite for entry in gate.plan for suite in entry.suites} == set(SUITES)
+    assert set(gate.checklists) == {checklist.id for checklist in load_checklists()}
+
+
+def test_the_packaged_gates_are_those_of_the_repository() -> None:
+    """An installed cupel judges by the same policy as a checkout."""
+    assert (packaged() / "gates.toml").read_bytes() == (ROOT / "ci" / "gates.toml").read_bytes()
+
+
+def test_suites_import_nothing_else() -> None:
+    """A suite needs only the rooms below it, and what cupel already depends on."""
+    seen = 0
+    for file in packaged().glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for top in (name.split(".")[0] for name in names):
+                seen += 1
+                assert top in ALLOWED or top in sys.stdlib_module_names, f"{file.name} imports {top}"
+    assert seen > 50
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_a_sound_engine_passes(suite: str, tmp_path: Path) -> None:
+    """Every check of the suite passes on the embedded engine, and says what it saw."""
+    evidence = run(tmp_path, suite)
+    assert {record.base for record in evidence.values()} == {c for c in CHECKS if c.startswith(f"{suite}.")}
+    wrong = {check: r.sentence for check, r in evidence.items() if r.status is not Status.PASSED}
+    assert not wrong
+    assert all(record.observed and record.sentence for record in evidence.values())
+
+
+@pytest.mark.parametrize(
+    ("fault", "suite"),
+    [(f, s) for f, (_, cs) in FAULTS.items() for s in sorted({c.split(".")[0] for c in cs})],
+)
+def test_a_broken_engine_fails(
+    fault: str, suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checks that must see a planted fault fail under it."""
+    plant, checks = FAULTS[fault]
+    wanted = [check for check in checks if check.startswith(f"{suite}.")]
+    with monkeypatch.context() as patch:
+        plant(patch)
+        evidence = run(tmp_path, suite, *wanted)
+    by_base: dict[str, set[Status]] = {}
+    for record in evidence.values():
+        by_base.setdefault(record.base, set()).add(record.status)
+    assert set(by_base) == set(wanted)
+    blind = {check: {e.sentence for e in evidence.values() if e.base == check}
+             for check, statuses in by_base.items() if Status.FAILED not in statuses}  # fmt: skip
+    assert not blind
+
+
+def test_every_check_has_seen_a_fault() -> None:
+    """No check is without a broken engine on which it is seen to fail."""
+    assert {check for _, checks in FAULTS.values() for check in checks} == set(CHECKS)
+
+
+def test_a_flipped_weight_in_a_packaged_fixture_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One changed byte of a committed model fails the digest check with both digests in the sentence."""
+    from cupel_fixtures import store
+
+    data = bytearray((store.MODELS / "llama-tiny.gguf").read_bytes())
+    data[-1000] ^= 1
+    (tmp_path / "llama-tiny.gguf").write_bytes(data)
+    (tmp_path / "digests.json").write_bytes((store.MODELS / "digests.json").read_bytes())
+    monkeypatch.setattr(store, "MODELS", tmp_path)
+    (evidence,) = run(tmp_path, "file", "file.digest").values()
+    assert evidence.status is Status.FAILED
+    assert "sha256 expected" in evidence.sentence
