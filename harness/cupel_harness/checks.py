@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 import pytest
@@ -103,14 +104,22 @@ def check(
 
 
 def content_hash(function: Callable[..., object]) -> str:
-    """sha256 over the check's module and over the harness code that judges for it (hex)."""
+    """sha256 over the check's module, the modules beside it that it uses, and the harness's judges (hex)."""
     digest = hashlib.sha256(function.__qualname__.encode())
     module = sys.modules.get(function.__module__)  # what a decorator returns may not know its own file
-    sources = {Path(getattr(module, "__file__", None) or inspect.getfile(inspect.unwrap(function)))}
+    own = Path(getattr(module, "__file__", None) or inspect.getfile(inspect.unwrap(function)))
+    sources = {own} | {file for file in _files_used(module) if file.parent == own.parent}
     sources |= {Path(__file__).with_name(name) for name in JUDGES if Path(__file__).with_name(name).exists()}
     for source in sorted(sources, key=lambda p: p.name):
         digest.update(source.read_bytes())
     return digest.hexdigest()
+
+
+def _files_used(module: ModuleType | None) -> set[Path]:
+    """Files of the modules that a module's global names are, or come from."""
+    values = list(vars(module).values()) if module else []
+    used = [v if inspect.ismodule(v) else sys.modules.get(str(getattr(v, "__module__", ""))) for v in values]
+    return {Path(file) for m in used if (file := getattr(m, "__file__", None))}
 
 
 JUDGES = (
