@@ -25,7 +25,7 @@ def environment(jobs: int) -> dict[str, str]:
     """A cell's environment: without the caller's pytest settings; one BLAS thread where cells share cores."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    return inherited | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"} | (threads if jobs > 1 else {})
+    return inherited | (threads if jobs > 1 else {})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("model", "engine", "suite", "device", "ledger"):
         options.append(f"--cupel-{name}={getattr(asked, name)}")
     options += [f"--cupel-check={check}" for check in asked.check]
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     import pytest
 
     return int(pytest.main([*options, str(file)]))
