@@ -32,7 +32,7 @@ def render(verdict: Verdict, *, options: Mapping[str, str]) -> str:
         columns=view.groups(verdict),
         items=[(item, view.matrix_row(item, verdict)) for item in view.items(verdict)],
         counts={status: sum(i.status is status for i in verdict.items) for status in ItemStatus},
-        checks=[(r, view.severity(r, verdict), view.finding(r.detail)) for r in view.open_checks(verdict)],
+        checks=[(r, view.severity(r, verdict), view.kept(r)) for r in view.open_checks(verdict)],
         figures=figures[:FIGURES],
         hidden=len(figures) - len(figures[:FIGURES]),
         cells=sorted(verdict.cells, key=lambda c: (c.status == "complete", c.cell)),

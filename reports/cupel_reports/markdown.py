@@ -117,7 +117,7 @@ def _failure(result: CheckResult, verdict: Verdict) -> Lines:
     yield ""
     yield f"{text(result.sentence, 2000)} (severity {view.severity(result, verdict).value})"
     yield ""
-    found = view.finding(result.detail)
+    found = view.kept(result)
     for name, value in found.facts:
         yield f"- {text(name)}: {code(value)}"
     for metric in result.metrics:

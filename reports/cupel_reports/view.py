@@ -176,6 +176,13 @@ def finding(detail: Mapping[str, object]) -> Finding:
     return Finding(tuple(facts), tuple(tables))
 
 
+def kept(result: CheckResult) -> Finding:
+    """The finding of a check without what its sentence says already."""
+    found = finding(result.detail)
+    said = one_line(result.sentence)
+    return replace(found, facts=tuple(fact for fact in found.facts if fact[1] != said))
+
+
 def _is_list(value: object) -> TypeGuard[Sequence[object]]:
     return isinstance(value, list | tuple) and bool(value)
 

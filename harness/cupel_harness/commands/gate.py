@@ -18,6 +18,7 @@ from cupel_harness.plan import Plan, build, merge, run, shard
 from cupel_harness.verdict import ItemStatus, Verdict
 from cupel_runtime.errors import UsageError
 
+LONGEST = 120  # characters of a sentence in a table; the reports hold all of it
 SHOWN = 20  # items and checks that a terminal shows
 
 
@@ -94,6 +95,7 @@ def command(
     gate = policy.gate(name)
     checklists = load_checklists(gate.checklists)
     waivers = load_waivers(waivers_file)
+    runs.examine(engines, models)
     plan = build(gate, engines, runs.local(models))
     forget(out)
     if part:
@@ -128,7 +130,7 @@ def show(console: Console, verdict: Verdict, written: Sequence[Path]) -> None:
         key=lambda i: (i.status is ItemStatus.WAIVED, i.severity.rank, i.id),
     )
     if open_items:
-        rows = [(i.status.value, i.severity.value, i.id, i.sentence) for i in open_items[:SHOWN]]
+        rows = [(i.status.value, i.severity.value, i.id, _cut(i.sentence)) for i in open_items[:SHOWN]]
         console.table(("status", "severity", "item", "evidence"), rows, status=0)
         if len(open_items) > SHOWN:
             console.line(f"... and {len(open_items) - SHOWN} more, all of them in the reports")
@@ -144,6 +146,10 @@ def show(console: Console, verdict: Verdict, written: Sequence[Path]) -> None:
         if first is not None:
             say(f"reproduce {first.check}: {first.reproduce}")
             return
+
+
+def _cut(sentence: str) -> str:
+    return sentence if len(sentence) <= LONGEST else f"{sentence[:LONGEST]}..."
 
 
 def _run(console: Console, plan: Plan, out: Path, jobs: int, resume: bool) -> tuple[Record, ...]:

@@ -44,6 +44,7 @@ def command(
     The exit code is that of the worst check: 1 failed, 3 error, 10 inconclusive.
     """
     suites, checks = selected(names)
+    runs.examine(engines, models)
     specs = runs.local(models) or _default_models()
     cells = tuple(
         Cell(model, engine, suite, device) for model, engine, suite in product(specs, engines, suites)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
 from pathlib import Path
 
 import msgspec
@@ -62,6 +63,25 @@ def teller(bar: Progress) -> Callable[[Event], None]:
         bar.at(event.done, f"{event.cell.id}: {counts}{kept}")
 
     return tell
+
+
+def examine(engines: Sequence[str], models: Sequence[str]) -> None:
+    """Refuse before anything runs what no cell could open.
+
+    Raises:
+        UsageError: unknown engine, fixture or block type.
+        ModelFileError, UnsupportedModel: a model file is missing or malformed.
+    """
+    from cupel_harness.engines import CONNECTORS, EngineSpec, resolve_model
+    from cupel_harness.engines.base import engine_class
+    from cupel_runtime.gguf import open_gguf
+
+    for connector in CONNECTORS:
+        import_module(f"cupel_harness.engines.{connector}")
+    for spec in engines:
+        engine_class(EngineSpec.parse(spec).name)
+    for model in models:
+        open_gguf(resolve_model(model)).close()
 
 
 def local(models: Sequence[str]) -> tuple[str, ...]:
