@@ -24,7 +24,7 @@ from cupel_harness.evidence import Status
 from cupel_harness.golden import stale_at
 from cupel_harness.golden_pack import Golden, GoldenPrompt
 from cupel_harness.lanes import Figures
-from cupel_runtime.errors import EngineError, Inconclusive, UsageError
+from cupel_runtime.errors import EngineError, Inconclusive, InvalidParameter
 from cupel_runtime.gguf import open_gguf
 
 
@@ -70,7 +70,7 @@ def _step(name: str) -> Callable[[Callable[..., Finding]], Callable[..., Finding
                     return body(engine, golden, judge)
                 except Inconclusive as missing:
                     return Finding(name, False, str(missing), inconclusive=True)
-                except (EngineError, UsageError) as error:
+                except (EngineError, InvalidParameter) as error:
                     return Finding(name, False, f"the engine stopped: {error}")
 
         run.__doc__ = body.__doc__
