@@ -458,13 +458,20 @@ def test_run_prints_each_check(tmp_path: Path) -> None:
     assert [(e["check"], e["status"]) for e in shown["evidence"]] == [("blocks.all_types", "passed")]
 
 
-def test_an_engine_that_is_not_there_never_passes(tmp_path: Path) -> None:
-    """An unknown engine leaves errors in its cells, and a non-zero exit code."""
-    result = child(
-        "run", "--engine", "nonesuch", "--model", "fixture:llama-tiny", "--out", str(tmp_path), "cache"
-    )
-    assert result.returncode in (3, 4)
-    assert "passed" not in result.stdout
+@pytest.mark.parametrize("command", [("gate",), ("run", "blocks")], ids=" ".join)
+@pytest.mark.parametrize(
+    ("option", "spec"),
+    [("--engine", "nonesuch"), ("--model", "fixture:nonesuch"), ("--model", "bad.gguf"), ("--model", "/no")],
+)
+def test_what_no_cell_could_open_is_refused_at_once(
+    command: tuple[str, ...], option: str, spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unknown engine or fixture, a malformed or absent model: exit 4 before any cell runs."""
+    monkeypatch.chdir(tmp_path)
+    Path("bad.gguf").write_bytes(b"GGUF" + b"\xff" * 60)
+    result = invoke(*command, option, spec, "--out", "out")
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (4, "", 1)
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize("name", ["nonesuch", "tokens.nonesuch", "blocks.all_types.x"])

@@ -143,13 +143,15 @@ def test_any_text_stays_text(sentence: str) -> None:
         sentence=sentence,
         check=sentence,
         reproduce=sentence,
-        detail={sentence: [sentence]},
+        detail={sentence: [sentence, 1]},
     )
     changed = msgspec.structs.replace(VERDICT, sentence=sentence, checks=(first,))
     plain = msgspec.structs.replace(
         changed,
         sentence="x",
-        checks=(msgspec.structs.replace(first, sentence="x", check="x", reproduce="x", detail={"x": ["x"]}),),
+        checks=(
+            msgspec.structs.replace(first, sentence="x", check="x", reproduce="x", detail={"x": ["x", 1]}),
+        ),
     )
     tree = parser.document_fromstring(html.render(changed, options={}).encode())
     tags = [e.tag for e in tree.iter() if e.tag != "pre"]
