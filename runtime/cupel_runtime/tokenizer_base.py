@@ -79,13 +79,11 @@ class Tokenizer(ABC):
         """
         _require_unicode(text)
         ids = [self.bos_id] if add_special and self.add_bos and self.bos_id is not None else []
-        after_special = True
         for part in self._partition(text, parse_special):
             if isinstance(part, int):
                 ids.append(part)
             else:
-                ids.extend(self._encode_text(part, after_special))
-            after_special = isinstance(part, int)
+                ids.extend(self._encode_text(part))
         if add_special and self.add_eos and self.eos_id is not None:
             ids.append(self.eos_id)
         return ids
@@ -125,8 +123,8 @@ class Tokenizer(ABC):
         return TextStream(self, continuation)
 
     @abstractmethod
-    def _encode_text(self, text: str, after_special: bool) -> list[int]:
-        """Ids of a stretch of text, not empty, without special tokens, at the start or after one or not."""
+    def _encode_text(self, text: str) -> list[int]:
+        """Ids of a stretch of text, not empty, between special tokens or the ends."""
 
     @abstractmethod
     def _text(self, token: str) -> bytes:

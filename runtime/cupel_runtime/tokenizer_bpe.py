@@ -48,7 +48,7 @@ class ByteLevelTokenizer(Tokenizer, model="gpt2"):
         )
         self._bpe.pre_tokenizer = self._pre.build()
 
-    def _encode_text(self, text: str, after_special: bool) -> list[int]:
+    def _encode_text(self, text: str) -> list[int]:
         ids: list[int] = self._bpe.encode(text, add_special_tokens=False).ids
         lacking = self._lacking.intersection(data := text.encode()) if self._lacking else set()
         # The library drops what it has no token for; a whole word may still stand for such a byte.

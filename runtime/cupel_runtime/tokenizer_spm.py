@@ -57,8 +57,8 @@ class SentencePieceTokenizer(Tokenizer, model="llama"):
         self._unused = {vocabulary.tokens[i] for i in vocabulary.of_type(TokenType.UNUSED)}
         self._bytes = {int(vocabulary.tokens[i][3:5], 16): i for i in vocabulary.of_type(TokenType.BYTE)}
 
-    def _encode_text(self, text: str, after_special: bool) -> list[int]:
-        prefix = " " if after_special and self.strips_prefix else ""
+    def _encode_text(self, text: str) -> list[int]:
+        prefix = " " if self.strips_prefix else ""
         ids: list[int] = []
         in_unknown_run = False
         for symbol in merge_by_score((prefix + text).replace(" ", SPACE), self._scores, self._unused):
