@@ -1,0 +1,26 @@
+"""Command lines go in; what the command said and its exit code come out, in process or from a child."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from click.testing import CliRunner, Result
+
+from cupel_harness import cli
+
+CUPEL = [sys.executable, "-c", "from cupel_harness.cli import main; main()"]
+
+
+def invoke(*args: str, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(cli.cli, list(args), input=stdin)
+
+
+def child(*args: str, **options: object) -> subprocess.CompletedProcess[str]:
+    """The real command in a process of its own, with pipes for its streams."""
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    options.setdefault("input", "")
+    return subprocess.run(
+        [*CUPEL, *args], capture_output=True, text=True, timeout=120, env=environment, check=False, **options
+    )  # type: ignore[call-overload, no-any-return]
