@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help gate test test-hf lint format fixtures clean
+.PHONY: help gate test test-hf lint format goldens clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,11 @@ lint: $(VENV)/.installed-dev  ## ruff, mypy --strict, line budget, layer test
 format: $(VENV)/.installed-dev  ## let ruff fix and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+goldens: $(VENV)/.installed  ## record the fixtures' goldens anew from the float64 oracle
+	@for name in llama-tiny gpt2-tiny; do for type in f16 bf16 q8_0 q4_0 q4_k q6_k; do \
+	  OMP_NUM_THREADS=1 $(BIN)/cupel golden record fixture:$$name:$$type \
+	    -o fixtures/cupel_fixtures/golden/$$name.$$type.json 2>/dev/null || exit $$?; done; done
 
 clean:  ## remove generated files, the environment included
 	rm -rf $(VENV) out dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -222,6 +222,16 @@ def forced(model: Model, ids: Sequence[int]) -> Rows:
     return model.forward([(model.new_cache(len(ids)), ids)])[0]
 
 
+def prompts_for(model_spec: str | Path) -> tuple[str, ...]:
+    """The prompts a model's golden is recorded with: a fixture's own, texts of its kind; PROMPTS otherwise."""
+    named = fixture_name(model_spec)
+    if named is None:
+        return PROMPTS
+    import cupel_fixtures
+
+    return tuple(cupel_fixtures.prompts(named[0]))
+
+
 def golden_for(model_spec: str | Path, progress: Progress | None = None) -> Golden:
     """A fixture's committed golden; a user file's from the cache folder, recorded on first use.
 

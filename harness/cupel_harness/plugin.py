@@ -38,6 +38,15 @@ def pytest_configure(config: pytest.Config) -> None:
         from cupel_harness.recorder import Recorder
 
         config.pluginmanager.register(Recorder(config), "cupel-recorder")
+    if "+fault:" in config.getoption("cupel_engine"):
+        from cupel_harness import faults
+        from cupel_harness.engines import EngineSpec
+        from cupel_runtime.errors import UsageError
+
+        try:
+            faults.ambient(faults.named(EngineSpec.parse(config.getoption("cupel_engine")).faults))
+        except UsageError as error:
+            raise pytest.UsageError(str(error)) from error
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -113,9 +122,11 @@ def oracle(pytestconfig: pytest.Config, model_spec: str) -> Iterator[Engine]:
 @pytest.fixture(scope="session")
 def golden(model_spec: str) -> Golden:
     """The golden of the model under test; recorded on first use for a user's own file."""
+    from cupel_harness import faults
     from cupel_harness.golden import golden_for
 
-    return golden_for(model_spec)
+    with faults.only(()):
+        return golden_for(model_spec)
 
 
 @pytest.fixture(scope="session")

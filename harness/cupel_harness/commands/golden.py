@@ -42,7 +42,11 @@ def record(console: Console, model: str, output: Path | None, tokens: int, promp
     target = output or Path(f"{path.name}.golden.json")
     with console.progress(1, "recording") as bar:
         made = golden.record(
-            path, prompts or golden.PROMPTS, tokens=tokens, progress=_steps(bar), name=path.stem
+            path,
+            prompts or golden.prompts_for(model),
+            tokens=tokens,
+            progress=_steps(bar),
+            name=model.split(":")[1] if model.startswith("fixture:") else path.stem,
         )
     golden.save(made, target)
     count = sum(len(p.tokens) for p in made.prompts)

@@ -50,11 +50,12 @@ def open_engine(spec: str, model: str | Path) -> Engine:
     for connector in CONNECTORS:
         import_module(f"{__name__}.{connector}")
     cls, argument = engine_class(f"{parsed.name}:{parsed.argument}")
-    if parsed.faults:
-        raise UsageError(
-            "unknown planted fault", where=repr(spec), got=" and ".join(map(repr, parsed.faults))
-        )
-    return cls.open(argument, str(model))
+    from cupel_harness import faults
+
+    planted = faults.named(parsed.faults) if parsed.faults else ()
+    if not planted and not faults.active():
+        return cls.open(argument, str(model))
+    return faults.scoped(lambda: cls.open(argument, str(model)), planted)
 
 
 def resolve_model(spec: str | Path) -> Path:

@@ -1,0 +1,194 @@
+"""A planted fault is a name and a few patches; what is active while which engine works is decided here alone.
+
+Production code has no branch for faults: a fault replaces attributes of its modules and classes from
+outside. An engine opened as `numpy+fault:NAME` has its fault active only inside its own calls. A process that
+tests such an engine makes the fault ambient, so that code called without an engine (a sampler, a decoder) is
+faulty too; engines without a fault, the oracle above all, then suspend it inside their calls.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from cupel_harness.engines.base import Engine, Session
+from cupel_runtime.errors import UsageError
+
+Wrap = Callable[[Any], Any]
+Patches = Callable[[], Iterable["Patch"]]
+AREAS = (
+    "file", "blocks", "embedding", "norm", "rope", "attention", "feed-forward", "head", "sampler",
+    "tokenizer", "state", "memory", "trace", "harness",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One attribute replaced: `module:Qualified.name`, and a function from original to replacement."""
+
+    target: str
+    wrap: Wrap
+
+    def owner(self) -> tuple[Any, str]:
+        """The object that holds the attribute, and the attribute's name."""
+        module, _, path = self.target.partition(":")
+        owner: Any = importlib.import_module(module)
+        *parents, name = path.split(".")
+        for parent in parents:
+            owner = getattr(owner, parent)
+        return owner, name
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One small named bug.
+
+    Attributes:
+        area: the row of the table of faults it belongs to, one of AREAS.
+        blames: stage kinds (`q_rope`) or parts (`file`, `tokenizer`, `sampler`, `state` …) of which one has
+            to be blamed by whoever finds it.
+        summary: what is wrong, one clause.
+        models: model specs on which it shows; the first is the one it is run on.
+        patches: yields the patches.
+    """
+
+    name: str
+    area: str
+    blames: tuple[str, ...]
+    summary: str
+    models: tuple[str, ...]
+    patches: Patches
+
+    @property
+    def source(self) -> str:
+        """The code of the fault, for its content hash and for `cupel faults show`."""
+        return inspect.getsource(self.patches)
+
+
+REGISTRY: dict[str, Fault] = {}
+MODULES = ("rope",)
+
+
+def fault(
+    *, area: str, blames: Sequence[str], models: Sequence[str] = ("fixture:llama-tiny", "fixture:gpt2-tiny")
+) -> Callable[[Patches], Patches]:
+    """Register a function that yields patches as the fault of its name; its docstring is the summary."""
+
+    def register(function: Patches) -> Patches:
+        name = function.__name__
+        if name in REGISTRY or area not in AREAS or not blames or not models or not function.__doc__:
+            raise ValueError(f"fault {name} is declared twice or incompletely")
+        summary = function.__doc__.strip().rstrip(".")
+        REGISTRY[name] = Fault(name, area, tuple(blames), summary, tuple(models), function)
+        return function
+
+    return register
+
+
+def catalogue() -> dict[str, Fault]:
+    """Every fault by name, in the order of their files."""
+    for module in MODULES:
+        importlib.import_module(f"cupel_harness.faults.{module}")
+    return REGISTRY
+
+
+def named(names: Iterable[str]) -> tuple[Fault, ...]:
+    """The faults of these names.
+
+    Raises:
+        UsageError: a name nobody declared.
+    """
+    known = catalogue()
+    for name in (names := tuple(names)):
+        if name not in known:
+            hint = "`cupel faults list` shows them"
+            raise UsageError(
+                "unknown planted fault", expected=f"one of {len(known)}", got=repr(name), hint=hint
+            )
+    return tuple(known[name] for name in names)
+
+
+_active: tuple[Fault, ...] = ()
+_undo: list[tuple[Any, str, Any, bool]] = []
+
+
+@contextmanager
+def only(faults: tuple[Fault, ...]) -> Iterator[None]:
+    """Make exactly these faults active; what was active before is restored on the way out."""
+    before = _active
+    if before == faults:
+        yield
+        return
+    _install(faults)
+    try:
+        yield
+    finally:
+        _install(before)
+
+
+def ambient(faults: tuple[Fault, ...]) -> None:
+    """Make these faults active for the rest of the process."""
+    _install(faults)
+
+
+def active() -> tuple[Fault, ...]:
+    """The faults that are active now."""
+    return _active
+
+
+def _install(faults: tuple[Fault, ...]) -> None:
+    global _active
+    while _undo:
+        owner, name, original, own = _undo.pop()
+        if own:
+            setattr(owner, name, original)
+        else:
+            delattr(owner, name)
+    _active = faults
+    for each in faults:
+        for patch in each.patches():
+            owner, name = patch.owner()
+            own = name in vars(owner)
+            original = vars(owner)[name] if own else getattr(owner, name)
+            kind = type(original) if isinstance(original, staticmethod | classmethod) else None
+            replacement = patch.wrap(original.__func__ if kind else original)
+            _undo.append((owner, name, original, own))
+            setattr(owner, name, kind(replacement) if kind else replacement)
+
+
+T = TypeVar("T", Engine, Session)
+
+
+def scoped(open_it: Callable[[], Engine], faults: tuple[Fault, ...]) -> Engine:
+    """Open an engine under exactly these faults, and keep each of its later calls under them."""
+    with only(faults):
+        engine = open_it()
+    return _confine(engine, faults)
+
+
+def _confine(target: T, faults: tuple[Fault, ...]) -> T:
+    """Give the object's class a twin whose methods all run under the faults."""
+    cls = type(target)
+
+    def __getattribute__(self: Any, name: str) -> Any:  # noqa: N807
+        with only(faults):
+            value = cls.__getattribute__(self, name)
+        if name.startswith("_") or not inspect.ismethod(value):
+            return value
+
+        @functools.wraps(value)
+        def call(*arguments: Any, **named: Any) -> Any:
+            with only(faults):
+                result = value(*arguments, **named)
+            return _confine(result, faults) if isinstance(result, Session) else result
+
+        return call
+
+    twin = type(cls.__name__, (cls,), {"__getattribute__": __getattribute__, "__doc__": cls.__doc__})
+    target.__class__ = twin
+    return target
