@@ -349,6 +349,7 @@ def test_empty_tokens_are_allowed_and_never_matched() -> None:
     tokenizer = load_tokenizer(bpe(tokens=tokens, token_type=types))
     assert tokenizer.encode(" ab🐟") == BPE.encode(" ab🐟")
     assert tokenizer.decode([len(tokens) - 1, len(tokens) - 2]) == b""
+    assert "" not in tokenizer.vocabulary.ids
 
 
 VALUES = st.one_of(

@@ -319,3 +319,12 @@ def test_a_user_defined_token_is_raw_text() -> None:
     tokenizer = load_tokenizer({**base, "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types})
     ids = tokenizer.encode("abĠñ  xab", parse_special=False)
     assert [tokenizer.piece(i) for i in ids] == [b"ab", "Ġñ  x".encode(), b"ab"]
+
+
+def test_text_never_becomes_a_user_defined_token_by_its_bytes() -> None:
+    """A user-defined token spelled like the bytes of a word is not that word."""
+    base = metadata([(b"a", b"b")], "llama-bpe", add_bos_token=False)
+    tokens = [*base["tokenizer.ggml.tokens"], "Ġx"]  # type: ignore[misc]
+    types = [*base["tokenizer.ggml.token_type"], 4]  # type: ignore[misc]
+    tokenizer = load_tokenizer({**base, "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types})
+    assert [tokenizer.piece(i) for i in tokenizer.encode(" x")] == [b" ", b"x"]

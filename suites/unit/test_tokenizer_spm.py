@@ -253,6 +253,21 @@ def test_the_prefix_is_put_after_special_tokens_and_removed_again() -> None:
     assert TOKENIZER.decode(TOKENIZER.encode("mill<s>river</s> x")) == b"millriver x"
 
 
+def test_only_one_space_is_the_prefix() -> None:
+    """A token of several spaces loses one of them at the start, and no more."""
+    tokenizer = small({"▁": -9, "a": -9, "▁▁": -1})
+    ids = tokenizer.encode(" a", add_special=False)
+    assert [tokenizer.name(i) for i in ids] == ["▁▁", "a"]
+    assert tokenizer.decode(ids) == b" a"
+
+
+def test_merging_never_gives_a_control_token() -> None:
+    """Text that spells a control token stays text even where its parts could merge into it."""
+    tokenizer = small({"▁": -9, "<": -9, "s": -9, ">": -9, "<s": -1})
+    ids = tokenizer.encode("<s>", add_special=False, parse_special=False)
+    assert [tokenizer.name(i) for i in ids] == ["▁", "<s", ">"]
+
+
 def test_piece_and_continuation_keep_the_space() -> None:
     """Only the start of a full decode loses its prefix: a piece or a continuation keeps the space."""
     ids = TOKENIZER.encode("the river", add_special=False)
