@@ -41,10 +41,12 @@ class ByteLevelTokenizer(Tokenizer, model="gpt2"):
         self._pre = _pre_tokenizer(metadata)
         vocabulary = read_vocabulary(metadata, vocab_size, Defaults(add_bos=self._pre.add_bos))
         self._adopt(vocabulary)
-        self._ranks = _merges(strings(metadata, "merges"), words := _words(vocabulary))
+        words = _words(vocabulary)
+        self._merges = _merges(strings(metadata, "merges"), words)
+        pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in self._merges)]
         self._lacking = {byte for byte, character in BYTE_ALPHABET.items() if character not in words}
         self._bpe = tokenizers.Tokenizer(
-            BPE(vocab=words, merges=list(self._ranks), ignore_merges=self._pre.ignore_merges)
+            BPE(vocab=words, merges=pairs, ignore_merges=self._pre.ignore_merges)
         )
         self._bpe.pre_tokenizer = self._pre.build()
 
@@ -67,7 +69,7 @@ class ByteLevelTokenizer(Tokenizer, model="gpt2"):
             return token.encode()
 
     def _decisive(self) -> list[object]:
-        return [self._pre.patterns, self._pre.ignore_merges, list(self._ranks)]
+        return [self._pre.patterns, self._pre.ignore_merges, self._merges]
 
 
 def _spelled_in_bytes(token: str) -> bool:
@@ -94,12 +96,11 @@ def _words(vocabulary: Vocabulary) -> dict[str, int]:
     return words | {token: i for token, i in own.items() if token and token.isascii()}
 
 
-def _merges(merges: list[str], words: Mapping[str, int]) -> dict[tuple[str, str], None]:
-    ranks: dict[tuple[str, str], None] = {}
+def _merges(merges: list[str], words: Mapping[str, int]) -> list[str]:
+    """The merges in order of rank, each once, checked."""
     for index, merge in enumerate(merges):
         left, _, right = merge.partition(" ")
         if left in words and right in words and left + right in words:
-            ranks.setdefault((left, right))
             continue
         where = f"{PREFIX}merges[{index}]"
         if not left or not right or " " in right:
@@ -114,4 +115,4 @@ def _merges(merges: list[str], words: Mapping[str, int]) -> dict[tuple[str, str]
         raise ModelFileError(
             f"{role} {missing!r} of merge {merge!r} is not a text token of the vocabulary", where=where
         )
-    return ranks
+    return list(dict.fromkeys(merges))
