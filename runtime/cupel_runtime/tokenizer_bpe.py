@@ -69,7 +69,7 @@ class ByteLevelTokenizer(Tokenizer, model="gpt2"):
             return token.encode()
 
     def _decisive(self) -> list[object]:
-        return [self._pre.patterns, self._pre.ignore_merges, self._merges]
+        return [self._pre.patterns, self._pre.ignore_merges, [merge.split(" ") for merge in self._merges]]
 
 
 def _spelled_in_bytes(token: str) -> bool:

@@ -273,6 +273,12 @@ def test_the_digest_ignores_what_decides_nothing(family: object) -> None:
     assert len(same.digest) == 64
 
 
+def test_the_digest_stays_what_recorded_goldens_hold() -> None:
+    """The canonical form is part of every golden's fingerprint: it may change only on purpose."""
+    assert SPM.digest == "8eb92ff261391a6a9b06fdd0c9ddcbbab07fc975b0c6b4aa0884e67faf2e9b9d"
+    assert BPE.digest == "0e1226718f7efb02a7c5730cb44f3d9be7333871b8e46aaca2e4814a3090e6d4"
+
+
 def test_an_unknown_model_is_named() -> None:
     """A tokenizer model cupel does not know is unsupported, by name; none at all is a broken file."""
     with pytest.raises(UnsupportedModel, match=r"'rwkv' is not known: expected one of gpt2, llama"):
