@@ -217,7 +217,7 @@ def _item(
         cells=dict(sorted(by_cell.items())),
         docs=item.docs,
         waivers=tuple(sorted(used)),
-        file=checklist.path.as_posix(),
+        file=_shown(checklist.path),
         line=line,
     )
 
@@ -262,3 +262,10 @@ def _manual(manual: Manual, as_of: dt.date) -> tuple[ItemStatus, str]:
     if manual.verify_again <= as_of:
         return ItemStatus.UNPROVEN, f"{signed}, to be verified again since {manual.verify_again}"
     return ItemStatus.PROVEN, f"{signed}, evidence {manual.evidence_sha256[:12]}"
+
+
+def _shown(path: Path) -> str:
+    """The path as CI annotates it: from the current folder when it lies inside, else from its package."""
+    absolute, here = path.resolve(), Path.cwd()
+    base = here if absolute.is_relative_to(here) else absolute.parents[2]
+    return absolute.relative_to(base).as_posix()

@@ -223,7 +223,7 @@ def forced(model: Model, ids: Sequence[int]) -> Rows:
 
 
 def prompts_for(model_spec: str | Path) -> tuple[str, ...]:
-    """The prompts a model's golden is recorded with: a fixture's own, texts of its kind; PROMPTS otherwise."""
+    """The prompts a model's golden is recorded with: a fixture's own; PROMPTS for any other file."""
     named = fixture_name(model_spec)
     if named is None:
         return PROMPTS

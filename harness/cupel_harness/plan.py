@@ -61,19 +61,24 @@ def build(
             raise UsageError(
                 "the gate has no such suite", where=gate.name, expected=expected, got=repr(suite)
             )
-    cells = [
+    cells = [cell for cell in cells_of(gate, engines, models) if not wanted or cell.suite in wanted]
+    for suite in dict.fromkeys(cell.suite for cell in cells):
+        suite_file(suite, folder)
+    if not cells:
+        raise NothingSelected("the selection leaves no cell", where=f"gate {gate.name}")
+    return Plan(gate.name, tuple(cells), bool(models), tuple(checks), folder)
+
+
+def cells_of(gate: Gate, engines: Sequence[str] = (), models: Sequence[str] = ()) -> tuple[Cell, ...]:
+    """Every cell of the gate once, in order, with engines and models replaced where given."""
+    cells = (
         Cell(model, engine, suite, device)
         for entry in gate.plan
         for model, engine, suite, device in product(
             models or entry.models, engines or entry.engines, entry.suites, entry.devices
         )
-        if not wanted or suite in wanted
-    ]
-    for suite in dict.fromkeys(cell.suite for cell in cells):
-        suite_file(suite, folder)
-    if not cells:
-        raise NothingSelected("the selection leaves no cell", where=f"gate {gate.name}")
-    return Plan(gate.name, tuple(dict.fromkeys(cells)), bool(models), tuple(checks), folder)
+    )
+    return tuple(dict.fromkeys(cells))
 
 
 def shard(plan: Plan, index: int, count: int) -> Plan:

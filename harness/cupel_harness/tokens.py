@@ -196,13 +196,19 @@ def compare_teacher_forced(engine: Engine, golden: Golden, oracle: Embedded) -> 
 
 @_step("greedy")
 def compare_greedy(engine: Engine, golden: Golden, oracle: Embedded) -> Finding:
-    """Step 4: free-running greedy tokens; a first divergence is a near tie within budget, or wrong."""
+    """Step 4: free-running greedy tokens; a first divergence is a near tie within budget, or wrong.
+
+    All prompts run together where the engine can batch, and the first one alone besides.
+    """
     judged = Divergences(engine, golden, oracle)
-    for number, prompt in enumerate(golden.prompts):
-        made = engine.generate(prompt.ids, max_tokens=len(prompt.tokens), ignore_eos=True)
-        judged.greedy(number, prompt, made.ids)
-    # Each prompt parts at most once, and is expected to with the chance that one flip or more occurs.
-    flips = [lanes.expected_flips(prompt.margins, judged.largest) for prompt in golden.prompts]
+    count = len(golden.prompts[0].tokens)
+    alone = engine.generate(golden.prompts[0].ids, max_tokens=count, ignore_eos=True)
+    together = engine.generate_batch([p.ids for p in golden.prompts], max_tokens=count, ignore_eos=True)
+    runs = [(0, alone), *enumerate(together)]
+    for number, made in runs:
+        judged.greedy(number, golden.prompts[number], made.ids)
+    # Each run parts at most once, and is expected to with the chance that one flip or more occurs.
+    flips = [lanes.expected_flips(golden.prompts[number].margins, judged.largest) for number, _ in runs]
     return _of("greedy", judged, float(np.sum(-np.expm1(np.negative(flips)))))
 
 

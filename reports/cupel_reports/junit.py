@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 from junitparser import Error, Failure, JUnitXml, Properties, Property, Skipped, TestCase, TestSuite
 from junitparser.junitparser import FinalResult
@@ -99,20 +98,13 @@ def _enrich(case: TestCase, result: CheckResult, items: Iterable[ItemResult]) ->
         *(("metric", bound(m)) for m in result.metrics),
     ]
     if proving and proving[0].file:
-        case._elem.set("file", one_line(_relative(proving[0].file)))
+        case._elem.set("file", one_line(proving[0].file))
         case._elem.set("line", str(proving[0].line))
     properties = Properties()
     for name, value in facts:
         if value:
             properties.add_property(Property(name, one_line(value)))
     case.append(properties)
-
-
-def _relative(file: str) -> str:
-    """The path as CI annotates it: relative to the folder the report is made in, when it lies inside."""
-    path = Path(file)
-    here = Path.cwd()
-    return path.relative_to(here).as_posix() if path.is_relative_to(here) else file
 
 
 def _sentence(result: CheckResult, verdict: Verdict) -> str:

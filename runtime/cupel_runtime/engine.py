@@ -13,13 +13,13 @@ from cupel_runtime.adapters import Adapter, LoadReport, Step, Tap, adapter_for
 from cupel_runtime.backends import NumpyBackend
 from cupel_runtime.backends.numpy import Precision
 from cupel_runtime.errors import InvalidParameter, NotANumber, UsageError
-from cupel_runtime.generate import Generation, generate
+from cupel_runtime.generate import Generation, generate, generate_batch
 from cupel_runtime.gguf import open_gguf
 from cupel_runtime.kvcache import KVCache
 from cupel_runtime.ops import Array, Backend, Ids
 from cupel_runtime.tokenizer import Tokenizer, load_tokenizer
 
-__all__ = ["Generation", "KVCache", "Model", "generate"]
+__all__ = ["Generation", "KVCache", "Model", "generate", "generate_batch"]
 
 # Gets a copy of every stage; an array it returns takes the stage's place in the rest of the pass.
 Trace = Callable[[str, Array], Array | None]

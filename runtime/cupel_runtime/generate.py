@@ -62,6 +62,60 @@ def logprob(logits: Array, token: int) -> float:
     return float(values[token] - top - np.log(np.exp(values - top).sum()))
 
 
+class Writer:
+    """One sequence being continued: `cache` and the ids to `feed` next; `take` their last row of logits.
+
+    Raises:
+        InvalidParameter: max_tokens below 0, bad stop strings.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        ids: Sequence[int],
+        max_tokens: int,
+        params: SamplingParams | None = None,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+        on_token: Callable[[int, float], bool | None] | None = None,
+        cache: KVCache | None = None,
+    ) -> None:
+        if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 0:
+            raise InvalidParameter(
+                "out of range", where="max_tokens", expected="an integer from 0", got=repr(max_tokens)
+            )
+        self.cache = cache or model.new_cache(max(1, min(model.context_length, len(ids) + max_tokens)))
+        self.feed = self._history = [*ids]
+        self._model, self._max_tokens, self._params = model, max_tokens, params or SamplingParams()
+        self._stops, self._ignore_eos, self._on_token = StopStrings(stop), ignore_eos, on_token
+        self._ids: list[int] = []
+        self._logprobs: list[float] = []
+
+    def take(self, logits: Array) -> Generation | None:
+        """Choose the next id from a row (vocab,); the whole text once it has ended."""
+        if len(self._ids) == self._max_tokens:
+            return self._ended("length")
+        token = sample(logits, self._params, self.cache.offset + self.cache.length, self._history)
+        if token in self._model.tokenizer.eog_ids and not self._ignore_eos:
+            return self._ended("eos")
+        self._ids.append(token)
+        self._history.append(token)
+        self._logprobs.append(logprob(logits, token))
+        if self._on_token is not None and self._on_token(token, self._logprobs[-1]) is False:
+            return self._ended("cancelled")
+        if self._stops.push(self._model.tokenizer.piece(token)):
+            return self._ended("stop")
+        if len(self._ids) == self._max_tokens:
+            return self._ended("length")
+        if self.cache.length == self.cache.capacity:
+            return self._ended("context")
+        self.feed = [token]
+        return None
+
+    def _ended(self, reason: str) -> Generation:
+        return Generation(tuple(self._ids), tuple(self._logprobs), reason)
+
+
 def generate(
     model: Model,
     ids: Sequence[int],
@@ -90,36 +144,32 @@ def generate(
         InvalidParameter: no ids, an id outside the vocabulary, max_tokens below 0, bad stop strings.
         NotANumber: a stage that is not finite.
     """
-    params = params or SamplingParams()
-    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 0:
-        raise InvalidParameter(
-            "out of range", where="max_tokens", expected="an integer from 0", got=repr(max_tokens)
-        )
-    stops = StopStrings(stop)
-    if cache is None:
-        cache = model.new_cache(max(1, min(model.context_length, len(ids) + max_tokens)))
-    history, generated, logprobs = [*ids], list[int](), list[float]()
-
-    def ended(reason: str) -> Generation:
-        return Generation(tuple(generated), tuple(logprobs), reason)
-
-    new = history
+    writer = Writer(model, ids, max_tokens, params, stop, ignore_eos, on_token, cache)
     while True:
-        logits = model.forward([(cache, new)], last_only=True)[0][-1]
-        if len(generated) == max_tokens:
-            return ended("length")
-        token = sample(logits, params, cache.offset + cache.length, history)
-        if token in model.tokenizer.eog_ids and not ignore_eos:
-            return ended("eos")
-        generated.append(token)
-        history.append(token)
-        logprobs.append(logprob(logits, token))
-        if on_token is not None and on_token(token, logprobs[-1]) is False:
-            return ended("cancelled")
-        if stops.push(model.tokenizer.piece(token)):
-            return ended("stop")
-        if len(generated) == max_tokens:
-            return ended("length")
-        if cache.length == cache.capacity:
-            return ended("context")
-        new = [token]
+        logits = model.forward([(writer.cache, writer.feed)], last_only=True)[0][-1]
+        if (done := writer.take(logits)) is not None:
+            return done
+
+
+def generate_batch(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    params: SamplingParams | None = None,
+    stop: Sequence[str] = (),
+    ignore_eos: bool = False,
+) -> list[Generation]:
+    """As `generate`, for several prompts that go through every step together; those that end leave the batch.
+
+    Raises:
+        As `generate`; one prompt that cannot be continued fails them all.
+    """
+    writers = [Writer(model, ids, max_tokens, params, stop, ignore_eos) for ids in prompts]
+    done: dict[int, Generation] = {}
+    while live := [n for n in range(len(writers)) if n not in done]:
+        batch = [(writers[n].cache, writers[n].feed) for n in live]
+        for n, logits in zip(live, model.forward(batch, last_only=True), strict=True):
+            if (ended := writers[n].take(logits[-1])) is not None:
+                done[n] = ended
+    return [done[n] for n in range(len(writers))]

@@ -129,6 +129,12 @@ class Engine(ABC):
         """Continue ids; `on_token(id, logprob)` returning False cancels."""
         self._lacks(Capability.GENERATE)
 
+    def generate_batch(
+        self, prompts: Sequence[Sequence[int]], *, max_tokens: int, ignore_eos: bool = False
+    ) -> list[Generation]:
+        """Greedy continuations of several prompts, computed together where the engine can (BATCH)."""
+        return [self.generate(ids, max_tokens=max_tokens, ignore_eos=ignore_eos) for ids in prompts]
+
     def trace(
         self, ids: Sequence[int], replace: Mapping[str, NDArray[np.float64]] | None = None
     ) -> Iterator[tuple[str, NDArray[np.floating]]]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cupel_harness.engines import resolve_model
 from cupel_harness.engines.base import Capability, Engine, EngineInfo, Generation, Session
-from cupel_runtime.engine import Model, generate
+from cupel_runtime.engine import Model, generate, generate_batch
 from cupel_runtime.errors import EngineError, UsageError
 from cupel_runtime.kvcache import KVCache
 from cupel_runtime.sampler import SamplingParams
@@ -144,6 +144,12 @@ class Embedded(Engine):
             on_token=on_token,
         )
         return Generation(tuple(done.ids), tuple(done.logprobs), done.finish_reason)
+
+    def generate_batch(
+        self, prompts: Sequence[Sequence[int]], *, max_tokens: int, ignore_eos: bool = False
+    ) -> list[Generation]:
+        done = generate_batch(self.model, prompts, max_tokens=max_tokens, ignore_eos=ignore_eos)
+        return [Generation(text.ids, text.logprobs, text.finish_reason) for text in done]
 
     def trace(
         self, ids: Sequence[int], replace: Mapping[str, NDArray[np.float64]] | None = None
