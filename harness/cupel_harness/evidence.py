@@ -185,16 +185,12 @@ def read(path: str | Path) -> tuple[Record, ...]:
             raise PolicyError(
                 "ledger line is not a record of this version", where=f"{path} line {number}", got=str(error)
             ) from error
-        except msgspec.DecodeError:
-            if not _torn(line):
+        except msgspec.DecodeError as error:
+            if "truncated" not in str(error):  # what a killed writer leaves is the beginning of a record
                 raise PolicyError(
                     "ledger line is not JSON", where=f"{path} line {number}", got=repr(line[:40])
                 ) from None
     return tuple(records)
-
-
-def _torn(line: bytes) -> bool:
-    return line.startswith(b"{") and not line.rstrip().endswith(b"}")
 
 
 def checks(records: Iterable[Record]) -> dict[tuple[str, str], Evidence]:

@@ -63,7 +63,7 @@ def resolve_model(spec: str | Path) -> Path:
 
     Raises:
         UsageError: unknown fixture or block type.
-        ModelFileError: no such file.
+        ModelFileError: no such file, or a fixture that is not the recorded one.
     """
     text = str(spec)
     path = _fixture(text) if text.startswith("fixture:") else Path(text).expanduser()
@@ -102,4 +102,7 @@ def _fixture(text: str) -> Path:
 
     named = fixture_name(text)
     assert named is not None
-    return cupel_fixtures.path(*named)
+    try:
+        return cupel_fixtures.path(*named)
+    except cupel_fixtures.FixtureError as error:
+        raise ModelFileError(str(error), where=text) from error
