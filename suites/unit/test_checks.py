@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -83,3 +86,23 @@ def test_the_content_hash_follows_the_code_that_judges(monkeypatch: pytest.Monke
     assert first != content_hash(test_a_check_names_a_fault_that_it_kills)
     monkeypatch.setattr("cupel_harness.checks.JUDGES", ("evidence.py",))
     assert first != content_hash(test_an_observer_adds_what_it_saw)
+
+
+def test_the_hash_of_a_check_is_the_same_in_every_process() -> None:
+    """A suite and a judge may share a file name; the order they are hashed in may not depend on chance."""
+    code = (
+        "from cupel_suites.tokens import test_greedy as check; "
+        "from cupel_harness.checks import content_hash; print(content_hash(check))"
+    )
+    seen = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in range(6)
+    }
+    assert len(seen) == 1
+    assert len(seen.pop().strip()) == 64
