@@ -47,12 +47,13 @@ class NumpyBackend:
         return table[ids]
 
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
-        mean_square = np.mean(x * x, axis=-1, keepdims=True)
+        mean_square = np.add.reduce(x * x, axis=-1, keepdims=True) / x.shape[-1]
         return np.asarray(x / np.sqrt(mean_square + eps) * weight)
 
     def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
-        centred = x - np.mean(x, axis=-1, keepdims=True)
-        variance = np.mean(centred * centred, axis=-1, keepdims=True)
+        n = x.shape[-1]
+        centred = x - np.add.reduce(x, axis=-1, keepdims=True) / n
+        variance = np.add.reduce(centred * centred, axis=-1, keepdims=True) / n
         return np.asarray(centred / np.sqrt(variance + eps) * weight + bias)
 
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
@@ -87,8 +88,8 @@ class NumpyBackend:
 
     def softmax(self, x: Array) -> Array:
         with np.errstate(invalid="ignore"):
-            weights = np.exp(x - np.max(x, axis=-1, keepdims=True))
-        return np.asarray(weights / np.sum(weights, axis=-1, keepdims=True))
+            weights = np.exp(x - np.maximum.reduce(x, axis=-1, keepdims=True))
+        return np.asarray(weights / np.add.reduce(weights, axis=-1, keepdims=True))
 
     def attention(
         self, q: Array, k: Array, v: Array, *, start: int, scale: float, window: int | None = None
@@ -103,11 +104,11 @@ class NumpyBackend:
             block = blocked[:, :, low:high].reshape(kv_heads, group * (high - low), head_dim)
             scores = (block @ k.transpose(0, 2, 1)) * scale
             scores = scores.reshape(kv_heads, group, high - low, length)
-            query, key = np.arange(start + low, start + high)[:, None], np.arange(length)
-            hidden = key > query
-            if window is not None:
-                hidden |= key <= query - window
-            if hidden.any():
+            if high - low > 1 or window is not None or start + high < length:  # else one row that sees all
+                query, key = np.arange(start + low, start + high)[:, None], np.arange(length)
+                hidden = key > query
+                if window is not None:
+                    hidden |= key <= query - window
                 scores[..., hidden] = -np.inf
             weights = self.softmax(scores).reshape(kv_heads, group * (high - low), length)
             mixed = (weights @ v).reshape(kv_heads, group, high - low, head_dim)
