@@ -37,17 +37,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="append", default=[])
     asked = parser.parse_args(arguments)
     _end_with_parent()
+    # Suites joined by + share the process; each is still a cell of its own, named after its file.
+    suites = asked.suite.split("+")
+    files = [suite_file(name, asked.suite_path).resolve() for name in suites]
+    file = files[0]
     # A lone path, an empty ini file and no folders above it: nothing of the caller's project takes part.
-    file = suite_file(asked.suite, asked.suite_path).resolve()
     options = ["-p", "cupel_harness.plugin", "-p", "no:cacheprovider", "-c", os.devnull, "-q", "--tb=short"]
     options += ["--import-mode=importlib", f"--rootdir={file.parent}", f"--confcutdir={file.parent}"]
-    for name in ("model", "engine", "suite", "device", "ledger"):
+    for name in ("model", "engine", *("suite",)[: len(suites) == 1], "device", "ledger"):
         options.append(f"--cupel-{name}={getattr(asked, name)}")
     options += [f"--cupel-check={check}" for check in asked.check]
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     import pytest
 
-    return int(pytest.main([*options, str(file)]))
+    return int(pytest.main([*options, *map(str, files)]))
 
 
 def _end_with_parent() -> None:
