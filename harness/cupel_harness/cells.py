@@ -23,7 +23,9 @@ def command(cell: Cell, ledger: Path, folder: Path | None, checks: Sequence[str]
 
 def environment(jobs: int) -> dict[str, str]:
     """A cell's environment: without the caller's pytest settings; one BLAS thread where cells share cores."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    # A gate starts dozens of processes: without kept bytecode each compiles everything again.
+    dropped = ("PYTEST_", "PYTHONDONTWRITEBYTECODE")
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     return inherited | (threads if jobs > 1 else {})
 

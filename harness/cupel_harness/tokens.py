@@ -198,13 +198,14 @@ def compare_teacher_forced(engine: Engine, golden: Golden, oracle: Embedded) -> 
 def compare_greedy(engine: Engine, golden: Golden, oracle: Embedded) -> Finding:
     """Step 4: free-running greedy tokens; a first divergence is a near tie within budget, or wrong.
 
-    All prompts run together where the engine can batch, and the first one alone besides.
+    The first prompt runs alone, the others together where the engine can batch.
     """
     judged = Divergences(engine, golden, oracle)
     count = len(golden.prompts[0].tokens)
     alone = engine.generate(golden.prompts[0].ids, max_tokens=count, ignore_eos=True)
-    together = engine.generate_batch([p.ids for p in golden.prompts], max_tokens=count, ignore_eos=True)
-    runs = [(0, alone), *enumerate(together)]
+    others = [prompt.ids for prompt in golden.prompts[1:]]
+    together = engine.generate_batch(others, max_tokens=count, ignore_eos=True)
+    runs = list(enumerate([alone, *together]))
     for number, made in runs:
         judged.greedy(number, golden.prompts[number], made.ids)
     # Each run parts at most once, and is expected to with the chance that one flip or more occurs.
@@ -216,12 +217,16 @@ def compare_greedy(engine: Engine, golden: Golden, oracle: Embedded) -> Finding:
 def compare_sampled(engine: Engine, golden: Golden, oracle: Embedded) -> Finding:
     """Step 5: the same seed draws the same tokens; a draw next to a boundary is budgeted like a near tie."""
     judged = Divergences(engine, golden, oracle)
-    steps = 0
-    for number, prompt in enumerate(golden.prompts):
-        for run in prompt.sampled:
-            made = engine.generate(prompt.ids, max_tokens=len(run.tokens), ignore_eos=True, **run.params)
-            judged.sampled(number, prompt, run.tokens, made.ids, run.params)
-            steps += len(run.tokens)
+    runs = [(number, run) for number, prompt in enumerate(golden.prompts) for run in prompt.sampled]
+    steps = sum(len(run.tokens) for _, run in runs)
+    made = engine.generate_batch(
+        [golden.prompts[number].ids for number, _ in runs],
+        max_tokens=max((len(run.tokens) for _, run in runs), default=0),
+        ignore_eos=True,
+        sampling=[run.params for _, run in runs],
+    )
+    for (number, run), text in zip(runs, made, strict=True):
+        judged.sampled(number, golden.prompts[number], run.tokens, text.ids, run.params)
     # A noise of this KL moves a boundary by at most the total variation, √(KL/2) (Pinsker).
     return _of("sampled", judged, steps * float(np.sqrt(judged.bound.kl_p99 / 2)))
 

@@ -156,16 +156,23 @@ def generate_batch(
     prompts: Sequence[Sequence[int]],
     *,
     max_tokens: int,
-    params: SamplingParams | None = None,
+    params: Sequence[SamplingParams] = (),
     stop: Sequence[str] = (),
     ignore_eos: bool = False,
 ) -> list[Generation]:
     """As `generate`, for several prompts that go through every step together; those that end leave the batch.
 
+    Args:
+        params: one for each prompt; all greedy when empty.
+
     Raises:
         As `generate`; one prompt that cannot be continued fails them all.
     """
-    writers = [Writer(model, ids, max_tokens, params, stop, ignore_eos) for ids in prompts]
+    params = params or [SamplingParams()] * len(prompts)
+    writers = [
+        Writer(model, ids, max_tokens, drawn, stop, ignore_eos)
+        for ids, drawn in zip(prompts, params, strict=True)
+    ]
     done: dict[int, Generation] = {}
     while live := [n for n in range(len(writers)) if n not in done]:
         batch = [(writers[n].cache, writers[n].feed) for n in live]

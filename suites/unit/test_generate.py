@@ -181,7 +181,7 @@ def test_a_batch_generates_what_each_prompt_does_alone(model: Model, monkeypatch
     free = [generate(model, ids, max_tokens=9, params=params, ignore_eos=True) for ids in prompts]
     monkeypatch.setattr(model.tokenizer, "eog_ids", frozenset([free[1].ids[4]]))
     expected = [generate(model, ids, max_tokens=9, params=params) for ids in prompts]
-    got = generate_batch(model, prompts, max_tokens=9, params=params)
+    got = generate_batch(model, prompts, max_tokens=9, params=[params] * 4)
     assert [(text.ids, text.finish_reason) for text in got] == [
         (text.ids, text.finish_reason) for text in expected
     ]

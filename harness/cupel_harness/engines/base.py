@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import TracebackType
-from typing import ClassVar, NoReturn, Self
+from typing import Any, ClassVar, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,10 +130,23 @@ class Engine(ABC):
         self._lacks(Capability.GENERATE)
 
     def generate_batch(
-        self, prompts: Sequence[Sequence[int]], *, max_tokens: int, ignore_eos: bool = False
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_tokens: int,
+        ignore_eos: bool = False,
+        sampling: Sequence[Mapping[str, Any]] = (),
     ) -> list[Generation]:
-        """Greedy continuations of several prompts, computed together where the engine can (BATCH)."""
-        return [self.generate(ids, max_tokens=max_tokens, ignore_eos=ignore_eos) for ids in prompts]
+        """Continuations of several prompts, computed together where the engine can (BATCH).
+
+        Args:
+            sampling: the sampling arguments of `generate` for each prompt; all greedy when empty.
+        """
+        sampling = sampling or [{}] * len(prompts)
+        return [
+            self.generate(ids, max_tokens=max_tokens, ignore_eos=ignore_eos, **drawn)
+            for ids, drawn in zip(prompts, sampling, strict=True)
+        ]
 
     def trace(
         self, ids: Sequence[int], replace: Mapping[str, NDArray[np.float64]] | None = None

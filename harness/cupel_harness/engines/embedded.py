@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 from weakref import WeakSet
 
 import numpy as np
@@ -146,9 +146,17 @@ class Embedded(Engine):
         return Generation(tuple(done.ids), tuple(done.logprobs), done.finish_reason)
 
     def generate_batch(
-        self, prompts: Sequence[Sequence[int]], *, max_tokens: int, ignore_eos: bool = False
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_tokens: int,
+        ignore_eos: bool = False,
+        sampling: Sequence[Mapping[str, Any]] = (),
     ) -> list[Generation]:
-        done = generate_batch(self.model, prompts, max_tokens=max_tokens, ignore_eos=ignore_eos)
+        params = [SamplingParams(**drawn) for drawn in sampling]
+        done = generate_batch(
+            self.model, prompts, max_tokens=max_tokens, params=params, ignore_eos=ignore_eos
+        )
         return [Generation(text.ids, text.logprobs, text.finish_reason) for text in done]
 
     def trace(
