@@ -15,8 +15,12 @@ MAY_IMPORT = {
     "reports": {"reports", "harness", "runtime"},
     "suites": {"suites", "harness", "runtime", "fixtures"},
 }
-# The harness finds a packaged model or golden through this door alone.
-FIXTURES_DOOR = {"harness/cupel_harness/engines/__init__.py", "harness/cupel_harness/golden.py"}
+# The harness finds a packaged model, a golden and text for clean runs through these doors alone.
+FIXTURES_DOOR = {
+    "harness/cupel_harness/engines/__init__.py",
+    "harness/cupel_harness/golden.py",
+    "harness/cupel_harness/faults/clean.py",
+}
 SOURCES = [file for room in MAY_IMPORT for file in sorted((ROOT / room / f"cupel_{room}").rglob("*.py"))]
 
 

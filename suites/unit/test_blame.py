@@ -1,0 +1,150 @@
+"""What counts as a kill, and whom a run's evidence blames."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cupel_harness.evidence import Cell, Evidence, Status
+from cupel_harness.faults.blame import OPS, blame, kills
+from cupel_harness.stages import stage_table
+
+MODEL = "fixture:llama-tiny"
+WRONG = "is the first wrong stage: NMSE 0.3 at positions 0-63, at most 1e-11 in lane exact"
+# One check of each kind, in the order of a diagnosis, with what it finds and whom it makes a person blame.
+LADDER = (
+    ("file.weights", "blk.0.attn_q.weight differs", "file"),
+    ("tokenizer.merges", "ids differ", "tokenizer"),
+    ("stages.early", f"blk.1.q_rope {WRONG}", "q_rope"),
+    ("ops.swiglu", "NMSE 0.1", "act"),
+    ("sampler.filters", "top-k keeps one too many", "sampler"),
+    ("cache.size", "holds twice as much", "memory"),
+    ("cache.sessions_apart", "the sessions differ", "state"),
+    ("properties.cancel", "went on", "generate"),
+    ("errors.too_long", "was accepted", "errors"),
+    ("file.configuration", "norm_eps: the file says 1e-5, the engine uses 1e-6", "file"),
+    ("tokens.teacher_forced", "KL 0.3", "logits"),
+)
+
+
+def seen(
+    check: str,
+    sentence: str = "wrong",
+    status: Status = Status.FAILED,
+    engine: str = "numpy+fault:x",
+    observed: int = 1,
+) -> Evidence:
+    cell = Cell(MODEL, engine, check.partition(".")[0])
+    return Evidence(check, "c" * 64, cell, status, observed, sentence, "oracle", ("x",), "cupel run")
+
+
+def sound(*checks: str) -> list[Evidence]:
+    return [seen(check, status=Status.PASSED, engine="numpy") for check in checks]
+
+
+FAILURES = [seen(check, sentence) for check, sentence, _ in LADDER]
+CLEAN = sound(*(check for check, _, _ in LADDER))
+
+
+def test_a_failed_check_that_passes_without_the_fault_is_a_kill() -> None:
+    """Only a failure beside a pass counts: not an error, not silence, not a check that is always red."""
+    statuses = {f"ops.{status}": status for status in Status}
+    found = [seen(check, status=status) for check, status in statuses.items()]
+    assert [e.check for e in kills(found, sound(*statuses))] == ["ops.failed"]
+    assert kills(found, []) == []
+    assert kills(found, [seen("ops.failed", engine="numpy")]) == []
+
+
+def test_a_pass_on_another_model_is_no_control() -> None:
+    """The clean engine must have passed with the same model."""
+    other = Evidence(
+        "ops.add", "", Cell("fixture:gpt2-tiny", "numpy", "ops"), Status.PASSED, 1, "", "o", ("x",), ""
+    )
+    assert kills([seen("ops.add")], [other]) == []
+
+
+def test_silence_counts_against_the_harness_alone() -> None:
+    """A check that saw nothing where it passed before kills a fault of the harness, and no other."""
+    quiet = [
+        seen("ops.add", "the check ended without having observed anything", Status.INCONCLUSIVE, observed=0)
+    ]
+    assert kills(quiet, sound("ops.add")) == []
+    (found,) = kills(quiet, sound("ops.add"), silence=True)
+    assert blame([found]).parts == ("harness",)
+
+
+def test_an_error_kills_nothing_even_in_the_harness() -> None:
+    """A crash says that nobody looked."""
+    assert kills([seen("ops.add", status=Status.ERROR)], sound("ops.add"), silence=True) == []
+
+
+def test_a_refusal_is_credited_to_the_file_suite_alone() -> None:
+    """An engine that does not open fails every check; only the suite that owes the refusal has seen it."""
+    refusal = "model file error in model.gguf: tensor is missing"
+    checks = ("cache.reset", "file.tensors", "file.weights", "stages.early", "tokens.greedy")
+    found = kills([seen(check, refusal, observed=0) for check in checks], sound(*checks))
+    assert [e.check for e in found] == ["file.tensors", "file.weights"]
+    assert blame(found).parts == ("file",)
+    without = kills([seen(check, refusal, observed=0) for check in checks[3:]], sound(*checks))
+    assert [e.check for e in without] == ["stages.early"]
+
+
+def test_nothing_killed_blames_nobody() -> None:
+    """Without a kill there is no blame."""
+    assert blame([]) is None
+
+
+@pytest.mark.parametrize(("check", "sentence", "part"), LADDER, ids=[row[0] for row in LADDER])
+def test_each_finding_alone_blames_its_part(check: str, sentence: str, part: str) -> None:
+    """What a single failing check says is who is blamed, and the blame carries its sentence."""
+    found = blame([seen(check, sentence)])
+    assert (part in found.parts, found.check, found.sentence) == (True, check, sentence)
+
+
+@given(
+    st.integers(0, len(LADDER) - 1), st.sets(st.sampled_from(FAILURES).map(lambda e: e.check)), st.randoms()
+)
+def test_what_comes_first_in_the_walk_explains_the_rest(
+    first: int, later: set[str], rng: random.Random
+) -> None:
+    """Further failures below the first change nothing, in whatever order the evidence comes."""
+    found = [e for n, e in enumerate(FAILURES) if n == first or (n > first and e.check in later)]
+    rng.shuffle(found)
+    assert LADDER[first][2] in blame(kills(found, CLEAN)).parts
+
+
+def test_wrong_blocks_explain_wrong_weights() -> None:
+    """Weights decoded wrong are not a file read wrong."""
+    assert blame([FAILURES[0], seen("blocks.q4_k")]).parts == ("blocks",)
+
+
+def test_a_setting_explains_nothing_that_a_stage_shows() -> None:
+    """A wrong epsilon in the configuration and a wrong norm: the norm is blamed."""
+    found = [seen("file.configuration", "norm_eps"), seen("stages.early", f"blk.0.attn_norm {WRONG}")]
+    assert blame(found).parts == ("attn_norm",)
+
+
+def test_early_positions_are_asked_before_late_ones() -> None:
+    """The late positions are downstream of the early ones; alone, they decide."""
+    late = seen("stages.late", f"blk.0.attn {WRONG}")
+    assert blame([late, seen("stages.early", f"embed {WRONG}")]).parts == ("embed",)
+    assert blame([late]).parts == ("attn",)
+
+
+def test_a_trace_is_blamed_only_while_the_logits_are_right() -> None:
+    """Shared buffers make every stage wrong, but not the tokens."""
+    shared = [
+        seen("stages.untouched", "embed and q share one buffer"),
+        seen("stages.early", f"embed {WRONG}"),
+    ]
+    assert blame(shared).parts == ("trace",)
+    assert blame([*shared, seen("tokens.teacher_forced")]).parts == ("embed",)
+
+
+def test_every_op_belongs_to_stages_that_exist() -> None:
+    """What an op's failure blames are kinds of the stage tables."""
+    kinds = {s.kind for arch in ("llama", "gpt2") for s in stage_table(arch, 1).values()}
+    assert {kind for stages in OPS.values() for kind in stages} <= kinds
