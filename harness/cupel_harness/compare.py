@@ -65,23 +65,46 @@ def log_softmax(logits: ArrayLike) -> Floats:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
 
 
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Natural logprobs of both, at the `sound` positions alone, where every logit of both is finite."""
+
+    sound: NDArray[np.bool_]  # (position,)
+    oracle: Floats  # (sound position, vocab)
+    candidate: Floats
+
+    @classmethod
+    def of(cls, oracle: ArrayLike, candidate: ArrayLike) -> Logprobs:
+        """From logits (position, vocab)."""
+        a, b = pair(oracle, candidate)
+        sound = finite(a, b)
+        return cls(sound, log_softmax(a[sound]), log_softmax(b[sound]))
+
+    def spread(self, values: Floats) -> Floats:
+        """Values of the sound positions at their places, infinity at the others."""
+        out = np.full(self.sound.shape, np.inf)
+        out[self.sound] = values
+        return out
+
+
 def kl(oracle: ArrayLike, candidate: ArrayLike) -> Floats:
-    """KL(oracle‖candidate) of each position, from logits (position, vocab); nats, never below zero.
+    """`kl_of` two arrays of logits (position, vocab)."""
+    return kl_of(Logprobs.of(oracle, candidate))
+
+
+def kl_of(logprobs: Logprobs) -> Floats:
+    """KL(oracle‖candidate) of each position; nats, never below zero.
 
     Because Σp = Σq, Σp·log(p/q) equals Σ(q − p + p·log(p/q)), whose terms are all at least zero: float32
     noise near 1e-13 is summed without cancellation.
     """
-    a, b = pair(oracle, candidate)
-    out = np.full(a.shape[:-1], np.inf)
-    sound = finite(a, b)
-    if not sound.any():
-        return out
-    log_p, log_q = log_softmax(a[sound]), log_softmax(b[sound])
+    log_p, log_q = logprobs.oracle, logprobs.candidate
     p, d = np.exp(log_p), log_p - log_q
-    near = p * (np.expm1(-np.clip(d, -1, 1)) + np.clip(d, -1, 1))
-    terms = np.where(np.abs(d) <= 1, near, np.exp(log_q) - p + p * d)
-    out[sound] = np.maximum(terms, 0).sum(axis=-1)
-    return out
+    clipped = np.clip(d, -1, 1)
+    terms = p * (np.expm1(-clipped) + clipped)
+    far = clipped != d
+    terms[far] = np.exp(log_q[far]) - p[far] + p[far] * d[far]
+    return logprobs.spread(np.maximum(terms, 0).sum(axis=-1))
 
 
 def finite(oracle: Floats, candidate: Floats) -> NDArray[np.bool_]:
@@ -101,17 +124,16 @@ def best_ids(logits: ArrayLike) -> Ints:
 
 
 def dlogprob(oracle: ArrayLike, candidate: ArrayLike, k: int = TOP_K) -> Floats:
+    """`dlogprob_of` two arrays of logits (position, vocab)."""
+    return dlogprob_of(Logprobs.of(oracle, candidate), k)
+
+
+def dlogprob_of(logprobs: Logprobs, k: int = TOP_K) -> Floats:
     """max |Δ logprob| of each position over the oracle's top k ids."""
-    a, b = pair(oracle, candidate)
-    out = np.full(a.shape[:-1], np.inf)
-    sound = finite(a, b)
-    if sound.any():
-        log_p, log_q = log_softmax(a[sound]), log_softmax(b[sound])
-        k = min(k, a.shape[-1])
-        ids = np.argpartition(-log_p, k - 1, axis=-1)[..., :k]
-        gap = np.take_along_axis(log_p, ids, -1) - np.take_along_axis(log_q, ids, -1)
-        out[sound] = np.abs(gap).max(axis=-1)
-    return out
+    k = min(k, logprobs.oracle.shape[-1])
+    ids = np.argpartition(-logprobs.oracle, k - 1, axis=-1)[..., :k]
+    gap = np.take_along_axis(logprobs.oracle, ids, -1) - np.take_along_axis(logprobs.candidate, ids, -1)
+    return logprobs.spread(np.abs(gap).max(axis=-1))
 
 
 def rank(oracle: ArrayLike, candidate: ArrayLike) -> Ints:

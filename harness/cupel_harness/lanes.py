@@ -203,8 +203,9 @@ class Tally:
         error, energy = compare.squares(a, b)
         self.error += error
         self.energy += energy
-        self.kl.append(compare.kl(a, b))
-        self.dlogprob.append(compare.dlogprob(a, b))
+        logprobs = compare.Logprobs.of(a, b)
+        self.kl.append(compare.kl_of(logprobs))
+        self.dlogprob.append(compare.dlogprob_of(logprobs))
         self.ranks.append(compare.rank(a, b))
         self.positions.append(np.arange(first, first + len(a), dtype=np.int64))
 

@@ -198,18 +198,16 @@ def compare_teacher_forced(engine: Engine, golden: Golden, oracle: Embedded) -> 
 def compare_greedy(engine: Engine, golden: Golden, oracle: Embedded) -> Finding:
     """Step 4: free-running greedy tokens; a first divergence is a near tie within budget, or wrong.
 
-    The first prompt runs alone, the others together where the engine can batch.
+    The prompts run together where the engine can batch; that a batch writes what each prompt does alone is
+    a property with a check of its own.
     """
     judged = Divergences(engine, golden, oracle)
     count = len(golden.prompts[0].tokens)
-    alone = engine.generate(golden.prompts[0].ids, max_tokens=count, ignore_eos=True)
-    others = [prompt.ids for prompt in golden.prompts[1:]]
-    together = engine.generate_batch(others, max_tokens=count, ignore_eos=True)
-    runs = list(enumerate([alone, *together]))
-    for number, made in runs:
-        judged.greedy(number, golden.prompts[number], made.ids)
-    # Each run parts at most once, and is expected to with the chance that one flip or more occurs.
-    flips = [lanes.expected_flips(golden.prompts[number].margins, judged.largest) for number, _ in runs]
+    together = engine.generate_batch([p.ids for p in golden.prompts], max_tokens=count, ignore_eos=True)
+    for number, (prompt, made) in enumerate(zip(golden.prompts, together, strict=True)):
+        judged.greedy(number, prompt, made.ids)
+    # Each prompt parts at most once, and is expected to with the chance that one flip or more occurs.
+    flips = [lanes.expected_flips(prompt.margins, judged.largest) for prompt in golden.prompts]
     return _of("greedy", judged, float(np.sum(-np.expm1(np.negative(flips)))))
 
 

@@ -18,6 +18,7 @@ from cupel_suites.common import control, embedded, fed, same
 
 ONE_PASS = "the engine's own logits in one pass"
 CHUNKS = (1, 7, 31, 32, 33, 64)
+TEXT = 300  # tokens, past the last position bucket
 OTHER = {"llama": "fixture:gpt2-tiny", "gpt2": "fixture:llama-tiny"}
 OpenModel = Callable[[str, str], Engine]
 
@@ -80,8 +81,22 @@ def test_batch(observe: Observer, engine: Engine, texts: list[list[int]]) -> Non
             observe.saw(alone[i].size, oracle="each prompt alone")
             worst = max(worst, same(observe, f"prompt {i} in batch {order}", alone[i], together[place]))
     gap = control(observe, "a neighbour's rows", alone[0][:17], alone[2])
+    prompts = [texts[0][:40], texts[1][:70], texts[2][:5]]
+    written = engine.generate_batch(prompts, max_tokens=TEXT, ignore_eos=True)
+    for place, prompt in enumerate(prompts[:2]):
+        own = engine.generate(prompt, max_tokens=TEXT, ignore_eos=True)
+        observe.saw(TEXT, oracle="each prompt alone")
+        observe.expect(len(own.ids) == TEXT, f"asked for {TEXT} tokens, got {len(own.ids)}")
+        parted = next(
+            (i for i, (a, b) in enumerate(zip(own.ids, written[place].ids, strict=True)) if a != b), None
+        )
+        observe.expect(
+            parted is None, f"prompt {place} in a batch of 3 parts from itself alone at token {parted}"
+        )
+    observe.expect(written[0].ids != written[1].ids, "the control did not differ: two prompts wrote one text")
     observe.say(
-        f"4 compositions equal each prompt alone, worst NMSE {worst:.2g}; a neighbour's rows {gap:.2g}"
+        f"4 compositions equal each prompt alone, worst NMSE {worst:.2g}; a neighbour's rows {gap:.2g}; "
+        f"2 texts of {TEXT} tokens in a batch are those alone"
     )
 
 

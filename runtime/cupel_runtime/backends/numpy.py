@@ -102,8 +102,8 @@ class NumpyBackend:
         for low in range(0, rows, QUERY_ROWS):
             high = min(low + QUERY_ROWS, rows)
             block = blocked[:, :, low:high].reshape(kv_heads, group * (high - low), head_dim)
-            scores = (block @ k.transpose(0, 2, 1)) * scale
-            scores = scores.reshape(kv_heads, group, high - low, length)
+            scores = (block @ k.transpose(0, 2, 1)).reshape(kv_heads, group, high - low, length)
+            scores *= self.dtype.type(scale)
             if high - low > 1 or window is not None or start + high < length:  # else one row that sees all
                 query, key = np.arange(start + low, start + high)[:, None], np.arange(length)
                 hidden = key > query
