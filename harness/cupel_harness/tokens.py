@@ -28,6 +28,9 @@ from cupel_runtime.errors import EngineError, Inconclusive, InvalidParameter
 from cupel_runtime.gguf import open_gguf
 
 
+SHOWN = 3  # figures out of bound that a sentence names
+
+
 @dataclass(frozen=True)
 class Finding:
     """What one step came to.
@@ -183,7 +186,8 @@ def compare_teacher_forced(engine: Engine, golden: Golden, oracle: Embedded) -> 
         side = side if broken else "agrees with today's oracle"
         return made(False, f"{stale}; the candidate {side}")
     if broken:
-        return made(False, f"regressed in the {lane.name} lane: {'; '.join(broken)}; {where}")
+        facts = "; ".join(broken[:SHOWN]) + (f"; {len(broken) - SHOWN} more" if len(broken) > SHOWN else "")
+        return made(False, f"regressed in the {lane.name} lane: {facts}; {where}")
     if off_golden:
         limit = bound.dlogprob_max
         return made(False, f"regressed: logprobs are {gap:.3g} off the golden's, at most {limit:.3g} allowed")
