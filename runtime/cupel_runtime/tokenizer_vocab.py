@@ -209,14 +209,14 @@ def _types(
     if array is None:
         return _guessed_types(tokens, given, unk, defaults)
     types: list[int] = array.tolist()
-    for token_id in np.flatnonzero(~np.isin(array, [int(kind) for kind in TokenType]))[:1]:
+    for token_id in np.flatnonzero(~np.isin(array, [int(kind) for kind in TokenType]))[:1].tolist():
         raise ModelFileError(
             "unknown token type",
             where=f"{PREFIX}token_type[{token_id}]",
             expected="1 to 6",
             got=types[token_id],
         )
-    for token_id in np.flatnonzero(array == TokenType.BYTE):
+    for token_id in np.flatnonzero(array == TokenType.BYTE).tolist():
         if not BYTE_TOKEN.fullmatch(tokens[token_id]):
             raise ModelFileError(
                 "byte token names no byte",
