@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,46 +11,25 @@ from numpy.typing import NDArray
 
 from cupel_harness.compare import nmse
 from cupel_harness.engines.base import Capability, Engine
-from cupel_harness.hypotheses import Case, Explanation, explain
+from cupel_harness.findings import (
+    Diagnosis,
+    Finding,
+    StageResult,
+    figures,
+    grouped,
+    hidden,
+    verdict,
+)
+from cupel_harness.hypotheses import Case, Raw, Weight, explain
 from cupel_harness.localise import localise
 from cupel_harness.stages import Stage, stage_table
-from cupel_harness.trace import Trace, capture
-from cupel_runtime.errors import Inconclusive
+from cupel_harness.trace import Trace, capture, fit
+from cupel_runtime.errors import EngineError, Inconclusive, NotANumber
 
+__all__ = ["Finding", "Report", "StageResult", "Subject", "bisect"]
 Array = NDArray[np.float64]
-Weight = Callable[[str], Array | None]
-Raw = Callable[[str], tuple[NDArray[np.uint8], str] | None]
-
-
-@dataclass(frozen=True)
-class StageResult:
-    """One stage under both walks.
-
-    Attributes:
-        free: NMSE of the two free runs here; isolated: NMSE given the right input; bound: what the lane's
-            own noise may leave in isolation.
-    """
-
-    stage: str
-    free: float
-    isolated: float
-    bound: float
-    observed: int
-
-    @property
-    def ok(self) -> bool:
-        return self.isolated <= self.bound
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One cause: the stages it makes wrong, first first, and the clauses that explain it."""
-
-    stages: tuple[str, ...]
-    nmse: float
-    where: str
-    explanation: Explanation | None
-    sentence: str
+# What these stages compute depends on the place of a row, which a trace of the last rows alone hides.
+_PLACED = ("embed", "q_rope", "k_rope", "attn")
 
 
 @dataclass(frozen=True)
@@ -81,6 +60,21 @@ class Subject:
         return stage_table(str(self.config["architecture"]), int(self.config["n_layers"]))
 
 
+@dataclass(frozen=True)
+class Walk:
+    """One isolated walk: what was computed, what should have been, and from which inputs, by stage.
+
+    Attributes:
+        unjudged: stages whose own input was not finite.
+    """
+
+    got: Mapping[str, Array]
+    want: Mapping[str, Array]
+    inputs: Mapping[str, Array]
+    odd: Mapping[str, tuple[int, ...]]
+    unjudged: frozenset[str] = frozenset()
+
+
 def bisect(
     candidate: Engine | Trace,
     oracle: Engine,
@@ -90,99 +84,125 @@ def bisect(
 ) -> Report:
     """Walk the stages free-running, then isolated.
 
-    An engine that can take a stage's value from outside is fed the oracle's. A trace from a file cannot be:
-    there the oracle's stages are fed the candidate's values, which judges the same stages by the same
-    inputs.
+    An engine that can take a stage's value from outside is fed the oracle's. Another, and a trace from a
+    file, cannot be: there the oracle's stages are fed the candidate's values, which judges the same stages
+    by the same inputs.
 
     Args:
         bounds: stage -> NMSE that the lane's noise may leave in isolation.
 
     Raises:
-        Inconclusive: the two have no stage in common.
+        Inconclusive: the two have no stage in common, or the candidate shows none.
     """
-    truth = capture(oracle, ids)
-    free = candidate if isinstance(candidate, Trace) else capture(candidate, ids)
-    replaceable = isinstance(candidate, Engine) and Capability.REPLACE in candidate.info.capabilities
-    if replaceable:
-        assert isinstance(candidate, Engine)
-        got, want, inputs = capture(candidate, ids, truth.stages).stages, truth.stages, truth.stages
-    else:
-        own = {name: array.reshape(truth.stages[name].shape) for name, array in _shared(free, truth).items()}
-        got, want, inputs = own, capture(oracle, ids, own).stages, {**truth.stages, **own}
-    shared = _shared(free, truth)
-    if not shared:
-        raise Inconclusive(
-            "the traces have no stage in common", expected=list(truth.stages)[:3], got=list(free.unknown)[:3]
-        )
-    results, cases = [], []
-    for name in shared:
-        there, here = want[name], np.asarray(got[name]).reshape(want[name].shape)
-        result = StageResult(
-            name, nmse(truth.stages[name], shared[name].reshape(truth.stages[name].shape)), nmse(there, here),
-            bounds.get(name, max(bounds.values())), int(there.size),
-        )  # fmt: skip
+    truth = capture(oracle, ids).stages
+    architecture, table = str(subject.config["architecture"]), subject.table
+    broken: NotANumber | None = None
+    shown = candidate if isinstance(candidate, Trace) else Trace((), {})
+    try:
+        shown = candidate if isinstance(candidate, Trace) else capture(candidate, ids)
+        free, odd = fit(shown, truth, architecture)
+    except NotANumber as error:
+        broken, free, odd = error, {}, {}
+    if not (free or odd or broken):
+        expected, got = ", ".join(list(truth)[:3]), ", ".join(shown.unknown[:3]) or "nothing"
+        raise Inconclusive("the traces have no stage in common", expected=f"{expected} …", got=got)
+    try:
+        if isinstance(candidate, Engine) and Capability.REPLACE in candidate.info.capabilities:
+            alone, odd = fit(capture(candidate, ids, truth), truth, architecture)
+            walk = Walk(alone, truth, truth, odd)
+        elif broken:
+            raise broken
+        else:
+            walk = _fed(oracle, ids, truth, free, odd, table)
+    except NotANumber as error:
+        return _broken(error, truth)
+    return _report(walk, free, truth, ids, subject, bounds)
+
+
+def _fed(
+    oracle: Engine,
+    ids: Sequence[int],
+    truth: Mapping[str, Array],
+    own: Mapping[str, Array],
+    odd: Mapping[str, tuple[int, ...]],
+    table: Mapping[str, Stage],
+) -> Walk:
+    """Feed the candidate's values to the oracle's stages; what it does not show, the oracle computes."""
+    whole: dict[str, Array] = {}
+    for name, array in own.items():
+        above = truth[name][: len(truth[name]) - len(array)]
+        filled = np.concatenate([above, array])
+        whole[name] = np.where(np.isfinite(filled), filled, truth[name])
+    want = capture(oracle, ids, whole).stages
+    spoiled = {name for name, array in own.items() if not np.isfinite(array).all()}
+    unjudged = frozenset(
+        name for name in own if spoiled & {*table[name].inputs, *hidden_sources(table[name], table, own)}
+    )
+    return Walk(own, want, {**want, **whole}, odd, unjudged)
+
+
+def hidden_sources(stage: Stage, table: Mapping[str, Stage], shown: Mapping[str, object]) -> set[str]:
+    """The shown stages that this one is computed from through stages that are not shown."""
+    return {source for name in hidden(stage, table, shown) for source in table[name].inputs}
+
+
+def _broken(error: NotANumber, truth: Mapping[str, Array]) -> Report:
+    """The engine itself stopped at a value that is not finite, and shows nothing."""
+    stage = error.where or "logits"
+    sentence = f"{stage} is wrong: {error.what}, and the engine stopped there without showing its stages"
+    finding = Finding((stage,), math.inf, error.what, None, sentence)
+    said = verdict((), (finding,), ())
+    return Report((), (finding,), tuple(truth), int(truth[stage].size) if stage in truth else 1, said)
+
+
+def _report(
+    walk: Walk,
+    free: Mapping[str, Array],
+    truth: Mapping[str, Array],
+    ids: Sequence[int],
+    subject: Subject,
+    bounds: Mapping[str, float],
+) -> Report:
+    results: list[StageResult] = []
+    wrong: list[Diagnosis] = []
+    table, loosest = subject.table, max(bounds.values())
+    for name in truth:
+        if name in walk.odd:
+            fact = f"shape {walk.odd[name]}, expected {truth[name].shape}"
+            wrong.append(Diagnosis(table[name], math.inf, fact))
+        if name not in walk.got:
+            continue
+        got = walk.got[name]
+        want = walk.want[name][-len(got) :]
+        judged = name not in walk.unjudged
+        apart = nmse(truth[name][-len(free[name]) :], free[name]) if name in free else math.nan
+        isolated = nmse(want, got) if judged else math.nan
+        result = StageResult(name, apart, isolated, bounds.get(name, loosest), int(got.size), judged)
         results.append(result)
         if not result.ok:
-            stage = subject.table[name]
-            sources = tuple(inputs[source] for source in stage.inputs)
-            known = (subject.weight, subject.raw)
-            cases.append((result, Case(stage, subject.config, tuple(ids), sources, there, here, *known)))
-    findings = _group([(result, *_diagnose(case, result.bound)) for result, case in cases])
-    missing = tuple(name for name in truth.stages if name not in shared)
+            inputs = tuple(walk.inputs[source][-len(got) :] for source in table[name].inputs)
+            case = Case(
+                table[name], subject.config, tuple(ids), inputs, want, got, subject.weight, subject.raw
+            )
+            wrong.append(_diagnose(case, result, hidden(table[name], table, walk.got)))
+    findings = grouped(wrong)
+    if not results and not findings:
+        raise EngineError("the engine shows other stages when some are replaced", expected="the same stages")
+    missing = tuple(name for name in truth if name not in walk.got and name not in walk.odd)
     observed = sum(result.observed for result in results)
-    return Report(tuple(results), findings, missing, observed, _sentence(results, findings, missing))
+    return Report(tuple(results), findings, missing, observed, verdict(results, findings, missing))
 
 
-def _shared(candidate: Trace, truth: Trace) -> dict[str, Array]:
-    """The candidate's arrays of stages the oracle has, of equal size, in the oracle's order."""
-    return {
-        name: candidate.stages[name]
-        for name, array in truth.stages.items()
-        if name in candidate.stages and candidate.stages[name].size == array.size
-    }
-
-
-def _diagnose(case: Case, bound: float) -> tuple[str, Explanation | None]:
-    if not np.isfinite(case.got).all():
-        count = int((~np.isfinite(case.got)).sum())
-        return f"{count} values are NaN or infinite although the input is finite", None
+def _diagnose(case: Case, result: StageResult, unseen: tuple[str, ...]) -> Diagnosis:
+    fact = figures(result.isolated, result.bound)
+    bad = ~np.isfinite(case.got)
+    if bad.any():
+        count = int(bad.sum())
+        noun = "value is" if count == 1 else "values are"
+        fact = f"{count} of {bad.size} {noun} NaN or infinite"
+        return Diagnosis(case.stage, result.isolated, fact, localise(case.got, case.want), hidden=unseen)
     heads = int(case.number("n_heads")) if case.stage.kind == "attn" else 0
-    return localise(case.got, case.want, heads), explain(case, bound)
-
-
-def _group(found: Sequence[tuple[StageResult, str, Explanation | None]]) -> tuple[Finding, ...]:
-    """Stages with the same explanation in several blocks, or in q and k, are one cause."""
-    groups: dict[str, list[tuple[StageResult, str, Explanation | None]]] = {}
-    for result, where, explanation in found:
-        kind = result.stage.rpartition(".")[2]
-        clause = re.sub(r"blk\.\d+", "", explanation.clause) if explanation else f"{kind}: {where}"
-        groups.setdefault(clause, []).append((result, where, explanation))
-    return tuple(_finding(group) for group in groups.values())
-
-
-def _finding(group: Sequence[tuple[StageResult, str, Explanation | None]]) -> Finding:
-    first, where, explanation = group[0]
-    clauses = [f"NMSE {first.isolated:.2g}, at most {first.bound:.2g}", "its input was right"]
-    if where:
-        clauses.append(where)
-    if explanation:
-        clauses.append(f"explained by: {explanation.clause} (NMSE left {explanation.nmse:.1g})")
-    stages = tuple(result.stage for result, _, _ in group)
-    if len(stages) > 1:
-        clauses.append(f"the same in {', '.join(stages[1:4])}{' …' if len(stages) > 4 else ''}")
-    sentence = f"{first.stage} is wrong: {'; '.join(clauses)}"
-    return Finding(stages, first.isolated, where, explanation, sentence)
-
-
-def _sentence(results: Sequence[StageResult], findings: Sequence[Finding], missing: Sequence[str]) -> str:
-    gap = f" ({len(missing)} stages not shown, {missing[0]} the first)" if missing else ""
-    if not findings:
-        worst = max(results, key=lambda r: r.isolated / r.bound)
-        return (
-            f"all {len(results)} stages agree; {worst.stage} comes closest to its bound, "
-            f"NMSE {worst.isolated:.2g} of {worst.bound:.2g}{gap}"
-        )
-    first = findings[0].sentence.replace(" is wrong:", " is the first wrong stage:", 1)
-    others = "; ".join(finding.sentence for finding in findings[1:3])
-    more = f"; and {len(findings) - 1} more: {others}" if others else ""
-    return first + more + gap
+    whole = len(case.got) == len(case.ids) or case.stage.kind not in _PLACED
+    reason = explain(case, result.bound) if whole else None
+    where = localise(case.got, case.want, heads)
+    return Diagnosis(case.stage, result.isolated, fact, where, reason, unseen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 HIDDEN = "hidden"
@@ -76,36 +77,76 @@ def stage_table(architecture: str, n_layers: int) -> dict[str, Stage]:
     return table
 
 
-# Names that llama.cpp's eval callback prints (before `-N`), and module paths of transformers.
+# What llama.cpp's eval callback prints before `-N` (src/models/{llama,gpt2}.cpp, src/llama-graph.cpp).
+FUSED = "qkv"
 _LLAMA_CPP = {
-    "inp_embd": "embed", "attn_norm": "attn_norm", "Qcur": "q", "Kcur": "k", "Vcur": "v",
-    "Qcur_rope": "q_rope", "Kcur_rope": "k_rope", "kqv_out": "attn", "attn_out": "attn_out",
-    "ffn_inp": "ffn_in", "ffn_norm": "ffn_norm", "ffn_gate": "gate", "ffn_up": "up",
-    "ffn_swiglu": "act", "ffn_gelu": "act", "ffn_gate_par": "act", "ffn_out": "down", "l_out": "out",
+    "inp_embd": "embed", "inpL": "embed", "attn_norm": "attn_norm", "Qcur": "q", "Kcur": "k", "Vcur": "v",
+    "Qcur_rope": "q_rope", "Kcur_rope": "k_rope", "wqkv_b": FUSED, "bqkv": FUSED, "kqv_out": "attn",
+    "kqv_merged_cont": "attn", "attn_out": "attn_out", "ffn_inp": "ffn_in", "ffn_norm": "ffn_norm",
+    "ffn_gate": "gate", "ffn_gate_b": "gate", "ffn_up": "up", "ffn_up_b": "up", "ffn_swiglu": "act",
+    "ffn_gelu": "act", "ffn_gate_par": "act", "ffn_out": "down", "l_out": "out",
     "result_norm": "output_norm", "result_output": "logits",
 }  # fmt: skip
+# The array before the bias or the learned positions are added, and the one after: the stage is the second.
+_WHOLE = {"inp_embd": "inpL", "ffn_up": "ffn_up_b", "ffn_gate": "ffn_gate_b"}
+_ROTATED = {"Qcur": "q_rope", "Kcur": "k_rope"}
+# Until 2024 `kqv_out` was the projection's result, and what goes into it had a name of its own.
+_OLD_ATTENTION = "kqv_merged_cont"
+# Paths of transformers' modules below the block, with the arrays they return; `.input` is what goes in.
 _TRANSFORMERS = {
-    "model.embed_tokens": "embed", "input_layernorm": "attn_norm", "self_attn.q_proj": "q",
-    "self_attn.k_proj": "k", "self_attn.v_proj": "v", "self_attn.o_proj": "attn_out",
+    "input_layernorm": "attn_norm", "self_attn.q_proj": "q", "self_attn.k_proj": "k",
+    "self_attn.v_proj": "v", "self_attn.o_proj.input": "attn", "self_attn.o_proj": "attn_out",
+    "self_attn": "attn_out", "post_attention_layernorm.input": "ffn_in",
     "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "gate", "mlp.up_proj": "up",
-    "mlp.down_proj": "down", "model.norm": "output_norm", "lm_head": "logits",
-    "transformer.drop": "embed", "ln_1": "attn_norm", "attn.c_proj": "attn_out", "ln_2": "ffn_norm",
-    "mlp.c_fc": "up", "mlp.act": "act", "mlp.c_proj": "down", "transformer.ln_f": "output_norm",
+    "mlp.down_proj.input": "act", "mlp.down_proj": "down",
+    "ln_1": "attn_norm", "attn.c_attn": FUSED, "attn.c_proj.input": "attn", "attn.c_proj": "attn_out",
+    "attn": "attn_out", "ln_2.input": "ffn_in", "ln_2": "ffn_norm", "mlp.c_fc": "up", "mlp.act": "act",
+    "mlp.c_proj.input": "act", "mlp.c_proj": "down", "mlp": "down",
 }  # fmt: skip
-_BLOCK_PATH = re.compile(r"^(?:model\.layers|transformer\.h)\.(\d+)(?:\.(.+))?$")
-_CPP_SUFFIX = re.compile(r"^(.+?)-(\d+)$")
+_OUTER = {
+    "embed_tokens": "embed", "drop": "embed", "norm": "output_norm", "ln_f": "output_norm",
+    "lm_head": "logits",
+}  # fmt: skip
+_BLOCK_PATH = re.compile(r"(?:(?:model|transformer)\.)*(?:layers|h)\.(\d+)(?:\.(.+))?")
+_OUTER_PATH = re.compile(r"(?:(?:model|transformer)\.)*(\w+)")
+_CPP_SUFFIX = re.compile(r"(\w+)-(\d+)")
 
 
-def canonical(name: str) -> str | None:
-    """cupel's name for a stage as cupel, llama.cpp or transformers call it; None when no table has it."""
+def canonical(name: str, among: Collection[str] = ()) -> str | None:
+    """cupel's name for a stage as cupel, llama.cpp or transformers call it; None when no table has it.
+
+    Args:
+        among: all names of the trace, which tell the versions of llama.cpp apart.
+
+    Returns:
+        A name of the stage table, or `blk.N.qkv` for queries, keys and values in one array.
+    """
     if name in ("embed", "output_norm", "logits"):
         return name
     if match := re.fullmatch(r"blk\.(\d+)\.(\w+)", name):
         return name if match[2] in _LLAMA else None
-    if match := _BLOCK_PATH.match(name):
+    if match := _CPP_SUFFIX.fullmatch(name):
+        kind = _LLAMA_CPP.get(match[1])
+        if match[1] == "kqv_out" and f"{_OLD_ATTENTION}-{match[2]}" in among:
+            kind = "attn_out"
+        return f"blk.{match[2]}.{kind}" if kind else None
+    if match := _BLOCK_PATH.fullmatch(name):
         kind = "out" if match[2] is None else _TRANSFORMERS.get(match[2])
         return f"blk.{match[1]}.{kind}" if kind else None
-    if match := _CPP_SUFFIX.match(name):
-        kind = _LLAMA_CPP.get(match[1])
-        return f"blk.{match[2]}.{kind}" if kind else None
-    return _LLAMA_CPP.get(name) or _TRANSFORMERS.get(name)
+    if match := _OUTER_PATH.fullmatch(name):
+        return _LLAMA_CPP.get(name) or _OUTER.get(match[1])
+    return None
+
+
+def preferred(names: Collection[str]) -> frozenset[str]:
+    """Those of a trace's names that stand for a stage: without what lacks its bias or its positions."""
+    given = frozenset(names)
+    partial = {name for name in given for stem, dash, layer in (name.partition("-"),)
+               if f"{_WHOLE.get(stem)}{dash}{layer}" in given}  # fmt: skip
+    return given - partial
+
+
+def rotated(name: str, stage: str) -> str | None:
+    """The stage after rotation, for names that llama.cpp gives to a projection and to its rotation alike."""
+    kind = _ROTATED.get(name.partition("-")[0])
+    return f"{stage.rpartition('.')[0]}.{kind}" if kind else None

@@ -27,7 +27,6 @@ from cupel_harness.lanes import Figures
 from cupel_runtime.errors import EngineError, Inconclusive, InvalidParameter
 from cupel_runtime.gguf import open_gguf
 
-
 SHOWN = 3  # figures out of bound that a sentence names
 
 

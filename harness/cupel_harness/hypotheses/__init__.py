@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cupel_harness.hypotheses import attention, embedding, feedforward, generic, linear, norm, rope
-from cupel_harness.hypotheses.case import REGISTRY, Case, Explanation, explain
+from cupel_harness.hypotheses.case import REGISTRY, Case, Explanation, Raw, Weight, explain
 
-__all__ = ["REGISTRY", "Case", "Explanation", "explain", "names"]
+__all__ = ["REGISTRY", "Case", "Explanation", "Raw", "Weight", "explain", "names"]
 _MODULES = (attention, embedding, feedforward, generic, linear, norm, rope)
 
 

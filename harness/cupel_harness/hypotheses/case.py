@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +13,17 @@ from cupel_harness.stages import Stage
 
 Array = NDArray[np.float64]
 Guess = tuple[str, Array]
+Weight = Callable[[str], Array | None]
 Hypothesis = Callable[["Case"], Iterable[Guess]]
 REGISTRY: dict[str, list[Hypothesis]] = {}
 ANY = "any"
+
+
+class Raw(Protocol):
+    """Bytes and type name of a tensor as they lie in the file."""
+
+    def __call__(self, name: str, shift: int = 0) -> tuple[NDArray[np.uint8], str] | None:
+        """`shift` bytes after the tensor's own offset; None when the model has no such tensor."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +43,8 @@ class Case:
     inputs: tuple[Array, ...]
     want: Array
     got: Array
-    weight: Callable[[str], Array | None]
-    raw: Callable[[str], tuple[NDArray[np.uint8], str] | None]
+    weight: Weight
+    raw: Raw
 
     def number(self, key: str, default: float = 0.0) -> float:
         """A numeric key of the effective configuration."""
@@ -71,6 +80,13 @@ def guesses(case: Case) -> Iterator[Guess]:
         for clause, array in function(case):
             if array.size == case.want.size:
                 yield clause, array.reshape(case.want.shape)
+
+
+def wrong_rows(case: Case) -> NDArray[np.bool_]:
+    """(token,) where a row is far further off than the rounding of the rows that are right."""
+    error = np.abs(case.got - case.want).reshape(len(case.want), -1).max(axis=1)
+    scale = float(np.abs(case.want).max())
+    return np.asarray(~(error <= max(1e-6 * scale, 1e-5 * float(np.nanmax(error, initial=0.0)))))
 
 
 def explain(case: Case, floor: float) -> Explanation | None:

@@ -13,7 +13,8 @@ _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def _sigmoid(x: Array) -> Array:
-    return np.asarray(1 / (1 + np.exp(-x)))
+    with np.errstate(over="ignore"):
+        return np.asarray(1 / (1 + np.exp(-x)))
 
 
 def gelu_tanh(x: Array) -> Array:
@@ -33,10 +34,12 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 @hypothesis("act")
 def activations(case: Case) -> Iterator[Guess]:
+    """Another function, the gate, a clamp."""
     if len(case.inputs) == 1:
         x = case.inputs[0]
         for name, activation in ACTIVATIONS.items():
-            yield f"{name} instead of GELU (tanh)", activation(x)
+            if name != "GELU (tanh)":
+                yield f"{name} instead of GELU (tanh)", activation(x)
         return
     gate, up = case.inputs
     silu = ACTIVATIONS["SiLU"]
@@ -45,16 +48,19 @@ def activations(case: Case) -> Iterator[Guess]:
     yield "up alone, without the gate", up
     yield "SiLU(up) without the gate", silu(up)
     for name, activation in ACTIVATIONS.items():
-        yield f"{name} instead of SiLU", activation(gate) * up
+        if name != "SiLU":
+            yield f"{name} instead of SiLU", activation(gate) * up
     for limit in (7.0, 10.0):
         yield f"gate clamped at {limit:g}", silu(np.minimum(gate, limit)) * up
 
 
 @hypothesis("ffn_in", "out")
 def residuals(case: Case) -> Iterator[Guess]:
+    """What is added to the residual stream."""
     stream, branch = case.inputs
     yield "residual left out (the branch alone)", branch
     yield "branch left out (the residual alone)", stream
     yield "branch added twice", stream + 2 * branch
     yield "residual added twice", 2 * stream + branch
     yield "branch subtracted", stream - branch
+    yield "branch added to itself instead of the residual", 2 * branch

@@ -11,6 +11,7 @@ from cupel_harness.hypotheses.case import ANY, Case, Guess, hypothesis
 
 @hypothesis(ANY)
 def whole_array(case: Case) -> Iterator[Guess]:
+    """Nothing, the input, a factor, an offset."""
     want, got = case.want, case.got
     yield "all zeros: the stage was not written", np.zeros_like(want)
     for source in case.inputs:
@@ -27,6 +28,7 @@ def whole_array(case: Case) -> Iterator[Guess]:
 
 @hypothesis(ANY)
 def order(case: Case) -> Iterator[Guess]:
+    """The right values in other places."""
     want = case.want
     for by in (1, -1):
         yield "elements shifted by one", np.roll(want, by, axis=-1)
@@ -44,6 +46,7 @@ def order(case: Case) -> Iterator[Guess]:
 
 @hypothesis(ANY)
 def rounded(case: Case) -> Iterator[Guess]:
+    """The right values in a smaller type."""
     yield "rounded to float16", case.want.astype(np.float16).astype(np.float64)
     bits = case.want.astype(np.float32).view(np.uint32)
     kept = ((bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32)

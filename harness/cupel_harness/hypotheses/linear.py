@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
-import gguf
 import numpy as np
-from numpy.typing import NDArray
 
 from cupel_harness.hypotheses.case import Array, Case, Guess, hypothesis
+from cupel_harness.hypotheses.storage import misreadings
 
+LINEAR = ("q", "k", "v", "attn_out", "gate", "up", "down", "logits")
 _FUSED = {"q": 0, "k": 1, "v": 2}
 
 
@@ -30,8 +29,9 @@ def _tensors(case: Case) -> tuple[str, Array, Array | None] | None:
     return None
 
 
-@hypothesis("q", "k", "v", "attn_out", "gate", "up", "down", "logits")
+@hypothesis(*LINEAR)
 def wiring(case: Case) -> Iterator[Guess]:
+    """The bias, the orientation, the rows, another tensor."""
     found = _tensors(case)
     if found is None:
         return
@@ -42,6 +42,7 @@ def wiring(case: Case) -> Iterator[Guess]:
     if bias is not None:
         yield f"bias of {stem} left out", right
         yield f"bias of {stem} added twice", right + 2 * bias
+        yield f"bias of {stem} subtracted", right - bias
     yield f"{stem} never loaded (zeros)", np.zeros_like(right) + add
     if weight.shape[0] == weight.shape[1]:
         yield f"{stem} transposed", x @ weight + add
@@ -49,6 +50,13 @@ def wiring(case: Case) -> Iterator[Guess]:
     yield f"{stem} read with its dimensions swapped", x @ swapped.T + add
     for by in (1, -1):
         yield f"rows of {stem} shifted by one", x @ np.roll(weight, by, axis=0).T + add
+        yield f"columns of {stem} shifted by one", x @ np.roll(weight, by, axis=1).T + add
+    last = weight.copy()
+    last[:, -1] = 0
+    yield f"last column of {stem} left out of the sum", x @ last.T + add
+    if weight.shape[1] % 32 == 0 and weight.shape[1] > 32:
+        last[:, -32:] = 0
+        yield f"last block of 32 columns of {stem} left out of the sum", x @ last.T + add
     if weight.shape[0] % 2 == 0:
         halves = np.concatenate(np.split(weight, 2)[::-1])
         yield f"halves of {stem} exchanged", x @ halves.T + add
@@ -82,58 +90,26 @@ def _others(case: Case, stem: str) -> Iterator[tuple[str, Array]]:
     for name in names:
         array = case.weight(f"{name}.weight")
         if array is not None:
-            yield name, _part(case, array)
+            yield name, _part(case, array) if "attn_qkv" in name else array
     if "attn_qkv" in stem and (fused := case.weight(f"{stem}.weight")) is not None:
         for kind, part in zip("qkv", np.split(fused, 3), strict=True):
             if kind != case.stage.kind:
                 yield f"the {kind} rows of {stem}", part
 
 
-@hypothesis("q", "k", "v", "attn_out", "gate", "up", "down", "logits")
-def blocks(case: Case) -> Iterator[Guess]:
-    """The weight's blocks decoded the wrong way."""
+@hypothesis(*LINEAR)
+def bytes_of_the_weight(case: Case) -> Iterator[Guess]:
+    """The weight's bytes, or its bias's, decoded the wrong way."""
     found = _tensors(case)
-    if found is None or (raw := case.raw(f"{found[0]}.weight")) is None:
+    if found is None:
         return
-    stem, _, bias = found
+    stem, weight, bias = found
     add = 0.0 if bias is None else bias
     whole = case.weight(f"{stem}.weight")
-    if whole is None:
-        return
-    for clause, decoded in _misreadings(*raw):
-        yield f"{stem}: {clause}", case.inputs[0] @ _part(case, decoded.reshape(whole.shape)).T + add
-
-
-def _misreadings(data: NDArray[np.uint8], kind: str) -> Iterator[tuple[str, Array]]:
-    quant = gguf.GGMLQuantizationType[kind]
-    _, size = gguf.GGML_QUANT_SIZES[quant]
-
-    def decode(block: NDArray[np.uint8]) -> Array:
-        return np.asarray(gguf.quants.dequantize(block, quant), dtype=np.float64)
-
-    block = np.ascontiguousarray(data).reshape(-1, size)
-    if re.fullmatch(r"Q4_[01]", kind):
-        values = decode(block).reshape(-1, 2, 16).swapaxes(1, 2)
-        yield "nibbles interleaved instead of low half then high half", values
-    if kind == "Q8_0":
-        scale = block[:, :2].copy().view(np.float16).astype(np.float64)
-        bits = block[:, :2].copy().view(np.uint16).astype(np.uint32) << 16
-        wrong = bits.view(np.float32).astype(np.float64)
-        quants = block[:, 2:].view(np.int8).astype(np.float64)
-        yield "block scale read as bfloat16", quants * wrong
-        yield "block scale left out", quants * np.where(scale == 0, 0, 1)
-    if kind == "Q4_K":
-        zeroed = block.copy()
-        zeroed[:, 16:] = 0
-        yield "minimum added instead of subtracted", decode(block) - 2 * decode(zeroed)
-        yield "minimum left out", decode(block) - decode(zeroed)
-    if kind == "Q6_K":
-        swapped = block.copy()
-        high = block[:, 128:192]
-        swapped[:, 128:192] = ((high & 0x33) << 2) | ((high & 0xCC) >> 2)
-        yield "high bits of the two halves exchanged", decode(swapped)
-    if kind == "F16":
-        bits = block.reshape(-1).view(np.uint16).astype(np.uint32) << 16
-        yield "float16 read as bfloat16", bits.view(np.float32).astype(np.float64)
-    if kind == "BF16":
-        yield "bfloat16 read as float16", block.reshape(-1).view(np.float16).astype(np.float64)
+    assert whole is not None
+    for clause, decoded in misreadings(case, f"{stem}.weight", whole.shape):
+        yield f"{stem}: {clause}", case.inputs[0] @ _part(case, decoded).T + add
+    fused = case.weight(f"{stem}.bias")
+    if fused is not None:
+        for clause, decoded in misreadings(case, f"{stem}.bias", fused.shape):
+            yield f"bias of {stem}: {clause}", case.inputs[0] @ weight.T + _part(case, decoded)

@@ -1,0 +1,229 @@
+"""Every hypothesis against a real stage: the mistake is made, and the explanation names it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cupel_fixtures
+from cupel_harness.bisect import Subject
+from cupel_harness.compare import nmse
+from cupel_harness.engines import open_engine
+from cupel_harness.hypotheses import REGISTRY, Case, explain, names
+from cupel_harness.hypotheses.case import guesses
+from cupel_harness.subject import open_subject
+from cupel_harness.trace import capture
+
+from .tiny_gguf import tiny
+
+FLOOR = 1e-11
+POSITIONS = 40
+MODELS = ("llama-tiny:f16", "gpt2-tiny:f16", "llama-tiny:q8_0", "llama-tiny:q4_0", "llama-tiny:q4_k",
+          "llama-tiny:q6_k", "llama-tiny:bf16", "gpt2-tiny:f32", "windowed", "scaled", "biased")  # fmt: skip
+# Guesses that read the candidate's own array: each is made by hand in a test of its own below.
+LOOKING = ("forgets", "lost_row", "one_pair")
+
+
+def file_of(model: str, folder: Path) -> Path:
+    """A fixture in some type, or a small random model with a setting that no fixture has."""
+    if ":" in model:
+        return cupel_fixtures.path(*model.split(":"))
+    path = folder / f"{model}.gguf"
+    if model == "windowed":
+        return tiny(path, context=128, metadata=lambda w: w.add_sliding_window(9))
+    if model == "scaled":
+
+        def scaling(writer: object) -> None:
+            writer.add_rope_scaling_type(__import__("gguf").RopeScalingType.LINEAR)  # type: ignore[attr-defined]
+            writer.add_rope_scaling_factor(4.0)  # type: ignore[attr-defined]
+
+        return tiny(path, context=128, metadata=scaling)
+
+    def biases(tensors: dict[str, np.ndarray]) -> None:
+        rng = np.random.default_rng(5)
+        for layer in range(2):
+            for name, rows in (("attn_q", 64), ("attn_k", 32), ("attn_v", 32)):
+                tensors[f"blk.{layer}.{name}.bias"] = rng.standard_normal(rows).astype(np.float32)
+
+    return tiny(path, context=128, edit=biases)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def cases(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Case]]:
+    """A clean case for every kind of stage of one model, in its last layer."""
+    path = file_of(request.param, tmp_path_factory.mktemp("model"))
+    with open_engine("numpy64", path) as oracle, open_subject(path) as subject:
+        size = int(oracle.info.config["vocab_size"])
+        ids = np.random.default_rng(11).integers(3, size, POSITIONS).tolist()
+        made = clean_cases(subject, capture(oracle, ids).stages, ids)
+        blocks = request.param in MODELS[2:8]
+        yield {kind: case for kind, case in made.items() if not blocks or kind in ("embed", "k", "logits")}
+
+
+def clean_cases(subject: Subject, stages: dict[str, np.ndarray], ids: list[int]) -> dict[str, Case]:
+    made = {}
+    for stage in subject.table.values():
+        inputs = tuple(stages[name] for name in stage.inputs)
+        want = stages[stage.name]
+        made[stage.kind] = Case(
+            stage, subject.config, tuple(ids), inputs, want, want, subject.weight, subject.raw
+        )
+    return made
+
+
+def test_every_mistake_is_named(cases: dict[str, Case]) -> None:
+    """Each guess, computed in float32 as an engine would, is explained by its own clause or an equal one."""
+    tried = 0
+    for kind, case in cases.items():
+        with np.errstate(all="ignore"):
+            made = [(clause, array.astype(np.float32).astype(np.float64)) for clause, array in guesses(case)]
+        for clause, got in made:
+            if not np.isfinite(got).all() or nmse(case.want, got) < 100 * FLOOR:
+                continue  # this mistake changes nothing on this model
+            found = explain(replace(case, got=got), FLOOR)
+            assert found is not None, f"{kind}: {clause} is not explained"
+            if found.clause != clause:
+                with np.errstate(all="ignore"):
+                    equal = [a for c, a in guesses(replace(case, got=got)) if c == found.clause]
+                assert min(nmse(a, got) for a in equal) < FLOOR, f"{kind}: {clause} taken for {found.clause}"
+            tried += 1
+    assert tried > (150 if len(cases) > 3 else 40)
+
+
+def test_noise_is_not_explained(cases: dict[str, Case]) -> None:
+    """A clean stage, rounding, and random errors of any size have no explanation."""
+    rng = np.random.default_rng(3)
+    for kind, case in cases.items():
+        assert explain(case, FLOOR) is None
+        for size in (1e-7, 1e-3, 1.0):
+            got = case.want * (1 + size * rng.standard_normal(case.want.shape))
+            assert explain(replace(case, got=got), FLOOR) is None, f"{kind} with noise {size}"
+
+
+def test_all_kinds_have_hypotheses(cases: dict[str, Case]) -> None:
+    """Every kind of stage has hypotheses of its own beside the generic ones."""
+    assert set(cases) <= set(REGISTRY)
+    assert len(list(names())) > 30
+
+
+@pytest.fixture(scope="module")
+def long() -> Iterator[dict[str, Case]]:
+    """Clean cases of llama-tiny's last layer over 300 positions of a golden."""
+    from cupel_harness.golden import golden_for
+
+    prompt = golden_for("fixture:llama-tiny").prompts[0]
+    ids = [*prompt.ids, *prompt.tokens][:300]
+    path = cupel_fixtures.path("llama-tiny")
+    with open_engine("numpy64", path) as oracle, open_subject(path) as subject:
+        yield clean_cases(subject, capture(oracle, ids).stages, ids)
+
+
+def named(case: Case, got: np.ndarray) -> str:
+    """The clause that explains float32 `got`."""
+    found = explain(replace(case, got=got.astype(np.float32).astype(np.float64)), FLOOR)
+    return found.clause if found else "not explained"
+
+
+def attended(case: Case, sees: np.ndarray, gone: np.ndarray | None = None) -> np.ndarray:
+    """Attention written down once more, plainly: a loop over heads and rows."""
+    q, k, v = case.inputs
+    n, heads, dim = q.shape
+    out = np.zeros((n, heads, dim))
+    for head in range(heads):
+        kv = head // (heads // k.shape[1])
+        for row in range(n):
+            places = np.flatnonzero(sees[row])
+            keys, values = k[places, kv].copy(), v[places, kv].copy()
+            if gone is not None:
+                keys[gone[row, places]] = 0
+                values[gone[row, places]] = 0
+            scores = keys @ q[row, head] / np.sqrt(dim)
+            weights = np.exp(scores - scores.max())
+            out[row, head] = weights / weights.sum() @ values
+    return out.reshape(n, -1)
+
+
+@pytest.mark.parametrize("length", [128, 100, 64, 256, 299])
+def test_the_length_of_a_cache_is_told(long: dict[str, Case], length: int) -> None:
+    """A cache that evicts, zeroes, refuses or forgets past a length is named with that length."""
+    case = long["attn"]
+    row, column = np.indices((300, 300))
+    causal = column <= row
+    assert named(case, attended(case, causal)) == "not explained"  # it is right
+    evicts = named(case, attended(case, causal & (row - column < length)))
+    assert evicts == f"only the last {length} positions are seen (window or eviction past {length})"
+    if length > 256:
+        return  # one token alone cannot tell the others apart
+    full = named(case, attended(case, causal & ((column < length) | (row == column))))
+    assert full == f"positions from {length} on are never seen (cache full at {length})"
+    zeroed = named(case, attended(case, causal, row - column >= length))
+    assert zeroed == f"positions evicted past {length} are read as zeros"
+    cleared = named(case, attended(case, causal & (column // length == row // length)))
+    assert f"forgotten once the cache is full at {length}" in cleared
+
+
+def test_a_lost_cache_row_is_told(long: dict[str, Case]) -> None:
+    """A row of the cache that was never written is named, the last one and one in the middle."""
+    case = long["attn"]
+    row, column = np.indices((300, 300))
+    for lost in (299, 150):
+        gone = np.broadcast_to(column == lost, (300, 300))
+        assert named(case, attended(case, column <= row, gone)) == f"cache row {lost} not written (zeros)"
+
+
+@pytest.mark.parametrize("kind", ["q_rope", "k_rope"])
+@pytest.mark.parametrize("pair", [0, 5, 31])
+def test_one_swapped_pair_is_told(long: dict[str, Case], kind: str, pair: int) -> None:
+    """One rotary pair that is exchanged, rotated the other way or not at all is named with its number."""
+    case = long[kind]
+    i, j = 2 * pair, 2 * pair + 1
+    x, want = case.inputs[0], case.want
+    after = want.copy()
+    after[..., [i, j]] = want[..., [j, i]]
+    assert (
+        named(case, after) == f"rope pair {pair} swapped: elements {i} and {j} exchanged after the rotation"
+    )
+    angle = np.arange(300)[:, None] * case.number("rope_base") ** (-i / want.shape[-1])
+    a, b = x[..., i], x[..., j]
+    before = want.copy()
+    before[..., i] = b * np.cos(angle) - a * np.sin(angle)
+    before[..., j] = b * np.sin(angle) + a * np.cos(angle)
+    text = f"rope pair {pair} swapped: elements {i} and {j} exchanged before the rotation"
+    assert named(case, before) == text
+    turned = want.copy()
+    turned[..., j] = b * np.cos(angle) - a * np.sin(angle)
+    turned[..., i] = b * np.sin(angle) + a * np.cos(angle)
+    assert named(case, turned) == f"rope pair {pair} swapped: rotated as ({j}, {i}) instead of ({i}, {j})"
+    still = want.copy()
+    still[..., [i, j]] = x[..., [i, j]]
+    assert named(case, still) == f"rope pair {pair} not rotated"
+
+
+def test_two_exchanged_pairs_are_told(long: dict[str, Case]) -> None:
+    """Two rotary pairs that take each other's place are named."""
+    case = long["q_rope"]
+    got = case.want.copy()
+    got[..., [6, 7, 8, 9]] = case.want[..., [8, 9, 6, 7]]
+    assert named(case, got) == "rope pairs 3 and 4 exchanged after the rotation"
+
+
+def test_epsilon_is_told(long: dict[str, Case]) -> None:
+    """RMSNorm with 1e-6 where the file says 1e-5 is named with both numbers."""
+    for kind in ("attn_norm", "ffn_norm", "output_norm"):
+        case = long[kind]
+        x, weight = case.inputs[0], case.weight(f"{case.stage.tensors[0]}.weight")
+        assert weight is not None
+        got = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + 1e-6) * weight
+        assert named(case, got) == "epsilon 1e-06 instead of 1e-05"
+
+
+def test_every_looking_hypothesis_has_a_test_of_its_own() -> None:
+    """Those that read the candidate's array are not covered by the general test; these are all of them."""
+    every = {name.partition(": ")[2] for name in names()}
+    assert set(LOOKING) <= every
