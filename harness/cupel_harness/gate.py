@@ -13,6 +13,7 @@ import msgspec
 from cupel_harness import provenance
 from cupel_harness.checklist import Checklist, Item, Observed, carriers, evaluate
 from cupel_harness.evidence import Cell, CellEnded, CellStarted, Evidence, Record, Status
+from cupel_harness.faults.kills import Kills
 from cupel_harness.plan import Plan
 from cupel_harness.policy import Policy
 from cupel_harness.rules import Case, judge
@@ -32,6 +33,7 @@ def decide(
     records: Iterable[Record],
     *,
     checklists: Sequence[Checklist],
+    kills: Kills,
     waivers: Sequence[Waiver] = (),
     as_of: dt.date,
 ) -> Verdict:
@@ -40,6 +42,7 @@ def decide(
     Args:
         records: of the plan's cells; records of other cells are left out.
         checklists: at least those the gate names; others are left out.
+        kills: which checks were seen to kill planted faults; without a kill a pass is inconclusive.
         as_of: the day on which waivers and signatures are judged.
 
     Raises:
@@ -65,6 +68,8 @@ def decide(
         starts=index.starts,
         contents=index.contents,
         flaky=index.flaky,
+        kills=kills,
+        faults=index.faults,
     )
     rules = judge(case)
     broken = [r for s in (Status.FAILED, Status.INCONCLUSIVE) for r in rules if r.status is s]
@@ -102,6 +107,7 @@ class _Index:
     starts: Mapping[str, CellStarted]
     ends: Mapping[str, CellEnded]
     contents: Mapping[str, frozenset[str]]
+    faults: Mapping[str, frozenset[str]]
     flaky: tuple[str, ...]
 
 
@@ -114,10 +120,12 @@ def _index(plan: Plan, records: Iterable[Record]) -> _Index:
     ends: dict[str, CellEnded] = {}
     planned: dict[str, set[str]] = defaultdict(set)
     contents: dict[str, set[str]] = defaultdict(set)
+    faults: dict[str, set[str]] = defaultdict(set)
     for _, record in unique:
         cell = record.cell.id
         if isinstance(record, Evidence):
             found[cell][record.check].append(record)
+            faults[record.base].update(record.kills)
             if record.content:
                 contents[record.base].add(record.content)
         elif isinstance(record, CellStarted):
@@ -137,7 +145,8 @@ def _index(plan: Plan, records: Iterable[Record]) -> _Index:
     )
     architecture = {s.cell.model: s.versions.get("architecture", "") for _, s in sorted(starts.items())}
     observed = Observed(worst, planned, architecture)
-    return _Index(observed, starts, ends, {k: frozenset(v) for k, v in contents.items()}, flaky)
+    hashes, claimed = ({k: frozenset(v) for k, v in sets.items()} for sets in (contents, faults))
+    return _Index(observed, starts, ends, hashes, claimed, flaky)
 
 
 def _badness(evidence: Evidence) -> tuple[int, bytes]:

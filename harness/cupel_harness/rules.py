@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cupel_harness.evidence import CellStarted, Status
+from cupel_harness.faults.kills import Kills, remedy
 from cupel_harness.plan import Plan, cells_of
 from cupel_harness.policy import Gate
 from cupel_harness.verdict import CellResult, CheckResult, ItemResult, ItemStatus, RuleResult, WaiverResult
@@ -28,6 +29,8 @@ class Case:
     starts: Mapping[str, CellStarted]
     contents: Mapping[str, frozenset[str]]  # content hashes seen, by (model-independent) check id
     flaky: Sequence[str]  # "check in cell" whose evidence disagrees with itself
+    kills: Kills
+    faults: Mapping[str, frozenset[str]]  # planted faults claimed, by (model-independent) check id
 
 
 # What breaks a rule: FAILED where something was seen to be wrong, INCONCLUSIVE where something is lacking.
@@ -141,6 +144,27 @@ def one_provenance(case: Case) -> Broken | None:
     if mixed:
         return Status.INCONCLUSIVE, f"{mixed[0]} ran with different code in different cells"
     return None
+
+
+@rule("kills", "every required check was seen to kill a planted fault")
+def checks_kill(case: Case) -> Broken | None:
+    """A pass is worth something only from a check that, with its present code, was seen to fail."""
+    passed = {
+        c.check.split("[", 1)[0]
+        for c in case.checks
+        if c.status is Status.PASSED and (c.cell.id, c.check) in case.claimed
+    }
+    lacking = [
+        c for c in sorted(passed) if not case.kills.current(c, case.contents.get(c, ()), case.faults[c])
+    ]
+    if not lacking:
+        return None
+    more = f" (and {len(lacking) - 1} more checks)" if len(lacking) > 1 else ""
+    return (
+        Status.INCONCLUSIVE,
+        f"{lacking[0]} was not seen to kill a planted fault with its present code{more}; "
+        f"see it with `{remedy(case.faults[lacking[0]])}`",
+    )
 
 
 @rule("waivers", "no waiver is refused")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from cupel_harness import gate
 from cupel_harness.checklist import Checklist, Item, When
 from cupel_harness.evidence import Cell, CellEnded, CellStarted, CheckStarted, Evidence, Record, Status
+from cupel_harness.faults.kills import Kills, Trial
 from cupel_harness.plan import Plan
 from cupel_harness.policy import Gate, Policy
 from cupel_harness.verdict import Severity, Verdict
@@ -23,6 +24,9 @@ TODAY = dt.date(2026, 6, 1)
 CHECKS = ("tokens.exact", "tokens.greedy")
 CELLS = (Cell("llama", "numpy", "tokens"), Cell("gpt", "numpy", "tokens"))
 ARCHITECTURES = {"llama": "llama", "gpt": "gpt2"}
+# Both checks were seen to kill the fault they claim.
+TRIAL = Trial("", "head", "", ("logits",), "llama", ("logits",), CHECKS)
+KILLS = Kills({"fault": TRIAL}, dict.fromkeys(CHECKS, "c" * 64))
 
 
 def policy(**changes: object) -> Policy:
@@ -72,10 +76,13 @@ def decide(
     narrowed: bool = False,
     cells: tuple[Cell, ...] = CELLS,
     as_of: dt.date = TODAY,
+    kills: Kills = KILLS,
     **changes: object,
 ) -> Verdict:
     work = Plan("demo", cells, narrowed)
-    return gate.decide(policy(**changes), work, records, checklists=(lists,), waivers=waivers, as_of=as_of)
+    return gate.decide(
+        policy(**changes), work, records, checklists=(lists,), kills=kills, waivers=waivers, as_of=as_of
+    )
 
 
 def waiver(**changes: object) -> Waiver:
@@ -212,7 +219,29 @@ def test_mixed_check_code_is_inconclusive() -> None:
         msgspec.structs.replace(r, content="d" * 64) if isinstance(r, Evidence) and r.cell == CELLS[0] else r
         for r in whole()
     ]
-    assert rules(decide(changed)) == {"provenance": Status.INCONCLUSIVE}
+    assert rules(decide(changed)) == dict.fromkeys(("provenance", "kills"), Status.INCONCLUSIVE)
+
+
+@pytest.mark.parametrize("kills", [
+    Kills(),
+    msgspec.structs.replace(KILLS, checks={**KILLS.checks, "tokens.greedy": "d" * 64}),
+    Kills({"another": TRIAL}, KILLS.checks),
+    Kills({"fault": msgspec.structs.replace(TRIAL, killed_by=("tokens.exact",))}, KILLS.checks),
+])  # fmt: skip
+def test_a_required_check_without_a_current_kill_is_inconclusive(kills: Kills) -> None:
+    """No kill, one of other code, or of a fault the check does not claim: the gate says which, and how."""
+    found = decide(whole(), kills=kills)
+    assert rules(found) == {"kills": Status.INCONCLUSIVE}
+    assert found.exit_code == 10
+    assert "was not seen to kill a planted fault with its present code" in found.sentence
+    assert "see it with `cupel faults matrix --only fault`" in found.sentence
+
+
+def test_a_check_on_no_checklist_needs_no_kill() -> None:
+    """Only what is required has to have been seen to fail."""
+    lists = checklist(item("demo.exact", "tokens.exact"))
+    only = Kills({"fault": msgspec.structs.replace(TRIAL, killed_by=("tokens.exact",))}, KILLS.checks)
+    assert rules(decide(whole(), lists=lists, kills=only)) == {}
 
 
 def test_a_checklist_the_gate_names_must_be_given() -> None:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from cupel_harness import evidence, gate, plan, policy
 from cupel_harness.checklist import load_checklists
 from cupel_harness.evidence import Cell, CellEnded, CellStarted, Evidence, Ledger, Record, Status
+from cupel_harness.faults.kills import Kills, Trial
 from cupel_harness.plan import Event, Plan
 from cupel_harness.policy import Gate, PlanEntry
 from cupel_harness.verdict import Severity, Verdict
@@ -86,7 +87,10 @@ def verdict(folder: Path, work: Plan, records: tuple[Record, ...]) -> Verdict:
         known={"alpha.first", "alpha.second", "beta.first", "beta.second"},
     )
     loaded = policy.load_policy(folder / "gates.toml")
-    return gate.decide(loaded, work, records, checklists=lists, as_of=TODAY)
+    checks = {r.base: r.content for r in records if isinstance(r, Evidence)}
+    planted = Trial("", "head", "", ("logits",), "a.gguf", ("logits",), tuple(checks))
+    kills = Kills({"planted": planted}, checks)
+    return gate.decide(loaded, work, records, checklists=lists, kills=kills, as_of=TODAY)
 
 
 def timeless(found: Verdict) -> bytes:

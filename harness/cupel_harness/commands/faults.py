@@ -17,7 +17,7 @@ from cupel_harness.console import Console
 from cupel_runtime.errors import NothingSelected, UsageError
 
 if TYPE_CHECKING:
-    from cupel_harness.evidence import Record
+    from cupel_harness.evidence import Cell, Record
     from cupel_harness.faults.clean import Run
     from cupel_harness.faults.matrix import Result, Subject
 
@@ -216,13 +216,27 @@ def _selected(only: Sequence[str]) -> tuple[str, ...]:
 def _trials(
     console: Console, subjects: Sequence[Subject], jobs: int
 ) -> tuple[tuple[Result, ...], tuple[Record, ...]]:
-    """Run the subjects beside clean engines, in a folder that goes away; progress by subject."""
+    """Run the subjects beside clean engines, and those that survive against every suite there is."""
     from cupel_harness.faults import matrix
 
-    cells = matrix.cells_for(subjects, matrix.claims())
-    with console.progress(len(cells), "faults") as bar, tempfile.TemporaryDirectory() as folder:
-        records = matrix.run(subjects, Path(folder), jobs, runs.teller(bar))
-    return matrix.judge(subjects, records), records
+    claimed = matrix.claims()
+    records = _records(console, matrix.cells_for(subjects, claimed), jobs, "faults")
+    results = matrix.judge(subjects, records)
+    alive = [result.subject for result in results if not result.killed_by]
+    if alive:
+        every = _records(console, matrix.cells_for(alive, claimed, every=True), jobs, "survivors")
+        records += every
+        again = {result.subject: result for result in matrix.judge(alive, every)}
+        results = tuple(again.get(result.subject, result) for result in results)
+    return results, records
+
+
+def _records(console: Console, cells: Sequence[Cell], jobs: int, what: str) -> tuple[Record, ...]:
+    """The records of the cells, run in a folder that goes away."""
+    from cupel_harness.faults import matrix
+
+    with console.progress(len(cells), what) as bar, tempfile.TemporaryDirectory() as folder:
+        return matrix.run(cells, Path(folder), jobs, runs.teller(bar))
 
 
 def _described(result: Result) -> dict[str, object]:

@@ -66,6 +66,8 @@ def _day(ctx: click.Context, param: click.Parameter, value: dt.datetime | None) 
     help="Default: ci/gates.toml, or the packaged one.",
 )
 @click.option("--waivers", "waivers_file", type=click.Path(path_type=Path), help="Default: ci/waivers.toml.")
+@click.option("--kills", "kills_file", type=click.Path(path_type=Path), metavar="FILE",
+              help="Kill matrix, from `cupel faults matrix -o`; default: the packaged one.")  # fmt: skip
 def command(
     console: Console,
     name: str | None,
@@ -79,12 +81,15 @@ def command(
     as_of: dt.date,
     policy_file: Path | None,
     waivers_file: Path | None,
+    kills_file: Path | None,
 ) -> int:
     """Run the cells of gate NAME and decide whether the merge may go through.
 
     Writes ledger.jsonl, verdict.json, junit.xml, report.md and report.html into --out.
     """
+    from cupel_harness import faults
     from cupel_harness.checklist import load_checklists
+    from cupel_harness.faults import kills as matrix
     from cupel_harness.gate import decide
     from cupel_harness.policy import load_policy
     from cupel_harness.waivers import load_waivers
@@ -95,13 +100,14 @@ def command(
     gate = policy.gate(name)
     checklists = load_checklists(gate.checklists)
     waivers = load_waivers(waivers_file)
+    kills = matrix.fresh(matrix.load(kills_file), faults.catalogue())
     runs.examine(engines, models)
     plan = build(gate, engines, runs.local(models))
     forget(out)
     if part:
         return _shard(console, shard(plan, *part), out, jobs, resume)
     records = _merged(plan, ledgers, out) if ledgers else _run(console, plan, out, jobs, resume)
-    verdict = decide(policy, plan, records, checklists=checklists, waivers=waivers, as_of=as_of)
+    verdict = decide(policy, plan, records, checklists=checklists, kills=kills, waivers=waivers, as_of=as_of)
     written = [out / "ledger.jsonl", *write_reports(verdict, out)]
     console.emit(verdict)
     show(console, verdict, written)

@@ -18,11 +18,13 @@ import msgspec
 
 from cupel_fixtures import corpus
 from cupel_harness import cells, lanes, trace
-from cupel_harness.bisect import Subject, bisect
-from cupel_harness.engines import open_engine
+from cupel_harness.bisect import bisect
+from cupel_harness.engines import open_engine, resolve_model
 from cupel_harness.faults.kills import Clean
 from cupel_harness.golden import golden_for
 from cupel_harness.outcomes import one_line
+from cupel_harness.stage_bounds import stage_bounds
+from cupel_harness.subject import open_subject
 from cupel_runtime.errors import CupelError
 
 NAMES = ("llama-tiny", "gpt2-tiny")
@@ -46,25 +48,30 @@ class Run(msgspec.Struct, frozen=True):
 
 def runs(model: str, seeds: Sequence[int]) -> list[Run]:
     """Run the engine on one window for each seed."""
-    golden = golden_for(model)
-    with open_engine("numpy", model) as engine, open_engine("numpy64", model) as oracle:
+    golden, path = golden_for(model), resolve_model(model)
+    found = []
+    with (
+        open_engine("numpy", model) as engine,
+        open_engine("numpy64", model) as oracle,
+        open_subject(path) as subject,
+    ):
         lane = lanes.lane_for(golden.type, engine.info.arithmetic)
         bound = lanes.bounds(lane, golden.floors[lane.name])
-        subject = Subject(engine.info.config, lambda name: None, lambda name: None)
-        found = []
         for seed in seeds:
             ids = window(engine.tokenize(corpus.document(STREAM + seed, 0)), seed)
             got, expected = trace.capture(engine, ids), trace.capture(oracle, ids)
             tally = lanes.Tally()
             tally.add(expected.stages["logits"], got.stages["logits"])
             figures = tally.figures()
-            report = bisect(engine, oracle, ids, subject, {"logits": bound.nmse})
+            limits = stage_bounds(path, lane, ids, expected.stages)
+            report = bisect(engine, oracle, ids, subject, limits)
             rows = lanes.judged(figures, bound)
             ratios = [value / limit for name, value, limit, _ in rows if name in MEASURED]
-            ratios += [max(stage.free, stage.isolated) / stage.bound for stage in report.stages]
+            ratios += [stage.free / bound.nmse for stage in report.stages]
+            ratios += [stage.isolated / stage.bound for stage in report.stages]
             broken = [f"{n} {v:.3g}, bound {limit:.3g}" for n, v, limit, _ in lanes.broken(figures, bound)]
-            broken += [s.stage for s in report.stages if not s.free <= s.bound]
-            broken += [finding.sentence for finding in report.findings]
+            broken += [f"{s.stage} NMSE {s.free:.3g}" for s in report.stages if not s.free <= bound.nmse]
+            broken += [report.sentence] * (not report.ok)
             found.append(Run(model, seed, len(ids), max(ratios), broken[0] if broken else ""))
     return found
 

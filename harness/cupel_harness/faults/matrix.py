@@ -135,11 +135,17 @@ def suites_for(subject: Subject, claimed: Mapping[str, Sequence[str]]) -> tuple[
     return tuple(name for name in (*ORDER, *sorted(there - set(ORDER))) if name in wanted & there)
 
 
-def cells_for(subjects: Iterable[Subject], claimed: Mapping[str, Sequence[str]]) -> tuple[Cell, ...]:
-    """One process for each subject, and for each model one for every suite on the clean engine."""
+def cells_for(
+    subjects: Iterable[Subject], claimed: Mapping[str, Sequence[str]], *, every: bool = False
+) -> tuple[Cell, ...]:
+    """One process for each subject, and for each model and suite one on the clean engine.
+
+    Args:
+        every: all suites, whatever the subject: for those that the likely suites did not see.
+    """
     trials, clean = [], defaultdict[str, dict[str, None]](dict)
     for subject in subjects:
-        names = suites_for(subject, claimed)
+        names = tuple(n for n in ORDER if n in suites()) if every else suites_for(subject, claimed)
         clean[subject.model] |= dict.fromkeys(names)
         trials.append(Cell(subject.model, subject.engine, "+".join(names)))
     sound = [Cell(model, ENGINE, name) for model, names in sorted(clean.items()) for name in names]
@@ -148,14 +154,10 @@ def cells_for(subjects: Iterable[Subject], claimed: Mapping[str, Sequence[str]])
 
 
 def run(
-    subjects: Sequence[Subject],
-    out: Path,
-    jobs: int,
-    progress: Callable[[Event], None] = lambda event: None,
+    cells: Sequence[Cell], out: Path, jobs: int, progress: Callable[[Event], None] = lambda event: None
 ) -> tuple[Record, ...]:
-    """Run every subject's suites, and the same suites on the clean engine; the records of all cells."""
-    cells = cells_for(subjects, claims())
-    return plan.run(Plan("faults", cells), out, jobs, progress=progress, timeout_s=TIMEOUT_S)
+    """Run the cells of `cells_for`; their records."""
+    return plan.run(Plan("faults", tuple(cells)), out, jobs, progress=progress, timeout_s=TIMEOUT_S)
 
 
 def judge(subjects: Sequence[Subject], records: Iterable[Record]) -> tuple[Result, ...]:

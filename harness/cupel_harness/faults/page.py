@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from cupel_harness.faults.core import AREAS
 from cupel_harness.faults.kills import Kills, Trial
 
+SHOWN = 6  # checks beside a fault; the table of checks has them all
 INTRO = """\
 # Planted faults
 
@@ -58,11 +59,16 @@ def _code(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
+def _few(names: Sequence[str]) -> str:
+    more = len(names) - SHOWN
+    return _code(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
 def _faults(rows: Mapping[str, Trial]) -> str:
     return _table(
         ("fault", "what is wrong", "killed by", "blamed"),
         [
-            (f"`{name}`", trial.summary, _code(trial.killed_by) or "**survives**", _blamed(trial))
+            (f"`{name}`", trial.summary, _few(trial.killed_by) or "**survives**", _blamed(trial))
             for name, trial in rows.items()
         ],
     )  # fmt: skip
