@@ -82,8 +82,8 @@ class Decoder:
         vocab = self.adapter.config.vocab_size
         parts = max(1, min(PARTS, vocab // 512))
         args = {"logits": self.logits.pointer, "partial": self._partial.pointer,
-                "sequence": self._slot.pointer, "position": self._position, "ids": self._ids.pointer, "logprobs": self._logprobs.pointer,
-                "vocab": vocab, "parts": parts, "ring": RING}  # fmt: skip
+                "sequence": self._slot.pointer, "position": self._position, "ids": self._ids.pointer,
+                "logprobs": self._logprobs.pointer, "vocab": vocab, "parts": parts, "ring": RING}  # fmt: skip
         self.ops.device.launch("choose_parts", (parts,), 256, args)
         self.ops.device.launch("choose_join", (1,), 32, args)
 

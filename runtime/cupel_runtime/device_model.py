@@ -140,7 +140,8 @@ class DeviceModel(Model):
 
     @property
     def device(self) -> Device:
-        return self.backend.device
+        device: Device = self.backend.device
+        return device
 
     @property
     def arithmetic(self) -> str:
@@ -203,8 +204,8 @@ class DeviceModel(Model):
         for cache, _ in step.sequences:
             assert isinstance(cache, DeviceCache)
             cache.arm()
-        on_device: Any = Step(ops.ids(step.ids), ops.ids(step.positions), step.sequences)  # type: ignore[arg-type]
-        hidden: Any = self.adapter.forward(ops, on_device, tap)  # type: ignore[arg-type]
+        on_device: Any = Step(ops.ids(step.ids), ops.ids(step.positions), step.sequences)
+        hidden: Any = self.adapter.forward(ops, on_device, tap)
         hidden = ops.on(hidden)
         hidden = hidden if wanted is None else hidden[wanted]
         vocab = self.adapter.config.vocab_size
@@ -212,7 +213,7 @@ class DeviceModel(Model):
         pieces = []
         for low in range(0, len(hidden), most):
             some: Any = hidden[low : low + most]
-            logits: Any = self.adapter.head(ops, some, lambda stage, x: x)  # type: ignore[arg-type]
+            logits: Any = self.adapter.head(ops, some, lambda stage, x: x)
             pieces.append(np.asarray(logits))
         return np.asarray(tap("logits", np.concatenate(pieces)))
 

@@ -68,7 +68,8 @@ class FusedLlama:
         """Queue one token: the id in the slot, at its position, to logits (1, vocab)."""
         adapter, ops, c = self.adapter, self.ops, self.adapter.config
         table: Any = adapter.weights[EMBEDDING]
-        args = {"table": table.fields, "ids": slot.pointer + TOKEN, "out": self.x.pointer, "rows": 1}  # fmt: skip
+        args = {"table": table.fields, "ids": slot.pointer + TOKEN, "out": self.x.pointer,
+                "rows": 1}  # fmt: skip
         ops.device.launch(f"embed_{table.kind}", blocks(table.pitch, 64), 64, args)
         self.angles = self._angles(DeviceIds(slot, 1, position - slot.pointer))
         splits = -(-reach // KEYS)
