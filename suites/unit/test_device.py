@@ -13,7 +13,7 @@ import pytest
 from cupel_runtime import compile as kernels
 from cupel_runtime.device import CudaDevice, open_device
 from cupel_runtime.emulator import EmuDevice
-from cupel_runtime.errors import CupelError, EngineError, Inconclusive, InvalidParameter, UsageError
+from cupel_runtime.errors import EngineError, Inconclusive, InvalidParameter, UsageError
 
 NVCC = shutil.which("nvcc")
 ADD = {"x": 0, "y": 0, "out": 0, "count": 0, "width": 0, "pitch": 0}
@@ -83,7 +83,11 @@ def test_a_graph_replays_its_launches_in_order(device: EmuDevice) -> None:
 def test_nothing_but_launches_inside_a_capture(device: EmuDevice) -> None:
     """Allocation and copies inside a capture are errors, and the device works afterwards."""
     x = floats(device, [1])
-    for call in (lambda: device.alloc(4), lambda: device.download(x, (1,), np.float32), lambda: floats(device, [1])):
+    for call in (
+        lambda: device.alloc(4),
+        lambda: device.download(x, (1,), np.float32),
+        lambda: floats(device, [1]),
+    ):
         with pytest.raises(EngineError, match="inside a capture"), device.capture():
             call()
     assert device.download(x, (1,), np.float32)[0] == 1
@@ -103,7 +107,8 @@ def test_a_barrier_not_everybody_reaches_is_reported(monkeypatch: pytest.MonkeyP
     """A return before a barrier is an error with the kernel's name, not a hang."""
     monkeypatch.setenv("CUPEL_CACHE", str(tmp_path))
     broken = kernels.source("softmax").replace(
-        "    top = block_max(top, shared);", "    if (threadIdx.x == 7) return;\n    top = block_max(top, shared);"
+        "    top = block_max(top, shared);",
+        "    if (threadIdx.x == 7) return;\n    top = block_max(top, shared);",
     )
     original = kernels.source
     monkeypatch.setattr(kernels, "source", lambda name: broken if name == "softmax" else original(name))
@@ -144,7 +149,7 @@ def test_a_compiler_that_is_missing_is_one_sentence(monkeypatch: pytest.MonkeyPa
     """Without nvcc the sentence says how to get it."""
     kernels.compiler.cache_clear()
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(UsageError, match="nvcc is not on the PATH.*CUDA toolkit") as caught:
+    with pytest.raises(UsageError, match=r"nvcc is not on the PATH.*CUDA toolkit") as caught:
         kernels.build("softmax", kernels.Target("sm_90"))
     kernels.compiler.cache_clear()
     assert caught.value.exit_code == 4
@@ -155,8 +160,10 @@ def test_a_refused_kernel_shows_the_compilers_first_error(
 ) -> None:
     """The sentence quotes the compiler, and nothing stays in the cache."""
     monkeypatch.setenv("CUPEL_CACHE", str(tmp_path))
-    monkeypatch.setattr(kernels, "source", lambda name: "#include \"common.cuh\"\nint f() { return nowhere; }\n")
-    with pytest.raises(kernels.CompilerMissing, match="refused softmax.cu.*nowhere"):
+    monkeypatch.setattr(
+        kernels, "source", lambda name: '#include "common.cuh"\nint f() { return nowhere; }\n'
+    )
+    with pytest.raises(kernels.CompilerMissing, match=r"refused softmax.cu.*nowhere"):
         kernels.build("softmax", kernels.Target("emu"))
     assert not list((tmp_path / "kernels").glob("*.so"))
 
@@ -170,14 +177,10 @@ def test_unknown_devices_are_refused(spec: str) -> None:
 
 def test_a_machine_without_a_gpu_is_inconclusive_or_lacks_a_package() -> None:
     """`cuda` fails in one sentence that says what to do: exit 10 without a GPU, 4 without PyCUDA."""
-    try:
-        device = CudaDevice(99)
-    except CupelError as error:
-        assert isinstance(error, Inconclusive | UsageError)
-        assert error.exit_code in (4, 10)
-        assert "\n" not in str(error)
-    else:
-        pytest.fail(f"there is no GPU 99, but {device.name} was opened")
+    with pytest.raises((Inconclusive, UsageError)) as caught:
+        CudaDevice(99)
+    assert caught.value.exit_code in (4, 10)
+    assert "\n" not in str(caught.value)
 
 
 def test_every_kernel_names_a_readable_struct() -> None:
@@ -186,7 +189,7 @@ def test_every_kernel_names_a_readable_struct() -> None:
     assert set(found["matvec"]) == {f"matvec_{kind}" for kind in kernels.FORMATS}
     layout = found["matvec"]["matvec_q8_0"].layout
     assert layout["m"].names == ("q", "h", "s", "d", "rows", "cols", "pitch", "blocks")
-    assert layout.fields is not None and layout.fields["x"][1] == 48
+    assert (layout.fields or {})["x"][1] == 48
     assert all(signature.layout.names for each in found.values() for signature in each.values())
 
 

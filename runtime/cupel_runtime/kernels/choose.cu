@@ -61,6 +61,7 @@ KERNEL(choose_join, ChooseArgs, 32) {
     }
     for (int p = 0; p < a.parts; ++p)
         if (a.partial[4 * p + 2] > 0.0) sum += a.partial[4 * p + 2] * exp(a.partial[4 * p] - top);
+    if (!(id < a.vocab)) id = 0.0;  // no logit was a number: `bad` tells, and the next replay must not read astray
     Sequence& s = *a.sequence;
     a.ids[s.step % a.ring] = (int)id;
     a.logprobs[s.step % a.ring] = (float)-log(sum);
