@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from cupel_harness.checks import Observer, check
+from cupel_harness.compare import log_softmax
 from cupel_harness.engines.base import Capability, Engine
 from cupel_harness.golden import Golden
 from cupel_runtime.errors import Inconclusive
@@ -66,7 +67,7 @@ def test_chunking(observe: Observer, engine: Engine, texts: list[list[int]]) -> 
 
 @check(
     "properties.batch",
-    kills=("batch_rows_mixed", "sessions_share_cache"),
+    kills=("batch_rows_mixed", "batch_positions_of_first"),
     needs=(Capability.BATCH, Capability.LOGITS),
 )
 def test_batch(observe: Observer, engine: Engine, texts: list[list[int]]) -> None:
@@ -142,7 +143,37 @@ def test_same_seed(observe: Observer, engine: Engine, texts: list[list[int]]) ->
     observe.say(f"{len(runs[0].ids)} tokens and logprobs of one seed bit-equal; another seed differs")
 
 
-@check("properties.end_of_text", kills=("eos_ignored",), needs=(Capability.GENERATE,))
+@check(
+    "properties.logprobs",
+    kills=("logprob_base_two", "logprob_of_best", "logprob_not_normalised", "logprob_after_temperature"),
+    needs=(Capability.GENERATE, Capability.LOGITS),
+)
+def test_logprobs(observe: Observer, engine: Engine, texts: list[list[int]]) -> None:
+    """The logprob of a generated token is the natural log-softmax of the engine's raw logits at it."""
+    prompt, worst, told = texts[0][:12], 0.0, list[tuple[int, float]]()
+    for drawn in ({}, {"temperature": 1.5, "top_k": 40, "seed": 7}):
+        told.clear()
+        done = engine.generate(
+            prompt,
+            max_tokens=16,
+            ignore_eos=True,
+            on_token=lambda token, logprob: told.append((token, logprob)),
+            **drawn,  # type: ignore[arg-type]
+        )
+        rows = engine.logits([*prompt, *done.ids[:-1]])[len(prompt) - 1 :]
+        expected = log_softmax(rows)[np.arange(len(done.ids)), list(done.ids)]
+        observe.saw(len(done.ids), oracle="log-softmax of the engine's own logits")
+        observe.expect(len(done.logprobs) == len(done.ids) == 16, f"16 tokens, {len(done.logprobs)} logprobs")
+        heard = told == list(zip(done.ids, done.logprobs, strict=True))
+        observe.expect(heard, f"the callback heard {told[:2]}…, the text has {done.logprobs[:2]}…")
+        worst = max(worst, float(np.abs(expected - done.logprobs).max()))
+    observe.metric("largest difference of a logprob", worst, at_most=1e-4)
+    spread = float(np.ptp(expected))
+    observe.metric("control: spread of the logprobs", spread, at_least=0.1)
+    observe.say(f"{observe.observed} logprobs, largest difference {worst:.1e}; they spread over {spread:.2g}")
+
+
+@check("properties.end_of_text", kills=("eos_ignored", "eos_included"), needs=(Capability.GENERATE,))
 def test_end_of_text(observe: Observer, engine: Engine, golden: Golden) -> None:
     """Text ends at the end-of-text token, which is no part of it; told to ignore that, the engine goes on."""
     prompt, at, arguments = ending(engine, golden)
@@ -186,7 +217,11 @@ def ending(engine: Engine, golden: Golden) -> tuple[list[int], int, dict[str, An
     )
 
 
-@check("properties.max_tokens", kills=("max_tokens_off_by_one",), needs=(Capability.GENERATE,))
+@check(
+    "properties.max_tokens",
+    kills=("max_tokens_off_by_one", "first_token_dropped", "ignore_eos_ignored"),
+    needs=(Capability.GENERATE,),
+)
 def test_max_tokens(observe: Observer, engine: Engine, texts: list[list[int]]) -> None:
     """Exactly as many tokens come as were asked for, and asking for more only adds to them."""
     prompt = texts[0][:12]
@@ -204,7 +239,9 @@ def test_max_tokens(observe: Observer, engine: Engine, texts: list[list[int]]) -
 
 
 @check(
-    "properties.stop_strings", kills=("stop_within_token_only", "stop_ignored"), needs=(Capability.GENERATE,)
+    "properties.stop_strings",
+    kills=("stop_within_token_only", "stop_ignored", "stop_from_half"),
+    needs=(Capability.GENERATE,),
 )
 def test_stop_strings(observe: Observer, engine: Engine, texts: list[list[int]]) -> None:
     """A stop string split over two tokens ends the text at the token that completes it."""
@@ -243,7 +280,7 @@ def test_stop_strings(observe: Observer, engine: Engine, texts: list[list[int]])
     )
 
 
-@check("properties.cancel", kills=("cancel_ignored",), needs=(Capability.GENERATE,))
+@check("properties.cancel", kills=("cancel_ignored", "callback_missing"), needs=(Capability.GENERATE,))
 def test_cancel(observe: Observer, engine: Engine, texts: list[list[int]]) -> None:
     """A callback that says no ends the text at once; one that says nothing does not."""
     prompt, seen = texts[0][:12], list[int]()

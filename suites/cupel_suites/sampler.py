@@ -163,7 +163,7 @@ def test_penalty(observe: Observer, engine: Engine) -> None:
     observe.say("4 logits of both signs, each less probable once seen")
 
 
-@check("sampler.full_vocabulary", kills=("top_p_truncated_list", "softmax_truncated"))
+@check("sampler.full_vocabulary", kills=("top_p_truncated_list", "vocabulary_truncated"))
 def test_full_vocabulary(observe: Observer, engine: Engine) -> None:
     """A flat distribution over 201,088 ids: every id counts, in top-p and in the draw."""
     embedded(engine)
@@ -203,7 +203,7 @@ def test_draw(observe: Observer, engine: Engine) -> None:
 
 @check(
     "sampler.engine_replay",
-    kills=("temperature_twice", "topk_off_by_one", "seed_reused", "penalty_wrong_sign", "sampling_ignored"),
+    kills=("temperature_twice", "topk_off_by_one", "seed_reused", "sampling_ignored"),
     needs=(Capability.GENERATE, Capability.LOGITS),
 )
 def test_engine_replay(observe: Observer, engine: Engine, golden: Golden) -> None:

@@ -35,10 +35,11 @@ LOOK = {
     "head": ("stages", "tokens", "sampler"),
     "sampler": ("stages", "sampler"),
     "tokenizer": ("tokenizer",),
+    "generation": ("properties", "errors"),
     "state": ("stages", "cache", "properties"),
     "memory": ("stages", "cache", "memory"),
     "trace": ("stages", "cache"),
-    "harness": (),  # every suite
+    "harness": ("harness", "stages"),
 }
 
 
@@ -127,8 +128,6 @@ def claims(folder: Path | None = None) -> dict[str, tuple[str, ...]]:
 def suites_for(subject: Subject, claimed: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     """The suites a subject is run against, in order: of its areas, and those that claim a fault of it."""
     there = set(suites())
-    if subject.breaks_harness:
-        return tuple(name for name in ORDER if name in there)
     names = {fault.name for fault in subject.faults}
     wanted = {suite for fault in subject.faults for suite in LOOK[fault.area]}
     wanted |= {check.partition(".")[0] for check, faults in claimed.items() if names & set(faults)}
@@ -183,5 +182,9 @@ def alarms(records: Iterable[Record]) -> tuple[list[Evidence], int]:
 
 
 def contents(records: Iterable[Record]) -> dict[str, str]:
-    """Content hash of every check that was run, by id without parameters."""
-    return {r.base: r.content for r in records if isinstance(r, Evidence) and r.content}
+    """Content hash of every check that was run on a clean engine, by id without parameters."""
+    return {
+        r.base: r.content
+        for r in records
+        if isinstance(r, Evidence) and r.content and r.cell.engine == ENGINE
+    }
