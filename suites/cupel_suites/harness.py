@@ -230,7 +230,11 @@ def test_records(observe: Observer, pytestconfig: pytest.Config, tmp_path: Path)
     words: Sequence[str] = cells.command(cell, ledger, tmp_path)
     environment = cells.environment(2)
     with faults.only(()):
-        subprocess.run(words, stdin=subprocess.PIPE, capture_output=True, env=environment, check=False)
+        quiet = subprocess.DEVNULL
+        with subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, env=environment
+        ) as process:
+            process.wait()  # a cell ends with its parent, whose end of stdin stays open till here
         records = evidence.read(ledger) if ledger.exists() else ()
         found = {record.check: record.status for record in records if isinstance(record, Evidence)}
         codes = [record.exit_code for record in records if isinstance(record, CellEnded)]

@@ -6,8 +6,6 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tokenizers import pre_tokenizers
-
 from cupel_harness.faults.core import Patch, fault
 
 TOKENIZER = "cupel_runtime.tokenizer_base:Tokenizer"
@@ -114,16 +112,6 @@ def merge_order() -> Iterator[Patch]:
 def merge_ranks_reversed() -> Iterator[Patch]:
     """The last merge of the list goes first."""
     yield Patch("cupel_runtime.tokenizer_bpe:_merges", lambda merges: lambda *given: merges(*given)[::-1])
-
-
-@fault(area="tokenizer", blames=BLAMES, models=GPT2)
-def pretokenizer_left_out() -> Iterator[Patch]:
-    """Text is not cut into words before its bytes are merged."""
-
-    def whole(self: Any) -> Any:
-        return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-
-    yield Patch("cupel_runtime.pretokenizers:PreTokenizer.build", lambda build: whole)
 
 
 @fault(area="tokenizer", blames=BLAMES, models=LLAMA)
