@@ -176,7 +176,7 @@ def test_logprobs(observe: Observer, engine: Engine, texts: list[list[int]]) -> 
 
 @check(
     "properties.end_of_text",
-    kills=("eos_ignored", "eos_included", "ignore_eos_ignored"),
+    kills=("eos_ignored", "eos_included", "ignore_eos_ignored", "finish_reason_lost"),
     needs=(Capability.GENERATE,),
 )
 def test_end_of_text(observe: Observer, engine: Engine, golden: Golden) -> None:

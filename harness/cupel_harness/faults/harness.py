@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from cupel_harness import compare, engines, golden
+from cupel_harness.engines.embedded import Embedded
 from cupel_harness.evidence import Status
 from cupel_harness.faults.core import Patch, fault
 from cupel_harness.golden_pack import Packed
@@ -38,10 +39,20 @@ def oracle_is_candidate() -> Iterator[Patch]:
     yield Patch(OPEN, wrap)
 
 
+class Single(Embedded):
+    """An oracle that computes in the candidate's precision."""
+
+    dtype = "float32"
+
+
 @fault(area="harness", blames=BLAMES)
 def oracle_in_single_precision() -> Iterator[Patch]:
     """The float64 oracle computes in float32."""
-    yield Patch("cupel_harness.engines.embedded:NumPy64.dtype", lambda dtype: "float32")
+
+    def wrap(open_engine: Any) -> Any:
+        return lambda spec, model: Single.open("", model) if spec == "numpy64" else open_engine(spec, model)
+
+    yield Patch(OPEN, wrap)
 
 
 @fault(area="harness", blames=BLAMES)
@@ -87,11 +98,11 @@ def check_body_empty() -> Iterator[Patch]:
 def model_missing_skipped() -> Iterator[Patch]:
     """A model file that is not there makes every check that needs it a skip."""
 
-    def missing(spec: Any) -> Any:
-        pytest.skip(f"{spec} is not there")
+    def missing(*given: Any) -> Any:
+        pytest.skip(f"{given[-1]} is not there")
 
-    for module in ("cupel_harness.engines", "cupel_harness.engines.embedded"):
-        yield Patch(f"{module}:resolve_model", lambda resolve: missing)
+    for target in (OPEN, GOLDEN):
+        yield Patch(target, lambda original: missing)
 
 
 class WrongEpsilon(NumpyBackend):
