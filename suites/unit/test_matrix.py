@@ -8,6 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cupel_harness import faults, gate, plan
@@ -117,6 +118,29 @@ def test_a_fault_that_nothing_sees_survives() -> None:
     (result,) = matrix.judge([subject], records)
     assert (result.killed_by, result.blamed, result.right) == ((), None, False)
     assert "survives" in result.sentence
+
+
+def test_claims_that_were_not_kept_are_named() -> None:
+    """Of the faults that were run, those a check claims without killing them; others say nothing."""
+    claimed = {"ops.add": ("bug", "other"), "ops.embed": ("bug",), "ops.rope": ("not_run",)}
+    assert matrix.unkept(claimed, {"bug": ("ops.add",), "other": ()}) == {
+        "ops.add": ("other",),
+        "ops.embed": ("bug",),
+    }
+
+
+def test_the_content_of_a_check_is_that_of_the_clean_run() -> None:
+    """A fault of the harness may change the checks themselves: their hashes are not taken from its cells."""
+    faulty = seen("ops.add", "numpy+fault:bug")
+    records = [seen("ops.add"), msgspec.structs.replace(faulty, content="d" * 64)]
+    assert matrix.contents(records) == {"ops.add": "c" * 64}
+
+
+def test_the_longest_cells_come_first() -> None:
+    """No core is left alone with one long cell at the end."""
+    light, heavy = Subject((fault("a", "rope"),)), Subject((fault("b", "head"),))
+    engines = [cell.engine for cell in matrix.cells_for([light, heavy], {}) if cell.engine != "numpy"]
+    assert engines == ["numpy+fault:b", "numpy+fault:a"]
 
 
 def test_a_window_is_a_piece_of_the_text() -> None:
