@@ -85,7 +85,7 @@ def test_golden(observe: Observer, oracle: Embedded, golden: Golden) -> None:
     "harness.comparisons",
     kills=("expected_is_actual", "nan_is_no_difference", "truncated_comparison", "truncated_tokens_agree"),
 )
-def test_comparisons(observe: Observer, engine: Engine) -> None:
+def test_comparisons(observe: Observer) -> None:
     """Two arrays that differ, in a value, in a NaN or in their length, are told apart by the right figure."""
     told = {
         "one value of two": (compare.nmse([3.0, 4.0], [3.0, 5.0]), 1 / 25),
