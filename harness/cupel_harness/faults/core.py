@@ -71,7 +71,7 @@ class Fault:
 
 
 REGISTRY: dict[str, Fault] = {}
-MODULES = ("rope",)
+MODULES = ("file", "blocks", "embedding", "norm", "rope", "attention", "feedforward", "head")
 
 
 def fault(
