@@ -38,6 +38,7 @@ AFTER_STAGES = (
     ("state", ("cache.", "properties.prefill_decode", "properties.chunking", "properties.batch",
                "properties.switching", "properties.offset", "properties.position_offset")),
     ("generate", ("properties.",)),
+    ("file", ("errors.model_file",)),
     ("errors", ("errors.",)),
     ("file", ("file.configuration", "tokens.config")),
     ("sampler", ("tokens.sampled",)),
