@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cupel_harness.faults.core import Patch, fault
-from cupel_harness.faults.planting import GPT2, LLAMA, around, op
+from cupel_harness.faults.planting import GPT2, LLAMA, around, op, wiring
 
 NORMS = ("attn_norm", "ffn_norm", "output_norm")
 
@@ -87,7 +87,6 @@ def norm_weight_offset() -> Iterator[Patch]:
 @fault(area="norm", blames=NORMS, models=LLAMA)
 def norms_exchanged() -> Iterator[Patch]:
     """The norms before attention and before the feed-forward layer use each other's weights."""
-    from cupel_harness.faults.planting import wiring
 
     def exchanged(model: Any) -> None:
         for block in model.blocks:
