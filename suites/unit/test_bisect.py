@@ -34,6 +34,11 @@ UNSEEN = {
     "linear_tail_dropped", "rms_tail_dropped", "rope_position_restarts", "rope_scaling_ignored",
     "softmax_no_max", "softmax_truncated", "window_off_by_one",
 }  # fmt: skip
+# Found and located, but no hypothesis makes these numbers.
+UNEXPLAINED = {
+    "embed_repeated_id_lost", "head_rows_cut", "linear_input_in_half", "logits_capped",
+    "mask_restarts_at_tile", "rms_sum_in_half", "rope_frequencies_in_half", "rope_late_positions_stuck",
+}  # fmt: skip
 
 
 def shown() -> list[Fault]:
@@ -153,12 +158,14 @@ def test_two_faults_do_not_hide_each_other(first: str, second: str, llama: Bench
 
 @pytest.mark.parametrize("fault", shown(), ids=lambda fault: fault.name)
 def test_a_fault_is_found_in_its_stage(fault: Fault, benches: dict[str, Bench]) -> None:
-    """All that is found lies in stages that the fault is to be blamed on; nothing is found elsewhere."""
+    """All findings lie in stages that the fault is to be blamed on; a textbook mistake is explained."""
     report = benches[fault.models[0]].bisect(fault.name, LATE.get(fault.name, SHORT))
     assert report.findings, f"{fault.name} was not found: {report.sentence}"
     wrong = {stage.rpartition(".")[2] for finding in report.findings for stage in finding.stages}
     assert wrong <= set(fault.blames), report.sentence
     assert "is the first wrong stage" in report.sentence
+    explained = all(finding.explanation for finding in report.findings)
+    assert explained == (fault.name not in UNEXPLAINED), report.sentence
 
 
 @pytest.mark.parametrize("name", sorted(UNSEEN))
