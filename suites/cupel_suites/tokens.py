@@ -129,7 +129,7 @@ def test_late_positions(observe: Observer, steps: Steps, golden: Golden) -> None
     observe.say(f"{late} positions past 256; worst KL there {figures.buckets[LATE]:.3g}")
 
 
-@check("tokens.greedy", kills=("tie_highest_id", "cache_evicts"), needs=(Capability.GENERATE,))
+@check("tokens.greedy", kills=("tie_highest_id", "cache_rows_overwritten"), needs=(Capability.GENERATE,))
 def test_greedy(observe: Observer, steps: Steps) -> None:
     """Step 4: free-running greedy tokens are the golden's, near ties within their budget."""
     judge(observe, steps.finding("greedy"))

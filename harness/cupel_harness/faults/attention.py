@@ -190,25 +190,3 @@ def cache_rows_overwritten() -> Iterator[Patch]:
             self._values[layer, :, low - 1] = v[0]
 
     yield around("cupel_runtime.kvcache:KVCache.append", append)
-
-
-@fault(area="attention", blames=("state",), models=LLAMA)
-def cache_capacity_off_by_one() -> Iterator[Patch]:
-    """A full cache takes one position more, which is lost."""
-
-    def require(original: Any, self: Any, rows: int) -> None:
-        if self.length + rows != self.capacity + 1:
-            original(self, rows)
-
-    yield around("cupel_runtime.kvcache:KVCache.require", require)
-
-
-@fault(area="attention", blames=("state",), models=LLAMA)
-def cache_capacity_new_tokens_only() -> Iterator[Patch]:
-    """The room in a cache is held against the new tokens alone, without those that are there."""
-
-    def require(original: Any, self: Any, rows: int) -> None:
-        if rows > self.capacity:
-            original(self, rows)
-
-    yield around("cupel_runtime.kvcache:KVCache.require", require)
