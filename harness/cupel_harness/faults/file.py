@@ -139,9 +139,7 @@ def weight_flipped() -> Iterator[Patch]:
 @fault(area="file", blames=FILE, models=LLAMA)
 def file_swapped() -> Iterator[Patch]:
     """The engine opens another file than the one it was given."""
-    from cupel_fixtures import path
-
-    yield around("cupel_harness.engines.embedded:resolve_model", lambda o, model: path("gpt2-tiny"))
+    yield around("cupel_harness.engines.embedded:resolve_model", lambda o, model: o("fixture:gpt2-tiny"))
 
 
 @fault(area="file", blames=FILE, models=LLAMA)
