@@ -23,7 +23,7 @@ Wrap = Callable[[Any], Any]
 Patches = Callable[[], Iterable["Patch"]]
 AREAS = (
     "file", "blocks", "embedding", "norm", "rope", "attention", "feed-forward", "head", "sampler",
-    "tokenizer", "state", "memory", "trace", "harness",
+    "tokenizer", "generation", "state", "memory", "trace", "harness",
 )  # fmt: skip
 
 
@@ -71,7 +71,10 @@ class Fault:
 
 
 REGISTRY: dict[str, Fault] = {}
-MODULES = ("file", "blocks", "embedding", "norm", "rope", "attention", "feedforward", "head")
+MODULES = (
+    "file", "blocks", "embedding", "norm", "rope", "attention", "feedforward", "head",
+    "sampler", "tokenizer", "generation", "state", "trace", "harness",
+)  # fmt: skip
 
 
 def fault(
@@ -141,6 +144,12 @@ def active() -> tuple[Fault, ...]:
     return _active
 
 
+@functools.cache
+def _patches(fault: Fault) -> tuple[Patch, ...]:
+    """Made once, so that what a fault remembers outlives the calls for which it is suspended."""
+    return tuple(fault.patches())
+
+
 def _install(faults: tuple[Fault, ...]) -> None:
     global _active
     while _undo:
@@ -151,7 +160,7 @@ def _install(faults: tuple[Fault, ...]) -> None:
             delattr(owner, name)
     _active = faults
     for each in faults:
-        for patch in each.patches():
+        for patch in _patches(each):
             owner, name = patch.owner()
             own = name in vars(owner)
             original = vars(owner)[name] if own else getattr(owner, name)
