@@ -71,7 +71,10 @@ class Fault:
 
 
 REGISTRY: dict[str, Fault] = {}
-MODULES = ("rope", "sampler", "tokenizer", "generation", "state", "trace", "harness")
+MODULES = (
+    "file", "blocks", "embedding", "norm", "rope", "attention", "feedforward", "head",
+    "sampler", "tokenizer", "generation", "state", "trace", "harness",
+)  # fmt: skip
 
 
 def fault(
