@@ -17,6 +17,7 @@ from cupel_harness.golden import Golden
 from cupel_runtime.errors import Inconclusive
 from cupel_runtime.kvcache import KVCache
 from cupel_suites.common import control, embedded, fed, same
+from cupel_suites.properties_ends import ending
 
 ONE_PASS = "the engine's own logits in one pass"
 CHUNKS = (1, 7, 31, 32, 33, 64)
@@ -200,35 +201,6 @@ def test_end_of_text(observe: Observer, engine: Engine, golden: Golden) -> None:
     observe.expect(longer, f"the control did not differ: ignoring the end gave {len(free.ids)} tokens")
     observe.say(
         f"stopped after {at} tokens at id {free.ids[at]}; told to ignore it, went on to {len(free.ids)}"
-    )
-
-
-def ending(observe: Observer, engine: Engine, golden: Golden) -> tuple[list[int], int, dict[str, Any]]:
-    """A request in which the model ends its text: prompt, how many tokens before the end, sampling.
-
-    Raises:
-        Inconclusive: the model never ended a text.
-    """
-    for prompt in golden.prompts:
-        if prompt.first_eos is not None:
-            # Begin close to the end, so that a long text is prefilled rather than decoded.
-            start = max(0, prompt.first_eos - 5)
-            return [*prompt.ids, *prompt.tokens[:start]], prompt.first_eos - start, {}
-    ends = embedded(engine).tokenizer.eog_ids
-    for seed in range(8):
-        arguments: dict[str, Any] = {"temperature": 3.0, "seed": seed}
-        prompt_ids = list(golden.prompts[seed % len(golden.prompts)].ids)
-        done = engine.generate(prompt_ids, max_tokens=120, ignore_eos=True, **arguments)
-        observe.expect(
-            done.finish_reason == "length",
-            f"told to ignore the end of text, the engine ended after {len(done.ids)} of 120 tokens "
-            f"with {done.finish_reason!r}",
-        )
-        found = [at for at, token in enumerate(done.ids) if token in ends]
-        if found:
-            return prompt_ids, found[0], arguments
-    raise Inconclusive(
-        "the model never ended a text by itself, in no golden and in 8 hot samples of 120 tokens"
     )
 
 
