@@ -33,7 +33,12 @@ def texts(golden: Golden) -> list[list[int]]:
 
 @check(
     "properties.prefill_decode",
-    kills=("cache_last_row_not_written", "mask_off_by_one", "rope_position_restarts"),
+    kills=(
+        "cache_last_row_not_written",
+        "cache_rows_overwritten",
+        "mask_off_by_one",
+        "rope_position_restarts",
+    ),
     needs=(Capability.SESSIONS, Capability.LOGITS),
 )
 def test_prefill_decode(observe: Observer, engine: Engine, texts: list[list[int]]) -> None:

@@ -93,7 +93,7 @@ def test_prompt_ids(observe: Observer, steps: Steps) -> None:
     judge(observe, steps.finding("tokenizer"))
 
 
-@check("tokens.config", kills=("rms_eps_from_wrong_key", "rope_base_default", "rope_scaling_ignored"))
+@check("tokens.config", kills=("rms_eps_from_wrong_key",))
 def test_config(observe: Observer, steps: Steps) -> None:
     """Step 2: the configuration the engine works with is the file's."""
     judge(observe, steps.finding("config"))
@@ -109,7 +109,9 @@ def test_teacher_forced(observe: Observer, steps: Steps) -> None:
     judge(observe, steps.finding("logits"))
 
 
-@check("tokens.late_positions", kills=("window_off_by_one", "cache_evicts"), needs=(Capability.LOGITS,))
+@check(
+    "tokens.late_positions", kills=("cache_evicts", "rope_late_positions_stuck"), needs=(Capability.LOGITS,)
+)
 def test_late_positions(observe: Observer, steps: Steps, golden: Golden) -> None:
     """Past 256 positions the worst KL divergence is within the lane's bound too."""
     finding = steps.finding("logits")
@@ -132,7 +134,7 @@ def test_late_positions(observe: Observer, steps: Steps, golden: Golden) -> None
 
 @check(
     "tokens.greedy",
-    kills=("temperature_zero_sampled", "penalty_by_default", "cache_evicts"),
+    kills=("temperature_zero_sampled", "penalty_by_default", "cache_rows_overwritten"),
     needs=(Capability.GENERATE,),
 )
 def test_greedy(observe: Observer, steps: Steps) -> None:

@@ -28,6 +28,7 @@ LADDER = (
     ("cache.size", "holds twice as much", "memory"),
     ("properties.cancel", "went on", "generate"),
     ("sampler.engine_replay", "drew another token", "sampler"),
+    ("errors.model_file", "was accepted", "file"),
     ("errors.too_long", "was accepted", "errors"),
     ("file.configuration", "norm_eps: the file says 1e-5, the engine uses 1e-6", "file"),
     ("tokens.teacher_forced", "KL 0.3", "logits"),

@@ -43,6 +43,7 @@ AFTER_STAGES = (
     ("memory", ("cache.",)),
     ("generate", ("properties.",)),
     ("sampler", ("sampler.",)),
+    ("file", ("errors.model_file",)),
     ("errors", ("errors.",)),
     ("file", ("file.configuration", "tokens.config")),
     ("sampler", ("tokens.sampled",)),

@@ -110,7 +110,10 @@ def _names(code: CodeType) -> set[str]:
 
 
 REGISTRY: dict[str, Fault] = {}
-MODULES = ("rope", "sampler", "tokenizer", "generation", "state", "trace", "harness")
+MODULES = (
+    "file", "blocks", "embedding", "norm", "rope", "attention", "feedforward", "head",
+    "sampler", "tokenizer", "generation", "state", "trace", "harness",
+)  # fmt: skip
 
 
 def fault(
