@@ -22,7 +22,12 @@ def texts(golden: Golden) -> list[list[int]]:
 
 @check(
     "cache.exactly_full",
-    kills=("cache_capacity_off_by_one", "cache_last_row_not_written", "stale_position_after_error"),
+    kills=(
+        "cache_capacity_off_by_one",
+        "cache_last_row_not_written",
+        "stale_position_after_error",
+        "rows_kept_after_error",
+    ),
     needs=(Capability.SESSIONS, Capability.LOGITS),
 )
 def test_exactly_full(observe: Observer, engine: Engine, texts: list[list[int]]) -> None:

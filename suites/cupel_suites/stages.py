@@ -100,7 +100,14 @@ def test_late(observe: Observer, engine: Engine, oracle: Engine, golden: Golden,
 
 @check(
     "stages.complete",
-    kills=("stage_missing", "stage_misnamed", "stage_unknown", "trace_order_reversed", "trace_last_row_only"),
+    kills=(
+        "stage_missing",
+        "stage_misnamed",
+        "stage_unknown",
+        "trace_order_reversed",
+        "trace_last_row_only",
+        "trace_of_last_request",
+    ),
     needs=(Capability.TRACE,),
 )
 def test_complete(observe: Observer, engine: Engine, oracle: Engine, text: list[int]) -> None:
@@ -133,7 +140,7 @@ def test_complete(observe: Observer, engine: Engine, oracle: Engine, text: list[
 
 @check(
     "stages.untouched",
-    kills=("trace_pointers_alias", "trace_changes_result", "trace_of_last_request"),
+    kills=("trace_pointers_alias", "trace_changes_result"),
     needs=(Capability.TRACE, Capability.LOGITS),
 )
 def test_untouched(observe: Observer, engine: Engine, text: list[int]) -> None:

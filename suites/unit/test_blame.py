@@ -79,6 +79,8 @@ def test_silence_counts_against_the_harness_alone() -> None:
     assert kills(quiet, sound("ops.add")) == []
     (found,) = kills(quiet, sound("ops.add"), silence=True)
     assert blame([found]).parts == ("harness",)
+    told = [*quiet, seen("harness.oracle", "the oracle computes in float32")]
+    assert kills(told, sound("ops.add", "harness.oracle"), silence=True) == told[1:]
 
 
 def test_an_error_kills_nothing_even_in_the_harness() -> None:

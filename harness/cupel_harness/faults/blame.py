@@ -73,12 +73,14 @@ def kills(faulty: Iterable[Evidence], clean: Iterable[Evidence], *, silence: boo
     or to one check when that suite was not run.
 
     Args:
-        silence: a check that says it saw nothing, where it passed before, counts too: for faults of the
-            harness itself, which have to be noticed and cannot be measured.
+        silence: where no check fails, those that say they saw nothing and passed before count: for faults of
+            the harness itself, which have to be noticed and cannot always be measured.
     """
     sound = {(e.cell.model, e.check) for e in clean if e.status is Status.PASSED}
-    counting = (Status.FAILED, Status.INCONCLUSIVE) if silence else (Status.FAILED,)
-    seen = [e for e in faulty if e.status in counting and (e.cell.model, e.check) in sound]
+    among = [e for e in faulty if (e.cell.model, e.check) in sound]
+    seen = [e for e in among if e.status is Status.FAILED]
+    if silence and not seen:
+        seen = [e for e in among if e.status is Status.INCONCLUSIVE]
     return _one_refusal(sorted(seen, key=lambda e: (e.cell, e.check)))
 
 

@@ -19,8 +19,8 @@ check names faults it finds, and `cupel faults matrix` plants them all and looks
   the same model. A crash is no kill. An engine that refuses the model is killed by the `file` suite alone.
 - **blamed** is what the evidence points at, in the order in which data walks: file, blocks, tokenizer, the
   first wrong stage, sampler, memory, state, generation. It has to be what the fault breaks.
-- a fault of the **harness** is killed when a check of the harness fails, or when a check says that it saw
-  nothing where it passed before.
+- a fault of the **harness** is killed when a check fails too, or, where none does, when checks that passed
+  before say that they saw nothing.
 
 A gate counts a pass only from a check that killed a fault it claims, with the code the check has now.
 This page is written by the command itself:
