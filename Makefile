@@ -4,9 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
+ARCH ?= sm_90
 
 .DEFAULT_GOAL := help
-.PHONY: help gate test test-hf lint format goldens clean
+.PHONY: help gate test test-hf emu-sanitize kernels lint format goldens clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +20,14 @@ test: $(VENV)/.installed-dev  ## run cupel's own tests
 
 test-hf: $(VENV)/.installed-hf  ## check the oracle against Hugging Face transformers (installs CPU torch)
 	$(BIN)/python -m pytest -m hf
+
+emu-sanitize: $(VENV)/.installed-dev  ## run the CUDA kernels' tests on the emulator under address and undefined-behaviour sanitizers
+	CUPEL_EMU_SANITIZE=1 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	  $(BIN)/python -m pytest -n 0 -q suites/unit/test_kernels.py suites/unit/test_emu_engine.py -k "not faults_of_a_device"
+
+kernels: $(VENV)/.installed-dev  ## compile every kernel with nvcc; fails when one does not fit its registers
+	$(BIN)/python -m cupel_runtime.spills $(ARCH)
 
 lint: $(VENV)/.installed-dev  ## ruff, mypy --strict, line budget, layer test
 	$(BIN)/ruff check .
