@@ -41,7 +41,10 @@ class EngineSpec:
 
 
 def open_engine(spec: str, model: str | Path) -> Engine:
-    """Open `model` (a path, `fixture:NAME[:TYPE]` or `synth:SHAPE:TYPE`) on the engine that `spec` names; a context manager.
+    """Open a model on the engine that `spec` names; a context manager.
+
+    Args:
+        model: a path, `fixture:NAME[:TYPE]` or `synth:SHAPE:TYPE`.
 
     Raises:
         UsageError: unknown engine, fault or fixture.
