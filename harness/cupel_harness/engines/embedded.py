@@ -16,6 +16,7 @@ from cupel_harness.engines.base import Capability, Engine, EngineInfo, Generatio
 from cupel_runtime.engine import Model, generate, generate_batch
 from cupel_runtime.errors import EngineError, UsageError
 from cupel_runtime.kvcache import KVCache
+from cupel_runtime.ops import Backend
 from cupel_runtime.sampler import SamplingParams
 
 
@@ -184,6 +185,9 @@ class Embedded(Engine):
         session = EmbeddedSession(self.model, capacity)
         self._sessions.add(session)
         return session
+
+    def ops(self) -> Backend:
+        return self.model.backend
 
     def close(self) -> None:
         for session in list(self._sessions):
