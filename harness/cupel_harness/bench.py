@@ -20,7 +20,7 @@ import numpy as np
 
 from cupel_harness import engines
 from cupel_harness.engines.base import LOAD_PHASES, Engine
-from cupel_runtime.errors import EngineError, Inconclusive, InvalidParameter
+from cupel_runtime.errors import EngineError, Inconclusive, InvalidParameter, MissingCapability
 from cupel_runtime.gguf import GGUFFile, open_gguf
 
 Clock = Callable[[], float]
@@ -249,8 +249,11 @@ def _copies(engine: Engine, settings: Settings, clock: Clock) -> list[float]:
 
 def _prompt(settings: Settings, contender: Contender, number: int) -> list[int]:
     """Random ids, the same for every engine of one vocabulary."""
-    vocabulary = int(contender.engine.info.config["vocab_size"])
-    drawn = np.random.default_rng([settings.seed, number]).integers(0, vocabulary, settings.prompt)
+    config = contender.engine.info.config
+    if "vocab_size" not in config:
+        raise MissingCapability(f"engine {contender.spec} does not report its vocab_size, so no ids are known")
+    random = np.random.default_rng([settings.seed, number])
+    drawn = random.integers(0, int(config["vocab_size"]), settings.prompt)
     return [int(token) for token in drawn]
 
 
