@@ -78,7 +78,7 @@ def character_split_in_stream(patch: Patch) -> None:
     wrap(patch, TextStream, "push", lambda o, s, i: s._reader.read(i).decode("utf-8", "replace"))
 
 
-@breaks("file.weights", "blocks.dequantize", "tokens.teacher_forced", "stages.early")
+@breaks("file.weights", "blocks.dequantize", "ops.matvec", "tokens.teacher_forced", "stages.early")
 def weight_flipped(patch: Patch) -> None:
     def flipped(original: Any, self: Any, raw: Any, info: Any) -> Any:
         weight = original(self, raw, info)
