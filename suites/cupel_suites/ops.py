@@ -17,6 +17,7 @@ from cupel_harness.engines.base import Engine
 from cupel_runtime import quants
 from cupel_runtime.errors import MissingCapability, UnsupportedModel
 from cupel_runtime.tensors import TensorInfo
+from cupel_suites import ops_twins
 from cupel_suites.ops_bench import Bench
 
 LENGTHS = (1, 31, 32, 33, 255, 257)
@@ -26,7 +27,7 @@ FULL_VOCABULARY = 201_088
 
 @pytest.fixture
 def bench(observe: Observer, engine: Engine) -> Bench:
-    return Bench(engine, observe)
+    return Bench(engine, ops_twins, observe)
 
 
 @check("ops.embed", kills=("embed_off_by_one",))

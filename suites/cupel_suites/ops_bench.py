@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count
+from types import ModuleType
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -19,7 +20,6 @@ from cupel_harness.checks import Observer
 from cupel_harness.compare import nmse
 from cupel_harness.engines.base import Engine
 from cupel_runtime.errors import MissingCapability
-from cupel_suites import ops_twins as twins
 
 SEED = 7
 # NMSE by the engine's arithmetic (VALIDATION.md, ops).
@@ -100,10 +100,14 @@ def framing(backend: Any) -> Iterator[Frames | None]:
 
 
 class Bench:
-    """Runs one op of the engine's backend on framed inputs and holds the result to its twin."""
+    """Runs one op of the engine's backend on framed inputs and holds the result to its twin, of the same name.
 
-    def __init__(self, engine: Engine, observe: Observer) -> None:
-        self.backend, self.observe = engine.ops(), observe
+    Args:
+        twins: given by the suite, so that they count in the content of its checks.
+    """
+
+    def __init__(self, engine: Engine, twins: ModuleType, observe: Observer) -> None:
+        self.backend, self.twins, self.observe = engine.ops(), twins, observe
         if engine.info.arithmetic not in BOUND:
             raise MissingCapability(f"no bound for the arithmetic {engine.info.arithmetic!r}")
         self.bound = BOUND[engine.info.arithmetic]
@@ -131,7 +135,7 @@ class Bench:
         """
         frames = [framed(a) if isinstance(a, np.ndarray) else (a, None) for a in arguments]
         wide = {key: widened(value) for key, value in named.items()}
-        expected = getattr(twins, op)(*map(widened, twin or arguments), **wide)
+        expected = getattr(self.twins, op)(*map(widened, twin or arguments), **wide)
         what = f"{op} at {case}"
         got = self._run(op, what, [view for view, _ in frames], named)
         self.observe.saw(got.size, oracle=TWIN)

@@ -14,6 +14,7 @@ from cupel_harness.checks import CheckFailed, Observer
 from cupel_harness.engines.base import Engine, EngineInfo
 from cupel_runtime.backends import NumpyBackend
 from cupel_runtime.errors import MissingCapability
+from cupel_suites import ops_twins
 from cupel_suites.ops_bench import BORDER, Bench, DeviceBackend
 
 OPS = (
@@ -96,7 +97,7 @@ class Holder(Engine):
 
 
 def bench(spoil: Callable[[int, int, Any], None] | None = None, **named: str) -> Bench:
-    return Bench(Holder(Raw(spoil), **named), Observer())
+    return Bench(Holder(Raw(spoil), **named), ops_twins, Observer())
 
 
 def add(held: Bench) -> None:
@@ -177,7 +178,7 @@ def test_a_result_outside_all_frames_is_refused() -> None:
 
 def test_a_host_backend_has_no_frames() -> None:
     """NumPy returns new arrays; nothing is claimed about their borders."""
-    held = Bench(Holder(NumpyBackend("float32")), Observer())
+    held = Bench(Holder(NumpyBackend("float32")), ops_twins, Observer())
     add(held)
     held.conclude()
     assert held.framed == 0
