@@ -203,13 +203,3 @@ def test_an_unknown_arithmetic_has_no_bound() -> None:
     """Nothing is judged by a bound that somebody guessed."""
     with pytest.raises(MissingCapability, match="arithmetic 'unknown'"):
         bench(arithmetic="unknown")
-
-
-def test_an_emulator_runs_a_cut_that_is_said() -> None:
-    """Every fourth case, the first included; other engines run all."""
-    cut = bench(name="emu")
-    assert list(cut.some(range(10))) == [0, 4, 8]
-    assert list(bench().some(range(10))) == list(range(10))
-    add(cut)
-    cut.conclude()
-    assert "a cut for the emulator" in cut.observe.sentence
