@@ -73,10 +73,12 @@ class Decoder:
 
     def choose(self) -> None:
         """Queue the choice of the most probable id, and the step to the next position."""
+        vocab = self.adapter.config.vocab_size
+        parts = max(1, min(PARTS, vocab // 512))
         args = {"logits": self.logits.pointer, "partial": self._partial.pointer, "sequence": self._slot.pointer,
                 "position": self._position, "ids": self._ids.pointer, "logprobs": self._logprobs.pointer,
-                "vocab": self.adapter.config.vocab_size, "ring": RING}  # fmt: skip
-        self.ops.device.launch("choose_parts", (PARTS,), 256, args)
+                "vocab": vocab, "parts": parts, "ring": RING}  # fmt: skip
+        self.ops.device.launch("choose_parts", (parts,), 256, args)
         self.ops.device.launch("choose_join", (1,), 32, args)
 
     def arm(self, cache: DeviceCache, token: int) -> None:

@@ -138,6 +138,11 @@ class DeviceModel(Model):
         return self.backend.device
 
     @property
+    def arithmetic(self) -> str:
+        """The lane its results belong to."""
+        return "float32"
+
+    @property
     def decoder(self) -> Decoder:
         """Captured graphs that continue one sequence token by token."""
         if self._decoder is None:

@@ -4,8 +4,6 @@
 // logprob into the ring the host reads, and sets token and length for the next replay. Sums are in float64.
 #include "common.cuh"
 
-#define PARTS 64
-
 struct ChooseArgs {
     const float* logits;   // (vocab,)
     double* partial;       // (part, 4): maximum, id, sum of exp(x - maximum), values that are not finite
@@ -14,6 +12,7 @@ struct ChooseArgs {
     int* ids;              // (ring,)
     float* logprobs;       // (ring,)
     int vocab;
+    int parts;             // blocks of the first kernel
     int ring;
 };
 
@@ -22,7 +21,7 @@ KERNEL(choose_parts, ChooseArgs, 256) {
     __shared__ int ids[256];
     __shared__ double sums[32];
     __shared__ int wrongs[32];
-    const int each = (a.vocab + PARTS - 1) / PARTS, low = blockIdx.x * each, high = min(low + each, a.vocab);
+    const int each = (a.vocab + a.parts - 1) / a.parts, low = blockIdx.x * each, high = min(low + each, a.vocab);
     float top = minus_infinity();
     int id = 0x7FFFFFFF, wrong = 0;
     for (int i = low + threadIdx.x; i < high; i += 256) {
@@ -31,7 +30,7 @@ KERNEL(choose_parts, ChooseArgs, 256) {
         if (x > top) top = x, id = i;
     }
     tops[threadIdx.x] = top, ids[threadIdx.x] = id;
-    for (int step = 128; step; step >>= 1) {
+    for (unsigned step = 128; step; step >>= 1) {
         __syncthreads();
         if (threadIdx.x < step) {
             const float other = tops[threadIdx.x + step];
@@ -55,12 +54,12 @@ KERNEL(choose_parts, ChooseArgs, 256) {
 KERNEL(choose_join, ChooseArgs, 32) {
     if (threadIdx.x) return;
     double top = a.partial[0], id = a.partial[1], sum = 0.0, wrong = 0.0;
-    for (int p = 0; p < PARTS; ++p) {
+    for (int p = 0; p < a.parts; ++p) {
         const double* part = a.partial + 4 * p;
         if (part[0] > top || (part[0] == top && part[1] < id)) top = part[0], id = part[1];
         wrong += part[3];
     }
-    for (int p = 0; p < PARTS; ++p)
+    for (int p = 0; p < a.parts; ++p)
         if (a.partial[4 * p + 2] > 0.0) sum += a.partial[4 * p + 2] * exp(a.partial[4 * p] - top);
     Sequence& s = *a.sequence;
     a.ids[s.step % a.ring] = (int)id;
