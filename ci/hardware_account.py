@@ -14,7 +14,6 @@ GOALS: dict[str, dict[str, float]] = {
     "synth:llama-8b:q8_0": {"decode": 380, "prompt": 16_000, "open": 10},
     "synth:llama-8b:q4_k": {"decode": 411, "prompt": 16_000},
 }
-UNITS = {"s": "s", "tokens/s": "tokens/s", "B/s": "B/s"}
 WORST = ("failed", "error", "timeout", "inconclusive", "missing", "passed")
 LISTED = 20  # results of one step that the account names, the bad ones first
 
@@ -52,7 +51,12 @@ def told(name: str, value: float, goal: float, reached: bool) -> str:
     if value != value:
         return f"{name} not measured, goal {goal:,.0f} {unit}"
     gap = abs(value / goal - 1)
-    return f"{name} {value:,.4g} of {goal:,.0f} {unit}, {'reached' if reached else f'missed by {gap:.0%}'}"
+    return f"{name} {shown(value)} of {goal:,.0f} {unit}, {'reached' if reached else f'missed by {gap:.0%}'}"
+
+
+def shown(value: float) -> str:
+    """Four digits; large numbers whole, with commas."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def account(title: str, results: Sequence[Result], command: str) -> str:
@@ -105,8 +109,8 @@ def _sample(sample: Mapping[str, Any] | None) -> str:
         return "not reported"
     factor, unit = (1e-9, "GB/s") if sample["unit"] == "B/s" else (1.0, sample["unit"])
     median, low, high = (sample[key] * factor for key in ("median", "low", "high"))
-    spread = f" ({low:,.4g} to {high:,.4g})" if sample["runs"] > 1 else ""
-    return f"{median:,.4g}{spread} {unit}"
+    spread = f" ({shown(low)} to {shown(high)})" if sample["runs"] > 1 else ""
+    return f"{shown(median)}{spread} {unit}"
 
 
 def _cell(text: str) -> str:

@@ -209,7 +209,7 @@ def _timed(job: Job, engine: str, model: str, log: Path, took: float) -> Result:
     judged = accounts.against_goals(model, medians)
     goals = [accounts.told(*goal) for goal in judged]
     status = "passed" if all(reached for *_, reached in judged) else "failed"
-    sentence = "; ".join(goals) or f"decode {medians['decode']:,.4g} tokens/s, no goal"
+    sentence = "; ".join(goals) or f"decode {accounts.shown(medians['decode'])} tokens/s, no goal"
     return Result("bench", name, status, sentence, took, {"rows": rows, "share": share, "goals": goals})
 
 
