@@ -251,7 +251,7 @@ def _prompt(settings: Settings, contender: Contender, number: int) -> list[int]:
     """Random ids, the same for every engine of one vocabulary."""
     config = contender.engine.info.config
     if "vocab_size" not in config:
-        raise MissingCapability(f"engine {contender.spec} does not report its vocab_size, so no ids are known")
+        raise MissingCapability(f"engine {contender.spec} does not report its vocab_size: no ids are known")
     random = np.random.default_rng([settings.seed, number])
     drawn = random.integers(0, int(config["vocab_size"]), settings.prompt)
     return [int(token) for token in drawn]

@@ -18,7 +18,6 @@ from cupel_runtime.errors import EngineError, UsageError
 from cupel_runtime.kvcache import KVCache
 from cupel_runtime.ops import Backend
 from cupel_runtime.sampler import SamplingParams
-from cupel_runtime.vram import PURPOSES, Arena
 
 CHECKED_BYTES = 64 << 20  # of each purpose, for checks of single ops on a device
 
@@ -196,6 +195,8 @@ class Embedded(Engine):
         if not hasattr(backend, "arena"):
             return self.model.backend
         if self._apart is None:
+            from cupel_runtime.vram import PURPOSES, Arena
+
             arena = Arena(backend.device, dict.fromkeys(PURPOSES, CHECKED_BYTES), None, "the checks of ops")
             self._apart = type(backend)(backend.device, arena)
         return self._apart  # type: ignore[no-any-return]
