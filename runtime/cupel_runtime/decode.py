@@ -13,6 +13,7 @@ from cupel_runtime.backends.device_array import DeviceIds
 from cupel_runtime.device import Graph
 from cupel_runtime.device_cache import DeviceCache, SlotCache
 from cupel_runtime.errors import NotANumber
+from cupel_runtime.fused import FusedLlama, fits
 from cupel_runtime.generate import Generation, Writer
 from cupel_runtime.ops import Array
 from cupel_runtime.sampler import SamplingParams
@@ -42,6 +43,7 @@ class Decoder:
         self._partial = ops.block(32 * PARTS, "scratch")
         self.logits = ops.empty(1, vocab, purpose="logits")
         self._graphs: dict[int, Graph] = {}
+        self.fused = FusedLlama(adapter, ops) if fits(adapter) else None
 
     @property
     def _position(self) -> int:
@@ -60,8 +62,12 @@ class Decoder:
         return self._graphs[reach]
 
     def _record(self, reach: int) -> None:
-        """One decode step by the adapter's own forward pass."""
+        """One decode step, fused where the architecture allows it, else by the adapter's own forward pass."""
         ops, adapter = self.ops, self.adapter
+        if self.fused is not None:
+            self.fused.record(self._slot, self._position, reach, self.logits)
+            self.choose()
+            return
         ids = DeviceIds(self._slot, 1, SEQUENCE.fields["token"][1])
         positions = DeviceIds(self._slot, 1, SEQUENCE.itemsize)
         cache = SlotCache(ops, adapter.config, reach, self._slot)

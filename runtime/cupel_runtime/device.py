@@ -42,12 +42,13 @@ class Device(ABC):
 
     Attributes:
         spec: as on the command line, `cuda:0` or `emu`. name: what the device calls itself.
-        target: what kernels are compiled for.
+        target: what kernels are compiled for. multiprocessors: blocks that run at once, at least.
     """
 
     spec: str
     name: str
     target: kernels.Target
+    multiprocessors: int
 
     def __init__(self) -> None:
         self._kernels: dict[str, tuple[Any, kernels.Signature]] = {}

@@ -113,7 +113,7 @@ class DeviceModel(Model):
             arena = None
             try:
                 arena = Arena(device, wanted, options.budget, Path(path).name)
-                backend = CudaBackend(device, arena)
+                backend = CudaBackend(device, arena, options.mode)
                 adapter, report = adapter_class.load(file, backend)
                 tokenizer = load_tokenizer(file.metadata, adapter.config.vocab_size)
                 arena.require_resident(pointers(adapter.weights))
@@ -140,7 +140,10 @@ class DeviceModel(Model):
     @property
     def arithmetic(self) -> str:
         """The lane its results belong to."""
-        return "float32"
+        if self.options.mode == "exact":
+            return "float32"
+        kinds = {w.kind for w in self.adapter.weights.values() if isinstance(w, DeviceMatrix)}
+        return "half" if kinds <= {"f32", "f16", "bf16"} else "int8"
 
     @property
     def decoder(self) -> Decoder:

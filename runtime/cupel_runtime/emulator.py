@@ -53,6 +53,7 @@ class EmuDevice(Device):
         self.spec, self.name = "emu", "CPU emulator"
         self.target = kernels.emulator_target()
         self.reverse = os.environ.get(ORDER) == "reverse"
+        self.multiprocessors = 2
         self.launches = 0
         self._memory: dict[Pointer, NDArray[np.uint8]] = {}
         self._recorded: list[tuple[str, Any, Any, bytes]] = []

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Operand: TypeAlias = "DeviceArray | NDArray[Any]"
 Indices: TypeAlias = "DeviceIds | NDArray[Any]"
 MODULES: Final = (
-    "repack", "embed", "norm", "matvec", "matmul", "rope", "cache", "attention", "softmax", "elementwise", "choose",
+    "repack", "embed", "norm", "matvec", "matmul", "rope", "cache", "attention", "softmax", "elementwise", "choose", "fused",
 )  # fmt: skip
 THREADS: Final = 256
 SPLIT: Final = 128  # keys of one block of attention_split
@@ -51,9 +51,9 @@ class CudaBackend:
 
     dtype = F32
 
-    def __init__(self, device: Device, arena: Arena) -> None:
-        self.device, self.arena = device, arena
-        self.name = f"{device.spec} exact"
+    def __init__(self, device: Device, arena: Arena, mode: str = "exact") -> None:
+        self.device, self.arena, self.mode = device, arena, mode
+        self.name = f"{device.spec} {mode}"
         self._frequencies: dict[Any, DeviceArray] = {}
         device.module(*MODULES)
 
@@ -118,7 +118,7 @@ class CudaBackend:
         padded[:, : weight.shape[1]] = weight
         return DeviceArray(self, self.upload(padded), weight.shape, padded.shape[1])
 
-    def _fields(self, weight: DeviceMatrix | DeviceArray) -> tuple[tuple[int, ...], str]:
+    def fields(self, weight: DeviceMatrix | DeviceArray) -> tuple[tuple[int, ...], str]:
         """Struct Matrix and kernel suffix; rows of values are an F32 matrix where they are whole chunks."""
         if isinstance(weight, DeviceMatrix):
             return weight.fields, weight.kind
@@ -134,7 +134,7 @@ class CudaBackend:
         return out
 
     def embed(self, table: Any, ids: Indices) -> DeviceArray:
-        fields, kind = self._fields(table := self.matrix(table))
+        fields, kind = self.fields(table := self.matrix(table))
         at = self.ids(ids)
         out = self.empty(len(at), table.shape[1])
         args = {"table": fields, "ids": at.pointer, "out": out.pointer, "rows": len(at)}
@@ -176,7 +176,7 @@ class CudaBackend:
 
     def linear(self, x: Any, weight: Any, bias: Any | None = None, out: DeviceArray | None = None) -> DeviceArray:
         x = self.on(x)
-        fields, kind = self._fields(weight := self.matrix(weight))
+        fields, kind = self.fields(weight := self.matrix(weight))
         bias = None if bias is None else self.on(bias)
         rows, outputs = x.shape[0], weight.shape[0]
         out = self.empty(rows, outputs) if out is None else out
@@ -202,7 +202,7 @@ class CudaBackend:
         freq_factors: Any | None = None,
     ) -> DeviceArray:
         at = self.ids(positions)
-        angles = self._angles(at, base, dim, factor, freq_factors)
+        angles = self.angles(at, base, dim, factor, freq_factors)
         x = x if isinstance(x, DeviceArray) else self.on(x)
         out = self.empty(*x.shape)
         rows, heads, head_dim = x.shape
@@ -211,7 +211,7 @@ class CudaBackend:
         self.device.launch("rope", blocks(rows * heads * (head_dim - dim // 2), 128), 128, args)
         return out
 
-    def _angles(self, at: DeviceIds, base: float, dim: int, factor: float, divisors: Any | None) -> DeviceArray:
+    def angles(self, at: DeviceIds, base: float, dim: int, factor: float, divisors: Any | None) -> DeviceArray:
         """Cosines and sines (row, pair, 2), made once for the positions of a step."""
         key = (base, dim, factor, None if divisors is None else id(divisors))
         if key in at.tables:
