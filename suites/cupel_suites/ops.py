@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import gguf
@@ -12,13 +13,16 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
+from cupel_fixtures import synth
 from cupel_harness.checks import Observer, check
-from cupel_harness.engines.base import Engine
+from cupel_harness.engines import open_engine
+from cupel_harness.engines.base import Capability, Engine
+from cupel_harness.engines.embedded import Embedded
 from cupel_runtime import quants
 from cupel_runtime.errors import MissingCapability, UnsupportedModel
 from cupel_runtime.tensors import TensorInfo
-from cupel_suites import ops_twins
-from cupel_suites.ops_bench import Bench
+from cupel_suites import ops_models, ops_twins
+from cupel_suites.ops_bench import Bench, bound_of
 
 LENGTHS = (1, 31, 32, 33, 255, 257)
 SCALES = (1.0, 1e4, 1e-39)  # ordinary, huge, and denormal in float32
@@ -238,3 +242,48 @@ def test_add(bench: Bench) -> None:
         a, b = bench.normal(3, width, scale=scale), bench.normal(3, width, scale=other)
         bench.hold("add", a, b, case=f"(3, {width}) x {scale:g} and {other:g}")
     bench.conclude()
+
+
+@pytest.mark.parametrize("quant", synth.QUANTS)
+@check(
+    "ops.decode",
+    kills=("gqa_interleaved", "attention_scale_1_over_d", "cache_last_row_not_written", "matrix_transposed"),
+    needs=(Capability.GENERATE,),
+)
+def test_decode(
+    observe: Observer, engine: Engine, pytestconfig: pytest.Config, tmp_path: Path, quant: str
+) -> None:
+    """Whole decoding steps, which an engine may fuse: what it says of its own greedy tokens, on small random
+    models of odd shapes, is what the oracle says of them."""
+    bound, worst, at, seen = 0.0, 0.0, "", 0
+    observe.seed = ops_models.SEED
+    random = np.random.default_rng(ops_models.SEED)
+    for what, file, length in ops_models.models(tmp_path, quant):
+        with (
+            open_engine(pytestconfig.getoption("cupel_engine"), file) as candidate,
+            open_engine("numpy64", file) as oracle,
+        ):
+            assert isinstance(oracle, Embedded)
+            bound = bound_of(candidate)  # an engine may compute in the type of the file
+            for size in (1, length):
+                prompt = random.integers(0, ops_models.VOCABULARY, size).tolist()
+                done = candidate.generate(prompt, max_tokens=ops_models.TOKENS, ignore_eos=True)
+                case = f"{quant}, {what}, prompt of {size}"
+                observe.expect(
+                    len(done.ids) == ops_models.TOKENS,
+                    f"{case}: asked for {ops_models.TOKENS} tokens, got {len(done.ids)}",
+                )
+                rows = oracle.exact_logits([*prompt, *done.ids])[size - 1 : -1]
+                expected = ops_models.logprobs(rows)
+                chosen = expected[np.arange(len(rows)), list(done.ids)]
+                observe.saw(len(rows), oracle="numpy64 on the same file, given the same tokens")
+                # The power of the error, over that of the logits about their mean.
+                error = float(np.mean((chosen - done.logprobs) ** 2) / np.mean(rows.var(axis=-1)))
+                observe.expect(error <= bound, f"{case}: NMSE {error:.3g}, at most {bound:.0e}")
+                gap = float(np.max((expected.max(axis=-1) - chosen) ** 2) / np.mean(rows.var(axis=-1)))
+                observe.expect(gap <= 4 * bound, f"{case}: a token is {gap:.3g} below the most probable one")
+                seen += 1
+                if error >= worst:
+                    worst, at = error, case
+    observe.metric("worst NMSE", worst, at_most=bound)
+    observe.say(f"{seen} texts, {observe.observed} tokens as the oracle says, worst NMSE {worst:.2g} at {at}")

@@ -106,9 +106,7 @@ class Bench:
 
     def __init__(self, engine: Engine, twins: ModuleType, observe: Observer) -> None:
         self.backend, self.twins, self.observe = engine.ops(), twins, observe
-        if engine.info.arithmetic not in BOUND:
-            raise MissingCapability(f"no bound for the arithmetic {engine.info.arithmetic!r}")
-        self.bound = BOUND[engine.info.arithmetic]
+        self.bound = bound_of(engine)
         self.random = np.random.default_rng(SEED)
         self.worst, self.cases, self.case = 0.0, 0, ""
         self.framed = 0
@@ -190,6 +188,17 @@ class Bench:
             f"{self.cases} cases, {self.observe.observed} values{inside}, "
             f"worst NMSE {self.worst:.2g} at {self.case}"
         )
+
+
+def bound_of(engine: Engine) -> float:
+    """The NMSE that an engine's arithmetic is allowed.
+
+    Raises:
+        MissingCapability: the engine does not say what it computes in.
+    """
+    if engine.info.arithmetic not in BOUND:
+        raise MissingCapability(f"no bound for the arithmetic {engine.info.arithmetic!r}")
+    return BOUND[engine.info.arithmetic]
 
 
 def widened(value: Any) -> Any:

@@ -174,7 +174,7 @@ def softmax_no_max(patch: Patch) -> None:
     op(patch, "softmax", unshifted)
 
 
-@breaks("ops.attention", "stages.early")
+@breaks("ops.attention", "ops.decode", "stages.early")
 def attention_scale_1_over_d(patch: Patch) -> None:
     op(patch, "attention", lambda o, s, *a, scale, **k: o(s, *a, scale=scale**2, **k))
 
