@@ -25,7 +25,7 @@ from cupel_harness.engines.embedded import anonymous_bytes
 from cupel_runtime.errors import CupelError
 
 WINDOWS = 5
-WARM = 24  # requests, or a tenth of the loads, before the first reading
+WARM = 24  # requests before the first reading, at least; a fifth of all where that is more
 SYSTEM = ("process", "gpu")  # ledgers that others write to as well
 Reading = Mapping[str, int]
 
@@ -81,7 +81,7 @@ def requests(spec: str, model: str, count: int) -> dict[str, Any]:
     """
     outcomes: Counter[str] = Counter()
     with open_engine(spec, model) as engine:
-        for number in range(WARM):
+        for number in range(max(WARM, count // WINDOWS)):
             request(engine, number)
         for factor in (1, 2):
             readings = [reading(engine)]
