@@ -86,6 +86,11 @@ def source(name: str) -> str:
     return path.read_text(encoding="utf-8")
 
 
+def waits(name: str) -> bool:
+    """Whether the kernels of a file wait for the launch before them by themselves, so that they may start early."""
+    return "wait_for_previous();" in source(name)
+
+
 def headers() -> dict[str, str]:
     """The text of every header, by file name."""
     found = sorted([*FOLDER.glob("*.cuh"), *FOLDER.glob("*.h")])

@@ -10,7 +10,7 @@ import numpy as np
 from cupel_runtime.adapters.base import Adapter, Step
 from cupel_runtime.backends.cuda import SEQUENCE, CudaBackend
 from cupel_runtime.backends.device_array import DeviceIds
-from cupel_runtime.device import Graph
+from cupel_runtime.device_base import Graph
 from cupel_runtime.device_cache import DeviceCache, SlotCache
 from cupel_runtime.errors import NotANumber
 from cupel_runtime.fused import FusedLlama, fits

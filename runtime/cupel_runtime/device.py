@@ -6,194 +6,24 @@ This is the only file that knows PyCUDA and cuda.bindings; the emulator is its o
 from __future__ import annotations
 
 import atexit
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any, ClassVar
 from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from cupel_runtime import compile as kernels
+from cupel_runtime.device_base import Device, Graph, Pointer, Shape
 from cupel_runtime.errors import CupelError, EngineError, Inconclusive, InvalidParameter, UsageError
 
-Shape: TypeAlias = tuple[int, ...]
-Pointer: TypeAlias = int
+__all__ = ["CudaDevice", "Device", "Graph", "Pointer", "Shape", "cuda_state", "open_device"]
+
+OVERLAP = "CUPEL_CUDA_OVERLAP"
+"""Set to 0: kernels of a graph do not start before the one before them has ended."""
 INSTALL = "pip install 'cupel[cuda]'"
-
-
-class Graph(ABC):
-    """Launches that were captured once and run as often as wanted, in their order."""
-
-    nodes: int
-
-    @abstractmethod
-    def replay(self) -> None:
-        """Queue every launch again, with the arguments it was captured with."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Give the graph's own memory back; calling it twice is harmless."""
-
-
-class Device(ABC):
-    """One device with one stream: everything happens in the order it was asked for.
-
-    Attributes:
-        spec: as on the command line, `cuda:0` or `emu`. name: what the device calls itself.
-        target: what kernels are compiled for. multiprocessors: blocks that run at once, at least.
-    """
-
-    spec: str
-    name: str
-    target: kernels.Target
-    multiprocessors: int
-
-    def __init__(self) -> None:
-        self._kernels: dict[str, tuple[Any, kernels.Signature]] = {}
-        self._modules: set[str] = set()
-        self._capturing = False
-
-    @abstractmethod
-    def alloc(self, nbytes: int) -> Pointer:
-        """Device memory, aligned to 256 bytes.
-
-        Raises:
-            EngineError: there is not enough.
-        """
-
-    @abstractmethod
-    def free(self, pointer: Pointer) -> None:
-        """Give memory back.
-
-        Raises:
-            InvalidParameter: a pointer that alloc did not return, or that was freed before.
-        """
-
-    @abstractmethod
-    def upload(self, pointer: Pointer, array: NDArray[Any]) -> None:
-        """Copy an array's bytes to the device; the array may change afterwards."""
-
-    @abstractmethod
-    def download(self, pointer: Pointer, shape: Shape, dtype: DTypeLike) -> NDArray[Any]:
-        """A new array from device memory, after everything queued before."""
-
-    @abstractmethod
-    def fill(self, pointer: Pointer, nbytes: int, value: int = 0) -> None:
-        """Set bytes."""
-
-    @abstractmethod
-    def synchronize(self) -> None:
-        """Wait for everything queued.
-
-        Raises:
-            EngineError: something queued failed.
-        """
-
-    @abstractmethod
-    def event(self) -> Any:
-        """A mark in the stream, now."""
-
-    @abstractmethod
-    def elapsed(self, begin: Any, end: Any) -> float:
-        """Seconds between two marks; waits for the second."""
-
-    @abstractmethod
-    def attributes(self, pointer: Pointer) -> dict[str, str]:
-        """Where a pointer points: `memory` is "device", "host", "managed" or "unknown"."""
-
-    @abstractmethod
-    def memory(self) -> tuple[int, int]:
-        """Free and total bytes, as the driver says."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Free everything; calling it twice is harmless."""
-
-    @abstractmethod
-    def _load(self, name: str) -> Mapping[str, Any]:
-        """Functions of a compiled kernel file, by kernel."""
-
-    @abstractmethod
-    def _launch(self, kernel: str, function: Any, grid: Shape, block: Shape, shared: int, packed: bytes) -> None:
-        """Queue one launch."""
-
-    @abstractmethod
-    def _begin(self) -> None: ...
-
-    @abstractmethod
-    def _end(self, keep: bool) -> Graph | None: ...
-
-    def freshen(self, pointer: Pointer, nbytes: int) -> None:
-        """Told of every activation's memory before it is written; the emulator poisons it."""
-
-    def module(self, *names: str) -> None:
-        """Compile and load kernel files; those loaded before are kept."""
-        for name in names:
-            if name not in self._modules:
-                functions, signatures = self._load(name), kernels.signatures(name)
-                self._kernels |= {kernel: (functions[kernel], signatures[kernel]) for kernel in signatures}
-                self._modules.add(name)
-
-    def launch(
-        self, kernel: str, grid: Sequence[int], block: int | Sequence[int], args: Mapping[str, Any], shared: int = 0
-    ) -> None:
-        """Queue a kernel.
-
-        Args:
-            grid, block: blocks, and threads of a block, in up to three dimensions.
-            args: every field of the kernel's struct; a struct inside it is a tuple. shared: bytes.
-
-        Raises:
-            InvalidParameter: an unknown kernel, wrong fields, an empty grid, or too many threads.
-        """
-        if kernel not in self._kernels:
-            raise InvalidParameter("no such kernel is loaded", where="launch", got=repr(kernel))
-        function, signature = self._kernels[kernel]
-        if set(args) != set(signature.layout.names or ()):
-            raise InvalidParameter(
-                "wrong arguments", where=kernel, expected=sorted(signature.layout.names or ()), got=sorted(args)
-            )
-        grid3 = (*grid, 1, 1)[:3]
-        block3 = (block, 1, 1) if isinstance(block, int) else (*block, 1, 1)[:3]
-        threads = block3[0] * block3[1] * block3[2]
-        if min(grid3) < 1 or not 1 <= threads <= signature.threads:
-            raise InvalidParameter(
-                "wrong launch shape", where=kernel,
-                expected=f"blocks, of 1 to {signature.threads} threads", got=f"grid {grid3}, block {block3}",
-            )  # fmt: skip
-        packed = np.zeros((), signature.layout)
-        for name, value in args.items():
-            packed[name] = value
-        self._launch(kernel, function, grid3, block3, shared, packed.tobytes())
-
-    @contextmanager
-    def capture(self) -> Iterator[list[Graph]]:
-        """Collect the launches inside the block instead of running them; the list then holds their graph.
-
-        Raises:
-            EngineError: a capture inside a capture.
-        """
-        if self._capturing:
-            raise EngineError("a capture is already running", where=self.spec)
-        made: list[Graph] = []
-        self._begin()
-        self._capturing = True
-        try:
-            yield made
-        except BaseException:
-            self._capturing = False
-            self._end(keep=False)
-            raise
-        self._capturing = False
-        graph = self._end(keep=True)
-        assert graph is not None
-        made.append(graph)
-
-    def _outside_capture(self, what: str) -> None:
-        if self._capturing:
-            raise EngineError(f"{what} inside a capture", where=self.spec, expected="launches alone")
 
 
 def open_device(spec: str) -> Device:
@@ -225,7 +55,10 @@ def _driver() -> tuple[Any, Any]:
         from cuda.bindings import driver as bindings
     except ModuleNotFoundError as error:
         raise UsageError(
-            f"{error.name} is not installed", where="engine cuda", expected="pycuda and cuda-bindings", hint=INSTALL
+            f"{error.name} is not installed",
+            where="engine cuda",
+            expected="pycuda and cuda-bindings",
+            hint=INSTALL,
         ) from None
     except ImportError as error:
         raise Inconclusive(
@@ -237,14 +70,19 @@ def _driver() -> tuple[Any, Any]:
         if not cuda.Device.count():
             raise Inconclusive("no GPU", where="engine cuda", hint="use the engine emu")
     except cuda.Error as error:
-        raise Inconclusive("no usable GPU", where="engine cuda", got=str(error), hint="use the engine emu") from None
+        raise Inconclusive(
+            "no usable GPU", where="engine cuda", got=str(error), hint="use the engine emu"
+        ) from None
     return cuda, bindings
 
 
 def cuda_state() -> list[tuple[str, bool, str]]:
     """(part, whether it is there, one sentence) for the parts the engine cuda needs."""
     found = []
-    for part, look in (("nvcc", lambda: kernels.compiler("nvcc")[0]), ("device", lambda: CudaDevice(0).describe())):
+    for part, look in (
+        ("nvcc", lambda: kernels.compiler("nvcc")[0]),
+        ("device", lambda: CudaDevice(0).describe()),
+    ):
         try:
             found.append((part, True, look()))
         except CupelError as error:
@@ -253,13 +91,33 @@ def cuda_state() -> list[tuple[str, bool, str]]:
 
 
 class CudaGraph(Graph):
-    """An instantiated CUDA graph."""
+    """An instantiated CUDA graph: a chain of launches, of which those that wait by themselves start early."""
 
-    def __init__(self, device: CudaDevice, graph: Any) -> None:
+    def __init__(self, device: CudaDevice, graph: Any, waits: list[bool]) -> None:
         self._device = device
         self._graph: Any = graph
-        self.nodes = int(device._ok(device.bindings.cuGraphGetNodes(graph, 0))[1])
+        self.nodes = len(waits)
+        if any(waits) and os.environ.get(OVERLAP) != "0":
+            self._overlap(waits)
         self._exec: Any = device._ok(device.bindings.cuGraphInstantiate(graph, 0))[0]
+
+    def _overlap(self, waits: list[bool]) -> None:
+        """Make the edges into kernels that wait for their predecessor programmatic ones."""
+        cu, ok = self._device.bindings, self._device._ok
+        count = ok(cu.cuGraphGetEdges(self._graph, 0))[-1]
+        sources, targets, data, _ = ok(cu.cuGraphGetEdges(self._graph, count))
+        following = {int(a): (a, b, e) for a, b, e in zip(sources, targets, data, strict=True)}
+        reached = {int(b) for b in targets}
+        at = next(node for node in following if node not in reached)
+        early = cu.CUgraphEdgeData()
+        early.from_port = 1
+        early.type = cu.CUgraphDependencyType.CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC.value
+        for wait in waits[1:]:
+            source, target, plain = following[at]
+            if wait:
+                ok(cu.cuGraphRemoveDependencies(self._graph, [source], [target], [plain], 1))
+                ok(cu.cuGraphAddDependencies(self._graph, [source], [target], [early], 1))
+            at = int(target)
 
     def replay(self) -> None:
         with self._device.current():
@@ -267,7 +125,7 @@ class CudaGraph(Graph):
 
     def close(self) -> None:
         graph, self._graph = self._graph, None
-        if graph is not None:
+        if graph is not None and self._device.is_open:
             with self._device.current():
                 self._device._ok(self._device.bindings.cuGraphExecDestroy(self._exec))
                 self._device._ok(self._device.bindings.cuGraphDestroy(graph))
@@ -276,14 +134,17 @@ class CudaGraph(Graph):
 class CudaDevice(Device):
     """A GPU through its primary context, which is current only inside calls and given back at exit."""
 
-    _open: WeakSet[CudaDevice] = WeakSet()
+    _open: ClassVar[WeakSet[CudaDevice]] = WeakSet()
 
     def __init__(self, ordinal: int) -> None:
         super().__init__()
         self.cuda, self.bindings = _driver()
         if ordinal >= self.cuda.Device.count():
             raise Inconclusive(
-                "no such GPU", where=f"cuda:{ordinal}", expected=f"0 to {self.cuda.Device.count() - 1}", got=ordinal
+                "no such GPU",
+                where=f"cuda:{ordinal}",
+                expected=f"0 to {self.cuda.Device.count() - 1}",
+                got=ordinal,
             )
         device = self.cuda.Device(ordinal)
         self.spec, self.name = f"cuda:{ordinal}", device.name()
@@ -295,6 +156,8 @@ class CudaDevice(Device):
         with self.current():
             self.stream = self.cuda.Stream()
         self._loaded: list[Any] = []
+        self._waits: list[bool] = []
+        self._waiting: set[str] = set()
         CudaDevice._open.add(self)
 
     @contextmanager
@@ -309,6 +172,10 @@ class CudaDevice(Device):
             raise EngineError(f"the GPU failed: {error}", where=self.spec) from error
         finally:
             self._context.pop()
+
+    @property
+    def is_open(self) -> bool:
+        return self._context is not None
 
     def describe(self) -> str:
         """Name, driver and memory, then closed."""
@@ -383,7 +250,9 @@ class CudaDevice(Device):
     def attributes(self, pointer: Pointer) -> dict[str, str]:
         kinds = self.bindings.CUpointer_attribute
         with self.current():
-            status, kind = self.bindings.cuPointerGetAttribute(kinds.CU_POINTER_ATTRIBUTE_MEMORY_TYPE, pointer)
+            status, kind = self.bindings.cuPointerGetAttribute(
+                kinds.CU_POINTER_ATTRIBUTE_MEMORY_TYPE, pointer
+            )
             if int(status):
                 return {"memory": "unknown"}
             managed = self._ok(
@@ -416,16 +285,24 @@ class CudaDevice(Device):
         with self.current():
             module = self.cuda.module_from_file(str(path))
             self._loaded.append(module)
-            return {kernel: module.get_function(kernel) for kernel in kernels.signatures(name)}
+            found = {kernel: module.get_function(kernel) for kernel in kernels.signatures(name)}
+        if kernels.waits(name):
+            self._waiting |= set(found)
+        return found
 
-    def _launch(self, kernel: str, function: Any, grid: Shape, block: Shape, shared: int, packed: bytes) -> None:
+    def _launch(
+        self, kernel: str, function: Any, grid: Shape, block: Shape, shared: int, packed: bytes
+    ) -> None:
         with self.current():
             if shared > 48 << 10:
                 attribute = self.cuda.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES
                 function.set_attribute(attribute, shared)
+            if self._capturing:
+                self._waits.append(kernel in self._waiting)
             function._launch_kernel(grid, block, packed, shared, self.stream)
 
     def _begin(self) -> None:
+        self._waits = []
         mode = self.bindings.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         with self.current():
             self._ok(self.bindings.cuStreamBeginCapture(self.stream.handle, mode))
@@ -433,7 +310,7 @@ class CudaDevice(Device):
     def _end(self, keep: bool) -> Graph | None:
         with self.current():
             graph = self._ok(self.bindings.cuStreamEndCapture(self.stream.handle))[0]
-            return CudaGraph(self, graph) if keep else None
+            return CudaGraph(self, graph, self._waits) if keep else None
 
 
 @atexit.register

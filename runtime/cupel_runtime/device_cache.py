@@ -9,7 +9,7 @@ import numpy as np
 
 from cupel_runtime.backends.cuda import SEQUENCE, CudaBackend, blocks
 from cupel_runtime.backends.device_array import F32, Block
-from cupel_runtime.device import Pointer
+from cupel_runtime.device_base import Pointer
 from cupel_runtime.errors import CupelError
 from cupel_runtime.kvcache import KVCache
 

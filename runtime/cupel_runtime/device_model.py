@@ -62,7 +62,9 @@ class Options:
             found[key] = value
         positions = found.get("cache")
         if positions is not None and not (positions.isdecimal() and int(positions)):
-            raise InvalidParameter("bad engine argument", where="cache", expected="positions", got=repr(positions))
+            raise InvalidParameter(
+                "bad engine argument", where="cache", expected="positions", got=repr(positions)
+            )
         return cls(
             device=f"{name}:{found['ordinal']}" if "ordinal" in found else name,
             mode=found.get("mode", "exact"),
@@ -79,7 +81,9 @@ def sizes(file: GGUFFile, config: Config, options: Options) -> dict[str, int]:
     cache = 2 * 4 * c.n_layers * c.n_kv_heads * c.head_dim
     inner = c.n_heads * c.head_dim
     wide = 10 * c.width + 5 * c.ffn + 8 * inner
-    largest = max((info.nbytes // info.shape[0] for info in file.tensors.values() if len(info.shape) > 1), default=0)
+    largest = max(
+        (info.nbytes // info.shape[0] for info in file.tensors.values() if len(info.shape) > 1), default=0
+    )
     staging = max(min(STAGING, max((t.nbytes for t in file.tensors.values()), default=0)), largest)
     splits = -(-c.context_length // SPLIT)
     partial = max(PARTIAL_BYTES, 4 * c.n_heads * splits * (c.head_dim + 2))
@@ -171,7 +175,9 @@ class DeviceModel(Model):
         if rows <= MAX_ROWS:
             return super().forward(batch, trace, last_only=last_only)
         if trace is not None:
-            raise InvalidParameter("too long to be traced", where="trace", expected=f"at most {MAX_ROWS} ids", got=rows)
+            raise InvalidParameter(
+                "too long to be traced", where="trace", expected=f"at most {MAX_ROWS} ids", got=rows
+            )
         lengths = [cache.length for cache, _ in batch]
         for cache, ids in batch:
             cache.rollback()
@@ -186,7 +192,9 @@ class DeviceModel(Model):
     def _in_pieces(self, cache: KVCache, ids: Sequence[int], last_only: bool) -> Array:
         """Logits of one sequence whose new ids go through in several steps."""
         pieces = [ids[low : low + MAX_ROWS] for low in range(0, len(ids), MAX_ROWS)] or [ids]
-        done = [super(DeviceModel, self).forward([(cache, piece)], last_only=last_only)[0] for piece in pieces]
+        done = [
+            super(DeviceModel, self).forward([(cache, piece)], last_only=last_only)[0] for piece in pieces
+        ]
         return done[-1] if last_only else np.concatenate(done)
 
     def _run(self, step: Step, wanted: Ids | None, tap: Tap) -> Array:

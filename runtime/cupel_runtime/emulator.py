@@ -14,7 +14,7 @@ import psutil  # type: ignore[import-untyped]
 from numpy.typing import DTypeLike, NDArray
 
 from cupel_runtime import compile as kernels
-from cupel_runtime.device import Device, Graph, Pointer, Shape
+from cupel_runtime.device_base import Device, Graph, Pointer, Shape
 from cupel_runtime.errors import EngineError, InvalidParameter
 
 ORDER = "CUPEL_EMU_ORDER"
@@ -135,7 +135,9 @@ class EmuDevice(Device):
 
     def _check(self, pointer: Pointer, nbytes: int) -> None:
         if nbytes and not self._inside(pointer, nbytes):
-            raise EngineError("a copy outside device memory", where="emu", got=f"{nbytes} bytes at {pointer:#x}")
+            raise EngineError(
+                "a copy outside device memory", where="emu", got=f"{nbytes} bytes at {pointer:#x}"
+            )
 
     def _load(self, name: str) -> Mapping[str, Any]:
         library = ctypes.CDLL(str(kernels.build(name, self.target)))
@@ -145,7 +147,9 @@ class EmuDevice(Device):
             functions[kernel].argtypes = (ctypes.c_char_p, ctypes.c_void_p)
         return functions
 
-    def _launch(self, kernel: str, function: Any, grid: Shape, block: Shape, shared: int, packed: bytes) -> None:
+    def _launch(
+        self, kernel: str, function: Any, grid: Shape, block: Shape, shared: int, packed: bytes
+    ) -> None:
         shape = (ctypes.c_uint * 8)(*grid, *block, shared, int(self.reverse))
         launch = (kernel, function, shape, packed)
         if self._capturing:

@@ -12,11 +12,13 @@ from cupel_runtime.backends.cuda import SEQUENCE, CudaBackend, blocks
 from cupel_runtime.backends.device_array import Block, DeviceArray, DeviceIds
 from cupel_runtime.weights import FORMATS, PLAIN, DeviceMatrix
 
-KEYS: Final = 64  # of one block of attention_decode
+KEYS: Final = 32  # of one block of attention_decode
 GROUP: Final = 8
 MOST_DIM: Final = 256
 ROWS: Final = 4
 MODE: Final = {"plain": 0, "gate_up": 1, "qkv": 2}
+LAUNCH: dict[str, tuple[int, int]] = {"fast": (512, 1), "exact": (256, 2), "emu": (64, 1)}
+"""Threads of a block, and blocks for each multiprocessor."""
 NOTHING: Final = (0,) * 8
 MATRICES: Final = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 
@@ -31,7 +33,11 @@ def fits(adapter: Adapter) -> bool:
     for w in adapter.blocks:
         kinds: Any = {name: w[f"{name}.weight"] for name in MATRICES}
         plain = all(isinstance(m, DeviceMatrix) for m in kinds.values())
-        if not plain or kinds["ffn_gate"].kind != kinds["ffn_up"].kind or any(f"{n}.bias" in w for n in MATRICES):
+        if (
+            not plain
+            or kinds["ffn_gate"].kind != kinds["ffn_up"].kind
+            or any(f"{n}.bias" in w for n in MATRICES)
+        ):
             return False
     return True
 
@@ -92,7 +98,7 @@ class FusedLlama:
                 "kv_heads": c.n_kv_heads, "head_dim": c.head_dim, "layer": layer, "splits": splits,
                 "window": c.window or 0, "scale": c.head_dim**-0.5}  # fmt: skip
         group = c.n_heads // c.n_kv_heads
-        parts = 128 // (c.head_dim // 4)
+        parts = min(128 // (c.head_dim // 4), KEYS)
         shared = 4 * group * c.head_dim * (1 + parts)
         self.ops.device.launch("attention_decode", (splits, c.n_kv_heads), 128, args, shared=shared)
 
@@ -117,23 +123,31 @@ class FusedLlama:
         c, device = self.adapter.config, self.ops.device
         first = matrices[only or 0]
         fields = [m.fields for m in matrices] + [NOTHING] * (3 - len(matrices))
-        rows = sum(m.rows for m in matrices)
+        rows = first.rows if mode == "gate_up" else sum(m.rows for m in matrices)
         if only is not None:
             fields = [_with_rows(first, first.rows if part == only else 0) for part in range(3)]
             rows = first.rows
         fast = self.ops.mode == "fast" and first.type not in PLAIN
-        args = {"m0": fields[0], "m1": fields[1], "m2": fields[2], "x": x.pointer, "norm": norm.pointer if norm is not None else 0,
+        chunk = FORMATS[first.type].chunk
+        shared = first.pitch * chunk + 8 * (first.cols // 32) if fast else 4 * first.pitch * chunk
+        threads, each = LAUNCH["emu" if device.target.emulated else "fast" if fast else "exact"]
+        groups = -(-rows // (ROWS // 2 if mode == "gate_up" else ROWS))
+        grid = min(device.multiprocessors * each, groups)
+        team = team_of(groups, -(-first.pitch // 32), grid, threads // 32)
+        args = {"m0": fields[0], "m1": fields[1], "m2": fields[2], "x": x.pointer,
+                "norm": norm.pointer if norm is not None else 0,
                 "residual": residual.pointer if residual is not None else 0, "out": out.pointer,
                 "sequence": slot.pointer if slot is not None else 0, "angles": self.angles.pointer,
                 "eps": c.norm_eps, "mode": MODE[mode], "layer": layer, "head_dim": c.head_dim,
-                "kv_heads": c.n_kv_heads, "pairs": self.pairs}  # fmt: skip
-        chunk = FORMATS[first.type].chunk
-        shared = first.pitch * chunk + 8 * (first.cols // 32) if fast else 4 * first.pitch * chunk
-        threads = 64 if device.target.emulated else 512 if fast else 256
-        most = device.multiprocessors * (1 if fast or device.target.emulated else 2)
-        grid = min(most, -(-rows // (ROWS * threads // 32)))
+                "kv_heads": c.n_kv_heads, "pairs": self.pairs, "team": team}  # fmt: skip
         kernel = f"fused_{'fast' if fast else 'exact'}_{first.kind}"
         device.launch(kernel, (max(1, grid),), threads, args, shared=shared)
+
+
+def team_of(groups: int, steps: int, grid: int, warps: int) -> int:
+    """Warps that share a group of rows, a power of two: those with the fewest steps one after the other."""
+    sizes = [size for size in (1, 2, 4, 8, 16) if warps % size == 0]
+    return min(sizes, key=lambda size: -(-groups // (grid * (warps // size))) * -(-steps // size))
 
 
 def _with_rows(matrix: DeviceMatrix, rows: int) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Iterable, Mapping
 
-from cupel_runtime.device import Device, Pointer
+from cupel_runtime.device_base import Device, Pointer
 from cupel_runtime.errors import CupelError, EngineError, InvalidParameter
 
 PURPOSES = ("weights", "cache", "activations", "scratch", "logits")
@@ -46,7 +46,9 @@ def parse_size(text: str) -> int:
         number = text.removesuffix(unit)
         if text.endswith(unit) and number.replace(".", "", 1).isdecimal():
             return int(float(number) * factor)
-    raise InvalidParameter("not a size", where="budget", expected="a number with GiB, MiB or KiB", got=repr(text))
+    raise InvalidParameter(
+        "not a size", where="budget", expected="a number with GiB, MiB or KiB", got=repr(text)
+    )
 
 
 class Region:

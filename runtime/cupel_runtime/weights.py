@@ -11,7 +11,7 @@ from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as T
 from numpy.typing import NDArray
 
-from cupel_runtime.device import Pointer
+from cupel_runtime.device_base import Pointer
 from cupel_runtime.errors import UnsupportedModel
 from cupel_runtime.quants import STRIP, dequantize
 from cupel_runtime.tensors import TensorInfo

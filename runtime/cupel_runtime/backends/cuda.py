@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cupel_runtime.backends.device_array import F32, Block, DeviceArray, DeviceIds
-from cupel_runtime.device import Device, Pointer
+from cupel_runtime.device_base import Device, Pointer
 from cupel_runtime.errors import InvalidParameter
 from cupel_runtime.ops import RopeLayout
 from cupel_runtime.quants import dequantize
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Operand: TypeAlias = "DeviceArray | NDArray[Any]"
 Indices: TypeAlias = "DeviceIds | NDArray[Any]"
 MODULES: Final = (
-    "repack", "embed", "norm", "matvec", "matmul", "rope", "cache", "attention", "softmax", "elementwise", "choose", "fused",
+    "repack", "embed", "norm", "matvec", "matmul", "rope", "cache", "attention", "attention_decode", "softmax", "elementwise", "choose", "fused",
 )  # fmt: skip
 THREADS: Final = 256
 SPLIT: Final = 128  # keys of one block of attention_split
@@ -80,7 +80,14 @@ class CudaBackend:
         if x.contiguous:
             return x
         out = self.empty(*x.shape)
-        args = {"x": x.pointer, "y": 0, "out": out.pointer, "count": x.size, "width": x.width, "pitch": x.pitch}
+        args = {
+            "x": x.pointer,
+            "y": 0,
+            "out": out.pointer,
+            "count": x.size,
+            "width": x.width,
+            "pitch": x.pitch,
+        }
         self.device.launch("copy_rows", blocks(x.size), THREADS, args)
         return out
 
@@ -174,7 +181,9 @@ class CudaBackend:
     def layer_norm(self, x: Any, weight: Any, bias: Any, eps: float) -> DeviceArray:
         return self._norm("layer_norm", x, weight, bias, eps)
 
-    def linear(self, x: Any, weight: Any, bias: Any | None = None, out: DeviceArray | None = None) -> DeviceArray:
+    def linear(
+        self, x: Any, weight: Any, bias: Any | None = None, out: DeviceArray | None = None
+    ) -> DeviceArray:
         x = self.on(x)
         fields, kind = self.fields(weight := self.matrix(weight))
         bias = None if bias is None else self.on(bias)
@@ -211,12 +220,14 @@ class CudaBackend:
         self.device.launch("rope", blocks(rows * heads * (head_dim - dim // 2), 128), 128, args)
         return out
 
-    def angles(self, at: DeviceIds, base: float, dim: int, factor: float, divisors: Any | None) -> DeviceArray:
+    def angles(
+        self, at: DeviceIds, base: float, dim: int, factor: float, divisors: Any | None
+    ) -> DeviceArray:
         """Cosines and sines (row, pair, 2), made once for the positions of a step."""
         key = (base, dim, factor, None if divisors is None else id(divisors))
         if key in at.tables:
             return at.tables[key]
-        if key not in self._frequencies or divisors is not None and not isinstance(divisors, DeviceArray):
+        if key not in self._frequencies or (divisors is not None and not isinstance(divisors, DeviceArray)):
             frequencies = np.power(float(base), -np.arange(0, dim, 2, dtype=np.float64) / dim) / factor
             if divisors is not None:
                 frequencies = frequencies / np.asarray(divisors).astype(np.float64)
@@ -247,7 +258,9 @@ class CudaBackend:
             return self._attend(q, sequence.pointer, k.shape[0], k.shape[1], 0, scale, window)
         view: CacheView = k
         if view.start is not None and view.start != start:
-            raise InvalidParameter("attention does not start at the cache's end", expected=view.start, got=start)
+            raise InvalidParameter(
+                "attention does not start at the cache's end", expected=view.start, got=start
+            )
         return self._attend(q, view.sequence, view.kv_heads, view.reach, view.layer, scale, window)
 
     def _sequence(self, keys: Pointer, values: Pointer, capacity: int, length: int) -> Block:
@@ -255,7 +268,14 @@ class CudaBackend:
         return self.upload(record, SEQUENCE)
 
     def _attend(
-        self, q: Any, sequence: Pointer, kv_heads: int, reach: int, layer: int, scale: float, window: int | None
+        self,
+        q: Any,
+        sequence: Pointer,
+        kv_heads: int,
+        reach: int,
+        layer: int,
+        scale: float,
+        window: int | None,
     ) -> DeviceArray:
         """Rows of q over one cache, so many at a time that their partial sums fit.
 

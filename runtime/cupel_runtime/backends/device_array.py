@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from cupel_runtime.device import Pointer
+from cupel_runtime.device_base import Pointer
 from cupel_runtime.errors import CupelError
 
 if TYPE_CHECKING:
@@ -35,7 +35,12 @@ class DeviceArray:
     """
 
     def __init__(
-        self, ops: CudaBackend, block: Block, shape: tuple[int, ...], pitch: int | None = None, offset: int = 0
+        self,
+        ops: CudaBackend,
+        block: Block,
+        shape: tuple[int, ...],
+        pitch: int | None = None,
+        offset: int = 0,
     ) -> None:
         self.ops, self.block, self.shape = ops, block, shape
         self.pitch = prod(shape[1:]) if pitch is None else pitch
@@ -76,7 +81,7 @@ class DeviceArray:
     def reshape(self, *shape: int) -> DeviceArray:
         known = prod(n for n in shape if n >= 0)
         whole = tuple(self.size // known if n < 0 else n for n in shape)
-        if whole[0] != self.shape[0] and not self.contiguous or prod(whole) != self.size:
+        if (whole[0] != self.shape[0] and not self.contiguous) or prod(whole) != self.size:
             raise CupelError("cannot reshape rows", where="device array", expected=self.shape, got=shape)
         return DeviceArray(self.ops, self.block, whole, None if self.contiguous else self.pitch, self.offset)
 

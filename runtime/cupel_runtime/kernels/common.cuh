@@ -21,6 +21,11 @@ static __device__ __forceinline__ uint4 load_once(const uint4* p) {
         : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
     return v;
 }
+// Between kernels that overlap (programmatic dependent launch): nothing that an earlier kernel wrote may be read
+// before the wait; a kernel that is not launched so passes through.
+static __device__ __forceinline__ void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+static __device__ __forceinline__ void let_next_start() { asm volatile("griddepcontrol.launch_dependents;"); }
+static __device__ __forceinline__ float load_shared_by_blocks(const float* p) { return __ldcg(p); }
 extern __shared__ __align__(128) unsigned char cupel_dynamic_shared[];
 #define dynamic_shared_memory() (cupel_dynamic_shared)
 #endif

@@ -1,8 +1,8 @@
 // One dense stage of a decode step in one launch: RMSNorm, mat-vec, and what follows it.
 //
 // Every block normalises the activations for itself and lays them into shared memory, as float32 (exact) or as
-// int8 with a scale for every 32 (fast); then each warp streams groups of four rows, the next chunk's loads in
-// flight while this one is summed. Groups are dealt out over the multiprocessors first. What follows the product:
+// int8 with a scale for every 32 (fast); then teams of warps stream groups of four rows. Loads of weights are DEPTH
+// steps ahead, the first of them before the kernel waits for the one before it. What follows the product:
 //   PLAIN    out[row] = sum + residual[row]
 //   GATE_UP  rows of two matrices: out[row] = silu(gate) * up
 //   QKV      rows of three matrices: q rotated, k rotated into the cache, v into the cache
@@ -11,6 +11,9 @@
 
 #define ROWS 4
 #define MOST 512
+#ifndef DEPTH
+#define DEPTH 2  // steps whose loads are in flight
+#endif
 #define MOST_EXACT 256
 #define PLAIN 0
 #define GATE_UP 1
@@ -32,6 +35,7 @@ struct FusedArgs {
     int head_dim;
     int kv_heads;
     int pairs;
+    int team;                // warps that share a group of rows
 };
 
 struct Activations {
@@ -40,56 +44,87 @@ struct Activations {
     float* sum;             // of their quants
 };
 
+#define BATCH 4  // loads of activations in flight in one thread
+
+static __device__ __forceinline__ float4 quad(const float* x, int i, int cols) {
+    if (4 * i + 4 <= cols && cols % 4 == 0) return reinterpret_cast<const float4*>(x)[i];
+    float v[4];
+    for (int k = 0; k < 4; ++k) v[k] = 4 * i + k < cols ? x[4 * i + k] : 0.0f;
+    return make_float4(v[0], v[1], v[2], v[3]);
+}
+
+// Four values as int8, eight neighbouring lanes a block of 32: every lane of the warp takes part.
+template <class Format>
+static __device__ __forceinline__ void quantise(const Activations& into, int i, bool inside, int pitch, float4 v) {
+    float most = fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
+    for (int step = 4; step; step >>= 1) most = fmaxf(most, __shfl_xor_sync(0xFFFFFFFFu, most, step));
+    const float inverse = most > 0.0f ? 127.0f / most : 0.0f;
+    const int q[4] = {__float2int_rn(v.x * inverse), __float2int_rn(v.y * inverse), __float2int_rn(v.z * inverse),
+                      __float2int_rn(v.w * inverse)};
+    int sum = q[0] + q[1] + q[2] + q[3];
+    for (int step = 4; step; step >>= 1) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, step);
+    if (!inside) return;
+    const int block = i / 8, j = i % 8;
+    const int chunk = Format::N == 16 ? 2 * block + j / 4 : block, plane = Format::N == 16 ? 0 : j / 4;
+    const unsigned word = (unsigned)(q[0] & 255) | (unsigned)(q[1] & 255) << 8 | (unsigned)(q[2] & 255) << 16 |
+                          (unsigned)q[3] << 24;
+    reinterpret_cast<unsigned*>(into.planes)[(plane * pitch + chunk) * 4 + j % 4] = word;
+    if (j == 0) into.scale[block] = most / 127.0f, into.sum[block] = (float)sum;
+}
+
+// The first BATCH quads of the norm's weight for this thread: immutable, so they are fetched before the wait.
+static __device__ __forceinline__ void fetch_norm(const FusedArgs& a, float4* weight) {
+#pragma unroll
+    for (int k = 0; k < BATCH; ++k) {
+        const int i = threadIdx.x + k * blockDim.x;
+        weight[k] = a.norm && 4 * i < a.m0.cols ? quad(a.norm, i, a.m0.cols) : make_float4(1.0f, 1.0f, 1.0f, 1.0f);
+    }
+}
+
 // Shared memory: planes, scales, sums. FAST holds a value in one byte, else in four.
 template <class Format, bool FAST>
-static __device__ __forceinline__ Activations prepare(const FusedArgs& a) {
+static __device__ __forceinline__ Activations prepare(const FusedArgs& a, const float4* weight) {
     __shared__ float shared[32];
     const int cols = a.m0.cols, pitch = a.m0.pitch;
     constexpr int planes = FAST ? Format::N / 16 : Format::N / 4;
-    unsigned char* base = dynamic_shared_memory();
+    const int quads = FAST ? cols / 4 : pitch * planes;
     Activations into;
-    into.planes = base;
-    into.scale = reinterpret_cast<float*>(base + 16 * planes * pitch);
+    into.planes = dynamic_shared_memory();
+    into.scale = reinterpret_cast<float*>(into.planes + 16 * planes * pitch);
     into.sum = into.scale + cols / 32;
-    float root = 1.0f;
-    if (a.norm) {
-        float squares = 0.0f;
-        for (int i = threadIdx.x; i < cols; i += blockDim.x) squares += a.x[i] * a.x[i];
-        root = sqrtf(block_sum(squares, shared) / cols + a.eps);
-    }
-    if (FAST) {
-        for (int low = 0; low < cols / 4; low += blockDim.x) {  // eight lanes a block of 32, all lanes in step
-            const int i = low + threadIdx.x;
-            const bool inside = i < cols / 4;
-            float4 v = inside ? reinterpret_cast<const float4*>(a.x)[i] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            if (a.norm && inside) {
-                const float4 w = reinterpret_cast<const float4*>(a.norm)[i];
-                v.x = v.x / root * w.x, v.y = v.y / root * w.y, v.z = v.z / root * w.z, v.w = v.w / root * w.w;
-            }
-            float most = fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
-            for (int step = 4; step; step >>= 1) most = fmaxf(most, __shfl_xor_sync(0xFFFFFFFFu, most, step));
-            const float inverse = most > 0.0f ? 127.0f / most : 0.0f;
-            const int q[4] = {__float2int_rn(v.x * inverse), __float2int_rn(v.y * inverse),
-                              __float2int_rn(v.z * inverse), __float2int_rn(v.w * inverse)};
-            int sum = q[0] + q[1] + q[2] + q[3];
-            for (int step = 4; step; step >>= 1) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, step);
-            if (!inside) continue;
-            const int block = i / 8, j = i % 8;
-            const int chunk = Format::N == 16 ? 2 * block + j / 4 : block, plane = Format::N == 16 ? 0 : j / 4;
-            const unsigned word = (unsigned)(q[0] & 255) | (unsigned)(q[1] & 255) << 8 | (unsigned)(q[2] & 255) << 16 |
-                                  (unsigned)q[3] << 24;
-            reinterpret_cast<unsigned*>(into.planes)[(plane * pitch + chunk) * 4 + j % 4] = word;
-            if (j == 0) into.scale[block] = most / 127.0f, into.sum[block] = (float)sum;
+    float4 v[BATCH];
+    float squares = 0.0f;
+    for (int low = 0; low < quads; low += BATCH * blockDim.x) {
+#pragma unroll
+        for (int k = 0; k < BATCH; ++k) {
+            const int i = low + k * blockDim.x + threadIdx.x;
+            v[k] = i < quads ? quad(a.x, i, cols) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         }
-    } else {
-        for (int i = threadIdx.x; i < pitch * planes; i += blockDim.x) {
-            float v[4];
-            for (int k = 0; k < 4; ++k) {
-                const int at = 4 * i + k;
-                v[k] = at < cols ? a.x[at] : 0.0f;
-                if (a.norm && at < cols) v[k] = v[k] / root * a.norm[at];
+        if (!a.norm) break;
+#pragma unroll
+        for (int k = 0; k < BATCH; ++k) squares += v[k].x * v[k].x + v[k].y * v[k].y + v[k].z * v[k].z + v[k].w * v[k].w;
+    }
+    const bool again = a.norm && quads > BATCH * (int)blockDim.x;  // the first batch is no longer in registers
+    const float scale = a.norm ? 1.0f / sqrtf(block_sum(squares, shared) / cols + a.eps) : 1.0f;
+    for (int low = 0; low < quads; low += BATCH * blockDim.x) {
+        if (low || again) {
+#pragma unroll
+            for (int k = 0; k < BATCH; ++k) {
+                const int i = low + k * blockDim.x + threadIdx.x;
+                v[k] = i < quads ? quad(a.x, i, cols) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
             }
-            reinterpret_cast<float4*>(into.planes)[i % planes * pitch + i / planes] = make_float4(v[0], v[1], v[2], v[3]);
+        }
+#pragma unroll
+        for (int k = 0; k < BATCH; ++k) {
+            const int i = low + k * blockDim.x + threadIdx.x;
+            if (a.norm) {
+                const float4 w = low && i < quads ? quad(a.norm, i, cols) : weight[k];
+                v[k].x = v[k].x * scale * w.x, v[k].y = v[k].y * scale * w.y;
+                v[k].z = v[k].z * scale * w.z, v[k].w = v[k].w * scale * w.w;
+            }
+            if (low + k * (int)blockDim.x >= quads) continue;  // the same for every thread
+            if constexpr (FAST) quantise<Format>(into, i, i < quads, pitch, v[k]);
+            else if (i < quads) reinterpret_cast<float4*>(into.planes)[i % planes * pitch + i / planes] = v[k];
         }
     }
     __syncthreads();
@@ -187,41 +222,66 @@ static __device__ __forceinline__ void finish(const FusedArgs& a, int group, flo
     to[(((long long)a.layer * a.kv_heads + row / a.head_dim) * s.capacity + s.length) * a.head_dim + i] = sum;
 }
 
+// A team of `team` warps shares a group: each takes every team-th step of 32 chunks; its first warp adds them up.
 template <class Format, bool FAST>
 static __device__ __forceinline__ void fused(const FusedArgs& a) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-    const int pitch = a.m0.pitch, stride = warps * gridDim.x;
+    __shared__ float sums[MOST / 32][ROWS];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, teams = blockDim.x / 32 / a.team;
+    const int pitch = a.m0.pitch, member = warp % a.team, stride = teams * gridDim.x;
     const int rows = a.mode == QKV ? a.m0.rows + a.m1.rows + a.m2.rows : a.m0.rows;
     const int groups = a.mode == GATE_UP ? (rows + 1) / 2 : (rows + ROWS - 1) / ROWS;
-    const int steps = (pitch + 31) / 32;
-    int group = warp * gridDim.x + blockIdx.x;
+    const int steps = (pitch + 32 * a.team - 1) / (32 * a.team);  // of each warp, for one group
+    const int rounds = (groups + stride - 1) / stride;
+    const int first = warp / a.team * gridDim.x + blockIdx.x;
+    constexpr int depth = sizeof(typename Format::Raw) >= 32 ? 1 : DEPTH;  // as the registers allow
+    typename Format::Raw raw[depth][ROWS];
+    int ahead_round = 0, ahead_step = 0;  // the next loads to issue
     const Matrix* m[ROWS];
     int at[ROWS];
-    typename Format::Raw raw[ROWS];
-    if (group < groups)
+    auto place = [&](int group) {
 #pragma unroll
-        for (int r = 0; r < ROWS; ++r) {
-            m[r] = &source(a, group, r, &at[r]);
-            raw[r] = Format::load(*m[r], at[r], min(lane, pitch - 1));
+        for (int r = 0; r < ROWS; ++r) m[r] = &source(a, group, r, &at[r]);
+    };
+    auto fetch = [&](typename Format::Raw* into) {
+        const int c = min((ahead_step * a.team + member) * 32 + lane, pitch - 1);
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) into[r] = Format::load(*m[r], at[r], c);
+        if (++ahead_step == steps && ahead_round + 1 < rounds) {
+            ahead_step = 0;
+            place(min(first + ++ahead_round * stride, groups - 1));
         }
-    const Activations x = prepare<Format, FAST>(a);
-    for (; group < groups; group += stride) {
+        ahead_step = min(ahead_step, steps - 1);
+    };
+    place(min(first, groups - 1));
+#pragma unroll
+    for (int d = 0; d < depth; ++d) fetch(raw[d]);
+    float4 weight[BATCH];
+    fetch_norm(a, weight);
+    wait_for_previous();
+    const Activations x = prepare<Format, FAST>(a, weight);
+    for (int round = 0; round < rounds; ++round) {
         float total[ROWS] = {};
         for (int step = 0; step < steps; ++step) {
-            const int c = step * 32 + lane;
-            typename Format::Raw next[ROWS];
-            const bool last = step + 1 == steps;
-            if (last && group + stride < groups)
+            const int c = (step * a.team + member) * 32 + lane;
+            if (c < pitch) accumulate<Format, FAST>(raw[0], x, c, pitch, total);
 #pragma unroll
-                for (int r = 0; r < ROWS; ++r) m[r] = &source(a, group + stride, r, &at[r]);
+            for (int d = 0; d + 1 < depth; ++d)
 #pragma unroll
-            for (int r = 0; r < ROWS; ++r) next[r] = Format::load(*m[r], at[r], min(last ? lane : c + 32, pitch - 1));
-            if (c < pitch) accumulate<Format, FAST>(raw, x, c, pitch, total);
-#pragma unroll
-            for (int r = 0; r < ROWS; ++r) raw[r] = next[r];
+                for (int r = 0; r < ROWS; ++r) raw[d][r] = raw[d + 1][r];
+            fetch(raw[depth - 1]);
         }
-        const float sum = four_sums(total), other = __shfl_xor_sync(0xFFFFFFFFu, sum, 8);
-        if (lane % 8 == 0) finish(a, group, sum, other);
+        if (round + 1 == rounds) let_next_start();
+        float sum = four_sums(total);
+        if (a.team > 1) {
+            __syncthreads();
+            if (lane % 8 == 0) sums[warp][lane / 8] = sum;
+            __syncthreads();
+            sum = sums[warp - member][lane / 8];
+            for (int w = 1; w < a.team; ++w) sum += sums[warp - member + w][lane / 8];
+        }
+        const float other = __shfl_xor_sync(0xFFFFFFFFu, sum, 8);
+        const int group = first + round * stride;
+        if (group < groups && member == 0 && lane % 8 == 0) finish(a, group, sum, other);
     }
 }
 
