@@ -26,6 +26,7 @@ SUITES = (
     "cache",
     "errors",
     "file",
+    "harness",
     "ops",
     "properties",
     "sampler",
