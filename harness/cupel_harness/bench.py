@@ -154,7 +154,7 @@ def measure(
         for contender in contenders:
             _fits(contender, settings)
             contender.copies = _copies(contender.engine, settings, clock)
-            contender.cold = _answer(contender, _prompt(settings, contender, 0), 1, clock)
+            _warm(contender, settings, clock)
             tell(f"{contender.spec}: warm")
         for repetition in range(settings.repeat):
             for contender in contenders[:: 1 if repetition % 2 == 0 else -1]:
@@ -272,9 +272,16 @@ def _answer(contender: Contender, ids: Sequence[int], tokens: int, clock: Clock)
     return took
 
 
+def _warm(contender: Contender, settings: Settings, clock: Clock) -> None:
+    """The first token of a fresh engine is a figure; a whole answer then makes what is made on first use."""
+    contender.cold = _answer(contender, _prompt(settings, contender, 0), 1, clock)
+    _answer(contender, _prompt(settings, contender, 1), settings.tokens + 1, clock)
+    contender.loading[-1] = {**contender.loading[-1], **contender.engine.phases()}
+
+
 def _repeat(contender: Contender, settings: Settings, repetition: int, clock: Clock) -> None:
-    first = _answer(contender, _prompt(settings, contender, 1 + 2 * repetition), 1, clock)
-    whole = _answer(contender, _prompt(settings, contender, 2 + 2 * repetition), settings.tokens + 1, clock)
+    first = _answer(contender, _prompt(settings, contender, 2 + 2 * repetition), 1, clock)
+    whole = _answer(contender, _prompt(settings, contender, 3 + 2 * repetition), settings.tokens + 1, clock)
     if whole <= first:
         raise Inconclusive(
             f"an answer of {settings.tokens + 1} tokens took no longer than one of a single token",

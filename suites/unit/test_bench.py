@@ -118,7 +118,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_seconds_become_medians_and_rates(path: Path) -> None:
     """8 ids in 0.5 s are 16 tokens/s; 4 tokens at 0.1, 0.2 and 0.4 s are 10, 5 and 2.5 tokens/s."""
-    times = {2: 0.1, 4: 0.2, 6: 0.4}  # answers 0, 1, 3 and 5 have one token
+    times = {3: 0.1, 5: 0.2, 7: 0.4}  # answers 0 and 1 warm up; 2, 4 and 6 have one token
     result = Stage(path, it={"token": lambda answer: times.get(answer, 0.0)})()
     timed = result.engines[0]
     assert timed.row("open").sample == Sample("s", 1.0, 1.0, 1.0, 1)
@@ -142,6 +142,20 @@ def test_what_is_not_reported_is_not_nought(path: Path) -> None:
     assert timed.row("warming the plates").sample == Sample("s", 0.1, 0.1, 0.1, 1)
     assert timed.row("decode").share is None
     assert timed.row("no such row") == Row("no such row", None)
+
+
+def test_what_is_made_on_first_use_is_a_phase_of_the_last_load(path: Path) -> None:
+    """An engine that captures its graph with the first answer reports it then, for the last load alone."""
+
+    class Late(Staged):
+        def phases(self) -> Mapping[str, float]:
+            return {"init": 0.25} | ({"capture": 0.125} if self.answers > 1 else {})
+
+    clock, log = Clock(), list[tuple[str, tuple[int, ...], int]]()
+    settings = Settings(prompt=8, tokens=4, repeat=1, loads=2)
+    made = measure(str(path), ["it"], settings, clock=clock, open_engine=lambda spec, model: Late(clock, log))
+    assert made.engines[0].row("init").sample == Sample("s", 0.25, 0.25, 0.25, 2)
+    assert made.engines[0].row("capture").sample == Sample("s", 0.125, 0.125, 0.125, 1)
 
 
 def test_the_share_is_of_the_bandwidth_measured_in_this_run(path: Path) -> None:
@@ -168,11 +182,11 @@ def test_two_engines_take_turns_on_the_same_prompts(path: Path) -> None:
     """A B, B A, A B: neighbours answer the same new prompts, and no engine sees a prompt twice."""
     stage = Stage(path, a={}, b={})
     stage()
-    assert [name for name, _, _ in stage.log] == [*"ab", *"aabb", *"bbaa", *"aabb"]
+    assert [name for name, _, _ in stage.log] == [*"aabb", *"aabb", *"bbaa", *"aabb"]
     for name in "ab":
         asked = [(ids, tokens) for who, ids, tokens in stage.log if who == name]
-        assert len({ids for ids, _ in asked}) == len(asked) == 7
-        assert [tokens for _, tokens in asked] == [1, 1, 5, 1, 5, 1, 5]
+        assert len({ids for ids, _ in asked}) == len(asked) == 8
+        assert [tokens for _, tokens in asked] == [1, 5, 1, 5, 1, 5, 1, 5]
     a, b = ([ask for ask in stage.log if ask[0] == name] for name in "ab")
     assert [ask[1:] for ask in a] == [ask[1:] for ask in b]
     assert all(len(ids) == 8 and 0 <= min(ids) <= max(ids) < 99 for _, ids, _ in stage.log)

@@ -176,7 +176,10 @@ class Engine(ABC):
         self._lacks(Capability.OPS)
 
     def phases(self) -> Mapping[str, float]:
-        """Seconds that phases of opening took, by name (LOAD_PHASES); what is absent is not reported."""
+        """Seconds that phases of opening took, by name (LOAD_PHASES); what is absent is not reported.
+
+        What an engine makes with its first answers, a captured graph say, it may report from then on.
+        """
         return {}
 
     def copy_bandwidth(self) -> float | None:
