@@ -99,10 +99,12 @@ def random_blocks(random: np.random.Generator, kind: Type, shape: tuple[int, int
 @check(
     "ops.matvec",
     kills=(
-        "matrix_transposed",
+        "linear_tail_dropped",
+        "q4_0_halves_swapped",
         "q4_k_min_sign",
         "q6_k_high_bits",
         "q8_0_scale_bf16",
+        "fifth_bit_lost",
         "mxfp4_nibbles_interleaved",
         "e8m0_scale_off_by_one",
     ),
