@@ -1,4 +1,4 @@
-"""A kernel file and a target come in; a loadable binary in the user's cache and its argument structs go out."""
+"""A kernel file and a target come in; a binary in the user's cache and its argument structs go out."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def source(name: str) -> str:
 
 
 def waits(name: str) -> bool:
-    """Whether the kernels of a file wait for the launch before them by themselves, so that they may start early."""
+    """Whether a file's kernels wait for the launch before them by themselves, and so may start early."""
     return "wait_for_previous();" in source(name)
 
 
@@ -164,7 +164,7 @@ def _compile(name: str, text: str, shared: dict[str, str], words: list[str], don
 _STRUCT = re.compile(r"^struct (\w+) \{\n(.*?)^\};", re.M | re.S)
 _COMMENT = re.compile(r"//.*")
 _FIELD = re.compile(r"^\s*(?:const )?([\w ]+?)\s*(\*?) (\w+);", re.M)
-_KERNEL = re.compile(r"^(KERNEL|KERNELS|KERNELS_OF_BLOCKS)\((\w+), (\w+), (\w+)\)", re.M)
+_KERNEL = re.compile(r"^(KERNEL|KERNELS|KERNELS_OF_VALUES|KERNELS_OF_BLOCKS)\((\w+), (\w+), (\w+)\)", re.M)
 _DEFINE = re.compile(r"^#define (\w+) (\d+)$", re.M)
 
 
@@ -195,7 +195,12 @@ def signatures(name: str) -> dict[str, Signature]:
         if args not in known:
             raise CupelError("a kernel takes an unknown struct", where=f"{name}.cu, {kernel}", got=args)
         signature = Signature(known[args], defines.get(threads) or int(threads))
-        formats = {"KERNEL": (), "KERNELS": FORMATS, "KERNELS_OF_BLOCKS": FORMATS[3:]}[kind]
+        formats = {
+            "KERNEL": (),
+            "KERNELS": FORMATS,
+            "KERNELS_OF_VALUES": FORMATS[:3],
+            "KERNELS_OF_BLOCKS": FORMATS[3:],
+        }[kind]
         found |= {f"{kernel}_{each}": signature for each in formats} or {kernel: signature}
     return found
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from cupel_runtime.adapters.base import Adapter, Step
-from cupel_runtime.backends.cuda import SEQUENCE, CudaBackend
+from cupel_runtime.backends.cuda import SEQUENCE, TOKEN, CudaBackend
 from cupel_runtime.backends.device_array import DeviceIds
 from cupel_runtime.device_base import Graph
 from cupel_runtime.device_cache import DeviceCache, SlotCache
@@ -30,8 +30,8 @@ LEAST: Final = 1024  # positions of the smallest graph
 class Decoder:
     """One graph for each power of two of cache capacity: embed, every layer, head, choice, next position.
 
-    Token and position live on the device in a slot that describes the sequence; a replay feeds the token there
-    and leaves the next one.
+    Token and position live on the device in a slot that describes the sequence; a replay feeds the token
+    there and leaves the next one.
     """
 
     def __init__(self, adapter: Adapter, ops: CudaBackend) -> None:
@@ -68,7 +68,7 @@ class Decoder:
             self.fused.record(self._slot, self._position, reach, self.logits)
             self.choose()
             return
-        ids = DeviceIds(self._slot, 1, SEQUENCE.fields["token"][1])
+        ids = DeviceIds(self._slot, 1, TOKEN)
         positions = DeviceIds(self._slot, 1, SEQUENCE.itemsize)
         cache = SlotCache(ops, adapter.config, reach, self._slot)
         step: Any = Step(ids, positions, ((cache, slice(0, 1)),))  # type: ignore[arg-type]
@@ -81,8 +81,8 @@ class Decoder:
         """Queue the choice of the most probable id, and the step to the next position."""
         vocab = self.adapter.config.vocab_size
         parts = max(1, min(PARTS, vocab // 512))
-        args = {"logits": self.logits.pointer, "partial": self._partial.pointer, "sequence": self._slot.pointer,
-                "position": self._position, "ids": self._ids.pointer, "logprobs": self._logprobs.pointer,
+        args = {"logits": self.logits.pointer, "partial": self._partial.pointer,
+                "sequence": self._slot.pointer, "position": self._position, "ids": self._ids.pointer, "logprobs": self._logprobs.pointer,
                 "vocab": vocab, "parts": parts, "ring": RING}  # fmt: skip
         self.ops.device.launch("choose_parts", (parts,), 256, args)
         self.ops.device.launch("choose_join", (1,), 32, args)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 from weakref import WeakSet
@@ -79,10 +79,11 @@ def _driver() -> tuple[Any, Any]:
 def cuda_state() -> list[tuple[str, bool, str]]:
     """(part, whether it is there, one sentence) for the parts the engine cuda needs."""
     found = []
-    for part, look in (
-        ("nvcc", lambda: kernels.compiler("nvcc")[0]),
-        ("device", lambda: CudaDevice(0).describe()),
-    ):
+    looks: dict[str, Callable[[], str]] = {
+        "kernels": lambda: f"compiled by {kernels.compiler('nvcc')[0]}",
+        "device": lambda: CudaDevice(0).describe(),
+    }
+    for part, look in looks.items():
         try:
             found.append((part, True, look()))
         except CupelError as error:
@@ -182,7 +183,8 @@ class CudaDevice(Device):
         free, total = self.memory()
         version = self.cuda.get_driver_version()
         self.close()
-        return f"{self.name}, CUDA {version // 1000}.{version % 1000 // 10}, {free >> 20} of {total >> 20} MiB free"
+        cuda = f"CUDA {version // 1000}.{version % 1000 // 10}"
+        return f"{self.name}, {cuda}, {free >> 20} of {total >> 20} MiB free"
 
     def _ok(self, result: tuple[Any, ...]) -> tuple[Any, ...]:
         """What a call of cuda.bindings returned besides its status."""

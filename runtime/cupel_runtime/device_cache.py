@@ -34,7 +34,7 @@ class CacheView:
 
 
 class DeviceCache(KVCache):
-    """KVCache whose rows lie in the arena; the host counts positions, the device learns them before a step."""
+    """KVCache whose rows lie in the arena; the host counts positions and tells the device before a step."""
 
     def __init__(self, ops: CudaBackend, config: Config, capacity: int, offset: int = 0) -> None:
         self.ops = ops
@@ -42,7 +42,7 @@ class DeviceCache(KVCache):
 
     def _reserve(self, dtype: np.dtype[Any]) -> None:
         self._bytes = int(np.prod(self.shape)) * dtype.itemsize
-        # Keys and values in one block: a pool full of caches is then cut in as few pieces as there are caches.
+        # Keys and values in one block: the pool is cut into as few pieces as there are caches.
         self._block: Block | None = self.ops.block(2 * self._bytes, "cache")
         self._state = self.ops.block(SEQUENCE.itemsize, "scratch")
 

@@ -99,14 +99,15 @@ def sizes(file: GGUFFile, config: Config, options: Options) -> dict[str, int]:
 class DeviceModel(Model):
     """A Model whose weights, caches and activations lie in one arena of a device."""
 
-    backend: CudaBackend
+    backend: Any  # a CudaBackend, whose arrays do what the adapters need of NumPy's
 
     @classmethod
     def open(cls, path: str | Path, options: Options, device: Device | None = None) -> DeviceModel:
         """Read a GGUF file into device memory.
 
         Raises:
-            OutOfDeviceMemory: before anything is allocated. ModelFileError, UnsupportedModel: as `Model.load`.
+            OutOfDeviceMemory: before anything is allocated.
+            ModelFileError, UnsupportedModel: as `Model.load`.
         """
         with open_gguf(path) as file:
             adapter_class = adapter_for(file.architecture)
@@ -117,7 +118,7 @@ class DeviceModel(Model):
             arena = None
             try:
                 arena = Arena(device, wanted, options.budget, Path(path).name)
-                backend = CudaBackend(device, arena, options.mode)
+                backend: Any = CudaBackend(device, arena, options.mode)
                 adapter, report = adapter_class.load(file, backend)
                 tokenizer = load_tokenizer(file.metadata, adapter.config.vocab_size)
                 arena.require_resident(pointers(adapter.weights))

@@ -8,7 +8,7 @@ import numpy as np
 
 from cupel_runtime.adapters.base import EMBEDDING, Adapter
 from cupel_runtime.adapters.llama import ROPE_FREQS, Llama
-from cupel_runtime.backends.cuda import SEQUENCE, CudaBackend, blocks
+from cupel_runtime.backends.cuda import TOKEN, CudaBackend, blocks
 from cupel_runtime.backends.device_array import Block, DeviceArray, DeviceIds
 from cupel_runtime.weights import FORMATS, PLAIN, DeviceMatrix
 
@@ -17,7 +17,7 @@ GROUP: Final = 8
 MOST_DIM: Final = 256
 ROWS: Final = 4
 MODE: Final = {"plain": 0, "gate_up": 1, "qkv": 2}
-LAUNCH: dict[str, tuple[int, int]] = {"fast": (512, 1), "exact": (256, 2), "emu": (64, 1)}
+LAUNCH: dict[str, tuple[int, int]] = {"fast": (512, 1), "exact": (256, 2), "values": (512, 1), "emu": (64, 1)}
 """Threads of a block, and blocks for each multiprocessor."""
 NOTHING: Final = (0,) * 8
 MATRICES: Final = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
@@ -68,16 +68,15 @@ class FusedLlama:
         """Queue one token: the id in the slot, at its position, to logits (1, vocab)."""
         adapter, ops, c = self.adapter, self.ops, self.adapter.config
         table: Any = adapter.weights[EMBEDDING]
-        args = {"table": table.fields, "ids": slot.pointer + SEQUENCE.fields["token"][1], "out": self.x.pointer,
-                "rows": 1}  # fmt: skip
+        args = {"table": table.fields, "ids": slot.pointer + TOKEN, "out": self.x.pointer, "rows": 1}  # fmt: skip
         ops.device.launch(f"embed_{table.kind}", blocks(table.pitch, 64), 64, args)
         self.angles = self._angles(DeviceIds(slot, 1, position - slot.pointer))
         splits = -(-reach // KEYS)
-        partial = ops.block(4 * c.n_heads * splits * (c.head_dim + 2), "scratch")
+        partial = ops.block(4 * c.n_heads * splits * (c.head_dim + 4), "scratch")
         for layer, w in enumerate(adapter.blocks):
             weight: Any = {name: w[f"{name}.weight"] for name in MATRICES}
             q, k, v = (weight[name] for name in MATRICES[:3])
-            common = {"norm": w["attn_norm.weight"], "slot": slot, "layer": layer}
+            common: Any = {"norm": w["attn_norm.weight"], "slot": slot, "layer": layer}
             if q.kind == k.kind == v.kind:
                 self.stage("qkv", (q, k, v), self.x, self.q, **common)
             else:
@@ -118,7 +117,7 @@ class FusedLlama:
         """Queue one launch of fused.cu.
 
         Args:
-            only: of q, k and v, the one to compute; the other two have other formats and launches of their own.
+            only: of q, k and v, the one to compute; the others have launches of their own.
         """
         c, device = self.adapter.config, self.ops.device
         first = matrices[only or 0]
@@ -130,7 +129,15 @@ class FusedLlama:
         fast = self.ops.mode == "fast" and first.type not in PLAIN
         chunk = FORMATS[first.type].chunk
         shared = first.pitch * chunk + 8 * (first.cols // 32) if fast else 4 * first.pitch * chunk
-        threads, each = LAUNCH["emu" if device.target.emulated else "fast" if fast else "exact"]
+        threads, each = LAUNCH[
+            "emu"
+            if device.target.emulated
+            else "fast"
+            if fast
+            else "values"
+            if first.type in PLAIN
+            else "exact"
+        ]
         groups = -(-rows // (ROWS // 2 if mode == "gate_up" else ROWS))
         grid = min(device.multiprocessors * each, groups)
         team = team_of(groups, -(-first.pitch // 32), grid, threads // 32)

@@ -1,4 +1,4 @@
-"""Sizes by purpose come in; one block of device memory and pointers into it go out, every byte on a ledger."""
+"""Sizes by purpose come in; one block of device memory goes out in pieces, every byte on a ledger."""
 
 from __future__ import annotations
 

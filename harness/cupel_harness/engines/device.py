@@ -27,7 +27,7 @@ class DeviceSession(EmbeddedSession):
 class OnDevice(Embedded):
     """DeviceModel behind the engine protocol.
 
-    The argument is `[ORDINAL][,exact|fast][,cache=POSITIONS][,budget=SIZE]`: `cuda:1,fast`, `emu:budget=64MiB`.
+    The argument is `[ORDINAL][,exact|fast][,cache=POSITIONS][,budget=SIZE]`, as in `cuda:1,fast`.
     """
 
     device_name: ClassVar[str]

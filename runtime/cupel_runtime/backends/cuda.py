@@ -24,13 +24,15 @@ if TYPE_CHECKING:
 Operand: TypeAlias = "DeviceArray | NDArray[Any]"
 Indices: TypeAlias = "DeviceIds | NDArray[Any]"
 MODULES: Final = (
-    "repack", "embed", "norm", "matvec", "matmul", "rope", "cache", "attention", "attention_decode", "softmax", "elementwise", "choose", "fused",
+    "repack", "embed", "norm", "matvec", "matmul", "rope", "cache", "attention", "attention_decode",
+    "softmax", "elementwise", "choose", "fused",
 )  # fmt: skip
 THREADS: Final = 256
 SPLIT: Final = 128  # keys of one block of attention_split
 MATVEC_ROWS: Final = 4  # output rows of one block of a mat-vec
 FEW: Final = 4  # so many rows go through the mat-vec, more through the tiled product
 PARTIAL_BYTES: Final = 32 << 20
+TOKEN: Final = 28  # offset of the token in a SEQUENCE
 SEQUENCE: Final = np.dtype(
     [("keys", "<u8"), ("values", "<u8"), ("capacity", "<i4"), ("length", "<i4"), ("offset", "<i4"),
      ("token", "<i4"), ("step", "<i4"), ("bad", "<i4")]
@@ -216,7 +218,8 @@ class CudaBackend:
         out = self.empty(*x.shape)
         rows, heads, head_dim = x.shape
         args = {"x": x.pointer, "angles": angles.pointer, "out": out.pointer, "rows": rows, "heads": heads,
-                "head_dim": head_dim, "pairs": dim // 2, "x_pitch": x.pitch, "neox": int(layout == "neox")}  # fmt: skip
+                "head_dim": head_dim, "pairs": dim // 2, "x_pitch": x.pitch,
+                "neox": int(layout == "neox")}  # fmt: skip
         self.device.launch("rope", blocks(rows * heads * (head_dim - dim // 2), 128), 128, args)
         return out
 
@@ -292,7 +295,8 @@ class CudaBackend:
         for low in range(0, rows, step):
             some = q[low : low + step]
             args = {"sequence": sequence, "q": some.pointer, "partial": partial.pointer,
-                    "out": out[low : low + step].pointer, "heads": heads, "kv_heads": kv_heads, "head_dim": dim,
+                    "out": out[low : low + step].pointer, "heads": heads, "kv_heads": kv_heads,
+                    "head_dim": dim,
                     "q_pitch": q.pitch, "layer": layer, "splits": splits, "window": window or 0,
                     "first": low, "scale": scale}  # fmt: skip
             self.device.launch("attention_split", (splits, heads, len(some)), 128, args, shared=4 * dim)

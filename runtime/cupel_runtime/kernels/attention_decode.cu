@@ -9,11 +9,12 @@
 #define KEYS 32
 #define GROUP 8
 #define MOST_DIM 256
+#define TILE KEYS
 
 struct DecodeAttentionArgs {
     const Sequence* sequence;
     const float* q;      // (head, dim)
-    float* partial;      // (head, split, dim + 2)
+    float* partial;      // (head, split, dim + 4): mixture, maximum, sum, two unused
     float* out;          // (head, dim)
     unsigned* counters;  // (kv_head,) zeros; left as zeros
     int heads;
@@ -97,9 +98,9 @@ KERNEL(attention_decode, DecodeAttentionArgs, THREADS) {
         const int g = i / dim;
         float sum = 0.0f;
         for (int p = 0; p < parts; ++p) sum += reinterpret_cast<const float*>(mixed)[p * group * dim + i];
-        float* out = a.partial + ((long long)(kv * group + g) * a.splits + split) * (dim + 2);
-        out[2 + i % dim] = sum;
-        if (i % dim == 0) out[0] = tops[g], out[1] = totals[g];
+        float* out = a.partial + ((long long)(kv * group + g) * a.splits + split) * (dim + 4);
+        out[i % dim] = sum;
+        if (i % dim == 0) out[dim] = tops[g], out[dim + 1] = totals[g];
     }
     __threadfence();
     __syncthreads();
@@ -109,18 +110,40 @@ KERNEL(attention_decode, DecodeAttentionArgs, THREADS) {
     if ((int)arrived != last - first) return;
     __threadfence();
     if (threadIdx.x == 0) a.counters[kv] = 0;
-    for (int i = threadIdx.x; i < group * dim; i += THREADS) {
-        const int head = kv * group + i / dim;
-        const float* from = a.partial + (long long)head * a.splits * (dim + 2);
-        float top = minus_infinity(), sum = 0.0f, joined = 0.0f;
-#pragma unroll 8
-        for (int n = first; n <= last; ++n) top = fmaxf(top, load_shared_by_blocks(from + n * (dim + 2)));
-#pragma unroll 8
-        for (int n = first; n <= last; ++n) {
-            const float weight = expf(load_shared_by_blocks(from + n * (dim + 2)) - top);
-            sum += weight * load_shared_by_blocks(from + n * (dim + 2) + 1);
-            joined += weight * load_shared_by_blocks(from + n * (dim + 2) + 2 + i % dim);
+    // Weight of every split for each head, then one thread a column; the splits go by in tiles of TILE.
+    const float* from = a.partial + (long long)kv * group * a.splits * (dim + 4);
+    for (int g = threadIdx.x / 32; g < group; g += THREADS / 32) {
+        float top = minus_infinity();
+        for (int n = first + threadIdx.x % 32; n <= last; n += 32) top = fmaxf(top, load_shared_by_blocks(from + ((long long)g * a.splits + n) * (dim + 4) + dim));
+        top = warp_max(top);
+        float total = 0.0f;
+        for (int n = first + threadIdx.x % 32; n <= last; n += 32) {
+            const float* part = from + ((long long)g * a.splits + n) * (dim + 4) + dim;
+            total += expf(load_shared_by_blocks(part) - top) * load_shared_by_blocks(part + 1);
         }
-        a.out[head * dim + i % dim] = joined / sum;
+        total = warp_sum(total);
+        if (threadIdx.x % 32 == 0) tops[g] = top, totals[g] = total;
+    }
+    for (int base = 0; base < group * quads; base += THREADS) {
+        const int i = base + threadIdx.x, g = min(i / quads, group - 1);
+        const float4* column = reinterpret_cast<const float4*>(from + (long long)g * a.splits * (dim + 4)) + i % quads;
+        float4 joined = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        for (int tile = first; tile <= last; tile += TILE) {
+            __syncthreads();
+            for (int k = threadIdx.x; k < group * TILE; k += THREADS) {
+                const int n = tile + k % TILE;
+                scores[k / TILE][k % TILE] = n <= last ? expf(load_shared_by_blocks(from + ((long long)(k / TILE) * a.splits + n) * (dim + 4) + dim) - tops[k / TILE]) : 0.0f;
+            }
+            __syncthreads();
+#pragma unroll 8
+            for (int n = tile; n < min(tile + TILE, last + 1); ++n) {
+                const float weight = scores[g][n - tile];
+                const float4 v = load_shared_by_blocks(column + (long long)n * (quads + 1));
+                joined.x += weight * v.x, joined.y += weight * v.y, joined.z += weight * v.z, joined.w += weight * v.w;
+            }
+        }
+        const float total = totals[g];
+        if (i < group * quads)
+            reinterpret_cast<float4*>(a.out)[kv * group * quads + i] = make_float4(joined.x / total, joined.y / total, joined.z / total, joined.w / total);
     }
 }

@@ -25,7 +25,8 @@ static __device__ __forceinline__ uint4 load_once(const uint4* p) {
 // before the wait; a kernel that is not launched so passes through.
 static __device__ __forceinline__ void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 static __device__ __forceinline__ void let_next_start() { asm volatile("griddepcontrol.launch_dependents;"); }
-static __device__ __forceinline__ float load_shared_by_blocks(const float* p) { return __ldcg(p); }
+template <class T>
+static __device__ __forceinline__ T load_shared_by_blocks(const T* p) { return __ldcg(p); }
 extern __shared__ __align__(128) unsigned char cupel_dynamic_shared[];
 #define dynamic_shared_memory() (cupel_dynamic_shared)
 #endif

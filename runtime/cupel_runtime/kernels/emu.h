@@ -269,7 +269,8 @@ static inline int dp4a(int a, int b, int c) {
 static inline uint4 load_once(const uint4* p) { return *p; }
 static inline void wait_for_previous() {}
 static inline void let_next_start() {}
-static inline float load_shared_by_blocks(const float* p) { return *p; }
+template <class T>
+static T load_shared_by_blocks(const T* p) { return *p; }
 #define dynamic_shared_memory() (emu::dynamic_shared)
 #define KERNEL(name, Args, threads)                                                                         \
     static void name(const Args& a);                                                                        \

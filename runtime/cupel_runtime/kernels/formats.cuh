@@ -45,6 +45,7 @@ static __device__ __forceinline__ void fifth(unsigned h, float* out) {
 
 struct F32 {
     static constexpr int N = 4;
+    static constexpr bool WIDE = false;
     struct Raw { uint4 q; };
     static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
         return {quants(m, (long long)row * m.pitch + c)};
@@ -57,6 +58,7 @@ struct F32 {
 
 struct F16 {
     static constexpr int N = 8;
+    static constexpr bool WIDE = false;
     struct Raw { uint4 q; };
     static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
         return {quants(m, (long long)row * m.pitch + c)};
@@ -71,6 +73,7 @@ struct F16 {
 
 struct BF16 {
     static constexpr int N = 8;
+    static constexpr bool WIDE = false;
     struct Raw { uint4 q; };
     static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
         return {quants(m, (long long)row * m.pitch + c)};
@@ -85,6 +88,7 @@ struct BF16 {
 
 struct Q8_0 {  // half a block: two neighbouring chunks share a scale
     static constexpr int N = 16;
+    static constexpr bool WIDE = false;
     struct Raw { uint4 q; uint16_t d; };
     static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
         const long long at = (long long)row * m.pitch + c;
@@ -128,6 +132,7 @@ static __device__ __forceinline__ int dot_five(const uint4& q, unsigned h, const
 // The formats of 32 weights a chunk: `dot` gets the chunk's quantised activations (8 words) and their sum.
 struct Q4_0 {
     static constexpr int N = 32;
+    static constexpr bool WIDE = false;
     struct Raw { uint4 q; uint16_t d; };
     static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
         const long long at = (long long)row * m.pitch + c;
@@ -146,6 +151,7 @@ struct Q4_0 {
 
 struct Q4_1 {
     static constexpr int N = 32;
+    static constexpr bool WIDE = false;
     struct Raw { uint4 q; unsigned dm; };
     static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
         const long long at = (long long)row * m.pitch + c;
@@ -165,6 +171,7 @@ struct Q4_1 {
 
 struct Q5_0 {
     static constexpr int N = 32;
+    static constexpr bool WIDE = false;
     struct Raw { uint4 q; unsigned h; uint16_t d; };
     static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
         const long long at = (long long)row * m.pitch + c;
@@ -184,6 +191,7 @@ struct Q5_0 {
 
 struct Q5_1 {
     static constexpr int N = 32;
+    static constexpr bool WIDE = false;
     struct Raw { uint4 q; unsigned h; unsigned dm; };
     static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
         const long long at = (long long)row * m.pitch + c;
@@ -210,6 +218,7 @@ static __device__ __forceinline__ float2 group_scales(unsigned dm, uint16_t sm) 
 
 struct Q4_K {
     static constexpr int N = 32;
+    static constexpr bool WIDE = false;
     struct Raw { uint4 q; unsigned dm; uint16_t sm; };
     static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
         const long long at = (long long)row * m.pitch + c;
@@ -229,6 +238,7 @@ struct Q4_K {
 
 struct Q5_K {
     static constexpr int N = 32;
+    static constexpr bool WIDE = true;  // a chunk takes many registers
     struct Raw { uint4 q; unsigned h; unsigned dm; uint16_t sm; };
     static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
         const long long at = (long long)row * m.pitch + c;
@@ -250,6 +260,7 @@ struct Q5_K {
 
 struct Q6_K {
     static constexpr int N = 32;
+    static constexpr bool WIDE = true;  // a chunk takes many registers
     struct Raw { uint4 q; uint2 h; uint16_t d; uint16_t s; };
     static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
         const long long at = (long long)row * m.pitch + c;
@@ -287,10 +298,12 @@ struct Q6_K {
 };
 
 #define KERNELS(prefix, Args, threads)                          \
+    KERNELS_OF_VALUES(prefix, Args, threads)                    \
+    KERNELS_OF_BLOCKS(prefix, Args, threads)
+#define KERNELS_OF_VALUES(prefix, Args, threads)                \
     KERNEL(prefix##_f32, Args, threads) { prefix<F32>(a); }     \
     KERNEL(prefix##_f16, Args, threads) { prefix<F16>(a); }     \
-    KERNEL(prefix##_bf16, Args, threads) { prefix<BF16>(a); }   \
-    KERNELS_OF_BLOCKS(prefix, Args, threads)
+    KERNEL(prefix##_bf16, Args, threads) { prefix<BF16>(a); }
 #define KERNELS_OF_BLOCKS(prefix, Args, threads)                \
     KERNEL(prefix##_q8_0, Args, threads) { prefix<Q8_0>(a); }   \
     KERNEL(prefix##_q4_0, Args, threads) { prefix<Q4_0>(a); }   \

@@ -233,7 +233,7 @@ static __device__ __forceinline__ void fused(const FusedArgs& a) {
     const int steps = (pitch + 32 * a.team - 1) / (32 * a.team);  // of each warp, for one group
     const int rounds = (groups + stride - 1) / stride;
     const int first = warp / a.team * gridDim.x + blockIdx.x;
-    constexpr int depth = sizeof(typename Format::Raw) >= 32 ? 1 : DEPTH;  // as the registers allow
+    constexpr int depth = FAST && Format::WIDE ? 1 : DEPTH;  // as the registers allow
     typename Format::Raw raw[depth][ROWS];
     int ahead_round = 0, ahead_step = 0;  // the next loads to issue
     const Matrix* m[ROWS];
@@ -290,5 +290,6 @@ static __device__ __forceinline__ void fused_exact(const FusedArgs& a) { fused<F
 template <class Format>
 static __device__ __forceinline__ void fused_fast(const FusedArgs& a) { fused<Format, true>(a); }
 
-KERNELS(fused_exact, FusedArgs, MOST_EXACT)
+KERNELS_OF_VALUES(fused_exact, FusedArgs, MOST)
+KERNELS_OF_BLOCKS(fused_exact, FusedArgs, MOST_EXACT)
 KERNELS_OF_BLOCKS(fused_fast, FusedArgs, MOST)
