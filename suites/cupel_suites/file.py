@@ -18,7 +18,7 @@ from cupel_harness.checks import Observer, check
 from cupel_harness.engines import fixture_name, resolve_model
 from cupel_harness.engines.base import Engine
 from cupel_runtime.gguf import open_gguf
-from cupel_suites.common import FILE_READER, embedded, file_fields, refusal
+from cupel_suites.common import FILE_READER, embedded, file_fields, refusal, weight_values
 
 LARGEST_BASE = 32 << 20  # of a real file that is broken in a copy, bytes
 EPS = {"llama": "layer_norm_rms_epsilon", "gpt2": "layer_norm_epsilon"}
@@ -131,7 +131,8 @@ def independent(tensor: gguf.ReaderTensor) -> NDArray[np.float32]:
 )
 def test_tensors(observe: Observer, engine: Engine, reader: gguf.GGUFReader) -> None:
     """Every tensor of the file is loaded, and no matrix is nothing but zeros."""
-    weights = embedded(engine).adapter.weights
+    model = embedded(engine)
+    weights = model.adapter.weights
     names = {tensor.name for tensor in reader.tensors}
     observe.saw(len(names), oracle=FILE_READER)
     observe.expect(bool(names), "the file holds no tensor")
@@ -139,7 +140,8 @@ def test_tensors(observe: Observer, engine: Engine, reader: gguf.GGUFReader) -> 
     observe.expect(not lost, f"{len(lost)} tensors of the file were never loaded: {', '.join(lost[:5])}")
     observe.expect(not invented, f"{len(invented)} weights are not in the file: {', '.join(invented[:5])}")
     for name, weight in weights.items():
-        observe.expect(bool(weight.any()), f"{name} is nothing but zeros")
+        found = weight_values(model.backend, weight)
+        observe.expect(bool(found.any()), f"{name} is nothing but zeros")
     observe.say(f"{len(names)} tensors loaded, none all zero")
 
 
@@ -158,11 +160,11 @@ def test_tensors(observe: Observer, engine: Engine, reader: gguf.GGUFReader) -> 
 )
 def test_weights(observe: Observer, engine: Engine, reader: gguf.GGUFReader) -> None:
     """Every weight the engine works with is the file's, bit for bit."""
-    weights = embedded(engine).adapter.weights
+    model = embedded(engine)
     for tensor in reader.tensors:
-        got, expected = weights.get(tensor.name), independent(tensor)
-        observe.expect(got is not None, f"{tensor.name} was never loaded")
-        assert got is not None
+        held, expected = model.adapter.weights.get(tensor.name), independent(tensor)
+        observe.expect(held is not None, f"{tensor.name} was never loaded")
+        got = weight_values(model.backend, held)
         observe.expect(
             got.shape == expected.shape, f"{tensor.name}: expected shape {expected.shape}, got {got.shape}"
         )

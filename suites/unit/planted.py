@@ -79,7 +79,7 @@ def character_split_in_stream(patch: Patch) -> None:
     wrap(patch, TextStream, "push", lambda o, s, i: s._reader.read(i).decode("utf-8", "replace"))
 
 
-@breaks("file.weights", "blocks.dequantize", "tokens.teacher_forced", "stages.early")
+@breaks("file.weights", "blocks.dequantize", "ops.matvec", "tokens.teacher_forced", "stages.early")
 def weight_flipped(patch: Patch) -> None:
     def flipped(original: Any, self: Any, raw: Any, info: Any) -> Any:
         weight = original(self, raw, info)
@@ -175,7 +175,7 @@ def softmax_no_max(patch: Patch) -> None:
     op(patch, "softmax", unshifted)
 
 
-@breaks("ops.attention", "stages.early")
+@breaks("ops.attention", "ops.decode", "stages.early")
 def attention_scale_1_over_d(patch: Patch) -> None:
     op(patch, "attention", lambda o, s, *a, scale, **k: o(s, *a, scale=scale**2, **k))
 

@@ -32,6 +32,7 @@ LADDER = (
     ("errors.too_long", "was accepted", "errors"),
     ("file.configuration", "norm_eps: the file says 1e-5, the engine uses 1e-6", "file"),
     ("tokens.teacher_forced", "KL 0.3", "logits"),
+    ("ops.decode", "NMSE 0.2", "logits"),
 )
 
 

@@ -20,6 +20,7 @@ OPS = {
     "rms_norm": ("attn_norm", "ffn_norm", "output_norm"),
     "layer_norm": ("attn_norm", "ffn_norm", "output_norm"),
     "linear": ("q", "k", "v", "attn_out", "gate", "up", "down", "logits"),
+    "matvec": ("q", "k", "v", "attn_out", "gate", "up", "down", "logits"),
     "rope": ("q_rope", "k_rope"),
     "softmax": ("attn",),
     "attention": ("attn",),
@@ -27,6 +28,8 @@ OPS = {
     "gelu_tanh": ("act",),
     "add": ("ffn_in", "out"),
 }
+# Goes through the whole engine, so whatever else fails explains it.
+WHOLE_STEP = "ops.decode"
 # Parts by what fails, beginnings of check ids; the first that fails explains those below it.
 BEFORE_STAGES = (
     ("blocks", ("blocks.",)),
@@ -48,6 +51,7 @@ AFTER_STAGES = (
     ("file", ("file.configuration", "tokens.config")),
     ("sampler", ("tokens.sampled",)),
     ("logits", ("tokens.",)),
+    ("logits", (WHOLE_STEP,)),
 )  # fmt: skip
 # The oracle and the golden are the harness's own: an engine cannot make them disagree.
 HARNESS = ("harness.", "tokens.golden_is_current")
@@ -155,5 +159,5 @@ def _stage(killed: Sequence[Evidence]) -> Blame | None:
 
 
 def _op(killed: Sequence[Evidence]) -> Blame | None:
-    found = _first(killed, "ops.")
+    found = _first([e for e in killed if e.base != WHOLE_STEP], "ops.")
     return _made(found, *OPS.get(found.base.removeprefix("ops."), ("ops",))) if found else None
