@@ -86,7 +86,6 @@ static __device__ __forceinline__ void copy_rows(const TensorArgs& a, SharedAt t
 // Warpgroups: 64 outputs each, by all rows. The products of a tile run while the next tiles are fetched.
 template <int OUTS, int ROWS>
 struct Groups {
-    static constexpr int LAG = 2;  // stages still read when the next one begins
     float d[ROWS / 2] = {};
     __device__ __forceinline__ void multiply(SharedAt weights, SharedAt rows) {
         stores_fence();
@@ -112,7 +111,7 @@ struct Groups {
 // Warps: each a part of the tile, fragment by fragment.
 template <int OUTS, int ROWS>
 struct Warps {
-    static constexpr int LAG = 1, ACROSS = ROWS >= 128 ? 4 : 2, DOWN = OUTS / 16 / ACROSS;
+    static constexpr int ACROSS = ROWS >= 128 ? 4 : 2, DOWN = OUTS / 16 / ACROSS;
     static constexpr int HIGH = OUTS / DOWN, WIDE = ROWS / ACROSS, MS = HIGH / 16, NS = WIDE / 16;
     float d[MS][2 * NS][4] = {};
     __device__ __forceinline__ void multiply(SharedAt weights, SharedAt rows) {
@@ -158,9 +157,10 @@ template <int OUTS, int ROWS>
 using Core = Warps<OUTS, ROWS>;
 #endif
 
-template <class Format, int OUTS, int ROWS, int STAGES>
+// LAG: stages still read when the next one begins, 2 where the products of one step run into the next.
+template <class Format, int OUTS, int ROWS, int STAGES, int LAG>
 static __device__ __forceinline__ void product(const TensorArgs& a) {
-    constexpr int HELD = OUTS * 128, STAGE = HELD + ROWS * 128, AHEAD = STAGES - Core<OUTS, ROWS>::LAG;
+    constexpr int HELD = OUTS * 128, STAGE = HELD + ROWS * 128, AHEAD = STAGES - LAG;
     const SharedAt ring = shared_at(aligned_1024(dynamic_shared_memory()));
     const int row0 = blockIdx.x * ROWS, out0 = blockIdx.y * OUTS, first = blockIdx.z * a.steps;
     const int steps = min(a.steps, a.x_pitch / 64 - first);  // at least one
@@ -189,7 +189,7 @@ static __device__ __forceinline__ void product(const TensorArgs& a) {
             weights.expand(ring + (step + 1) % STAGES * STAGE);
             weights.fetch(a.m, out0, first + step + 2);
         }
-        core.template wait<1>();
+        core.template wait<LAG - 1>();
     }
     core.template wait<0>();
     const bool whole = gridDim.z == 1;
@@ -205,13 +205,13 @@ static __device__ __forceinline__ void product(const TensorArgs& a) {
 }
 
 template <class Format>
-static __device__ __forceinline__ void tensor_128x256(const TensorArgs& a) { product<Format, 128, 256, 4>(a); }
+static __device__ __forceinline__ void tensor_128x256(const TensorArgs& a) { product<Format, 128, 256, 4, 2>(a); }
 template <class Format>
-static __device__ __forceinline__ void tensor_192x128(const TensorArgs& a) { product<Format, 192, 128, 5>(a); }
+static __device__ __forceinline__ void tensor_192x128(const TensorArgs& a) { product<Format, 192, 128, 5, 2>(a); }
 template <class Format>
-static __device__ __forceinline__ void tensor_128x128(const TensorArgs& a) { product<Format, 128, 128, 3>(a); }
+static __device__ __forceinline__ void tensor_128x128(const TensorArgs& a) { product<Format, 128, 128, 3, 1>(a); }
 template <class Format>
-static __device__ __forceinline__ void tensor_128x64(const TensorArgs& a) { product<Format, 128, 64, 4>(a); }
+static __device__ __forceinline__ void tensor_128x64(const TensorArgs& a) { product<Format, 128, 64, 4, 2>(a); }
 
 KERNELS(tensor_128x256, TensorArgs, 256)
 KERNELS(tensor_192x128, TensorArgs, 384)
