@@ -39,6 +39,17 @@ static inline void load_fragments(unsigned* d, SharedAt at) {
         memcpy(d + j, row + lane % 4 * 4, 4);
     }
 }
+static inline void load_fragments_across(unsigned* d, SharedAt at) {
+    const int lane = threadIdx.x % 32;
+    for (int j = 0; j < 4; ++j) {
+        uint16_t both[2];
+        for (int i = 0; i < 2; ++i) {
+            SharedAt row = __shfl_sync(0xFFFFFFFFu, at, 8 * j + lane % 4 * 2 + i);
+            memcpy(both + i, row + lane / 4 * 2, 2);
+        }
+        d[j] = both[0] | (unsigned)both[1] << 16;
+    }
+}
 static inline float dot_halves(unsigned a, unsigned b) {
     return half_to_float((uint16_t)a) * half_to_float((uint16_t)b) +
            half_to_float((uint16_t)(a >> 16)) * half_to_float((uint16_t)(b >> 16));
@@ -105,6 +116,10 @@ static __device__ __forceinline__ unsigned pack_halves(float low, float high) {
 }
 static __device__ __forceinline__ void load_fragments(unsigned* d, SharedAt at) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(at) : "memory");
+}
+static __device__ __forceinline__ void load_fragments_across(unsigned* d, SharedAt at) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(at) : "memory");
 }
 static __device__ __forceinline__ void multiply_fragments(float* d, const unsigned* a, const unsigned* b) {
