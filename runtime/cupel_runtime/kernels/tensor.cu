@@ -19,8 +19,8 @@ struct TensorArgs {
 };
 
 // How tiles of weights arrive. Halves are copied as they are; others wait in registers until a stage is free.
-// Columns past the last one repeat it: the rows of x hold zeros there.
-template <class Format, int OUTS>
+// Columns past the last one repeat it: the rows of x hold zeros there. AHEAD: steps that quants are brought nearer.
+template <class Format, int OUTS, int AHEAD>
 struct Weights {
     static constexpr bool COPIED = false;
     static constexpr int THREADS = 2 * OUTS, A_ROW = 64 / Format::N, EACH = OUTS * A_ROW / THREADS;
@@ -31,7 +31,10 @@ struct Weights {
 #pragma unroll
         for (int j = 0; j < EACH; ++j) {
             const int i = threadIdx.x + j * THREADS, c = step * A_ROW + i % A_ROW;
-            raw[j] = Format::load(m, min(out0 + i / A_ROW, m.rows - 1), min(c, m.pitch - 1));
+            const int row = min(out0 + i / A_ROW, m.rows - 1);
+            raw[j] = Format::load(m, row, min(c, m.pitch - 1));
+            if constexpr (AHEAD > 0)
+                bring_near(static_cast<const uint4*>(m.q) + (long long)row * m.pitch + min(c + AHEAD * A_ROW, m.pitch - 1));
         }
     }
     __device__ __forceinline__ void expand(SharedAt tile) const {
@@ -56,8 +59,8 @@ struct Weights {
     }
 };
 
-template <int OUTS>
-struct Weights<F16, OUTS> {
+template <int OUTS, int AHEAD>
+struct Weights<F16, OUTS, AHEAD> {
     static constexpr bool COPIED = true;
     __device__ __forceinline__ void copy(const Matrix& m, SharedAt tile, int out0, int step, bool real) {
 #pragma unroll
@@ -75,11 +78,10 @@ template <int OUTS, int ROWS>
 static __device__ __forceinline__ void copy_rows(const TensorArgs& a, SharedAt tile, int row0, int step, bool real) {
     const uint16_t* x = static_cast<const uint16_t*>(a.x) + step * 64;
 #pragma unroll
-    for (int j = 0; j < (ROWS * 8 + 2 * OUTS - 1) / (2 * OUTS); ++j) {
+    for (int j = 0; j < ROWS * 4 / OUTS; ++j) {
         const int i = threadIdx.x + j * 2 * OUTS, row = i / 8;
-        if (ROWS * 8 % (2 * OUTS) == 0 || i < ROWS * 8)
-            copy_16(tile + row * 128 + ((i % 8 ^ row % 8) * 16),
-                    x + (long long)min(row0 + row, a.rows - 1) * a.x_pitch + i % 8 * 8, real ? 16 : 0);
+        copy_16(tile + row * 128 + ((i % 8 ^ row % 8) * 16),
+                x + (long long)min(row0 + row, a.rows - 1) * a.x_pitch + i % 8 * 8, real ? 16 : 0);
     }
 }
 
@@ -164,7 +166,7 @@ static __device__ __forceinline__ void product(const TensorArgs& a) {
     const SharedAt ring = shared_at(aligned_1024(dynamic_shared_memory()));
     const int row0 = blockIdx.x * ROWS, out0 = blockIdx.y * OUTS, first = blockIdx.z * a.steps;
     const int steps = min(a.steps, a.x_pitch / 64 - first);  // at least one
-    Weights<Format, OUTS> weights;
+    Weights<Format, OUTS, ROWS == 256 ? 4 : 0> weights;  // larger tiles have fewer warps to hide a load behind
     Core<OUTS, ROWS> core;
     const auto copy = [&](int step) {
         const SharedAt stage = ring + step % STAGES * STAGE;
@@ -207,14 +209,11 @@ static __device__ __forceinline__ void product(const TensorArgs& a) {
 template <class Format>
 static __device__ __forceinline__ void tensor_128x256(const TensorArgs& a) { product<Format, 128, 256, 4, 2>(a); }
 template <class Format>
-static __device__ __forceinline__ void tensor_192x128(const TensorArgs& a) { product<Format, 192, 128, 5, 2>(a); }
-template <class Format>
 static __device__ __forceinline__ void tensor_128x128(const TensorArgs& a) { product<Format, 128, 128, 3, 1>(a); }
 template <class Format>
 static __device__ __forceinline__ void tensor_128x64(const TensorArgs& a) { product<Format, 128, 64, 4, 2>(a); }
 
 KERNELS(tensor_128x256, TensorArgs, 256)
-KERNELS(tensor_192x128, TensorArgs, 384)
 KERNELS(tensor_128x128, TensorArgs, 256)
 KERNELS(tensor_128x64, TensorArgs, 256)
 

@@ -25,6 +25,7 @@ static inline void copy_16(SharedAt to, const void* from, int bytes) {
     memset(to, 0, 16);
     memcpy(to, from, bytes);
 }
+static inline void bring_near(const void*) {}
 static inline void copies_end() {}
 template <int N>
 static inline void copies_wait() {}
@@ -103,6 +104,9 @@ static __device__ __forceinline__ void store_8(SharedAt to, uint2 v) {
 // Copies `bytes` (16 or 0) without waiting and fills up with zeros.
 static __device__ __forceinline__ void copy_16(SharedAt to, const void* from, int bytes) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+}
+static __device__ __forceinline__ void bring_near(const void* from) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
 }
 static __device__ __forceinline__ void copies_end() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N>
