@@ -21,15 +21,20 @@ struct PrefillArgs {
     float scale;
 };
 
+// All loads of a thread start before the first store waits for one.
 template <int DIM>
 static __device__ __forceinline__ void fill(uint16_t (*tile)[DIM + 8], const float* from, int valid) {
+    constexpr int EACH = KEYS * DIM / 512, STEP = 512 / DIM;
     const SharedAt to = shared_at(tile);
-#pragma unroll 8
-    for (int i = threadIdx.x; i < KEYS * DIM / 4; i += 128) {
-        const int row = i / (DIM / 4), column = i % (DIM / 4) * 4;
-        float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        if (row < valid) v = *reinterpret_cast<const float4*>(from + (long long)row * DIM + column);
-        store_8(to + (row * (DIM + 8) + column) * 2, {pack_halves(v.x, v.y), pack_halves(v.z, v.w)});
+    const int row = threadIdx.x / (DIM / 4), column = threadIdx.x % (DIM / 4) * 4;
+    float4 v[EACH];
+#pragma unroll
+    for (int i = 0; i < EACH; ++i)
+        v[i] = *reinterpret_cast<const float4*>(from + (long long)min(row + i * STEP, valid - 1) * DIM + column);
+#pragma unroll
+    for (int i = 0; i < EACH; ++i) {
+        if (row + i * STEP >= valid) v[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        store_8(to + ((row + i * STEP) * (DIM + 8) + column) * 2, {pack_halves(v[i].x, v[i].y), pack_halves(v[i].z, v[i].w)});
     }
 }
 
