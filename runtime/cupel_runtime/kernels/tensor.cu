@@ -3,7 +3,8 @@
 // A block computes a tile of OUTS outputs by ROWS rows: tiles of 64 columns pass through a ring of stages in shared
 // memory, rows by copies that nobody waits for, weights likewise (halves) or expanded from their stream on the way.
 // Blocks may share a tile, each summing some of the columns: a second kernel joins their sums in a fixed order.
-// Names end in outputs x rows of the tile; the grid is (rows / ROWS, outputs / OUTS, splits), rounded up.
+// Names say outputs x rows of the tile; the grid is (rows / ROWS, outputs / OUTS, splits), rounded up, a block has
+// 2 OUTS threads, and takes 193, 105 or 97 KiB of shared memory for tiles of 256, 128 or 64 rows.
 #include "tensor.cuh"
 
 struct TensorArgs {
