@@ -22,7 +22,8 @@ SCALES = {"q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,)}  # where a block's hal
 CHUNK = {"f32": 4, "f16": 8, "bf16": 8, "q8_0": 16}  # weights; 32 in the others
 STREAMS = {  # bytes a chunk: high bits, scales; bytes a block of 256
     "f32": (0, 0, 0), "f16": (0, 0, 0), "bf16": (0, 0, 0), "q8_0": (0, 1, 0), "q4_0": (0, 2, 0),
-    "q4_1": (0, 4, 0), "q5_0": (4, 2, 0), "q5_1": (4, 4, 0), "q4_k": (0, 2, 4), "q5_k": (4, 2, 4), "q6_k": (8, 2, 2),
+    "q4_1": (0, 4, 0), "q5_0": (4, 2, 0), "q5_1": (4, 4, 0), "q4_k": (0, 2, 4), "q5_k": (4, 2, 4),
+    "q6_k": (8, 2, 2),
 }  # fmt: skip
 
 
@@ -95,8 +96,8 @@ def halves(device: EmuDevice, x: Floats) -> tuple[int, int]:
 
 
 def product(
-    device: EmuDevice, kind: str, tile: str, matrix: tuple[int, ...], x: Floats, bias: Floats, residual: Floats,
-    splits: int = 1,
+    device: EmuDevice, kind: str, tile: str, matrix: tuple[int, ...], x: Floats, bias: Floats,
+    residual: Floats, splits: int = 1,
 ) -> Floats:  # fmt: skip
     """One product, its sums joined if blocks shared a tile."""
     outs, (high, wide) = matrix[4], map(int, tile.split("x"))
@@ -174,7 +175,7 @@ def test_unpacked_weights_give_the_same_bits(device: EmuDevice, kind: str) -> No
 @pytest.mark.parametrize("dim", [64, 128])
 @pytest.mark.parametrize(("rows", "past", "window"), [(1, 0, 0), (65, 70, 0), (100, 90, 17), (130, 0, 64)])
 def test_attention_of_a_prompt_agrees_with_float64(dim: int, rows: int, past: int, window: int) -> None:
-    """Grouped heads, a cache begun before, a window; positions past the end hold NaN and are never mixed in."""
+    """Grouped heads, a cache begun before, a window; positions past the end hold NaN, never mixed in."""
     device, rng = EmuDevice(), np.random.default_rng(dim + rows)
     device.module("prefill_attention")
     heads, groups, layers, capacity = 4, 2, 2, past + rows + 3

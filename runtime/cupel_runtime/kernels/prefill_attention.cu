@@ -21,7 +21,8 @@ struct PrefillArgs {
     float scale;
 };
 
-// All loads of a thread start before the first store waits for one.
+// All loads of a thread start before the first store waits for one. Positions past the end repeat the last: they
+// weigh nothing, and what lies there need not be a number.
 template <int DIM>
 static __device__ __forceinline__ void fill(uint16_t (*tile)[DIM + 8], const float* from, int valid) {
     constexpr int EACH = KEYS * DIM / 512, STEP = 512 / DIM;
@@ -32,10 +33,9 @@ static __device__ __forceinline__ void fill(uint16_t (*tile)[DIM + 8], const flo
     for (int i = 0; i < EACH; ++i)
         v[i] = *reinterpret_cast<const float4*>(from + (long long)min(row + i * STEP, valid - 1) * DIM + column);
 #pragma unroll
-    for (int i = 0; i < EACH; ++i) {
-        if (row + i * STEP >= valid) v[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        store_8(to + ((row + i * STEP) * (DIM + 8) + column) * 2, {pack_halves(v[i].x, v[i].y), pack_halves(v[i].z, v[i].w)});
-    }
+    for (int i = 0; i < EACH; ++i)
+        store_8(to + ((row + i * STEP) * (DIM + 8) + column) * 2,
+                {pack_halves(v[i].x, v[i].y), pack_halves(v[i].z, v[i].w)});
 }
 
 // Over the four lanes that share a row of fragments.
