@@ -19,29 +19,41 @@ struct TensorArgs {
     int steps;              // tiles of 64 columns that one split takes
 };
 
-// How tiles of weights arrive. Halves are copied as they are; others wait in registers until a stage is free.
-// Columns past the last one repeat it: the rows of x hold zeros there. AHEAD: steps that quants are brought nearer.
-template <class Format, int OUTS, int AHEAD>
+// How tiles of weights arrive. Halves are copied as they are. Quants of whole chunks are queued: a thread copies its
+// own, and expands them a step before they are multiplied.
+// Columns past the last one repeat it: the rows of x hold zeros there.
+template <class Format, int OUTS>
 struct Weights {
-    static constexpr bool COPIED = false;
+    static constexpr bool COPIED = false, QUEUED = Format::N >= 16;
     static constexpr int THREADS = 2 * OUTS, A_ROW = 64 / Format::N, EACH = OUTS * A_ROW / THREADS;
+    static constexpr int QUEUE = QUEUED ? OUTS * A_ROW * 16 : 0;  // bytes of a step's quants as they lie in memory
     typename Format::Raw raw[EACH];
 
-    __device__ __forceinline__ void copy(const Matrix&, SharedAt, int, int, bool) {}
+    static __device__ __forceinline__ int row_of(int j) { return (threadIdx.x + j * THREADS) / A_ROW; }
+    static __device__ __forceinline__ int chunk_of(int j) { return (threadIdx.x + j * THREADS) % A_ROW; }
+    __device__ __forceinline__ void copy(const Matrix& m, SharedAt to, int out0, int step, bool real) {
+        if constexpr (QUEUED)
+#pragma unroll
+            for (int j = 0; j < EACH; ++j) {
+                const long long row = min(out0 + row_of(j), m.rows - 1);
+                copy_16(to + (threadIdx.x + j * THREADS) * 16,
+                        static_cast<const uint4*>(m.q) + row * m.pitch + min(step * A_ROW + chunk_of(j), m.pitch - 1),
+                        real ? 16 : 0);
+            }
+    }
+    // Scales, high bits, and the quants unless they are queued (a load that nobody uses is not made).
     __device__ __forceinline__ void fetch(const Matrix& m, int out0, int step) {
 #pragma unroll
-        for (int j = 0; j < EACH; ++j) {
-            const int i = threadIdx.x + j * THREADS, c = step * A_ROW + i % A_ROW;
-            const int row = min(out0 + i / A_ROW, m.rows - 1);
-            raw[j] = Format::load(m, row, min(c, m.pitch - 1));
-            if constexpr (AHEAD > 0)
-                bring_near(static_cast<const uint4*>(m.q) + (long long)row * m.pitch + min(c + AHEAD * A_ROW, m.pitch - 1));
-        }
+        for (int j = 0; j < EACH; ++j)
+            raw[j] = Format::load(m, min(out0 + row_of(j), m.rows - 1), min(step * A_ROW + chunk_of(j), m.pitch - 1));
     }
-    __device__ __forceinline__ void expand(SharedAt tile) const {
+    __device__ __forceinline__ void expand(SharedAt tile, SharedAt queued) {
+        if constexpr (QUEUED)
+#pragma unroll
+            for (int j = 0; j < EACH; ++j) raw[j].q = load_16(queued + (threadIdx.x + j * THREADS) * 16);
 #pragma unroll
         for (int j = 0; j < EACH; ++j) {
-            const int i = threadIdx.x + j * THREADS, row = i / A_ROW, first = i % A_ROW * Format::N;
+            const int row = row_of(j), first = chunk_of(j) * Format::N;
             float w[Format::N];
             Format::expand(raw[j], w);
             if constexpr (Format::N == 4) {
@@ -60,9 +72,10 @@ struct Weights {
     }
 };
 
-template <int OUTS, int AHEAD>
-struct Weights<F16, OUTS, AHEAD> {
-    static constexpr bool COPIED = true;
+template <int OUTS>
+struct Weights<F16, OUTS> {
+    static constexpr bool COPIED = true, QUEUED = false;
+    static constexpr int QUEUE = 0;
     __device__ __forceinline__ void copy(const Matrix& m, SharedAt tile, int out0, int step, bool real) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
@@ -72,7 +85,7 @@ struct Weights<F16, OUTS, AHEAD> {
         }
     }
     __device__ __forceinline__ void fetch(const Matrix&, int, int) {}
-    __device__ __forceinline__ void expand(SharedAt) const {}
+    __device__ __forceinline__ void expand(SharedAt, SharedAt) {}
 };
 
 template <int OUTS, int ROWS>
@@ -86,12 +99,11 @@ static __device__ __forceinline__ void copy_rows(const TensorArgs& a, SharedAt t
     }
 }
 
-// Warpgroups: 64 outputs each, by all rows. The products of a tile run while the next tiles are fetched.
+// Warpgroups: 64 outputs each, by all rows. Products run until somebody waits for them.
 template <int OUTS, int ROWS>
 struct Groups {
     float d[ROWS / 2] = {};
     __device__ __forceinline__ void multiply(SharedAt weights, SharedAt rows) {
-        stores_fence();
         __syncthreads();
         warpgroup_begin();
 #pragma unroll
@@ -99,8 +111,7 @@ struct Groups {
             warpgroup_multiply<ROWS>(d, weights + threadIdx.x / 128 * 8192 + 32 * k, rows + 32 * k);
         warpgroup_end();
     }
-    template <int N>
-    __device__ __forceinline__ void wait() { warpgroup_wait<N>(); }
+    __device__ __forceinline__ void wait() { warpgroup_wait(); }
     template <class F>
     __device__ __forceinline__ void each(F f) {
 #pragma unroll
@@ -137,7 +148,6 @@ struct Warps {
                 for (int j = 0; j < 2 * NS; ++j) multiply_fragments(d[i][j], left[i], right[j / 2] + j % 2 * 2);
         }
     }
-    template <int N>
     __device__ __forceinline__ void wait() {}
     template <class F>
     __device__ __forceinline__ void each(F f) {
@@ -160,41 +170,49 @@ template <int OUTS, int ROWS>
 using Core = Warps<OUTS, ROWS>;
 #endif
 
-// LAG: stages still read when the next one begins, 2 where the products of one step run into the next.
-template <class Format, int OUTS, int ROWS, int STAGES, int LAG>
+// AHEAD: steps between the start of a copy and its use. Three rings lie in shared memory: weights, rows, quants.
+// While the products of a step run, copies for later ones start and the weights of the next are expanded.
+template <class Format, int OUTS, int ROWS, int AHEAD>
 static __device__ __forceinline__ void product(const TensorArgs& a) {
-    constexpr int HELD = OUTS * 128, STAGE = HELD + ROWS * 128, AHEAD = STAGES - LAG;
-    const SharedAt ring = shared_at(aligned_1024(dynamic_shared_memory()));
+    constexpr int HELD = OUTS * 128, STAGE = ROWS * 128, STAGES = AHEAD + 1;
+    Weights<Format, OUTS> weights;
+    Core<OUTS, ROWS> core;
+    constexpr int TILES = weights.COPIED ? STAGES : 2;
+    const SharedAt tiles = shared_at(aligned_1024(dynamic_shared_memory()));
+    const SharedAt rows = tiles + TILES * HELD, queue = rows + STAGES * STAGE;
     const int row0 = blockIdx.x * ROWS, out0 = blockIdx.y * OUTS, first = blockIdx.z * a.steps;
     const int steps = min(a.steps, a.x_pitch / 64 - first);  // at least one
-    Weights<Format, OUTS, ROWS == 256 ? 4 : 0> weights;  // larger tiles have fewer warps to hide a load behind
-    Core<OUTS, ROWS> core;
-    const auto copy = [&](int step) {
-        const SharedAt stage = ring + step % STAGES * STAGE;
+    const auto ask = [&](int step) {
+        if constexpr (weights.QUEUED)
+            weights.copy(a.m, queue + step % STAGES * weights.QUEUE, out0, first + min(step, steps - 1), step < steps);
+    };
+    const auto copy = [&](int step) {  // rows of a step, and quants of the next
         const int at = first + min(step, steps - 1);
-        weights.copy(a.m, stage, out0, at, step < steps);
-        copy_rows<OUTS, ROWS>(a, stage + HELD, row0, at, step < steps);
+        if constexpr (weights.COPIED) weights.copy(a.m, tiles + step % TILES * HELD, out0, at, step < steps);
+        copy_rows<OUTS, ROWS>(a, rows + step % STAGES * STAGE, row0, at, step < steps);
+        ask(step + 1);
         copies_end();
     };
+    const auto prepare = [&](int step) {  // past the end: a tile that is free, and columns of nobody
+        weights.expand(tiles + step % TILES * HELD, queue + step % STAGES * weights.QUEUE);
+        weights.fetch(a.m, out0, first + step + 1);
+        copies_wait<AHEAD - 1>();
+        stores_fence();
+    };
+    ask(0);
+    copies_end();
+    weights.fetch(a.m, out0, first);
     for (int step = 0; step < AHEAD; ++step) copy(step);
-    if constexpr (!weights.COPIED) {
-        weights.fetch(a.m, out0, first);
-        weights.expand(ring);
-        weights.fetch(a.m, out0, first + 1);
-    }
+    copies_wait<AHEAD>();
+    prepare(0);
 #pragma unroll 1
     for (int step = 0; step < steps; ++step) {
-        const SharedAt stage = ring + step % STAGES * STAGE;
-        copies_wait<AHEAD - 1>();
-        core.multiply(stage, stage + HELD);
+        core.multiply(tiles + step % TILES * HELD, rows + step % STAGES * STAGE);
         copy(step + AHEAD);
-        if constexpr (!weights.COPIED) {  // past the end: a free stage, and columns of nobody
-            weights.expand(ring + (step + 1) % STAGES * STAGE);
-            weights.fetch(a.m, out0, first + step + 2);
-        }
-        core.template wait<LAG - 1>();
+        prepare(step + 1);
+        core.wait();
     }
-    core.template wait<0>();
+    copies_wait<0>();
     const bool whole = gridDim.z == 1;
     float* out = a.out + (long long)blockIdx.z * a.rows * a.out_pitch;
     core.each([&](int o, int r, float sum) {
@@ -208,11 +226,11 @@ static __device__ __forceinline__ void product(const TensorArgs& a) {
 }
 
 template <class Format>
-static __device__ __forceinline__ void tensor_128x256(const TensorArgs& a) { product<Format, 128, 256, 4, 2>(a); }
+static __device__ __forceinline__ void tensor_128x256(const TensorArgs& a) { product<Format, 128, 256, 3>(a); }
 template <class Format>
-static __device__ __forceinline__ void tensor_128x128(const TensorArgs& a) { product<Format, 128, 128, 3, 1>(a); }
+static __device__ __forceinline__ void tensor_128x128(const TensorArgs& a) { product<Format, 128, 128, 2>(a); }
 template <class Format>
-static __device__ __forceinline__ void tensor_128x64(const TensorArgs& a) { product<Format, 128, 64, 4, 2>(a); }
+static __device__ __forceinline__ void tensor_128x64(const TensorArgs& a) { product<Format, 128, 64, 3>(a); }
 
 KERNELS(tensor_128x256, TensorArgs, 256)
 KERNELS(tensor_128x128, TensorArgs, 256)

@@ -20,12 +20,16 @@ typedef unsigned char* SharedAt;
 static inline SharedAt shared_at(void* p) { return static_cast<SharedAt>(p); }
 static inline unsigned char* aligned_1024(unsigned char* p) { return p + (-reinterpret_cast<uintptr_t>(p) & 1023); }
 static inline void store_16(SharedAt to, uint4 v) { memcpy(to, &v, 16); }
+static inline uint4 load_16(SharedAt from) {
+    uint4 v;
+    memcpy(&v, from, 16);
+    return v;
+}
 static inline void store_8(SharedAt to, uint2 v) { memcpy(to, &v, 8); }
 static inline void copy_16(SharedAt to, const void* from, int bytes) {
     memset(to, 0, 16);
     memcpy(to, from, bytes);
 }
-static inline void bring_near(const void*) {}
 static inline void copies_end() {}
 template <int N>
 static inline void copies_wait() {}
@@ -77,7 +81,6 @@ static inline unsigned swizzled_word(SharedAt tile, int row, int word) {
 }
 static inline void warpgroup_begin() {}
 static inline void warpgroup_end() {}
-template <int N>
 static inline void warpgroup_wait() {}
 static inline void hold(float&) {}
 // d (64, N) += a (64, 16) times b (N, 16) transposed, as this thread holds it.
@@ -98,15 +101,17 @@ static __device__ __forceinline__ unsigned char* aligned_1024(unsigned char* p) 
 static __device__ __forceinline__ void store_16(SharedAt to, uint4 v) {
     asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
+static __device__ __forceinline__ uint4 load_16(SharedAt from) {
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(from) : "memory");
+    return v;
+}
 static __device__ __forceinline__ void store_8(SharedAt to, uint2 v) {
     asm volatile("st.shared.v2.u32 [%0], {%1,%2};" ::"r"(to), "r"(v.x), "r"(v.y) : "memory");
 }
 // Copies `bytes` (16 or 0) without waiting and fills up with zeros.
 static __device__ __forceinline__ void copy_16(SharedAt to, const void* from, int bytes) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
-}
-static __device__ __forceinline__ void bring_near(const void* from) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
 }
 static __device__ __forceinline__ void copies_end() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N>
@@ -137,9 +142,8 @@ static __device__ __forceinline__ void warpgroup_begin() { asm volatile("wgmma.f
 static __device__ __forceinline__ void warpgroup_end() {
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
-template <int N>
 static __device__ __forceinline__ void warpgroup_wait() {
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
 }
 static __device__ __forceinline__ void hold(float& d) { asm volatile("" : "+f"(d)::"memory"); }
 // Rows 128 bytes long, eight of them 1024 bytes, swizzled by 128 bytes.
