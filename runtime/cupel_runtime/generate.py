@@ -91,16 +91,25 @@ class Writer:
         self._ids: list[int] = []
         self._logprobs: list[float] = []
 
+    @property
+    def remaining(self) -> int:
+        """Ids that may still follow."""
+        return self._max_tokens - len(self._ids)
+
     def take(self, logits: Array) -> Generation | None:
         """Choose the next id from a row (vocab,); the whole text once it has ended."""
         if len(self._ids) == self._max_tokens:
             return self._ended("length")
         token = sample(logits, self._params, self.cache.offset + self.cache.length, self._history)
+        return self.accept(token, logprob(logits, token))
+
+    def accept(self, token: int, chosen: float) -> Generation | None:
+        """Go on with an id that was chosen elsewhere, and its logprob; the whole text once it has ended."""
         if token in self._model.tokenizer.eog_ids and not self._ignore_eos:
             return self._ended("eos")
         self._ids.append(token)
         self._history.append(token)
-        self._logprobs.append(logprob(logits, token))
+        self._logprobs.append(chosen)
         if self._on_token is not None and self._on_token(token, self._logprobs[-1]) is False:
             return self._ended("cancelled")
         if self._stops.push(self._model.tokenizer.piece(token)):

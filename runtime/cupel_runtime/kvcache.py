@@ -42,14 +42,20 @@ class KVCache:
         self.offset = offset
         self.length = 0
         self._pending = [0] * n_layers
+        self._keys: Array
+        self._values: Array
+        self._reserve(np.dtype(dtype))
+
+    def _reserve(self, dtype: np.dtype[Any]) -> None:
+        """Memory for the keys and values, (layer, kv_head, position, dim) each."""
         try:
-            self._keys: Array = np.zeros(self.shape, dtype)  # (layer, kv_head, position, dim)
-            self._values: Array = np.zeros(self.shape, dtype)
+            self._keys = np.zeros(self.shape, dtype)
+            self._values = np.zeros(self.shape, dtype)
         except (MemoryError, ValueError) as error:
             raise InvalidParameter(
                 "does not fit into memory",
                 where="KV cache",
-                got=f"{capacity} positions",
+                got=f"{self.capacity} positions",
                 hint="ask for a smaller capacity",
             ) from error
 

@@ -21,7 +21,11 @@ from cupel_harness.console import Console
 from cupel_runtime.errors import CupelError
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-EXTRAS = {"hf": ("torch", "transformers"), "cuda": ("pycuda",), "dev": ("lxml", "mypy", "ruff")}
+EXTRAS = {
+    "hf": ("torch", "transformers"),
+    "cuda": ("pycuda", "cuda.bindings"),
+    "dev": ("lxml", "mypy", "ruff"),
+}
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -164,10 +168,31 @@ def _said(words: list[str]) -> list[str]:
 
 def _extras() -> Iterator[Finding]:
     for extra, modules in EXTRAS.items():
-        absent = [m for m in modules if importlib.util.find_spec(m) is None]
+        absent = [m for m in modules if not _importable(m)]
         sentence = f"without {', '.join(absent)}" if absent else ", ".join(modules)
         todo = f"pip install 'cupel[{extra}]' if you need it" if absent else ""
         yield Finding(f"extra {extra}", "missing" if absent else "ok", sentence, todo)
 
 
-EXAMINATIONS = (_python, _packages, _threads, _cache, _models, _gpu, _extras)
+def _importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _device() -> Iterator[Finding]:
+    """What the engines cuda and emu would say; neither is needed by the default gate."""
+    from cupel_runtime.compile import compiler
+    from cupel_runtime.device import cuda_state
+
+    for part, there, sentence in cuda_state():
+        todo = "" if there else "needed by the engine cuda alone"
+        yield Finding(f"cuda {part}", "ok" if there else "missing", sentence, todo)
+    try:
+        yield Finding("emulator", "ok", f"compiled by {compiler('g++')[0]}")
+    except CupelError as error:
+        yield Finding("emulator", "missing", str(error), "needed by the engine emu alone")
+
+
+EXAMINATIONS = (_python, _packages, _threads, _cache, _models, _gpu, _device, _extras)

@@ -10,7 +10,7 @@ from typing import Self
 from cupel_harness.engines.base import Engine, engine_class
 from cupel_runtime.errors import ModelFileError, UsageError
 
-CONNECTORS = ("embedded",)
+CONNECTORS = ("embedded", "device")
 """Modules of this package that declare engines; imported when the first engine is opened."""
 
 FAULT = "+fault:"

@@ -23,7 +23,7 @@ Wrap = Callable[[Any], Any]
 Patches = Callable[[], Iterable["Patch"]]
 AREAS = (
     "file", "blocks", "embedding", "norm", "rope", "attention", "feed-forward", "head", "sampler",
-    "tokenizer", "state", "memory", "trace", "harness",
+    "tokenizer", "state", "memory", "trace", "device", "harness",
 )  # fmt: skip
 
 
@@ -54,6 +54,7 @@ class Fault:
             to be blamed by whoever finds it.
         summary: what is wrong, one clause.
         models: model specs on which it shows; the first is the one it is run on.
+        engine: the engine whose code it changes.
         patches: yields the patches.
     """
 
@@ -63,6 +64,7 @@ class Fault:
     summary: str
     models: tuple[str, ...]
     patches: Patches
+    engine: str = "numpy"
 
     @property
     def source(self) -> str:
@@ -72,10 +74,16 @@ class Fault:
 
 REGISTRY: dict[str, Fault] = {}
 MODULES = ("rope",)
+DEVICE_MODULES = ("device",)
+"""Faults that only an engine on a device can have; the matrix, which runs NumPy, leaves them out."""
 
 
 def fault(
-    *, area: str, blames: Sequence[str], models: Sequence[str] = ("fixture:llama-tiny", "fixture:gpt2-tiny")
+    *,
+    area: str,
+    blames: Sequence[str],
+    models: Sequence[str] = ("fixture:llama-tiny", "fixture:gpt2-tiny"),
+    engine: str = "numpy",
 ) -> Callable[[Patches], Patches]:
     """Register a function that yields patches as the fault of its name; its docstring is the summary."""
 
@@ -84,17 +92,17 @@ def fault(
         if name in REGISTRY or area not in AREAS or not blames or not models or not function.__doc__:
             raise ValueError(f"fault {name} is declared twice or incompletely")
         summary = function.__doc__.strip().rstrip(".")
-        REGISTRY[name] = Fault(name, area, tuple(blames), summary, tuple(models), function)
+        REGISTRY[name] = Fault(name, area, tuple(blames), summary, tuple(models), function, engine)
         return function
 
     return register
 
 
-def catalogue() -> dict[str, Fault]:
-    """Every fault by name, in the order of their files."""
-    for module in MODULES:
+def catalogue(engine: str = "numpy") -> dict[str, Fault]:
+    """Every fault of an engine by name, in the order of their files."""
+    for module in (*MODULES, *DEVICE_MODULES):
         importlib.import_module(f"cupel_harness.faults.{module}")
-    return REGISTRY
+    return {name: fault for name, fault in REGISTRY.items() if fault.engine == engine}
 
 
 def named(names: Iterable[str]) -> tuple[Fault, ...]:
@@ -103,7 +111,7 @@ def named(names: Iterable[str]) -> tuple[Fault, ...]:
     Raises:
         UsageError: a name nobody declared.
     """
-    known = catalogue()
+    known = catalogue() | catalogue("emu")
     for name in (names := tuple(names)):
         if name not in known:
             hint = "`cupel faults list` shows them"

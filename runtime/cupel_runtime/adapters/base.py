@@ -101,7 +101,12 @@ class Adapter(ABC):
 
     def head(self, ops: Backend, hidden: Array, tap: Tap) -> Array:
         """Logits (row, vocab) from hidden states after the last norm."""
-        return tap("logits", ops.linear(hidden, self.weights[EMBEDDING if self.config.tied_head else HEAD]))
+        return tap("logits", ops.linear(hidden, self.head_weight))
+
+    @property
+    def head_weight(self) -> Array:
+        """The matrix (vocab, width) of the logits."""
+        return self.weights[EMBEDDING if self.config.tied_head else HEAD]
 
     def attend(self, ops: Backend, step: Step, layer: int, q: Array, k: Array, v: Array) -> Array:
         """Append k, v (row, kv_head, dim) to each sequence's cache and attend with q (row, head, dim)."""
@@ -122,12 +127,11 @@ class Adapter(ABC):
         return mixed[0] if len(mixed) == 1 else np.concatenate(mixed)
 
     @classmethod
-    def load(cls, file: GGUFFile, ops: Backend) -> tuple[Self, LoadReport]:
-        """Check and read a whole file of this architecture.
+    def read_config(cls, file: GGUFFile) -> tuple[Config, Keys]:
+        """The configuration, from metadata and the embedding table's shape, and the keys it was read from.
 
         Raises:
-            ModelFileError: metadata or tensors that are missing, superfluous or of the wrong shape.
-            UnsupportedModel: something sound that the architecture's forward pass does not implement.
+            ModelFileError, UnsupportedModel: as `load`.
         """
         embedding = file.tensors.get(EMBEDDING)
         if embedding is None or len(embedding.shape) != 2:
@@ -146,13 +150,24 @@ class Adapter(ABC):
                 expected=f"{config.vocab_size}, the rows of {EMBEDDING}",
                 got=stated,
             )
+        return config, keys
+
+    @classmethod
+    def load(cls, file: GGUFFile, ops: Backend) -> tuple[Self, LoadReport]:
+        """Check and read a whole file of this architecture.
+
+        Raises:
+            ModelFileError: metadata or tensors that are missing, superfluous or of the wrong shape.
+            UnsupportedModel: something sound that the architecture's forward pass does not implement.
+        """
+        config, keys = cls.read_config(file)
         names = check_tensors(str(file.path), file.tensors, cls.layout(config))
         weights = {name: ops.weight(file.raw(name), file.tensors[name]) for name in names}
         report = LoadReport(
             tensors=len(weights),
             parameters=sum(weight.size for weight in weights.values()),
             nbytes=sum(weight.nbytes for weight in weights.values()),
-            tied_head=tied,
+            tied_head=config.tied_head,
             zero_tensors=tuple(name for name, w in weights.items() if w.ndim == 2 and ops.is_zero(w)),
             unknown_keys=keys.unread(),
         )

@@ -1,0 +1,103 @@
+"""A model spec comes in; the runtime's CUDA engine, on a GPU or on the CPU emulator, goes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from typing import ClassVar
+from weakref import WeakSet
+
+from cupel_harness.engines import resolve_model
+from cupel_harness.engines.base import Capability, Engine, EngineInfo, Generation
+from cupel_harness.engines.embedded import Embedded, EmbeddedSession, anonymous_bytes
+from cupel_runtime.decode import generate
+from cupel_runtime.device_model import DeviceModel, Options
+from cupel_runtime.errors import EngineError
+from cupel_runtime.sampler import SamplingParams
+
+
+class DeviceSession(EmbeddedSession):
+    """One sequence whose cache lies in the arena."""
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self._cache is None else self._cache.nbytes
+
+
+class OnDevice(Embedded):
+    """DeviceModel behind the engine protocol.
+
+    The argument is `[ORDINAL][,exact|fast][,cache=POSITIONS][,budget=SIZE]`, as in `cuda:1,fast`.
+    """
+
+    device_name: ClassVar[str]
+
+    def __init__(self, model: DeviceModel, spec: str) -> None:
+        self._model: DeviceModel | None = model
+        self._sessions: WeakSet[EmbeddedSession] = WeakSet()
+        self._info = EngineInfo(
+            name=f"{self.device_name}-{model.options.mode}",
+            version=version("cupel"),
+            device=model.device.name,
+            model=spec,
+            model_sha256=model.sha256,
+            arithmetic=model.arithmetic,
+            capabilities=frozenset(Capability),
+            config=dict(model.config),
+        )
+
+    @classmethod
+    def open(cls, argument: str, model: str) -> Engine:
+        options = Options.parse(cls.device_name, argument)
+        return cls(DeviceModel.open(resolve_model(model), options), model)
+
+    @property
+    def model(self) -> DeviceModel:
+        """The runtime's model. Raises EngineError once the engine is closed."""
+        if self._model is None:
+            raise EngineError("engine is closed", expected="an open engine", hint="open it again")
+        return self._model
+
+    def generate(
+        self,
+        ids: Sequence[int],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+        on_token: Callable[[int, float], bool | None] | None = None,
+    ) -> Generation:
+        params = SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        done = generate(
+            self.model, ids, max_tokens=max_tokens, params=params, stop=stop, ignore_eos=ignore_eos,
+            on_token=on_token,
+        )  # fmt: skip
+        return Generation(done.ids, done.logprobs, done.finish_reason)
+
+    def memory(self) -> Mapping[str, int]:
+        """Bytes held on the device now, by purpose, from the arena's ledger; `process` is this process's."""
+        held = {} if self._model is None else self._model.memory()
+        return {"weights": 0, "cache": 0} | held | {"process": anonymous_bytes()}
+
+    def session(self, capacity: int | None = None) -> DeviceSession:
+        session = DeviceSession(self.model, capacity)
+        self._sessions.add(session)
+        return session
+
+
+class Cuda(OnDevice, spec="cuda"):
+    """On a GPU."""
+
+    device_name = "cuda"
+
+
+class Emu(OnDevice, spec="emu"):
+    """The same kernels, thread by thread, on the CPU."""
+
+    device_name = "emu"

@@ -1,0 +1,243 @@
+"""A model file and a device come in; the model in that device's memory, ready for any step, goes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from cupel_runtime.adapters import Step, Tap, adapter_for
+from cupel_runtime.adapters.config import Config
+from cupel_runtime.backends.cuda import PARTIAL_BYTES, SEQUENCE, SPLIT, CudaBackend
+from cupel_runtime.decode import Decoder
+from cupel_runtime.device import Device, open_device
+from cupel_runtime.device_cache import DeviceCache
+from cupel_runtime.engine import Model, Trace
+from cupel_runtime.errors import InvalidParameter
+from cupel_runtime.gguf import GGUFFile, open_gguf
+from cupel_runtime.kvcache import KVCache
+from cupel_runtime.ops import Array, Ids
+from cupel_runtime.tokenizer import load_tokenizer
+from cupel_runtime.vram import Arena, padded, parse_size
+from cupel_runtime.weights import STAGING, DeviceMatrix, estimate
+
+MODES: Final = ("exact", "fast")
+MAX_ROWS: Final = 1024  # of one step; longer prompts go through in pieces
+LOGIT_BYTES: Final = 16 << 20
+POOL_POSITIONS: Final = 16384
+SMALL: Final = 4 << 20  # for ids, states, tables and fragments
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a model is put on a device: `[ORDINAL][,exact|fast][,cache=POSITIONS][,budget=SIZE]`.
+
+    Attributes:
+        device: spec of the device. mode: arithmetic. positions: of all caches together, None: by the model.
+        budget: most bytes of device memory, None: what is free.
+    """
+
+    device: str
+    mode: str = "exact"
+    positions: int | None = None
+    budget: int | None = None
+
+    @classmethod
+    def parse(cls, name: str, argument: str) -> Options:
+        """Raises InvalidParameter for anything else, or anything twice."""
+        found: dict[str, str] = {}
+        for part in filter(None, argument.split(",")):
+            key, _, value = part.partition("=")
+            if not value:
+                key, value = ("mode", part) if part in MODES else ("ordinal", part)
+            wrong = key == "ordinal" and (name == "emu" or not value.isdecimal())
+            if key in found or wrong or key not in ("mode", "ordinal", "cache", "budget"):
+                raise InvalidParameter(
+                    "bad engine argument", where=f"{name}:{argument}",
+                    expected="[ORDINAL][,exact|fast][,cache=POSITIONS][,budget=SIZE]", got=repr(part),
+                )  # fmt: skip
+            found[key] = value
+        positions = found.get("cache")
+        if positions is not None and not (positions.isdecimal() and int(positions)):
+            raise InvalidParameter(
+                "bad engine argument", where="cache", expected="positions", got=repr(positions)
+            )
+        return cls(
+            device=f"{name}:{found['ordinal']}" if "ordinal" in found else name,
+            mode=found.get("mode", "exact"),
+            positions=None if positions is None else int(positions),
+            budget=parse_size(found["budget"]) if "budget" in found else None,
+        )
+
+
+def sizes(file: GGUFFile, config: Config, options: Options) -> dict[str, int]:
+    """Bytes of the arena by purpose, from the file's shapes alone."""
+    c = config
+    rows = min(c.context_length, MAX_ROWS)
+    positions = options.positions or max(min(16 * c.context_length, POOL_POSITIONS), 1)
+    cache = 2 * 4 * c.n_layers * c.n_kv_heads * c.head_dim
+    inner = c.n_heads * c.head_dim
+    wide = 10 * c.width + 5 * c.ffn + 8 * inner
+    largest = max(
+        (info.nbytes // info.shape[0] for info in file.tensors.values() if len(info.shape) > 1), default=0
+    )
+    staging = max(min(STAGING, max((t.nbytes for t in file.tensors.values()), default=0)), largest)
+    splits = -(-c.context_length // SPLIT)
+    partial = max(PARTIAL_BYTES, 4 * c.n_heads * splits * (c.head_dim + 2))
+    return {
+        "weights": sum(estimate(info) for info in file.tensors.values()),
+        "cache": padded(cache) * positions if positions < 64 else cache * positions + 64 * padded(0),
+        "activations": 4 * rows * wide + SMALL,
+        "scratch": padded(max(staging, partial)) + SMALL,
+        "logits": padded(4 * c.vocab_size * max(1, LOGIT_BYTES // (4 * c.vocab_size))),
+    }
+
+
+class DeviceModel(Model):
+    """A Model whose weights, caches and activations lie in one arena of a device."""
+
+    backend: Any  # a CudaBackend, whose arrays do what the adapters need of NumPy's
+
+    @classmethod
+    def open(cls, path: str | Path, options: Options, device: Device | None = None) -> DeviceModel:
+        """Read a GGUF file into device memory.
+
+        Raises:
+            OutOfDeviceMemory: before anything is allocated.
+            ModelFileError, UnsupportedModel: as `Model.load`.
+        """
+        with open_gguf(path) as file:
+            adapter_class = adapter_for(file.architecture)
+            config, _ = adapter_class.read_config(file)
+            wanted = sizes(file, config, options)
+            owned = device is None
+            device = device or open_device(options.device)
+            arena = None
+            try:
+                arena = Arena(device, wanted, options.budget, Path(path).name)
+                backend: Any = CudaBackend(device, arena, options.mode)
+                adapter, report = adapter_class.load(file, backend)
+                tokenizer = load_tokenizer(file.metadata, adapter.config.vocab_size)
+                arena.require_resident(pointers(adapter.weights))
+            except BaseException:
+                if arena is not None:
+                    arena.close()
+                if owned:
+                    device.close()
+                raise
+            model = cls(adapter, backend, tokenizer, report, file.sha256)
+            model.options, model.estimate = options, wanted
+            model._owned, model._decoder = owned, None
+            return model
+
+    options: Options
+    estimate: Mapping[str, int]
+    _owned: bool
+    _decoder: Decoder | None
+
+    @property
+    def device(self) -> Device:
+        device: Device = self.backend.device
+        return device
+
+    @property
+    def arithmetic(self) -> str:
+        """The lane its results belong to."""
+        if self.options.mode == "exact":
+            return "float32"
+        kinds = {w.kind for w in self.adapter.weights.values() if isinstance(w, DeviceMatrix)}
+        return "half" if kinds <= {"f32", "f16", "bf16"} else "int8"
+
+    @property
+    def decoder(self) -> Decoder:
+        """Captured graphs that continue one sequence token by token."""
+        if self._decoder is None:
+            self._decoder = Decoder(self.adapter, self.backend)
+        return self._decoder
+
+    def new_cache(self, capacity: int | None = None, offset: int = 0) -> DeviceCache:
+        c = self.adapter.config
+        room = c.context_length - offset
+        capacity = room if capacity is None else capacity
+        if not 1 <= capacity <= room:
+            raise InvalidParameter("out of range", where="capacity", expected=f"1 to {room}", got=capacity)
+        return DeviceCache(self.backend, c, capacity, offset)
+
+    def forward(
+        self,
+        batch: Sequence[tuple[KVCache, Sequence[int]]],
+        trace: Trace | None = None,
+        *,
+        last_only: bool = False,
+    ) -> list[Array]:
+        rows = sum(len(ids) for _, ids in batch)
+        if rows <= MAX_ROWS:
+            return super().forward(batch, trace, last_only=last_only)
+        if trace is not None:
+            raise InvalidParameter(
+                "too long to be traced", where="trace", expected=f"at most {MAX_ROWS} ids", got=rows
+            )
+        lengths = [cache.length for cache, _ in batch]
+        for cache, ids in batch:
+            cache.rollback()
+            cache.require(len(ids))
+        try:
+            return [self._in_pieces(cache, ids, last_only) for cache, ids in batch]
+        except BaseException:
+            for (cache, _), length in zip(batch, lengths, strict=True):
+                cache.truncate(length)
+            raise
+
+    def _in_pieces(self, cache: KVCache, ids: Sequence[int], last_only: bool) -> Array:
+        """Logits of one sequence whose new ids go through in several steps."""
+        pieces = [ids[low : low + MAX_ROWS] for low in range(0, len(ids), MAX_ROWS)] or [ids]
+        done = [
+            super(DeviceModel, self).forward([(cache, piece)], last_only=last_only)[0] for piece in pieces
+        ]
+        return done[-1] if last_only else np.concatenate(done)
+
+    def _run(self, step: Step, wanted: Ids | None, tap: Tap) -> Array:
+        ops = self.backend
+        for cache, _ in step.sequences:
+            assert isinstance(cache, DeviceCache)
+            cache.arm()
+        on_device: Any = Step(ops.ids(step.ids), ops.ids(step.positions), step.sequences)
+        hidden: Any = self.adapter.forward(ops, on_device, tap)
+        hidden = ops.on(hidden)
+        hidden = hidden if wanted is None else hidden[wanted]
+        vocab = self.adapter.config.vocab_size
+        most = max(1, LOGIT_BYTES // (4 * vocab))
+        pieces = []
+        for low in range(0, len(hidden), most):
+            some: Any = hidden[low : low + most]
+            logits: Any = self.adapter.head(ops, some, lambda stage, x: x)
+            pieces.append(np.asarray(logits))
+        return np.asarray(tap("logits", np.concatenate(pieces)))
+
+    def memory(self) -> dict[str, int]:
+        """Bytes held on the device, by purpose; nothing once the model is closed."""
+        return {} if self._adapter is None else self.backend.arena.ledger()
+
+    def close(self) -> None:
+        if self._adapter is not None:
+            if self._decoder is not None:
+                self._decoder.close()
+            self.device.synchronize()
+            super().close()
+            self.backend.arena.close()
+            if self._owned:
+                self.device.close()
+
+
+def pointers(weights: Mapping[str, Any]) -> list[int]:
+    """Every address a forward pass reads weights from."""
+    found = []
+    for weight in weights.values():
+        found += list(weight.pointers.values()) if isinstance(weight, DeviceMatrix) else [weight.pointer]
+    return found
+
+
+__all__ = ["SEQUENCE", "DeviceModel", "Options", "sizes"]

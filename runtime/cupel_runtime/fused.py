@@ -1,0 +1,164 @@
+"""A Llama's weights and a decode slot come in; the launches of one token go out, five a layer."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+
+from cupel_runtime.adapters.base import EMBEDDING, Adapter
+from cupel_runtime.adapters.llama import ROPE_FREQS, Llama
+from cupel_runtime.backends.cuda import TOKEN, CudaBackend, blocks
+from cupel_runtime.backends.device_array import Block, DeviceArray, DeviceIds
+from cupel_runtime.weights import FORMATS, PLAIN, DeviceMatrix
+
+KEYS: Final = 32  # of one block of attention_decode
+GROUP: Final = 8
+MOST_DIM: Final = 256
+ROWS: Final = 4
+MODE: Final = {"plain": 0, "gate_up": 1, "qkv": 2}
+LAUNCH: dict[str, tuple[int, int]] = {"fast": (512, 1), "exact": (256, 2), "values": (512, 1), "emu": (64, 1)}
+"""Threads of a block, and blocks for each multiprocessor."""
+NOTHING: Final = (0,) * 8
+MATRICES: Final = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+
+
+def fits(adapter: Adapter) -> bool:
+    """Whether the fused kernels cover the model: a Llama without biases, heads of whole 16-byte pieces."""
+    c = adapter.config
+    if not isinstance(adapter, Llama) or c.head_dim % 4 or c.head_dim > MOST_DIM:
+        return False
+    if c.n_heads // c.n_kv_heads > GROUP or c.width % 32 or c.ffn % 32:
+        return False
+    for w in adapter.blocks:
+        kinds: Any = {name: w[f"{name}.weight"] for name in MATRICES}
+        plain = all(isinstance(m, DeviceMatrix) for m in kinds.values())
+        if (
+            not plain
+            or kinds["ffn_gate"].kind != kinds["ffn_up"].kind
+            or any(f"{n}.bias" in w for n in MATRICES)
+        ):
+            return False
+    return True
+
+
+class FusedLlama:
+    """Buffers of one token's way through the layers, and the launches that fill them."""
+
+    def __init__(self, adapter: Adapter, ops: CudaBackend) -> None:
+        c = adapter.config
+        self.adapter, self.ops = adapter, ops
+        self.x = ops.empty(1, c.width, purpose="scratch")
+        self.q = ops.empty(1, c.n_heads * c.head_dim, purpose="scratch")
+        self.mixed = ops.empty(1, c.n_heads * c.head_dim, purpose="scratch")
+        self.act = ops.empty(1, c.ffn, purpose="scratch")
+        self.counters = ops.block(4 * c.n_kv_heads, "scratch")
+        ops.device.fill(self.counters.pointer, 4 * c.n_kv_heads)
+        self.pairs = (c.rope_dim or c.head_dim) // 2
+        self._nowhere = DeviceIds(ops.upload(np.zeros(1), np.int32), 1)
+        self._angles(self._nowhere)
+
+    def _angles(self, at: DeviceIds) -> DeviceArray:
+        c = self.adapter.config
+        divisors = self.adapter.weights.get(ROPE_FREQS)
+        dim = c.rope_dim or c.head_dim
+        return self.ops.angles(at, c.rope_base or 10000.0, dim, c.rope_factor or 1.0, divisors)
+
+    def record(self, slot: Block, position: int, reach: int, logits: DeviceArray) -> None:
+        """Queue one token: the id in the slot, at its position, to logits (1, vocab)."""
+        adapter, ops, c = self.adapter, self.ops, self.adapter.config
+        table: Any = adapter.weights[EMBEDDING]
+        args = {"table": table.fields, "ids": slot.pointer + TOKEN, "out": self.x.pointer,
+                "rows": 1}  # fmt: skip
+        ops.device.launch(f"embed_{table.kind}", blocks(table.pitch, 64), 64, args)
+        self.angles = self._angles(DeviceIds(slot, 1, position - slot.pointer))
+        splits = -(-reach // KEYS)
+        partial = ops.block(4 * c.n_heads * splits * (c.head_dim + 4), "scratch")
+        for layer, w in enumerate(adapter.blocks):
+            weight: Any = {name: w[f"{name}.weight"] for name in MATRICES}
+            q, k, v = (weight[name] for name in MATRICES[:3])
+            common: Any = {"norm": w["attn_norm.weight"], "slot": slot, "layer": layer}
+            if q.kind == k.kind == v.kind:
+                self.stage("qkv", (q, k, v), self.x, self.q, **common)
+            else:
+                for part in range(3):
+                    self.stage("qkv", (q, k, v), self.x, self.q, only=part, **common)
+            self._attention(slot, partial, splits, layer)
+            self.stage("plain", (weight["attn_output"],), self.mixed, self.x, residual=self.x)
+            pair = (weight["ffn_gate"], weight["ffn_up"])
+            self.stage("gate_up", pair, self.x, self.act, norm=w["ffn_norm.weight"])
+            self.stage("plain", (weight["ffn_down"],), self.act, self.x, residual=self.x)
+        head: Any = adapter.head_weight
+        self.stage("plain", (head,), self.x, logits, norm=adapter.weights["output_norm.weight"])
+
+    def _attention(self, slot: Block, partial: Block, splits: int, layer: int) -> None:
+        c = self.adapter.config
+        args = {"sequence": slot.pointer, "q": self.q.pointer, "partial": partial.pointer,
+                "out": self.mixed.pointer, "counters": self.counters.pointer, "heads": c.n_heads,
+                "kv_heads": c.n_kv_heads, "head_dim": c.head_dim, "layer": layer, "splits": splits,
+                "window": c.window or 0, "scale": c.head_dim**-0.5}  # fmt: skip
+        group = c.n_heads // c.n_kv_heads
+        parts = min(128 // (c.head_dim // 4), KEYS)
+        shared = 4 * group * c.head_dim * (1 + parts)
+        self.ops.device.launch("attention_decode", (splits, c.n_kv_heads), 128, args, shared=shared)
+
+    def stage(
+        self,
+        mode: str,
+        matrices: tuple[DeviceMatrix, ...],
+        x: DeviceArray,
+        out: DeviceArray,
+        *,
+        norm: Any = None,
+        residual: DeviceArray | None = None,
+        slot: Block | None = None,
+        layer: int = 0,
+        only: int | None = None,
+    ) -> None:
+        """Queue one launch of fused.cu.
+
+        Args:
+            only: of q, k and v, the one to compute; the others have launches of their own.
+        """
+        c, device = self.adapter.config, self.ops.device
+        first = matrices[only or 0]
+        fields = [m.fields for m in matrices] + [NOTHING] * (3 - len(matrices))
+        rows = first.rows if mode == "gate_up" else sum(m.rows for m in matrices)
+        if only is not None:
+            fields = [_with_rows(first, first.rows if part == only else 0) for part in range(3)]
+            rows = first.rows
+        fast = self.ops.mode == "fast" and first.type not in PLAIN
+        chunk = FORMATS[first.type].chunk
+        shared = first.pitch * chunk + 8 * (first.cols // 32) if fast else 4 * first.pitch * chunk
+        threads, each = LAUNCH[
+            "emu"
+            if device.target.emulated
+            else "fast"
+            if fast
+            else "values"
+            if first.type in PLAIN
+            else "exact"
+        ]
+        groups = -(-rows // (ROWS // 2 if mode == "gate_up" else ROWS))
+        grid = min(device.multiprocessors * each, groups)
+        team = team_of(groups, -(-first.pitch // 32), grid, threads // 32)
+        args = {"m0": fields[0], "m1": fields[1], "m2": fields[2], "x": x.pointer,
+                "norm": norm.pointer if norm is not None else 0,
+                "residual": residual.pointer if residual is not None else 0, "out": out.pointer,
+                "sequence": slot.pointer if slot is not None else 0, "angles": self.angles.pointer,
+                "eps": c.norm_eps, "mode": MODE[mode], "layer": layer, "head_dim": c.head_dim,
+                "kv_heads": c.n_kv_heads, "pairs": self.pairs, "team": team}  # fmt: skip
+        kernel = f"fused_{'fast' if fast else 'exact'}_{first.kind}"
+        device.launch(kernel, (max(1, grid),), threads, args, shared=shared)
+
+
+def team_of(groups: int, steps: int, grid: int, warps: int) -> int:
+    """Warps that share a group of rows, a power of two: those with the fewest steps one after the other."""
+    sizes = [size for size in (1, 2, 4, 8, 16) if warps % size == 0]
+    return min(sizes, key=lambda size: -(-groups // (grid * (warps // size))) * -(-steps // size))
+
+
+def _with_rows(matrix: DeviceMatrix, rows: int) -> tuple[int, ...]:
+    """Struct Matrix of a matrix as if it had so many rows."""
+    at = matrix.fields
+    return (*at[:4], rows, *at[5:])

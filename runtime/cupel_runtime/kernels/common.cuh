@@ -1,0 +1,85 @@
+// What every kernel shares: the target's dialect, reductions in a fixed order, and the structs of arguments.
+//
+// Every kernel takes one struct, whose fields Python fills by name; the layout is read from these sources.
+// KERNEL(name, Args, threads) declares one, KERNELS(prefix, Args, threads) one for each weight format.
+#pragma once
+
+#ifdef CUPEL_EMU
+#include "emu.h"
+#else
+#include <cuda_fp16.h>
+#include <stdint.h>
+#define KERNEL(name, Args, threads) \
+    extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Args a)
+static __device__ __forceinline__ float half_to_float(uint16_t h) { return __half2float(__ushort_as_half(h)); }
+static __device__ __forceinline__ uint16_t float_to_half(float f) { return __half_as_ushort(__float2half_rn(f)); }
+static __device__ __forceinline__ int dp4a(int a, int b, int c) { return __dp4a(a, b, c); }
+// Weights are read once: they do not stay in the first-level cache.
+static __device__ __forceinline__ uint4 load_once(const uint4* p) {
+    uint4 v;
+    asm("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
+        : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    return v;
+}
+// Between kernels that overlap (programmatic dependent launch): nothing that an earlier kernel wrote may be read
+// before the wait; a kernel that is not launched so passes through.
+static __device__ __forceinline__ void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+static __device__ __forceinline__ void let_next_start() { asm volatile("griddepcontrol.launch_dependents;"); }
+template <class T>
+static __device__ __forceinline__ T load_shared_by_blocks(const T* p) { return __ldcg(p); }
+extern __shared__ __align__(128) unsigned char cupel_dynamic_shared[];
+#define dynamic_shared_memory() (cupel_dynamic_shared)
+#endif
+
+#define INFINITY_BITS 0x7F800000u
+
+static __device__ __forceinline__ float bf16_to_float(uint16_t b) { return __uint_as_float((unsigned)b << 16); }
+static __device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xFF800000u); }
+
+// Sum over the lanes of a warp, the same bits in every lane.
+template <class T>
+static __device__ __forceinline__ T warp_sum(T value) {
+    for (int step = 16; step; step >>= 1) value += __shfl_xor_sync(0xFFFFFFFFu, value, step);
+    return value;
+}
+
+static __device__ __forceinline__ float warp_max(float value) {
+    for (int step = 16; step; step >>= 1) value = fmaxf(value, __shfl_xor_sync(0xFFFFFFFFu, value, step));
+    return value;
+}
+
+// Sum over a block of whole warps, at most 32 of them; `shared` holds one value per warp.
+template <class T>
+static __device__ __forceinline__ T block_sum(T value, T* shared) {
+    value = warp_sum(value);
+    const unsigned warps = blockDim.x / 32;
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
+    __syncthreads();
+    T total = shared[0];
+    for (unsigned w = 1; w < warps; ++w) total += shared[w];
+    return total;
+}
+
+static __device__ __forceinline__ float block_max(float value, float* shared) {
+    value = warp_max(value);
+    const unsigned warps = blockDim.x / 32;
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
+    __syncthreads();
+    float top = shared[0];
+    for (unsigned w = 1; w < warps; ++w) top = fmaxf(top, shared[w]);
+    return top;
+}
+
+// One sequence: where its cache lies and where it stands; kept in device memory, advanced by the last kernel.
+struct Sequence {
+    float* keys;      // (layer, kv_head, capacity, dim)
+    float* values;
+    int capacity;
+    int length;       // committed positions
+    int offset;       // position of row 0
+    int token;        // the id to feed next
+    int step;         // tokens chosen since the sequence was armed
+    int bad;          // rows of logits that were not finite
+};

@@ -1,0 +1,295 @@
+// One dense stage of a decode step in one launch: RMSNorm, mat-vec, and what follows it.
+//
+// Every block normalises the activations for itself and lays them into shared memory, as float32 (exact) or as
+// int8 with a scale for every 32 (fast); then teams of warps stream groups of four rows. Loads of weights are DEPTH
+// steps ahead, the first of them before the kernel waits for the one before it. What follows the product:
+//   PLAIN    out[row] = sum + residual[row]
+//   GATE_UP  rows of two matrices: out[row] = silu(gate) * up
+//   QKV      rows of three matrices: q rotated, k rotated into the cache, v into the cache
+// Sums have a fixed order: runs are bit-equal.
+#include "formats.cuh"
+
+#define ROWS 4
+#define MOST 512
+#ifndef DEPTH
+#define DEPTH 2  // steps whose loads are in flight
+#endif
+#define MOST_EXACT 256
+#define PLAIN 0
+#define GATE_UP 1
+#define QKV 2
+
+struct FusedArgs {
+    Matrix m0;
+    Matrix m1;
+    Matrix m2;
+    const float* x;          // (in,)
+    const float* norm;       // (in,) weight of an RMSNorm over x, or null
+    const float* residual;   // (out,) or null
+    float* out;              // (out,); may be the residual itself
+    const Sequence* sequence;
+    const float2* angles;    // (pair,) of the position
+    float eps;
+    int mode;
+    int layer;
+    int head_dim;
+    int kv_heads;
+    int pairs;
+    int team;                // warps that share a group of rows
+};
+
+struct Activations {
+    unsigned char* planes;  // 16 bytes of a chunk's activations each, plane after plane
+    float* scale;           // of 32 values
+    float* sum;             // of their quants
+};
+
+#define BATCH 4  // loads of activations in flight in one thread
+
+static __device__ __forceinline__ float4 quad(const float* x, int i, int cols) {
+    if (4 * i + 4 <= cols && cols % 4 == 0) return reinterpret_cast<const float4*>(x)[i];
+    float v[4];
+    for (int k = 0; k < 4; ++k) v[k] = 4 * i + k < cols ? x[4 * i + k] : 0.0f;
+    return make_float4(v[0], v[1], v[2], v[3]);
+}
+
+// Four values as int8, eight neighbouring lanes a block of 32: every lane of the warp takes part.
+template <class Format>
+static __device__ __forceinline__ void quantise(const Activations& into, int i, bool inside, int pitch, float4 v) {
+    float most = fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
+    for (int step = 4; step; step >>= 1) most = fmaxf(most, __shfl_xor_sync(0xFFFFFFFFu, most, step));
+    const float inverse = most > 0.0f ? 127.0f / most : 0.0f;
+    const int q[4] = {__float2int_rn(v.x * inverse), __float2int_rn(v.y * inverse), __float2int_rn(v.z * inverse),
+                      __float2int_rn(v.w * inverse)};
+    int sum = q[0] + q[1] + q[2] + q[3];
+    for (int step = 4; step; step >>= 1) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, step);
+    if (!inside) return;
+    const int block = i / 8, j = i % 8;
+    const int chunk = Format::N == 16 ? 2 * block + j / 4 : block, plane = Format::N == 16 ? 0 : j / 4;
+    const unsigned word = (unsigned)(q[0] & 255) | (unsigned)(q[1] & 255) << 8 | (unsigned)(q[2] & 255) << 16 |
+                          (unsigned)q[3] << 24;
+    reinterpret_cast<unsigned*>(into.planes)[(plane * pitch + chunk) * 4 + j % 4] = word;
+    if (j == 0) into.scale[block] = most / 127.0f, into.sum[block] = (float)sum;
+}
+
+// The first BATCH quads of the norm's weight for this thread: immutable, so they are fetched before the wait.
+static __device__ __forceinline__ void fetch_norm(const FusedArgs& a, float4* weight) {
+#pragma unroll
+    for (int k = 0; k < BATCH; ++k) {
+        const int i = threadIdx.x + k * blockDim.x;
+        weight[k] = a.norm && 4 * i < a.m0.cols ? quad(a.norm, i, a.m0.cols) : make_float4(1.0f, 1.0f, 1.0f, 1.0f);
+    }
+}
+
+// Shared memory: planes, scales, sums. FAST holds a value in one byte, else in four.
+template <class Format, bool FAST>
+static __device__ __forceinline__ Activations prepare(const FusedArgs& a, const float4* weight) {
+    __shared__ float shared[32];
+    const int cols = a.m0.cols, pitch = a.m0.pitch;
+    constexpr int planes = FAST ? Format::N / 16 : Format::N / 4;
+    const int quads = FAST ? cols / 4 : pitch * planes;
+    Activations into;
+    into.planes = dynamic_shared_memory();
+    into.scale = reinterpret_cast<float*>(into.planes + 16 * planes * pitch);
+    into.sum = into.scale + cols / 32;
+    float4 v[BATCH];
+    float squares = 0.0f;
+    for (int low = 0; low < quads; low += BATCH * blockDim.x) {
+#pragma unroll
+        for (int k = 0; k < BATCH; ++k) {
+            const int i = low + k * blockDim.x + threadIdx.x;
+            v[k] = i < quads ? quad(a.x, i, cols) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        }
+        if (!a.norm) break;
+#pragma unroll
+        for (int k = 0; k < BATCH; ++k) squares += v[k].x * v[k].x + v[k].y * v[k].y + v[k].z * v[k].z + v[k].w * v[k].w;
+    }
+    const bool again = a.norm && quads > BATCH * (int)blockDim.x;  // the first batch is no longer in registers
+    const float scale = a.norm ? 1.0f / sqrtf(block_sum(squares, shared) / cols + a.eps) : 1.0f;
+    for (int low = 0; low < quads; low += BATCH * blockDim.x) {
+        if (low || again) {
+#pragma unroll
+            for (int k = 0; k < BATCH; ++k) {
+                const int i = low + k * blockDim.x + threadIdx.x;
+                v[k] = i < quads ? quad(a.x, i, cols) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            }
+        }
+#pragma unroll
+        for (int k = 0; k < BATCH; ++k) {
+            const int i = low + k * blockDim.x + threadIdx.x;
+            if (a.norm) {
+                const float4 w = low && i < quads ? quad(a.norm, i, cols) : weight[k];
+                v[k].x = v[k].x * scale * w.x, v[k].y = v[k].y * scale * w.y;
+                v[k].z = v[k].z * scale * w.z, v[k].w = v[k].w * scale * w.w;
+            }
+            if (low + k * (int)blockDim.x >= quads) continue;  // the same for every thread
+            if constexpr (FAST) quantise<Format>(into, i, i < quads, pitch, v[k]);
+            else if (i < quads) reinterpret_cast<float4*>(into.planes)[i % planes * pitch + i / planes] = v[k];
+        }
+    }
+    __syncthreads();
+    return into;
+}
+
+// The matrix and row that output row r of a group comes from.
+static __device__ __forceinline__ const Matrix& source(const FusedArgs& a, int group, int r, int* row) {
+    if (a.mode == GATE_UP) {
+        *row = min(2 * group + r / 2, a.m0.rows - 1);
+        return r % 2 ? a.m1 : a.m0;
+    }
+    int at = ROWS * group + r;
+    const Matrix* m = &a.m0;
+    if (a.mode == QKV && at >= m->rows) {
+        at -= m->rows, m = &a.m1;
+        if (at >= m->rows) at -= m->rows, m = &a.m2;
+    }
+    *row = min(at, m->rows - 1);
+    return *m;
+}
+
+template <class Format, bool FAST>
+static __device__ __forceinline__ void accumulate(const typename Format::Raw* raw, const Activations& x, int c, int pitch,
+                                                  float* total) {
+    constexpr int planes = FAST ? Format::N / 16 : Format::N / 4;
+    if constexpr (FAST) {
+        int words[Format::N / 4];
+#pragma unroll
+        for (int p = 0; p < planes; ++p) {
+            const int4 four = reinterpret_cast<const int4*>(x.planes)[p * pitch + c];
+            words[4 * p] = four.x, words[4 * p + 1] = four.y, words[4 * p + 2] = four.z, words[4 * p + 3] = four.w;
+        }
+        const int block = Format::N == 16 ? c / 2 : c;
+        const float scale = x.scale[block], sum = x.sum[block];
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) total[r] += scale * Format::dot(raw[r], words, sum);
+    } else {
+        float v[Format::N];
+#pragma unroll
+        for (int p = 0; p < planes; ++p) {
+            const float4 four = reinterpret_cast<const float4*>(x.planes)[p * pitch + c];
+            v[4 * p] = four.x, v[4 * p + 1] = four.y, v[4 * p + 2] = four.z, v[4 * p + 3] = four.w;
+        }
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) {
+            float w[Format::N];
+            Format::expand(raw[r], w);
+#pragma unroll
+            for (int i = 0; i < Format::N; ++i) total[r] += w[i] * v[i];
+        }
+    }
+}
+
+// Lane 8r of the warp gets the sum of total[r] over all lanes; six shuffles for the four of them.
+static __device__ __forceinline__ float four_sums(const float* total) {
+    const bool upper = threadIdx.x & 16, odd = threadIdx.x & 8;
+    float first = upper ? total[2] : total[0], second = upper ? total[3] : total[1];
+    first += __shfl_xor_sync(0xFFFFFFFFu, upper ? total[0] : total[2], 16);
+    second += __shfl_xor_sync(0xFFFFFFFFu, upper ? total[1] : total[3], 16);
+    float sum = odd ? second : first;
+    sum += __shfl_xor_sync(0xFFFFFFFFu, odd ? first : second, 8);
+    for (int step = 4; step; step >>= 1) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, step);
+    return sum;
+}
+
+// Lane 8r holds the sum of row r of the group; `other` is the sum of the row beside it.
+static __device__ __forceinline__ void finish(const FusedArgs& a, int group, float sum, float other) {
+    const int r = threadIdx.x % 32 / 8;
+    if (a.mode == GATE_UP) {
+        const int row = 2 * group + r / 2;
+        if (r % 2 == 0 && row < a.m0.rows) a.out[row] = sum / (1.0f + expf(-sum)) * other;
+        return;
+    }
+    const int at = ROWS * group + r;
+    if (a.mode == PLAIN) {
+        if (at < a.m0.rows) a.out[at] = a.residual ? sum + a.residual[at] : sum;
+        return;
+    }
+    const bool is_v = at >= a.m0.rows + a.m1.rows;
+    const int row = at < a.m0.rows ? at : at - a.m0.rows - (is_v ? a.m1.rows : 0);
+    if (at >= a.m0.rows + a.m1.rows + a.m2.rows) return;
+    const int i = row % a.head_dim, pair = i / 2;
+    if (!is_v && pair < a.pairs) {
+        const float2 turn = a.angles[pair];
+        sum = i % 2 ? other * turn.y + sum * turn.x : sum * turn.x - other * turn.y;
+    }
+    if (at < a.m0.rows) {
+        a.out[at] = sum;
+        return;
+    }
+    const Sequence& s = *a.sequence;
+    if (s.length >= s.capacity) return;
+    float* to = is_v ? s.values : s.keys;
+    to[(((long long)a.layer * a.kv_heads + row / a.head_dim) * s.capacity + s.length) * a.head_dim + i] = sum;
+}
+
+// A team of `team` warps shares a group: each takes every team-th step of 32 chunks; its first warp adds them up.
+template <class Format, bool FAST>
+static __device__ __forceinline__ void fused(const FusedArgs& a) {
+    __shared__ float sums[MOST / 32][ROWS];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, teams = blockDim.x / 32 / a.team;
+    const int pitch = a.m0.pitch, member = warp % a.team, stride = teams * gridDim.x;
+    const int rows = a.mode == QKV ? a.m0.rows + a.m1.rows + a.m2.rows : a.m0.rows;
+    const int groups = a.mode == GATE_UP ? (rows + 1) / 2 : (rows + ROWS - 1) / ROWS;
+    const int steps = (pitch + 32 * a.team - 1) / (32 * a.team);  // of each warp, for one group
+    const int rounds = (groups + stride - 1) / stride;
+    const int first = warp / a.team * gridDim.x + blockIdx.x;
+    constexpr int depth = FAST && Format::WIDE ? 1 : DEPTH;  // as the registers allow
+    typename Format::Raw raw[depth][ROWS];
+    int ahead_round = 0, ahead_step = 0;  // the next loads to issue
+    const Matrix* m[ROWS];
+    int at[ROWS];
+    auto place = [&](int group) {
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) m[r] = &source(a, group, r, &at[r]);
+    };
+    auto fetch = [&](typename Format::Raw* into) {
+        const int c = min((ahead_step * a.team + member) * 32 + lane, pitch - 1);
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) into[r] = Format::load(*m[r], at[r], c);
+        if (++ahead_step == steps && ahead_round + 1 < rounds) {
+            ahead_step = 0;
+            place(min(first + ++ahead_round * stride, groups - 1));
+        }
+        ahead_step = min(ahead_step, steps - 1);
+    };
+    place(min(first, groups - 1));
+#pragma unroll
+    for (int d = 0; d < depth; ++d) fetch(raw[d]);
+    float4 weight[BATCH];
+    fetch_norm(a, weight);
+    wait_for_previous();
+    const Activations x = prepare<Format, FAST>(a, weight);
+    for (int round = 0; round < rounds; ++round) {
+        float total[ROWS] = {};
+        for (int step = 0; step < steps; ++step) {
+            const int c = (step * a.team + member) * 32 + lane;
+            if (c < pitch) accumulate<Format, FAST>(raw[0], x, c, pitch, total);
+#pragma unroll
+            for (int d = 0; d + 1 < depth; ++d)
+#pragma unroll
+                for (int r = 0; r < ROWS; ++r) raw[d][r] = raw[d + 1][r];
+            fetch(raw[depth - 1]);
+        }
+        if (round + 1 == rounds) let_next_start();
+        float sum = four_sums(total);
+        if (a.team > 1) {
+            __syncthreads();
+            if (lane % 8 == 0) sums[warp][lane / 8] = sum;
+            __syncthreads();
+            sum = sums[warp - member][lane / 8];
+            for (int w = 1; w < a.team; ++w) sum += sums[warp - member + w][lane / 8];
+        }
+        const float other = __shfl_xor_sync(0xFFFFFFFFu, sum, 8);
+        const int group = first + round * stride;
+        if (group < groups && member == 0 && lane % 8 == 0) finish(a, group, sum, other);
+    }
+}
+
+template <class Format>
+static __device__ __forceinline__ void fused_exact(const FusedArgs& a) { fused<Format, false>(a); }
+template <class Format>
+static __device__ __forceinline__ void fused_fast(const FusedArgs& a) { fused<Format, true>(a); }
+
+KERNELS_OF_VALUES(fused_exact, FusedArgs, MOST)
+KERNELS_OF_BLOCKS(fused_exact, FusedArgs, MOST_EXACT)
+KERNELS_OF_BLOCKS(fused_fast, FusedArgs, MOST)

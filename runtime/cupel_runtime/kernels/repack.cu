@@ -1,0 +1,154 @@
+// Rows of a tensor as they lie in a GGUF file -> aligned streams of chunks (formats.cuh).
+//
+// The blocks of a file are 18 to 210 bytes long, which forbids 16-byte loads; once per load, each thread takes one
+// chunk's bytes from its block and writes them where the mat-vec kernels want them. Bits move, nothing is rounded:
+// expanding the streams gives what quants.py gives, bit for bit.
+#include "formats.cuh"
+
+struct RepackArgs {
+    const unsigned char* raw;  // rows, one after the other, as in the file
+    void* q;
+    void* h;
+    void* s;
+    void* d;
+    int rows;       // of this piece
+    int first;      // row of the matrix that the piece begins with
+    int row_bytes;  // of a row in the file
+    int pitch;      // chunks a row
+};
+
+static __device__ __forceinline__ unsigned word_at(const unsigned char* p) {
+    return p[0] | p[1] << 8 | p[2] << 16 | (unsigned)p[3] << 24;
+}
+
+static __device__ __forceinline__ uint16_t half_at(const unsigned char* p) { return (uint16_t)(p[0] | p[1] << 8); }
+
+static __device__ __forceinline__ uint4 quad_at(const unsigned char* p) {
+    return {word_at(p), word_at(p + 4), word_at(p + 8), word_at(p + 12)};
+}
+
+// Fifth bits in order of weights -> bit 8b + w for byte b of word w.
+static __device__ __forceinline__ unsigned interleaved(unsigned bits) {
+    unsigned out = 0;
+    for (int i = 0; i < 32; ++i) out |= (bits >> i & 1u) << (8 * (i % 4) + i / 4);
+    return out;
+}
+
+// Runs f(source of the row, chunk of the row, chunk of the matrix) for this thread's chunk.
+template <class F>
+static __device__ __forceinline__ void each(const RepackArgs& a, F f) {
+    const long long n = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (n >= (long long)a.rows * a.pitch) return;
+    const int row = (int)(n / a.pitch), c = (int)(n % a.pitch);
+    f(a.raw + (long long)row * a.row_bytes, c, (long long)a.first * a.pitch + n);
+}
+
+KERNEL(repack_plain, RepackArgs, 256) {  // F32, F16, BF16: rows padded with zeros to whole chunks
+    each(a, [&](const unsigned char* row, int c, long long at) {
+        unsigned words[4] = {0, 0, 0, 0};
+        for (int i = 0; i < 16 && c * 16 + i < a.row_bytes; ++i) words[i / 4] |= (unsigned)row[c * 16 + i] << 8 * (i % 4);
+        static_cast<uint4*>(a.q)[at] = {words[0], words[1], words[2], words[3]};
+    });
+}
+
+KERNEL(repack_q8_0, RepackArgs, 256) {
+    each(a, [&](const unsigned char* row, int c, long long at) {
+        const unsigned char* block = row + c / 2 * 34;
+        static_cast<uint4*>(a.q)[at] = quad_at(block + 2 + c % 2 * 16);
+        if (c % 2 == 0) static_cast<uint16_t*>(a.s)[at / 2] = half_at(block);
+    });
+}
+
+KERNEL(repack_q4_0, RepackArgs, 256) {
+    each(a, [&](const unsigned char* row, int c, long long at) {
+        const unsigned char* block = row + c * 18;
+        static_cast<uint4*>(a.q)[at] = quad_at(block + 2);
+        static_cast<uint16_t*>(a.s)[at] = half_at(block);
+    });
+}
+
+KERNEL(repack_q4_1, RepackArgs, 256) {
+    each(a, [&](const unsigned char* row, int c, long long at) {
+        const unsigned char* block = row + c * 20;
+        static_cast<uint4*>(a.q)[at] = quad_at(block + 4);
+        static_cast<unsigned*>(a.s)[at] = word_at(block);
+    });
+}
+
+KERNEL(repack_q5_0, RepackArgs, 256) {
+    each(a, [&](const unsigned char* row, int c, long long at) {
+        const unsigned char* block = row + c * 22;
+        static_cast<uint4*>(a.q)[at] = quad_at(block + 6);
+        static_cast<unsigned*>(a.h)[at] = interleaved(word_at(block + 2));
+        static_cast<uint16_t*>(a.s)[at] = half_at(block);
+    });
+}
+
+KERNEL(repack_q5_1, RepackArgs, 256) {
+    each(a, [&](const unsigned char* row, int c, long long at) {
+        const unsigned char* block = row + c * 24;
+        static_cast<uint4*>(a.q)[at] = quad_at(block + 8);
+        static_cast<unsigned*>(a.h)[at] = interleaved(word_at(block + 4));
+        static_cast<unsigned*>(a.s)[at] = word_at(block);
+    });
+}
+
+// Scale (low byte) and minimum (high byte) of group g of a block of 256, from 12 packed bytes.
+static __device__ __forceinline__ uint16_t six_bits(const unsigned char* p, int g) {
+    const int scale = g < 4 ? p[g] & 63 : (p[g + 4] & 15) | (p[g - 4] >> 6) << 4;
+    const int minimum = g < 4 ? p[g + 4] & 63 : p[g + 4] >> 4 | (p[g] >> 6) << 4;
+    return (uint16_t)(scale | minimum << 8);
+}
+
+// The 32 nibbles of group g, of which 32 bytes hold two groups, as a chunk.
+static __device__ __forceinline__ uint4 regrouped(const unsigned char* q, int g) {
+    const unsigned char* from = q + g / 2 * 32;
+    const int shift = g % 2 * 4;
+    unsigned words[4] = {0, 0, 0, 0};
+    for (int i = 0; i < 16; ++i) {
+        const unsigned both = (from[i] >> shift & 15u) | (from[i + 16] >> shift & 15u) << 4;
+        words[i / 4] |= both << 8 * (i % 4);
+    }
+    return {words[0], words[1], words[2], words[3]};
+}
+
+KERNEL(repack_q4_k, RepackArgs, 256) {
+    each(a, [&](const unsigned char* row, int c, long long at) {
+        const unsigned char* block = row + c / 8 * 144;
+        static_cast<uint4*>(a.q)[at] = regrouped(block + 16, c % 8);
+        static_cast<uint16_t*>(a.s)[at] = six_bits(block + 4, c % 8);
+        if (c % 8 == 0) static_cast<unsigned*>(a.d)[at / 8] = word_at(block);
+    });
+}
+
+KERNEL(repack_q5_k, RepackArgs, 256) {
+    each(a, [&](const unsigned char* row, int c, long long at) {
+        const unsigned char* block = row + c / 8 * 176;
+        unsigned bits = 0;
+        for (int i = 0; i < 32; ++i) bits |= (block[16 + i] >> c % 8 & 1u) << i;
+        static_cast<uint4*>(a.q)[at] = regrouped(block + 48, c % 8);
+        static_cast<unsigned*>(a.h)[at] = interleaved(bits);
+        static_cast<uint16_t*>(a.s)[at] = six_bits(block + 4, c % 8);
+        if (c % 8 == 0) static_cast<unsigned*>(a.d)[at / 8] = word_at(block);
+    });
+}
+
+KERNEL(repack_q6_k, RepackArgs, 256) {
+    each(a, [&](const unsigned char* row, int c, long long at) {
+        // 128 weights: 64 bytes of low nibbles (32 weights in each half of them), 32 bytes of upper bits.
+        const unsigned char* block = row + c / 8 * 210;
+        const int g = c % 8, part = g % 4;
+        const unsigned char* low = block + g / 4 * 64 + part % 2 * 32;
+        const unsigned char* high = block + 128 + g / 4 * 32;
+        unsigned words[4] = {0, 0, 0, 0}, upper[2] = {0, 0};
+        for (int i = 0; i < 32; ++i) {
+            const unsigned value = low[i] >> part / 2 * 4 & 15u, two = high[i] >> 2 * part & 3u;
+            words[i % 16 / 4] |= value << (8 * (i % 4) + i / 16 * 4);
+            upper[i / 16] |= two << (8 * (i % 4) + 2 * (i / 4 % 4));
+        }
+        static_cast<uint4*>(a.q)[at] = {words[0], words[1], words[2], words[3]};
+        static_cast<uint2*>(a.h)[at] = {upper[0], upper[1]};
+        static_cast<uint16_t*>(a.s)[at] = half_at(block + 192 + 2 * g);
+        if (g == 0) static_cast<uint16_t*>(a.d)[at / 8] = half_at(block + 208);
+    });
+}
