@@ -10,7 +10,9 @@ from pathlib import Path
 
 from cupel_runtime import compile as kernels
 
-_ENTRY = re.compile(r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads", re.S)
+_ENTRY = re.compile(
+    r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads", re.S
+)
 
 
 def spills(name: str, arch: str) -> dict[str, int]:
@@ -28,7 +30,9 @@ def spills(name: str, arch: str) -> dict[str, int]:
         said = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     seen = {kernel: int(stores) + int(loads) for kernel, stores, loads in _ENTRY.findall(said.stderr)}
     if said.returncode or set(seen) != set(kernels.signatures(name)):
-        raise kernels.CompilerMissing("nvcc did not report on every kernel", where=name, got=said.stderr[-200:])
+        raise kernels.CompilerMissing(
+            "nvcc did not report on every kernel", where=name, got=said.stderr[-200:]
+        )
     return {kernel: nbytes for kernel, nbytes in seen.items() if nbytes}
 
 

@@ -83,7 +83,11 @@ def test_a_graph_replays_its_launches_in_order(device: EmuDevice) -> None:
 def test_nothing_but_launches_inside_a_capture(device: EmuDevice) -> None:
     """Allocation and copies inside a capture are errors, and the device works afterwards."""
     x = floats(device, [1])
-    for call in (lambda: device.alloc(4), lambda: device.download(x, (1,), np.float32), lambda: floats(device, [1])):
+    for call in (
+        lambda: device.alloc(4),
+        lambda: device.download(x, (1,), np.float32),
+        lambda: floats(device, [1]),
+    ):
         with pytest.raises(EngineError, match="inside a capture"), device.capture():
             call()
     assert device.download(x, (1,), np.float32)[0] == 1
@@ -103,7 +107,8 @@ def test_a_barrier_not_everybody_reaches_is_reported(monkeypatch: pytest.MonkeyP
     """A return before a barrier is an error with the kernel's name, not a hang."""
     monkeypatch.setenv("CUPEL_CACHE", str(tmp_path))
     broken = kernels.source("softmax").replace(
-        "    top = block_max(top, shared);", "    if (threadIdx.x == 7) return;\n    top = block_max(top, shared);"
+        "    top = block_max(top, shared);",
+        "    if (threadIdx.x == 7) return;\n    top = block_max(top, shared);",
     )
     original = kernels.source
     monkeypatch.setattr(kernels, "source", lambda name: broken if name == "softmax" else original(name))
@@ -155,7 +160,9 @@ def test_a_refused_kernel_shows_the_compilers_first_error(
 ) -> None:
     """The sentence quotes the compiler, and nothing stays in the cache."""
     monkeypatch.setenv("CUPEL_CACHE", str(tmp_path))
-    monkeypatch.setattr(kernels, "source", lambda name: "#include \"common.cuh\"\nint f() { return nowhere; }\n")
+    monkeypatch.setattr(
+        kernels, "source", lambda name: '#include "common.cuh"\nint f() { return nowhere; }\n'
+    )
     with pytest.raises(kernels.CompilerMissing, match="refused softmax.cu.*nowhere"):
         kernels.build("softmax", kernels.Target("emu"))
     assert not list((tmp_path / "kernels").glob("*.so"))

@@ -46,7 +46,9 @@ def raw_tensor(type: T, rows: int, cols: int, seed: int = 0) -> tuple[NDArray[np
         raw = {T.F32: values, T.F16: values.astype(np.float16), T.BF16: high}[type].view(np.uint8).ravel()
     else:
         blocks = rng.integers(0, 256, (rows * cols // weights, nbytes), dtype=np.uint8)
-        halves = {T.Q6_K: (208,), T.Q4_1: (0, 2), T.Q5_1: (0, 2), T.Q4_K: (0, 2), T.Q5_K: (0, 2)}.get(type, (0,))
+        halves = {T.Q6_K: (208,), T.Q4_1: (0, 2), T.Q5_1: (0, 2), T.Q4_K: (0, 2), T.Q5_K: (0, 2)}.get(
+            type, (0,)
+        )
         for at in halves:
             scale = (0.01 + 0.05 * rng.random(len(blocks))).astype(np.float16)
             blocks[:, at : at + 2] = scale[:, None].view(np.uint8)
@@ -139,7 +141,9 @@ def test_the_order_of_threads_changes_nothing() -> None:
         assert np.array_equal(forward, backward)
 
 
-@pytest.mark.parametrize(("start", "rows", "window"), [(0, 1, None), (127, 1, None), (128, 2, None), (250, 3, 130), (5, 1, 3)])
+@pytest.mark.parametrize(
+    ("start", "rows", "window"), [(0, 1, None), (127, 1, None), (128, 2, None), (250, 3, 130), (5, 1, 3)]
+)
 def test_attention_across_splits(ops: CudaBackend, start: int, rows: int, window: int | None) -> None:
     """Lengths at, before and behind the border of a split, and windows that begin inside one."""
     rng = np.random.default_rng([start, rows])

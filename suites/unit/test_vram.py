@@ -48,7 +48,9 @@ def test_freeing_what_is_not_there_is_an_error(device: EmuDevice) -> None:
 
 def test_the_budget_is_enforced_before_allocating(device: EmuDevice) -> None:
     """The sentence says needed, available, device and model; nothing was allocated."""
-    with pytest.raises(OutOfDeviceMemory, match=r"tiny.gguf does not fit on emu.*at most 1000 bytes.*28672 bytes needed"):
+    with pytest.raises(
+        OutOfDeviceMemory, match=r"tiny.gguf does not fit on emu.*at most 1000 bytes.*28672 bytes needed"
+    ):
         Arena(device, SIZES, 1000, "tiny.gguf")
     assert not device._memory
 
@@ -95,7 +97,9 @@ def test_blocks_never_overlap_and_all_comes_back(steps: list[tuple[bool, int]]) 
     assert region.alloc((1 << 15) - 256) == 1 << 20
 
 
-@pytest.mark.parametrize(("text", "nbytes"), [("2GiB", 2 << 30), ("1.5MiB", 3 << 19), ("64KiB", 65536), ("7", 7)])
+@pytest.mark.parametrize(
+    ("text", "nbytes"), [("2GiB", 2 << 30), ("1.5MiB", 3 << 19), ("64KiB", 65536), ("7", 7)]
+)
 def test_sizes_are_read(text: str, nbytes: int) -> None:
     """Binary units, and plain numbers are bytes."""
     assert parse_size(text) == nbytes
@@ -134,7 +138,9 @@ def test_a_load_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     """Over the budget, or broken half way: the device holds what it held before."""
     device = EmuDevice()
     path = Path(cupel_fixtures.path("llama-tiny", "f16"))
-    with pytest.raises(OutOfDeviceMemory, match=r"llama-tiny.*at most 1\.0 MiB, the budget.*weights 5\.5 MiB"):
+    with pytest.raises(
+        OutOfDeviceMemory, match=r"llama-tiny.*at most 1\.0 MiB, the budget.*weights 5\.5 MiB"
+    ):
         DeviceModel.open(path, Options("emu", budget=1 << 20), device)
     assert not device._memory
     with monkeypatch.context() as patched:
@@ -158,7 +164,9 @@ def test_engine_arguments_are_taken_apart(name: str, argument: str, expected: Op
     assert Options.parse(name, argument) == expected
 
 
-@pytest.mark.parametrize("argument", ["1", "quick", "fast,exact", "cache=0", "cache=x", "budget=much", "size=3"])
+@pytest.mark.parametrize(
+    "argument", ["1", "quick", "fast,exact", "cache=0", "cache=x", "budget=much", "size=3"]
+)
 def test_bad_engine_arguments_are_refused(argument: str) -> None:
     """The emulator has no ordinal; nothing is said twice; numbers are numbers."""
     with pytest.raises(InvalidParameter):

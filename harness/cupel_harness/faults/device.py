@@ -116,6 +116,18 @@ def device_position_not_told() -> Iterator[Patch]:
 @fault(area="device", blames=("attn",), models=LLAMA, engine="emu")
 def device_split_lost() -> Iterator[Patch]:
     """The combination of partial attention leaves out the first split."""
-    yield _source("attention", "for (int s = first; s <= last; ++s) top", "for (int s = first + (last > first); s <= last; ++s) top")
-    yield _source("attention", "for (int s = first; s <= last; ++s) sum", "for (int s = first + (last > first); s <= last; ++s) sum")
-    yield _source("attention", "for (int s = first; s <= last; ++s) mixed", "for (int s = first + (last > first); s <= last; ++s) mixed")
+    yield _source(
+        "attention",
+        "for (int s = first; s <= last; ++s) top",
+        "for (int s = first + (last > first); s <= last; ++s) top",
+    )
+    yield _source(
+        "attention",
+        "for (int s = first; s <= last; ++s) sum",
+        "for (int s = first + (last > first); s <= last; ++s) sum",
+    )
+    yield _source(
+        "attention",
+        "for (int s = first; s <= last; ++s) mixed",
+        "for (int s = first + (last > first); s <= last; ++s) mixed",
+    )
