@@ -60,7 +60,9 @@ class Diagnosis:
         clause = self.explanation.clause
         for stem in sorted(self.stage.tensors, key=len, reverse=True):
             clause = clause.replace(stem, "·")
-        return re.sub(r"blk\.\d+\.|(?<=scaled by )\S+", "", clause)
+        if clause.startswith("scaled by "):  # by how much may differ from block to block
+            return f"{family(self.stage.kind)}: scaled"
+        return re.sub(r"blk\.\d+\.", "", clause)
 
 
 def family(kind: str) -> str:

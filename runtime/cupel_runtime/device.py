@@ -150,7 +150,8 @@ class CudaDevice(Device):
         device = self.cuda.Device(ordinal)
         self.spec, self.name = f"cuda:{ordinal}", device.name()
         major, minor = device.compute_capability()
-        self.target = kernels.Target(f"sm_{major}{minor}")
+        # Of Hopper, the products of a whole warpgroup too; they have no place in the plain architecture.
+        self.target = kernels.Target(f"sm_{major}{minor}" + ("a" if (major, minor) == (9, 0) else ""))
         self.multiprocessors = int(device.multiprocessor_count)
         self._context: Any = device.retain_primary_context()
         self._memory: dict[Pointer, Any] = {}

@@ -12,6 +12,7 @@ import numpy as np
 from cupel_runtime.adapters import Step, Tap, adapter_for
 from cupel_runtime.adapters.config import Config
 from cupel_runtime.backends.cuda import PARTIAL_BYTES, SEQUENCE, SPLIT, CudaBackend
+from cupel_runtime.backends.tensor import activation_bytes
 from cupel_runtime.decode import Decoder
 from cupel_runtime.device import Device, open_device
 from cupel_runtime.device_cache import DeviceCache
@@ -81,6 +82,7 @@ def sizes(file: GGUFFile, config: Config, options: Options) -> dict[str, int]:
     cache = 2 * 4 * c.n_layers * c.n_kv_heads * c.head_dim
     inner = c.n_heads * c.head_dim
     wide = 10 * c.width + 5 * c.ffn + 8 * inner
+    halves = activation_bytes(rows, max(c.width, c.ffn, inner)) if options.mode == "fast" else 0
     largest = max(
         (info.nbytes // info.shape[0] for info in file.tensors.values() if len(info.shape) > 1), default=0
     )
@@ -90,7 +92,7 @@ def sizes(file: GGUFFile, config: Config, options: Options) -> dict[str, int]:
     return {
         "weights": sum(estimate(info) for info in file.tensors.values()),
         "cache": padded(cache) * positions if positions < 64 else cache * positions + 64 * padded(0),
-        "activations": 4 * rows * wide + SMALL,
+        "activations": 4 * rows * wide + halves + SMALL,
         "scratch": padded(max(staging, partial)) + SMALL,
         "logits": padded(4 * c.vocab_size * max(1, LOGIT_BYTES // (4 * c.vocab_size))),
     }

@@ -22,7 +22,12 @@ def texts(golden: Golden) -> list[list[int]]:
 
 @check(
     "cache.exactly_full",
-    kills=("cache_capacity_off_by_one", "cache_last_row_not_written", "stale_position_after_error"),
+    kills=(
+        "cache_capacity_off_by_one",
+        "cache_last_row_not_written",
+        "stale_position_after_error",
+        "rows_kept_after_error",
+    ),
     needs=(Capability.SESSIONS, Capability.LOGITS),
 )
 def test_exactly_full(observe: Observer, engine: Engine, texts: list[list[int]]) -> None:
@@ -102,7 +107,7 @@ def test_sessions_apart(observe: Observer, engine: Engine, texts: list[list[int]
 
 @check(
     "cache.cleared_between_requests",
-    kills=("cache_not_cleared",),
+    kills=("cache_not_cleared", "results_overwritten"),
     needs=(Capability.GENERATE, Capability.LOGITS),
 )
 def test_cleared_between_requests(observe: Observer, engine: Engine, texts: list[list[int]]) -> None:
@@ -115,7 +120,9 @@ def test_cleared_between_requests(observe: Observer, engine: Engine, texts: list
     observe.expect(first.ids == again.ids, f"after another request: expected {first.ids}, got {again.ids}")
     observe.expect(first.logprobs == again.logprobs, "after another request the logprobs moved")
     before = engine.logits(one)
+    kept = before.copy()
     engine.logits(two)
+    observe.expect(bool(np.array_equal(kept, before)), "another request overwrote logits already handed out")
     after = engine.logits(one)
     observe.saw(before.size, oracle="the same request before the other")
     observe.expect(bool(np.array_equal(before, after)), "after another request the logits are not bit-equal")
@@ -125,7 +132,7 @@ def test_cleared_between_requests(observe: Observer, engine: Engine, texts: list
     observe.say(f"tokens, logprobs and logits bit-equal; a kept cache would give NMSE {gap:.2g}")
 
 
-@check("cache.reset", kills=("reset_keeps_rows", "cache_not_cleared"), needs=(Capability.SESSIONS,))
+@check("cache.reset", kills=("reset_keeps_rows", "truncate_keeps_a_row"), needs=(Capability.SESSIONS,))
 def test_reset(observe: Observer, engine: Engine, texts: list[list[int]]) -> None:
     """A reset session is as good as a fresh one, bit for bit."""
     one, two = texts[0][:24], texts[1][:24]
@@ -145,7 +152,7 @@ def test_reset(observe: Observer, engine: Engine, texts: list[list[int]]) -> Non
     observe.say(f"{fresh.size} logits bit-equal after reset; without reset NMSE {gap:.2g}")
 
 
-@check("cache.size", kills=("cache_size_wrong",), needs=(Capability.SESSIONS,))
+@check("cache.size", kills=("cache_size_wrong", "cache_in_double"), needs=(Capability.SESSIONS,))
 def test_size(observe: Observer, engine: Engine) -> None:
     """A cache takes 2 x layers x cache heads x head size x capacity values, and no more."""
     model, config = embedded(engine), engine.info.config

@@ -15,9 +15,11 @@ from cupel_harness.compare import nmse
 from cupel_harness.engines.base import Engine
 from cupel_runtime.engine import Model
 from cupel_runtime.errors import CupelError, MissingCapability
+from cupel_runtime.ops import Backend
 
 FILE_READER = "gguf.GGUFReader on the same file"
 SAME = 1e-10  # NMSE of float32 work whose sums were only grouped differently (VALIDATION.md, ops)
+LOOKED_UP = 1 << 18  # values of a device matrix looked at together
 DIFFERENT = 1e-4  # a negative control must move the result at least this far
 
 
@@ -31,6 +33,16 @@ def embedded(engine: Engine) -> Model:
     if not isinstance(model, Model):
         raise MissingCapability(f"engine {engine.info.name} does not let its weights be read")
     return model
+
+
+def weight_values(backend: Backend, weight: Any) -> NDArray[Any]:
+    """A weight's values on the host, whatever the backend keeps; matrices in blocks are looked up by row."""
+    if isinstance(weight, np.ndarray) or weight.ndim != 2:
+        return np.asarray(weight)
+    rows, columns = weight.shape
+    step = max(1, LOOKED_UP // columns)
+    pieces = [np.arange(low, min(low + step, rows)) for low in range(0, rows, step)]
+    return np.concatenate([np.array(backend.embed(weight, ids)) for ids in pieces])
 
 
 def file_fields(path: Path) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def test_empty_prompt(observe: Observer, engine: Engine, ids: list[int]) -> None
 
 @check(
     "errors.id_out_of_vocabulary",
-    kills=("id_range_unchecked", "stale_position_after_error"),
+    kills=("id_range_unchecked", "negative_id_accepted", "stale_position_after_error"),
     needs=(Capability.LOGITS, Capability.GENERATE),
 )
 def test_id_out_of_vocabulary(observe: Observer, engine: Engine, ids: list[int]) -> None:

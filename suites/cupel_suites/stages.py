@@ -87,14 +87,29 @@ def test_early(observe: Observer, engine: Engine, oracle: Engine, golden: Golden
     compare_stages(observe, engine, oracle, golden, text[:EARLY])
 
 
-@check("stages.late", kills=("rope_exponent", "window_off_by_one"), needs=(Capability.TRACE,))
+@check(
+    "stages.late",
+    kills=("cache_evicts", "rope_late_positions_stuck", "mask_restarts_at_tile", "learned_positions_wrap"),
+    needs=(Capability.TRACE,),
+)
 def test_late(observe: Observer, engine: Engine, oracle: Engine, golden: Golden, text: list[int]) -> None:
     """Every stage is still right past position 256."""
     observe.expect(len(text) >= LATE, f"the golden is {len(text)} positions long, at least {LATE} needed")
     compare_stages(observe, engine, oracle, golden, text[:LATE], first=256)
 
 
-@check("stages.complete", kills=("stage_missing", "stage_misnamed"), needs=(Capability.TRACE,))
+@check(
+    "stages.complete",
+    kills=(
+        "stage_missing",
+        "stage_misnamed",
+        "stage_unknown",
+        "trace_order_reversed",
+        "trace_last_row_only",
+        "trace_of_last_request",
+    ),
+    needs=(Capability.TRACE,),
+)
 def test_complete(observe: Observer, engine: Engine, oracle: Engine, text: list[int]) -> None:
     """The oracle names every stage of the architecture, in order; the engine names none out of order."""
     config = oracle.info.config
@@ -112,6 +127,14 @@ def test_complete(observe: Observer, engine: Engine, oracle: Engine, text: list[
         known == list(own.stages), f"the engine's stages are out of order: {list(own.stages)[:8]}…"
     )
     observe.expect("logits" in own.stages, "the engine's trace does not end in logits")
+    if Capability.REPLACE in engine.info.capabilities:
+        # A black box shows what it has; one whose stages can be replaced owes them all, row for row.
+        lost = [name for name in wanted if name not in own.stages]
+        observe.expect(not lost, f"the engine shows no {', '.join(lost[:5])}")
+        observe.expect(not own.unknown, f"no table has the stages {', '.join(own.unknown[:5])}")
+        short = [name for name, array in own.stages.items() if len(array) != len(own.ids)]
+        observe.saw(len(own.stages), oracle="one row for each id")
+        observe.expect(not short, f"{len(own.ids)} ids gave fewer rows of {', '.join(short[:5])}")
     observe.say(f"{len(wanted)} stages of the oracle in order; {len(known)} of the engine's match them")
 
 

@@ -63,7 +63,7 @@ def test_prompt_ids(observe: Observer, engine: Engine, golden: Golden) -> None:
 
 @check(
     "tokenizer.merges",
-    kills=("merge_order", "space_prefix_lost"),
+    kills=("merge_order", "merge_ranks_reversed", "space_prefix_lost", "space_prefix_kept"),
     needs=(Capability.TOKENIZE,),
 )
 def test_merges(observe: Observer, engine: Engine, golden: Golden, fields: dict[str, Any]) -> None:
@@ -86,7 +86,13 @@ def test_merges(observe: Observer, engine: Engine, golden: Golden, fields: dict[
 
 @check(
     "tokenizer.round_trip",
-    kills=("byte_fallback_lost", "space_prefix_lost"),
+    kills=(
+        "byte_fallback_lost",
+        "space_prefix_lost",
+        "text_normalised",
+        "text_stripped",
+        "newlines_translated",
+    ),
     needs=(Capability.TOKENIZE,),
 )
 def test_round_trip(observe: Observer, engine: Engine) -> None:
@@ -115,7 +121,7 @@ def test_special_whole(observe: Observer, engine: Engine, fields: dict[str, Any]
     observe.say(f"{len(special)} control tokens, each one id alone and inside a text")
 
 
-@check("tokenizer.bos_once", kills=("bos_missing", "bos_twice"), needs=(Capability.TOKENIZE,))
+@check("tokenizer.bos_once", kills=("bos_missing", "bos_twice", "eos_added"), needs=(Capability.TOKENIZE,))
 def test_bos_once(observe: Observer, engine: Engine, fields: dict[str, Any]) -> None:
     """BOS and EOS are added exactly when the file asks for them, exactly once."""
     spm = fields["tokenizer.ggml.model"] == "llama"
@@ -140,7 +146,11 @@ def test_bos_once(observe: Observer, engine: Engine, fields: dict[str, Any]) -> 
     observe.say(f"BOS {bos}, EOS {eos}, as the file asks")
 
 
-@check("tokenizer.byte_fallback", kills=("byte_fallback_lost",), needs=(Capability.TOKENIZE,))
+@check(
+    "tokenizer.byte_fallback",
+    kills=("byte_fallback_lost", "pieces_decoded_alone"),
+    needs=(Capability.TOKENIZE,),
+)
 def test_byte_fallback(observe: Observer, engine: Engine, fields: dict[str, Any]) -> None:
     """Characters that the vocabulary lacks become exactly their UTF-8 bytes, and no unknown token."""
     tokens = set(fields["tokenizer.ggml.tokens"])
@@ -163,7 +173,11 @@ def test_byte_fallback(observe: Observer, engine: Engine, fields: dict[str, Any]
     observe.say(f"{len(rare)} rare characters, {observe.observed} bytes, none lost")
 
 
-@check("tokenizer.streaming", kills=("character_split_in_stream",), needs=(Capability.TOKENIZE,))
+@check(
+    "tokenizer.streaming",
+    kills=("character_split_in_stream", "stream_holds_back", "every_space_stripped"),
+    needs=(Capability.TOKENIZE,),
+)
 def test_streaming(observe: Observer, engine: Engine) -> None:
     """Streamed text never splits a character and never holds a whole one back."""
     tokenizer = embedded(engine).tokenizer

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import cupel_runtime.generate as generation
+from cupel_harness import cells, compare, golden, lanes
 from cupel_harness.engines.base import Engine
 from cupel_harness.engines.embedded import EmbeddedSession, NumPy, NumPy64
 from cupel_runtime import philox, quants, sampler
@@ -78,7 +79,7 @@ def character_split_in_stream(patch: Patch) -> None:
     wrap(patch, TextStream, "push", lambda o, s, i: s._reader.read(i).decode("utf-8", "replace"))
 
 
-@breaks("file.weights", "blocks.dequantize", "tokens.teacher_forced", "stages.early")
+@breaks("file.weights", "blocks.dequantize", "ops.matvec", "tokens.teacher_forced", "stages.early")
 def weight_flipped(patch: Patch) -> None:
     def flipped(original: Any, self: Any, raw: Any, info: Any) -> Any:
         weight = original(self, raw, info)
@@ -174,7 +175,7 @@ def softmax_no_max(patch: Patch) -> None:
     op(patch, "softmax", unshifted)
 
 
-@breaks("ops.attention", "stages.early")
+@breaks("ops.attention", "ops.decode", "stages.early")
 def attention_scale_1_over_d(patch: Patch) -> None:
     op(patch, "attention", lambda o, s, *a, scale, **k: o(s, *a, scale=scale**2, **k))
 
@@ -228,9 +229,16 @@ def argument(patch: Patch, **changed: Any) -> None:
     wrap(patch, NumPy, "generate", lambda o, s, ids, **k: o(s, ids, **(k | changed)))
 
 
+def texts(patch: Patch, changed: Callable[[Any], Any]) -> None:
+    """Change what is written, alone and in a batch."""
+    wrap(patch, NumPy, "generate", lambda o, s, ids, **k: changed(o(s, ids, **k)))
+    wrap(patch, NumPy, "generate_batch", lambda o, s, ids, **k: [changed(text) for text in o(s, ids, **k)])
+
+
 @breaks("properties.same_seed", "sampler.engine_replay", "tokens.sampled")
 def seed_ignored(patch: Patch) -> None:
-    argument(patch, seed=5)
+    for module in (philox, sampler):
+        wrap(patch, module, "philox_uniform", lambda o, seed, position: o(5, position))
 
 
 @breaks("properties.end_of_text")
@@ -260,11 +268,17 @@ def max_tokens_off_by_one(patch: Patch) -> None:
 
 @breaks("tokens.greedy")
 def greedy_token_wrong(patch: Patch) -> None:
-    def wrong(original: Any, self: Any, ids: Any, **named: Any) -> Any:
-        done = original(self, ids, **named)
-        return replace(done, ids=tuple((i + 1) % 300 if n == 60 else i for n, i in enumerate(done.ids)))
+    texts(
+        patch,
+        lambda done: replace(
+            done, ids=tuple((i + 1) % 300 if n == 60 else i for n, i in enumerate(done.ids))
+        ),
+    )
 
-    wrap(patch, NumPy, "generate", wrong)
+
+@breaks("properties.logprobs")
+def logprob_base_two(patch: Patch) -> None:
+    texts(patch, lambda done: replace(done, logprobs=tuple(value / np.log(2) for value in done.logprobs)))
 
 
 @breaks("cache.exactly_full")
@@ -357,3 +371,28 @@ def trace_pointers_alias(patch: Patch) -> None:
 @breaks("tokens.golden_is_current")
 def golden_from_broken_engine(patch: Patch) -> None:
     wrap(patch, NumPy64, "exact_logits", lambda o, s, ids: o(s, ids) * 1.0001)
+
+
+@breaks("harness.oracle")
+def oracle_in_single_precision(patch: Patch) -> None:
+    patch.setattr(NumPy64, "dtype", "float32")
+
+
+@breaks("harness.golden")
+def stale_golden_unnoticed(patch: Patch) -> None:
+    patch.setattr(golden, "check_stale", lambda *given: None)
+
+
+@breaks("harness.comparisons")
+def expected_is_actual(patch: Patch) -> None:
+    wrap(patch, compare, "pair", lambda o, a, b: (o(a, b)[1], o(a, b)[1]))
+
+
+@breaks("harness.bounds")
+def bounds_widened(patch: Patch) -> None:
+    wrap(patch, lanes, "bounds", lambda o, lane, floor: o(replace(lane, ratio=10 * lane.ratio), floor))
+
+
+@breaks("harness.records")
+def probes_not_run(patch: Patch) -> None:
+    wrap(patch, cells, "command", lambda o, *given: [*o(*given), "--check", "probes.sound"])

@@ -16,17 +16,23 @@ MODEL = "fixture:llama-tiny"
 WRONG = "is the first wrong stage: NMSE 0.3 at positions 0-63, at most 1e-11 in lane exact"
 # One check of each kind, in the order of a diagnosis, with what it finds and whom it makes a person blame.
 LADDER = (
+    ("harness.oracle", "the oracle computes in float32", "harness"),
+    ("tokens.golden_is_current", "the golden is stale", "harness"),
     ("file.weights", "blk.0.attn_q.weight differs", "file"),
     ("tokenizer.merges", "ids differ", "tokenizer"),
     ("stages.early", f"blk.1.q_rope {WRONG}", "q_rope"),
     ("ops.swiglu", "NMSE 0.1", "act"),
     ("sampler.filters", "top-k keeps one too many", "sampler"),
-    ("cache.size", "holds twice as much", "memory"),
+    ("memory.total", "a buffer is left", "memory"),
     ("cache.sessions_apart", "the sessions differ", "state"),
+    ("cache.size", "holds twice as much", "memory"),
     ("properties.cancel", "went on", "generate"),
+    ("sampler.engine_replay", "drew another token", "sampler"),
+    ("errors.model_file", "was accepted", "file"),
     ("errors.too_long", "was accepted", "errors"),
     ("file.configuration", "norm_eps: the file says 1e-5, the engine uses 1e-6", "file"),
     ("tokens.teacher_forced", "KL 0.3", "logits"),
+    ("ops.decode", "NMSE 0.2", "logits"),
 )
 
 
@@ -74,6 +80,8 @@ def test_silence_counts_against_the_harness_alone() -> None:
     assert kills(quiet, sound("ops.add")) == []
     (found,) = kills(quiet, sound("ops.add"), silence=True)
     assert blame([found]).parts == ("harness",)
+    told = [*quiet, seen("harness.oracle", "the oracle computes in float32")]
+    assert kills(told, sound("ops.add", "harness.oracle"), silence=True) == told[1:]
 
 
 def test_an_error_kills_nothing_even_in_the_harness() -> None:
@@ -118,7 +126,7 @@ def test_what_comes_first_in_the_walk_explains_the_rest(
 
 def test_wrong_blocks_explain_wrong_weights() -> None:
     """Weights decoded wrong are not a file read wrong."""
-    assert blame([FAILURES[0], seen("blocks.q4_k")]).parts == ("blocks",)
+    assert blame([seen("file.weights"), seen("blocks.q4_k")]).parts == ("blocks",)
 
 
 def test_a_setting_explains_nothing_that_a_stage_shows() -> None:

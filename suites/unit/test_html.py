@@ -53,12 +53,14 @@ def test_the_matrix_has_every_item_and_column() -> None:
     table = page().xpath("//h2[@id='items']/following::table[1]")[0]
     heads = [words(th) for th in table.xpath("./thead//th")]
     assert heads[3:] == ["fixture:gpt2-tiny · numpy · cpu", "fixture:llama-tiny · numpy · cpu"]
-    rows = {
-        r.xpath("./th/code")[0].text: [words(td) for td in r.xpath("./td")] for r in table.xpath("./tbody/tr")
-    }
+    shown = {r.xpath("./th/code")[0].text: r.xpath("./td") for r in table.xpath("./tbody/tr")}
+    rows = {name: [words(td) for td in cells] for name, cells in shown.items()}
     assert set(rows) == {i.id for i in VERDICT.items}
-    assert rows["llama.greedy-tokens"] == ["failed", "critical", "–", "failed"]
-    assert rows["gpt.positions"] == ["unproven", "high", "missing", "–"]
+    assert rows["llama.greedy-tokens"] == ["failed", "critical", "–", "✗"]
+    assert rows["gpt.positions"] == ["unproven", "high", "∅", "–"]
+    spoken = {name: [td.xpath("string(.//@aria-label)") for td in cells] for name, cells in shown.items()}
+    assert spoken["llama.greedy-tokens"] == ["", "", "", "failed"]
+    assert spoken["gpt.positions"] == ["", "", "missing", ""]
 
 
 def test_the_worst_cell_decides_a_field() -> None:

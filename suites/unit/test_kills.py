@@ -84,6 +84,25 @@ def test_a_fault_whose_code_changed_is_dropped() -> None:
     assert not matrix.fresh(Kills({name: trial("ops.a", source="old")}), known).faults
 
 
+def test_a_helper_counts_in_the_digest_of_its_faults(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a fault only calls, and the constants it reads, make it what it is; other faults stay the same."""
+    from cupel_harness.faults import sampler
+
+    known = faults.catalogue()
+    asked = ("seed_reused", "penalty_forgets", "topk_off_by_one")
+    before = {name: matrix.digest(known[name]) for name in asked}
+
+    def other_numbers(changed: Callable[..., Any]) -> Any:
+        """Does nothing."""
+        return changed
+
+    monkeypatch.setattr(other_numbers, "__module__", sampler.__name__)
+    monkeypatch.setattr(sampler, "other_numbers", other_numbers)
+    monkeypatch.setattr(sampler, "LAST", 65)
+    changed = [name for name in asked if matrix.digest(known[name]) != before[name]]
+    assert changed == ["seed_reused", "penalty_forgets"]
+
+
 @given(st.permutations(["c", "a", "b"]))
 def test_the_file_does_not_depend_on_the_order_of_the_runs(order: list[str]) -> None:
     """The same matrix gives the same bytes."""

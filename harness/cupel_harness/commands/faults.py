@@ -159,19 +159,17 @@ def matrix_(
         write_file(output, data.encode(seen))
     if docs:
         write_file(docs, page.render(seen))
-    idle = {
-        check: claimed
-        for check, claimed in sorted(matrix.claims().items())
-        if (set(claimed) & set(trials) and not set(claimed) & set(seen.killed_by(check)))
-        or (not only and not seen.killed_by(check))
-    }
+    claimed = matrix.claims()
+    unkept = matrix.unkept(claimed, {result.subject.name: result.killed_by for result in results})
+    idle = [check for check in sorted(claimed) if not set(claimed[check]) & set(seen.killed_by(check))]
     false = [f"{e.check} alarms on the clean engine with {e.cell.model}: {e.sentence}" for e in alarms]
     false += [f"clean run {r.seed} on {r.model} alarms: {r.alarm}" for r in drawn if r.alarm]
     console.emit(
         {
             "faults": [_described(r) for r in results],
             "alarms": false,
-            "without_kill": idle,
+            "without_kill": [] if only else idle,
+            "unkept_claims": unkept,
             "clean": seen.clean,
         }
     )
@@ -179,10 +177,10 @@ def matrix_(
         console.line(result.sentence, status="ok" if result.right else "failed")
     for sentence in false:
         console.line(sentence, status="failed")
-    for check, claimed in idle.items():
-        console.line(
-            f"{check} killed none of the faults it claims: {', '.join(claimed)}", status="inconclusive"
-        )
+    for check, names in unkept.items():
+        console.line(f"{check} claims {', '.join(names)} and does not kill it", status="inconclusive")
+    for check in () if only else idle:
+        console.line(f"{check} killed none of the faults it claims", status="inconclusive")
     right = sum(result.right for result in results)
     killed = sum(bool(result.killed_by) for result in results)
     told = f"{len(results)} faults: {killed} killed, {right} blamed rightly; {len(false)} false alarms"

@@ -69,7 +69,7 @@ def examine(engines: Sequence[str], models: Sequence[str]) -> None:
     """Refuse before anything runs what no cell could open.
 
     Raises:
-        UsageError: unknown engine, fixture or block type.
+        UsageError: unknown engine, fixture, shape or block type.
         ModelFileError, UnsupportedModel: a model file is missing or malformed.
     """
     from cupel_harness.engines import CONNECTORS, EngineSpec, resolve_model
@@ -86,4 +86,6 @@ def examine(engines: Sequence[str], models: Sequence[str]) -> None:
 
 def local(models: Sequence[str]) -> tuple[str, ...]:
     """Model specs whose paths mean the same in every cell, whatever folder it runs in."""
-    return tuple(m if m.startswith("fixture:") else str(Path(m).expanduser().resolve()) for m in models)
+    return tuple(
+        m if m.startswith(("fixture:", "synth:")) else str(Path(m).expanduser().resolve()) for m in models
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -40,7 +41,10 @@ class EngineSpec:
 
 
 def open_engine(spec: str, model: str | Path) -> Engine:
-    """Open `model` (a path or `fixture:NAME[:TYPE]`) on the engine that `spec` names; a context manager.
+    """Open a model on the engine that `spec` names; a context manager.
+
+    Args:
+        model: a path, `fixture:NAME[:TYPE]` or `synth:SHAPE:TYPE`.
 
     Raises:
         UsageError: unknown engine, fault or fixture.
@@ -62,11 +66,15 @@ def resolve_model(spec: str | Path) -> Path:
     """The file a model spec stands for.
 
     Raises:
-        UsageError: unknown fixture or block type.
-        ModelFileError: no such file, or a fixture that is not the recorded one.
+        UsageError: unknown fixture, shape or block type.
+        ModelFileError: no such file, a fixture that is not the recorded one, a synthetic file that cannot be
+            written.
     """
     text = str(spec)
-    path = _fixture(text) if text.startswith("fixture:") else Path(text).expanduser()
+    if text.startswith("fixture:"):
+        path = _fixture(text)
+    else:
+        path = _synth(text) if text.startswith("synth:") else Path(text).expanduser()
     if not path.is_file():
         got = "a folder" if path.is_dir() else "no such file"
         raise ModelFileError("cannot open the model", where=text, expected="a GGUF file", got=got)
@@ -86,15 +94,27 @@ def fixture_name(spec: str | Path) -> tuple[str, str] | None:
 
     name, _, kind = text.removeprefix("fixture:").partition(":")
     kind = kind or "f16"
-    for what, value, known in (
-        ("fixture", name, cupel_fixtures.NAMES),
-        ("block type", kind, cupel_fixtures.TYPES),
-    ):
-        if value not in known:
-            raise UsageError(
-                f"unknown {what}", where=repr(text), expected=" or ".join(known), got=repr(value)
-            )
+    _known(text, {"fixture": (name, cupel_fixtures.NAMES), "block type": (kind, cupel_fixtures.TYPES)})
     return name, kind
+
+
+def _known(text: str, parts: Mapping[str, tuple[str, Iterable[str]]]) -> None:
+    for what, (value, known) in parts.items():
+        if value not in (names := tuple(known)):
+            raise UsageError(
+                f"unknown {what}", where=repr(text), expected=" or ".join(names), got=repr(value)
+            )
+
+
+def _synth(text: str) -> Path:
+    from cupel_fixtures import FixtureError, synth
+
+    shape, _, quant = text.removeprefix("synth:").lower().partition(":")
+    _known(text, {"shape": (shape, synth.SHAPES), "block type": (quant, synth.QUANTS)})
+    try:
+        return synth.path(shape, quant)
+    except FixtureError as error:
+        raise ModelFileError(str(error), where=text) from error
 
 
 def _fixture(text: str) -> Path:

@@ -13,6 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cupel_runtime.errors import MissingCapability, UsageError
+from cupel_runtime.ops import Backend
+
+LOAD_PHASES = ("init", "module load", "upload and repack", "capture")
 
 
 class Capability(StrEnum):
@@ -26,6 +29,7 @@ class Capability(StrEnum):
     MEMORY = "memory"
     SESSIONS = "sessions"
     BATCH = "batch"
+    OPS = "ops"
 
 
 @dataclass(frozen=True)
@@ -166,6 +170,22 @@ class Engine(ABC):
     def session(self, capacity: int | None = None) -> Session:
         """A new empty sequence; capacity in positions, the model's context length when None."""
         self._lacks(Capability.SESSIONS)
+
+    def ops(self) -> Backend:
+        """The ops that the engine computes with, one by one: for checks of each against its twin."""
+        self._lacks(Capability.OPS)
+
+    def phases(self) -> Mapping[str, float]:
+        """Seconds that phases of opening took, by name (LOAD_PHASES); what is absent is not reported.
+
+        What an engine makes with its first answers, a captured graph say, it may report from then on.
+        """
+        return {}
+
+    def copy_bandwidth(self) -> float | None:
+        """Bytes per second, read and written, of one large copy in the memory the engine computes from,
+        measured now; None: the engine does not measure it."""
+        return None
 
     def close(self) -> None:
         """Release everything; calling it twice is harmless."""

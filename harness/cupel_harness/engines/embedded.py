@@ -16,7 +16,10 @@ from cupel_harness.engines.base import Capability, Engine, EngineInfo, Generatio
 from cupel_runtime.engine import Model, generate, generate_batch
 from cupel_runtime.errors import EngineError, UsageError
 from cupel_runtime.kvcache import KVCache
+from cupel_runtime.ops import Backend
 from cupel_runtime.sampler import SamplingParams
+
+CHECKED_BYTES = 64 << 20  # of each purpose, for checks of single ops on a device
 
 
 class EmbeddedSession(Session):
@@ -59,6 +62,7 @@ class Embedded(Engine):
     """The runtime's Model behind the engine protocol; subclasses fix the arithmetic."""
 
     dtype: ClassVar[Literal["float32", "float64"]]
+    _apart: Any = None  # the backend that `ops` gave out, where it has memory of its own
 
     def __init__(self, model: Model, spec: str) -> None:
         self._model: Model | None = model
@@ -185,10 +189,25 @@ class Embedded(Engine):
         self._sessions.add(session)
         return session
 
+    def ops(self) -> Backend:
+        """The model's backend; on a device one over an arena of its own, since the model's is full."""
+        backend: Any = self.model.backend
+        if not hasattr(backend, "arena"):
+            return self.model.backend
+        if self._apart is None:
+            from cupel_runtime.vram import PURPOSES, Arena
+
+            arena = Arena(backend.device, dict.fromkeys(PURPOSES, CHECKED_BYTES), None, "the checks of ops")
+            self._apart = type(backend)(backend.device, arena)
+        return self._apart  # type: ignore[no-any-return]
+
     def close(self) -> None:
         for session in list(self._sessions):
             session.close()
         self._sessions.clear()
+        if self._apart is not None:
+            self._apart.arena.close()
+            self._apart = None
         if self._model is not None:
             self._model.close()
             self._model = None

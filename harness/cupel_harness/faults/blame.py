@@ -20,6 +20,7 @@ OPS = {
     "rms_norm": ("attn_norm", "ffn_norm", "output_norm"),
     "layer_norm": ("attn_norm", "ffn_norm", "output_norm"),
     "linear": ("q", "k", "v", "attn_out", "gate", "up", "down", "logits"),
+    "matvec": ("q", "k", "v", "attn_out", "gate", "up", "down", "logits"),
     "rope": ("q_rope", "k_rope"),
     "softmax": ("attn",),
     "attention": ("attn",),
@@ -27,22 +28,33 @@ OPS = {
     "gelu_tanh": ("act",),
     "add": ("ffn_in", "out"),
 }
+# Goes through the whole engine, so whatever else fails explains it.
+WHOLE_STEP = "ops.decode"
 # Parts by what fails, beginnings of check ids; the first that fails explains those below it.
 BEFORE_STAGES = (
     ("blocks", ("blocks.",)),
     ("tokenizer", ("tokenizer.", "tokens.prompt_ids")),
 )
 AFTER_STAGES = (
-    ("sampler", ("sampler.",)),
-    ("memory", ("memory.", "cache.size")),
-    ("state", ("cache.", "properties.prefill_decode", "properties.chunking", "properties.batch",
+    ("sampler", tuple(f"sampler.{name}" for name in ("philox", "greedy", "not_a_number", "filters", "penalty",
+                                                     "full_vocabulary", "draw"))),
+    ("memory", ("memory.",)),
+    ("state", ("cache.exactly_full", "cache.context_full", "cache.sessions_apart", "cache.cleared",
+               "cache.reset", "properties.prefill_decode", "properties.chunking", "properties.batch",
                "properties.switching", "properties.offset", "properties.position_offset")),
+    # A capacity that is wrong is a wrong size too, and not the other way round.
+    ("memory", ("cache.",)),
     ("generate", ("properties.",)),
+    ("sampler", ("sampler.",)),
+    ("file", ("errors.model_file",)),
     ("errors", ("errors.",)),
     ("file", ("file.configuration", "tokens.config")),
     ("sampler", ("tokens.sampled",)),
     ("logits", ("tokens.",)),
+    ("logits", (WHOLE_STEP,)),
 )  # fmt: skip
+# The oracle and the golden are the harness's own: an engine cannot make them disagree.
+HARNESS = ("harness.", "tokens.golden_is_current")
 TRACE = ("stages.complete", "stages.untouched")
 # A trace is wrong, and not the model, when the logits themselves are seen to be right.
 LOGITS = ("ops.", "tokens.", "properties.", "cache.")
@@ -65,12 +77,14 @@ def kills(faulty: Iterable[Evidence], clean: Iterable[Evidence], *, silence: boo
     or to one check when that suite was not run.
 
     Args:
-        silence: a check that says it saw nothing, where it passed before, counts too: for faults of the
-            harness itself, which have to be noticed and cannot be measured.
+        silence: where no check fails, those that say they saw nothing and passed before count: for faults of
+            the harness itself, which have to be noticed and cannot always be measured.
     """
     sound = {(e.cell.model, e.check) for e in clean if e.status is Status.PASSED}
-    counting = (Status.FAILED, Status.INCONCLUSIVE) if silence else (Status.FAILED,)
-    seen = [e for e in faulty if e.status in counting and (e.cell.model, e.check) in sound]
+    among = [e for e in faulty if (e.cell.model, e.check) in sound]
+    seen = [e for e in among if e.status is Status.FAILED]
+    if silence and not seen:
+        seen = [e for e in among if e.status is Status.INCONCLUSIVE]
     return _one_refusal(sorted(seen, key=lambda e: (e.cell, e.check)))
 
 
@@ -106,7 +120,7 @@ def _first(killed: Sequence[Evidence], *beginnings: str) -> Evidence | None:
 
 def _harness(killed: Sequence[Evidence]) -> Blame | None:
     """The harness's own checks, or checks that passed before and now say that they saw nothing."""
-    found = _first(killed, "harness.") or next((e for e in killed if e.status is Status.INCONCLUSIVE), None)
+    found = _first(killed, *HARNESS) or next((e for e in killed if e.status is Status.INCONCLUSIVE), None)
     return _made(found, "harness") if found else None
 
 
@@ -145,5 +159,5 @@ def _stage(killed: Sequence[Evidence]) -> Blame | None:
 
 
 def _op(killed: Sequence[Evidence]) -> Blame | None:
-    found = _first(killed, "ops.")
+    found = _first([e for e in killed if e.base != WHOLE_STEP], "ops.")
     return _made(found, *OPS.get(found.base.removeprefix("ops."), ("ops",))) if found else None

@@ -14,6 +14,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any, TypeVar
 
 from cupel_harness.engines.base import Engine, Session
@@ -23,7 +24,7 @@ Wrap = Callable[[Any], Any]
 Patches = Callable[[], Iterable["Patch"]]
 AREAS = (
     "file", "blocks", "embedding", "norm", "rope", "attention", "feed-forward", "head", "sampler",
-    "tokenizer", "state", "memory", "trace", "device", "harness",
+    "tokenizer", "generation", "state", "memory", "trace", "device", "harness",
 )  # fmt: skip
 
 
@@ -68,12 +69,53 @@ class Fault:
 
     @property
     def source(self) -> str:
-        """The code of the fault, for its content hash and for `cupel faults show`."""
+        """The code of the fault, for `cupel faults show`."""
         return inspect.getsource(self.patches)
+
+    @property
+    def code(self) -> str:
+        """The source, and whatever of the faults' own modules it names, for its content hash."""
+        return "\n".join(text for _, text in sorted(_used(self.patches).items()))
+
+
+def _used(function: Callable[..., Any]) -> dict[str, str]:
+    """Name -> source or value of a function and of everything it uses that the faults' modules define."""
+    found: dict[str, str] = {}
+    pending: list[Any] = [function]
+    while pending:
+        each = pending.pop()
+        if each.__qualname__ in found:
+            continue
+        found[each.__qualname__] = inspect.getsource(each)
+        for name in _names(each.__code__) if inspect.isfunction(each) else ():
+            value = each.__globals__.get(name)
+            module = str(getattr(value, "__module__", ""))
+            if module.startswith(f"{__package__}.") and module != __name__:
+                pending.append(value)
+            elif _plain(value):
+                found[name] = repr(value)
+    return found
+
+
+def _plain(value: object) -> bool:
+    """True for numbers, text, and tuples and dictionaries of them, which look the same in every process."""
+    if isinstance(value, tuple | dict):
+        inner = [*value, *value.values()] if isinstance(value, dict) else value
+        return all(_plain(each) for each in inner)
+    return isinstance(value, str | int | float)
+
+
+def _names(code: CodeType) -> set[str]:
+    """Every global name in a function's code and in the functions inside it."""
+    inner = [names for part in code.co_consts if isinstance(part, CodeType) for names in _names(part)]
+    return {*code.co_names, *inner}
 
 
 REGISTRY: dict[str, Fault] = {}
-MODULES = ("rope",)
+MODULES = (
+    "file", "blocks", "embedding", "norm", "rope", "attention", "feedforward", "head",
+    "sampler", "tokenizer", "generation", "state", "trace", "harness",
+)  # fmt: skip
 DEVICE_MODULES = ("device",)
 """Faults that only an engine on a device can have; the matrix, which runs NumPy, leaves them out."""
 
@@ -149,6 +191,12 @@ def active() -> tuple[Fault, ...]:
     return _active
 
 
+@functools.cache
+def _patches(fault: Fault) -> tuple[Patch, ...]:
+    """Made once, so that what a fault remembers outlives the calls for which it is suspended."""
+    return tuple(fault.patches())
+
+
 def _install(faults: tuple[Fault, ...]) -> None:
     global _active
     while _undo:
@@ -159,7 +207,7 @@ def _install(faults: tuple[Fault, ...]) -> None:
             delattr(owner, name)
     _active = faults
     for each in faults:
-        for patch in each.patches():
+        for patch in _patches(each):
             owner, name = patch.owner()
             own = name in vars(owner)
             original = vars(owner)[name] if own else getattr(owner, name)

@@ -77,8 +77,8 @@ class Kills(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def digest(fault: Fault) -> str:
-    """sha256 of the fault's code (hex)."""
-    return hashlib.sha256(fault.source.encode()).hexdigest()
+    """sha256 of the fault's code, helpers included (hex)."""
+    return hashlib.sha256(fault.code.encode()).hexdigest()
 
 
 def fresh(kills: Kills, catalogue: Mapping[str, Fault]) -> Kills:

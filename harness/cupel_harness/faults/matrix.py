@@ -23,6 +23,8 @@ ENGINE = "numpy"
 # In the order of a diagnosis: suites that look at parts before those that run the whole, which they disturb.
 ORDER = ("harness", "file", "blocks", "ops", "tokenizer", "stages", "tokens", "sampler", "cache",
          "properties", "errors", "memory")  # fmt: skip
+# CPU seconds of a suite where they are more than about one; the longest cells are started first.
+HEAVY = {"tokens": 6, "properties": 6, "harness": 2, "cache": 2, "errors": 2}
 # The suites that may tell what a fault of an area is, beside those whose checks claim it.
 LOOK = {
     "file": ("file", "blocks", "stages", "errors"),
@@ -35,10 +37,11 @@ LOOK = {
     "head": ("stages", "tokens", "sampler"),
     "sampler": ("stages", "sampler"),
     "tokenizer": ("tokenizer",),
-    "state": ("stages", "cache", "properties"),
+    "generation": ("errors",),
+    "state": ("stages", "cache"),
     "memory": ("stages", "cache", "memory"),
     "trace": ("stages", "cache"),
-    "harness": (),  # every suite
+    "harness": ("harness", "stages"),
 }
 
 
@@ -127,8 +130,6 @@ def claims(folder: Path | None = None) -> dict[str, tuple[str, ...]]:
 def suites_for(subject: Subject, claimed: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     """The suites a subject is run against, in order: of its areas, and those that claim a fault of it."""
     there = set(suites())
-    if subject.breaks_harness:
-        return tuple(name for name in ORDER if name in there)
     names = {fault.name for fault in subject.faults}
     wanted = {suite for fault in subject.faults for suite in LOOK[fault.area]}
     wanted |= {check.partition(".")[0] for check, faults in claimed.items() if names & set(faults)}
@@ -150,7 +151,11 @@ def cells_for(
         trials.append(Cell(subject.model, subject.engine, "+".join(names)))
     sound = [Cell(model, ENGINE, name) for model, names in sorted(clean.items()) for name in names]
     # The longest first, so that no core is left alone with one at the end.
-    return tuple(dict.fromkeys([*sound, *sorted(trials, key=lambda cell: -cell.suite.count("+"))]))
+    return tuple(dict.fromkeys([*sound, *sorted(trials, key=_cost, reverse=True)]))
+
+
+def _cost(cell: Cell) -> int:
+    return sum(HEAVY.get(suite, 1) for suite in cell.suite.split("+"))
 
 
 def run(
@@ -182,6 +187,25 @@ def alarms(records: Iterable[Record]) -> tuple[list[Evidence], int]:
     return [e for e in clean if e.status in (Status.FAILED, Status.ERROR)], len(clean)
 
 
+def unkept(
+    claimed: Mapping[str, Sequence[str]], killed_by: Mapping[str, Sequence[str]]
+) -> dict[str, tuple[str, ...]]:
+    """Check id -> faults that it claims and was not seen to kill, of those that were run.
+
+    Args:
+        killed_by: for each fault that was run the checks that killed it.
+    """
+    found = {
+        check: tuple(name for name in names if name in killed_by and check not in killed_by[name])
+        for check, names in sorted(claimed.items())
+    }
+    return {check: names for check, names in found.items() if names}
+
+
 def contents(records: Iterable[Record]) -> dict[str, str]:
-    """Content hash of every check that was run, by id without parameters."""
-    return {r.base: r.content for r in records if isinstance(r, Evidence) and r.content}
+    """Content hash of every check that was run on a clean engine, by id without parameters."""
+    return {
+        r.base: r.content
+        for r in records
+        if isinstance(r, Evidence) and r.content and r.cell.engine == ENGINE
+    }

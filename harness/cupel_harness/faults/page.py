@@ -18,8 +18,9 @@ check names faults it finds, and `cupel faults matrix` plants them all and looks
 - a **kill** is a check that fails on the faulty engine by its own judgement and passes on the sound one with
   the same model. A crash is no kill. An engine that refuses the model is killed by the `file` suite alone.
 - **blamed** is what the evidence points at, in the order in which data walks: file, blocks, tokenizer, the
-  first wrong stage, sampler, memory, state. It has to be what the fault breaks.
-- a fault of the **harness** is killed when a check says that it saw nothing where it passed before.
+  first wrong stage, sampler, memory, state, generation. It has to be what the fault breaks.
+- a fault of the **harness** is killed when a check fails too, or, where none does, when checks that passed
+  before say that they saw nothing.
 
 A gate counts a pass only from a check that killed a fault it claims, with the code the check has now.
 This page is written by the command itself:

@@ -65,6 +65,13 @@ def wiring(case: Case) -> Iterator[Guess]:
             yield f"{name} used instead of {stem}", x @ other.T + add
 
 
+@hypothesis("logits")
+def capped(case: Case) -> Iterator[Guess]:
+    """Logits capped as another architecture's are."""
+    for cap in (30.0, 50.0):
+        yield f"softly capped at {cap:g} (cap tanh(x / cap))", cap * np.tanh(case.want / cap)
+
+
 @hypothesis("q", "k")
 def head_layout(case: Case) -> Iterator[Guess]:
     """Rows of a head in rotary order of the other convention."""

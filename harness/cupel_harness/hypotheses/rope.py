@@ -73,6 +73,7 @@ def rotary(case: Case) -> Iterator[Guess]:
     for last in (64, 128, 256):
         if last < len(positions):
             yield f"positions start again after {last}", rotate(x, positions % last, right)
+            yield f"positions past {last} taken as {last}", rotate(x, np.minimum(positions, last), right)
 
 
 @hypothesis("q_rope", "k_rope")

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cupel_runtime.backends.device_array import F32, Block, DeviceArray, DeviceIds
+from cupel_runtime.backends.tensor import HEADS, LEAST, TensorCores
 from cupel_runtime.device_base import Device, Pointer
 from cupel_runtime.errors import InvalidParameter
 from cupel_runtime.ops import RopeLayout
@@ -57,6 +58,7 @@ class CudaBackend:
         self.device, self.arena, self.mode = device, arena, mode
         self.name = f"{device.spec} {mode}"
         self._frequencies: dict[Any, DeviceArray] = {}
+        self._tensor = TensorCores(self) if mode == "fast" else None
         device.module(*MODULES)
 
     def empty(self, *shape: int, purpose: str = "activations") -> DeviceArray:
@@ -191,6 +193,9 @@ class CudaBackend:
         bias = None if bias is None else self.on(bias)
         rows, outputs = x.shape[0], weight.shape[0]
         out = self.empty(rows, outputs) if out is None else out
+        if self._tensor is not None and rows >= LEAST:
+            self._tensor.linear(x, weight, bias.pointer if bias else 0, out)
+            return out
         args = {"m": fields, "x": x.pointer, "bias": bias.pointer if bias else 0, "out": out.pointer}
         if rows <= FEW:
             args["residual"] = 0
@@ -287,6 +292,8 @@ class CudaBackend:
         """
         q = q if isinstance(q, DeviceArray) else self.on(q)
         rows, heads, dim = q.shape
+        if self._tensor is not None and rows >= LEAST and dim in HEADS:
+            return self._tensor.attend(q, sequence, kv_heads, layer, scale, window)
         out = self.empty(rows, heads * dim)
         splits = -(-reach // SPLIT)
         each = 4 * heads * splits * (dim + 2)

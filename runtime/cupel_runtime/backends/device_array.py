@@ -45,6 +45,7 @@ class DeviceArray:
         self.ops, self.block, self.shape = ops, block, shape
         self.pitch = prod(shape[1:]) if pitch is None else pitch
         self.offset = offset
+        self.halves: Block | None = None  # the same rows in half precision, once a product has needed them
 
     @property
     def pointer(self) -> Pointer:

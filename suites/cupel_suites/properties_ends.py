@@ -1,0 +1,65 @@
+"""A golden comes in; a request in which the model ends its text goes out, for any model that can end one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cupel_harness.checks import Observer
+from cupel_harness.engines.base import Engine
+from cupel_harness.golden import Golden
+from cupel_runtime.errors import Inconclusive
+from cupel_runtime.philox import philox_uniform
+from cupel_runtime.sampler import SamplingParams, filtered_distribution
+from cupel_suites.common import embedded
+
+HOT = 50.0  # temperature at which a distribution is almost flat
+
+
+def ending(observe: Observer, engine: Engine, golden: Golden) -> tuple[list[int], int, dict[str, Any]]:
+    """A request in which the model ends its text: prompt, how many tokens before the end, sampling.
+
+    Raises:
+        Inconclusive: the model never ended a text.
+    """
+    for prompt in golden.prompts:
+        if prompt.first_eos is not None:
+            # Begin close to the end, so that a long text is prefilled rather than decoded.
+            start = max(0, prompt.first_eos - 5)
+            return [*prompt.ids, *prompt.tokens[:start]], prompt.first_eos - start, {}
+    ends = embedded(engine).tokenizer.eog_ids
+    prompt_ids = list(golden.prompts[0].ids)
+    arguments = hot_end(engine.logits(prompt_ids)[-1], ends, len(prompt_ids))
+    drawn = engine.generate(prompt_ids, max_tokens=4, ignore_eos=True, **arguments)
+    observe.expect(
+        drawn.finish_reason == "length",
+        f"told to ignore the end of text, the engine ended after {len(drawn.ids)} of 4 tokens "
+        f"with {drawn.finish_reason!r}",
+    )
+    if drawn.ids[0] not in ends:
+        raise Inconclusive("the engine's sampler does not draw the end of text where its logits say so")
+    return prompt_ids, 0, arguments
+
+
+def hot_end(row: NDArray[np.floating], ends: Collection[int], position: int) -> dict[str, Any]:
+    """Sampling arguments under which an end-of-text id is drawn at `position` from logits (vocab,).
+
+    So hot a distribution is almost flat, and one seed in `vocab` draws any given id.
+
+    Raises:
+        Inconclusive: the model has no end-of-text id, or no seed draws one.
+    """
+    ids, probabilities = filtered_distribution(row, SamplingParams(temperature=HOT))
+    places = np.flatnonzero(np.isin(ids, list(ends)))
+    if not len(places):
+        raise Inconclusive("no end-of-text id of the model has a finite logit")
+    mass = np.cumsum(probabilities)
+    place = int(places[0])
+    low, high = (float(mass[place - 1]) if place else 0.0), float(mass[place])
+    for seed in range(40 * len(ids)):
+        if low < philox_uniform(seed, position) * mass[-1] < high:
+            return {"temperature": HOT, "seed": seed}
+    raise Inconclusive("no seed draws the end of text", expected=f"one in {len(ids)}", got=40 * len(ids))
