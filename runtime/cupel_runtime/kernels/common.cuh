@@ -9,8 +9,9 @@
 #else
 #include <cuda_fp16.h>
 #include <stdint.h>
+#define RESIDENT 1  // blocks that a multiprocessor holds at least; a kernel file may define it anew
 #define KERNEL(name, Args, threads) \
-    extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Args a)
+    extern "C" __global__ void __launch_bounds__(threads, RESIDENT) name(const __grid_constant__ Args a)
 static __device__ __forceinline__ float half_to_float(uint16_t h) { return __half2float(__ushort_as_half(h)); }
 static __device__ __forceinline__ uint16_t float_to_half(float f) { return __half_as_ushort(__float2half_rn(f)); }
 static __device__ __forceinline__ int dp4a(int a, int b, int c) { return __dp4a(a, b, c); }

@@ -14,6 +14,7 @@
 #include <cstring>
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #define EMU_ASAN 1
 #endif
@@ -117,6 +118,9 @@ static void start(Fiber* f, uint3 index) {
     f->wait = RUN;
     f->exchanges = 0;
     f->fake = nullptr;
+#ifdef EMU_ASAN
+    __asan_unpoison_memory_region(stack_of(f) + STACK - 4096, 4096);  // what the last thread's switch left behind
+#endif
 #if defined(__x86_64__)
     void** top = reinterpret_cast<void**>(stack_of(f) + STACK);
     top[-2] = reinterpret_cast<void*>(entry);

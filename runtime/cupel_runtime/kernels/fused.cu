@@ -308,5 +308,7 @@ template <class Format>
 static __device__ __forceinline__ void fused_fast(const FusedArgs& a) { fused<Format, true>(a); }
 
 KERNELS_OF_VALUES(fused_exact, FusedArgs, MOST)
-KERNELS_OF_BLOCKS(fused_exact, FusedArgs, MOST_EXACT)
 KERNELS_OF_BLOCKS(fused_fast, FusedArgs, MOST)
+#undef RESIDENT
+#define RESIDENT 2
+KERNELS_OF_BLOCKS(fused_exact, FusedArgs, MOST_EXACT)
