@@ -85,7 +85,8 @@ def test_blocks_never_overlap_and_all_comes_back(steps: list[tuple[bool, int]]) 
                 continue
             end = pointer + padded(number)
             assert all(end <= at or at + padded(size) <= pointer for at, size in live.items())
-            assert pointer >= 1 << 20 and end <= (1 << 20) + (1 << 15)
+            assert pointer >= 1 << 20
+            assert end <= (1 << 20) + (1 << 15)
             live[pointer] = number
         else:
             pointer = sorted(live)[number % len(live)]
