@@ -288,6 +288,8 @@ DRIVER = """
 import sys
 from pathlib import Path
 from cupel_harness import plan, policy
+
+from .commandline import interruptible
 folder = Path(sys.argv[1])
 work = plan.build(policy.load_policy(folder / "gates.toml").gate(), folder=folder / "suites")
 try:
@@ -300,7 +302,7 @@ except KeyboardInterrupt:
 
 def half_way(folder: Path, number: int) -> tuple[int, int]:
     """Start a run in a child, signal it while beta.second runs; the child's code, and the cell's pid."""
-    child = subprocess.Popen([sys.executable, "-c", DRIVER, str(folder)])
+    child = subprocess.Popen([sys.executable, "-c", DRIVER, str(folder)], preexec_fn=interruptible)
     runs = folder / "suites/runs.txt"
     path = plan.ledger_path(folder / "out", Cell("a.gguf", "numpy", "beta"))
     while not (path.exists() and b'"beta.second","at"' in path.read_bytes()):
