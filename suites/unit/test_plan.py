@@ -25,6 +25,8 @@ from cupel_harness.policy import Gate, PlanEntry
 from cupel_harness.verdict import Severity, Verdict
 from cupel_runtime.errors import NothingSelected, PolicyError, UsageError
 
+from .commandline import interruptible
+
 SUITE = """
 import os, signal, sys, time
 from pathlib import Path
@@ -288,8 +290,6 @@ DRIVER = """
 import sys
 from pathlib import Path
 from cupel_harness import plan, policy
-
-from .commandline import interruptible
 folder = Path(sys.argv[1])
 work = plan.build(policy.load_policy(folder / "gates.toml").gate(), folder=folder / "suites")
 try:
