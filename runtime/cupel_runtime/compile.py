@@ -183,18 +183,15 @@ def signatures(name: str) -> dict[str, Signature]:
         CupelError: a declaration that cannot be read.
     """
     text, shared = source(name), headers()
-    known: dict[str, np.dtype[np.void]] = {}
-    for part in (shared["common.cuh"], shared["formats.cuh"], text):
-        for struct in _STRUCT.finditer(part):
-            body = _COMMENT.sub("", struct[2])
-            if "static" not in body and "(" not in body:
-                known[struct[1]] = _layout(body, known)
+    bodies: dict[str, str] = {}
+    for part in (*(shared[file] for file in shared if file.endswith(".cuh")), text):
+        bodies |= {struct[1]: _COMMENT.sub("", struct[2]) for struct in _STRUCT.finditer(part)}
     defines = {match[1]: int(match[2]) for match in _DEFINE.finditer(text)}
     found: dict[str, Signature] = {}
     for kind, kernel, args, threads in _KERNEL.findall(text):
-        if args not in known:
+        if args not in bodies:
             raise CupelError("a kernel takes an unknown struct", where=f"{name}.cu, {kernel}", got=args)
-        signature = Signature(known[args], defines.get(threads) or int(threads))
+        signature = Signature(_layout(args, bodies), defines.get(threads) or int(threads))
         formats = {
             "KERNEL": (),
             "KERNELS": FORMATS,
@@ -205,10 +202,12 @@ def signatures(name: str) -> dict[str, Signature]:
     return found
 
 
-def _layout(body: str, known: dict[str, np.dtype[np.void]]) -> np.dtype[np.void]:
-    """A struct of pointers, scalars and structs before it, aligned as C aligns it."""
+def _layout(struct: str, bodies: dict[str, str]) -> np.dtype[np.void]:
+    """A struct of pointers, scalars and other structs, aligned as C aligns it."""
     fields: list[tuple[str, np.dtype[np.void] | str]] = []
-    for match in _FIELD.finditer(body):
+    for match in _FIELD.finditer(bodies[struct]):
         kind, pointer, field = match[1].strip(), match[2], match[3]
-        fields.append((field, "<u8" if pointer else known.get(kind) or SCALARS[kind]))
+        if not pointer and kind not in SCALARS and kind not in bodies:
+            raise CupelError("a struct has a field of an unknown type", where=struct, got=f"{kind} {field}")
+        fields.append((field, "<u8" if pointer else SCALARS.get(kind) or _layout(kind, bodies)))
     return np.dtype(fields, align=True)

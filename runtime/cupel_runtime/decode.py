@@ -112,8 +112,8 @@ class Decoder:
         self.arm(cache, token)
         for _ in range(count):
             graph.replay()
-        ids = device.download(self._ids.pointer, (RING,), np.int32)[:count]
-        logprobs = device.download(self._logprobs.pointer, (RING,), np.float32)[:count]
+        ids = device.download(self._ids.pointer, (count,), np.int32)
+        logprobs = device.download(self._logprobs.pointer, (count,), np.float32)
         state = device.download(self._slot.pointer, (1,), SEQUENCE)[0]
         if state["bad"]:
             raise NotANumber(f"{state['bad']} of {count} rows of logits are not finite", where="logits")

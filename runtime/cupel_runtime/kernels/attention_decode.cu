@@ -110,33 +110,57 @@ KERNEL(attention_decode, DecodeAttentionArgs, THREADS) {
     if ((int)arrived != last - first) return;
     __threadfence();
     if (threadIdx.x == 0) a.counters[kv] = 0;
-    // Weight of every split for each head, then one thread a column; the splits go by in tiles of TILE.
+    // The columns of the first splits are on their way while the weight of every split is computed for each head.
     const float* from = a.partial + (long long)kv * group * a.splits * (dim + 4);
+    const auto column_of = [&](int i) {
+        return reinterpret_cast<const float4*>(from + (long long)min(i / quads, group - 1) * a.splits * (dim + 4)) + i % quads;
+    };
+    const bool single = last - first < TILE;
+#pragma unroll
+    for (int n = 0; n < HELD; ++n)
+        if (first + n <= last) value[n] = load_shared_by_blocks(column_of(threadIdx.x) + (long long)(first + n) * (quads + 1));
     for (int g = threadIdx.x / 32; g < group; g += THREADS / 32) {
-        float top = minus_infinity();
-        for (int n = first + threadIdx.x % 32; n <= last; n += 32) top = fmaxf(top, load_shared_by_blocks(from + ((long long)g * a.splits + n) * (dim + 4) + dim));
+        const float* parts = from + (long long)g * a.splits * (dim + 4) + dim;
+        const int mine = first + threadIdx.x % 32;
+        const float top0 = mine <= last ? load_shared_by_blocks(parts + (long long)mine * (dim + 4)) : minus_infinity();
+        const float total0 = mine <= last ? load_shared_by_blocks(parts + (long long)mine * (dim + 4) + 1) : 0.0f;
+        float top = top0;
+        for (int n = mine + 32; n <= last; n += 32) top = fmaxf(top, load_shared_by_blocks(parts + (long long)n * (dim + 4)));
         top = warp_max(top);
-        float total = 0.0f;
-        for (int n = first + threadIdx.x % 32; n <= last; n += 32) {
-            const float* part = from + ((long long)g * a.splits + n) * (dim + 4) + dim;
-            total += expf(load_shared_by_blocks(part) - top) * load_shared_by_blocks(part + 1);
-        }
+        const float weight0 = expf(top0 - top);
+        float total = weight0 * total0;
+        for (int n = mine + 32; n <= last; n += 32)
+            total += expf(load_shared_by_blocks(parts + (long long)n * (dim + 4)) - top) *
+                     load_shared_by_blocks(parts + (long long)n * (dim + 4) + 1);
         total = warp_sum(total);
+        scores[g][threadIdx.x % 32] = weight0;
         if (threadIdx.x % 32 == 0) tops[g] = top, totals[g] = total;
     }
+    __syncthreads();
     for (int base = 0; base < group * quads; base += THREADS) {
         const int i = base + threadIdx.x, g = min(i / quads, group - 1);
-        const float4* column = reinterpret_cast<const float4*>(from + (long long)g * a.splits * (dim + 4)) + i % quads;
+        const float4* column = column_of(i);
         float4 joined = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         for (int tile = first; tile <= last; tile += TILE) {
-            __syncthreads();
-            for (int k = threadIdx.x; k < group * TILE; k += THREADS) {
-                const int n = tile + k % TILE;
-                scores[k / TILE][k % TILE] = n <= last ? expf(load_shared_by_blocks(from + ((long long)(k / TILE) * a.splits + n) * (dim + 4) + dim) - tops[k / TILE]) : 0.0f;
+            if (!single) {
+                __syncthreads();
+                for (int k = threadIdx.x; k < group * TILE; k += THREADS) {
+                    const int n = tile + k % TILE;
+                    const float* part = from + ((long long)(k / TILE) * a.splits + n) * (dim + 4) + dim;
+                    scores[k / TILE][k % TILE] = n <= last ? expf(load_shared_by_blocks(part) - tops[k / TILE]) : 0.0f;
+                }
+                __syncthreads();
             }
-            __syncthreads();
+            const int begun = base == 0 && tile == first ? HELD : 0;
+#pragma unroll
+            for (int n = 0; n < HELD; ++n)
+                if (n < begun && tile + n <= last) {
+                    const float weight = scores[g][n];
+                    joined.x += weight * value[n].x, joined.y += weight * value[n].y;
+                    joined.z += weight * value[n].z, joined.w += weight * value[n].w;
+                }
 #pragma unroll 8
-            for (int n = tile; n < min(tile + TILE, last + 1); ++n) {
+            for (int n = tile + begun; n < min(tile + TILE, last + 1); ++n) {
                 const float weight = scores[g][n - tile];
                 const float4 v = load_shared_by_blocks(column + (long long)n * (quads + 1));
                 joined.x += weight * v.x, joined.y += weight * v.y, joined.z += weight * v.z, joined.w += weight * v.w;

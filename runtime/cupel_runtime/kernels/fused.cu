@@ -12,12 +12,13 @@
 #define ROWS 4
 #define MOST 512
 #ifndef DEPTH
-#define DEPTH 2  // steps whose loads are in flight
+#define DEPTH 1  // steps whose loads are in flight
 #endif
 #define MOST_EXACT 256
 #define PLAIN 0
 #define GATE_UP 1
 #define QKV 2
+#define NOWHERE (1 << 28)  // a group that no matrix has
 
 struct FusedArgs {
     Matrix m0;
@@ -191,35 +192,50 @@ static __device__ __forceinline__ float four_sums(const float* total) {
     return sum;
 }
 
-// Lane 8r holds the sum of row r of the group; `other` is the sum of the row beside it.
-static __device__ __forceinline__ void finish(const FusedArgs& a, int group, float sum, float other) {
-    const int r = threadIdx.x % 32 / 8;
+// What a lane adds to its sum and where it puts it: loads that start before the sum is there.
+struct Target {
+    float* to;       // null: nowhere
+    float residual;
+    float2 turn;     // cosine and sine, in rows that are rotated
+    bool rotate;
+};
+
+// Lane 8r of the warp finishes row r of the group.
+static __device__ __forceinline__ Target target(const FusedArgs& a, int group) {
+    Target t = {nullptr, 0.0f, make_float2(1.0f, 0.0f), false};
+    const int r = threadIdx.x % 32 / 8, at = ROWS * group + r;
+    if (threadIdx.x % 8) return t;
     if (a.mode == GATE_UP) {
         const int row = 2 * group + r / 2;
-        if (r % 2 == 0 && row < a.m0.rows) a.out[row] = sum / (1.0f + expf(-sum)) * other;
-        return;
+        if (r % 2 == 0 && row < a.m0.rows) t.to = a.out + row;
+    } else if (a.mode == PLAIN) {
+        if (at >= a.m0.rows) return t;
+        t.to = a.out + at;
+        if (a.residual) t.residual = a.residual[at];
+    } else {
+        const bool is_v = at >= a.m0.rows + a.m1.rows;
+        const int row = at < a.m0.rows ? at : at - a.m0.rows - (is_v ? a.m1.rows : 0);
+        if (at >= a.m0.rows + a.m1.rows + a.m2.rows) return t;
+        const int i = row % a.head_dim;
+        t.rotate = !is_v && i / 2 < a.pairs;
+        if (t.rotate) t.turn = a.angles[i / 2];
+        t.to = a.out + at;
+        if (at >= a.m0.rows) {
+            const Sequence& s = *a.sequence;
+            const long long place = ((long long)a.layer * a.kv_heads + row / a.head_dim) * s.capacity + s.length;
+            t.to = s.length < s.capacity ? (is_v ? s.values : s.keys) + place * a.head_dim + i : nullptr;
+        }
     }
-    const int at = ROWS * group + r;
-    if (a.mode == PLAIN) {
-        if (at < a.m0.rows) a.out[at] = a.residual ? sum + a.residual[at] : sum;
-        return;
-    }
-    const bool is_v = at >= a.m0.rows + a.m1.rows;
-    const int row = at < a.m0.rows ? at : at - a.m0.rows - (is_v ? a.m1.rows : 0);
-    if (at >= a.m0.rows + a.m1.rows + a.m2.rows) return;
-    const int i = row % a.head_dim, pair = i / 2;
-    if (!is_v && pair < a.pairs) {
-        const float2 turn = a.angles[pair];
-        sum = i % 2 ? other * turn.y + sum * turn.x : sum * turn.x - other * turn.y;
-    }
-    if (at < a.m0.rows) {
-        a.out[at] = sum;
-        return;
-    }
-    const Sequence& s = *a.sequence;
-    if (s.length >= s.capacity) return;
-    float* to = is_v ? s.values : s.keys;
-    to[(((long long)a.layer * a.kv_heads + row / a.head_dim) * s.capacity + s.length) * a.head_dim + i] = sum;
+    return t;
+}
+
+// Lane 8r holds the sum of row r of the group; `other` is the sum of the row beside it.
+static __device__ __forceinline__ void finish(const FusedArgs& a, const Target& t, float sum, float other) {
+    if (!t.to) return;
+    if (a.mode == GATE_UP) *t.to = sum / (1.0f + expf(-sum)) * other;
+    else if (a.mode == PLAIN) *t.to = sum + t.residual;
+    else if (!t.rotate) *t.to = sum;
+    else *t.to = threadIdx.x / 8 % 2 ? other * t.turn.y + sum * t.turn.x : sum * t.turn.x - other * t.turn.y;
 }
 
 // A team of `team` warps shares a group: each takes every team-th step of 32 chunks; its first warp adds them up.
@@ -261,6 +277,8 @@ static __device__ __forceinline__ void fused(const FusedArgs& a) {
     const Activations x = prepare<Format, FAST>(a, weight);
     for (int round = 0; round < rounds; ++round) {
         float total[ROWS] = {};
+        const int group = first + round * stride;
+        const Target place = target(a, group < groups && member == 0 ? group : NOWHERE);
         for (int step = 0; step < steps; ++step) {
             const int c = (step * a.team + member) * 32 + lane;
             if (c < pitch) accumulate<Format, FAST>(raw[0], x, c, pitch, total);
@@ -280,8 +298,7 @@ static __device__ __forceinline__ void fused(const FusedArgs& a) {
             for (int w = 1; w < a.team; ++w) sum += sums[warp - member + w][lane / 8];
         }
         const float other = __shfl_xor_sync(0xFFFFFFFFu, sum, 8);
-        const int group = first + round * stride;
-        if (group < groups && member == 0 && lane % 8 == 0) finish(a, group, sum, other);
+        finish(a, place, sum, other);
     }
 }
 
