@@ -16,7 +16,7 @@ gate: $(VENV)/.installed  ## run the default gate on the packaged fixtures; writ
 	$(BIN)/cupel gate -j $(JOBS)
 
 test: $(VENV)/.installed-dev  ## run cupel's own tests
-	$(BIN)/python -m pytest -n $(JOBS) -m "not hf"
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not hf"
 
 test-hf: $(VENV)/.installed-hf  ## check the oracle against Hugging Face transformers (installs CPU torch)
 	$(BIN)/python -m pytest -m hf

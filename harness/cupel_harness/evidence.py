@@ -186,7 +186,8 @@ def read(path: str | Path) -> tuple[Record, ...]:
                 "ledger line is not a record of this version", where=f"{path} line {number}", got=str(error)
             ) from error
         except msgspec.DecodeError as error:
-            if "truncated" not in str(error):  # what a killed writer leaves is the beginning of a record
+            # What a killed writer leaves is the beginning of a record: it goes wrong at its end, not before.
+            if "truncated" not in str(error) and not str(error).endswith(f"(byte {len(line)})"):
                 raise PolicyError(
                     "ledger line is not JSON", where=f"{path} line {number}", got=repr(line[:40])
                 ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -43,6 +44,7 @@ class Decoder:
         self._partial = ops.block(32 * PARTS, "scratch")
         self.logits = ops.empty(1, vocab, purpose="logits")
         self._graphs: dict[int, Graph] = {}
+        self.captured_s = 0.0  # seconds that capturing them took
         self.fused = FusedLlama(adapter, ops) if fits(adapter) else None
 
     @property
@@ -56,9 +58,11 @@ class Decoder:
             reach *= 2
         reach = min(reach, max(capacity, self.adapter.config.context_length))
         if reach not in self._graphs:
+            began = time.perf_counter()
             with self.ops.device.capture() as made:
                 self._record(reach)
             self._graphs[reach] = made[0]
+            self.captured_s += time.perf_counter() - began
         return self._graphs[reach]
 
     def _record(self, reach: int) -> None:

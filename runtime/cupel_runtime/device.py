@@ -23,6 +23,7 @@ __all__ = ["CudaDevice", "Device", "Graph", "Pointer", "Shape", "cuda_state", "o
 
 OVERLAP = "CUPEL_CUDA_OVERLAP"
 """Set to 0: kernels of a graph do not start before the one before them has ended."""
+COPY_BYTES = 1 << 28
 INSTALL = "pip install 'cupel[cuda]'"
 
 
@@ -235,6 +236,10 @@ class CudaDevice(Device):
         with self.current():
             self.cuda.memset_d8_async(pointer, value, nbytes, self.stream)
 
+    def copy(self, target: Pointer, source: Pointer, nbytes: int) -> None:
+        with self.current():
+            self.cuda.memcpy_dtod_async(target, source, nbytes, self.stream)
+
     def synchronize(self) -> None:
         with self.current():
             self.stream.synchronize()
@@ -314,6 +319,24 @@ class CudaDevice(Device):
         with self.current():
             graph = self._ok(self.bindings.cuStreamEndCapture(self.stream.handle))[0]
             return CudaGraph(self, graph, self._waits) if keep else None
+
+
+def copy_bandwidth(device: Device) -> float | None:
+    """Bytes read and written a second by a copy of COPY_BYTES, the best of three; None: no room for it."""
+    if device.memory()[0] < 3 * COPY_BYTES:
+        return None
+    source, target = device.alloc(COPY_BYTES), device.alloc(COPY_BYTES)
+    try:
+        device.fill(source, COPY_BYTES, 0x5A)
+        seconds = []
+        for _ in range(4):
+            begin = device.event()
+            device.copy(target, source, COPY_BYTES)
+            seconds.append(device.elapsed(begin, device.event()))
+        return 2 * COPY_BYTES / min(seconds[1:])
+    finally:
+        device.free(source)
+        device.free(target)
 
 
 @atexit.register

@@ -78,6 +78,10 @@ class Device(ABC):
         """Set bytes."""
 
     @abstractmethod
+    def copy(self, target: Pointer, source: Pointer, nbytes: int) -> None:
+        """Queue a copy inside the device's memory."""
+
+    @abstractmethod
     def synchronize(self) -> None:
         """Wait for everything queued.
 

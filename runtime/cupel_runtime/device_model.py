@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +28,7 @@ from cupel_runtime.vram import Arena, padded, parse_size
 from cupel_runtime.weights import STAGING, DeviceMatrix, estimate
 
 MODES: Final = ("exact", "fast")
+PHASES: Final = ("init", "module load", "upload and repack")
 MAX_ROWS: Final = 1024  # of one step; longer prompts go through in pieces
 LOGIT_BYTES: Final = 16 << 20
 POOL_POSITIONS: Final = 16384
@@ -116,27 +119,37 @@ class DeviceModel(Model):
             config, _ = adapter_class.read_config(file)
             wanted = sizes(file, config, options)
             owned = device is None
+            marks = [time.perf_counter()]
             device = device or open_device(options.device)
             arena = None
-            try:
-                arena = Arena(device, wanted, options.budget, Path(path).name)
-                backend: Any = CudaBackend(device, arena, options.mode)
-                adapter, report = adapter_class.load(file, backend)
-                tokenizer = load_tokenizer(file.metadata, adapter.config.vocab_size)
-                arena.require_resident(pointers(adapter.weights))
-            except BaseException:
-                if arena is not None:
-                    arena.close()
-                if owned:
-                    device.close()
-                raise
-            model = cls(adapter, backend, tokenizer, report, file.sha256)
+            # The digest of a large file takes as long as its upload; both only read.
+            with ThreadPoolExecutor(1) as beside:
+                digest = beside.submit(lambda: file.sha256)
+                try:
+                    arena = Arena(device, wanted, options.budget, Path(path).name)
+                    marks.append(time.perf_counter())
+                    backend: Any = CudaBackend(device, arena, options.mode)
+                    marks.append(time.perf_counter())
+                    adapter, report = adapter_class.load(file, backend)
+                    device.synchronize()
+                    marks.append(time.perf_counter())
+                    tokenizer = load_tokenizer(file.metadata, adapter.config.vocab_size)
+                    arena.require_resident(pointers(adapter.weights))
+                except BaseException:
+                    if arena is not None:
+                        arena.close()
+                    if owned:
+                        device.close()
+                    raise
+            model = cls(adapter, backend, tokenizer, report, digest.result())
+            model.phases = dict(zip(PHASES, np.diff(marks).tolist(), strict=True))
             model.options, model.estimate = options, wanted
             model._owned, model._decoder = owned, None
             return model
 
     options: Options
     estimate: Mapping[str, int]
+    phases: dict[str, float]
     _owned: bool
     _decoder: Decoder | None
 
@@ -152,6 +165,11 @@ class DeviceModel(Model):
             return "float32"
         kinds = {w.kind for w in self.adapter.weights.values() if isinstance(w, DeviceMatrix)}
         return "half" if kinds <= {"f32", "f16", "bf16"} else "int8"
+
+    @property
+    def captured(self) -> Decoder | None:
+        """The decoder, once a text was continued."""
+        return self._decoder
 
     @property
     def decoder(self) -> Decoder:

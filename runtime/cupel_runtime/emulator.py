@@ -90,6 +90,11 @@ class EmuDevice(Device):
         self._check(pointer, nbytes)
         ctypes.memset(pointer, value, nbytes)
 
+    def copy(self, target: Pointer, source: Pointer, nbytes: int) -> None:
+        self._check(target, nbytes)
+        self._check(source, nbytes)
+        ctypes.memmove(target, source, nbytes)
+
     def freshen(self, pointer: Pointer, nbytes: int) -> None:
         if not self._capturing:
             self.fill(pointer, nbytes, POISON)

@@ -90,10 +90,10 @@ class DeviceMatrix:
     def __init__(self, arena: Arena, type: T, shape: tuple[int, ...], purpose: str = "weights") -> None:
         self.type, self.shape, self.kind = type, shape, T(type).name.lower()
         self.rows, self.cols = prod(shape[:-1]), shape[-1]
-        self.pitch = -(-self.cols // FORMATS[type].chunk)
         self.zero = False
         self._arena = arena
         self._sizes = streams(type, shape)
+        self.pitch = -(-self.cols // FORMATS[type].chunk)
         self.pointers: dict[str, Pointer] = {
             name: arena.alloc(purpose, size) for name, size in self._sizes.items()
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -11,6 +12,11 @@ from click.testing import CliRunner, Result
 from cupel_harness import cli
 
 CUPEL = [sys.executable, "-c", "from cupel_harness.cli import main; main()"]
+
+
+def interruptible() -> None:
+    """Run in a child before its program: a shell that starts tests in the background has SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def invoke(*args: str, stdin: str | None = None) -> Result:

@@ -21,7 +21,7 @@ from cupel_harness.commands.generate import TextStream
 from cupel_harness.console import Console, printable
 from cupel_runtime.errors import CupelError, EngineError, Inconclusive, NothingSelected
 
-from .commandline import CUPEL, child, invoke
+from .commandline import CUPEL, child, interruptible, invoke
 
 DATA = Path(__file__).parent / "data"
 
@@ -287,6 +287,7 @@ def test_an_interrupt_ends_with_2() -> None:
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=interruptible,
         )
         assert process.stderr is not None
         deadline = time.monotonic() + 60

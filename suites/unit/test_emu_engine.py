@@ -161,8 +161,9 @@ def test_the_engine_says_what_it_is(llama: Engine) -> None:
 
 @pytest.mark.parametrize(("kind", "arithmetic"), [("f16", "half"), ("q8_0", "int8"), ("q4_k", "int8")])
 def test_fast_decoding_keeps_to_its_lane(kind: str, arithmetic: str) -> None:
-    """24 golden tokens through the fast mode's fused kernels stay within the file's own lane; int8 rounds
-    more than float32 does."""
+    """24 golden tokens through the fused kernels of the fast mode stay within the file's own lane.
+
+    Integers round more than float32 does, so that it was not the exact mode that was looked at."""
     spec = f"{MODELS[0]}:{kind}"
     golden, count = golden_for(spec), 24
     ids, tokens = list(golden.prompts[0].ids), list(golden.prompts[0].tokens[:count])

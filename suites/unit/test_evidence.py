@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cupel_harness.evidence import (
@@ -65,6 +65,8 @@ def test_a_ledger_gives_back_what_was_written(tmp_path: Path) -> None:
 
 
 @given(st.integers(1, 400))
+@example(13)  # in the middle of a number: "at":0.
+@example(22)
 def test_a_torn_last_line_loses_that_record_alone(cut: int) -> None:
     """Cut anywhere in its last record, the ledger reads as what came before, and writing goes on."""
     import tempfile

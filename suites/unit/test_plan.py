@@ -25,6 +25,8 @@ from cupel_harness.policy import Gate, PlanEntry
 from cupel_harness.verdict import Severity, Verdict
 from cupel_runtime.errors import NothingSelected, PolicyError, UsageError
 
+from .commandline import interruptible
+
 SUITE = """
 import os, signal, sys, time
 from pathlib import Path
@@ -300,7 +302,7 @@ except KeyboardInterrupt:
 
 def half_way(folder: Path, number: int) -> tuple[int, int]:
     """Start a run in a child, signal it while beta.second runs; the child's code, and the cell's pid."""
-    child = subprocess.Popen([sys.executable, "-c", DRIVER, str(folder)])
+    child = subprocess.Popen([sys.executable, "-c", DRIVER, str(folder)], preexec_fn=interruptible)
     runs = folder / "suites/runs.txt"
     path = plan.ledger_path(folder / "out", Cell("a.gguf", "numpy", "beta"))
     while not (path.exists() and b'"beta.second","at"' in path.read_bytes()):

@@ -11,6 +11,7 @@ from cupel_harness.engines import resolve_model
 from cupel_harness.engines.base import Capability, Engine, EngineInfo, Generation
 from cupel_harness.engines.embedded import Embedded, EmbeddedSession, anonymous_bytes
 from cupel_runtime.decode import generate
+from cupel_runtime.device import copy_bandwidth
 from cupel_runtime.device_model import DeviceModel, Options
 from cupel_runtime.errors import EngineError
 from cupel_runtime.sampler import SamplingParams
@@ -79,6 +80,14 @@ class OnDevice(Embedded):
             on_token=on_token,
         )  # fmt: skip
         return Generation(done.ids, done.logprobs, done.finish_reason)
+
+    def phases(self) -> Mapping[str, float]:
+        decoder = self.model.captured
+        return self.model.phases | ({} if decoder is None else {"capture": decoder.captured_s})
+
+    def copy_bandwidth(self) -> float | None:
+        """None where no two blocks of COPY_BYTES are free."""
+        return copy_bandwidth(self.model.device)
 
     def memory(self) -> Mapping[str, int]:
         """Bytes held on the device now, by purpose, from the arena's ledger; `process` is this process's."""
