@@ -45,7 +45,7 @@ class EmuDevice(Device):
     """Device memory is host memory of its own; a launch has run when it returns.
 
     Memory is poisoned before it is written, so that a value nobody wrote is NaN. The sanitized build sees
-    accesses outside the arena and outside the kernels' own arrays; inside the arena, guards keep blocks apart.
+    accesses outside the arena and the kernels' own arrays; inside the arena, guards keep blocks apart.
     """
 
     def __init__(self) -> None:
