@@ -45,7 +45,7 @@ def test_exactly_full(observe: Observer, engine: Engine, texts: list[list[int]])
     finally:
         session.close()
     observe.saw(expected.size, oracle=ONE_PASS)
-    error = same(observe, "exactly full", expected, np.concatenate([first, rest]))
+    error = same(observe, engine, "exactly full", expected, np.concatenate([first, rest]))
     observe.say(
         f"40 of 40 positions, NMSE {error:.2g}; the 41st refused twice, the cache still right after it"
     )
@@ -98,10 +98,10 @@ def test_sessions_apart(observe: Observer, engine: Engine, texts: list[list[int]
     mixed = [piece for turn in zip(*pieces, strict=True) for piece in turn]
     apart = [fed(engine, own) for own in pieces]
     for which, expected in enumerate(apart):
-        same(observe, f"session {which}", expected, np.concatenate(got[which]))
+        same(observe, engine, f"session {which}", expected, np.concatenate(got[which]))
         observe.saw(expected.size, oracle="each session alone")
     shared = fed(engine, mixed)
-    gap = control(observe, "one cache for both", apart[1][-8:], shared[-8:])
+    gap = control(observe, engine, "one cache for both", apart[1][-8:], shared[-8:])
     observe.say(f"two sessions in turns equal each alone; sharing one cache would give NMSE {gap:.2g}")
 
 
@@ -127,7 +127,7 @@ def test_cleared_between_requests(observe: Observer, engine: Engine, texts: list
     observe.saw(before.size, oracle="the same request before the other")
     observe.expect(bool(np.array_equal(before, after)), "after another request the logits are not bit-equal")
     # A cache that still held the first request would answer as if both had been one text.
-    gap = control(observe, "cache kept", before, engine.logits([*two, *one])[-len(one) :])
+    gap = control(observe, engine, "cache kept", before, engine.logits([*two, *one])[-len(one) :])
     observe.expect(other.logprobs != first.logprobs, "the control did not differ: both requests agree")
     observe.say(f"tokens, logprobs and logits bit-equal; a kept cache would give NMSE {gap:.2g}")
 
@@ -148,7 +148,7 @@ def test_reset(observe: Observer, engine: Engine, texts: list[list[int]]) -> Non
     fresh = fed(engine, [one])
     observe.saw(fresh.size, oracle="a fresh session")
     observe.expect(bool(np.array_equal(fresh, reused)), "a reset session is not bit-equal to a fresh one")
-    gap = control(observe, "no reset", fresh, kept)
+    gap = control(observe, engine, "no reset", fresh, kept)
     observe.say(f"{fresh.size} logits bit-equal after reset; without reset NMSE {gap:.2g}")
 
 
@@ -157,7 +157,7 @@ def test_size(observe: Observer, engine: Engine) -> None:
     """A cache takes 2 x layers x cache heads x head size x capacity values, and no more."""
     model, config = embedded(engine), engine.info.config
     per_position = 2 * int(config["n_layers"]) * int(config["n_kv_heads"]) * int(config["head_dim"])
-    width = np.dtype(engine.info.arithmetic).itemsize
+    width = model.backend.dtype.itemsize  # keys and values have the type of the activations
     for capacity in (1, 33, 256):
         before = engine.memory()["cache"]
         session = engine.session(capacity)

@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 
 from cupel_fixtures import synth
 from cupel_fixtures.synth import Shape
+from cupel_harness import faults
+from cupel_harness.lanes import Lane
+from cupel_runtime.backends import RoundedBackend
+from cupel_runtime.engine import Model
 
 TOKENS = 6
 VOCABULARY = 320
@@ -37,6 +41,16 @@ def models(folder: Path, quant: str) -> Iterator[tuple[str, Path, int]]:
             file = folder / f"{heads}-{kv_heads}-{dim}-{quant}.gguf"
             synth.write(file, file.stem, shape, quant, SEED)
             yield f"{heads}/{kv_heads} heads of {dim}, width {width}, ffn {ffn}", file, length
+
+
+def noise(file: Path, lane: Lane, ids: list[int], expected: NDArray[np.floating]) -> float:
+    """NMSE that the lane's own rounding leaves in the last rows of logits (position, vocab), about the mean."""
+    activations = "exact" if lane.activations == "f32" else lane.activations
+    rounded = RoundedBackend("float32", activations)  # type: ignore[arg-type]
+    with faults.only(()), Model.load(file, backend=rounded) as model:
+        rows = model.forward([(model.new_cache(len(ids)), ids)])[0][-1 - len(expected) : -1]
+    error = (logprobs(rows) - logprobs(expected)) ** 2
+    return float(error.mean() / expected.var(axis=-1).mean())
 
 
 def logprobs(logits: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -13,9 +13,9 @@ from cupel_harness.compare import log_softmax
 from cupel_harness.divergence import first_difference
 from cupel_harness.engines.base import Capability, Engine
 from cupel_harness.golden import Golden
+from cupel_harness.lanes import bounds, lane_for
 from cupel_runtime.errors import Inconclusive
-from cupel_runtime.kvcache import KVCache
-from cupel_suites.common import control, embedded, fed, same
+from cupel_suites.common import SAME, control, embedded, fed, rounding, same
 from cupel_suites.properties_ends import ending
 
 ONE_PASS = "the engine's own logits in one pass"
@@ -47,8 +47,10 @@ def test_prefill_decode(observe: Observer, engine: Engine, texts: list[list[int]
     expected = engine.logits(ids)
     got = fed(engine, [ids[:48], *([i] for i in ids[48:])])
     observe.saw(expected.size, oracle=ONE_PASS)
-    error = same(observe, "48 + 24 x 1", expected, got)
-    gap = control(observe, "the last tokens without their prompt", expected[48:], fed(engine, [ids[48:]]))
+    error = same(observe, engine, "48 + 24 x 1", expected, got)
+    gap = control(
+        observe, engine, "the last tokens without their prompt", expected[48:], fed(engine, [ids[48:]])
+    )
     observe.say(f"48 and 24 single tokens equal 72 at once, NMSE {error:.2g}; without the prompt {gap:.2g}")
 
 
@@ -65,9 +67,11 @@ def test_chunking(observe: Observer, engine: Engine, texts: list[list[int]]) -> 
         starts = np.cumsum((0, *sizes)).tolist()
         pieces = [ids[a:b] for a, b in zip(starts, [*starts[1:], len(ids)], strict=True) if ids[a:b]]
         observe.saw(expected.size, oracle=ONE_PASS)
-        worst = max(worst, same(observe, f"chunks {[len(p) for p in pieces]}", expected, fed(engine, pieces)))
+        worst = max(
+            worst, same(observe, engine, f"chunks {[len(p) for p in pieces]}", expected, fed(engine, pieces))
+        )
     swapped = fed(engine, [ids[150:], ids[:150]])
-    gap = control(observe, "chunks swapped", expected, swapped)
+    gap = control(observe, engine, "chunks swapped", expected, swapped)
     observe.say(f"4 chunkings of {len(ids)} ids, worst NMSE {worst:.2g}; swapped chunks {gap:.2g}")
 
 
@@ -86,8 +90,10 @@ def test_batch(observe: Observer, engine: Engine, texts: list[list[int]]) -> Non
         observe.expect(len(together) == len(order), f"{len(order)} prompts gave {len(together)} results")
         for place, i in enumerate(order):
             observe.saw(alone[i].size, oracle="each prompt alone")
-            worst = max(worst, same(observe, f"prompt {i} in batch {order}", alone[i], together[place]))
-    gap = control(observe, "a neighbour's rows", alone[0][:17], alone[2])
+            worst = max(
+                worst, same(observe, engine, f"prompt {i} in batch {order}", alone[i], together[place])
+            )
+    gap = control(observe, engine, "a neighbour's rows", alone[0][:17], alone[2])
     prompts = [texts[0][:40], texts[1][:70], texts[2][:5]]
     written = engine.generate_batch(prompts, max_tokens=TEXT, ignore_eos=True)
     for place, prompt in enumerate(prompts[:2]):
@@ -96,13 +102,16 @@ def test_batch(observe: Observer, engine: Engine, texts: list[list[int]]) -> Non
         last = len(prompt) + len(own.ids)
         observe.expect(last > LATE, f"asked for {TEXT} tokens, got {len(own.ids)}: none is late")
         parted = first_difference(own.ids, written[place].ids)
+        # An engine that rounds activations may flip a near tie where a batch rounds elsewhere.
+        exact = rounding(engine) <= SAME["float32"]
         observe.expect(
-            parted is None, f"prompt {place} in a batch of 3 parts from itself alone at token {parted}"
+            parted is None or not exact,
+            f"prompt {place} in a batch of 3 parts from itself alone at token {parted}",
         )
     observe.expect(written[0].ids != written[1].ids, "the control did not differ: two prompts wrote one text")
     observe.say(
         f"4 compositions equal each prompt alone, worst NMSE {worst:.2g}; a neighbour's rows {gap:.2g}; "
-        f"2 texts of {TEXT} tokens in a batch are those alone"
+        + (f"2 texts of {TEXT} tokens in a batch are those alone" if exact else "texts are not compared")
     )
 
 
@@ -128,7 +137,7 @@ def test_switching(
         bool(np.array_equal(before, after)), f"after {spec} the model gives other logits than before"
     )
     observe.expect(bool(np.array_equal(between, again)), f"{spec} gives other logits the second time")
-    gap = control(observe, "the other model", before, between)
+    gap = control(observe, engine, "the other model", before, between)
     observe.say(f"A, {spec}, A: {before.size} logits bit-equal; the other model's differ (NMSE {gap:.2g})")
 
 
@@ -148,12 +157,20 @@ def test_same_seed(observe: Observer, engine: Engine, texts: list[list[int]]) ->
     observe.say(f"{len(runs[0].ids)} tokens and logprobs of one seed bit-equal; another seed differs")
 
 
+def logprob_bound(engine: Engine, golden: Golden) -> float:
+    """How far two ways to one logprob may be apart: what its lane's noise may do, of engines that round."""
+    if engine.info.arithmetic in ("float32", "float64"):
+        return 1e-4
+    lane = lane_for(golden.type, engine.info.arithmetic)
+    return bounds(lane, golden.floors[lane.name]).dlogprob_max
+
+
 @check(
     "properties.logprobs",
     kills=("logprob_base_two", "logprob_of_best", "logprob_not_normalised", "logprob_after_temperature"),
     needs=(Capability.GENERATE, Capability.LOGITS),
 )
-def test_logprobs(observe: Observer, engine: Engine, texts: list[list[int]]) -> None:
+def test_logprobs(observe: Observer, engine: Engine, golden: Golden, texts: list[list[int]]) -> None:
     """The logprob of a generated token is the natural log-softmax of the engine's raw logits at it."""
     prompt, worst, told = texts[0][:12], 0.0, list[tuple[int, float]]()
     for drawn in ({}, {"temperature": 3.0, "top_k": 40, "seed": 7}):
@@ -172,7 +189,7 @@ def test_logprobs(observe: Observer, engine: Engine, texts: list[list[int]]) -> 
         heard = told == list(zip(done.ids, done.logprobs, strict=True))
         observe.expect(heard, f"the callback heard {told[:2]}…, the text has {done.logprobs[:2]}…")
         worst = max(worst, float(np.abs(expected - done.logprobs).max()))
-    observe.metric("largest difference of a logprob", worst, at_most=1e-4)
+    observe.metric("largest difference of a logprob", worst, at_most=logprob_bound(engine, golden))
     second = int(np.count_nonzero(rows.argmax(axis=-1) != done.ids))
     observe.metric("control: drawn tokens that are not the most probable", second, at_least=1)
     observe.say(
@@ -290,9 +307,8 @@ def test_cancel(observe: Observer, engine: Engine, texts: list[list[int]]) -> No
 
 def at_offset(engine: Engine, pieces: list[list[int]], offsets: list[int]) -> NDArray[np.floating]:
     """Logits of pieces fed into one cache whose position offset is set before each piece."""
-    model, config = embedded(engine), engine.info.config
-    layers, heads, dim = (int(config[name]) for name in ("n_layers", "n_kv_heads", "head_dim"))
-    cache = KVCache(layers, heads, dim, sum(map(len, pieces)), model.backend.dtype)
+    model = embedded(engine)
+    cache = model.new_cache(sum(map(len, pieces)))
     rows = []
     for piece, offset in zip(pieces, offsets, strict=True):
         cache.offset = offset
@@ -312,10 +328,10 @@ def test_position_offset(observe: Observer, engine: Engine, texts: list[list[int
     moved = at_offset(engine, halves, [shift, shift])
     torn = at_offset(engine, halves, [0, shift])
     observe.saw(plain.size, oracle="the same ids from position 0")
-    gap = control(observe, "half of the positions moved", plain[24:], torn[24:])
+    gap = control(observe, engine, "half of the positions moved", plain[24:], torn[24:])
     if "rope_base" in engine.info.config:
-        error = same(observe, f"all positions + {shift}", plain, moved)
+        error = same(observe, engine, f"all positions + {shift}", plain, moved)
         observe.say(f"RoPE: all positions + {shift} change nothing, NMSE {error:.2g}; half of them {gap:.2g}")
     else:
-        error = control(observe, f"all positions + {shift}", plain, moved)
+        error = control(observe, engine, f"all positions + {shift}", plain, moved)
         observe.say(f"learned positions: + {shift} changes the logits, NMSE {error:.2g}")
