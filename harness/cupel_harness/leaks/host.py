@@ -14,9 +14,9 @@ import msgspec
 from cupel_harness.leaks import judge, ledgers, paths, walk
 from cupel_harness.leaks.ledgers import Book
 from cupel_harness.leaks.report import Judged, PathReport, Probe, Verdict, worst
-from cupel_harness.leaks.verdict import WINDOWS, shape
 from cupel_runtime.errors import CupelError, Inconclusive
 
+SECOND_WARMUP = 2  # calls with distinct prompts before they are measured
 REMOTE = ("http", "exec")  # their memory is another process's
 
 
@@ -42,13 +42,19 @@ class Run:
 
     def __init__(self, probe: Probe, path: paths.Path, tell: Callable[[Message], None]) -> None:
         self.probe, self.path, self._tell = probe, path, tell
-        self.total = probe.calls + (probe.measured if path.varies else 0)
+        self.total = probe.calls + (probe.measured + SECOND_WARMUP if path.varies else 0)
         memory = path.memory()
-        self.book, self.missing = ledgers.opened(probe.calls + 3 * probe.measured, memory)
+        self.book, self.missing = ledgers.opened(probe.calls + 3 * probe.measured + SECOND_WARMUP, memory)
         self.counting = memory is not None
-        shape([0] * (WINDOWS + 1))  # what judging imports and caches is there before the first reading
+        self._rehearse()
         gc.collect()
         gc.freeze()  # what lives now is not looked at again after each call
+
+    def _rehearse(self) -> None:
+        """Judge empty readings, so that what judging imports and caches is there before the first call."""
+        self.book.calls = self.probe.calls
+        judge.Phase(self.book, self.probe.warmup + 1).judged()
+        self.book.calls = 0
 
     def calls(self, count: int, *, distinct: bool = False) -> None:
         for _ in range(count):
@@ -64,26 +70,28 @@ class Run:
         gc.collect()
         gc.freeze()
         self.calls(probe.measured)
-        phase = judge.Phase(book, probe.warmup + 1)
-        if phase.open and not phase.leaks:
-            self.total += probe.measured
-            self.calls(probe.measured)
-            phase = judge.Phase(book, probe.warmup + 1, doubled=True)
+        phase = self._phase(probe.warmup + 1, distinct=False)
         found, planted = phase.judged(), all(phase.planted.values())
-        clean = worst([j.verdict for j in found]) is Verdict.CLEAN
-        if self.path.varies and clean:
+        if self.path.varies and worst([j.verdict for j in found]) is Verdict.CLEAN:
             found = self._distinct(found)
         return found, planted
 
+    def _phase(self, first: int, *, distinct: bool) -> judge.Phase:
+        """The calls since `first`, judged; doubled once where that may tell more."""
+        phase = judge.Phase(self.book, first, distinct=distinct)
+        if not phase.open or (phase.leaks and not distinct):
+            return phase
+        del phase  # what is judged again must not weigh on what is measured
+        self.total += self.probe.measured
+        self.calls(self.probe.measured, distinct=distinct)
+        return judge.Phase(self.book, first, doubled=True, distinct=distinct)
+
     def _distinct(self, before: list[Judged]) -> list[Judged]:
         """The same with distinct prompts; where that grows, it takes the place of what was found before."""
+        self.calls(SECOND_WARMUP, distinct=True)
         first = self.book.calls + 1
         self.calls(self.probe.measured, distinct=True)
-        phase = judge.Phase(self.book, first, distinct=True)
-        if phase.open or phase.leaks:
-            self.total += self.probe.measured
-            self.calls(self.probe.measured, distinct=True)
-            phase = judge.Phase(self.book, first, doubled=True, distinct=True)
+        phase = self._phase(first, distinct=True)
         found = {(j.ledger, j.series): j for j in phase.judged() if j.verdict is not Verdict.CLEAN}
         return [found.get((j.ledger, j.series), j) for j in before]
 

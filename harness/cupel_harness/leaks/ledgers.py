@@ -160,10 +160,10 @@ class Book:
         self.calls = 0
 
     def close_call(self) -> None:
-        """Collect garbage, plant what is due and read every ledger."""
-        gc.collect()
+        """Plant what is due, collect garbage and read every ledger."""
         if (self.calls + 1) % PLANT_EVERY == 0:
             self._plant()
+        gc.collect()  # empties Python's free lists too, which count as blocks
         at = 0
         for ledger in self.ledgers:
             for value in ledger.read():
@@ -173,7 +173,6 @@ class Book:
         self.calls += 1
 
     def _plant(self) -> None:
-        """In a function of its own, whose variables are gone when the ledgers are read."""
         for ledger in self.ledgers:
             for name, size in ledger.plant().items():
                 self._sum[self._column[ledger.series[0].ledger, name]] += size
