@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from cupel_harness.leaks.ledgers import LIMIT, PLANT_BYTES, PLANT_EVERY, Book, Series
-from cupel_harness.leaks.report import Judged, Verdict, amount
+from cupel_harness.leaks.report import Judged, PathReport, Probe, Verdict, amount, worst
 from cupel_harness.leaks.verdict import WINDOWS, Rule, Shape, State, shape, state
 
 CACHE_SLACK = 1.5  # a cache's entry costs more than the bytes the engine counts for it
@@ -48,8 +50,7 @@ class Phase:
         values = book.values(series, self.first)
         seen = shape(values)
         found = state(seen, series.rule or Rule.EXACT, doubled=self.doubled)
-        raw = shape(book.values(series, self.first, planted=True))
-        shows = state(raw, Rule.EXACT, doubled=self.doubled) is State.LEAK
+        shows = shape(book.values(series, self.first, planted=True)).visible
         return Reading(series, values, seen, found, shows)
 
     # --- what decides -----------------------------------------------------------------------------------
@@ -136,6 +137,8 @@ class Phase:
     def _doubt(self, r: Reading) -> str:
         if r.shape.settling:
             return "growth is coming to an end"
+        if not r.shape.even() and r.shape.every_window:
+            return "in windows that differ too much for a leak"
         if r.shape.fall:
             return f"readings also fall by up to {amount(r.shape.fall, r.series.unit)}"
         return "it does not grow in every window"
@@ -162,13 +165,45 @@ class Phase:
 
 
 def _replaced(judged: Judged, verdict: Verdict, sentence: str) -> Judged:
-    import msgspec
-
     return msgspec.structs.replace(judged, verdict=verdict, sentence=sentence)
 
 
-def constant(names: Mapping[str, int]) -> Judged:
+def constant(names: Sequence[str]) -> Judged:
     """The engine's counters when nothing moves them."""
     told = ", ".join(names) or "none"
     sentence = f"engine: its counters ({told}) are the same with a session open and at work: it tracks nothing"
     return Judged("engine", "counters", "B", Verdict.INCONCLUSIVE, sentence)
+
+
+PREFERRED = ("bytes", "mapped", "blocks")
+
+
+def told(found: Sequence[Judged]) -> str:
+    """One sentence per ledger, its series in bytes before that in blocks."""
+    order = {name: i for i, name in enumerate(PREFERRED)}
+    best: dict[tuple[str, str], Judged] = {}
+    for j in sorted(found, key=lambda j: order.get(j.series, 0)):
+        best.setdefault((j.ledger, "memory" if j.series in ("bytes", "blocks") else j.series), j)
+    return "; ".join(j.sentence for j in best.values())
+
+
+def concluded(
+    probe: Probe, book: Book, found: Sequence[Judged], planted: bool, missing: dict[str, str]
+) -> PathReport:
+    """The report of a path; a ledger that is missing forbids to say clean."""
+    verdict, first = worst([j.verdict for j in found]), probe.warmup + 1
+    telling = [j for j in found if j.verdict is verdict]
+    if verdict is Verdict.CLEAN and (missing or not planted):
+        verdict = Verdict.INCONCLUSIVE
+        why = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
+        sentence = why or "the planted leak was not found"
+    elif verdict is Verdict.CLEAN:
+        sentence = (
+            f"no ledger grew in {book.calls - probe.warmup} calls after {probe.warmup} of warm-up; a planted "
+            f"leak of {PLANT_BYTES} bytes in every {PLANT_EVERY}th call was found"
+        )
+    else:
+        sentence = told(telling)
+    return PathReport(
+        probe.path, verdict, sentence, book.calls, first, planted, tuple(found), missing, readings=book.last()
+    )

@@ -7,8 +7,8 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,8 +22,7 @@ PROCESS_KEYS = ("process", "rss")  # of engine.memory(): what the process ledger
 LIMIT = "_limit"  # engine.memory() may say how large a counter may become: "cache" and "cache_limit"
 
 
-@dataclass(frozen=True)
-class Series:
+class Series(msgspec.Struct, frozen=True):
     """One column. `part` series locate a leak and do not decide by themselves; `readings` only inform."""
 
     ledger: str
@@ -142,40 +141,17 @@ def counter_names(said: Mapping[str, int]) -> list[str]:
 
 
 class Book:
-    """All ledgers of a run, and the rows read so far; its memory is taken before the first call.
+    """Readings: what was counted, by call.
 
     Attributes:
-        rows: (call, series), int64. planted: (call, series), what the plants so far add.
+        rows: (call, series), int64. planted: (call, series), what the plants so far add. calls: rows in use.
     """
 
-    def __init__(self, ledgers: Sequence[Ledger], calls: int) -> None:
-        self.ledgers = tuple(ledgers)
-        self.series = tuple(s for ledger in self.ledgers for s in ledger.series)
-        self.rows: NDArray[np.int64] = np.zeros((calls, len(self.series)), np.int64)
-        self.planted: NDArray[np.int64] = np.zeros((calls, len(self.series)), np.int64)
-        self._sum: NDArray[np.int64] = np.zeros(len(self.series), np.int64)
-        self.rows += 1  # touched, so that writing to them later takes no page
-        self.planted += 1
+    def __init__(
+        self, series: Sequence[Series], rows: NDArray[np.int64], planted: NDArray[np.int64], calls: int
+    ) -> None:
+        self.series, self.rows, self.planted, self.calls = tuple(series), rows, planted, calls
         self._column = {(s.ledger, s.name): i for i, s in enumerate(self.series)}
-        self.calls = 0
-
-    def close_call(self) -> None:
-        """Plant what is due, collect garbage and read every ledger."""
-        if (self.calls + 1) % PLANT_EVERY == 0:
-            self._plant()
-        gc.collect()  # empties Python's free lists too, which count as blocks
-        at = 0
-        for ledger in self.ledgers:
-            for value in ledger.read():
-                self.rows[self.calls, at] = value
-                at += 1
-        self.planted[self.calls] = self._sum
-        self.calls += 1
-
-    def _plant(self) -> None:
-        for ledger in self.ledgers:
-            for name, size in ledger.plant().items():
-                self._sum[self._column[ledger.series[0].ledger, name]] += size
 
     def last(self) -> dict[str, int]:
         """The newest reading of what a person watches, plants taken off."""
@@ -187,14 +163,47 @@ class Book:
         """Readings from the one before call `first` on; with the plants in them or without."""
         column = self._column[series.ledger, series.name]
         read = self.rows[first - 2 : self.calls, column]
-        return tuple(int(v) for v in (read if planted else read - self.planted[first - 2 : self.calls, column]))
+        off = 0 if planted else self.planted[first - 2 : self.calls, column]
+        return tuple(int(value) for value in read - off)
+
+
+class Measured(Book):
+    """A book that is being written; its memory is taken before the first call."""
+
+    def __init__(self, ledgers: Sequence[Ledger], calls: int) -> None:
+        self._ledgers = tuple(ledgers)
+        series = tuple(s for ledger in self._ledgers for s in ledger.series)
+        shape = calls, len(series)
+        # Filled with ones: touched, so that writing to them later takes no page.
+        super().__init__(series, np.ones(shape, np.int64), np.ones(shape, np.int64), 0)
+        self._sum: NDArray[np.int64] = np.zeros(len(series), np.int64)
+
+    def close_call(self) -> None:
+        """Plant what is due, collect garbage and read every ledger."""
+        if (self.calls + 1) % PLANT_EVERY == 0:
+            self._plant()
+        gc.collect()  # empties Python's free lists too, which count as blocks
+        at = 0
+        for ledger in self._ledgers:
+            for value in ledger.read():
+                self.rows[self.calls, at] = value
+                at += 1
+        self.planted[self.calls] = self._sum
+        self.calls += 1
+
+    def _plant(self) -> None:
+        for ledger in self._ledgers:
+            for name, size in ledger.plant().items():
+                self._sum[self._column[ledger.series[0].ledger, name]] += size
 
     def unplant(self) -> None:
-        for ledger in self.ledgers:
+        for ledger in self._ledgers:
             ledger.unplant()
 
 
-def opened(calls: int, engine_memory: Callable[[], Mapping[str, int]] | None) -> tuple[Book, dict[str, str]]:
+def opened(
+    calls: int, engine_memory: Callable[[], Mapping[str, int]] | None
+) -> tuple[Measured, dict[str, str]]:
     """The book of every ledger that can be attached here, and why the others cannot."""
     missing: dict[str, str] = {}
     found: list[Ledger] = []
@@ -205,4 +214,4 @@ def opened(calls: int, engine_memory: Callable[[], Mapping[str, int]] | None) ->
         missing["host"] = str(error)
     if engine_memory is not None:
         found.append(Counters(engine_memory, counter_names(engine_memory())))
-    return Book(found, calls), missing
+    return Measured(found, calls), missing

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 WINDOWS = 5
 EVEN = 2  # a leak's windows differ by no more than this factor, or the calls are doubled first
 CLEAR = 4  # with noise, growth must be this many times the largest fall seen
+ROUGH = 4  # as EVEN, once the calls were doubled
 SETTLING = 0.5  # last two windows over first two, below which growth is coming to an end
 PAGE = 4096  # bytes per call below which resident memory says nothing
 CONFIDENCE = 1.959964  # standard deviations of a 95 % interval
@@ -65,9 +66,14 @@ class Shape:
     def every_window(self) -> bool:
         return min(self.grown) > 0
 
+    def even(self, factor: int = EVEN) -> bool:
+        """Whether the windows grew by about the same."""
+        return max(self.grown) <= factor * min(self.grown)
+
     @property
-    def even(self) -> bool:
-        return max(self.grown) <= EVEN * min(self.grown)
+    def visible(self) -> bool:
+        """Whether growth stands out of the noise at all."""
+        return self.every_window and self.growth >= EVEN * self.fall
 
     @property
     def settling(self) -> bool:
@@ -111,8 +117,8 @@ def _exact(seen: Shape, doubled: bool) -> State:
         rising = not doubled and min(seen.grown[-2:]) > 0 and seen.growth >= EVEN * seen.fall
         return State.UNCLEAR if rising else State.CLEAN
     if not doubled:
-        return State.LEAK if not seen.fall and seen.even else State.UNCLEAR
-    sure = seen.growth >= CLEAR * seen.fall and not seen.settling
+        return State.LEAK if not seen.fall and seen.even() else State.UNCLEAR
+    sure = seen.growth >= CLEAR * seen.fall and seen.even(ROUGH) and not seen.settling
     return State.LEAK if sure else State.UNCLEAR
 
 
