@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, ClassVar, Literal
@@ -236,12 +237,14 @@ def array_bytes(root: object) -> int:
 
 
 def anonymous_bytes() -> int:
-    """Resident anonymous memory of this process."""
+    """Resident anonymous memory of this process; read without text files, whose buffers come and go."""
     try:
-        with open("/proc/self/status", encoding="ascii") as status:  # noqa: PTH123
-            for line in status:
-                if line.startswith("RssAnon:"):
-                    return int(line.split()[1]) * 1024
+        status = os.open("/proc/self/status", os.O_RDONLY)
     except OSError:
-        pass
-    return int(psutil.Process().memory_full_info().uss)
+        return int(psutil.Process().memory_full_info().uss)
+    try:
+        lines = os.read(status, 8192).splitlines()
+    finally:
+        os.close(status)
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith(b"RssAnon:")]
+    return found[0] if found else int(psutil.Process().memory_full_info().uss)

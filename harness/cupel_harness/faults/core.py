@@ -71,7 +71,7 @@ class Fault:
 
 
 REGISTRY: dict[str, Fault] = {}
-MODULES = ("rope",)
+MODULES = ("memory", "rope")
 
 
 def fault(

@@ -36,7 +36,7 @@ class Run:
     def carry_out(self, order: Callable[[], bytes]) -> bytes:
         """Measure as `order` commands; the command that ended it."""
         probe, first, distinct = self.probe, self.probe.warmup + 1, False
-        self._tell(Opened(self.book.series, self.missing, self.path.varies))
+        self._tell(Opened(self.book.series, self.missing, self.path.varies and probe.vary))
         _settle()
         self._calls(probe.warmup)
         _settle()

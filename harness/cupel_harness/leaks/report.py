@@ -117,6 +117,7 @@ class Probe(msgspec.Struct, frozen=True):
     Attributes:
         calls: of each path, warm-up included; a multiple of five windows is measured.
         timeout_s: of each path; after it the verdict is inconclusive.
+        vary: when a repeated prompt leaves nothing, try distinct ones. stacks: look for who allocated a leak.
     """
 
     engine: str
@@ -125,6 +126,7 @@ class Probe(msgspec.Struct, frozen=True):
     calls: int = 50
     timeout_s: float = 300.0
     max_tokens: int = 8
+    vary: bool = True
     stacks: bool = True
 
     @property

@@ -10,8 +10,8 @@ from cupel_harness.leaks.native import Interposer
 from cupel_harness.leaks.report import Judged, Probe, Verdict
 from cupel_runtime.errors import Inconclusive
 
-REPEATS = 3  # loads failed at the same allocation; what grows with each was left behind
-MOST = 400  # allocations that are failed at most; beyond, equally spaced ones
+REPEATS = 4  # loads failed at the same allocation when the first repetition grew; a leak grows with each
+MOST = 24  # allocations that are failed at most where a load is slow; beyond, equally spaced ones
 PYTHON_LEAST = 4096  # bytes; see `least_for`
 
 
@@ -43,13 +43,17 @@ def walk(load: Callable[[], None], interposer: Interposer, least: int = 0) -> Ju
     with interposer.failing(0, least=least) as seen:
         load()
     total, failed, swallowed = seen[0], 0, 0
-    for nth in _chosen(total):
-        left, hits, refused = _failures(load, interposer, least, nth)
-        if not hits:
+    for nth in _chosen(total, MOST if least else total):
+        fails = Failing(load, interposer, least, nth)
+        fails.once()  # the first one fills caches of its own: error texts, tracebacks
+        left = [fails.once()]
+        while left[-1] > 0 and len(left) < REPEATS:
+            left.append(fails.once())
+        if not fails.hits:
             continue
         failed += 1
-        swallowed += not refused
-        if min(left) > 0:
+        swallowed += not fails.refused
+        if left[-1] > 0:
             return _told(
                 Verdict.LEAK,
                 f"host: a load whose allocation {nth} of {total} fails leaves {min(left)} B behind each time",
@@ -72,28 +76,29 @@ def walk(load: Callable[[], None], interposer: Interposer, least: int = 0) -> Ju
     )
 
 
-def _failures(
-    load: Callable[[], None], interposer: Interposer, least: int, nth: int
-) -> tuple[list[int], int, bool]:
-    """(bytes left by each repetition after the first, failures made, whether the load was refused)."""
-    left, hits, refused, before = [], 0, False, 0
-    for turn in range(REPEATS):
-        with interposer.failing(nth, least=least) as seen:
+class Failing:
+    """Loads whose nth allocation fails. Attributes: hits: failures made. refused: the load said so."""
+
+    def __init__(self, load: Callable[[], None], interposer: Interposer, least: int, nth: int) -> None:
+        self._load, self._interposer, self._least, self._nth = load, interposer, least, nth
+        self.hits, self.refused, self._held = 0, False, 0
+
+    def once(self) -> int:
+        """Load once; bytes held now beyond those held after the last time."""
+        with self._interposer.failing(self._nth, least=self._least) as seen:
             try:
-                load()
+                self._load()
             except Exception:
-                refused = True
-        hits += seen[1]
+                self.refused = True
+        self.hits += seen[1]
         gc.collect()
-        _, held, mapped = interposer.totals()
-        if turn:
-            left.append(held + mapped - before)
-        before = held + mapped
-    return left, hits, refused
+        _, held, mapped = self._interposer.totals()
+        before, self._held = self._held, held + mapped
+        return self._held - before
 
 
-def _chosen(total: int) -> list[int]:
-    step = max(1, -(-total // MOST))
+def _chosen(total: int, most: int) -> list[int]:
+    step = max(1, -(-total // most)) if total else 1
     return list(range(1, total + 1, step))
 
 
