@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -66,7 +67,7 @@ class Embedded(Engine):
         self._sessions: WeakSet[EmbeddedSession] = WeakSet()
         self._info = EngineInfo(
             name=f"numpy-{self.dtype}",
-            version=version("cupel"),
+            version=_version(),
             device="cpu",
             model=spec,
             model_sha256=model.sha256,
@@ -209,6 +210,11 @@ class NumPy64(Embedded, spec="numpy64"):
     """The oracle: the same forward pass in float64."""
 
     dtype = "float64"
+
+
+@functools.cache
+def _version() -> str:
+    return version("cupel")  # reads files: once, not with every load
 
 
 def array_bytes(root: object) -> int:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from typing import Any, ClassVar
 
-from cupel_harness.engines import open_engine
+from cupel_harness.engines import open_engine, resolve_model
 from cupel_harness.engines.base import Capability, Engine
 from cupel_harness.leaks.report import Probe
 from cupel_runtime.errors import Inconclusive
@@ -137,12 +137,13 @@ class Load(Path, name="load"):
     """The engine is opened on the model, and closed."""
 
     def __init__(self, probe: Probe) -> None:
+        fixture = probe.model.startswith("fixture:")  # found once: what is probed is loading its file
+        self._model = str(resolve_model(probe.model)) if fixture else probe.model
         super().__init__(probe)
-        self._after: Callable[[], Mapping[str, int]] | None = None
         self.close()
 
     def call(self, number: int, ids: Sequence[int]) -> None:
-        open_engine(self.probe.engine, self.probe.model).close()
+        open_engine(self.probe.engine, self._model).close()
 
     def memory(self) -> Callable[[], Mapping[str, int]] | None:
         return None
