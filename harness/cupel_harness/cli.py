@@ -15,7 +15,7 @@ from cupel_harness.commands import DEBUG, debug_option
 from cupel_harness.console import printable, write
 from cupel_runtime.errors import CupelError, UsageError
 
-COMMANDS = ("gate", "run", "golden", "checklist", "faults", "report", "generate", "inspect", "doctor")
+COMMANDS = ("gate", "run", "golden", "checklist", "faults", "leak", "report", "generate", "inspect", "doctor")
 INTERRUPTED = 2
 BROKEN_PIPE = 141  # what a shell reports for a writer that nobody reads: 128 + SIGPIPE
 

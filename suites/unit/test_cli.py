@@ -60,7 +60,7 @@ def model(tmp_path: Path) -> Path:
 def test_all_commands_are_there() -> None:
     """The commands the product promises exist, golden with its three."""
     assert {path[0] for path in COMMANDS if path} == {
-        "gate", "run", "golden", "checklist", "faults", "generate", "inspect", "doctor", "report",
+        "gate", "run", "golden", "checklist", "faults", "generate", "inspect", "doctor", "leak", "report",
     }  # fmt: skip
     assert {path[1] for path in COMMANDS if path[:1] == ("golden",) and len(path) == 2} == {
         "record", "compare", "show",

@@ -92,7 +92,8 @@ def serve(probe: Probe, tell: Callable[[Message], None], order: Callable[[], byt
     path = paths.Path.registry[probe.path](probe)
     try:
         command = Run(probe, path, tell).carry_out(order)
-        extra = walk.walked(probe) if command == protocol.WALK else []
+        walks = command == protocol.WALK and isinstance(path, paths.Load)
+        extra = walk.walked(probe, path.model) if walks else []
         constant = None
         if path.memory() and path.engine and not paths.counters_move(path.engine, path.ids):
             constant = tuple(ledgers.counter_names(path.engine.memory()))

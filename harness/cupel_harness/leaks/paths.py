@@ -138,12 +138,12 @@ class Load(Path, name="load"):
 
     def __init__(self, probe: Probe) -> None:
         fixture = probe.model.startswith("fixture:")  # found once: what is probed is loading its file
-        self._model = str(resolve_model(probe.model)) if fixture else probe.model
+        self.model = str(resolve_model(probe.model)) if fixture else probe.model
         super().__init__(probe)
         self.close()
 
     def call(self, number: int, ids: Sequence[int]) -> None:
-        open_engine(self.probe.engine, self._model).close()
+        open_engine(self.probe.engine, self.model).close()
 
     def memory(self) -> Callable[[], Mapping[str, int]] | None:
         return None

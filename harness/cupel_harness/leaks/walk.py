@@ -25,15 +25,15 @@ def least_for(probe: Probe) -> int:
     return 0 if probe.engine.startswith("control:") else PYTHON_LEAST
 
 
-def walked(probe: Probe) -> list[Judged]:
-    """What the walk found, as one series of the host ledger."""
+def walked(probe: Probe, model: str) -> list[Judged]:
+    """What the walk found, as one series of the host ledger; `model`: the file, where the probe's is a name."""
     try:
         interposer = Interposer()
     except Inconclusive:
         return []
 
     def load() -> None:
-        open_engine(probe.engine, probe.model).close()
+        open_engine(probe.engine, model).close()
 
     return [walk(load, interposer, least_for(probe))]
 
