@@ -100,7 +100,9 @@ def test_counters(observe: Observer, engine: Engine) -> None:
     counters = [name for name in idle if name != "process"]
     observe.saw(2 * len(counters), oracle="its own readings with a session open and without")
     moved = [name for name in counters if during[name] > idle[name]]
-    observe.expect(bool(moved), f"memory: {', '.join(counters)} read the same with a session open: a constant")
+    observe.expect(
+        bool(moved), f"memory: {', '.join(counters)} read the same with a session open: a constant"
+    )
     stuck = [f"{name} {after[name] - idle[name]:+d}" for name in counters if after[name] != idle[name]]
     observe.expect(not stuck, f"memory: not back at idle after the session was closed: {', '.join(stuck)}")
     observe.say(f"{', '.join(moved)} rose by {during[moved[0]] - idle[moved[0]]} B and went back to idle")
@@ -119,6 +121,8 @@ def test_probe_sees(observe: Observer, leak_probe: LeakProbe, pytestconfig: pyte
             raise Inconclusive(report.sentence)
     observe.saw(2, oracle="what the control library was asked to leak")
     found = [judged.ledger for judged in leaky.leaks]
-    observe.expect(set(found) == {"host"}, f"the leaking library: expected a host leak, got {found or 'none'}")
+    observe.expect(
+        set(found) == {"host"}, f"the leaking library: expected a host leak, got {found or 'none'}"
+    )
     observe.expect(sound.verdict is Verdict.CLEAN, f"the sound library: {sound.sentence}")
     observe.say(f"leaking: {leaky.sentence}; sound: {sound.sentence}")

@@ -21,7 +21,12 @@ from cupel_harness.console import Console
 from cupel_runtime.errors import CupelError
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-EXTRAS = {"hf": ("torch", "transformers"), "cuda": ("pycuda",), "dev": ("lxml", "mypy", "ruff")}
+EXTRAS = {
+    "hf": ("torch", "transformers"),
+    "cuda": ("pycuda",),
+    "memray": ("memray",),
+    "dev": ("lxml", "mypy", "ruff"),
+}
 
 
 class Finding(msgspec.Struct, frozen=True):

@@ -31,7 +31,11 @@ STATUS = {"clean": "passed", "leak": "failed", "broken": "failed", "inconclusive
 @click.option("--engine", default="numpy", show_default=True, metavar="SPEC")
 @click.option("--model", metavar="SPEC", help="A path, or fixture:NAME[:TYPE].")
 @click.option(
-    "--calls", type=click.IntRange(min=50), default=50, show_default=True, help="Of each path, warm-up included."
+    "--calls",
+    type=click.IntRange(min=50),
+    default=50,
+    show_default=True,
+    help="Of each path, warm-up included.",
 )
 @click.option("--path", "path", type=click.Choice([*PATHS, "all"]), default="success", show_default=True)
 @click.option(
@@ -42,9 +46,13 @@ STATUS = {"clean": "passed", "leak": "failed", "broken": "failed", "inconclusive
 @click.option("--quick", is_flag=True, help="With --selftest: fewer of each, under a minute.")
 @click.option("--device", is_flag=True, help="With --selftest: known leaks on the GPU too.")
 @click.option(
-    "--docs", type=click.Path(path_type=Path, dir_okay=False), help="With --selftest: write the page of its table."
+    "--docs",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="With --selftest: write the page of its table.",
 )
-@click.option("-j", "--jobs", type=click.IntRange(min=1), default=1, help="With --selftest: probes at a time.")
+@click.option(
+    "-j", "--jobs", type=click.IntRange(min=1), default=1, help="With --selftest: probes at a time."
+)
 def command(
     console: Console,
     engine: str,
@@ -135,5 +143,3 @@ def render(name: str, report: Report) -> str:
         text: str = point.load()(report)
         return text
     raise UsageError("no such leak reporter", got=repr(name), hint="install cupel again")
-
-

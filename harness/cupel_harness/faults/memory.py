@@ -177,6 +177,8 @@ def double_free() -> Iterator[Patch]:
     """Every request frees a block twice."""
 
     def twice() -> None:
+        if not hasattr(_libc, "cupel_leaks_read"):
+            return  # only in a process that is probed: it ends there and then
         block = _libc.malloc(64)
         _libc.free(block)
         _libc.free(block)

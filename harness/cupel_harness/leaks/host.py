@@ -86,7 +86,9 @@ def serve(probe: Probe, tell: Callable[[Message], None], order: Callable[[], byt
     """
     name = probe.engine.partition(":")[0].partition("+")[0]
     if name in REMOTE:
-        raise Inconclusive("the engine works in another process, whose memory is not seen from here", got=name)
+        raise Inconclusive(
+            "the engine works in another process, whose memory is not seen from here", got=name
+        )
     if name == "control":
         from cupel_harness.leaks import controls  # noqa: F401
     path = paths.Path.registry[probe.path](probe)

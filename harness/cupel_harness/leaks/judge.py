@@ -96,7 +96,9 @@ class Phase:
         )  # fmt: skip
 
     def _verdict(self, r: Reading) -> tuple[Verdict, str]:
-        name = r.series.ledger if r.series.name in ("blocks", "bytes") else f"{r.series.ledger} {r.series.name}"
+        name = (
+            r.series.ledger if r.series.name in ("blocks", "bytes") else f"{r.series.ledger} {r.series.name}"
+        )
         cached = self._cached(r) if r.state is not State.CLEAN else ""
         if cached:
             return Verdict.INCONCLUSIVE, f"{name}: {cached}"
@@ -171,7 +173,9 @@ def _replaced(judged: Judged, verdict: Verdict, sentence: str) -> Judged:
 def constant(names: Sequence[str]) -> Judged:
     """The engine's counters when nothing moves them."""
     told = ", ".join(names) or "none"
-    sentence = f"engine: its counters ({told}) are the same with a session open and at work: it tracks nothing"
+    sentence = (
+        f"engine: its counters ({told}) are the same with a session open and at work: it tracks nothing"
+    )
     return Judged("engine", "counters", "B", Verdict.INCONCLUSIVE, sentence)
 
 

@@ -54,7 +54,9 @@ class Host(Ledger):
 
     def __init__(self, interposer: Interposer) -> None:
         self._interposer = interposer
-        names = [f"blocks of {size} B" if size <= 1032 else f"blocks up to {size} B" for size in interposer.sizes]
+        names = [
+            f"blocks of {size} B" if size <= 1032 else f"blocks up to {size} B" for size in interposer.sizes
+        ]
         names[-1] = "larger blocks"
         self.series = (
             Series("host", "blocks", "blocks", Rule.EXACT),

@@ -38,7 +38,7 @@ def probe(
     """
     from cupel_harness.leaks import sites
 
-    began, found = time.monotonic(), []
+    began, found = time.monotonic(), list[PathReport]()
     for name in names or (wanted.path,):
         one = msgspec.structs.replace(wanted, path=name)
         report = run(one, watch)
@@ -47,7 +47,9 @@ def probe(
         found.append(report)
     verdict = worst([p.verdict for p in found])
     telling = [p for p in found if p.verdict is verdict]
-    sentence = "; ".join(f"{p.path}: {p.sentence}" for p in (telling if verdict is not Verdict.CLEAN else telling[:1]))
+    sentence = "; ".join(
+        f"{p.path}: {p.sentence}" for p in (telling if verdict is not Verdict.CLEAN else telling[:1])
+    )
     if verdict is Verdict.CLEAN and len(found) > 1:
         sentence = f"{len(found)} paths are clean; {sentence}"
     return Report(
@@ -98,7 +100,7 @@ class Conversation:
             elif isinstance(message, Refused):
                 verdict = Verdict.BROKEN if message.broken else Verdict.INCONCLUSIVE
                 return PathReport(self._wanted.path, verdict, message.sentence, self._done)
-            else:
+            elif isinstance(message, Finished):
                 return self._finished(message)
         return self._died()
 

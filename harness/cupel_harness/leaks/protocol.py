@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cupel_harness.leaks.ledgers import Book, Series
-from cupel_harness.leaks.report import Judged
+from cupel_harness.leaks.report import Judged, Site
 
 # Commands: as many calls again; as many with a prompt of their own each; the end, with or without the walk.
 AGAIN, DISTINCT, WALK, END = b"a", b"d", b"w", b"e"
@@ -62,7 +62,13 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
     broken: bool
 
 
-Message = Opened | Call | Rows | Finished | Refused
+class Traced(msgspec.Struct, frozen=True, tag="traced"):
+    """What a run under memray found, the worst first."""
+
+    sites: tuple[Site, ...]
+
+
+Message = Opened | Call | Rows | Finished | Refused | Traced
 
 
 def _array(packed: bytes, width: int) -> NDArray[np.int64]:

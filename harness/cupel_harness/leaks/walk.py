@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 
-from cupel_harness.engines import open_engine
 from cupel_harness.leaks.native import Interposer
+from cupel_harness.leaks.paths import opened
 from cupel_harness.leaks.report import Judged, Probe, Verdict
 from cupel_runtime.errors import Inconclusive
 
@@ -33,7 +33,7 @@ def walked(probe: Probe, model: str) -> list[Judged]:
         return []
 
     def load() -> None:
-        open_engine(probe.engine, model).close()
+        opened(probe.engine, model).close()
 
     return [walk(load, interposer, least_for(probe))]
 
