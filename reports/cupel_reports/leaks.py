@@ -1,4 +1,4 @@
-"""A leak report goes in; one HTML page with a curve for every series that moved, or was found leaking, comes out."""
+"""A leak report goes in; one HTML page with a curve for every series that moved comes out."""
 
 from __future__ import annotations
 
@@ -33,9 +33,13 @@ def render(report: Report) -> str:
     """The page of a report; it needs no network and no JavaScript."""
     loader = jinja2.PackageLoader("cupel_reports", "templates")
     environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        loader=loader,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
         finalize=lambda v: one_line(v) if isinstance(v, str) and not hasattr(v, "__html__") else v,
-    )  # fmt: skip
+    )
     return environment.get_template("leaks.html.jinja").render(
         report=report,
         mark=MARKS[report.verdict.value],

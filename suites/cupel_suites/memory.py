@@ -110,7 +110,7 @@ def test_counters(observe: Observer, engine: Engine) -> None:
 
 @check("memory.probe_sees", kills=("probe_blind",))
 def test_probe_sees(observe: Observer, leak_probe: LeakProbe, pytestconfig: pytest.Config) -> None:
-    """The probe finds 16 bytes in every 8th call of a library that leaks them, and nothing in one that does not."""
+    """The probe finds 16 bytes leaked in every 8th call of a library, and nothing in a sound one."""
     _, *faults = str(pytestconfig.getoption("cupel_engine")).split(FAULT)
     ambient = "".join(FAULT + name for name in faults)
     leaky = leak_probe("success", engine=f"control:leak=block,every=8{ambient}", vary=False)

@@ -1,8 +1,7 @@
-"""An engine and a model go in; what every path of it leaves behind, or the probe's own examination, comes out."""
+"""An engine and a model go in; what its paths leave behind, or the probe's own examination, comes out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -118,7 +117,7 @@ def show(console: Console, report: Report) -> None:
 
 
 def _rows(path: PathReport) -> list[tuple[str, ...]]:
-    rows = []
+    rows = list[tuple[str, ...]]()
     for j in path.seen:
         moved = j.values[-1] - j.values[0] if j.values else 0
         if not j.values or (j.verdict.value == "clean" and not moved):
@@ -126,7 +125,8 @@ def _rows(path: PathReport) -> list[tuple[str, ...]]:
         interval = f"{j.low:.4g} to {j.high:.4g}"
         rows.append(
             (
-                STATUS[j.verdict.value], path.path, f"{j.ledger} {j.series}", f"{j.slope:.4g} {j.unit}", interval,
+                STATUS[j.verdict.value], path.path, f"{j.ledger} {j.series}", f"{j.slope:.4g} {j.unit}",
+                interval,
                 f"{j.windows} of {j.of}", f"{moved:+d}",
             )
         )  # fmt: skip

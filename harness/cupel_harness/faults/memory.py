@@ -1,4 +1,4 @@
-"""Faults of memory: what is left behind by a call that works, fails, is cancelled, loads, or runs beside others."""
+"""Faults of memory: left behind by a call that works, fails, is cancelled, loads, or runs beside others."""
 
 from __future__ import annotations
 

@@ -250,7 +250,7 @@ long control_cache(long key, long limit, long size)
 #define TENSORS 6
 struct model { void *tensors[TENSORS]; };
 
-/* forgets: a failure at this tensor (from 1; 0: none, -1: any) leaves the earlier ones behind. */
+/* forgets: a failure of this allocation (from 1; 0: none, -1: any) leaves the earlier tensors behind. */
 struct model *control_load(int forgets)
 {
     struct model *made = calloc(1, sizeof *made);
@@ -258,7 +258,7 @@ struct model *control_load(int forgets)
         return NULL;
     for (int i = 0; i < TENSORS; i++)
         if (!(made->tensors[i] = malloc((size_t)1000 << i))) {
-            if (forgets != -1 && forgets != i + 1)
+            if (forgets != -1 && forgets != i + 2)
                 while (i--)
                     free(made->tensors[i]);
             free(made);

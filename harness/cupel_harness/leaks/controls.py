@@ -1,4 +1,4 @@
-"""`control:KEY=VALUE,…` in; an engine whose leaks, caches and noise are known, on the C library beside it, out."""
+"""`control:KEY=VALUE,…` in; an engine of known leaks, caches and noise, on the C library beside it, out."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from cupel_runtime.errors import EngineError, InvalidParameter, UsageError
 LEAKS = ("none", "block", "list", "buffer", "mapping", "arena", "raw", "descriptor", "thread", "double_free")
 NOISES = ("quiet", "churn", "pool", "threads", "ragged")
 PLACES = ("success", "error", "cancel", "load", "session", "third_failure", "any_failure")
+FORGETS = {"third_failure": 3, "any_failure": -1}  # where a failed allocation leaves earlier ones behind
 DEFAULTS = {
     "leak": "none",  # what leaks, one of LEAKS
     "size": "16",  # bytes
@@ -42,6 +43,24 @@ class Library:
         self.load.argtypes, self.load.restype = (ctypes.c_int,), ctypes.c_void_p
         self.unload.argtypes = (ctypes.c_void_p, ctypes.c_int)
         self.seed.argtypes = (ctypes.c_ulong,)
+
+
+def loader(spec: str) -> Callable[[], None]:
+    """Load and unload in C alone, for the walk over failed allocations.
+
+    Raises:
+        EngineError: in the call, when an allocation failed.
+    """
+    asked = DEFAULTS | dict(part.partition("=")[::2] for part in spec.partition(":")[2].split(",") if part)
+    library, forgets = Library(), FORGETS.get(asked["on"], 0)
+
+    def load() -> None:
+        model = library.load(forgets)
+        if not model:
+            raise EngineError("out of memory", where="load")
+        library.unload(model, 0)
+
+    return load
 
 
 class ControlSession(Session):
@@ -80,8 +99,7 @@ class Control(Engine, spec="control"):
         self._passed = dict.fromkeys(PLACES, 0)
         self._calls = self._cached = self.sessions = 0
         self._library = Library()
-        forgets = {"third_failure": 3, "any_failure": -1}.get(asked["on"], 0)
-        self._model = self._library.load(forgets)
+        self._model = self._library.load(FORGETS.get(asked["on"], 0))
         if not self._model:
             raise EngineError("out of memory", where="load")
 

@@ -16,7 +16,7 @@ import msgspec
 
 from cupel_harness.leaks import ledgers, paths, protocol, walk
 from cupel_harness.leaks.protocol import Call, Finished, Message, Opened, Refused, Rows
-from cupel_harness.leaks.report import Probe
+from cupel_harness.leaks.report import Judged, Probe
 from cupel_runtime.errors import CupelError, Inconclusive
 
 SECOND_WARMUP = 2  # calls with distinct prompts before they are measured
@@ -66,7 +66,7 @@ class Run:
 
 
 def _open_text_files() -> None:
-    """CPython keeps a block of each of the first hundred or so text files it opens: they are behind us then."""
+    """CPython keeps a block of each of the first hundred or so text files it opens: not in the readings."""
     for _ in range(TEXT_FILES):
         with Path(os.devnull).open(encoding="utf-8"):
             pass
@@ -94,8 +94,9 @@ def serve(probe: Probe, tell: Callable[[Message], None], order: Callable[[], byt
     path = paths.Path.registry[probe.path](probe)
     try:
         command = Run(probe, path, tell).carry_out(order)
-        walks = command == protocol.WALK and isinstance(path, paths.Load)
-        extra = walk.walked(probe, path.model) if walks else []
+        extra = list[Judged]()
+        if command == protocol.WALK and isinstance(path, paths.Load):
+            extra = walk.walked(probe, path.model)
         constant = None
         if path.memory() and path.engine and not paths.counters_move(path.engine, path.ids):
             constant = tuple(ledgers.counter_names(path.engine.memory()))

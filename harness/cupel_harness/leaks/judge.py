@@ -1,4 +1,4 @@
-"""The book of a run in; what each series shows, in one sentence each, and whether the plants were found, out."""
+"""The book of a run in; what each series shows, in a sentence each, and whether the plants show, out."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Phase:
             return Verdict.INCONCLUSIVE, f"{name}: {cached}"
         if r.state is State.LEAK and self.distinct:
             return Verdict.INCONCLUSIVE, (
-                f"{name}: {self._rate(r)} with distinct prompts and nothing with a repeated one: a leak, or a "
+                f"{name}: {self._rate(r)} with distinct prompts, nothing with a repeated one: a leak, or a "
                 "cache whose limit the engine does not tell"
             )
         if r.state is State.LEAK:
@@ -115,8 +115,8 @@ class Phase:
             )
         if self.planted.get(r.series.ledger) is False:
             return Verdict.INCONCLUSIVE, (
-                f"{name}: the planted leak of {PLANT_BYTES} bytes in every {PLANT_EVERY}th call was not found: "
-                f"readings fall by up to {amount(r.shape.fall, r.series.unit)}"
+                f"{name}: the planted leak of {PLANT_BYTES} bytes in every {PLANT_EVERY}th call was not "
+                f"found: readings fall by up to {amount(r.shape.fall, r.series.unit)}"
             )
         moved = f" ({r.shape.last:+d} {r.series.unit} in all)" if r.shape.last else ""
         return Verdict.CLEAN, f"{name}: no growth{moved}"

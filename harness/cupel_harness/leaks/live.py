@@ -1,4 +1,4 @@
-"""Calls of a probe as they are made go in; on a terminal one moving line per ledger, elsewhere nothing, out."""
+"""Calls of a probe as they are made go in; on a terminal a moving line per ledger, elsewhere nothing, out."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 40
-SHOWN = ("host bytes", "host blocks", "host mapped", "python blocks", "process descriptors", "process threads",
-         "process unattributed")  # fmt: skip
+SHOWN = ("host bytes", "host blocks", "host mapped", "python blocks", "process descriptors",
+         "process threads", "process unattributed")  # fmt: skip
 
 
 def sparkline(values: list[int], width: int = WIDTH) -> str:

@@ -1,4 +1,4 @@
-"""A path's name and an engine in; what one call of it does, out: success, error, cancel, load, session, many."""
+"""A path's name and an engine in; one call of it out: success, error, cancel, load, session, concurrent."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
-
 from threading import Barrier
 from typing import Any, ClassVar
 

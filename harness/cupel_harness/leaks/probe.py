@@ -125,7 +125,8 @@ class Conversation:
         return protocol.WALK if walks else protocol.END
 
     def _finished(self, message: Finished) -> PathReport:
-        assert self._opened is not None and self._book is not None
+        assert self._opened is not None
+        assert self._book is not None
         found = [*self._found, *message.extra]
         if message.constant is not None:
             found = [j for j in found if j.ledger != "engine"] + [judge.constant(message.constant)]
@@ -146,7 +147,7 @@ class Conversation:
 
 
 class Hosted:
-    """The process that hosts the engine: its own group, one BLAS thread, hashes that never differ; killed late."""
+    """The process that hosts the engine: a group of its own, one BLAS thread, fixed hashes; killed when late."""
 
     def __init__(self, wanted: Probe, module: str, extra: dict[str, str]) -> None:
         dropped = ("PYTHONMALLOC", "PYTHONTRACEMALLOC", "MALLOC_", "LD_PRELOAD")

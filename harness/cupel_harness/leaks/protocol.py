@@ -49,7 +49,11 @@ class Rows(msgspec.Struct, frozen=True, tag="rows"):
 
 
 class Finished(msgspec.Struct, frozen=True, tag="finished"):
-    """The end. Attributes: extra: what the walk found. constant: counters of the engine that nothing moves."""
+    """The end.
+
+    Attributes:
+        extra: what the walk found. constant: counters of the engine that nothing moves.
+    """
 
     extra: tuple[Judged, ...] = ()
     constant: tuple[str, ...] | None = None

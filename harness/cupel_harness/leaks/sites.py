@@ -1,4 +1,4 @@
-"""A path that leaks in; the same path again under memray with native traces, and who allocated what stayed, out."""
+"""A path that leaks in; the same path again under memray, and the call sites of what stayed, out."""
 
 from __future__ import annotations
 

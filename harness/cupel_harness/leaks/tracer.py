@@ -34,6 +34,8 @@ def traced(probe: Probe) -> tuple[Site, ...]:
     """
     import memray
 
+    found: tuple[Site, ...] = ()
+
     if probe.engine.startswith("control:"):
         from cupel_harness.leaks import controls  # noqa: F401
     path = paths.Path.registry[probe.path](probe)
@@ -49,13 +51,14 @@ def traced(probe: Probe) -> tuple[Site, ...]:
                 gc.collect()
             with memray.FileReader(file) as reader:
                 records = list(reader.get_leaked_allocation_records(merge_threads=True))
-                return _sites(records, probe.measured)
+                found = _sites(records, probe.measured)
         finally:
             path.close()
+    return found
 
 
 def _sites(records: Iterable[Any], calls: int) -> tuple[Site, ...]:
-    """Sites that left as many blocks as a leak in every 8th call does, or as many bytes a call; most first."""
+    """Sites that left as many blocks as a leak in every 8th call, or some bytes in each; most first."""
     least = calls // PLANT_EVERY
     left = [r for r in records if r.n_allocations >= least or r.size >= calls * LEAST]
     left.sort(key=lambda r: r.size, reverse=True)

@@ -27,7 +27,7 @@ CONFIDENCE = 1.959964  # standard deviations of a 95 % interval
 class Rule(StrEnum):
     """How a ledger's readings are judged.
 
-    EXACT: counted to the byte; COUNTER: as the engine says; NEVER: any growth fails; RESIDENT: in pages, noisy.
+    EXACT: to the byte; COUNTER: as the engine says; NEVER: any growth fails; RESIDENT: in pages, noisy.
     """
 
     EXACT = "exact"
@@ -108,7 +108,7 @@ def theil_sen(values: Sequence[int] | NDArray[np.int64]) -> tuple[float, float, 
 
 
 def state(seen: Shape, rule: Rule, *, doubled: bool = False) -> State:
-    """What a series shows; `doubled` when it already holds twice the calls, after which nothing is left open."""
+    """What a series shows; `doubled`: it already holds twice the calls, and no more are to be had."""
     return JUDGES[rule](seen, doubled)
 
 

@@ -1,4 +1,4 @@
-"""A load in; the 1st, 2nd, 3rd ... allocation of it failed, until it succeeds; what each failure left, out."""
+"""A load in; its 1st, 2nd, 3rd ... allocation failed, until it succeeds; what each failure left, out."""
 
 from __future__ import annotations
 
@@ -12,30 +12,28 @@ from cupel_runtime.errors import Inconclusive
 
 REPEATS = 4  # loads failed at the same allocation when the first repetition grew; a leak grows with each
 MOST = 24  # allocations that are failed at most where a load is slow; beyond, equally spaced ones
-PYTHON_LEAST = 4096  # bytes; see `least_for`
-
-
-def least_for(probe: Probe) -> int:
-    """The smallest allocation that is failed.
-
-    In the C control library every one. Where Python itself allocates in the loading thread, an allocation
-    below a page is mostly the interpreter's own (frames, dicts, exceptions), whose failure tests CPython and
-    not the engine: there only large ones, which hold tensors, are failed.
-    """
-    return 0 if probe.engine.startswith("control:") else PYTHON_LEAST
+# In the C control library every allocation is failed. Where Python itself allocates in the loading thread, one
+# below a page is mostly the interpreter's own (frames, dicts, exceptions), whose failure would test CPython and
+# not the engine: there only the large ones, which hold tensors, are failed.
+PYTHON_LEAST = 4096  # bytes
 
 
 def walked(probe: Probe, model: str) -> list[Judged]:
-    """What the walk found, as one series of the host ledger; `model`: the file, where the probe's is a name."""
+    """What the walk found, as a series of the host ledger; `model`: the file, where the probe's is a name."""
     try:
         interposer = Interposer()
     except Inconclusive:
         return []
 
+    if probe.engine.startswith("control:"):
+        from cupel_harness.leaks.controls import loader
+
+        return [walk(loader(probe.engine), interposer)]
+
     def load() -> None:
         opened(probe.engine, model).close()
 
-    return [walk(load, interposer, least_for(probe))]
+    return [walk(load, interposer, PYTHON_LEAST)]
 
 
 def walk(load: Callable[[], None], interposer: Interposer, least: int = 0) -> Judged:
