@@ -9,12 +9,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 import cupel_runtime.generate as generation
 from cupel_harness.engines.base import Engine
 from cupel_harness.engines.embedded import EmbeddedSession, NumPy, NumPy64
+from cupel_harness.leaks import PathReport, Probe
+from cupel_harness.leaks import probe as leaks
 from cupel_runtime import philox, quants, sampler
 from cupel_runtime.backends.numpy import NumpyBackend
 from cupel_runtime.errors import CupelError
@@ -23,6 +26,7 @@ from cupel_runtime.kvcache import KVCache
 from cupel_runtime.tokenizer import TextStream
 
 Patch = pytest.MonkeyPatch
+Probing = Callable[[Probe], PathReport]
 FAULTS: dict[str, tuple[Callable[[Patch], None], tuple[str, ...]]] = {}
 
 
@@ -357,3 +361,51 @@ def trace_pointers_alias(patch: Patch) -> None:
 @breaks("tokens.golden_is_current")
 def golden_from_broken_engine(patch: Patch) -> None:
     wrap(patch, NumPy64, "exact_logits", lambda o, s, ids: o(s, ids) * 1.0001)
+
+
+def probed(patch: Patch, changed: Callable[[str], str]) -> None:
+    """Probe another engine than was asked for: what is probed lives in a process that no patch here reaches."""
+    original: Probing = leaks.run
+    patch.setattr(
+        leaks, "run", lambda wanted: original(msgspec.structs.replace(wanted, engine=changed(wanted.engine)))
+    )
+
+
+@breaks("memory.success", "memory.hundred_requests")
+def request_leaks(patch: Patch) -> None:
+    probed(patch, lambda engine: f"{engine}+fault:leak_every_eighth")
+
+
+@breaks("memory.error")
+def refusal_leaks(patch: Patch) -> None:
+    probed(patch, lambda engine: f"{engine}+fault:leak_on_error")
+
+
+@breaks("memory.cancel")
+def cancelled_request_leaks(patch: Patch) -> None:
+    probed(patch, lambda engine: f"{engine}+fault:leak_on_cancel")
+
+
+@breaks("memory.load")
+def unload_leaks(patch: Patch) -> None:
+    probed(patch, lambda engine: f"{engine}+fault:leak_on_unload")
+
+
+@breaks("memory.session")
+def closed_session_kept(patch: Patch) -> None:
+    probed(patch, lambda engine: f"{engine}+fault:session_cache_kept")
+
+
+@breaks("memory.concurrent")
+def concurrent_requests_leak(patch: Patch) -> None:
+    probed(patch, lambda engine: f"{engine}+fault:leak_when_concurrent")
+
+
+@breaks("memory.counters")
+def reported_memory_constant(patch: Patch) -> None:
+    wrap(patch, NumPy, "memory", lambda o, s: {"weights": 1 << 20, "cache": 0, "process": 1})
+
+
+@breaks("memory.probe_sees")
+def control_does_not_leak(patch: Patch) -> None:
+    probed(patch, lambda engine: engine.replace("leak=block", "leak=none"))

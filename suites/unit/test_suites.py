@@ -26,6 +26,7 @@ SUITES = (
     "cache",
     "errors",
     "file",
+    "memory",
     "ops",
     "properties",
     "sampler",

@@ -56,13 +56,21 @@ BAR = tuple(
 )
 
 PLANTED = (
-    *(_block(size, every, quick=int(size == 1 and every == 8)) for size in (1, 16, 64, 4096) for every in (1, 8)),
+    *(
+        _block(size, every, quick=int((size, every) == (1, 8)))
+        for size in (1, 16, 64, 4096)
+        for every in (1, 8)
+    ),
     _block(64, 8, "pool"),
     _block(64, 8, "threads"),
-    Case("a list that only grows", "control:leak=list,size=64", ("host",), function="control_grow_list", quick=1),
-    Case("one buffer that only grows", "control:leak=buffer,size=64", ("host",), function="control_grow_buffer"),
-    Case("a mapping in every call", "control:leak=mapping,size=4096", ("host",), function="control_leak_mapping"),
-    Case("an own arena of mappings", "control:leak=arena,size=16384", ("host",), function="control_leak_arena"),
+    Case("a list that only grows", "control:leak=list,size=64", ("host",),
+         function="control_grow_list", quick=1),
+    Case("one buffer that only grows", "control:leak=buffer,size=64", ("host",),
+         function="control_grow_buffer"),
+    Case("a mapping in every call", "control:leak=mapping,size=4096", ("host",),
+         function="control_leak_mapping"),
+    Case("an own arena of mappings", "control:leak=arena,size=16384", ("host",),
+         function="control_leak_arena"),
     Case("mappings behind libc's back", "control:leak=raw,size=65536", ("process",)),
     Case("a descriptor", "control:leak=descriptor", ("process",), says="descriptors"),
     Case("a thread", "control:leak=thread", ("process",), says="threads"),
@@ -92,13 +100,14 @@ PLANTED = (
             ("leak_when_concurrent", "concurrent", ("host",), 0),
         )
     ),
-    Case("numpy: history_grows", "numpy+fault:history_grows", ("python",), model=TINY, function="memory.py"),
+    Case("numpy: history_grows", "numpy+fault:history_grows", ("python",), model=TINY,
+         function="memory.py"),
 )  # fmt: skip
 
 CLEAN = (
     Case("quiet", "control:noise=quiet", (), CLEAN_ONLY, runs=10, quick=1),
     Case("allocation churn", "control:noise=churn", (), CLEAN_ONLY, runs=45, quick=1),
-    Case("worker pool, blocks freed by other threads", "control:noise=pool", (), CLEAN_ONLY, runs=40, quick=1),
+    Case("worker pool, cross-thread frees", "control:noise=pool", (), CLEAN_ONLY, runs=40, quick=1),
     Case("threads that come and go", "control:noise=threads", (), CLEAN_ONLY, runs=35, quick=1),
     Case("a cache of 16, entered by every call", "control:ring=16", (), CLEAN_ONLY, runs=15),
     Case("a cache of 30, entered by every call", "control:ring=30,noise=churn", (), CLEAN_ONLY, runs=15),

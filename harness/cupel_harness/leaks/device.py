@@ -1,4 +1,4 @@
-"""Nothing in; whether known leaks of device memory are found, case by case, out. Needs a GPU and cupti-python."""
+"""Nothing in; whether known leaks of device memory are found, case by case, out; needs a GPU and CUPTI."""
 
 from __future__ import annotations
 

@@ -50,8 +50,15 @@ class Phase:
         values = book.values(series, self.first)
         seen = shape(values)
         found = state(seen, series.rule or Rule.EXACT, doubled=self.doubled)
+        if series.rule is Rule.RESIDENT and found is not State.CLEAN:
+            found = min(found, self._resident(book), key=(State.CLEAN, State.UNCLEAR, State.LEAK).index)
         shows = shape(book.values(series, self.first, planted=True)).visible
         return Reading(series, values, seen, found, shows)
+
+    def _resident(self, book: Book) -> State:
+        """What resident memory as a whole shows: the rest also rises when freed pages are kept."""
+        series = next(s for s in book.series if s.name == "resident")
+        return state(shape(book.values(series, self.first)), Rule.RESIDENT, doubled=self.doubled)
 
     # --- what decides -----------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from cupel_harness.leaks.selftest import Examination, Tried
 
 Rows = list[Sequence[str]]
+WORDS = {True: "holds", False: "**broken**", None: "not measured"}
 MARK = "<!-- the tables below are written by `cupel leak --selftest --docs docs/LEAKS.md` -->\n"
 
 

@@ -85,10 +85,9 @@ def _case(name: str, engine: str, leaks: bool, *, runs: int, limit_s: float, ver
 def _ask(engine: str, limit_s: float) -> Answer | None:
     """psleak's verdict; None when it has none within the limit."""
     words = [sys.executable, "-m", __spec__.name, engine]
+    environment = cells.environment(2) | {"PYTHONMALLOC": "malloc"}  # psleak asks for it
     try:
-        done = subprocess.run(
-            words, capture_output=True, timeout=limit_s, env=cells.environment(2), check=False
-        )
+        done = subprocess.run(words, capture_output=True, timeout=limit_s, env=environment, check=False)
     except subprocess.TimeoutExpired:
         return None
     if done.returncode:

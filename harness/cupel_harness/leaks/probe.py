@@ -147,7 +147,7 @@ class Conversation:
 
 
 class Hosted:
-    """The process that hosts the engine: a group of its own, one BLAS thread, fixed hashes; killed when late."""
+    """The process that hosts the engine: its own group, one BLAS thread, fixed hashes; killed when late."""
 
     def __init__(self, wanted: Probe, module: str, extra: dict[str, str]) -> None:
         dropped = ("PYTHONMALLOC", "PYTHONTRACEMALLOC", "MALLOC_", "LD_PRELOAD")

@@ -1,4 +1,4 @@
-"""Nothing but this machine in; whether the probe holds every bar, case by case, and a page of the figures, out."""
+"""This machine in; whether the probe holds every bar, case by case, and a page of the figures, out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SECONDS = 20.0  # the probe on llama-tiny under numpy takes less
 
 
 class Tried(msgspec.Struct, frozen=True):
-    """One case after its runs. right: how many came out as they must; wrong: what the first other one said."""
+    """One case after its runs. right: as many came out as they must; wrong: what the first other said."""
 
     case: Case
     runs: int
@@ -99,11 +99,12 @@ def examine(
 ) -> Examination:
     """Run every case; jobs above 1 spoil the figures of time, not the verdicts."""
     began = time.monotonic()
+
+    def one(pair: tuple[Case, int]) -> Tried:
+        return _tried(pair[0], pair[1], quick, step)
+
     with ThreadPoolExecutor(jobs) as pool:
-        tried = {
-            name: list(pool.map(lambda pair: _tried(*pair, quick, step), cases))
-            for name, cases in groups.items()
-        }
+        tried = {name: list(pool.map(one, cases)) for name, cases in groups.items()}
     compared = peer.compared(quick)
     cost = overhead.measured(quick)
     claims = [
@@ -141,7 +142,7 @@ def _tried(case: Case, runs: int, quick: bool, step: Callable[[str], None]) -> T
 
 
 def right(case: Case, report: PathReport) -> bool:
-    """Whether the verdict is one of the case's, its ledgers show it and no other, and it says what it must."""
+    """Whether the verdict is one of the case's, its ledgers show it, and the sentence says what it must."""
     shown = {judged.ledger for judged in report.leaks}
     ledgers = set(case.ledgers) <= shown and (bool(shown) == bool(case.ledgers))
     in_time = not case.most_calls or report.calls <= case.most_calls
