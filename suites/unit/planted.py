@@ -364,7 +364,7 @@ def golden_from_broken_engine(patch: Patch) -> None:
 
 
 def probed(patch: Patch, changed: Callable[[str], str]) -> None:
-    """Probe another engine than was asked for: what is probed lives in a process that no patch here reaches."""
+    """Probe another engine than was asked for: no patch here reaches the process that is probed."""
     original: Probing = leaks.run
     patch.setattr(
         leaks, "run", lambda wanted: original(msgspec.structs.replace(wanted, engine=changed(wanted.engine)))

@@ -17,6 +17,7 @@ class Case(msgspec.Struct, frozen=True):
         ledgers: those that have to show the leak; empty: none may.
         verdicts: those that are right.
         function: the one a stack has to name; empty: no stack is asked for.
+        says: words of the sentence. most_calls: of a run, when not 0. anywhere: whichever ledger shows it.
         runs: how often, with another seed each, in a full examination; quick: in a quick one.
     """
 
@@ -31,6 +32,7 @@ class Case(msgspec.Struct, frozen=True):
     quick: int = 0
     says: str = ""
     most_calls: int = 0
+    anywhere: bool = False
 
     def probe(self, seed: int) -> Probe:
         """The probe of one run."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,10 +63,19 @@ def loader(spec: str) -> Callable[[], None]:
     return load
 
 
+class Holder(Protocol):
+    """An engine that counts its open sessions."""
+
+    sessions: int
+
+    def pass_by(self, place: str) -> None:
+        """A session was closed."""
+
+
 class ControlSession(Session):
     """A sequence of the pretended engine: a NumPy row for each position."""
 
-    def __init__(self, engine: Control) -> None:
+    def __init__(self, engine: Holder) -> None:
         self._engine, self._rows = engine, [np.zeros(64, np.float32)]
         engine.sessions += 1
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from cupel_harness.engines import EngineSpec
 from cupel_harness.leaks import ledgers, paths, protocol, walk
 from cupel_harness.leaks.protocol import Call, Finished, Message, Opened, Refused, Rows
 from cupel_harness.leaks.report import Judged, Probe
@@ -21,16 +22,28 @@ from cupel_runtime.errors import CupelError, Inconclusive
 
 SECOND_WARMUP = 2  # calls with distinct prompts before they are measured
 TEXT_FILES = 256
+ON_DEVICE = ("cuda", "control_cuda")
 REMOTE = ("http", "exec")  # their memory is another process's
 
 
 class Run:
     """The calls of one path, read after each."""
 
-    def __init__(self, probe: Probe, path: paths.Path, tell: Callable[[Message], None]) -> None:
+    def __init__(
+        self,
+        probe: Probe,
+        path: paths.Path,
+        tell: Callable[[Message], None],
+        device: Sequence[ledgers.Ledger] | str = (),
+    ) -> None:
         self.probe, self.path, self._tell = probe, path, tell
+        more = () if isinstance(device, str) else device
         memory = path.memory()
-        self.book, self.missing = ledgers.opened(probe.calls + 3 * probe.measured + SECOND_WARMUP, memory)
+        self.book, self.missing = ledgers.opened(
+            probe.calls + 3 * probe.measured + SECOND_WARMUP, memory, more
+        )
+        if isinstance(device, str):
+            self.missing["device"] = device
         if memory is None and not isinstance(path, paths.Load):
             self.missing["engine"] = f"engine {path.info.name} does not report its memory"
         self._total = probe.calls
@@ -91,9 +104,10 @@ def serve(probe: Probe, tell: Callable[[Message], None], order: Callable[[], byt
         )
     if name == "control":
         from cupel_harness.leaks import controls  # noqa: F401
+    device = _device(probe) if name in ON_DEVICE else ()
     path = paths.Path.registry[probe.path](probe)
     try:
-        command = Run(probe, path, tell).carry_out(order)
+        command = Run(probe, path, tell, device).carry_out(order)
         extra = list[Judged]()
         if command == protocol.WALK and isinstance(path, paths.Load):
             extra = walk.walked(probe, path.model)
@@ -104,6 +118,17 @@ def serve(probe: Probe, tell: Callable[[Message], None], order: Callable[[], byt
     finally:
         with contextlib.suppress(CupelError):
             path.close()
+
+
+def _device(probe: Probe) -> Sequence[ledgers.Ledger] | str:
+    """The device's ledgers, attached before the engine makes its context; or why they are not."""
+    from cupel_harness.leaks import device, device_controls  # noqa: F401
+
+    ordinal = EngineSpec.parse(probe.engine).argument.split(",")[0]
+    try:
+        return device.attached(int(ordinal) if ordinal.isdecimal() else 0)
+    except Inconclusive as error:
+        return str(error)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -118,7 +143,6 @@ def main(arguments: Sequence[str]) -> int:
             text = text[os.write(writing, text) :]
 
     from cupel_harness import faults
-    from cupel_harness.engines import EngineSpec
 
     try:
         planted = EngineSpec.parse(probe.engine).faults

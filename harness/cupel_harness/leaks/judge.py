@@ -50,7 +50,7 @@ class Phase:
         values = book.values(series, self.first)
         seen = shape(values)
         found = state(seen, series.rule or Rule.EXACT, doubled=self.doubled)
-        if series.rule is Rule.RESIDENT and found is not State.CLEAN:
+        if series.ledger == "process" and series.rule is Rule.RESIDENT and found is not State.CLEAN:
             found = min(found, self._resident(book), key=(State.CLEAN, State.UNCLEAR, State.LEAK).index)
         shows = shape(book.values(series, self.first, planted=True)).visible
         return Reading(series, values, seen, found, shows)

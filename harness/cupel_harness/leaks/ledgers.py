@@ -204,7 +204,7 @@ class Measured(Book):
 
 
 def opened(
-    calls: int, engine_memory: Callable[[], Mapping[str, int]] | None
+    calls: int, engine_memory: Callable[[], Mapping[str, int]] | None, more: Sequence[Ledger] = ()
 ) -> tuple[Measured, dict[str, str]]:
     """The book of every ledger that can be attached here, and why the others cannot."""
     missing: dict[str, str] = {}
@@ -216,4 +216,4 @@ def opened(
         missing["host"] = str(error)
     if engine_memory is not None:
         found.append(Counters(engine_memory, counter_names(engine_memory())))
-    return Measured(found, calls), missing
+    return Measured([*found, *more], calls), missing
