@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -39,12 +39,13 @@ class Phase:
         self.readings = [self._read(book, s) for s in book.series if s.rule is not None and not s.part]
         parts = [self._read(book, s) for s in book.series if s.part]
         self.growing = [part for part in parts if part.shape.every_window and not part.shape.fall]
-        self.counters = {r.series.name: r for r in self.readings if r.series.ledger == "engine"}
         self.limits = {
             s.name.removesuffix(LIMIT): int(book.rows[book.calls - 1, i])
             for i, s in enumerate(book.series)
             if s.ledger == "engine" and s.name.endswith(LIMIT)
         }
+        self.readings = [replace(r, state=State.CLEAN) if self._full(r) else r for r in self.readings]
+        self.counters = {r.series.name: r for r in self.readings if r.series.ledger == "engine"}
 
     def _read(self, book: Book, series: Series) -> Reading:
         values = book.values(series, self.first)
@@ -54,6 +55,11 @@ class Phase:
             found = min(found, self._resident(book), key=(State.CLEAN, State.UNCLEAR, State.LEAK).index)
         shows = shape(book.values(series, self.first, planted=True)).visible
         return Reading(series, values, seen, found, shows)
+
+    def _full(self, r: Reading) -> bool:
+        """Whether this counts a cache that grew to a limit the engine tells, and no further."""
+        limit = self.limits.get(r.series.name) if r.series.ledger == "engine" else None
+        return limit is not None and not r.shape.grown[-1] and r.values[-1] <= limit
 
     def _resident(self, book: Book) -> State:
         """What resident memory as a whole shows: the rest also rises when freed pages are kept."""

@@ -12,9 +12,9 @@ from cupel_runtime.errors import Inconclusive
 
 REPEATS = 4  # loads failed at the same allocation when the first repetition grew; a leak grows with each
 MOST = 24  # allocations that are failed at most where a load is slow; beyond, equally spaced ones
-# In the C control library every allocation is failed. Where Python itself allocates in the thread, those below
-# a page are mostly the interpreter's own (frames, dicts, errors), and their failure would test CPython.
-# There only the large ones, which hold tensors, are failed.
+# In the C control library every allocation fails in turn. Where Python itself allocates in the loading thread
+# those below a page are mostly the interpreter's own (frames, dicts, errors); failing them tests CPython.
+# Only the large ones, which hold tensors, are failed there.
 PYTHON_LEAST = 4096  # bytes
 
 
