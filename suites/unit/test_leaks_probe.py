@@ -35,7 +35,7 @@ FEW = (
 
 @pytest.mark.parametrize("name", FEW)
 def test_a_known_engine_comes_out_as_it_must(name: str) -> None:
-    """Leaks are found on their path, in their ledger; what cannot be told is inconclusive; caches are clean."""
+    """Leaks are found on their path and ledger; what cannot be told is inconclusive; caches are clean."""
     case = CASES[name]
     report = run(case.probe(0))
     assert selftest.right(case, report), report.sentence
