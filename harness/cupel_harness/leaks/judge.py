@@ -82,7 +82,8 @@ class Phase:
     @property
     def open(self) -> bool:
         """Whether twice as many calls could tell more."""
-        unclear = any(r.state is State.UNCLEAR for r in self.readings)
+        doubtful = (r for r in self.readings if r.state is State.LEAK and (self.distinct or self._cached(r)))
+        unclear = any(r.state is State.UNCLEAR for r in self.readings) or any(doubtful)
         blind = not all(self.planted.values())
         return not self.doubled and (unclear or blind or bool(self.hidden))
 

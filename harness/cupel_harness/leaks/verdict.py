@@ -20,7 +20,8 @@ EVEN = 2  # a leak's windows differ by no more than this factor, or the calls ar
 CLEAR = 4  # with noise, growth must be this many times the largest fall seen
 ROUGH = 4  # as EVEN, once the calls were doubled
 SETTLING = 0.5  # last two windows over first two, below which growth is coming to an end
-PAGE = 4096  # bytes per call below which resident memory says nothing
+RESIDENT = 16384  # bytes per call below which resident memory says nothing: heaps find their size that slowly
+STEADY = 0.8  # last two windows over first two, from which resident growth does not come to an end
 CONFIDENCE = 1.959964  # standard deviations of a 95 % interval
 
 
@@ -78,7 +79,12 @@ class Shape:
     @property
     def settling(self) -> bool:
         """Growth that comes to an end: a cache that fills, a heap that finds its size."""
-        return sum(self.grown[-2:]) < SETTLING * sum(self.grown[:2])
+        return self.kept < SETTLING
+
+    @property
+    def kept(self) -> float:
+        """Growth of the last two windows over that of the first two."""
+        return sum(self.grown[-2:]) / max(1, sum(self.grown[:2]))
 
 
 def shape(values: Sequence[int], windows: int = WINDOWS) -> Shape:
@@ -134,9 +140,9 @@ def _never(seen: Shape, doubled: bool) -> State:
 
 
 def _resident(seen: Shape, doubled: bool) -> State:
-    if not seen.every_window or seen.low < PAGE or seen.growth < EVEN * seen.fall:
+    if not seen.every_window or seen.low < RESIDENT or seen.growth < EVEN * seen.fall:
         return State.CLEAN
-    sure = doubled and seen.growth >= CLEAR * seen.fall and not seen.settling
+    sure = doubled and seen.growth >= CLEAR * seen.fall and seen.kept >= STEADY
     return State.LEAK if sure else State.UNCLEAR
 
 
