@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -31,11 +32,17 @@ DEFAULTS = {
 }
 
 
+@functools.cache
+def _loaded() -> ctypes.CDLL:
+    """control.c, looked up and opened once: that it is there is no part of a load."""
+    return ctypes.CDLL(str(build.control()))
+
+
 class Library:
     """The functions of control.c, typed."""
 
     def __init__(self) -> None:
-        loaded = ctypes.CDLL(str(build.control()))
+        loaded = _loaded()
         self.work, self.cache = loaded.control_work, loaded.control_cache
         self.load, self.unload, self.seed = loaded.control_load, loaded.control_unload, loaded.control_seed
         self.work.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long)

@@ -9,7 +9,7 @@ import msgspec
 
 from cupel_harness.leaks.ledgers import LIMIT, PLANT_BYTES, PLANT_EVERY, Book, Series
 from cupel_harness.leaks.report import Judged, PathReport, Probe, Verdict, amount, worst
-from cupel_harness.leaks.verdict import WINDOWS, Rule, Shape, State, shape, state
+from cupel_harness.leaks.verdict import ROUGH, WINDOWS, Rule, Shape, State, shape, state
 
 CACHE_SLACK = 1.5  # a cache's entry costs more than the bytes the engine counts for it
 CACHE_KEYS = 1024
@@ -77,7 +77,7 @@ class Phase:
     def hidden(self) -> list[Reading]:
         """Size classes that grow in every window while the host's totals do not: noise may hide a leak."""
         told = any(r.state is State.LEAK for r in self.readings if r.series.ledger == "host")
-        return [] if told else self.growing
+        return [] if told else [part for part in self.growing if part.shape.even(ROUGH)]
 
     @property
     def open(self) -> bool:
