@@ -16,8 +16,8 @@ from cupel_harness.console import printable, write
 from cupel_runtime.errors import CupelError, UsageError
 
 COMMANDS = (
-    "gate", "run", "golden", "bisect", "trace", "checklist", "faults", "report", "bench", "generate",
-    "inspect", "doctor",
+    "gate", "run", "golden", "bisect", "trace", "checklist", "faults", "leak", "report", "bench",
+    "generate", "inspect", "doctor",
 )  # fmt: skip
 INTERRUPTED = 2
 BROKEN_PIPE = 141  # what a shell reports for a writer that nobody reads: 128 + SIGPIPE

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cupel_harness.checks import Observer
     from cupel_harness.engines.base import Engine
     from cupel_harness.golden import Golden
+    from cupel_harness.leaks import PathReport
     from cupel_runtime.gguf import GGUFFile
 
 # Nothing of cupel is imported above: in a run that does not use cupel this module costs nothing.
@@ -100,6 +101,18 @@ def engine(pytestconfig: pytest.Config, model_spec: str) -> Iterator[Engine]:
 
     with open_engine(pytestconfig.getoption("cupel_engine"), model_spec) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def leak_probe(pytestconfig: pytest.Config, model_spec: str) -> Callable[..., PathReport]:
+    """`leak_probe(path, engine=…, calls=50, …)`: what one path of the engine leaves, in a fresh process."""
+    from cupel_harness.leaks import Probe
+    from cupel_harness.leaks.probe import run
+
+    def probe(path: str, *, engine: str = "", **rest: Any) -> PathReport:
+        return run(Probe(engine or pytestconfig.getoption("cupel_engine"), model_spec, path, **rest))
+
+    return probe
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -16,6 +17,8 @@ import cupel_runtime.generate as generation
 from cupel_harness import cells, compare, golden, lanes
 from cupel_harness.engines.base import Engine
 from cupel_harness.engines.embedded import EmbeddedSession, NumPy, NumPy64
+from cupel_harness.leaks import PathReport, Probe
+from cupel_harness.leaks import probe as leaks
 from cupel_runtime import philox, quants, sampler
 from cupel_runtime.backends.numpy import NumpyBackend
 from cupel_runtime.errors import CupelError
@@ -24,6 +27,7 @@ from cupel_runtime.kvcache import KVCache
 from cupel_runtime.tokenizer import TextStream
 
 Patch = pytest.MonkeyPatch
+Probing = Callable[[Probe], PathReport]
 FAULTS: dict[str, tuple[Callable[[Patch], None], tuple[str, ...]]] = {}
 
 
@@ -396,3 +400,51 @@ def bounds_widened(patch: Patch) -> None:
 @breaks("harness.records")
 def probes_not_run(patch: Patch) -> None:
     wrap(patch, cells, "command", lambda o, *given: [*o(*given), "--check", "probes.sound"])
+
+
+def probed(patch: Patch, changed: Callable[[str], str]) -> None:
+    """Probe another engine than was asked for: no patch here reaches the process that is probed."""
+    original: Probing = leaks.run
+    patch.setattr(
+        leaks, "run", lambda wanted: original(msgspec.structs.replace(wanted, engine=changed(wanted.engine)))
+    )
+
+
+@breaks("memory.success", "memory.hundred_requests")
+def request_leaks(patch: Patch) -> None:
+    probed(patch, lambda engine: f"{engine}+fault:leak_every_eighth")
+
+
+@breaks("memory.error")
+def refusal_leaks(patch: Patch) -> None:
+    probed(patch, lambda engine: f"{engine}+fault:leak_on_error")
+
+
+@breaks("memory.cancel")
+def cancelled_request_leaks(patch: Patch) -> None:
+    probed(patch, lambda engine: f"{engine}+fault:leak_on_cancel")
+
+
+@breaks("memory.load")
+def unload_leaks(patch: Patch) -> None:
+    probed(patch, lambda engine: f"{engine}+fault:leak_on_unload")
+
+
+@breaks("memory.session")
+def closed_session_kept(patch: Patch) -> None:
+    probed(patch, lambda engine: f"{engine}+fault:session_cache_kept")
+
+
+@breaks("memory.concurrent")
+def concurrent_requests_leak(patch: Patch) -> None:
+    probed(patch, lambda engine: f"{engine}+fault:leak_when_concurrent")
+
+
+@breaks("memory.counters")
+def reported_memory_constant(patch: Patch) -> None:
+    wrap(patch, NumPy, "memory", lambda o, s: {"weights": 1 << 20, "cache": 0, "process": 1})
+
+
+@breaks("memory.probe_sees")
+def control_does_not_leak(patch: Patch) -> None:
+    probed(patch, lambda engine: engine.replace("leak=block", "leak=none"))

@@ -27,6 +27,7 @@ SUITES = (
     "errors",
     "file",
     "harness",
+    "memory",
     "ops",
     "properties",
     "sampler",

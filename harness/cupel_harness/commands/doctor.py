@@ -23,7 +23,8 @@ from cupel_runtime.errors import CupelError
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 EXTRAS = {
     "hf": ("torch", "transformers"),
-    "cuda": ("pycuda", "cuda.bindings"),
+    "cuda": ("pycuda", "cuda.bindings", "cupti"),
+    "memray": ("memray",),
     "dev": ("lxml", "mypy", "ruff"),
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, ClassVar, Literal
@@ -69,7 +71,7 @@ class Embedded(Engine):
         self._sessions: WeakSet[EmbeddedSession] = WeakSet()
         self._info = EngineInfo(
             name=f"numpy-{self.dtype}",
-            version=version("cupel"),
+            version=_version(),
             device="cpu",
             model=spec,
             model_sha256=model.sha256,
@@ -229,6 +231,11 @@ class NumPy64(Embedded, spec="numpy64"):
     dtype = "float64"
 
 
+@functools.cache
+def _version() -> str:
+    return version("cupel")  # reads files: once, not with every load
+
+
 def array_bytes(root: object) -> int:
     """Bytes of the distinct arrays reachable from an object through its attributes and containers."""
     seen: set[int] = set()
@@ -255,12 +262,14 @@ def array_bytes(root: object) -> int:
 
 
 def anonymous_bytes() -> int:
-    """Resident anonymous memory of this process."""
+    """Resident anonymous memory of this process; read without text files, whose buffers come and go."""
     try:
-        with open("/proc/self/status", encoding="ascii") as status:  # noqa: PTH123
-            for line in status:
-                if line.startswith("RssAnon:"):
-                    return int(line.split()[1]) * 1024
+        status = os.open("/proc/self/status", os.O_RDONLY)
     except OSError:
-        pass
-    return int(psutil.Process().memory_full_info().uss)
+        return int(psutil.Process().memory_full_info().uss)
+    try:
+        lines = os.read(status, 8192).splitlines()
+    finally:
+        os.close(status)
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith(b"RssAnon:")]
+    return found[0] if found else int(psutil.Process().memory_full_info().uss)

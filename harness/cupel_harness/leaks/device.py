@@ -1,0 +1,147 @@
+"""A GPU's ordinal in; ledgers of device, pinned and managed memory, to the byte, from CUPTI's records, out.
+
+Attach before the engine makes its context. The driver's own figure moves in steps of 2 MiB: what it holds
+beyond the records is judged as resident memory is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+from cupel_harness.leaks.ledgers import PLANT_BYTES, Ledger, Series
+from cupel_harness.leaks.verdict import Rule
+from cupel_runtime.errors import Inconclusive
+
+KINDS = {"device": ("DEVICE", "DEVICE_STATIC", "ARRAY"), "pinned": ("PINNED",),
+         "managed": ("MANAGED", "MANAGED_STATIC")}  # fmt: skip
+BUFFER_BYTES = 8 << 20
+HINT = "pip install 'cupel[cuda]' on a machine with an NVIDIA driver"
+
+
+class Records:
+    """What CUPTI has reported so far: live blocks and bytes by kind.
+
+    Raises:
+        Inconclusive: no CUPTI, or it refuses.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self._cupti: Any = import_module("cupti").cupti
+            kinds, operations = self._cupti.ActivityMemoryKind, self._cupti.ActivityMemoryOperationType
+            self._kind = {int(getattr(kinds, n)): kind for kind, names in KINDS.items() for n in names}
+            self._sign = {int(operations.ALLOCATION): 1, int(operations.RELEASE): -1}
+            self._wanted = int(self._cupti.ActivityKind.MEMORY2)
+            self.live = {kind: [0, 0] for kind in KINDS}
+            self._cupti.activity_register_callbacks(lambda: (BUFFER_BYTES, 0), self._completed)
+            self._cupti.activity_enable(self._wanted)
+        except Exception as error:  # of the loader, of CUPTI or of the driver: all mean the same here
+            told = f"{type(error).__name__}: {error}"
+            raise Inconclusive("the device ledger is not attached", got=told, hint=HINT) from error
+
+    def _completed(self, activities: Sequence[Any]) -> None:
+        for activity in activities:
+            sign = self._sign.get(int(getattr(activity, "memory_operation_type", 0)), 0)
+            kind = self._kind.get(int(getattr(activity, "memory_kind", 0)))
+            if int(activity.kind) == self._wanted and sign and kind:
+                self.live[kind][0] += sign
+                self.live[kind][1] += sign * int(activity.bytes)
+
+    def read(self) -> Mapping[str, Sequence[int]]:
+        """kind -> (live blocks, live bytes), every record until now taken in."""
+        self._cupti.activity_flush_all(1)
+        return self.live
+
+
+class Driver:
+    """The driver API on one device, its primary context current inside calls alone.
+
+    Raises:
+        Inconclusive: no driver, no such device, or a call that fails.
+    """
+
+    def __init__(self, ordinal: int) -> None:
+        try:
+            self._cuda: Any = import_module("cuda.bindings.driver")
+        except ImportError as error:
+            raise Inconclusive("the device ledger is not attached", got=str(error), hint=HINT) from error
+        self.call("cuInit", 0)
+        self._device = self.call("cuDeviceGet", ordinal)
+        self._context = self.call("cuDevicePrimaryCtxRetain", self._device)
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """The result of a driver call (None, one value or a tuple)."""
+        code, *results = getattr(self._cuda, name)(*arguments)
+        if int(code):
+            raise Inconclusive(f"{name} failed", where="the CUDA driver", got=str(code))
+        return results[0] if len(results) == 1 else tuple(results) or None
+
+    def inside(self, name: str, *arguments: Any) -> Any:
+        """As `call`, with the primary context current."""
+        self.call("cuCtxPushCurrent", self._context)
+        try:
+            return self.call(name, *arguments)
+        finally:
+            self.call("cuCtxPopCurrent")
+
+    @property
+    def api(self) -> Any:
+        """The module of bindings."""
+        return self._cuda
+
+    def used(self) -> int:
+        """Bytes of the device that are not free, whoever holds them."""
+        free, total = self.inside("cuMemGetInfo")
+        return int(total) - int(free)
+
+
+TAKE = {"device": "cuMemAlloc", "pinned": "cuMemAllocHost", "managed": "cuMemAllocManaged"}
+GIVE = {"device": "cuMemFree", "pinned": "cuMemFreeHost", "managed": "cuMemFree"}
+
+
+def take(driver: Driver, kind: str, size: int) -> Any:
+    """A block of that kind."""
+    attach = driver.api.CUmemAttach_flags.CU_MEM_ATTACH_GLOBAL if kind == "managed" else None
+    more = () if attach is None else (int(attach),)
+    return driver.inside(TAKE[kind], size, *more)
+
+
+class DeviceLedger(Ledger):
+    """Blocks and bytes of one kind; that of the device also knows what the driver holds beyond them."""
+
+    def __init__(self, kind: str, records: Records, driver: Driver) -> None:
+        self._kind, self._records, self._driver = kind, records, driver
+        self._planted: list[Any] = []
+        self.series = (
+            Series(kind, "blocks", "blocks", Rule.EXACT),
+            Series(kind, "bytes", "B", Rule.EXACT),
+            *((Series(kind, "unattributed", "B", Rule.RESIDENT),) if kind == "device" else ()),
+        )
+
+    def read(self) -> Sequence[int]:
+        live = self._records.read()
+        blocks, held = live[self._kind]
+        if self._kind != "device":
+            return blocks, held
+        return blocks, held, self._driver.used() - held - live["managed"][1]
+
+    def plant(self) -> Mapping[str, int]:
+        self._planted.append(take(self._driver, self._kind, PLANT_BYTES))
+        return {"blocks": 1, "bytes": PLANT_BYTES}
+
+    def unplant(self) -> None:
+        while self._planted:
+            self._driver.inside(GIVE[self._kind], self._planted.pop())
+
+
+def attached(ordinal: int) -> list[DeviceLedger]:
+    """The ledgers of one GPU.
+
+    Raises:
+        Inconclusive: no CUPTI or no driver.
+    """
+    records = Records()
+    driver = Driver(ordinal)
+    return [DeviceLedger(kind, records, driver) for kind in KINDS]

@@ -1,0 +1,85 @@
+"""The embedded engine's decode loop in; what the preloaded ledger adds to its time, as a ratio, out."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+import msgspec
+
+from cupel_harness import cells
+from cupel_harness.leaks import build
+from cupel_runtime.errors import CupelError
+
+MODEL = "fixture:llama-tiny"
+TOKENS = 48
+PAIRS, QUICK_PAIRS, LOOPS = 7, 2, 5
+MOST = 1.05
+TIMEOUT_S = 120.0
+
+
+class Cost(msgspec.Struct, frozen=True):
+    """Processor seconds of the fastest loop, without the ledger and with it."""
+
+    plain: float
+    preloaded: float
+    pairs: int
+
+    @property
+    def ratio(self) -> float:
+        return self.preloaded / self.plain
+
+    @property
+    def holds(self) -> bool:
+        return self.ratio < MOST
+
+    @property
+    def sentence(self) -> str:
+        more = f"{100 * (self.ratio - 1):+.1f} %"
+        each = f"{1e3 * self.preloaded / TOKENS:.3f} and {1e3 * self.plain / TOKENS:.3f} ms a token"
+        return f"{more} ({each}, the fastest of {self.pairs * LOOPS} loops each, in turn)"
+
+
+def measured(quick: bool = False) -> Cost:
+    """Time the loop with and without the ledger in turn, each time in a fresh process."""
+    pairs = QUICK_PAIRS if quick else PAIRS
+    times: dict[str, list[float]] = {"plain": [], "preloaded": []}
+    for _ in range(pairs):
+        for kind, extra in (("plain", {}), ("preloaded", {"LD_PRELOAD": str(build.interposer())})):
+            times[kind].append(_timed(extra))
+    return Cost(min(times["plain"]), min(times["preloaded"]), pairs)
+
+
+def _timed(extra: dict[str, str]) -> float:
+    done = subprocess.run(
+        [sys.executable, "-m", __spec__.name],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        env=cells.environment(2) | extra,
+        check=False,
+    )
+    if done.returncode:
+        raise CupelError("the decode loop could not be timed", got=done.stderr.strip().splitlines()[-1:])
+    return float(done.stdout)
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """Processor seconds of the fastest decode loop, on stdout."""
+    from cupel_harness.engines import open_engine
+
+    best = float("inf")
+    with open_engine("numpy", MODEL) as engine:
+        ids = engine.tokenize("the quick brown fox")
+        for _ in range(LOOPS + 1):
+            began = time.process_time()
+            engine.generate(ids, max_tokens=TOKENS, ignore_eos=True)
+            best = min(best, time.process_time() - began)
+    print(best)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""What a probe found, as frozen data: per series, per path, and the whole; and the sentences for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+import msgspec
+
+EXIT_CODES = {"clean": 0, "leak": 1, "broken": 1, "inconclusive": 10}
+
+
+class Verdict(StrEnum):
+    """LEAK and BROKEN (the process under test died) fail; INCONCLUSIVE claims nothing."""
+
+    LEAK = "leak"
+    BROKEN = "broken"
+    INCONCLUSIVE = "inconclusive"
+    CLEAN = "clean"
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_CODES[self.value]
+
+
+def worst(verdicts: Sequence[Verdict]) -> Verdict:
+    """The first in the order of severity; nothing at all is inconclusive."""
+    order = list(Verdict)
+    return min(verdicts, key=order.index) if verdicts else Verdict.INCONCLUSIVE
+
+
+class Judged(msgspec.Struct, frozen=True):
+    """One series of one ledger.
+
+    Attributes:
+        ledger: "host", "python", "engine", "process", "device", "pinned" or "managed".
+        series: what was counted ("blocks", "bytes", "mapped", a counter's name).
+        unit: "B", "blocks", "threads" or "descriptors".
+        values: reading after warm-up, then one after each measured call; the planted blocks taken off.
+        slope, low, high: per call, Theil-Sen with its 95 % interval. windows: how many of them grew.
+    """
+
+    ledger: str
+    series: str
+    unit: str
+    verdict: Verdict
+    sentence: str
+    values: tuple[int, ...] = ()
+    slope: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
+    growth: int = 0
+    noise: int = 0
+    windows: int = 0
+    of: int = 0
+
+
+class Site(msgspec.Struct, frozen=True):
+    """Where leaked memory was allocated, innermost frame first, with what one call leaves there."""
+
+    function: str
+    stack: tuple[str, ...]
+    bytes_per_call: float
+    blocks_per_call: float
+
+
+class PathReport(msgspec.Struct, frozen=True):
+    """One path (success, error, ...) in one fresh process.
+
+    Attributes:
+        seen: series that were judged; `planted` says whether the control leak was found.
+        calls: made in all, warm-up included; first: the first measured one.
+        missing: ledgers that could not be attached, and why.
+    """
+
+    path: str
+    verdict: Verdict
+    sentence: str
+    calls: int = 0
+    first: int = 0
+    planted: bool = False
+    seen: tuple[Judged, ...] = ()
+    missing: dict[str, str] = {}
+    sites: tuple[Site, ...] = ()
+    stacks: str = ""
+    duration_s: float = 0.0
+    readings: dict[str, int] = {}
+
+    @property
+    def leaks(self) -> tuple[Judged, ...]:
+        return tuple(j for j in self.seen if j.verdict is Verdict.LEAK)
+
+
+class Report(msgspec.Struct, frozen=True):
+    """Every path that was probed on one engine and model."""
+
+    engine: str
+    model: str
+    verdict: Verdict
+    sentence: str
+    paths: tuple[PathReport, ...]
+    reproduce: str = ""
+    duration_s: float = 0.0
+    schema: int = 1
+
+    @property
+    def exit_code(self) -> int:
+        return self.verdict.exit_code
+
+    def path(self, name: str) -> PathReport:
+        return next(p for p in self.paths if p.path == name)
+
+
+class Probe(msgspec.Struct, frozen=True):
+    """What to probe.
+
+    Attributes:
+        calls: of each path, warm-up included; a multiple of five windows is measured.
+        timeout_s: of each path; after it the verdict is inconclusive.
+        vary: when a repeated prompt leaves nothing, try distinct ones. stacks: look for who allocated a leak.
+    """
+
+    engine: str
+    model: str
+    path: str = "success"
+    calls: int = 50
+    timeout_s: float = 300.0
+    max_tokens: int = 8
+    vary: bool = True
+    stacks: bool = True
+
+    @property
+    def measured(self) -> int:
+        """Calls after warm-up: four fifths, in equal windows."""
+        return max(1, self.calls * 4 // 25) * 5
+
+    @property
+    def warmup(self) -> int:
+        return max(1, self.calls - self.measured)
+
+
+def amount(value: float, unit: str = "B") -> str:
+    """`48 B`, `1.5 KiB`, `3 blocks`."""
+    if unit != "B":
+        return f"{value:.3g} {unit}"
+    for name, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if abs(value) >= size:
+            return f"{value / size:.4g} {name}"
+    return f"{value:.3g} B"

@@ -1,0 +1,238 @@
+"""Whole probes: what is found on which path and ledger, what stays inconclusive, what a person reads."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ElementTree
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cupel_harness.commands.leak import render
+from cupel_harness.leaks import bars, build, device, judge, selftest, sites
+from cupel_harness.leaks.ledgers import PLANT_EVERY, Book, Ledger, Measured, Series
+from cupel_harness.leaks.live import sparkline
+from cupel_harness.leaks.probe import probe, run
+from cupel_harness.leaks.report import Judged, PathReport, Probe, Report, Verdict, amount
+from cupel_harness.leaks.verdict import Rule
+from cupel_runtime.errors import Inconclusive, UsageError
+
+from .commandline import invoke
+
+CASES = {case.name: case for case in (*bars.BAR, *bars.PLANTED, *bars.CLEAN, *bars.UNDECIDED)}
+FEW = (
+    "16 bytes, every 8th call, amid churn",
+    "only on cancel",
+    "only on the 3rd failed allocation",
+    "mappings behind libc's back",
+    "a block freed twice",
+    "a tracker that reports a constant",
+    "a silent cache of 5000 prompts that never fills",
+    "a cache of 30, entered by every call",
+)
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_a_known_engine_comes_out_as_it_must(name: str) -> None:
+    """Leaks are found on their path and ledger; what cannot be told is inconclusive; caches are clean."""
+    case = CASES[name]
+    report = run(case.probe(0))
+    assert selftest.right(case, report), report.sentence
+
+
+def test_a_probe_has_a_time_limit() -> None:
+    """A path that takes too long is inconclusive and says so; nothing is left running."""
+    report = run(Probe("control:noise=pool", "none", timeout_s=0.05))
+    assert report.verdict is Verdict.INCONCLUSIVE
+    assert "timed out after 0.05 s" in report.sentence
+
+
+def test_an_engine_that_cannot_be_opened_is_no_clean_one() -> None:
+    """An engine elsewhere, an unknown one and an unknown path each end with a sentence, never with clean."""
+    assert "another process" in run(Probe("http:localhost:1", "none")).sentence
+    assert run(Probe("nowhere", "none")).verdict is Verdict.BROKEN
+    with pytest.raises(UsageError, match="no such path"):
+        run(Probe("control:", "none", "sideways"))
+
+
+class Fake(Ledger):
+    """Readings from a list; plants are counted and shown, unless it is blind."""
+
+    def __init__(self, values: list[int], *, blind: bool = False) -> None:
+        self.series = (Series("host", "blocks", "blocks", Rule.EXACT),)
+        self._values, self._blind, self._plants = iter(values), blind, 0
+
+    def read(self) -> list[int]:
+        return [next(self._values) + (0 if self._blind else self._plants)]
+
+    def plant(self) -> dict[str, int]:
+        self._plants += 1
+        return {"blocks": 1}
+
+
+def book(values: list[int], *, blind: bool = False) -> Book:
+    made = Measured([Fake(values, blind=blind)], len(values))
+    for _ in values:
+        made.close_call()
+    return made
+
+
+def test_plants_are_taken_off_and_must_show() -> None:
+    """A flat ledger is clean with the plants in it; one that does not show them is inconclusive."""
+    seeing = judge.Phase(book([100] * 50), 11)
+    assert seeing.planted == {"host": True}
+    assert [j.verdict for j in seeing.judged()] == [Verdict.CLEAN]
+    assert sum(seeing.judged()[0].values) == 41 * 100
+    blind = judge.Phase(book([100] * 50, blind=True), 11)
+    assert blind.open
+    assert [j.verdict for j in judge.Phase(book([100] * 90, blind=True), 11, doubled=True).judged()] == [
+        Verdict.INCONCLUSIVE
+    ]
+
+
+def test_a_leak_is_told_in_one_sentence() -> None:
+    """The sentence has the rate, its interval, the first measured call and the windows."""
+    phase = judge.Phase(book([100 + call // PLANT_EVERY for call in range(1, 51)]), 11)
+    assert phase.leaks
+    (found,) = phase.judged()
+    assert found.verdict is Verdict.LEAK
+    assert found.sentence.startswith("host: 0.125 blocks per call (")
+    assert found.sentence.endswith("since call 11, 5 of 5 windows")
+
+
+def test_a_missing_ledger_forbids_clean() -> None:
+    """Where a ledger could not be attached the verdict is inconclusive and says which."""
+    clean = [Judged("host", "blocks", "blocks", Verdict.CLEAN, "host: no growth", (1, 1))]
+    report = judge.concluded(Probe("x", "y"), book([1] * 50), clean, True, {"device": "no CUPTI"})
+    assert report.verdict is Verdict.INCONCLUSIVE
+    assert report.sentence == "device: no CUPTI"
+    assert judge.concluded(Probe("x", "y"), book([1] * 50), clean, True, {}).verdict is Verdict.CLEAN
+    assert judge.concluded(Probe("x", "y"), book([1] * 50), clean, False, {}).verdict is Verdict.INCONCLUSIVE
+
+
+def test_stacks_name_the_function() -> None:
+    """Under memray the function of the control library that leaks is named, with its bytes per call."""
+    wanted = Probe("control:leak=list,size=64", "none")
+    leaky = PathReport("success", Verdict.LEAK, "", seen=(
+        Judged("host", "blocks", "blocks", Verdict.LEAK, "", slope=1.0),))  # fmt: skip
+    pytest.importorskip("memray")
+    found = sites.located(wanted, leaky)
+    assert "control_grow_list" in " ".join(found.sites[0].stack), found.stacks
+    assert 72 <= found.sites[0].bytes_per_call <= 80
+
+
+def test_without_memray_the_report_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hint names the extra."""
+    monkeypatch.setattr(sites.importlib.util, "find_spec", lambda name: None)
+    leaky = PathReport("success", Verdict.LEAK, "", seen=(Judged("host", "bytes", "B", Verdict.LEAK, ""),))
+    assert "pip install 'cupel[memray]'" in sites.located(Probe("x", "y"), leaky).stacks
+
+
+REPORT = Report(
+    "numpy<b>", "fixture:llama-tiny", Verdict.LEAK, "success: host: 24 B per call", (
+        PathReport("success", Verdict.LEAK, "host: 24 B per call", 50, 11, True, (
+            Judged("host", "bytes", "B", Verdict.LEAK, "host: 24 B per call", tuple(range(0, 984, 24)),
+                   24.0, 23.5, 24.5, 960, 0, 5, 5),
+            Judged("python", "blocks", "blocks", Verdict.CLEAN, "python: no growth", (7,) * 41, of=5),
+        )),
+    ), "cupel leak --engine numpy",
+)  # fmt: skip
+
+
+def test_the_page_draws_the_curve() -> None:
+    """One SVG for the series that moved, a point for each reading, slope and interval; text escaped."""
+    page = render("html", REPORT)
+    assert "numpy&lt;b&gt;" in page
+    assert "<script" not in page
+    assert "http" not in page.replace("http-equiv", "")
+    drawn = page[page.index("<svg") : page.index("</svg>") + 6]
+    picture = ElementTree.fromstring(drawn)
+    (line,) = picture.findall("polyline")
+    assert len(line.attrib["points"].split()) == 41
+    assert page.count("<svg") == 1
+    assert "24 B per call (23.5 B to 24.5 B), 5 of 5 windows grew" in page
+
+
+def test_the_command_speaks_json_and_exit_codes() -> None:
+    """A leak is exit code 1 with one JSON document; a clean engine 0; a usage error 4."""
+    leaky = invoke(
+        "leak", "--engine", "control:leak=block,on=error", "--model", "none", "--path", "error", "--json"
+    )
+    assert leaky.exit_code == 1
+    told = json.loads(leaky.stdout)
+    assert told["verdict"] == "leak"
+    assert told["paths"][0]["planted"] is True
+    clean = invoke("leak", "--engine", "control:", "--model", "none", "--path", "cancel")
+    assert clean.exit_code == 0
+    assert "cancel: no ledger grew in 40 calls after 10 of warm-up" in clean.stdout
+    assert invoke("leak").exit_code == 4
+    assert invoke("leak", "--model", "none", "--calls", "20").exit_code == 4
+
+
+def test_several_paths_are_one_report() -> None:
+    """The worst path decides; each is in a process of its own and named in the sentence."""
+    report = probe(Probe("control:leak=descriptor,on=session", "none", vary=False), ("success", "session"))
+    assert [path.verdict for path in report.paths] == [Verdict.CLEAN, Verdict.LEAK]
+    assert report.exit_code == 1
+    assert report.sentence.startswith("session: process descriptors:")
+
+
+def test_records_of_the_device_are_summed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUPTI's allocations and releases add up by kind; other records and kinds are left alone."""
+    enums = SimpleNamespace(
+        ActivityMemoryKind=SimpleNamespace(
+            DEVICE=3, DEVICE_STATIC=5, ARRAY=4, PINNED=2, MANAGED=6, MANAGED_STATIC=7
+        ),
+        ActivityMemoryOperationType=SimpleNamespace(ALLOCATION=1, RELEASE=2),
+        ActivityKind=SimpleNamespace(MEMORY2=49),
+        activity_register_callbacks=lambda request, complete: None,
+        activity_enable=lambda kind: None,
+        activity_flush_all=lambda flag: None,
+    )
+    monkeypatch.setattr(device, "import_module", lambda name: SimpleNamespace(cupti=enums))
+    records = device.Records()
+
+    def record(kind: int, operation: int, size: int, activity: int = 49) -> Any:
+        return SimpleNamespace(kind=activity, memory_kind=kind, memory_operation_type=operation, bytes=size)
+
+    records._completed([record(3, 1, 64), record(3, 1, 100), record(3, 2, 64), record(2, 1, 4096)])
+    records._completed([record(1, 1, 999), record(3, 1, 999, activity=1), record(6, 1, 8)])
+    assert records.read() == {"device": [1, 100], "pinned": [1, 4096], "managed": [1, 8]}
+
+
+def test_without_a_gpu_the_device_ledger_is_not_attached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No CUPTI: inconclusive, with what to install; the examination counts that as not measured."""
+
+    def absent(name: str) -> Any:
+        raise ModuleNotFoundError(f"No module named {name!r}")
+
+    monkeypatch.setattr(device, "import_module", absent)
+    with pytest.raises(Inconclusive, match=r"not attached.*cupel\[cuda\]"):
+        device.attached(0)
+
+
+def test_the_bars_cover_what_was_asked() -> None:
+    """60 runs of the bar, 200 clean ones and more, both embedded engines on every path, every size."""
+    assert sum(case.runs for case in bars.BAR) == 60
+    assert all(case.most_calls == 50 for case in bars.BAR)
+    assert sum(case.runs for case in bars.CLEAN) >= 200
+    planted = " ".join(case.engine for case in bars.PLANTED)
+    for size, every in [(s, e) for s in (1, 16, 64, 4096) for e in (1, 8)]:
+        assert f"size={size},every={every}," in planted
+    probed = {(case.engine, case.path) for case in bars.CLEAN}
+    assert {(e, p) for e in ("numpy", "numpy64") for p in ("error", "cancel", "load", "session")} <= probed
+
+
+def test_figures_for_people() -> None:
+    """Bytes get their unit, a sparkline spans least to greatest, a flat one stays low."""
+    assert [amount(v) for v in (24, 1536, 3 << 20)] == ["24 B", "1.5 KiB", "3 MiB"]
+    assert amount(0.125, "blocks") == "0.125 blocks"
+    assert sparkline([0, 1, 2, 3]) == "▁▃▅█"
+    assert sparkline([5, 5]) == "▁▁"
+
+
+def test_the_libraries_are_data_of_the_package() -> None:
+    """Both C files and the guide lie beside the modules that use them."""
+    folder = build.Path(build.__file__).parent
+    assert {"interposer.c", "control.c", "guide.md"} <= {file.name for file in folder.iterdir()}
