@@ -44,7 +44,7 @@ def models(folder: Path, quant: str) -> Iterator[tuple[str, Path, int]]:
 
 
 def noise(file: Path, lane: Lane, ids: list[int], expected: NDArray[np.floating]) -> float:
-    """NMSE that the lane's own rounding leaves in the last rows of logits (position, vocab), about the mean."""
+    """NMSE about the mean that the lane's own rounding leaves in the last rows of logits."""
     activations = "exact" if lane.activations == "f32" else lane.activations
     rounded = RoundedBackend("float32", activations)  # type: ignore[arg-type]
     with faults.only(()), Model.load(file, backend=rounded) as model:
