@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+from functools import cache
 from pathlib import Path
 
 from cupel_runtime.errors import UsageError
@@ -52,16 +53,20 @@ def check_ids(folder: Path | None = None) -> dict[str, tuple[Path, int]]:
 def _declared(folder: Path) -> dict[str, tuple[Path, int]]:
     found: dict[str, tuple[Path, int]] = {}
     for file in sorted(folder.glob("*.py")):
-        try:
-            tree = ast.parse(file.read_text("utf-8"), str(file))
-        except (SyntaxError, ValueError) as error:
-            raise UsageError("a suite is not valid Python", where=str(file), got=str(error)) from error
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and _calls_check(node.func):
-                name = _literal_name(node)
-                if name:
-                    found.setdefault(name, (file, node.lineno))
+        for name, line in _checks_in(file.read_bytes(), str(file)):
+            found.setdefault(name, (file, line))
     return found
+
+
+@cache
+def _checks_in(source: bytes, file: str) -> tuple[tuple[str, int], ...]:
+    """Ids and lines of the checks that a file's text declares; each text is parsed once."""
+    try:
+        tree = ast.parse(source, file)
+    except (SyntaxError, ValueError) as error:
+        raise UsageError("a suite is not valid Python", where=file, got=str(error)) from error
+    calls = (n for n in ast.walk(tree) if isinstance(n, ast.Call) and _calls_check(n.func))
+    return tuple((name, call.lineno) for call in calls if (name := _literal_name(call)))
 
 
 def _calls_check(function: ast.expr) -> bool:
