@@ -15,7 +15,7 @@ from cupel_runtime.errors import CupelError
 
 MODEL = "fixture:llama-tiny"
 TOKENS = 48
-PAIRS, QUICK_PAIRS, LOOPS = 7, 2, 5
+PAIRS, QUICK_PAIRS, LOOPS = 7, 5, 5
 MOST = 1.05
 TIMEOUT_S = 120.0
 
