@@ -16,8 +16,9 @@ from cupel_runtime.errors import CupelError
 SOURCES = ("cupel_runtime", "cupel_harness", "cupel_fixtures")
 
 
+@cache
 def cupel_version() -> str:
-    """The installed version of cupel."""
+    """The installed version of cupel, read from its files once."""
     return metadata.version("cupel")
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 from typing import ClassVar
 from weakref import WeakSet
 
 from cupel_harness.engines import resolve_model
 from cupel_harness.engines.base import Capability, Engine, EngineInfo, Generation
 from cupel_harness.engines.embedded import Embedded, EmbeddedSession, anonymous_bytes
+from cupel_harness.provenance import cupel_version
 from cupel_runtime.decode import generate
 from cupel_runtime.device import copy_bandwidth
 from cupel_runtime.device_model import DeviceModel, Options
@@ -38,7 +38,7 @@ class OnDevice(Embedded):
         self._sessions: WeakSet[EmbeddedSession] = WeakSet()
         self._info = EngineInfo(
             name=f"{self.device_name}-{model.options.mode}",
-            version=version("cupel"),
+            version=cupel_version(),
             device=model.device.name,
             model=spec,
             model_sha256=model.sha256,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.metadata import version
 from typing import Any, ClassVar, Literal
 from weakref import WeakSet
 
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 
 from cupel_harness.engines import resolve_model
 from cupel_harness.engines.base import Capability, Engine, EngineInfo, Generation, Session
+from cupel_harness.provenance import cupel_version
 from cupel_runtime.engine import Model, generate, generate_batch
 from cupel_runtime.errors import EngineError, UsageError
 from cupel_runtime.kvcache import KVCache
@@ -71,7 +70,7 @@ class Embedded(Engine):
         self._sessions: WeakSet[EmbeddedSession] = WeakSet()
         self._info = EngineInfo(
             name=f"numpy-{self.dtype}",
-            version=_version(),
+            version=cupel_version(),
             device="cpu",
             model=spec,
             model_sha256=model.sha256,
@@ -229,11 +228,6 @@ class NumPy64(Embedded, spec="numpy64"):
     """The oracle: the same forward pass in float64."""
 
     dtype = "float64"
-
-
-@functools.cache
-def _version() -> str:
-    return version("cupel")  # reads files: once, not with every load
 
 
 def array_bytes(root: object) -> int:
