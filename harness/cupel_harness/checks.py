@@ -109,7 +109,8 @@ def content_hash(function: Callable[..., object]) -> str:
     module = sys.modules.get(function.__module__)  # what a decorator returns may not know its own file
     own = Path(getattr(module, "__file__", None) or inspect.getfile(inspect.unwrap(function)))
     sources = {own} | {file for file in _files_used(module) if file.parent == own.parent}
-    sources |= {Path(__file__).with_name(name) for name in JUDGES if Path(__file__).with_name(name).exists()}
+    here = Path(__file__).parent
+    sources |= {here / name for name in JUDGES if (here / name).exists()}
     for source in sorted(sources, key=lambda p: (p.name, p.parent.name)):  # two rooms have a tokens.py
         digest.update(source.read_bytes())
     return digest.hexdigest()
@@ -130,6 +131,12 @@ JUDGES = (
     "golden.py",
     "golden_pack.py",
     "lanes.py",
+    "leaks/host.py",
+    "leaks/judge.py",
+    "leaks/ledgers.py",
+    "leaks/paths.py",
+    "leaks/probe.py",
+    "leaks/verdict.py",
     "stages.py",
     "tokens.py",
     "trace.py",

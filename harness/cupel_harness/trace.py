@@ -155,7 +155,10 @@ def fit(
     odd: dict[str, tuple[int, ...]] = {}
     for name, array in _placed(trace, truth):
         tail = truth[name].shape[1:]
-        if len(tail) == 2 and array.ndim > 2 and array.shape[-3:] == (tail[0], len(truth[name]), tail[1]):
+        heads_first = len(tail) == 2 and array.shape[-3:] == (tail[0], len(truth[name]), tail[1])
+        if (
+            heads_first and array.shape != truth[name].shape
+        ):  # as many tokens as heads: laid out as the oracle's
             array = array.swapaxes(-2, -3)
         count, rest = divmod(array.size, int(np.prod(tail)))
         if rest or not 0 < count <= len(truth[name]):

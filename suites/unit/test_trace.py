@@ -154,6 +154,18 @@ def test_shapes_are_laid_out_as_the_oracles() -> None:
     assert odd == {"logits": (5, 6)}
 
 
+def test_as_many_tokens_as_heads_are_not_turned() -> None:
+    """An array of the oracle's own shape stays as it is; heads before tokens are turned where shapes tell."""
+    square = np.arange(16, dtype=np.float64).reshape(2, 2, 4)
+    fitted, _ = trace.fit(trace.Trace((1, 2), {"blk.0.k": square}), {"blk.0.k": np.zeros((2, 2, 4))}, "llama")
+    np.testing.assert_array_equal(fitted["blk.0.k"], square)
+    heads_first = np.arange(24, dtype=np.float64).reshape(2, 3, 4)
+    fitted, _ = trace.fit(
+        trace.Trace((1, 2, 3), {"blk.0.k": heads_first}), {"blk.0.k": np.zeros((3, 2, 4))}, "llama"
+    )
+    np.testing.assert_array_equal(fitted["blk.0.k"], heads_first.swapaxes(0, 1))
+
+
 def test_a_file_that_is_no_trace_is_one_sentence(tmp_path: Path) -> None:
     """Absent, a folder, no archive, without ids, with text in it: each is refused by name."""
     (tmp_path / "text.npz").write_text("hello", encoding="utf-8")

@@ -39,7 +39,7 @@ LOOK = {
     "tokenizer": ("tokenizer",),
     "generation": ("errors",),
     "state": ("stages", "cache"),
-    "memory": ("stages", "cache", "memory"),
+    "memory": ("memory",),
     "trace": ("stages", "cache"),
     "harness": ("harness", "stages"),
 }
