@@ -44,9 +44,13 @@ def models(folder: Path, quant: str) -> Iterator[tuple[str, Path, int]]:
 
 
 def noise(file: Path, lane: Lane, ids: list[int], expected: NDArray[np.floating]) -> float:
-    """NMSE about the mean that the lane's own rounding leaves in the last rows of logits."""
-    activations = "exact" if lane.activations == "f32" else lane.activations
-    rounded = RoundedBackend("float32", activations)  # type: ignore[arg-type]
+    """NMSE about the mean that the lane's rounding of activations leaves in the last rows of logits.
+
+    Float64 but for that rounding: in the exact lane there is none.
+    """
+    if lane.activations == "f32":
+        return 0.0
+    rounded = RoundedBackend("float64", lane.activations)  # type: ignore[arg-type]
     with faults.only(()), Model.load(file, backend=rounded) as model:
         rows = model.forward([(model.new_cache(len(ids)), ids)])[0][-1 - len(expected) : -1]
     error = (logprobs(rows) - logprobs(expected)) ** 2

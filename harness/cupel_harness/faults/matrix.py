@@ -41,6 +41,7 @@ LOOK = {
     "state": ("stages", "cache"),
     "memory": ("memory",),
     "trace": ("stages", "cache"),
+    "device": ("ops", "stages"),
     "harness": ("harness", "stages"),
 }
 
