@@ -12,7 +12,7 @@ RUNS = 3
 
 
 def settled(run: Callable[[P], PathReport], wanted: P, runs: int = RUNS) -> PathReport:
-    """Run a probe anew, in a fresh process, while noise keeps it from telling; a leak is never asked again."""
+    """Run a probe anew, in a fresh process, while noise keeps it from telling; a leak is not asked again."""
     report = run(wanted)
     for _ in range(runs - 1):
         if report.verdict is not Verdict.INCONCLUSIVE:
