@@ -88,7 +88,7 @@ def _start(
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=cells.environment(jobs),
+            env=cells.environment(jobs) | ({} if "memory" in cell.suite else cells.KEPT),
             start_new_session=True,  # the whole group can be ended, and a Ctrl-C reaches the parent alone
         )
     return _Running(cell, ledger, process, time.monotonic() + timeout_s)
