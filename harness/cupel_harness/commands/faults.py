@@ -75,7 +75,7 @@ def show(console: Console, name: str) -> int:
     console.line(
         f"killed by: {', '.join(killed_by) or 'nobody yet'}; blamed: {' or '.join(blamed) or 'nobody yet'}"
     )
-    console.line(f"plant it: --engine numpy+fault:{fault.name} --model {fault.models[0]}")
+    console.line(f"plant it: --engine {fault.engine}+fault:{fault.name} --model {fault.models[0]}")
     console.line()
     for line in inspect.cleandoc(fault.source).splitlines():
         console.line(line)
