@@ -12,13 +12,19 @@ from pathlib import Path
 from cupel_harness.catalog import suite_file
 from cupel_harness.evidence import Cell
 
+PYTHON = (sys.executable, "-m", "cupel_harness.cells")
+
+
+def arguments(cell: Cell, ledger: Path, folder: Path | None, checks: Sequence[str] = ()) -> list[str]:
+    """What `main` gets to run `cell`, in a process of its own, and append to `ledger`."""
+    words = ["--model", cell.model, "--engine", cell.engine, "--suite", cell.suite, "--device", cell.device]
+    words += ["--ledger", str(ledger), *(["--suite-path", str(folder)] if folder else [])]
+    return words + [word for check in checks for word in ("--check", check)]
+
 
 def command(cell: Cell, ledger: Path, folder: Path | None, checks: Sequence[str] = ()) -> list[str]:
-    """The command that runs `cell` in a process of its own and appends to `ledger`."""
-    words = [sys.executable, "-m", "cupel_harness.cells", "--model", cell.model, "--engine", cell.engine]
-    words += ["--suite", cell.suite, "--device", cell.device, "--ledger", str(ledger)]
-    words += ["--suite-path", str(folder)] if folder else []
-    return words + [word for check in checks for word in ("--check", check)]
+    """The command that does it."""
+    return [*PYTHON, *arguments(cell, ledger, folder, checks)]
 
 
 # glibc: large arrays that are freed stay with the process, which asks for them again at once. A tenth of a
@@ -39,14 +45,14 @@ def environment(jobs: int) -> dict[str, str]:
     return inherited | (threads if jobs > 1 else {})
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(given: Sequence[str] | None = None) -> int:
     """Run one cell; pytest's exit code."""
     parser = argparse.ArgumentParser(prog="python -m cupel_harness.cells", description=__doc__)
     for name in ("model", "engine", "suite", "device", "ledger"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--suite-path", type=Path)
     parser.add_argument("--check", action="append", default=[])
-    asked = parser.parse_args(arguments)
+    asked = parser.parse_args(given)
     _end_with_parent()
     # Suites joined by + share the process; each is still a cell of its own, named after its file.
     suites = asked.suite.split("+")

@@ -7,13 +7,16 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cupel_harness import cells, evidence
 from cupel_harness.evidence import Cell, CellEnded, CellStarted, CheckStarted, Evidence, Ledger, Status
+from cupel_harness.forkserver import Forked, ForkServer
 from cupel_harness.outcomes import one_line
 
 POLL_S = 0.02
@@ -38,7 +41,7 @@ class Event:
 class _Running:
     cell: Cell
     ledger: Path
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Forked
     deadline: float
 
 
@@ -58,12 +61,23 @@ def run(
         KeyboardInterrupt: after the running cells were ended; their ledgers stay, unfinished.
     """
     waiting, running = list(todo), list[_Running]()
-    try:
+    with ExitStack() as stack:
+        server = _server(stack, todo, jobs)
+        stack.callback(_end_all, running)
         while waiting or running:
             while waiting and len(running) < jobs:
                 cell, ledger = waiting.pop(0)
                 started(cell)
-                running.append(_start(cell, ledger, jobs, folder, checks, timeout_s))
+                ledger.unlink(missing_ok=True)
+                log = ledger.with_suffix(".log")
+                log.write_bytes(b"")
+                words = cells.arguments(cell, ledger, folder, checks)
+                process = (
+                    _execute(words, log, cell, jobs)
+                    if server is None or _sees_memory(cell)
+                    else server.start(words, log)
+                )
+                running.append(_Running(cell, ledger, process, time.monotonic() + timeout_s))
             for one in list(running):
                 late = time.monotonic() > one.deadline
                 if one.process.poll() is None and not late:
@@ -73,25 +87,35 @@ def run(
                 running.remove(one)
                 ended(one.cell)
             time.sleep(POLL_S)
-    finally:
-        for one in running:
-            _end(one)
 
 
-def _start(
-    cell: Cell, ledger: Path, jobs: int, folder: Path | None, checks: Sequence[str], timeout_s: float
-) -> _Running:
-    ledger.unlink(missing_ok=True)
-    with ledger.with_suffix(".log").open("wb") as log:
-        process = subprocess.Popen(
-            cells.command(cell, ledger, folder, checks),
+def _server(stack: ExitStack, todo: Sequence[tuple[Cell, Path]], jobs: int) -> ForkServer | None:
+    """The server that starts cells, where it pays and where a process with NumPy in it may fork."""
+    if jobs < 2 or len(todo) < 2 or not sys.platform.startswith("linux"):  # threads of BLAS do not fork
+        return None
+    return stack.enter_context(ForkServer(cells.environment(jobs) | cells.KEPT))
+
+
+def _sees_memory(cell: Cell) -> bool:
+    """Whether a cell looks for leaks: it sees memory as a process of its own has it from the start."""
+    return "memory" in cell.suite
+
+
+def _execute(words: Sequence[str], log: Path, cell: Cell, jobs: int) -> subprocess.Popen[bytes]:
+    with log.open("ab") as out:
+        return subprocess.Popen(
+            [*cells.PYTHON, *words],
             stdin=subprocess.PIPE,
-            stdout=log,
+            stdout=out,
             stderr=subprocess.STDOUT,
-            env=cells.environment(jobs) | ({} if "memory" in cell.suite else cells.KEPT),
+            env=cells.environment(jobs) | ({} if _sees_memory(cell) else cells.KEPT),
             start_new_session=True,  # the whole group can be ended, and a Ctrl-C reaches the parent alone
         )
-    return _Running(cell, ledger, process, time.monotonic() + timeout_s)
+
+
+def _end_all(running: Sequence[_Running]) -> None:
+    for one in running:
+        _end(one)
 
 
 def _end(one: _Running) -> None:
@@ -108,7 +132,7 @@ def _account(one: _Running, cause: str) -> None:
     records = evidence.read(one.ledger) if one.ledger.exists() else ()
     if any(isinstance(r, CellEnded) for r in records):
         return
-    code = one.process.returncode
+    code = one.process.wait() or 0
     died = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
     cause = cause or f"the cell's process {died}"
     reported = {r.check for r in records if isinstance(r, Evidence)}

@@ -1,0 +1,93 @@
+"""Cells that are forked: their exit codes, their output, their groups, and their end with the server's."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cupel_harness import cells, evidence, forkserver
+from cupel_harness.evidence import Cell, Evidence
+from cupel_harness.forkserver import ForkServer
+
+SUITE = """
+import os, signal
+from cupel_harness.checks import check
+
+@check("demo.one", kills=("planted",))
+def test_one(observe):
+    {body}
+    observe.saw(1, oracle="numpy64")
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ForkServer]:
+    with ForkServer(cells.environment(2)) as running:
+        yield running
+
+
+def suite(folder: Path, body: str = "pass") -> tuple[list[str], Path, Path]:
+    """What a cell with that check gets, its ledger and its log."""
+    (folder / "demo.py").write_text(SUITE.format(body=body))
+    ledger = folder / "ledger.jsonl"
+    return cells.arguments(Cell("a.gguf", "numpy", "demo"), ledger, folder), ledger, folder / "cell.log"
+
+
+def test_a_forked_cell_writes_its_ledger_and_its_log(server: ForkServer, tmp_path: Path) -> None:
+    """Exit code 0 and a passed check; what is printed is in the log, from a process that leads its group."""
+    words, ledger, log = suite(
+        tmp_path, "sys.__stdout__.write(f'{os.getpgid(0)} leads'), sys.__stdout__.flush()"
+    )
+    process = server.start(words, log)
+    assert process.wait() == process.poll() == 0
+    (found,) = [record for record in evidence.read(ledger) if isinstance(record, Evidence)]
+    assert found.status.value == "passed"
+    assert "1 passed" in log.read_text()
+
+
+def test_exit_codes_and_signals_are_told_apart(server: ForkServer, tmp_path: Path) -> None:
+    """A check that fails, a process that leaves and one that is killed each end with a code of their own."""
+    ends = {"assert False": 1, "os._exit(7)": 7, "os.kill(os.getpid(), signal.SIGSEGV)": -signal.SIGSEGV}
+    started = {}
+    for number, body in enumerate(ends):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        words, _, log = suite(folder, body)
+        started[body] = server.start(words, log)
+    assert {body: process.wait() for body, process in started.items()} == ends
+
+
+def test_cells_end_with_their_server(tmp_path: Path) -> None:
+    """When whoever asked is gone, so is the server, and with it a cell that would have waited for ever."""
+    with ForkServer(cells.environment(2)) as server:
+        started = tmp_path / "started"
+        words, _, log = suite(tmp_path, f"open({str(started)!r}, 'w').close(); signal.pause()")
+        process = server.start(words, log)
+        while not started.exists():
+            assert process.poll() is None
+        handle = os.pidfd_open(process.pid)
+    try:
+        assert select.select([handle], [], [], 30)[0], "the cell still runs"
+    finally:
+        os.close(handle)
+
+
+def test_a_server_that_died_is_said_so(tmp_path: Path) -> None:
+    """Starting a cell then is an error with the exit code, and a cell that ran counts as killed."""
+    with ForkServer(cells.environment(2)) as server:
+        words, _, log = suite(tmp_path, "signal.pause()")
+        process = server.start(words, log)
+        os.killpg(server.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        with pytest.raises(ChildProcessError, match="ended with exit code -9"):
+            server.start(words, log)
+
+
+def test_what_is_imported_before_the_fork_leaves_suites_and_plugin_alone() -> None:
+    """pytest rewrites the asserts of what it imports itself: none of that may be there before."""
+    assert not [name for name in forkserver.MODULES if "suites" in name or "plugin" in name]
