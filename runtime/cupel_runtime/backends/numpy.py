@@ -15,8 +15,9 @@ from cupel_runtime.tensors import TensorInfo
 
 Precision = Literal["float32", "float64"]
 
-# Scores of more query rows than this are never held at once, so a long prompt needs no square matrix.
-QUERY_ROWS = 256
+# Scores of more query rows than this are never held at once, so a long prompt needs no square matrix; and a
+# block of rows reads only the keys that one of them sees.
+QUERY_ROWS = 64
 
 
 class NumpyBackend:
@@ -88,8 +89,10 @@ class NumpyBackend:
 
     def softmax(self, x: Array) -> Array:
         with np.errstate(invalid="ignore"):
-            weights = np.exp(x - np.maximum.reduce(x, axis=-1, keepdims=True))
-        return np.asarray(weights / np.add.reduce(weights, axis=-1, keepdims=True))
+            weights = np.asarray(x - np.maximum.reduce(x, axis=-1, keepdims=True))
+        np.exp(weights, out=weights)
+        weights /= np.add.reduce(weights, axis=-1, keepdims=True)
+        return weights
 
     def attention(
         self, q: Array, k: Array, v: Array, *, start: int, scale: float, window: int | None = None
@@ -101,17 +104,19 @@ class NumpyBackend:
         out = np.empty((rows, kv_heads, group, head_dim), self.dtype)
         for low in range(0, rows, QUERY_ROWS):
             high = min(low + QUERY_ROWS, rows)
+            last = min(start + high, length)
+            first = 0 if window is None else max(0, min(start + low - window + 1, last - 1))
             block = blocked[:, :, low:high].reshape(kv_heads, group * (high - low), head_dim)
-            scores = (block @ k.transpose(0, 2, 1)).reshape(kv_heads, group, high - low, length)
+            scores = block @ k[:, first:last].transpose(0, 2, 1)
             scores *= self.dtype.type(scale)
-            if high - low > 1 or window is not None or start + high < length:  # else one row that sees all
-                query, key = np.arange(start + low, start + high)[:, None], np.arange(length)
+            if high - low > 1:  # one row sees every key that is left
+                query, key = np.arange(start + low, start + high)[:, None], np.arange(first, last)
                 hidden = key > query
                 if window is not None:
                     hidden |= key <= query - window
-                scores[..., hidden] = -np.inf
-            weights = self.softmax(scores).reshape(kv_heads, group * (high - low), length)
-            mixed = (weights @ v).reshape(kv_heads, group, high - low, head_dim)
+                np.copyto(scores.reshape(kv_heads, group, high - low, -1), -np.inf, where=hidden)
+            weights = self.softmax(scores)
+            mixed = (weights @ v[:, first:last]).reshape(kv_heads, group, high - low, head_dim)
             out[low:high] = mixed.transpose(2, 0, 1, 3)
         return out.reshape(rows, heads * head_dim)
 
