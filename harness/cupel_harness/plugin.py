@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from cupel_runtime.gguf import GGUFFile
 
 # Nothing of cupel is imported above: in a run that does not use cupel this module costs nothing.
-pytest.register_assert_rewrite("cupel_harness.compare", "cupel_harness.tokens", "cupel_harness.lanes")
 ASKS = ("cupel_model", "cupel_ledger", "cupel_suite", "cupel_check")
 
 
