@@ -171,9 +171,10 @@ def test_a_clean_run_is_within_its_bounds_and_a_faulty_one_is_not() -> None:
 
 
 def test_list_names_every_fault() -> None:
-    """The list is the catalogue, each fault with what it breaks."""
+    """The list is the catalogue, that of a device too, each fault with what it breaks."""
     listed = json.loads(invoke("faults", "list", "--json").stdout)["faults"]
-    assert [f["name"] for f in listed] == list(faults.catalogue())
+    assert [f["name"] for f in listed] == [*faults.catalogue(), *faults.catalogue("emu")]
+    assert {f["engine"] for f in listed} == {"numpy", "emu"}
     assert all(f["summary"] and f["area"] in faults.AREAS and f["blames"] and f["models"] for f in listed)
 
 

@@ -37,20 +37,18 @@ def listing(console: Console) -> int:
     """List every planted fault: name, area, what it breaks, what has to be blamed."""
     from cupel_harness import faults
 
-    known = faults.catalogue().values()
-    console.emit(
-        {
-            "faults": [
-                {"name": f.name, "area": f.area, "summary": f.summary, "blames": f.blames, "models": f.models}
-                for f in known
-            ]
-        }
-    )
+    known = [fault for engine in ("numpy", "emu") for fault in faults.catalogue(engine).values()]
+    shown = ("name", "area", "engine", "summary", "blames", "models")
+    console.emit({"faults": [{key: getattr(fault, key) for key in shown} for fault in known]})
     console.table(
         ("fault", "area", "blames", "what is wrong"),
         [(f.name, f.area, " or ".join(f.blames), f.summary) for f in known],
     )
-    console.line(f"{len(known)} faults; open an engine with one as numpy+fault:NAME")
+    on_device = sum(fault.engine == "emu" for fault in known)
+    console.line(
+        f"{len(known)} faults; open an engine with one as numpy+fault:NAME, "
+        f"with the last {on_device}, of a device, as emu+fault:NAME"
+    )
     return 0
 
 
