@@ -29,7 +29,8 @@ def returns(observe: Observer, report: PathReport) -> None:
     observe.saw(sum(len(judged.values) for judged in report.seen), oracle=READINGS)
     observe.expect(report.verdict is Verdict.CLEAN, f"{report.path}: {report.sentence}")
     observe.expect(report.planted, f"{report.path}: the planted leak was not found")
-    observe.say(f"{report.path}: {report.sentence}")
+    walk = f"; {report.walk.sentence}" if report.walk else ""
+    observe.say(f"{report.path}: {report.sentence}{walk}")
 
 
 @check(

@@ -90,7 +90,9 @@ def thinned(curve: Curve, most: int = MOST_POINTS) -> Curve:
 def noted(path: PathReport) -> dict[str, Any]:
     """What a check's evidence keeps of a path: builtins, of bounded size."""
     kept = [thinned(curve) for curve in curves(path)[:MOST_SERIES]]
-    return {"path": path.path, "calls": path.calls, KEY: [msgspec.to_builtins(curve) for curve in kept]}
+    walk = {} if path.walk is None else {"failed allocations": msgspec.to_builtins(path.walk)}
+    rows = [msgspec.to_builtins(curve) for curve in kept]
+    return {"path": path.path, "calls": path.calls, **walk, KEY: rows}
 
 
 def recalled(detail: Mapping[str, Any]) -> dict[str, list[Curve]]:
