@@ -4,7 +4,8 @@
     python ci/hardware.py --engine cuda --out out/hardware --steps ops,bench --seconds bench=240
 
 Steps: machine; ops, goldens, properties (the default gate's plan, by suite); sanitizer (compute-sanitizer
-over the op suite); soak (requests, loads and unloads); bench; verdict (ledger and JUnit of what ran before).
+over the op suite); ledger (device memory beside CUPTI's records); soak (requests, loads and unloads); bench;
+verdict (ledger and JUnit of what ran before).
 Every result is appended to results.jsonl as soon as it stands, and account.md is written anew, so that a
 killed run loses nothing but the work in flight. What runs out of its time, or has no tool, is said so and
 never passes. cupel and its dependencies must be importable; nvidia-smi and compute-sanitizer are found on
@@ -26,8 +27,8 @@ from hardware_job import Job
 from hardware_steps import STEPS
 
 SECONDS = {
-    "machine": 60, "ops": 300, "goldens": 900, "properties": 600, "sanitizer": 900, "soak": 600, "bench": 900,
-    "verdict": 120,
+    "machine": 60, "ops": 300, "goldens": 900, "properties": 600, "sanitizer": 900, "ledger": 300,
+    "soak": 600, "bench": 900, "verdict": 120,
 }  # fmt: skip
 
 
@@ -36,14 +37,14 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="hardware.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--engine", action="append", help="repeatable; sanitizer and soak take the first")
+    parser.add_argument("--engine", action="append", help="repeatable; some steps take the first")
     parser.add_argument("--out", required=True, help="folder of the results")
     parser.add_argument("--work", default="out/hardware-work", help="folder for logs and cells")
     parser.add_argument("--steps", default=",".join(STEPS), help="names with commas; default all")
     parser.add_argument("--seconds", action="append", default=[], metavar="STEP=N", help="time of a step")
     parser.add_argument("--commit", default="", help="default: what git says")
     parser.add_argument("--policy", type=Path, help="default: ci/gates.toml")
-    parser.add_argument("--model", default="fixture:llama-tiny", help="of sanitizer and soak")
+    parser.add_argument("--model", default="fixture:llama-tiny", help="of sanitizer, ledger and soak")
     parser.add_argument("--bench-model", action="append", help=f"default: {', '.join(accounts.GOALS)}")
     for name, default in {
         "jobs": min(8, os.cpu_count() or 1), "requests": 1000, "cycles": 50,

@@ -28,6 +28,7 @@ STEP_OF = {"blocks": "ops", "ops": "ops", "sampler": "ops", "tokens": "goldens"}
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
 FOUND_BY_SANITIZER = 86
 SUMMARY = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: (\d+) (?:errors?|hazards?)")
+LEDGER_CYCLES = 3
 SHOWN = 60  # lines of a sanitizer's log that are kept
 
 
@@ -167,18 +168,30 @@ def soak(job: Job) -> Iterator[Result]:
         job.asked.model,
     ]
     words += ["--requests", str(job.asked.requests), "--cycles", str(job.asked.cycles)]
-    log, seen, began = job.work / "soak.log", 0, time.monotonic()
+    yield from _lines(job, "soak", words, bool(job.asked.requests) + bool(job.asked.cycles))
+
+
+def ledger(job: Job) -> Iterator[Result]:
+    """The ledger of device memory beside CUPTI's records, moment by moment, in a process of its own."""
+    words = [sys.executable, str(HERE / "vram_ledger.py"), "--engine", job.asked.engine[0]]
+    words += ["--model", job.asked.model, "--cycles", str(LEDGER_CYCLES)]
+    yield from _lines(job, "ledger", words, 3 * LEDGER_CYCLES)
+
+
+def _lines(job: Job, step: str, words: Sequence[str], wanted: int) -> Iterator[Result]:
+    """A result for every JSON line of a script, as soon as it stands; and one for all that did not come."""
+    log, seen, began = job.work / f"{step}.log", list[Result](), time.monotonic()
     for _ in job.running(words, log):
         lines = [line for line in log.read_text("utf-8").splitlines(True) if line.endswith("\n")]
-        for line in lines[seen:]:
-            yield Result("soak", **json.loads(line), seconds=time.monotonic() - began)
-        seen = len(lines)
-    wanted = bool(job.asked.requests) + bool(job.asked.cycles)
-    if seen < wanted:
+        for line in lines[len(seen) :]:
+            seen.append(Result(step, **json.loads(line), seconds=time.monotonic() - began))
+            yield seen[-1]
+    told = any(result.status in ("inconclusive", "error") for result in seen)
+    if len(seen) < wanted and not told:
         errors = log.with_suffix(".err").read_text("utf-8", "replace").strip().splitlines()
         status = "timeout" if job.timed_out else "error"
         says = "the time was over" if job.timed_out else (errors or ["no line came"])[-1]
-        yield Result("soak", f"{wanted - seen} parts", status, says, time.monotonic() - began)
+        yield Result(step, f"{wanted - len(seen)} parts", status, says, time.monotonic() - began)
 
 
 def bench(job: Job) -> Iterator[Result]:
@@ -245,6 +258,7 @@ STEPS: dict[str, Callable[[Job], Iterator[Result]]] = {
     "goldens": suites("goldens"),
     "properties": suites("properties"),
     "sanitizer": sanitizer,
+    "ledger": ledger,
     "soak": soak,
     "bench": bench,
     "verdict": verdict,

@@ -4,35 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import jinja2
-
 from cupel_harness.evidence import Status
 from cupel_harness.verdict import ItemStatus, Verdict
 from cupel_reports import view
-from cupel_reports.text import bound, figure, one_line
+from cupel_reports.curves import SMALL, WHOLE
+from cupel_reports.templating import page
+from cupel_reports.text import bound, figure
 
 FIGURES = 400  # rows of the table of figures; those nearest to their bounds, or beyond, come first
 
 
 def render(verdict: Verdict, *, options: Mapping[str, str]) -> str:
     """The page of a verdict: verdict and rule, item x cell matrix, findings, figures, cells, waivers."""
-    loader = jinja2.PackageLoader("cupel_reports", "templates")
-    environment = jinja2.Environment(
-        loader=loader,
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_plain,
-    )
     figures = view.figures(verdict)
-    return environment.get_template("report.html.jinja").render(
+    return page(
+        "report.html.jinja",
         verdict=verdict,
         broken=[rule for rule in verdict.rules if rule.status is not Status.PASSED],
         columns=view.groups(verdict),
         items=[(item, view.matrix_row(item, verdict)) for item in view.items(verdict)],
         counts={status: sum(i.status is status for i in verdict.items) for status in ItemStatus},
-        checks=[(r, view.severity(r, verdict), view.kept(r)) for r in view.open_checks(verdict)],
+        checks=[
+            (r, view.severity(r, verdict), view.kept(r), view.pictures(r, WHOLE))
+            for r in view.open_checks(verdict)
+        ],
+        quiet=[(r, found) for r in view.quiet_checks(verdict) if (found := view.pictures(r, SMALL))],
         figures=figures[:FIGURES],
         hidden=len(figures) - len(figures[:FIGURES]),
         cells=sorted(verdict.cells, key=lambda c: (c.status == "complete", c.cell)),
@@ -41,8 +37,3 @@ def render(verdict: Verdict, *, options: Mapping[str, str]) -> str:
         figure=figure,
         bound=bound,
     )
-
-
-def _plain(value: object) -> object:
-    """What the template prints: control characters and surrogates as escapes, markup left to autoescape."""
-    return one_line(value) if isinstance(value, str) and not hasattr(value, "__html__") else value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Iterable, Mapping
 
 # Everything XML 1.0 forbids, the C1 controls, and the carriage return, which parsers turn into a newline.
@@ -26,6 +27,8 @@ def figure(value: object) -> str:
     """A number to six significant digits; what is not a number is said to be none."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "not finite" if value is None else one_line(str(value))
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        return "too large to show"
     if not math.isfinite(value):
         return "not finite"
     return f"{value:.6g}"

@@ -8,7 +8,10 @@ from dataclasses import dataclass, replace
 from typing import TypeGuard
 
 from cupel_harness.evidence import Cell, Status
+from cupel_harness.leaks import curves
+from cupel_harness.leaks.report import amount
 from cupel_harness.verdict import CheckResult, ItemResult, ItemStatus, Severity, Verdict, WaiverResult
+from cupel_reports.curves import Frame, Picture, drawn
 from cupel_reports.text import figure, one_line
 
 WORST_FIRST = ("failed", "error", "missing", "incomplete", "inconclusive", "waived", "passed")
@@ -99,6 +102,11 @@ def open_checks(verdict: Verdict) -> list[CheckResult]:
     return sorted(found, key=lambda r: (severity(r, verdict).rank, OPEN.index(r.status), r.cell, r.check))
 
 
+def quiet_checks(verdict: Verdict) -> list[CheckResult]:
+    """The others, in the order of cells and checks."""
+    return sorted((r for r in verdict.checks if r.status not in OPEN), key=lambda r: (r.cell, r.check))
+
+
 def waivers(verdict: Verdict) -> list[WaiverResult]:
     """Waivers, the one that runs out first on top."""
     return sorted(verdict.waivers, key=lambda w: (w.days_left, w.id))
@@ -159,6 +167,8 @@ def finding(detail: Mapping[str, object]) -> Finding:
             elif inner.facts:
                 facts.append((_words(name), ", ".join(f"{n} {v}" for n, v in inner.facts)))
             tables += [replace(t, name=f"{_words(name)}: {t.name}") for t in inner.tables]
+        elif name == curves.KEY and (known := list(curves.read(value))):
+            tables.append(_readings(known))
         elif _is_list(value) and all(isinstance(v, Mapping) and _parted(v) is not None for v in value):
             for number, one in enumerate(value[:SHOWN], 1):
                 inner = finding(one if isinstance(one, Mapping) else {})
@@ -181,6 +191,28 @@ def kept(result: CheckResult) -> Finding:
     found = finding(result.detail)
     said = one_line(result.sentence)
     return replace(found, facts=tuple(fact for fact in found.facts if fact[1] != said))
+
+
+def pictures(result: CheckResult, frame: Frame) -> list[tuple[str, Picture]]:
+    """(path of the probe, picture) of every curve that a check kept."""
+    kept = curves.recalled(result.detail)
+    return [(path, drawn(curve, frame)) for path, found in kept.items() for curve in found]
+
+
+def _readings(known: Sequence[curves.Curve]) -> Table:
+    heads = ("series", "verdict", "rise", "per call", "95 % interval", "windows that grew")
+    rows = [
+        (
+            _words(c.series),
+            c.verdict.value,
+            amount(c.values[-1], c.unit),
+            amount(c.slope, c.unit),
+            f"{amount(c.low, c.unit)} to {amount(c.high, c.unit)}",
+            f"{c.windows} of {c.of}",
+        )
+        for c in known[:LONGEST]
+    ]
+    return Table("readings", heads, tuple(rows))
 
 
 def _is_list(value: object) -> TypeGuard[Sequence[object]]:

@@ -156,6 +156,10 @@ class Arena:
         """Bytes held now, by purpose."""
         return {purpose: region.held for purpose, region in self.regions.items()}
 
+    def blocks(self) -> dict[Pointer, int]:
+        """Address and bytes of what the arena holds of the device's memory now; nothing once it is closed."""
+        return {} if self._base is None else {self._base: max(self.size, ALIGNMENT)}
+
     def require_resident(self, pointers: Iterable[Pointer]) -> int:
         """How many pointers were checked to be device memory; under this policy nothing else may be.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -11,29 +10,11 @@ from cupel_harness.checks import Observer, check
 from cupel_harness.engines import FAULT
 from cupel_harness.engines.base import Capability, Engine
 from cupel_harness.leaks import PathReport, Verdict
+from cupel_harness.leaks.curves import noted
 from cupel_runtime.errors import Inconclusive
 
 LeakProbe = Callable[..., PathReport]
 READINGS = "the reading after warm-up, by ledgers that found a planted leak of 16 bytes in every 8th call"
-
-
-def seen(report: PathReport) -> dict[str, Any]:
-    """What the report of a gate shows of a probe: the series that moved, and their readings."""
-    moved = [judged for judged in report.seen if len(set(judged.values)) > 1]
-    series = [
-        {
-            "series": f"{judged.ledger} {judged.series}",
-            "verdict": judged.verdict.value,
-            "per call": judged.slope,
-            "low": judged.low,
-            "high": judged.high,
-            "windows": f"{judged.windows} of {judged.of}",
-            "growth": judged.growth,
-        }
-        for judged in moved
-    ]
-    curves = {row["series"]: list(judged.values) for row, judged in zip(series, moved, strict=True)}
-    return {"path": report.path, "calls": report.calls, "series": series, "curves": curves}
 
 
 def returns(observe: Observer, report: PathReport) -> None:
@@ -42,13 +23,14 @@ def returns(observe: Observer, report: PathReport) -> None:
     Raises:
         Inconclusive: it could not see, or not tell.
     """
-    observe.note(**seen(report))
+    observe.note(**noted(report))
     if report.verdict is Verdict.INCONCLUSIVE:
         raise Inconclusive(report.sentence)
     observe.saw(sum(len(judged.values) for judged in report.seen), oracle=READINGS)
     observe.expect(report.verdict is Verdict.CLEAN, f"{report.path}: {report.sentence}")
     observe.expect(report.planted, f"{report.path}: the planted leak was not found")
-    observe.say(f"{report.path}: {report.sentence}")
+    walk = f"; {report.walk.sentence}" if report.walk else ""
+    observe.say(f"{report.path}: {report.sentence}{walk}")
 
 
 @check(
@@ -135,8 +117,8 @@ def test_probe_sees(observe: Observer, leak_probe: LeakProbe, pytestconfig: pyte
     ambient = "".join(FAULT + name for name in faults)
     leaky = leak_probe("success", engine=f"control:leak=block,every=8{ambient}", vary=False)
     sound = leak_probe("success", engine=f"control:noise=churn{ambient}", vary=False)
-    for report in (leaky, sound):
-        observe.note(**{report.verdict.value: seen(report)})
+    for name, report in (("leaking control", leaky), ("sound control", sound)):
+        observe.note(**{name: noted(report)})
         if report.verdict is Verdict.INCONCLUSIVE:
             raise Inconclusive(report.sentence)
     observe.saw(2, oracle="what the control library was asked to leak")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ElementTree
-from types import SimpleNamespace
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 
@@ -19,6 +19,7 @@ from cupel_harness.leaks.verdict import Rule
 from cupel_runtime.errors import Inconclusive, UsageError
 
 from .commandline import invoke
+from .fake_cupti import FakeCupti
 
 CASES = {case.name: case for case in (*bars.BAR, *bars.PLANTED, *bars.CLEAN, *bars.UNDECIDED)}
 FEW = (
@@ -180,25 +181,48 @@ def test_several_paths_are_one_report() -> None:
 
 def test_records_of_the_device_are_summed(monkeypatch: pytest.MonkeyPatch) -> None:
     """CUPTI's allocations and releases add up by kind; other records and kinds are left alone."""
-    enums = SimpleNamespace(
-        ActivityMemoryKind=SimpleNamespace(
-            DEVICE=3, DEVICE_STATIC=5, ARRAY=4, PINNED=2, MANAGED=6, MANAGED_STATIC=7
-        ),
-        ActivityMemoryOperationType=SimpleNamespace(ALLOCATION=1, RELEASE=2),
-        ActivityKind=SimpleNamespace(MEMORY2=49),
-        activity_register_callbacks=lambda request, complete: None,
-        activity_enable=lambda kind: None,
-        activity_flush_all=lambda flag: None,
-    )
-    monkeypatch.setattr(device, "import_module", lambda name: SimpleNamespace(cupti=enums))
+    fake = FakeCupti()
+    monkeypatch.setattr(device, "import_module", {"cupti.cupti": fake}.__getitem__)
     records = device.Records()
-
-    def record(kind: int, operation: int, size: int, activity: int = 49) -> Any:
-        return SimpleNamespace(kind=activity, memory_kind=kind, memory_operation_type=operation, bytes=size)
-
-    records._completed([record(3, 1, 64), record(3, 1, 100), record(3, 2, 64), record(2, 1, 4096)])
-    records._completed([record(1, 1, 999), record(3, 1, 999, activity=1), record(6, 1, 8)])
+    assert fake.enabled == {int(fake.ActivityKind.MEMORY2)}
+    for at, size, kind in ((1, 64, "DEVICE"), (2, 100, "DEVICE"), (3, 4096, "PINNED"), (4, 999, "PAGEABLE")):
+        fake.allocated(at, size, kind)
+    fake.released(1, 64)
+    fake.allocated(5, 8, "MANAGED")
+    fake.waiting.append(replace(fake.waiting[0], kind=int(fake.ActivityKind.MEMORY)))
     assert records.read() == {"device": [1, 100], "pinned": [1, 4096], "managed": [1, 8]}
+    assert fake.buffer == (device.BUFFER_BYTES, 0), "no limit on the records of a buffer"
+
+
+@pytest.mark.parametrize("granule", [1, 512])
+def test_a_plant_on_the_device_is_what_the_records_say(granule: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A planted block is taken off as large as CUPTI gives it; one it does not show counts as not found."""
+    fake, driver = FakeCupti(), cast("device.Driver", None)
+    monkeypatch.setattr(device, "import_module", {"cupti.cupti": fake}.__getitem__)
+    ledger, addresses = device.DeviceLedger("pinned", device.Records(), driver), iter(range(1, 9))
+
+    def take(driver: object, kind: str, size: int) -> int:
+        at = next(addresses)
+        if at < 3:
+            fake.allocated(at, -(-size // granule) * granule, kind.upper())
+        return at
+
+    monkeypatch.setattr(device, "take", take)
+    size = max(16, granule)
+    assert [ledger.plant() for _ in range(3)] == [{"blocks": 1, "bytes": n} for n in (size, size, 16)]
+    assert ledger.read() == (2, 2 * size)
+
+
+def test_records_end_with_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was recorded is taken in when recording ends, and nothing is recorded after."""
+    fake = FakeCupti()
+    monkeypatch.setattr(device, "import_module", {"cupti.cupti": fake}.__getitem__)
+    records = device.Records()
+    fake.allocated(1, 64)
+    records.close()
+    fake.allocated(2, 64)
+    assert records.live["device"] == [1, 64]
+    assert not fake.waiting
 
 
 def test_without_a_gpu_the_device_ledger_is_not_attached(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,6 +108,8 @@ def show(console: Console, report: Report) -> None:
                 f"  {site.bytes_per_call:.4g} B per call allocated in {site.function}, from "
                 + " < ".join(site.stack[1:6])
             )
+        if path.walk and path.verdict.value == "clean":
+            console.line(f"  {path.walk.sentence}")
         if path.stacks:
             console.line(f"  {path.stacks}")
     console.line(

@@ -6,6 +6,8 @@ beyond the records is judged as resident memory is.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
@@ -16,6 +18,7 @@ from cupel_runtime.errors import Inconclusive
 
 KINDS = {"device": ("DEVICE", "DEVICE_STATIC", "ARRAY"), "pinned": ("PINNED",),
          "managed": ("MANAGED", "MANAGED_STATIC")}  # fmt: skip
+STATIC = "static"
 BUFFER_BYTES = 8 << 20
 HINT = "pip install 'cupel[cuda]' on a machine with an NVIDIA driver"
 
@@ -29,30 +32,72 @@ class Records:
 
     def __init__(self) -> None:
         try:
-            self._cupti: Any = import_module("cupti").cupti
+            self._cupti: Any = import_module("cupti.cupti")  # the package itself does not import its module
             kinds, operations = self._cupti.ActivityMemoryKind, self._cupti.ActivityMemoryOperationType
             self._kind = {int(getattr(kinds, n)): kind for kind, names in KINDS.items() for n in names}
             self._sign = {int(operations.ALLOCATION): 1, int(operations.RELEASE): -1}
+            self._static = {int(kinds.DEVICE_STATIC), int(kinds.MANAGED_STATIC)}
             self._wanted = int(self._cupti.ActivityKind.MEMORY2)
             self.live = {kind: [0, 0] for kind in KINDS}
             self._cupti.activity_register_callbacks(lambda: (BUFFER_BYTES, 0), self._completed)
             self._cupti.activity_enable(self._wanted)
+            atexit.register(self.close)  # a record that is delivered after Python has ended ends the process
         except Exception as error:  # of the loader, of CUPTI or of the driver: all mean the same here
             told = f"{type(error).__name__}: {error}"
             raise Inconclusive("the device ledger is not attached", got=told, hint=HINT) from error
+
+    def close(self) -> None:
+        """Record nothing more; what was recorded until now is taken in."""
+        with contextlib.suppress(Exception):  # at exit the driver may be gone before
+            self._cupti.activity_disable(self._wanted)
+            self._cupti.activity_flush_all(1)
 
     def _completed(self, activities: Sequence[Any]) -> None:
         for activity in activities:
             sign = self._sign.get(int(getattr(activity, "memory_operation_type", 0)), 0)
             kind = self._kind.get(int(getattr(activity, "memory_kind", 0)))
             if int(activity.kind) == self._wanted and sign and kind:
-                self.live[kind][0] += sign
-                self.live[kind][1] += sign * int(activity.bytes)
+                self._enter(kind, sign, activity)
+
+    def _enter(self, kind: str, sign: int, activity: Any) -> None:
+        """Sums alone: what this kept for each live block would show as a leak of Python's."""
+        self.live[kind][0] += sign
+        self.live[kind][1] += sign * int(activity.bytes)
 
     def read(self) -> Mapping[str, Sequence[int]]:
         """kind -> (live blocks, live bytes), every record until now taken in."""
         self._cupti.activity_flush_all(1)
         return self.live
+
+
+class Blocks(Records):
+    """Every live block by its address, to hold a ledger against; static variables of modules apart.
+
+    Attributes:
+        blocks: kind -> address -> bytes; "static" is a kind of its own here.
+        unknown: releases of blocks whose allocation was not recorded.
+
+    Raises:
+        Inconclusive: as for Records.
+    """
+
+    def __init__(self) -> None:
+        self.blocks: dict[str, dict[int, int]] = {kind: {} for kind in (*KINDS, STATIC)}
+        self.unknown = 0
+        super().__init__()
+
+    def _enter(self, kind: str, sign: int, activity: Any) -> None:
+        super()._enter(kind, sign, activity)
+        known = self.blocks[STATIC if int(activity.memory_kind) in self._static else kind]
+        if sign > 0:
+            known[int(activity.address)] = int(activity.bytes)
+        elif known.pop(int(activity.address), None) is None:
+            self.unknown += 1
+
+    def now(self) -> dict[str, dict[int, int]]:
+        """Kind -> address -> bytes of every block that is live now."""
+        self.read()
+        return {kind: dict(found) for kind, found in self.blocks.items()}
 
 
 class Driver:
@@ -128,8 +173,11 @@ class DeviceLedger(Ledger):
         return blocks, held, self._driver.used() - held - live["managed"][1]
 
     def plant(self) -> Mapping[str, int]:
+        """Of 16 bytes; where the records give a block more than was asked for, that is what has to show."""
+        blocks, held = self._records.read()[self._kind]
         self._planted.append(take(self._driver, self._kind, PLANT_BYTES))
-        return {"blocks": 1, "bytes": PLANT_BYTES}
+        now = self._records.read()[self._kind]
+        return {"blocks": 1, "bytes": now[1] - held if now[0] == blocks + 1 else PLANT_BYTES}
 
     def unplant(self) -> None:
         while self._planted:

@@ -108,13 +108,13 @@ def serve(probe: Probe, tell: Callable[[Message], None], order: Callable[[], byt
     path = paths.Path.registry[probe.path](probe)
     try:
         command = Run(probe, path, tell, device).carry_out(order)
-        extra = list[Judged]()
+        extra, done = list[Judged](), None
         if command == protocol.WALK and isinstance(path, paths.Load):
-            extra = walk.walked(probe, path.model)
+            extra, done = walk.walked(probe, path.model)
         constant = None
         if path.memory() and path.engine and not paths.counters_move(path.engine, path.ids):
             constant = tuple(ledgers.counter_names(path.engine.memory()))
-        tell(Finished(tuple(extra), constant))
+        tell(Finished(tuple(extra), constant, done))
     finally:
         with contextlib.suppress(CupelError):
             path.close()

@@ -130,7 +130,8 @@ class Conversation:
         found = [*self._found, *message.extra]
         if message.constant is not None:
             found = [j for j in found if j.ledger != "engine"] + [judge.constant(message.constant)]
-        return judge.concluded(self._wanted, self._book, found, self._planted, self._opened.missing)
+        report = judge.concluded(self._wanted, self._book, found, self._planted, self._opened.missing)
+        return msgspec.structs.replace(report, walk=message.walk)
 
     def _died(self) -> PathReport:
         path, code, lines = self._wanted.path, self._hosted.ended(), self._hosted.said()

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cupel_harness.leaks.ledgers import Book, Series
-from cupel_harness.leaks.report import Judged, Site
+from cupel_harness.leaks.report import Judged, Site, Walk
 
 # Commands: as many calls again; as many with a prompt of their own each; the end, with or without the walk.
 AGAIN, DISTINCT, WALK, END = b"a", b"d", b"w", b"e"
@@ -52,11 +52,13 @@ class Finished(msgspec.Struct, frozen=True, tag="finished"):
     """The end.
 
     Attributes:
-        extra: what the walk found. constant: counters of the engine that nothing moves.
+        extra: what the walk found; walk: how far it went.
+        constant: counters of the engine that nothing moves.
     """
 
     extra: tuple[Judged, ...] = ()
     constant: tuple[str, ...] | None = None
+    walk: Walk | None = None
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):

@@ -64,6 +64,33 @@ class Site(msgspec.Struct, frozen=True):
     blocks_per_call: float
 
 
+class Walk(msgspec.Struct, frozen=True):
+    """Allocations of a load that were made to fail, one load for each.
+
+    Attributes:
+        failed, of: how many of how many of at least `least` bytes.
+        swallowed: failures that the load made good.
+        smaller: allocations below `least` bytes, which were not failed.
+    """
+
+    failed: int
+    of: int
+    swallowed: int = 0
+    least: int = 0
+    smaller: int = 0
+    seconds: float = 0.0
+
+    @property
+    def sentence(self) -> str:
+        kind = f" of {self.least} bytes and more" if self.least else ""
+        spread = ", spread over it," if self.failed < self.of else ""
+        rest = f"; its {self.smaller} smaller allocations were not failed" if self.smaller else ""
+        return (
+            f"{self.failed} of the {self.of} allocations{kind} of a load{spread} failed in turn: nothing "
+            f"remained and the next load worked ({self.swallowed} of them were made good){rest}"
+        )
+
+
 class PathReport(msgspec.Struct, frozen=True):
     """One path (success, error, ...) in one fresh process.
 
@@ -71,6 +98,7 @@ class PathReport(msgspec.Struct, frozen=True):
         seen: series that were judged; `planted` says whether the control leak was found.
         calls: made in all, warm-up included; first: the first measured one.
         missing: ledgers that could not be attached, and why.
+        walk: of the path `load`: which of its allocations were failed.
     """
 
     path: str
@@ -85,6 +113,7 @@ class PathReport(msgspec.Struct, frozen=True):
     stacks: str = ""
     duration_s: float = 0.0
     readings: dict[str, int] = {}
+    walk: Walk | None = None
 
     @property
     def leaks(self) -> tuple[Judged, ...]:

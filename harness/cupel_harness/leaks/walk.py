@@ -3,45 +3,71 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Callable, Iterator
 
 from cupel_harness.leaks.native import Interposer
 from cupel_harness.leaks.paths import opened
-from cupel_harness.leaks.report import Judged, Probe, Verdict
+from cupel_harness.leaks.report import Judged, Probe, Verdict, Walk
 from cupel_runtime.errors import Inconclusive
 
 REPEATS = 4  # loads failed at the same allocation when the first repetition grew; a leak grows with each
-MOST = 24  # allocations that are failed at most where a load is slow; beyond, equally spaced ones
 # In the C control library every allocation fails in turn. Where Python itself allocates in the loading thread
-# those below a page are mostly the interpreter's own (frames, dicts, errors); failing them tests CPython.
-# Only the large ones, which hold tensors, are failed there.
+# those below a page are mostly the interpreter's own (frames, dicts, errors); failing them tests CPython, and
+# takes minutes. Those of a page and more, which hold tensors, are failed there: all of them when the time
+# below is enough, else some, spread over the whole load. How many of how many is part of what is reported.
 PYTHON_LEAST = 4096  # bytes
+PYTHON_S = 20.0
+SHARE = 0.25  # of a probe's time limit that its walk may take
+GOLDEN = (math.sqrt(5) - 1) / 2
 
 
-def walked(probe: Probe, model: str) -> list[Judged]:
+def walked(probe: Probe, model: str) -> tuple[list[Judged], Walk | None]:
     """What the walk found, as a series of the host ledger; `model`: the file, where the probe's is a name."""
     try:
         interposer = Interposer()
     except Inconclusive:
-        return []
+        return [], None
 
     if probe.engine.startswith("control:"):
         from cupel_harness.leaks.controls import loader
 
-        return [walk(loader(probe.engine), interposer)]
+        found, walk = walk_over(loader(probe.engine), interposer)
+        return [found], walk
 
     def load() -> None:
         opened(probe.engine, model).close()
 
-    return [walk(load, interposer, PYTHON_LEAST)]
+    found, walk = walk_over(load, interposer, PYTHON_LEAST, min(PYTHON_S, SHARE * probe.timeout_s))
+    return [found], walk
 
 
-def walk(load: Callable[[], None], interposer: Interposer, least: int = 0) -> Judged:
-    """Fail each allocation of `load` in turn; after each failure nothing remains and the next load works."""
+def walk_over(
+    load: Callable[[], None], interposer: Interposer, least: int = 0, budget_s: float = math.inf
+) -> tuple[Judged, Walk]:
+    """Fail each allocation of `load` in turn; after each failure nothing remains and the next load works.
+
+    Args:
+        least: bytes; smaller allocations are not failed. budget_s: no further one is begun after it.
+    """
+    began = time.monotonic()
+    with interposer.failing(0) as every:
+        load()
     with interposer.failing(0, least=least) as seen:
         load()
     total, failed, swallowed = seen[0], 0, 0
-    for nth in _chosen(total, MOST if least else total):
+
+    def told(verdict: Verdict, sentence: str, growth: int = 0) -> tuple[Judged, Walk]:
+        walk = Walk(
+            failed, total, swallowed, least, max(0, every[0] - total), round(time.monotonic() - began, 3)
+        )
+        words = f"host: {sentence}" if sentence else f"host: {walk.sentence}"
+        return Judged("host", "failed allocations", "B", verdict, words, growth=growth), walk
+
+    for nth in spread(total):
+        if time.monotonic() - began > budget_s:
+            break
         fails = Failing(load, interposer, least, nth)
         fails.once()  # the first one fills caches of its own: error texts, tracebacks
         left = [fails.once()]
@@ -52,26 +78,21 @@ def walk(load: Callable[[], None], interposer: Interposer, least: int = 0) -> Ju
         failed += 1
         swallowed += not fails.refused
         if left[-1] > 0:
-            return _told(
+            return told(
                 Verdict.LEAK,
-                f"host: a load whose allocation {nth} of {total} fails leaves {min(left)} B behind each time",
+                f"a load whose allocation {nth} of {total} fails leaves {min(left)} B behind each time",
                 min(left),
             )
         try:
             load()
         except Exception as error:
-            return _told(
+            return told(
                 Verdict.BROKEN,
-                f"host: after a load whose allocation {nth} of {total} failed the next load breaks: {error}",
+                f"after a load whose allocation {nth} of {total} failed the next load breaks: {error}",
             )
     if not failed:
-        return _told(Verdict.INCONCLUSIVE, "host: the load makes no allocation that could be failed")
-    kind = f" of {least} bytes and more" if least else ""
-    return _told(
-        Verdict.CLEAN,
-        f"host: {failed} of the {total} allocations{kind} of a load failed in turn: nothing remained "
-        f"({swallowed} of them were made good)",
-    )
+        return told(Verdict.INCONCLUSIVE, "the load makes no allocation that could be failed")
+    return told(Verdict.CLEAN, "")
 
 
 class Failing:
@@ -95,10 +116,9 @@ class Failing:
         return self._held - before
 
 
-def _chosen(total: int, most: int) -> list[int]:
-    step = max(1, -(-total // most)) if total else 1
-    return list(range(1, total + 1, step))
-
-
-def _told(verdict: Verdict, sentence: str, growth: int = 0) -> Judged:
-    return Judged("host", "failed allocations", "B", verdict, sentence, growth=growth)
+def spread(total: int) -> Iterator[int]:
+    """1 to `total`, each once, in an order in which any first part is spread over the whole."""
+    step = max(1, round(total * GOLDEN))
+    while math.gcd(step, max(1, total)) > 1:
+        step += 1
+    return (1 + number * step % total for number in range(total))

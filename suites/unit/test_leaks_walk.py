@@ -1,0 +1,148 @@
+"""The walk of failed allocations: all of them in a library of C, as many as fit elsewhere, and it says so."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cupel_harness.leaks import Verdict, curves, walk
+from cupel_harness.leaks.probe import run
+from cupel_harness.leaks.report import PathReport, Probe, Walk
+
+
+@pytest.fixture(autouse=True)
+def _no_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pretended load leaves none, and collecting that of the tests takes most of their time."""
+    monkeypatch.setattr(walk, "gc", SimpleNamespace(collect=lambda: 0))
+
+
+class FakeInterposer:
+    """Stands for the preloaded library: a load of known allocation sizes, and what its failures leave."""
+
+    def __init__(self, sizes: list[int], leaves: Callable[[int], int] = lambda nth: 0) -> None:
+        self.sizes, self._leaves = sizes, leaves
+        self.failed: list[int] = []
+        self._held = self._nth = self._least = self._hit = 0
+
+    def load(self) -> None:
+        candidates = [size for size in self.sizes if size >= self._least]
+        if 0 < self._nth <= len(candidates):
+            self._hit = 1
+            self.failed.append(self._nth)
+            self._held += self._leaves(self._nth)
+            raise MemoryError
+
+    @contextmanager
+    def failing(self, nth: int, *, least: int = 0) -> Iterator[list[int]]:
+        self._nth, self._least, self._hit = nth, least, 0
+        seen: list[int] = []
+        try:
+            yield seen
+        finally:
+            seen += [sum(size >= least for size in self.sizes), self._hit]
+            self._nth = 0
+
+    def totals(self) -> tuple[int, int, int]:
+        return 0, self._held, 0
+
+
+def walked(fake: Any, least: int = 0, **more: float) -> tuple[Verdict, Walk]:
+    judged, done = walk.walk_over(fake.load, fake, least, **more)
+    return judged.verdict, done
+
+
+@pytest.mark.parametrize("total", [0, 1, 2, 3, 7, 24, 100, 151, 859])
+def test_every_allocation_is_chosen_once(total: int) -> None:
+    """The order is a permutation of 1 to the total."""
+    assert sorted(walk.spread(total)) == list(range(1, total + 1))
+
+
+@pytest.mark.parametrize("total", [151, 859, 7770])
+def test_any_first_part_is_spread(total: int) -> None:
+    """After n choices no gap is more than three times as long as equal spacing would leave."""
+    order = list(walk.spread(total))
+    for n in (8, 24, 60, 120):
+        stops = [0, *sorted(order[:n]), total]
+        assert max(b - a for a, b in itertools.pairwise(stops)) <= 3 * total / n + 1
+
+
+def test_without_a_limit_all_are_failed() -> None:
+    """As for a library of C: each of 300 allocations fails, and the report says 300 of 300."""
+    fake = FakeInterposer([16] * 300)
+    verdict, done = walked(fake)
+    assert verdict is Verdict.CLEAN
+    assert set(fake.failed) == set(range(1, 301))
+    assert (done.failed, done.of, done.smaller) == (300, 300, 0)
+    assert done.sentence.startswith("300 of the 300 allocations of a load failed in turn: nothing remained")
+
+
+def test_small_ones_are_counted_and_not_failed() -> None:
+    """Where Python allocates only large allocations fail; how many smaller ones there are is part of it."""
+    fake = FakeInterposer([16] * 90 + [8192] * 10)
+    verdict, done = walked(fake, 4096)
+    assert verdict is Verdict.CLEAN
+    assert (done.failed, done.of, done.least, done.smaller) == (10, 10, 4096, 90)
+    assert "10 of the 10 allocations of 4096 bytes and more" in done.sentence
+    assert "its 90 smaller allocations were not failed" in done.sentence
+
+
+def test_when_time_is_over_the_report_says_how_far_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a thousand allocations as many are failed as fit into the time, spread over the load."""
+    clock = iter(range(10**6))
+    monkeypatch.setattr(walk.time, "monotonic", lambda: next(clock))
+    fake = FakeInterposer([8192] * 1000)
+    verdict, done = walked(fake, 4096, budget_s=50)
+    assert verdict is Verdict.CLEAN
+    assert (done.failed, done.of) == (50, 1000)
+    assert "50 of the 1000 allocations of 4096 bytes and more of a load, spread over it," in done.sentence
+    assert min(fake.failed) <= 40
+    assert max(fake.failed) >= 960
+
+
+def test_no_time_at_all_is_inconclusive() -> None:
+    """A walk that failed nothing claims nothing."""
+    assert walked(FakeInterposer([8192] * 10), budget_s=-1)[0] is Verdict.INCONCLUSIVE
+    assert walked(FakeInterposer([]))[0] is Verdict.INCONCLUSIVE
+
+
+def test_one_leaking_failure_among_many_is_found() -> None:
+    """Only the failure of the 77th of 151 allocations leaves 24 bytes: found, with its number."""
+    fake: Any = FakeInterposer([8192] * 151, lambda nth: 24 * (nth == 77))
+    judged, _ = walk.walk_over(fake.load, fake, 4096)
+    assert judged.verdict is Verdict.LEAK
+    assert judged.sentence == "host: a load whose allocation 77 of 151 fails leaves 24 B behind each time"
+
+
+def test_a_load_that_breaks_afterwards_is_broken() -> None:
+    """After the third failed allocation no load works any more."""
+
+    class Breaks(FakeInterposer):
+        def load(self) -> None:
+            if 3 in self.failed:
+                raise RuntimeError("still locked")
+            super().load()
+
+    fake: Any = Breaks([8192] * 5)
+    judged, _ = walk.walk_over(fake.load, fake)
+    assert judged.verdict is Verdict.BROKEN
+    assert judged.sentence.endswith("allocation 3 of 5 failed the next load breaks: still locked")
+
+
+def test_a_library_of_c_is_walked_whole_and_evidence_says_so() -> None:
+    """A real probe of the control library: every allocation of its load failed, and the evidence has it."""
+    report = run(Probe("control:", "none", "load"))
+    assert report.verdict is Verdict.CLEAN, report.sentence
+    assert report.walk is not None
+    assert report.walk.failed == report.walk.of > 3
+    assert (report.walk.least, report.walk.smaller) == (0, 0)
+    assert curves.noted(report)["failed allocations"]["of"] == report.walk.of
+
+
+def test_a_path_without_a_walk_notes_none() -> None:
+    """Evidence of other paths has no word about failed allocations."""
+    assert "failed allocations" not in curves.noted(PathReport("success", Verdict.CLEAN, ""))
