@@ -14,6 +14,7 @@ from cupel_harness.leaks.curves import noted
 from cupel_runtime.errors import Inconclusive
 
 LeakProbe = Callable[..., PathReport]
+WALK_S = 3.0  # a gate's share of what `cupel leak` takes for all
 READINGS = "the reading after warm-up, by ledgers that found a planted leak of 16 bytes in every 8th call"
 
 
@@ -65,7 +66,7 @@ def test_cancel(observe: Observer, leak_probe: LeakProbe) -> None:
 @check("memory.load", kills=("leak_on_unload", "failed_load_leaks"))
 def test_load(observe: Observer, leak_probe: LeakProbe) -> None:
     """Load and unload return to the baseline, and so does a load in which an allocation fails."""
-    returns(observe, leak_probe("load"))
+    returns(observe, leak_probe("load", walk_s=WALK_S))
 
 
 @check("memory.session", kills=("session_cache_kept",))

@@ -146,6 +146,7 @@ class Probe(msgspec.Struct, frozen=True):
     Attributes:
         calls: of each path, warm-up included; a multiple of five windows is measured.
         timeout_s: of each path; after it the verdict is inconclusive.
+        walk_s: after which no further allocation of a load is failed, where Python allocates them.
         vary: when a repeated prompt leaves nothing, try distinct ones. stacks: look for who allocated a leak.
     """
 
@@ -154,6 +155,7 @@ class Probe(msgspec.Struct, frozen=True):
     path: str = "success"
     calls: int = 50
     timeout_s: float = 300.0
+    walk_s: float = 12.0
     max_tokens: int = 8
     vary: bool = True
     stacks: bool = True

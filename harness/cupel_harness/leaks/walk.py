@@ -18,7 +18,6 @@ REPEATS = 4  # loads failed at the same allocation when the first repetition gre
 # takes minutes. Those of a page and more, which hold tensors, are failed there: all of them when the time
 # below is enough, else some, spread over the whole load. How many of how many is part of what is reported.
 PYTHON_LEAST = 4096  # bytes
-PYTHON_S = 20.0
 SHARE = 0.25  # of a probe's time limit that its walk may take
 GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -39,7 +38,7 @@ def walked(probe: Probe, model: str) -> tuple[list[Judged], Walk | None]:
     def load() -> None:
         opened(probe.engine, model).close()
 
-    found, walk = walk_over(load, interposer, PYTHON_LEAST, min(PYTHON_S, SHARE * probe.timeout_s))
+    found, walk = walk_over(load, interposer, PYTHON_LEAST, min(probe.walk_s, SHARE * probe.timeout_s))
     return [found], walk
 
 
