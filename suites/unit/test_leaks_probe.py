@@ -10,10 +10,10 @@ from typing import Any, cast
 import pytest
 
 from cupel_harness.commands.leak import render
-from cupel_harness.leaks import bars, build, device, judge, selftest, sites
+from cupel_harness.leaks import bars, build, device, judge, ledgers, selftest, sites
 from cupel_harness.leaks.ledgers import PLANT_EVERY, Book, Ledger, Measured, Series
 from cupel_harness.leaks.live import sparkline
-from cupel_harness.leaks.probe import probe, run
+from cupel_harness.leaks.probe import joined, probe, run
 from cupel_harness.leaks.report import Judged, PathReport, Probe, Report, Verdict, amount
 from cupel_harness.leaks.verdict import Rule
 from cupel_runtime.errors import Inconclusive, UsageError
@@ -234,6 +234,45 @@ def test_without_a_gpu_the_device_ledger_is_not_attached(monkeypatch: pytest.Mon
     monkeypatch.setattr(device, "import_module", absent)
     with pytest.raises(Inconclusive, match=r"not attached.*cupel\[cuda\]"):
         device.attached(0)
+
+
+def part(verdict: Verdict, sentence: str, *series: str, planted: bool = True) -> PathReport:
+    seen = tuple(Judged(name, "bytes", "B", verdict, sentence) for name in series)
+    return PathReport("success", verdict, sentence, 50, 11, planted, seen, duration_s=1.5)
+
+
+def test_an_engine_on_a_gpu_is_clean_where_both_its_runs_are() -> None:
+    """The worse run of the two decides and speaks; plants must show in both; all series are in one report."""
+    host, device = part(Verdict.CLEAN, "no ledger grew", "host"), part(Verdict.CLEAN, "none", "device")
+    both = joined(host, device)
+    assert (both.verdict, both.sentence, both.duration_s) == (Verdict.CLEAN, "no ledger grew", 3.0)
+    assert [judged.ledger for judged in both.seen] == ["host", "device"]
+    assert not both.missing
+    assert not joined(host, part(Verdict.CLEAN, "none", "device", planted=False)).planted
+    leak = part(Verdict.LEAK, "device: 64 B per call", "device")
+    assert (joined(host, leak).verdict, joined(host, leak).sentence) == (Verdict.LEAK, leak.sentence)
+    other = part(Verdict.LEAK, "host: 24 B per call", "host")
+    assert joined(other, leak).sentence == "host: 24 B per call; device: 64 B per call"
+    blind = part(Verdict.INCONCLUSIVE, "the device ledger is not attached")
+    assert joined(host, blind).verdict is Verdict.INCONCLUSIVE
+    assert joined(host, blind).missing == {"device": blind.sentence}
+    assert joined(other, blind).sentence == other.sentence
+
+
+def test_the_ledgers_of_a_device_are_read_alone() -> None:
+    """What records them takes memory of the host: no ledger of the host is read beside them."""
+
+    class Constant(Ledger):
+        series = (Series("device", "blocks", "blocks", Rule.EXACT),)
+
+        def read(self) -> tuple[int]:
+            return (7,)
+
+    book, missing = ledgers.opened(3, lambda: {"cache": 1}, [Constant()])
+    book.close_call()
+    assert [series.ledger for series in book.series] == ["device"]
+    assert book.rows[0].tolist() == [7]
+    assert not missing
 
 
 def test_the_bars_cover_what_was_asked() -> None:

@@ -1,7 +1,8 @@
 """A GPU's ordinal in; ledgers of device, pinned and managed memory, to the byte, from CUPTI's records, out.
 
-Attach before the engine makes its context. The driver's own figure moves in steps of 2 MiB: what it holds
-beyond the records is judged as resident memory is.
+Attach before the engine makes its context, and read no ledger of the host beside them: CUPTI takes memory of
+the host at every call. The driver's own figure moves in steps of 2 MiB: what it holds beyond the records is
+judged as resident memory is.
 """
 
 from __future__ import annotations

@@ -22,7 +22,6 @@ from cupel_runtime.errors import CupelError, Inconclusive
 
 SECOND_WARMUP = 2  # calls with distinct prompts before they are measured
 TEXT_FILES = 256
-ON_DEVICE = ("cuda", "control_cuda")
 REMOTE = ("http", "exec")  # their memory is another process's
 
 
@@ -34,17 +33,14 @@ class Run:
         probe: Probe,
         path: paths.Path,
         tell: Callable[[Message], None],
-        device: Sequence[ledgers.Ledger] | str = (),
+        device: Sequence[ledgers.Ledger] = (),
     ) -> None:
         self.probe, self.path, self._tell = probe, path, tell
-        more = () if isinstance(device, str) else device
         memory = path.memory()
         self.book, self.missing = ledgers.opened(
-            probe.calls + 3 * probe.measured + SECOND_WARMUP, memory, more
+            probe.calls + 3 * probe.measured + SECOND_WARMUP, memory, device
         )
-        if isinstance(device, str):
-            self.missing["device"] = device
-        if memory is None and not isinstance(path, paths.Load):
+        if memory is None and not device and not isinstance(path, paths.Load):
             self.missing["engine"] = f"engine {path.info.name} does not report its memory"
         self._total = probe.calls
 
@@ -104,7 +100,9 @@ def serve(probe: Probe, tell: Callable[[Message], None], order: Callable[[], byt
         )
     if name == "control":
         from cupel_harness.leaks import controls  # noqa: F401
-    device = _device(probe) if name in ON_DEVICE else ()
+    if name == "control_cuda":
+        from cupel_harness.leaks import device_controls  # noqa: F401
+    device = _device(probe) if probe.device else ()
     path = paths.Path.registry[probe.path](probe)
     try:
         command = Run(probe, path, tell, device).carry_out(order)
@@ -112,7 +110,7 @@ def serve(probe: Probe, tell: Callable[[Message], None], order: Callable[[], byt
         if command == protocol.WALK and isinstance(path, paths.Load):
             extra, done = walk.walked(probe, path.model)
         constant = None
-        if path.memory() and path.engine and not paths.counters_move(path.engine, path.ids):
+        if not device and path.memory() and path.engine and not paths.counters_move(path.engine, path.ids):
             constant = tuple(ledgers.counter_names(path.engine.memory()))
         tell(Finished(tuple(extra), constant, done))
     finally:
@@ -120,15 +118,16 @@ def serve(probe: Probe, tell: Callable[[Message], None], order: Callable[[], byt
             path.close()
 
 
-def _device(probe: Probe) -> Sequence[ledgers.Ledger] | str:
-    """The device's ledgers, attached before the engine makes its context; or why they are not."""
-    from cupel_harness.leaks import device, device_controls  # noqa: F401
+def _device(probe: Probe) -> Sequence[ledgers.Ledger]:
+    """The device's ledgers, attached before the engine makes its context.
+
+    Raises:
+        Inconclusive: no CUPTI or no driver.
+    """
+    from cupel_harness.leaks import device
 
     ordinal = EngineSpec.parse(probe.engine).argument.split(",")[0]
-    try:
-        return device.attached(int(ordinal) if ordinal.isdecimal() else 0)
-    except Inconclusive as error:
-        return str(error)
+    return device.attached(int(ordinal) if ordinal.isdecimal() else 0)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -16,6 +16,7 @@ from typing import Self
 
 import msgspec
 
+from cupel_harness.engines import EngineSpec
 from cupel_harness.leaks import build, judge, paths, protocol
 from cupel_harness.leaks.ledgers import Book
 from cupel_harness.leaks.protocol import Call, Finished, Message, Opened, Refused, Rows
@@ -24,6 +25,7 @@ from cupel_harness.outcomes import one_line
 from cupel_runtime.errors import Inconclusive, UsageError
 
 Watch = Callable[[Probe, Call], None]
+ON_DEVICE = ("cuda", "control_cuda")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -67,9 +69,36 @@ def reproduce(wanted: Probe, names: Sequence[str]) -> str:
 
 
 def run(wanted: Probe, watch: Watch = lambda probe, call: None) -> PathReport:
-    """Probe one path in a fresh process under its time limit; a process that dies is itself a finding."""
+    """Probe one path in a fresh process under its time limit; a process that dies is itself a finding.
+
+    An engine on a GPU is probed twice: CUPTI, which records the GPU's memory, takes memory of the host at
+    every call, so that the host's ledgers are read where it is not attached.
+    """
     if wanted.path not in paths.NAMES:
         raise UsageError("no such path", expected=" or ".join(paths.NAMES), got=repr(wanted.path))
+    report = _run(wanted, watch)
+    if report.verdict is Verdict.BROKEN or EngineSpec.parse(wanted.engine).name not in ON_DEVICE:
+        return report
+    return joined(report, _run(msgspec.structs.replace(wanted, device=True), watch))
+
+
+def joined(host: PathReport, device: PathReport) -> PathReport:
+    """One report of a path's two runs; what one of them could not see forbids to say clean."""
+    verdict = worst([host.verdict, device.verdict])
+    telling = [one.sentence for one in (host, device) if one.verdict is verdict]
+    return msgspec.structs.replace(
+        host,
+        verdict=verdict,
+        sentence=host.sentence if verdict is Verdict.CLEAN else "; ".join(telling),
+        planted=host.planted and device.planted,
+        seen=host.seen + device.seen,
+        missing=host.missing | device.missing | ({} if device.seen else {"device": device.sentence}),
+        duration_s=round(host.duration_s + device.duration_s, 3),
+        readings=host.readings | device.readings,
+    )
+
+
+def _run(wanted: Probe, watch: Watch) -> PathReport:
     began = time.monotonic()
     with Hosted(wanted, "host", {"LD_PRELOAD": str(build.interposer())}) as hosted:
         report = Conversation(wanted, hosted, watch).report()

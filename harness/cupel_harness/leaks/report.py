@@ -148,6 +148,7 @@ class Probe(msgspec.Struct, frozen=True):
         timeout_s: of each path; after it the verdict is inconclusive.
         walk_s: after which no further allocation of a load is failed, where Python allocates them.
         vary: when a repeated prompt leaves nothing, try distinct ones. stacks: look for who allocated a leak.
+        device: read the ledgers of the GPU, and these alone.
     """
 
     engine: str
@@ -159,6 +160,7 @@ class Probe(msgspec.Struct, frozen=True):
     max_tokens: int = 8
     vary: bool = True
     stacks: bool = True
+    device: bool = False
 
     @property
     def measured(self) -> int:
