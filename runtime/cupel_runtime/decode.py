@@ -1,16 +1,18 @@
-"""A sequence and its last id come in; ids from one captured graph, replayed without the host, go out."""
+"""A sequence and its last id come in; ids from a captured graph, replayed without the host, go out."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
+from weakref import ref
 
 import numpy as np
 
 from cupel_runtime.adapters.base import Adapter, Step
 from cupel_runtime.backends.cuda import SEQUENCE, TOKEN, CudaBackend
 from cupel_runtime.backends.device_array import DeviceIds
+from cupel_runtime.backends.sampling import DeviceSampler, refusal
 from cupel_runtime.device_base import Graph
 from cupel_runtime.device_cache import DeviceCache, SlotCache
 from cupel_runtime.errors import NotANumber
@@ -29,10 +31,11 @@ LEAST: Final = 1024  # positions of the smallest graph
 
 
 class Decoder:
-    """One graph for each power of two of cache capacity: embed, every layer, head, choice, next position.
+    """Two graphs for each power of two of cache capacity, one that takes the most probable id and one that
+    draws: embed, every layer, head, choice, next position.
 
-    Token and position live on the device in a slot that describes the sequence; a replay feeds the token
-    there and leaves the next one.
+    Token and position live on the device in a slot that describes the sequence, and so do the settings of the
+    draw and the ids the text has used; a replay feeds the token there and leaves the next one.
     """
 
     def __init__(self, adapter: Adapter, ops: CudaBackend) -> None:
@@ -43,34 +46,40 @@ class Decoder:
         self._logprobs = ops.block(4 * RING, "scratch")
         self._partial = ops.block(32 * PARTS, "scratch")
         self.logits = ops.empty(1, vocab, purpose="logits")
-        self._graphs: dict[int, Graph] = {}
+        self._graphs: dict[tuple[int, bool], Graph] = {}
         self.captured_s = 0.0  # seconds that capturing them took
         self.fused = FusedLlama(adapter, ops) if fits(adapter) else None
+        self.sampler = DeviceSampler(ops, vocab, RING)
+        # For whom the sampler was armed last, and how many ids of it the sampler remembers.
+        self._told: tuple[ref[DeviceCache], SamplingParams, int] | None = None
 
     @property
     def _position(self) -> int:
         return self._slot.pointer + SEQUENCE.itemsize
 
-    def graph(self, capacity: int) -> Graph:
+    def graph(self, capacity: int, draws: bool = False) -> Graph:
         """The graph for caches of up to this capacity, captured on first use."""
         reach = LEAST
         while reach < capacity:
             reach *= 2
         reach = min(reach, max(capacity, self.adapter.config.context_length))
-        if reach not in self._graphs:
+        if (reach, draws) not in self._graphs:
             began = time.perf_counter()
             with self.ops.device.capture() as made:
                 self._record(reach)
-            self._graphs[reach] = made[0]
+                if draws:
+                    self.sampler.launch(self.logits, self._slot.pointer, self._position)
+                else:
+                    self.choose()
+            self._graphs[reach, draws] = made[0]
             self.captured_s += time.perf_counter() - began
-        return self._graphs[reach]
+        return self._graphs[reach, draws]
 
     def _record(self, reach: int) -> None:
-        """One decode step, fused where the architecture allows it, else by the adapter's own forward pass."""
+        """One step up to the logits: fused where the architecture allows it, else the adapter's own pass."""
         ops, adapter = self.ops, self.adapter
         if self.fused is not None:
             self.fused.record(self._slot, self._position, reach, self.logits)
-            self.choose()
             return
         ids = DeviceIds(self._slot, 1, TOKEN)
         positions = DeviceIds(self._slot, 1, SEQUENCE.itemsize)
@@ -79,7 +88,6 @@ class Decoder:
         hidden: Any = adapter.forward(ops, step, _as_it_is)  # type: ignore[arg-type]
         weight: Any = adapter.head_weight
         ops.linear(hidden, weight, out=self.logits)
-        self.choose()
 
     def choose(self) -> None:
         """Queue the choice of the most probable id, and the step to the next position."""
@@ -119,6 +127,28 @@ class Decoder:
             raise NotANumber(f"{state['bad']} of {count} rows of logits are not finite", where="logits")
         return ids.tolist(), logprobs.tolist()
 
+    def draw(
+        self, cache: DeviceCache, history: Sequence[int], count: int, params: SamplingParams
+    ) -> tuple[list[int], list[float]]:
+        """As `run`, for the text `history`, whose last id is fed; ids are drawn by `params`.
+
+        A row that was refused has in the place of its id what `refusal` takes; nothing behind it counts.
+
+        Raises:
+            ContextLengthExceeded: they do not fit.
+        """
+        cache.require(count)
+        graph = self.graph(cache.capacity, draws=True)
+        if self._told != (ref(cache), params, len(history)):
+            self.sampler.arm(params)
+            if params.repetition_penalty != 1.0:
+                self.sampler.remember(history)
+        self._told = ref(cache), params, len(history) + count
+        self.arm(cache, history[-1])
+        for _ in range(count):
+            graph.replay()
+        return self.sampler.read(count)
+
     def step(self, cache: DeviceCache, token: int) -> Array:
         """Feed one id; logits (vocab,) of what follows. The cache's count of positions does not move.
 
@@ -150,8 +180,7 @@ def generate(
 ) -> Generation:
     """As `cupel_runtime.generate.generate`, decoding by graph.
 
-    Greedy ids are chosen on the device, many replays at a time. Other samplers are computed in float64 on the
-    host from downloaded logits, one replay at a time: the device's float32 would not draw the same ids.
+    Ids are chosen on the device, many replays at a time; the first, which follows the prompt, on the host.
     """
     params = params or SamplingParams()
     writer = Writer(model, ids, max_tokens, params, stop, ignore_eos, on_token)
@@ -161,18 +190,19 @@ def generate(
         done = writer.take(model.forward([(cache, writer.feed)], last_only=True)[0][-1])
         greedy = params.temperature == 0 and params.repetition_penalty == 1.0
         while done is None:
+            count = min(RING, writer.remaining, cache.capacity - cache.length)
+            if on_token is not None:
+                count = 1
             if greedy:
-                count = min(RING, writer.remaining, cache.capacity - cache.length)
-                if on_token is not None:
-                    count = 1
-                for token, logprob in zip(*model.decoder.run(cache, writer.feed[0], count), strict=True):
-                    cache.length += 1
-                    if (done := writer.accept(token, logprob)) is not None:
-                        break
+                chosen = model.decoder.run(cache, writer.feed[0], count)
             else:
-                logits = model.decoder.step(cache, writer.feed[0])
+                chosen = model.decoder.draw(cache, writer.history, count, params)
+            for token, logprob in zip(*chosen, strict=True):
+                if token < 0:
+                    raise refusal(token)
                 cache.length += 1
-                done = writer.take(logits)
+                if (done := writer.accept(token, logprob)) is not None:
+                    break
         return done
     finally:
         cache.close()
