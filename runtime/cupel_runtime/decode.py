@@ -99,11 +99,13 @@ class Decoder:
         self.ops.device.launch("choose_parts", (parts,), 256, args)
         self.ops.device.launch("choose_join", (1,), 32, args)
 
-    def arm(self, cache: DeviceCache, token: int) -> None:
-        """Point the slot at a sequence and the id to feed."""
+    def arm(self, cache: DeviceCache, token: int, fed: int = 0) -> None:
+        """Point the slot at a sequence and the id to feed, as it stood before its last `fed` positions."""
+        record = cache.record(token)
+        record["length"] -= fed
         state = np.zeros(SEQUENCE.itemsize + 8, np.uint8)
-        state[: SEQUENCE.itemsize] = cache.record(token).view(np.uint8)
-        state[SEQUENCE.itemsize :].view(np.int32)[0] = cache.offset + cache.length
+        state[: SEQUENCE.itemsize] = record.view(np.uint8)
+        state[SEQUENCE.itemsize :].view(np.int32)[0] = cache.offset + cache.length - fed
         self.ops.device.upload(self._slot.pointer, state)
 
     def run(self, cache: DeviceCache, token: int, count: int) -> tuple[list[int], list[float]]:
@@ -127,6 +129,25 @@ class Decoder:
             raise NotANumber(f"{state['bad']} of {count} rows of logits are not finite", where="logits")
         return ids.tolist(), logprobs.tolist()
 
+    def first(
+        self, cache: DeviceCache, history: Sequence[int], logits: Array, params: SamplingParams
+    ) -> tuple[int, float]:
+        """The id that follows a prompt, drawn from its last row of logits (vocab,), and its logprob.
+
+        Sorting a large vocabulary on the host takes longer than the row's way back.
+
+        Raises:
+            NotANumber: as `sampler.sample`.
+        """
+        self._tell(params, history, masks=True)
+        self.arm(cache, 0, fed=1)
+        self.ops.device.upload(self.logits.pointer, np.asarray(logits, np.float32))
+        self.sampler.launch(self.logits, self._slot.pointer, self._position)
+        ((token,), (logprob,)) = self.sampler.read(1)
+        if token < 0:
+            raise refusal(token)
+        return token, logprob
+
     def draw(
         self, cache: DeviceCache, history: Sequence[int], count: int, params: SamplingParams
     ) -> tuple[list[int], list[float]]:
@@ -140,14 +161,18 @@ class Decoder:
         cache.require(count)
         graph = self.graph(cache.capacity, draws=True)
         if self._told != (ref(cache), params, len(history)):
-            self.sampler.arm(params)
-            if params.repetition_penalty != 1.0:
-                self.sampler.remember(history)
+            self._tell(params, history)
         self._told = ref(cache), params, len(history) + count
         self.arm(cache, history[-1])
         for _ in range(count):
             graph.replay()
         return self.sampler.read(count)
+
+    def _tell(self, params: SamplingParams, history: Sequence[int], masks: bool = False) -> None:
+        self._told = None
+        self.sampler.arm(params, masks=masks)
+        if params.repetition_penalty != 1.0:
+            self.sampler.remember(history)
 
     def step(self, cache: DeviceCache, token: int) -> Array:
         """Feed one id; logits (vocab,) of what follows. The cache's count of positions does not move.
@@ -180,15 +205,19 @@ def generate(
 ) -> Generation:
     """As `cupel_runtime.generate.generate`, decoding by graph.
 
-    Ids are chosen on the device, many replays at a time; the first, which follows the prompt, on the host.
+    Ids are chosen on the device, many replays at a time; the first of a greedy text on the host.
     """
     params = params or SamplingParams()
     writer = Writer(model, ids, max_tokens, params, stop, ignore_eos, on_token)
     cache = writer.cache
     assert isinstance(cache, DeviceCache)
     try:
-        done = writer.take(model.forward([(cache, writer.feed)], last_only=True)[0][-1])
         greedy = params.temperature == 0 and params.repetition_penalty == 1.0
+        logits = model.forward([(cache, writer.feed)], last_only=True)[0][-1]
+        if greedy or not writer.remaining:
+            done = writer.take(logits)
+        else:
+            done = writer.accept(*model.decoder.first(cache, writer.history, logits, params))
         while done is None:
             count = min(RING, writer.remaining, cache.capacity - cache.length)
             if on_token is not None:

@@ -274,8 +274,8 @@ def test_logits_that_are_not_finite_are_reported(
 
     arm = Decoder.arm
 
-    def poisoned(self: Decoder, cache: object, token: int) -> None:
-        arm(self, cache, token)  # type: ignore[arg-type]
+    def poisoned(self: Decoder, cache: object, token: int, fed: int = 0) -> None:
+        arm(self, cache, token, fed)  # type: ignore[arg-type]
         block = cache._block  # type: ignore[attr-defined]
         self.ops.device.fill(block.pointer, 64, 0xFF)
 
