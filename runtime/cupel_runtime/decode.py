@@ -1,16 +1,18 @@
-"""A sequence and its last id come in; ids from one captured graph, replayed without the host, go out."""
+"""A sequence and its last id come in; ids from a captured graph, replayed without the host, go out."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
+from weakref import ref
 
 import numpy as np
 
 from cupel_runtime.adapters.base import Adapter, Step
 from cupel_runtime.backends.cuda import SEQUENCE, TOKEN, CudaBackend
 from cupel_runtime.backends.device_array import DeviceIds
+from cupel_runtime.backends.sampling import DeviceSampler, refusal
 from cupel_runtime.device_base import Graph
 from cupel_runtime.device_cache import DeviceCache, SlotCache
 from cupel_runtime.errors import NotANumber
@@ -29,10 +31,11 @@ LEAST: Final = 1024  # positions of the smallest graph
 
 
 class Decoder:
-    """One graph for each power of two of cache capacity: embed, every layer, head, choice, next position.
+    """Two graphs for each power of two of cache capacity, one that takes the most probable id and one that
+    draws: embed, every layer, head, choice, next position.
 
-    Token and position live on the device in a slot that describes the sequence; a replay feeds the token
-    there and leaves the next one.
+    Token and position live on the device in a slot that describes the sequence, and so do the settings of the
+    draw and the ids the text has used; a replay feeds the token there and leaves the next one.
     """
 
     def __init__(self, adapter: Adapter, ops: CudaBackend) -> None:
@@ -43,34 +46,40 @@ class Decoder:
         self._logprobs = ops.block(4 * RING, "scratch")
         self._partial = ops.block(32 * PARTS, "scratch")
         self.logits = ops.empty(1, vocab, purpose="logits")
-        self._graphs: dict[int, Graph] = {}
+        self._graphs: dict[tuple[int, bool], Graph] = {}
         self.captured_s = 0.0  # seconds that capturing them took
         self.fused = FusedLlama(adapter, ops) if fits(adapter) else None
+        self.sampler = DeviceSampler(ops, vocab, RING)
+        # For whom the sampler was armed last, and how many ids of it the sampler remembers.
+        self._told: tuple[ref[DeviceCache], SamplingParams, int] | None = None
 
     @property
     def _position(self) -> int:
         return self._slot.pointer + SEQUENCE.itemsize
 
-    def graph(self, capacity: int) -> Graph:
+    def graph(self, capacity: int, draws: bool = False) -> Graph:
         """The graph for caches of up to this capacity, captured on first use."""
         reach = LEAST
         while reach < capacity:
             reach *= 2
         reach = min(reach, max(capacity, self.adapter.config.context_length))
-        if reach not in self._graphs:
+        if (reach, draws) not in self._graphs:
             began = time.perf_counter()
             with self.ops.device.capture() as made:
                 self._record(reach)
-            self._graphs[reach] = made[0]
+                if draws:
+                    self.sampler.launch(self.logits, self._slot.pointer, self._position)
+                else:
+                    self.choose()
+            self._graphs[reach, draws] = made[0]
             self.captured_s += time.perf_counter() - began
-        return self._graphs[reach]
+        return self._graphs[reach, draws]
 
     def _record(self, reach: int) -> None:
-        """One decode step, fused where the architecture allows it, else by the adapter's own forward pass."""
+        """One step up to the logits: fused where the architecture allows it, else the adapter's own pass."""
         ops, adapter = self.ops, self.adapter
         if self.fused is not None:
             self.fused.record(self._slot, self._position, reach, self.logits)
-            self.choose()
             return
         ids = DeviceIds(self._slot, 1, TOKEN)
         positions = DeviceIds(self._slot, 1, SEQUENCE.itemsize)
@@ -79,7 +88,6 @@ class Decoder:
         hidden: Any = adapter.forward(ops, step, _as_it_is)  # type: ignore[arg-type]
         weight: Any = adapter.head_weight
         ops.linear(hidden, weight, out=self.logits)
-        self.choose()
 
     def choose(self) -> None:
         """Queue the choice of the most probable id, and the step to the next position."""
@@ -91,11 +99,13 @@ class Decoder:
         self.ops.device.launch("choose_parts", (parts,), 256, args)
         self.ops.device.launch("choose_join", (1,), 32, args)
 
-    def arm(self, cache: DeviceCache, token: int) -> None:
-        """Point the slot at a sequence and the id to feed."""
+    def arm(self, cache: DeviceCache, token: int, fed: int = 0) -> None:
+        """Point the slot at a sequence and the id to feed, as it stood before its last `fed` positions."""
+        record = cache.record(token)
+        record["length"] -= fed
         state = np.zeros(SEQUENCE.itemsize + 8, np.uint8)
-        state[: SEQUENCE.itemsize] = cache.record(token).view(np.uint8)
-        state[SEQUENCE.itemsize :].view(np.int32)[0] = cache.offset + cache.length
+        state[: SEQUENCE.itemsize] = record.view(np.uint8)
+        state[SEQUENCE.itemsize :].view(np.int32)[0] = cache.offset + cache.length - fed
         self.ops.device.upload(self._slot.pointer, state)
 
     def run(self, cache: DeviceCache, token: int, count: int) -> tuple[list[int], list[float]]:
@@ -118,6 +128,51 @@ class Decoder:
         if state["bad"]:
             raise NotANumber(f"{state['bad']} of {count} rows of logits are not finite", where="logits")
         return ids.tolist(), logprobs.tolist()
+
+    def first(
+        self, cache: DeviceCache, history: Sequence[int], logits: Array, params: SamplingParams
+    ) -> tuple[int, float]:
+        """The id that follows a prompt, drawn from its last row of logits (vocab,), and its logprob.
+
+        Sorting a large vocabulary on the host takes longer than the row's way back.
+
+        Raises:
+            NotANumber: as `sampler.sample`.
+        """
+        self._tell(params, history, masks=True)
+        self.arm(cache, 0, fed=1)
+        self.ops.device.upload(self.logits.pointer, np.asarray(logits, np.float32))
+        self.sampler.launch(self.logits, self._slot.pointer, self._position)
+        ((token,), (logprob,)) = self.sampler.read(1)
+        if token < 0:
+            raise refusal(token)
+        return token, logprob
+
+    def draw(
+        self, cache: DeviceCache, history: Sequence[int], count: int, params: SamplingParams
+    ) -> tuple[list[int], list[float]]:
+        """As `run`, for the text `history`, whose last id is fed; ids are drawn by `params`.
+
+        A row that was refused has in the place of its id what `refusal` takes; nothing behind it counts.
+
+        Raises:
+            ContextLengthExceeded: they do not fit.
+        """
+        cache.require(count)
+        graph = self.graph(cache.capacity, draws=True)
+        if self._told != (ref(cache), params, len(history)):
+            self._tell(params, history)
+        self._told = ref(cache), params, len(history) + count
+        self.arm(cache, history[-1])
+        for _ in range(count):
+            graph.replay()
+        return self.sampler.read(count)
+
+    def _tell(self, params: SamplingParams, history: Sequence[int], masks: bool = False) -> None:
+        self._told = None
+        self.sampler.arm(params, masks=masks)
+        if params.repetition_penalty != 1.0:
+            self.sampler.remember(history)
 
     def step(self, cache: DeviceCache, token: int) -> Array:
         """Feed one id; logits (vocab,) of what follows. The cache's count of positions does not move.
@@ -150,29 +205,33 @@ def generate(
 ) -> Generation:
     """As `cupel_runtime.generate.generate`, decoding by graph.
 
-    Greedy ids are chosen on the device, many replays at a time. Other samplers are computed in float64 on the
-    host from downloaded logits, one replay at a time: the device's float32 would not draw the same ids.
+    Ids are chosen on the device, many replays at a time; the first of a greedy text on the host.
     """
     params = params or SamplingParams()
     writer = Writer(model, ids, max_tokens, params, stop, ignore_eos, on_token)
     cache = writer.cache
     assert isinstance(cache, DeviceCache)
     try:
-        done = writer.take(model.forward([(cache, writer.feed)], last_only=True)[0][-1])
         greedy = params.temperature == 0 and params.repetition_penalty == 1.0
+        logits = model.forward([(cache, writer.feed)], last_only=True)[0][-1]
+        if greedy or not writer.remaining:
+            done = writer.take(logits)
+        else:
+            done = writer.accept(*model.decoder.first(cache, writer.history, logits, params))
         while done is None:
+            count = min(RING, writer.remaining, cache.capacity - cache.length)
+            if on_token is not None:
+                count = 1
             if greedy:
-                count = min(RING, writer.remaining, cache.capacity - cache.length)
-                if on_token is not None:
-                    count = 1
-                for token, logprob in zip(*model.decoder.run(cache, writer.feed[0], count), strict=True):
-                    cache.length += 1
-                    if (done := writer.accept(token, logprob)) is not None:
-                        break
+                chosen = model.decoder.run(cache, writer.feed[0], count)
             else:
-                logits = model.decoder.step(cache, writer.feed[0])
+                chosen = model.decoder.draw(cache, writer.history, count, params)
+            for token, logprob in zip(*chosen, strict=True):
+                if token < 0:
+                    raise refusal(token)
                 cache.length += 1
-                done = writer.take(logits)
+                if (done := writer.accept(token, logprob)) is not None:
+                    break
         return done
     finally:
         cache.close()

@@ -92,6 +92,11 @@ class Writer:
         self._logprobs: list[float] = []
 
     @property
+    def history(self) -> Sequence[int]:
+        """The prompt and what was generated."""
+        return self._history
+
+    @property
     def remaining(self) -> int:
         """Ids that may still follow."""
         return self._max_tokens - len(self._ids)

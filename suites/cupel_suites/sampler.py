@@ -218,6 +218,95 @@ def test_draw(observe: Observer, engine: Engine) -> None:
     observe.say(f"{observe.observed} draws, each the id the twin draws")
 
 
+def hurting_rows() -> tuple[tuple[str, list[float]], ...]:
+    """Logits of many shapes by name; none is NaN or +inf, one at least is finite."""
+    inf, random = float("inf"), np.random.default_rng(SEED)
+    spread = random.standard_normal(1000).astype(np.float32)
+    masked = np.where(np.arange(333) % 3, -np.inf, random.standard_normal(333)).astype(np.float32)
+    return (
+        ("one id", [-3.0]),
+        ("one id beside masks", [-inf, -inf, 5.0, -inf]),
+        ("two ids, zeros of both signs", [-0.0, 0.0]),
+        ("all below zero", [-1.0, -1.25, -4.0, -1.5]),
+        ("flat over 33", [2.0] * 33),
+        ("flat over 5000", [0.0] * 5000),
+        ("in quarters", tied_logits(201).tolist()),
+        ("two of three masked", masked.tolist()),
+        ("spread", (spread * 4).tolist()),
+        ("nearly equal", (1 + spread * 1e-6).tolist()),
+        ("huge", (spread * np.float32(1e37)).tolist()),
+        ("denormal", (spread * np.float32(1e-40)).tolist()),
+        ("one far above", [80.0, *spread.tolist()]),
+    )
+
+
+@check(
+    "sampler.backend",
+    kills=(
+        "tie_highest_id",
+        "negative_zero_tie",
+        "topk_off_by_one",
+        "temperature_twice",
+        "penalty_wrong_sign",
+        "penalty_each_time",
+        "position_off_by_one",
+        "seed_reused",
+        "nan_logits_accepted",
+        "vocabulary_truncated",
+    ),
+    needs=(Capability.OPS,),
+)
+def test_backend(observe: Observer, engine: Engine) -> None:
+    """Whatever computes the logits draws from them as the twin: its own kernels, or the sampler on the host.
+    Ties, masks, one id, and settings at their ends; a draw on a border may fall on either side."""
+    embedded(engine)
+    draw = getattr(engine.ops(), "draw", sample)
+    settings: tuple[dict[str, Any], ...] = (
+        *SETTINGS,
+        {"temperature": 0.0, "repetition_penalty": 2.0},
+        {"temperature": 1e-150},
+        {"temperature": 1e150, "top_p": 0.5},
+        {"temperature": 1.0, "top_p": 0.0},
+        {"temperature": 1.0, "min_p": 1.0},
+        {"temperature": 1.0, "top_k": 1},
+        {"temperature": 1.0, "top_k": 1 << 40, "repetition_penalty": 0.5},
+        {"temperature": 3.0, "top_k": 700, "top_p": 0.999, "min_p": 1e-12},
+    )
+    for number, ((case, logits), setting) in enumerate(product(hurting_rows(), settings)):
+        row, seed, position = np.array(logits, np.float32), number << 31 | 1, 3 * number
+        history = [number % len(logits), 0, 0, len(logits) - 1]
+        expected = borderline(row, seed, position, history, setting)
+        got = int(draw(row, SamplingParams(**setting, seed=seed), position, history))
+        observe.saw(1, oracle=TWIN)
+        observe.expect(got in expected, f"{case}, {setting}: expected id {expected}, got {got}")
+    flat = np.zeros(FULL_VOCABULARY, np.float32)
+    for position, top_p in ((5, 1.0), (6, 0.75)):
+        got = int(draw(flat, SamplingParams(1.0, top_p=top_p, seed=SEED), position))
+        counted = int(twins.uniform(SEED, position) * int(FULL_VOCABULARY * top_p))
+        observe.saw(1, oracle="counting")
+        observe.expect(abs(got - counted) <= 1, f"flat, top_p {top_p}: expected id {counted}, got {got}")
+    inf, nan = float("inf"), float("nan")
+    for refused in ([0.0, nan], [0.0, inf], [-inf, -inf]):
+        row, says = np.array(refused, np.float32), "every logit" if max(refused) == -inf else "id 1"
+        call = lambda row=row: draw(row, SamplingParams(temperature=1.0), 0)  # noqa: E731
+        refusal(observe, f"logits {refused}", call, 1, says)
+    observe.say(f"{observe.observed} draws and refusals, as the twin's")
+
+
+def borderline(
+    row: NDArray[np.float32], seed: int, position: int, history: list[int], setting: dict[str, Any]
+) -> set[int]:
+    """The ids that the twin draws, with the fraction and top-p's mass moved by what sums may be off."""
+    found = set()
+    for nudge in (0.0, -1e-11, 1e-11):
+        top_p = setting.get("top_p", 1.0)
+        named = setting | {"top_p": min(max(top_p + nudge, 0.0), 1.0) if top_p < 1 else 1.0}
+        ids, probabilities = twins.distribution(row.tolist(), history=history, **named)
+        fraction = twins.uniform(seed, position)
+        found |= {twins.draw(ids, probabilities, fraction + n) for n in (0.0, -1e-11, 1e-11)}
+    return found
+
+
 @check(
     "sampler.engine_replay",
     kills=("temperature_twice", "topk_off_by_one", "seed_reused", "sampling_ignored"),

@@ -313,7 +313,7 @@ def cache_twice_as_large(patch: Patch) -> None:
     )
 
 
-@breaks("sampler.philox", "sampler.draw", "sampler.engine_replay")
+@breaks("sampler.philox", "sampler.draw", "sampler.backend", "sampler.engine_replay")
 def philox_rounds(patch: Patch) -> None:
     patch.setattr(philox, "_ROUNDS", 7)
 

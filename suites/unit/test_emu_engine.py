@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from cupel_harness.faults.core import catalogue
 from cupel_harness.golden import golden_for
 from cupel_runtime.decode import RING
 from cupel_runtime.errors import CupelError, NotANumber, UsageError
+from cupel_runtime.generate import logprob
+from cupel_runtime.sampler import SamplingParams, sample
 
 MODELS = ("fixture:llama-tiny", "fixture:gpt2-tiny")
 NMSE = 1e-10  # float32 beside float64 (VALIDATION.md, ops)
@@ -36,6 +39,34 @@ def prompt(spec: str, length: int = 40) -> list[int]:
 
 def stages(engine: Engine, ids: list[int]) -> dict[str, np.ndarray]:
     return {name: array.astype(np.float64) for name, array in engine.trace(ids)}
+
+
+def draws_wrong(engine: Engine, ids: list[int]) -> bool:
+    """Whether the engine draws other ids than the host does: in a text, or between ties; or none at all."""
+    settings = {"temperature": 1.2, "top_k": 30, "top_p": 0.9, "repetition_penalty": 2.0, "seed": 5}
+    ties = np.array([1, 1, 0, 1], np.float32)
+    try:
+        text = engine.generate(ids, max_tokens=30, ignore_eos=True, **settings).ids
+        tied = engine.ops().draw(ties, SamplingParams(temperature=1.0), 3)  # type: ignore[attr-defined]
+    except CupelError as error:
+        return "sampling on the device" in str(error)
+    wrong = tied != sample(ties, SamplingParams(temperature=1.0), 3)
+    return wrong or list(text) != on_the_host(engine, ids, 30, **settings)[0]
+
+
+def on_the_host(engine: Engine, ids: list[int], count: int, **settings: Any) -> tuple[list[int], list[float]]:
+    """Ids and logprobs of a text that the host draws from downloaded logits of the same engine."""
+    model, params = engine.model, SamplingParams(**settings)  # type: ignore[attr-defined]
+    cache, text, logprobs = model.new_cache(len(ids) + count), list(ids), []
+    row = model.forward([(cache, ids)], last_only=True)[0][-1]
+    for left in reversed(range(count)):
+        text.append(sample(row, params, cache.length, text))
+        logprobs.append(logprob(row, text[-1]))
+        if left:
+            row = model.decoder.step(cache, text[-1])
+            cache.length += 1
+    cache.close()
+    return text[len(ids) :], logprobs
 
 
 def first_wrong(candidate: dict[str, np.ndarray], oracle: dict[str, np.ndarray]) -> str | None:
@@ -139,6 +170,54 @@ def test_sampled_tokens_are_the_cpus(llama: Engine) -> None:
     assert llama.generate(ids, max_tokens=8, ignore_eos=True, **drawn).ids == expected.ids
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.8},
+        {"temperature": 1.5, "top_k": 40, "top_p": 0.7},
+        {"temperature": 1.0, "min_p": 0.05, "repetition_penalty": 1.5},
+        {"repetition_penalty": 1.3},
+    ],
+    ids=["temperature", "filters", "penalty", "greedy with a penalty"],
+)
+def test_the_graph_draws_what_the_host_draws(engine: Engine, settings: dict[str, float]) -> None:
+    """From the same engine's logits: the same ids and logprobs, one by one, and over more than the ring."""
+    long = "min_p" in settings and engine.info.model == MODELS[0]
+    ids, count = prompt(engine.info.model, 9), RING + 6 if long else 14
+    done = engine.generate(ids, max_tokens=count, ignore_eos=True, seed=2**63 + 7, **settings)
+    expected, logprobs = on_the_host(engine, ids, count, seed=2**63 + 7, **settings)
+    assert list(done.ids) == expected
+    assert np.allclose(done.logprobs, logprobs, rtol=0, atol=1e-12)
+    one_by_one = engine.generate(
+        ids, max_tokens=12, ignore_eos=True, seed=2**63 + 7, on_token=lambda *_: True, **settings
+    )
+    assert one_by_one.ids == done.ids[:12]
+
+
+def test_a_text_drawn_inside_another_disturbs_neither(llama: Engine) -> None:
+    """The device remembers the ids of one text; a text begun from a callback of another starts anew."""
+    ids, settings = prompt(MODELS[0], 10), {"temperature": 1.0, "repetition_penalty": 3.0, "ignore_eos": True}
+    outer = llama.generate(ids, max_tokens=6, seed=1, **settings)
+    inner = llama.generate(ids[::-1], max_tokens=6, seed=2, **settings)
+    nested = []
+
+    def on_token(token: int, logprob: float) -> None:
+        nested.append(llama.generate(ids[::-1], max_tokens=6, seed=2, **settings))
+
+    assert llama.generate(ids, max_tokens=6, seed=1, on_token=on_token, **settings) == outer
+    assert nested == [inner] * 6
+
+
+def test_drawn_texts_stop_and_cancel_as_the_host_does(llama: Engine) -> None:
+    """End of text, stop strings and cancelling, in the middle of what was queued: as the NumPy engine."""
+    ids, settings = prompt(MODELS[0], 30), {"max_tokens": 50, "temperature": 0.7, "top_k": 20, "seed": 4}
+    with open_engine("numpy", MODELS[0]) as reference:
+        cancel = {"on_token": lambda token, logprob: False}
+        for arguments in ({"stop": (" the",), "ignore_eos": True}, cancel, {}):
+            got, expected = (e.generate(ids, **settings, **arguments) for e in (llama, reference))
+            assert (got.ids, got.finish_reason) == (expected.ids, expected.finish_reason)
+
+
 def test_memory_is_the_ledger(llama: Engine) -> None:
     """Every purpose is told, a session counts while it is open, and nothing is left of activations."""
     before = llama.memory()
@@ -186,20 +265,23 @@ def test_fast_decoding_keeps_to_its_lane(kind: str, arithmetic: str) -> None:
     assert (figures.nmse > 1e-7) == (arithmetic == "int8")
 
 
-def test_logits_that_are_not_finite_are_reported(llama: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_are_reported(
+    llama: Engine, monkeypatch: pytest.MonkeyPatch, temperature: float
+) -> None:
     """A NaN inside the graph is an error, not a token."""
     from cupel_runtime.decode import Decoder
 
     arm = Decoder.arm
 
-    def poisoned(self: Decoder, cache: object, token: int) -> None:
-        arm(self, cache, token)  # type: ignore[arg-type]
+    def poisoned(self: Decoder, cache: object, token: int, fed: int = 0) -> None:
+        arm(self, cache, token, fed)  # type: ignore[arg-type]
         block = cache._block  # type: ignore[attr-defined]
         self.ops.device.fill(block.pointer, 64, 0xFF)
 
     monkeypatch.setattr(Decoder, "arm", poisoned)
     with pytest.raises(NotANumber, match="rows of logits"):
-        llama.generate(prompt(MODELS[0], 5), max_tokens=4, ignore_eos=True)
+        llama.generate(prompt(MODELS[0], 5), max_tokens=4, ignore_eos=True, temperature=temperature)
 
 
 @pytest.mark.parametrize("fault", sorted(catalogue("emu")))
@@ -208,6 +290,10 @@ def test_faults_of_a_device_are_killed(fault: str) -> None:
     declared = catalogue("emu")[fault]
     spec = declared.models[0]
     ids = prompt(spec, 40) * 4
+    if declared.blames == ("sampler",):
+        with open_engine(f"emu+fault:{fault}", spec) as broken:
+            assert draws_wrong(broken, ids[:20])
+        return
     with open_engine(f"emu+fault:{fault}", spec) as broken, open_engine("numpy64", spec) as oracle:
         if declared.blames == ("state",):
             session = broken.session()

@@ -1,4 +1,4 @@
-"""Faults that only a device can have: launch shapes, barriers, strides, memory handed out twice."""
+"""Faults that only a device can have: launch shapes, barriers, strides, memory handed out twice, draws."""
 
 from __future__ import annotations
 
@@ -131,3 +131,34 @@ def device_split_lost() -> Iterator[Patch]:
         "for (int s = first; s <= last; ++s) mixed",
         "for (int s = first + (last > first); s <= last; ++s) mixed",
     )
+
+
+@fault(area="device", blames=("sampler",), models=LLAMA, engine="emu")
+def device_draw_position_shifted() -> Iterator[Patch]:
+    """The device draws an id with the random number of the position after its own."""
+    yield _source("sample", "a.sequence->length + 1)", "a.sequence->length + 2)")
+
+
+@fault(area="device", blames=("sampler",), models=LLAMA, engine="emu")
+def device_draw_not_remembered() -> Iterator[Patch]:
+    """An id that the device chose is not among those that the repetition penalty counts."""
+    yield _source("sample", "a.seen[id] = 1;", "")
+
+
+@fault(area="device", blames=("sampler",), models=LLAMA, engine="emu")
+def device_draw_tie_highest_id() -> Iterator[Patch]:
+    """Of listed ids with equal logits the highest comes first."""
+    yield _source("sample", "w.list.ids[j] < id", "w.list.ids[j] > id")
+
+
+@fault(area="device", blames=("sampler",), models=LLAMA, engine="emu")
+def device_draw_bins_left_over() -> Iterator[Patch]:
+    """A pass adds to the masses that the one before it left in the bins."""
+    yield _source("sample", "++i) a.bins[i] = 0;\n}", "++i) {}\n}")
+
+
+@fault(area="device", blames=("sampler",), models=LLAMA, engine="emu")
+def device_draw_filter_forgotten() -> Iterator[Patch]:
+    """The draw sees every id again, whatever top-k and top-p left."""
+    yield _source("sample", "key > s.last_key ||", "")
+    yield _source("sample", "key == s.last_key && i > s.last_id", "s.phase != DRAW && key > s.last_key")

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from cupel_runtime.backends import sampling
 from cupel_runtime.backends.device_array import F32, Block, DeviceArray, DeviceIds
 from cupel_runtime.backends.tensor import HEADS, LEAST, TensorCores
 from cupel_runtime.device_base import Device, Pointer
 from cupel_runtime.errors import InvalidParameter
 from cupel_runtime.ops import RopeLayout
 from cupel_runtime.quants import dequantize
+from cupel_runtime.sampler import SamplingParams
 from cupel_runtime.tensors import TensorInfo
 from cupel_runtime.vram import Arena
 from cupel_runtime.weights import STAGING, DeviceMatrix, is_zero
@@ -26,7 +28,7 @@ Operand: TypeAlias = "DeviceArray | NDArray[Any]"
 Indices: TypeAlias = "DeviceIds | NDArray[Any]"
 MODULES: Final = (
     "repack", "embed", "norm", "matvec", "matmul", "rope", "cache", "attention", "attention_decode",
-    "softmax", "elementwise", "choose", "fused",
+    "softmax", "elementwise", "choose", "sample", "fused",
 )  # fmt: skip
 THREADS: Final = 256
 SPLIT: Final = 128  # keys of one block of attention_split
@@ -326,3 +328,7 @@ class CudaBackend:
 
     def add(self, a: Any, b: Any) -> DeviceArray:
         return self._elementwise("add", a, b)
+
+    def draw(self, logits: Any, params: SamplingParams, position: int, history: Sequence[int] = ()) -> int:
+        """The id that `sampler.sample` draws."""
+        return sampling.draw(self, logits, params, position, history)

@@ -241,6 +241,20 @@ static inline unsigned atomicAdd(unsigned* at, unsigned by) {
     *at += by;
     return was;
 }
+static inline unsigned long long atomicAdd(unsigned long long* at, unsigned long long by) {
+    unsigned long long was = *at;
+    *at += by;
+    return was;
+}
+static inline void atomicMin(unsigned long long* at, unsigned long long value) { *at = value < *at ? value : *at; }
+static inline void atomicMax(unsigned long long* at, unsigned long long value) { *at = value > *at ? value : *at; }
+static inline int __clzll(long long bits) { return __builtin_clzll(static_cast<unsigned long long>(bits)); }
+static inline double __dmul_rn(double x, double y) { return x * y; }
+static inline long long __double_as_longlong(double d) {
+    long long bits;
+    memcpy(&bits, &d, 8);
+    return bits;
+}
 static inline float __uint_as_float(unsigned bits) {
     float f;
     memcpy(&f, &bits, 4);
