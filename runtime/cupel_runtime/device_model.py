@@ -136,6 +136,8 @@ class DeviceModel(Model):
                     marks.append(time.perf_counter())
                     tokenizer = load_tokenizer(file.metadata, adapter.config.vocab_size)
                     arena.require_resident(pointers(adapter.weights))
+                    if adapter.rotation:  # made now, so that an idle model holds what it will hold
+                        backend.frequencies(**adapter.rotation)
                 except BaseException:
                     if arena is not None:
                         arena.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -102,6 +102,11 @@ class Adapter(ABC):
     def head(self, ops: Backend, hidden: Array, tap: Tap) -> Array:
         """Logits (row, vocab) from hidden states after the last norm."""
         return tap("logits", ops.linear(hidden, self.head_weight))
+
+    @property
+    def rotation(self) -> dict[str, Any]:
+        """What `Backend.rope` takes of this model, the layout left out; empty where nothing is rotated."""
+        return {}
 
     @property
     def head_weight(self) -> Array:

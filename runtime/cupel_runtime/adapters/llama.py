@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from cupel_runtime.adapters.base import EMBEDDING, HEAD, Adapter, Step, Tap, TensorSpec, dense
 from cupel_runtime.adapters.config import Config, Keys, heads
 from cupel_runtime.errors import ModelFileError, UnsupportedModel
@@ -96,16 +98,17 @@ class Llama(Adapter, arch="llama"):
 
     def rotate(self, ops: Backend, x: Array, step: Step) -> Array:
         """x (row, head, head_dim) turned to its positions."""
+        return ops.rope(x, step.positions, layout="norm", **self.rotation)
+
+    @property
+    def rotation(self) -> dict[str, Any]:
         c = self.config
-        return ops.rope(
-            x,
-            step.positions,
-            base=c.rope_base or 10000.0,
-            dim=c.rope_dim or c.head_dim,
-            layout="norm",
-            factor=c.rope_factor or 1.0,
-            freq_factors=self.weights.get(ROPE_FREQS),
-        )
+        return {
+            "base": c.rope_base or 10000.0,
+            "dim": c.rope_dim or c.head_dim,
+            "factor": c.rope_factor or 1.0,
+            "freq_factors": self.weights.get(ROPE_FREQS),
+        }
 
 
 def rope_scaling(keys: Keys) -> tuple[str, float]:

@@ -237,19 +237,28 @@ class CudaBackend:
         key = (base, dim, factor, None if divisors is None else id(divisors))
         if key in at.tables:
             return at.tables[key]
-        if key not in self._frequencies or (divisors is not None and not isinstance(divisors, DeviceArray)):
-            frequencies = np.power(float(base), -np.arange(0, dim, 2, dtype=np.float64) / dim) / factor
-            if divisors is not None:
-                frequencies = frequencies / np.asarray(divisors).astype(np.float64)
-            block = self.block(frequencies.nbytes, "scratch")
-            self.device.upload(block.pointer, frequencies)
-            self._frequencies[key] = DeviceArray(self, block, (dim // 2, 2))
+        frequencies = self.frequencies(base, dim, factor, divisors)
         out = self.empty(len(at), dim // 2, 2)
-        args = {"positions": at.pointer, "frequencies": self._frequencies[key].pointer, "out": out.pointer,
+        args = {"positions": at.pointer, "frequencies": frequencies.pointer, "out": out.pointer,
                 "rows": len(at), "pairs": dim // 2}  # fmt: skip
         self.device.launch("rope_angles", blocks(len(at) * dim // 2, 128), 128, args)
         at.tables[key] = out
         return out
+
+    def frequencies(
+        self, base: float, dim: int, factor: float = 1.0, freq_factors: Any | None = None
+    ) -> DeviceArray:
+        """Radians a position (pair,) of a rotation, in float64; kept from its first use on."""
+        key = (base, dim, factor, None if freq_factors is None else id(freq_factors))
+        theirs = freq_factors is not None and not isinstance(freq_factors, DeviceArray)
+        if key not in self._frequencies or theirs:
+            values = np.power(float(base), -np.arange(0, dim, 2, dtype=np.float64) / dim) / factor
+            if freq_factors is not None:
+                values = values / np.asarray(freq_factors).astype(np.float64)
+            block = self.block(values.nbytes, "scratch")
+            self.device.upload(block.pointer, values)
+            self._frequencies[key] = DeviceArray(self, block, (dim // 2, 2))
+        return self._frequencies[key]
 
     def softmax(self, x: Any) -> DeviceArray:
         x = self.on(x)
