@@ -23,7 +23,7 @@ from typing import Any
 
 from cupel_harness.engines import EngineSpec, open_engine
 from cupel_harness.engines.base import Engine
-from cupel_harness.leaks.device import GIVE, KINDS, STATIC, Blocks, Driver, take
+from cupel_harness.leaks.device import GIVE, KINDS, STATIC, Driver, Records, take
 from cupel_runtime.errors import CupelError, EngineError, Inconclusive
 from cupel_runtime.vram import Arena
 
@@ -44,7 +44,7 @@ def arena_of(engine: Engine) -> Arena:
     return arena
 
 
-def sees(records: Blocks, driver: Driver) -> None:
+def sees(records: Records, driver: Driver) -> None:
     """Raises Inconclusive when a block just taken is not in the records to the byte, or stays there."""
     for kind in ("device", "pinned"):
         before = set(records.now()[kind])
@@ -84,7 +84,7 @@ def moments(spec: str, model: str, cycles: int) -> Iterator[dict[str, Any]]:
     Raises:
         Inconclusive: no CUPTI, no GPU, records that do not see, or an engine without an arena.
     """
-    records = Blocks()
+    records = Records()
     ordinal = EngineSpec.parse(spec).argument.split(",")[0]
     driver = Driver(int(ordinal) if ordinal.isdecimal() else 0)
     sees(records, driver)

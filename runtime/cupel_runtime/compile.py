@@ -83,6 +83,12 @@ def source(name: str) -> str:
     path = FOLDER / f"{name}.cu"
     if not path.is_file():
         raise UsageError("no such kernel file", expected=" or ".join(names()), got=repr(name))
+    return _text(path)
+
+
+@cache
+def _text(path: Path) -> str:
+    """A source, read once: every device that is opened asks for all of them."""
     return path.read_text(encoding="utf-8")
 
 
@@ -94,7 +100,7 @@ def waits(name: str) -> bool:
 def headers() -> dict[str, str]:
     """The text of every header, by file name."""
     found = sorted([*FOLDER.glob("*.cuh"), *FOLDER.glob("*.h")])
-    return {path.name: path.read_text(encoding="utf-8") for path in found}
+    return {path.name: _text(path) for path in found}
 
 
 def folder() -> Path:
@@ -182,9 +188,16 @@ def signatures(name: str) -> dict[str, Signature]:
     Raises:
         CupelError: a declaration that cannot be read.
     """
-    text, shared = source(name), headers()
+    shared = headers()
+    return dict(
+        _declared(name, source(name), tuple(shared[file] for file in shared if file.endswith(".cuh")))
+    )
+
+
+@cache
+def _declared(name: str, text: str, shared: tuple[str, ...]) -> dict[str, Signature]:
     bodies: dict[str, str] = {}
-    for part in (*(shared[file] for file in shared if file.endswith(".cuh")), text):
+    for part in (*shared, text):
         bodies |= {struct[1]: _COMMENT.sub("", struct[2]) for struct in _STRUCT.finditer(part)}
     defines = {match[1]: int(match[2]) for match in _DEFINE.finditer(text)}
     found: dict[str, Signature] = {}

@@ -13,7 +13,7 @@ from cupel_runtime.adapters.base import Adapter, Step
 from cupel_runtime.backends.cuda import SEQUENCE, TOKEN, CudaBackend
 from cupel_runtime.backends.device_array import DeviceIds
 from cupel_runtime.backends.sampling import DeviceSampler, refusal
-from cupel_runtime.device_base import Graph
+from cupel_runtime.device_base import Device, Graph, in_turn
 from cupel_runtime.device_cache import DeviceCache, SlotCache
 from cupel_runtime.errors import NotANumber
 from cupel_runtime.fused import FusedLlama, fits
@@ -54,9 +54,14 @@ class Decoder:
         self._told: tuple[ref[DeviceCache], SamplingParams, int] | None = None
 
     @property
+    def device(self) -> Device:
+        return self.ops.device
+
+    @property
     def _position(self) -> int:
         return self._slot.pointer + SEQUENCE.itemsize
 
+    @in_turn
     def graph(self, capacity: int, draws: bool = False) -> Graph:
         """The graph for caches of up to this capacity, captured on first use."""
         reach = LEAST
@@ -108,6 +113,7 @@ class Decoder:
         state[SEQUENCE.itemsize :].view(np.int32)[0] = cache.offset + cache.length - fed
         self.ops.device.upload(self._slot.pointer, state)
 
+    @in_turn
     def run(self, cache: DeviceCache, token: int, count: int) -> tuple[list[int], list[float]]:
         """Feed `token` and go on greedily: the next `count` ids, at most RING, and their logprobs.
 
@@ -129,6 +135,7 @@ class Decoder:
             raise NotANumber(f"{state['bad']} of {count} rows of logits are not finite", where="logits")
         return ids.tolist(), logprobs.tolist()
 
+    @in_turn
     def first(
         self, cache: DeviceCache, history: Sequence[int], logits: Array, params: SamplingParams
     ) -> tuple[int, float]:
@@ -148,6 +155,7 @@ class Decoder:
             raise refusal(token)
         return token, logprob
 
+    @in_turn
     def draw(
         self, cache: DeviceCache, history: Sequence[int], count: int, params: SamplingParams
     ) -> tuple[list[int], list[float]]:
@@ -174,6 +182,7 @@ class Decoder:
         if params.repetition_penalty != 1.0:
             self.sampler.remember(history)
 
+    @in_turn
     def step(self, cache: DeviceCache, token: int) -> Array:
         """Feed one id; logits (vocab,) of what follows. The cache's count of positions does not move.
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from functools import wraps
+from threading import RLock
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -15,6 +17,8 @@ from cupel_runtime.errors import EngineError, InvalidParameter
 
 Shape: TypeAlias = tuple[int, ...]
 Pointer: TypeAlias = int
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Graph(ABC):
@@ -37,6 +41,8 @@ class Device(ABC):
     Attributes:
         spec: as on the command line, `cuda:0` or `emu`. name: what the device calls itself.
         target: what kernels are compiled for. multiprocessors: blocks that run at once, at least.
+        turn: held by the thread whose step is queued and read: the stream, the arena's activations and what a
+            captured graph reads are one for all of them.
     """
 
     spec: str
@@ -48,6 +54,7 @@ class Device(ABC):
         self._kernels: dict[str, tuple[Any, kernels.Signature]] = {}
         self._modules: set[str] = set()
         self._capturing = False
+        self.turn = RLock()
 
     @abstractmethod
     def alloc(self, nbytes: int) -> Pointer:
@@ -202,3 +209,24 @@ class Device(ABC):
     def _outside_capture(self, what: str) -> None:
         if self._capturing:
             raise EngineError(f"{what} inside a capture", where=self.spec, expected="launches alone")
+
+
+class HasDevice(Protocol):
+    """What works on a device."""
+
+    @property
+    def device(self) -> Device: ...
+
+
+T = TypeVar("T", bound=HasDevice)
+
+
+def in_turn(step: Callable[Concatenate[T, P], R]) -> Callable[Concatenate[T, P], R]:
+    """A method that holds its device's turn while it runs, so that threads may share a model."""
+
+    @wraps(step)
+    def run(self: T, /, *args: P.args, **named: P.kwargs) -> R:
+        with self.device.turn:
+            return step(self, *args, **named)
+
+    return run

@@ -18,6 +18,7 @@ from cupel_runtime.backends.cuda import PARTIAL_BYTES, SEQUENCE, SPLIT, CudaBack
 from cupel_runtime.backends.tensor import activation_bytes
 from cupel_runtime.decode import RING, Decoder
 from cupel_runtime.device import Device, open_device
+from cupel_runtime.device_base import in_turn
 from cupel_runtime.device_cache import DeviceCache
 from cupel_runtime.engine import Model, Trace
 from cupel_runtime.errors import InvalidParameter
@@ -177,9 +178,10 @@ class DeviceModel(Model):
     @property
     def decoder(self) -> Decoder:
         """Captured graphs that continue one sequence token by token."""
-        if self._decoder is None:
-            self._decoder = Decoder(self.adapter, self.backend)
-        return self._decoder
+        with self.device.turn:
+            if self._decoder is None:
+                self._decoder = Decoder(self.adapter, self.backend)
+            return self._decoder
 
     def new_cache(self, capacity: int | None = None, offset: int = 0) -> DeviceCache:
         c = self.adapter.config
@@ -189,6 +191,7 @@ class DeviceModel(Model):
             raise InvalidParameter("out of range", where="capacity", expected=f"1 to {room}", got=capacity)
         return DeviceCache(self.backend, c, capacity, offset)
 
+    @in_turn
     def forward(
         self,
         batch: Sequence[tuple[KVCache, Sequence[int]]],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Iterable, Mapping
+from threading import RLock
 
 from cupel_runtime.device_base import Device, Pointer
 from cupel_runtime.errors import CupelError, EngineError, InvalidParameter
@@ -124,6 +125,7 @@ class Arena:
                 got=f"{shown(self.size)} needed ({parts})",
                 hint="raise the budget, shorten the cache, or take a smaller model",
             )
+        self._lock = RLock()  # caches come and go in any thread, and blocks with whoever drops them last
         self._base: Pointer | None = device.alloc(max(self.size, ALIGNMENT))
         at, self.regions = self._base, {}
         for purpose in PURPOSES:
@@ -136,7 +138,8 @@ class Arena:
         Raises:
             OutOfDeviceMemory: the purpose's part of the arena is used up.
         """
-        pointer = self.regions[purpose].alloc(nbytes)
+        with self._lock:
+            pointer = self.regions[purpose].alloc(nbytes)
         self.device.freshen(pointer, nbytes)
         return pointer
 
@@ -146,10 +149,11 @@ class Arena:
         Raises:
             InvalidParameter: not a block of this arena, or freed before.
         """
-        for region in self.regions.values():
-            if region.owns(pointer):
-                region.free(pointer)
-                return
+        with self._lock:
+            for region in self.regions.values():
+                if region.owns(pointer):
+                    region.free(pointer)
+                    return
         raise InvalidParameter("freeing an unknown pointer", where="arena", got=hex(pointer))
 
     def ledger(self) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -206,6 +207,28 @@ def test_a_text_drawn_inside_another_disturbs_neither(llama: Engine) -> None:
 
     assert llama.generate(ids, max_tokens=6, seed=1, on_token=on_token, **settings) == outer
     assert nested == [inner] * 6
+
+
+def test_threads_that_share_an_engine_write_what_each_writes_alone(llama: Engine) -> None:
+    """Greedy and drawn texts and a session, all at once: a step of one never mixes with a step of another."""
+    asked: list[tuple[list[int], dict[str, Any]]] = [
+        ([5, 6, 7], {}),
+        ([9, 10], {}),
+        ([5, 6, 7], {"temperature": 0.8, "seed": 3}),
+        ([11] * 9, {"temperature": 0.7, "seed": 4, "repetition_penalty": 1.2}),
+    ]
+
+    def text(number: int) -> tuple[int, ...]:
+        ids, settings = asked[number]
+        return llama.generate(ids, max_tokens=6, ignore_eos=True, **settings).ids
+
+    alone = [text(number) for number in range(len(asked))]
+    rows = llama.logits([1, 2, 3, 4])
+    with ThreadPoolExecutor(len(asked) + 1) as pool:
+        for _ in range(3):
+            beside = pool.submit(llama.logits, [1, 2, 3, 4])
+            assert list(pool.map(text, range(len(asked)))) == alone
+            assert np.array_equal(beside.result(), rows)
 
 
 def test_drawn_texts_stop_and_cancel_as_the_host_does(llama: Engine) -> None:

@@ -194,6 +194,16 @@ def test_records_of_the_device_are_summed(monkeypatch: pytest.MonkeyPatch) -> No
     assert fake.buffer == (device.BUFFER_BYTES, 0), "no limit on the records of a buffer"
 
 
+def test_a_module_that_is_loaded_again_is_no_leak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its variables have no record of a release: at the same address they are the same, elsewhere more."""
+    fake = FakeCupti()
+    monkeypatch.setattr(device, "import_module", {"cupti.cupti": fake}.__getitem__)
+    records = device.Records()
+    for at, blocks in ((1, 1), (1, 1), (1, 1), (2, 2)):
+        fake.allocated(at, 136, "DEVICE_STATIC")
+        assert records.read()["device"] == [blocks, 136 * blocks]
+
+
 @pytest.mark.parametrize("granule", [1, 512])
 def test_a_plant_on_the_device_is_what_the_records_say(granule: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A planted block is taken off as large as CUPTI gives it; one it does not show counts as not found."""
@@ -221,7 +231,7 @@ def test_records_end_with_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     fake.allocated(1, 64)
     records.close()
     fake.allocated(2, 64)
-    assert records.live["device"] == [1, 64]
+    assert records.blocks["device"] == {1: 64}
     assert not fake.waiting
 
 

@@ -212,7 +212,7 @@ def test_without_cupti_or_arena_it_is_inconclusive(
 
 def test_blocks_are_kept_by_address(cupti: FakeCupti) -> None:
     """A release takes the bytes allocated there, whatever it says itself; unknown ones are counted."""
-    records = device.Blocks()
+    records = device.Records()
     cupti.allocated(0x10, 100)
     cupti.allocated(0x20, 7, "DEVICE_STATIC")
     cupti.allocated(0x30, 9, "PINNED")
@@ -260,4 +260,4 @@ def test_refusals_are_sentences() -> None:
     """Without CUPTI the records say what to install."""
     if importlib.util.find_spec("cupti") is None:
         with pytest.raises(Inconclusive, match=r"not attached.*cupel\[cuda\]"):
-            device.Blocks()
+            device.Records()

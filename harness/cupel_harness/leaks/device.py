@@ -17,29 +17,37 @@ from cupel_harness.leaks.ledgers import PLANT_BYTES, Ledger, Series
 from cupel_harness.leaks.verdict import Rule
 from cupel_runtime.errors import Inconclusive
 
-KINDS = {"device": ("DEVICE", "DEVICE_STATIC", "ARRAY"), "pinned": ("PINNED",),
-         "managed": ("MANAGED", "MANAGED_STATIC")}  # fmt: skip
-STATIC = "static"
+KINDS = {"device": ("DEVICE", "ARRAY"), "pinned": ("PINNED",), "managed": ("MANAGED",)}
+STATIC = "static"  # variables of modules: of the device's ledger too
+STATICS = ("DEVICE_STATIC", "MANAGED_STATIC")
 BUFFER_BYTES = 8 << 20
 HINT = "pip install 'cupel[cuda]' on a machine with an NVIDIA driver"
 
 
 class Records:
-    """What CUPTI has reported so far: live blocks and bytes by kind.
+    """What CUPTI has reported so far: every live block by its address.
+
+    Variables of a module have records when it is loaded and none when it is unloaded; at the same address when
+    it is loaded again, they are the same block.
+
+    Attributes:
+        blocks: kind -> address -> bytes, with "static" as a kind of its own.
+        unknown: releases of blocks whose allocation was not recorded.
 
     Raises:
         Inconclusive: no CUPTI, or it refuses.
     """
 
     def __init__(self) -> None:
+        self.blocks: dict[str, dict[int, int]] = {kind: {} for kind in (*KINDS, STATIC)}
+        self.unknown = 0
         try:
             self._cupti: Any = import_module("cupti.cupti")  # the package itself does not import its module
             kinds, operations = self._cupti.ActivityMemoryKind, self._cupti.ActivityMemoryOperationType
-            self._kind = {int(getattr(kinds, n)): kind for kind, names in KINDS.items() for n in names}
-            self._sign = {int(operations.ALLOCATION): 1, int(operations.RELEASE): -1}
-            self._static = {int(kinds.DEVICE_STATIC), int(kinds.MANAGED_STATIC)}
+            named = (KINDS | {STATIC: STATICS}).items()
+            self._kind = {int(getattr(kinds, name)): kind for kind, names in named for name in names}
+            self._taken, self._given = int(operations.ALLOCATION), int(operations.RELEASE)
             self._wanted = int(self._cupti.ActivityKind.MEMORY2)
-            self.live = {kind: [0, 0] for kind in KINDS}
             self._cupti.activity_register_callbacks(lambda: (BUFFER_BYTES, 0), self._completed)
             self._cupti.activity_enable(self._wanted)
             atexit.register(self.close)  # a record that is delivered after Python has ended ends the process
@@ -55,50 +63,26 @@ class Records:
 
     def _completed(self, activities: Sequence[Any]) -> None:
         for activity in activities:
-            sign = self._sign.get(int(getattr(activity, "memory_operation_type", 0)), 0)
             kind = self._kind.get(int(getattr(activity, "memory_kind", 0)))
-            if int(activity.kind) == self._wanted and sign and kind:
-                self._enter(kind, sign, activity)
-
-    def _enter(self, kind: str, sign: int, activity: Any) -> None:
-        """Sums alone: what this kept for each live block would show as a leak of Python's."""
-        self.live[kind][0] += sign
-        self.live[kind][1] += sign * int(activity.bytes)
-
-    def read(self) -> Mapping[str, Sequence[int]]:
-        """kind -> (live blocks, live bytes), every record until now taken in."""
-        self._cupti.activity_flush_all(1)
-        return self.live
-
-
-class Blocks(Records):
-    """Every live block by its address, to hold a ledger against; static variables of modules apart.
-
-    Attributes:
-        blocks: kind -> address -> bytes; "static" is a kind of its own here.
-        unknown: releases of blocks whose allocation was not recorded.
-
-    Raises:
-        Inconclusive: as for Records.
-    """
-
-    def __init__(self) -> None:
-        self.blocks: dict[str, dict[int, int]] = {kind: {} for kind in (*KINDS, STATIC)}
-        self.unknown = 0
-        super().__init__()
-
-    def _enter(self, kind: str, sign: int, activity: Any) -> None:
-        super()._enter(kind, sign, activity)
-        known = self.blocks[STATIC if int(activity.memory_kind) in self._static else kind]
-        if sign > 0:
-            known[int(activity.address)] = int(activity.bytes)
-        elif known.pop(int(activity.address), None) is None:
-            self.unknown += 1
+            if int(activity.kind) != self._wanted or kind is None:
+                continue
+            known, operation = self.blocks[kind], int(activity.memory_operation_type)
+            if operation == self._taken:
+                known[int(activity.address)] = int(activity.bytes)
+            elif operation == self._given and known.pop(int(activity.address), None) is None:
+                self.unknown += 1
 
     def now(self) -> dict[str, dict[int, int]]:
         """Kind -> address -> bytes of every block that is live now."""
-        self.read()
+        self._cupti.activity_flush_all(1)
         return {kind: dict(found) for kind, found in self.blocks.items()}
+
+    def read(self) -> Mapping[str, Sequence[int]]:
+        """Kind -> live blocks and bytes, those of modules' variables with the device's."""
+        live = {kind: [len(found), sum(found.values())] for kind, found in self.now().items()}
+        blocks, held = live.pop(STATIC)
+        live["device"] = [live["device"][0] + blocks, live["device"][1] + held]
+        return live
 
 
 class Driver:
