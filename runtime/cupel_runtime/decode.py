@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 RING: Final = 64
 """Tokens that may be queued before the host reads them."""
-PARTS: Final = 64
+PARTS: Final = 256  # blocks that look at the logits
 LEAST: Final = 1024  # positions of the smallest graph
 
 
@@ -69,7 +69,7 @@ class Decoder:
         """One decode step, fused where the architecture allows it, else by the adapter's own forward pass."""
         ops, adapter = self.ops, self.adapter
         if self.fused is not None:
-            self.fused.record(self._slot, self._position, reach, self.logits)
+            self.fused.record(self._slot, self._position, self.logits)
             self.choose()
             return
         ids = DeviceIds(self._slot, 1, TOKEN)

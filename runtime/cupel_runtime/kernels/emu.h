@@ -2,7 +2,8 @@
 //
 // A thread runs until it returns, meets a barrier, or a shuffle; then the next one runs. A barrier that not
 // every thread of the block (or lane of the warp) reaches is reported, not waited for. CUPEL_EMU_ORDER=reverse
-// runs the threads of a block from last to first: a result that changes lacks a barrier.
+// runs the threads of a block from last to first: a result that changes lacks a barrier. The blocks of a cluster
+// run together, each with dynamic shared memory of its own; other shared memory they must not have.
 #pragma once
 
 #include <sys/mman.h>
@@ -44,8 +45,8 @@ static uint3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emu {
 
-enum Wait { RUN, BLOCK, WARP, DONE };
-constexpr unsigned MAX_THREADS = 1024;
+enum Wait { RUN, BLOCK, WARP, CLUSTER, DONE };
+constexpr unsigned MAX_THREADS = 2048, MAX_CLUSTER = 8;  // threads of a cluster, and its blocks
 #ifdef EMU_ASAN
 constexpr size_t STACK = 256 << 10;
 #else
@@ -59,6 +60,7 @@ struct Fiber {
     ucontext_t context;
 #endif
     uint3 index;
+    unsigned rank;  // of its block in the cluster
     Wait wait;
     unsigned exchanges;
     void* fake;
@@ -71,7 +73,8 @@ static Fiber* current;
 static uint64_t slots[2][MAX_THREADS];
 static void (*body)(const void*);
 static const void* arguments;
-static unsigned char dynamic_shared[256 << 10] __attribute__((aligned(128)));
+static unsigned first_block;  // blockIdx.x of the cluster's first block
+static unsigned char dynamic_shared[MAX_CLUSTER][256 << 10] __attribute__((aligned(128)));
 
 #if defined(__x86_64__)
 __attribute__((naked, noinline)) static void swap(void**, void*) {
@@ -113,8 +116,9 @@ static void entry() {
     abort();
 }
 
-static void start(Fiber* f, uint3 index) {
+static void start(Fiber* f, uint3 index, unsigned rank) {
     f->index = index;
+    f->rank = rank;
     f->wait = RUN;
     f->exchanges = 0;
     f->fake = nullptr;
@@ -143,6 +147,7 @@ static void yield(Wait why) {
 static void resume(Fiber* f) {
     current = f;
     threadIdx = f->index;
+    blockIdx.x = first_block + f->rank;
     jump(&host, f);
 }
 
@@ -155,7 +160,7 @@ static bool run_warp(unsigned low, unsigned high, bool reverse) {
             if (f->wait == RUN) resume(f);
             done += f->wait == DONE;
             warp += f->wait == WARP;
-            block += f->wait == BLOCK;
+            block += f->wait == BLOCK || f->wait == CLUSTER;
         }
         if (!warp) return true;
         if (block) return false;
@@ -164,31 +169,49 @@ static bool run_warp(unsigned low, unsigned high, bool reverse) {
     }
 }
 
-static bool run_block(unsigned threads, bool reverse) {
+static unsigned waiting(unsigned low, unsigned high, Wait why) {
+    unsigned count = 0;
+    for (unsigned t = low; t < high; ++t) count += fibers[t].wait == why;
+    return count;
+}
+
+static void release(unsigned low, unsigned high) {
+    for (unsigned t = low; t < high; ++t) fibers[t].wait = RUN;
+}
+
+static bool run_cluster(unsigned blocks, unsigned threads, bool reverse) {
     for (unsigned t = 0; t < threads; ++t) {
         unsigned x = t % blockDim.x, y = t / blockDim.x % blockDim.y, z = t / blockDim.x / blockDim.y;
-        start(fibers + t, {x, y, z});
+        for (unsigned b = 0; b < blocks; ++b) start(fibers + b * threads + t, {x, y, z}, b);
     }
-    const unsigned warps = (threads + 31) / 32;
+    const unsigned warps = (threads + 31) / 32, all = blocks * threads;
     while (true) {
-        for (unsigned i = 0; i < warps; ++i) {
-            unsigned low = (reverse ? warps - 1 - i : i) * 32;
-            if (!run_warp(low, low + 32 < threads ? low + 32 : threads, reverse)) return false;
+        bool released = false;
+        for (unsigned n = 0; n < blocks; ++n) {
+            const unsigned first = (reverse ? blocks - 1 - n : n) * threads, end = first + threads;
+            for (unsigned i = 0; i < warps; ++i) {
+                const unsigned low = first + (reverse ? warps - 1 - i : i) * 32;
+                if (!run_warp(low, low + 32 < end ? low + 32 : end, reverse)) return false;
+            }
+            const unsigned here = waiting(first, end, BLOCK);
+            if (here && here != threads) return false;
+            if (here) release(first, end), released = true;
         }
-        unsigned waiting = 0, done = 0;
-        for (unsigned t = 0; t < threads; ++t) waiting += fibers[t].wait == BLOCK, done += fibers[t].wait == DONE;
-        if (done == threads) return true;
-        if (waiting != threads) return false;
-        for (unsigned t = 0; t < threads; ++t) fibers[t].wait = RUN;
+        if (released) continue;
+        if (waiting(0, all, DONE) == all) return true;
+        if (waiting(0, all, CLUSTER) + waiting(0, all, DONE) != all) return false;
+        for (unsigned t = 0; t < all; ++t)
+            if (fibers[t].wait == CLUSTER) fibers[t].wait = RUN;
     }
 }
 
 // shape: grid x y z, block x y z, bytes of dynamic shared memory, reverse order. 0; 1: a barrier not everybody reaches; 2: bad shape.
-static int run(void (*kernel)(const void*), const void* args, const unsigned* shape, unsigned most) {
+static int run(void (*kernel)(const void*), const void* args, const unsigned* shape, unsigned most, unsigned cluster) {
     gridDim = {shape[0], shape[1], shape[2]};
     blockDim = {shape[3], shape[4], shape[5]};
     const unsigned threads = blockDim.x * blockDim.y * blockDim.z;
-    if (!threads || threads > most || threads > MAX_THREADS || shape[6] > sizeof dynamic_shared) return 2;
+    if (!threads || threads > most || cluster * threads > MAX_THREADS || shape[6] > sizeof dynamic_shared[0]) return 2;
+    if (cluster > 1 && (threads % 32 || gridDim.x % cluster)) return 2;
     if (!stacks) {
         void* mapped = mmap(nullptr, STACK * MAX_THREADS, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (mapped == MAP_FAILED) return 2;
@@ -198,10 +221,10 @@ static int run(void (*kernel)(const void*), const void* args, const unsigned* sh
     arguments = args;
     for (unsigned z = 0; z < gridDim.z; ++z)
         for (unsigned y = 0; y < gridDim.y; ++y)
-            for (unsigned x = 0; x < gridDim.x; ++x) {
-                blockIdx = {x, y, z};
-                memset(dynamic_shared, 0xFF, shape[6]);
-                if (!run_block(threads, shape[7] != 0)) return 1;
+            for (unsigned x = 0; x < gridDim.x; x += cluster) {
+                blockIdx = {first_block = x, y, z};
+                for (unsigned b = 0; b < cluster; ++b) memset(dynamic_shared[b], 0xFF, shape[6]);
+                if (!run_cluster(cluster, threads, shape[7] != 0)) return 1;
             }
     return 0;
 }
@@ -275,10 +298,20 @@ static inline void wait_for_previous() {}
 static inline void let_next_start() {}
 template <class T>
 static T load_shared_by_blocks(const T* p) { return *p; }
-#define dynamic_shared_memory() (emu::dynamic_shared)
-#define KERNEL(name, Args, threads)                                                                         \
+static inline void copy_piece(void* shared, const void* global) { memcpy(shared, global, 16); }
+static inline void copies_done() {}
+static inline void cluster_arrive() {}
+static inline void cluster_wait() { emu::yield(emu::CLUSTER); }
+template <class T>
+static T* in_block(T* p, unsigned rank) {
+    const auto* mine = emu::dynamic_shared[emu::current->rank];
+    return reinterpret_cast<T*>(emu::dynamic_shared[rank] + (reinterpret_cast<const unsigned char*>(p) - mine));
+}
+#define dynamic_shared_memory() (emu::dynamic_shared[emu::current->rank])
+#define KERNEL(name, Args, threads) CLUSTER_KERNEL(name, Args, threads, 1)
+#define CLUSTER_KERNEL(name, Args, threads, blocks)                                                         \
     static void name(const Args& a);                                                                        \
     extern "C" int emu_##name(const void* p, const unsigned* shape) {                                       \
-        return emu::run([](const void* q) { name(*static_cast<const Args*>(q)); }, p, shape, threads);      \
+        return emu::run([](const void* q) { name(*static_cast<const Args*>(q)); }, p, shape, threads, blocks); \
     }                                                                                                       \
     static void name(const Args& a)
