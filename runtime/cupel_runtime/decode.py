@@ -29,8 +29,9 @@ LEAST: Final = 1024  # positions of the smallest graph
 
 
 class Decoder:
-    """One graph for each power of two of cache capacity: embed, every layer, head, choice, next position.
+    """A graph: embed, every layer, head, choice, next position.
 
+    The fused one serves caches of any capacity; another architecture's, caches up to a power of two.
     Token and position live on the device in a slot that describes the sequence; a replay feeds the token
     there and leaves the next one.
     """
@@ -53,10 +54,11 @@ class Decoder:
 
     def graph(self, capacity: int) -> Graph:
         """The graph for caches of up to this capacity, captured on first use."""
-        reach = LEAST
+        most = self.adapter.config.context_length
+        reach = LEAST if self.fused is None else most
         while reach < capacity:
             reach *= 2
-        reach = min(reach, max(capacity, self.adapter.config.context_length))
+        reach = min(reach, max(capacity, most))
         if reach not in self._graphs:
             began = time.perf_counter()
             with self.ops.device.capture() as made:

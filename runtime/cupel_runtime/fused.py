@@ -129,13 +129,14 @@ class FusedLlama:
         ]
         groups = -(-rows // (ROWS // 2 if mode == "gate_up" else ROWS))
         grid = min(device.multiprocessors * each, groups)
-        team = team_of(groups, -(-first.pitch // 32), grid, threads // 32)
+        team, steps, rounds = team_of(groups, -(-first.pitch // 32), grid, threads // 32)
         args = {"m0": fields[0], "m1": fields[1], "m2": fields[2], "x": x.pointer,
                 "norm": norm.pointer if norm is not None else 0,
                 "residual": residual.pointer if residual is not None else 0, "out": out.pointer,
                 "sequence": slot.pointer if slot is not None else 0, "angles": self.angles.pointer,
                 "eps": c.norm_eps, "mode": MODE[mode], "layer": layer, "head_dim": c.head_dim,
-                "kv_heads": c.n_kv_heads, "pairs": self.pairs, "team": team}  # fmt: skip
+                "kv_heads": c.n_kv_heads, "pairs": self.pairs,
+                "team_bits": team.bit_length() - 1, "steps": steps, "rounds": rounds}  # fmt: skip
         kernel = f"fused_{'fast' if fast else 'exact'}_{first.kind}"
         device.launch(kernel, (max(1, grid),), threads, args, shared=shared)
 
@@ -159,10 +160,15 @@ def attend(device: Device, c: Config, sequence: Pointer, layer: int, q: Pointer,
     device.launch(kernel, (CLUSTER, c.n_kv_heads), threads, args, shared=4 * floats)
 
 
-def team_of(groups: int, steps: int, grid: int, warps: int) -> int:
-    """Warps that share a group of rows, a power of two: those with the fewest steps one after the other."""
+def team_of(groups: int, steps: int, grid: int, warps: int) -> tuple[int, int, int]:
+    """Warps that share a group of rows, a power of two: those with the fewest steps one after the other.
+
+    Returns:
+        The warps, steps of each for one group, groups one after the other.
+    """
     sizes = [size for size in (1, 2, 4, 8, 16) if warps % size == 0]
-    return min(sizes, key=lambda size: -(-groups // (grid * (warps // size))) * -(-steps // size))
+    shares = [(size, -(-steps // size), -(-groups // (grid * (warps // size)))) for size in sizes]
+    return min(shares, key=lambda share: share[1] * share[2])
 
 
 def _with_rows(matrix: DeviceMatrix, rows: int) -> tuple[int, ...]:

@@ -27,7 +27,8 @@ static __device__ __forceinline__ uint4 load_once(const uint4* p) {
     return v;
 }
 // Between kernels that overlap (programmatic dependent launch): nothing that an earlier kernel wrote may be read
-// before the wait; a kernel that is not launched so passes through.
+// before the wait; a kernel that is not launched so passes through. A kernel lets the next one start after its own
+// wait, never before: so whoever runs knows that every kernel but the one before it has ended.
 static __device__ __forceinline__ void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 static __device__ __forceinline__ void let_next_start() { asm volatile("griddepcontrol.launch_dependents;"); }
 template <class T>
@@ -77,9 +78,7 @@ static __device__ __forceinline__ T block_sum(T value, T* shared) {
     __syncthreads();
     if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
     __syncthreads();
-    T total = shared[0];
-    for (unsigned w = 1; w < warps; ++w) total += shared[w];
-    return total;
+    return warp_sum(threadIdx.x % 32 < warps ? shared[threadIdx.x % 32] : T(0));
 }
 
 static __device__ __forceinline__ float block_max(float value, float* shared) {
