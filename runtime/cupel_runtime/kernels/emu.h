@@ -63,6 +63,7 @@ struct Fiber {
     unsigned rank;  // of its block in the cluster
     Wait wait;
     unsigned exchanges;
+    unsigned waits;  // at barriers of the cluster
     void* fake;
 };
 
@@ -74,6 +75,8 @@ static uint64_t slots[2][MAX_THREADS];
 static void (*body)(const void*);
 static const void* arguments;
 static unsigned first_block;  // blockIdx.x of the cluster's first block
+static unsigned members, arrivals;  // threads of the cluster, and how often they arrived at its barrier
+static bool moved;                  // whether a thread ran
 static unsigned char dynamic_shared[MAX_CLUSTER][256 << 10] __attribute__((aligned(128)));
 
 #if defined(__x86_64__)
@@ -120,7 +123,7 @@ static void start(Fiber* f, uint3 index, unsigned rank) {
     f->index = index;
     f->rank = rank;
     f->wait = RUN;
-    f->exchanges = 0;
+    f->exchanges = f->waits = 0;
     f->fake = nullptr;
 #ifdef EMU_ASAN
     __asan_unpoison_memory_region(stack_of(f) + STACK - 4096, 4096);  // what the last thread's switch left behind
@@ -151,17 +154,22 @@ static void resume(Fiber* f) {
     jump(&host, f);
 }
 
+static bool have_arrived(const Fiber* f) { return arrivals >= f->waits * members; }
+
 // Runs lanes [low, high) until each is done or at a barrier of the block; false: some wait for lanes that do not come.
 static bool run_warp(unsigned low, unsigned high, bool reverse) {
     while (true) {
-        unsigned done = 0, warp = 0, block = 0;
+        unsigned done = 0, warp = 0, block = 0, late = 0;
         for (unsigned i = 0; i < high - low; ++i) {
             Fiber* f = fibers + (reverse ? high - 1 - i : low + i);
-            if (f->wait == RUN) resume(f);
+            if (f->wait == CLUSTER && have_arrived(f)) f->wait = RUN;
+            if (f->wait == RUN) moved = true, resume(f);
             done += f->wait == DONE;
             warp += f->wait == WARP;
             block += f->wait == BLOCK || f->wait == CLUSTER;
         }
+        for (unsigned t = low; t < high; ++t) late += fibers[t].wait == CLUSTER && have_arrived(fibers + t);
+        if (late) continue;  // the last of the cluster to arrive was a later lane
         if (!warp) return true;
         if (block) return false;
         for (unsigned t = low; t < high; ++t)
@@ -175,33 +183,25 @@ static unsigned waiting(unsigned low, unsigned high, Wait why) {
     return count;
 }
 
-static void release(unsigned low, unsigned high) {
-    for (unsigned t = low; t < high; ++t) fibers[t].wait = RUN;
-}
-
 static bool run_cluster(unsigned blocks, unsigned threads, bool reverse) {
     for (unsigned t = 0; t < threads; ++t) {
         unsigned x = t % blockDim.x, y = t / blockDim.x % blockDim.y, z = t / blockDim.x / blockDim.y;
         for (unsigned b = 0; b < blocks; ++b) start(fibers + b * threads + t, {x, y, z}, b);
     }
-    const unsigned warps = (threads + 31) / 32, all = blocks * threads;
+    const unsigned warps = (threads + 31) / 32;
+    members = blocks * threads, arrivals = 0;
     while (true) {
-        bool released = false;
+        moved = false;
         for (unsigned n = 0; n < blocks; ++n) {
             const unsigned first = (reverse ? blocks - 1 - n : n) * threads, end = first + threads;
             for (unsigned i = 0; i < warps; ++i) {
                 const unsigned low = first + (reverse ? warps - 1 - i : i) * 32;
                 if (!run_warp(low, low + 32 < end ? low + 32 : end, reverse)) return false;
             }
-            const unsigned here = waiting(first, end, BLOCK);
-            if (here && here != threads) return false;
-            if (here) release(first, end), released = true;
+            if (waiting(first, end, BLOCK) != threads) continue;
+            for (unsigned t = first; t < end; ++t) fibers[t].wait = RUN;
         }
-        if (released) continue;
-        if (waiting(0, all, DONE) == all) return true;
-        if (waiting(0, all, CLUSTER) + waiting(0, all, DONE) != all) return false;
-        for (unsigned t = 0; t < all; ++t)
-            if (fibers[t].wait == CLUSTER) fibers[t].wait = RUN;
+        if (!moved) return waiting(0, members, DONE) == members;
     }
 }
 
@@ -300,8 +300,11 @@ template <class T>
 static T load_shared_by_blocks(const T* p) { return *p; }
 static inline void copy_piece(void* shared, const void* global) { memcpy(shared, global, 16); }
 static inline void copies_done() {}
-static inline void cluster_arrive() {}
-static inline void cluster_wait() { emu::yield(emu::CLUSTER); }
+static inline void cluster_arrive() { ++emu::arrivals; }
+static inline void cluster_wait() {
+    ++emu::current->waits;
+    if (!emu::have_arrived(emu::current)) emu::yield(emu::CLUSTER);
+}
 template <class T>
 static T* in_block(T* p, unsigned rank) {
     const auto* mine = emu::dynamic_shared[emu::current->rank];
