@@ -170,7 +170,9 @@ def _compile(name: str, text: str, shared: dict[str, str], words: list[str], don
 _STRUCT = re.compile(r"^struct (\w+) \{\n(.*?)^\};", re.M | re.S)
 _COMMENT = re.compile(r"//.*")
 _FIELD = re.compile(r"^\s*(?:const )?([\w ]+?)\s*(\*?) (\w+);", re.M)
-_KERNEL = re.compile(r"^(KERNEL|KERNELS|KERNELS_OF_VALUES|KERNELS_OF_BLOCKS)\((\w+), (\w+), (\w+)\)", re.M)
+_KERNEL = re.compile(
+    r"^(KERNEL|CLUSTER_KERNEL|KERNELS|KERNELS_OF_VALUES|KERNELS_OF_BLOCKS)\((\w+), (\w+), (\w+)", re.M
+)
 _DEFINE = re.compile(r"^#define (\w+) (\d+)$", re.M)
 
 
@@ -207,6 +209,7 @@ def _declared(name: str, text: str, shared: tuple[str, ...]) -> dict[str, Signat
         signature = Signature(_layout(args, bodies), defines.get(threads) or int(threads))
         formats = {
             "KERNEL": (),
+            "CLUSTER_KERNEL": (),
             "KERNELS": FORMATS,
             "KERNELS_OF_VALUES": FORMATS[:3],
             "KERNELS_OF_BLOCKS": FORMATS[3:],

@@ -26,14 +26,15 @@ if TYPE_CHECKING:
 
 RING: Final = 64
 """Tokens that may be queued before the host reads them."""
-PARTS: Final = 64
+PARTS: Final = 256  # blocks that look at the logits
 LEAST: Final = 1024  # positions of the smallest graph
 
 
 class Decoder:
-    """Two graphs for each power of two of cache capacity, one that takes the most probable id and one that
-    draws: embed, every layer, head, choice, next position.
+    """Two graphs, one that takes the most probable id and one that draws: embed, every layer, head, choice, next
+    position.
 
+    The fused ones serve caches of any capacity; another architecture's, caches up to a power of two.
     Token and position live on the device in a slot that describes the sequence, and so do the settings of the
     draw and the ids the text has used; a replay feeds the token there and leaves the next one.
     """
@@ -64,10 +65,11 @@ class Decoder:
     @in_turn
     def graph(self, capacity: int, draws: bool = False) -> Graph:
         """The graph for caches of up to this capacity, captured on first use."""
-        reach = LEAST
+        most = self.adapter.config.context_length
+        reach = LEAST if self.fused is None else most
         while reach < capacity:
             reach *= 2
-        reach = min(reach, max(capacity, self.adapter.config.context_length))
+        reach = min(reach, max(capacity, most))
         if (reach, draws) not in self._graphs:
             began = time.perf_counter()
             with self.ops.device.capture() as made:
@@ -84,7 +86,7 @@ class Decoder:
         """One step up to the logits: fused where the architecture allows it, else the adapter's own pass."""
         ops, adapter = self.ops, self.adapter
         if self.fused is not None:
-            self.fused.record(self._slot, self._position, reach, self.logits)
+            self.fused.record(self._slot, self._position, self.logits)
             return
         ids = DeviceIds(self._slot, 1, TOKEN)
         positions = DeviceIds(self._slot, 1, SEQUENCE.itemsize)

@@ -7,12 +7,15 @@ from typing import Any, Final
 import numpy as np
 
 from cupel_runtime.adapters.base import EMBEDDING, Adapter
+from cupel_runtime.adapters.config import Config
 from cupel_runtime.adapters.llama import ROPE_FREQS, Llama
 from cupel_runtime.backends.cuda import TOKEN, CudaBackend, blocks
 from cupel_runtime.backends.device_array import Block, DeviceArray, DeviceIds
+from cupel_runtime.device_base import Device, Pointer
 from cupel_runtime.weights import FORMATS, PLAIN, DeviceMatrix
 
-KEYS: Final = 32  # of one block of attention_decode
+CLUSTER: Final = 8  # blocks of attention_decode that share a head of keys
+TILE: Final = 16  # keys of one of its warps at a time
 GROUP: Final = 8
 MOST_DIM: Final = 256
 ROWS: Final = 4
@@ -52,8 +55,6 @@ class FusedLlama:
         self.q = ops.empty(1, c.n_heads * c.head_dim, purpose="scratch")
         self.mixed = ops.empty(1, c.n_heads * c.head_dim, purpose="scratch")
         self.act = ops.empty(1, c.ffn, purpose="scratch")
-        self.counters = ops.block(4 * c.n_kv_heads, "scratch")
-        ops.device.fill(self.counters.pointer, 4 * c.n_kv_heads)
         self.pairs = (c.rope_dim or c.head_dim) // 2
         self._nowhere = DeviceIds(ops.upload(np.zeros(1), np.int32), 1)
         self._angles(self._nowhere)
@@ -64,7 +65,7 @@ class FusedLlama:
         dim = c.rope_dim or c.head_dim
         return self.ops.angles(at, c.rope_base or 10000.0, dim, c.rope_factor or 1.0, divisors)
 
-    def record(self, slot: Block, position: int, reach: int, logits: DeviceArray) -> None:
+    def record(self, slot: Block, position: int, logits: DeviceArray) -> None:
         """Queue one token: the id in the slot, at its position, to logits (1, vocab)."""
         adapter, ops, c = self.adapter, self.ops, self.adapter.config
         table: Any = adapter.weights[EMBEDDING]
@@ -72,8 +73,6 @@ class FusedLlama:
                 "rows": 1}  # fmt: skip
         ops.device.launch(f"embed_{table.kind}", blocks(table.pitch, 64), 64, args)
         self.angles = self._angles(DeviceIds(slot, 1, position - slot.pointer))
-        splits = -(-reach // KEYS)
-        partial = ops.block(4 * c.n_heads * splits * (c.head_dim + 4), "scratch")
         for layer, w in enumerate(adapter.blocks):
             weight: Any = {name: w[f"{name}.weight"] for name in MATRICES}
             q, k, v = (weight[name] for name in MATRICES[:3])
@@ -83,24 +82,13 @@ class FusedLlama:
             else:
                 for part in range(3):
                     self.stage("qkv", (q, k, v), self.x, self.q, only=part, **common)
-            self._attention(slot, partial, splits, layer)
+            attend(ops.device, c, slot.pointer, layer, self.q.pointer, self.mixed.pointer)
             self.stage("plain", (weight["attn_output"],), self.mixed, self.x, residual=self.x)
             pair = (weight["ffn_gate"], weight["ffn_up"])
             self.stage("gate_up", pair, self.x, self.act, norm=w["ffn_norm.weight"])
             self.stage("plain", (weight["ffn_down"],), self.act, self.x, residual=self.x)
         head: Any = adapter.head_weight
         self.stage("plain", (head,), self.x, logits, norm=adapter.weights["output_norm.weight"])
-
-    def _attention(self, slot: Block, partial: Block, splits: int, layer: int) -> None:
-        c = self.adapter.config
-        args = {"sequence": slot.pointer, "q": self.q.pointer, "partial": partial.pointer,
-                "out": self.mixed.pointer, "counters": self.counters.pointer, "heads": c.n_heads,
-                "kv_heads": c.n_kv_heads, "head_dim": c.head_dim, "layer": layer, "splits": splits,
-                "window": c.window or 0, "scale": c.head_dim**-0.5}  # fmt: skip
-        group = c.n_heads // c.n_kv_heads
-        parts = min(128 // (c.head_dim // 4), KEYS)
-        shared = 4 * group * c.head_dim * (1 + parts)
-        self.ops.device.launch("attention_decode", (splits, c.n_kv_heads), 128, args, shared=shared)
 
     def stage(
         self,
@@ -141,21 +129,46 @@ class FusedLlama:
         ]
         groups = -(-rows // (ROWS // 2 if mode == "gate_up" else ROWS))
         grid = min(device.multiprocessors * each, groups)
-        team = team_of(groups, -(-first.pitch // 32), grid, threads // 32)
+        team, steps, rounds = team_of(groups, -(-first.pitch // 32), grid, threads // 32)
         args = {"m0": fields[0], "m1": fields[1], "m2": fields[2], "x": x.pointer,
                 "norm": norm.pointer if norm is not None else 0,
                 "residual": residual.pointer if residual is not None else 0, "out": out.pointer,
                 "sequence": slot.pointer if slot is not None else 0, "angles": self.angles.pointer,
                 "eps": c.norm_eps, "mode": MODE[mode], "layer": layer, "head_dim": c.head_dim,
-                "kv_heads": c.n_kv_heads, "pairs": self.pairs, "team": team}  # fmt: skip
+                "kv_heads": c.n_kv_heads, "pairs": self.pairs,
+                "team_bits": team.bit_length() - 1, "steps": steps, "rounds": rounds}  # fmt: skip
         kernel = f"fused_{'fast' if fast else 'exact'}_{first.kind}"
         device.launch(kernel, (max(1, grid),), threads, args, shared=shared)
 
 
-def team_of(groups: int, steps: int, grid: int, warps: int) -> int:
-    """Warps that share a group of rows, a power of two: those with the fewest steps one after the other."""
+def attend(device: Device, c: Config, sequence: Pointer, layer: int, q: Pointer, out: Pointer) -> None:
+    """Queue attention_decode: one row of q (head, dim) over a sequence's cache, itself included.
+
+    Args:
+        sequence: a SEQUENCE in device memory, whose length is the row's position. out: (head, dim).
+    """
+    group, dim = c.n_heads // c.n_kv_heads, c.head_dim
+    args = {"sequence": sequence, "q": q, "out": out, "kv_heads": c.n_kv_heads, "group": group,
+            "head_dim": dim, "layer": layer, "window": c.window or 0, "scale": dim**-0.5}  # fmt: skip
+    heads = next(size for size in (1, 2, 4, GROUP) if size >= group)
+    wide = dim > MOST_DIM // 2
+    tile = TILE // 2 if wide else TILE
+    threads = 64 if device.target.emulated else 256
+    floats = threads // 32 * (2 * tile * dim + (tile + 3) * heads)  # keys, values, weights, maxima and sums
+    floats += heads * dim + CLUSTER * heads * (dim + 2)  # q, and what every block sends to the first
+    kernel = f"attention_decode_{'wide_' if wide else ''}{heads}"
+    device.launch(kernel, (CLUSTER, c.n_kv_heads), threads, args, shared=4 * floats)
+
+
+def team_of(groups: int, steps: int, grid: int, warps: int) -> tuple[int, int, int]:
+    """Warps that share a group of rows, a power of two: those with the fewest steps one after the other.
+
+    Returns:
+        The warps, steps of each for one group, groups one after the other.
+    """
     sizes = [size for size in (1, 2, 4, 8, 16) if warps % size == 0]
-    return min(sizes, key=lambda size: -(-groups // (grid * (warps // size))) * -(-steps // size))
+    shares = [(size, -(-steps // size), -(-groups // (grid * (warps // size)))) for size in sizes]
+    return min(shares, key=lambda share: share[1] * share[2])
 
 
 def _with_rows(matrix: DeviceMatrix, rows: int) -> tuple[int, ...]:

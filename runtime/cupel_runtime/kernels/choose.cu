@@ -21,6 +21,7 @@ KERNEL(choose_parts, ChooseArgs, 256) {
     __shared__ int ids[256];
     __shared__ double sums[32];
     __shared__ int wrongs[32];
+    wait_for_previous();
     const int each = (a.vocab + a.parts - 1) / a.parts, low = blockIdx.x * each, high = min(low + each, a.vocab);
     float top = minus_infinity();
     int id = 0x7FFFFFFF, wrong = 0;
@@ -52,15 +53,22 @@ KERNEL(choose_parts, ChooseArgs, 256) {
 }
 
 KERNEL(choose_join, ChooseArgs, 32) {
-    if (threadIdx.x) return;
-    double top = a.partial[0], id = a.partial[1], sum = 0.0, wrong = 0.0;
-    for (int p = 0; p < a.parts; ++p) {
+    wait_for_previous();
+    double top = minus_infinity(), id = 0x7FFFFFFF, sum = 0.0, wrong = 0.0;
+    for (int p = threadIdx.x; p < a.parts; p += 32) {
         const double* part = a.partial + 4 * p;
         if (part[0] > top || (part[0] == top && part[1] < id)) top = part[0], id = part[1];
         wrong += part[3];
     }
-    for (int p = 0; p < a.parts; ++p)
+    for (int step = 16; step; step >>= 1) {
+        const double other = __shfl_xor_sync(0xFFFFFFFFu, top, step), its = __shfl_xor_sync(0xFFFFFFFFu, id, step);
+        if (other > top || (other == top && its < id)) top = other, id = its;
+    }
+    for (int p = threadIdx.x; p < a.parts; p += 32)
         if (a.partial[4 * p + 2] > 0.0) sum += a.partial[4 * p + 2] * exp(a.partial[4 * p] - top);
+    sum = warp_sum(sum);
+    wrong = warp_sum(wrong);
+    if (threadIdx.x) return;
     if (!(id < a.vocab)) id = 0.0;  // no logit was a number: `bad` tells, and the next replay must not read astray
     Sequence& s = *a.sequence;
     a.ids[s.step % a.ring] = (int)id;

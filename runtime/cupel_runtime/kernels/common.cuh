@@ -1,7 +1,8 @@
 // What every kernel shares: the target's dialect, reductions in a fixed order, and the structs of arguments.
 //
 // Every kernel takes one struct, whose fields Python fills by name; the layout is read from these sources.
-// KERNEL(name, Args, threads) declares one, KERNELS(prefix, Args, threads) one for each weight format.
+// KERNEL(name, Args, threads) declares one, KERNELS(prefix, Args, threads) one for each weight format,
+// CLUSTER_KERNEL(name, Args, threads, blocks) one whose blocks run in clusters of so many.
 #pragma once
 
 #ifdef CUPEL_EMU
@@ -12,6 +13,9 @@
 #define RESIDENT 1  // blocks that a multiprocessor holds at least; a kernel file may define it anew
 #define KERNEL(name, Args, threads) \
     extern "C" __global__ void __launch_bounds__(threads, RESIDENT) name(const __grid_constant__ Args a)
+#define CLUSTER_KERNEL(name, Args, threads, blocks) \
+    extern "C" __global__ void __cluster_dims__(blocks) __launch_bounds__(threads, RESIDENT) \
+        name(const __grid_constant__ Args a)
 static __device__ __forceinline__ float half_to_float(uint16_t h) { return __half2float(__ushort_as_half(h)); }
 static __device__ __forceinline__ uint16_t float_to_half(float f) { return __half_as_ushort(__float2half_rn(f)); }
 static __device__ __forceinline__ int dp4a(int a, int b, int c) { return __dp4a(a, b, c); }
@@ -23,11 +27,28 @@ static __device__ __forceinline__ uint4 load_once(const uint4* p) {
     return v;
 }
 // Between kernels that overlap (programmatic dependent launch): nothing that an earlier kernel wrote may be read
-// before the wait; a kernel that is not launched so passes through.
+// before the wait; a kernel that is not launched so passes through. A kernel lets the next one start after its own
+// wait, never before: so whoever runs knows that every kernel but the one before it has ended.
 static __device__ __forceinline__ void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 static __device__ __forceinline__ void let_next_start() { asm volatile("griddepcontrol.launch_dependents;"); }
 template <class T>
 static __device__ __forceinline__ T load_shared_by_blocks(const T* p) { return __ldcg(p); }
+// 16 bytes on their way from global to shared memory past the registers, until the thread asks that its copies be done.
+static __device__ __forceinline__ void copy_piece(void* shared, const void* global) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
+                 :: "r"((unsigned)__cvta_generic_to_shared(shared)), "l"(global) : "memory");
+}
+static __device__ __forceinline__ void copies_done() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+// A barrier of all threads of a cluster in two halves; what was written before the first is seen after the second.
+static __device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+static __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+// The same place in the dynamic shared memory of another block of the cluster.
+template <class T>
+static __device__ __forceinline__ T* in_block(T* p, unsigned rank) {
+    T* there;
+    asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(p), "r"(rank));
+    return there;
+}
 extern __shared__ __align__(128) unsigned char cupel_dynamic_shared[];
 #define dynamic_shared_memory() (cupel_dynamic_shared)
 #endif
@@ -57,9 +78,7 @@ static __device__ __forceinline__ T block_sum(T value, T* shared) {
     __syncthreads();
     if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
     __syncthreads();
-    T total = shared[0];
-    for (unsigned w = 1; w < warps; ++w) total += shared[w];
-    return total;
+    return warp_sum(threadIdx.x % 32 < warps ? shared[threadIdx.x % 32] : T(0));
 }
 
 static __device__ __forceinline__ float block_max(float value, float* shared) {

@@ -13,6 +13,7 @@ struct EmbedArgs {
 template <class Format>
 static __device__ __forceinline__ void embed(const EmbedArgs& a) {
     const long long n = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    wait_for_previous();
     if (n >= (long long)a.rows * a.table.pitch) return;
     const int row = (int)(n / a.table.pitch), c = (int)(n % a.table.pitch);
     float w[Format::N];

@@ -2,7 +2,8 @@
 //
 // A thread runs until it returns, meets a barrier, or a shuffle; then the next one runs. A barrier that not
 // every thread of the block (or lane of the warp) reaches is reported, not waited for. CUPEL_EMU_ORDER=reverse
-// runs the threads of a block from last to first: a result that changes lacks a barrier.
+// runs the threads of a block from last to first: a result that changes lacks a barrier. The blocks of a cluster
+// run together, each with dynamic shared memory of its own; other shared memory they must not have.
 #pragma once
 
 #include <sys/mman.h>
@@ -44,8 +45,8 @@ static uint3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emu {
 
-enum Wait { RUN, BLOCK, WARP, DONE };
-constexpr unsigned MAX_THREADS = 1024;
+enum Wait { RUN, BLOCK, WARP, CLUSTER, DONE };
+constexpr unsigned MAX_THREADS = 2048, MAX_CLUSTER = 8;  // threads of a cluster, and its blocks
 #ifdef EMU_ASAN
 constexpr size_t STACK = 256 << 10;
 #else
@@ -59,8 +60,10 @@ struct Fiber {
     ucontext_t context;
 #endif
     uint3 index;
+    unsigned rank;  // of its block in the cluster
     Wait wait;
     unsigned exchanges;
+    unsigned waits;  // at barriers of the cluster
     void* fake;
 };
 
@@ -71,7 +74,10 @@ static Fiber* current;
 static uint64_t slots[2][MAX_THREADS];
 static void (*body)(const void*);
 static const void* arguments;
-static unsigned char dynamic_shared[256 << 10] __attribute__((aligned(128)));
+static unsigned first_block;  // blockIdx.x of the cluster's first block
+static unsigned members, arrivals;  // threads of the cluster, and how often they arrived at its barrier
+static bool moved;                  // whether a thread ran
+static unsigned char dynamic_shared[MAX_CLUSTER][256 << 10] __attribute__((aligned(128)));
 
 #if defined(__x86_64__)
 __attribute__((naked, noinline)) static void swap(void**, void*) {
@@ -113,10 +119,11 @@ static void entry() {
     abort();
 }
 
-static void start(Fiber* f, uint3 index) {
+static void start(Fiber* f, uint3 index, unsigned rank) {
     f->index = index;
+    f->rank = rank;
     f->wait = RUN;
-    f->exchanges = 0;
+    f->exchanges = f->waits = 0;
     f->fake = nullptr;
 #ifdef EMU_ASAN
     __asan_unpoison_memory_region(stack_of(f) + STACK - 4096, 4096);  // what the last thread's switch left behind
@@ -143,20 +150,26 @@ static void yield(Wait why) {
 static void resume(Fiber* f) {
     current = f;
     threadIdx = f->index;
+    blockIdx.x = first_block + f->rank;
     jump(&host, f);
 }
+
+static bool have_arrived(const Fiber* f) { return arrivals >= f->waits * members; }
 
 // Runs lanes [low, high) until each is done or at a barrier of the block; false: some wait for lanes that do not come.
 static bool run_warp(unsigned low, unsigned high, bool reverse) {
     while (true) {
-        unsigned done = 0, warp = 0, block = 0;
+        unsigned done = 0, warp = 0, block = 0, late = 0;
         for (unsigned i = 0; i < high - low; ++i) {
             Fiber* f = fibers + (reverse ? high - 1 - i : low + i);
-            if (f->wait == RUN) resume(f);
+            if (f->wait == CLUSTER && have_arrived(f)) f->wait = RUN;
+            if (f->wait == RUN) moved = true, resume(f);
             done += f->wait == DONE;
             warp += f->wait == WARP;
-            block += f->wait == BLOCK;
+            block += f->wait == BLOCK || f->wait == CLUSTER;
         }
+        for (unsigned t = low; t < high; ++t) late += fibers[t].wait == CLUSTER && have_arrived(fibers + t);
+        if (late) continue;  // the last of the cluster to arrive was a later lane
         if (!warp) return true;
         if (block) return false;
         for (unsigned t = low; t < high; ++t)
@@ -164,31 +177,41 @@ static bool run_warp(unsigned low, unsigned high, bool reverse) {
     }
 }
 
-static bool run_block(unsigned threads, bool reverse) {
+static unsigned waiting(unsigned low, unsigned high, Wait why) {
+    unsigned count = 0;
+    for (unsigned t = low; t < high; ++t) count += fibers[t].wait == why;
+    return count;
+}
+
+static bool run_cluster(unsigned blocks, unsigned threads, bool reverse) {
     for (unsigned t = 0; t < threads; ++t) {
         unsigned x = t % blockDim.x, y = t / blockDim.x % blockDim.y, z = t / blockDim.x / blockDim.y;
-        start(fibers + t, {x, y, z});
+        for (unsigned b = 0; b < blocks; ++b) start(fibers + b * threads + t, {x, y, z}, b);
     }
     const unsigned warps = (threads + 31) / 32;
+    members = blocks * threads, arrivals = 0;
     while (true) {
-        for (unsigned i = 0; i < warps; ++i) {
-            unsigned low = (reverse ? warps - 1 - i : i) * 32;
-            if (!run_warp(low, low + 32 < threads ? low + 32 : threads, reverse)) return false;
+        moved = false;
+        for (unsigned n = 0; n < blocks; ++n) {
+            const unsigned first = (reverse ? blocks - 1 - n : n) * threads, end = first + threads;
+            for (unsigned i = 0; i < warps; ++i) {
+                const unsigned low = first + (reverse ? warps - 1 - i : i) * 32;
+                if (!run_warp(low, low + 32 < end ? low + 32 : end, reverse)) return false;
+            }
+            if (waiting(first, end, BLOCK) != threads) continue;
+            for (unsigned t = first; t < end; ++t) fibers[t].wait = RUN;
         }
-        unsigned waiting = 0, done = 0;
-        for (unsigned t = 0; t < threads; ++t) waiting += fibers[t].wait == BLOCK, done += fibers[t].wait == DONE;
-        if (done == threads) return true;
-        if (waiting != threads) return false;
-        for (unsigned t = 0; t < threads; ++t) fibers[t].wait = RUN;
+        if (!moved) return waiting(0, members, DONE) == members;
     }
 }
 
 // shape: grid x y z, block x y z, bytes of dynamic shared memory, reverse order. 0; 1: a barrier not everybody reaches; 2: bad shape.
-static int run(void (*kernel)(const void*), const void* args, const unsigned* shape, unsigned most) {
+static int run(void (*kernel)(const void*), const void* args, const unsigned* shape, unsigned most, unsigned cluster) {
     gridDim = {shape[0], shape[1], shape[2]};
     blockDim = {shape[3], shape[4], shape[5]};
     const unsigned threads = blockDim.x * blockDim.y * blockDim.z;
-    if (!threads || threads > most || threads > MAX_THREADS || shape[6] > sizeof dynamic_shared) return 2;
+    if (!threads || threads > most || cluster * threads > MAX_THREADS || shape[6] > sizeof dynamic_shared[0]) return 2;
+    if (cluster > 1 && (threads % 32 || gridDim.x % cluster)) return 2;
     if (!stacks) {
         void* mapped = mmap(nullptr, STACK * MAX_THREADS, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (mapped == MAP_FAILED) return 2;
@@ -198,10 +221,10 @@ static int run(void (*kernel)(const void*), const void* args, const unsigned* sh
     arguments = args;
     for (unsigned z = 0; z < gridDim.z; ++z)
         for (unsigned y = 0; y < gridDim.y; ++y)
-            for (unsigned x = 0; x < gridDim.x; ++x) {
-                blockIdx = {x, y, z};
-                memset(dynamic_shared, 0xFF, shape[6]);
-                if (!run_block(threads, shape[7] != 0)) return 1;
+            for (unsigned x = 0; x < gridDim.x; x += cluster) {
+                blockIdx = {first_block = x, y, z};
+                for (unsigned b = 0; b < cluster; ++b) memset(dynamic_shared[b], 0xFF, shape[6]);
+                if (!run_cluster(cluster, threads, shape[7] != 0)) return 1;
             }
     return 0;
 }
@@ -289,10 +312,23 @@ static inline void wait_for_previous() {}
 static inline void let_next_start() {}
 template <class T>
 static T load_shared_by_blocks(const T* p) { return *p; }
-#define dynamic_shared_memory() (emu::dynamic_shared)
-#define KERNEL(name, Args, threads)                                                                         \
+static inline void copy_piece(void* shared, const void* global) { memcpy(shared, global, 16); }
+static inline void copies_done() {}
+static inline void cluster_arrive() { ++emu::arrivals; }
+static inline void cluster_wait() {
+    ++emu::current->waits;
+    if (!emu::have_arrived(emu::current)) emu::yield(emu::CLUSTER);
+}
+template <class T>
+static T* in_block(T* p, unsigned rank) {
+    const auto* mine = emu::dynamic_shared[emu::current->rank];
+    return reinterpret_cast<T*>(emu::dynamic_shared[rank] + (reinterpret_cast<const unsigned char*>(p) - mine));
+}
+#define dynamic_shared_memory() (emu::dynamic_shared[emu::current->rank])
+#define KERNEL(name, Args, threads) CLUSTER_KERNEL(name, Args, threads, 1)
+#define CLUSTER_KERNEL(name, Args, threads, blocks)                                                         \
     static void name(const Args& a);                                                                        \
     extern "C" int emu_##name(const void* p, const unsigned* shape) {                                       \
-        return emu::run([](const void* q) { name(*static_cast<const Args*>(q)); }, p, shape, threads);      \
+        return emu::run([](const void* q) { name(*static_cast<const Args*>(q)); }, p, shape, threads, blocks); \
     }                                                                                                       \
     static void name(const Args& a)

@@ -45,7 +45,6 @@ static __device__ __forceinline__ void fifth(unsigned h, float* out) {
 
 struct F32 {
     static constexpr int N = 4;
-    static constexpr bool WIDE = false;
     struct Raw { uint4 q; };
     static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
         return {quants(m, (long long)row * m.pitch + c)};
@@ -58,7 +57,6 @@ struct F32 {
 
 struct F16 {
     static constexpr int N = 8;
-    static constexpr bool WIDE = false;
     struct Raw { uint4 q; };
     static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
         return {quants(m, (long long)row * m.pitch + c)};
@@ -73,7 +71,6 @@ struct F16 {
 
 struct BF16 {
     static constexpr int N = 8;
-    static constexpr bool WIDE = false;
     struct Raw { uint4 q; };
     static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
         return {quants(m, (long long)row * m.pitch + c)};
@@ -88,7 +85,6 @@ struct BF16 {
 
 struct Q8_0 {  // half a block: two neighbouring chunks share a scale
     static constexpr int N = 16;
-    static constexpr bool WIDE = false;
     struct Raw { uint4 q; uint16_t d; };
     static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
         const long long at = (long long)row * m.pitch + c;
@@ -132,7 +128,6 @@ static __device__ __forceinline__ int dot_five(const uint4& q, unsigned h, const
 // The formats of 32 weights a chunk: `dot` gets the chunk's quantised activations (8 words) and their sum.
 struct Q4_0 {
     static constexpr int N = 32;
-    static constexpr bool WIDE = false;
     struct Raw { uint4 q; uint16_t d; };
     static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
         const long long at = (long long)row * m.pitch + c;
@@ -151,7 +146,6 @@ struct Q4_0 {
 
 struct Q4_1 {
     static constexpr int N = 32;
-    static constexpr bool WIDE = false;
     struct Raw { uint4 q; unsigned dm; };
     static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
         const long long at = (long long)row * m.pitch + c;
@@ -171,7 +165,6 @@ struct Q4_1 {
 
 struct Q5_0 {
     static constexpr int N = 32;
-    static constexpr bool WIDE = false;
     struct Raw { uint4 q; unsigned h; uint16_t d; };
     static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
         const long long at = (long long)row * m.pitch + c;
@@ -191,7 +184,6 @@ struct Q5_0 {
 
 struct Q5_1 {
     static constexpr int N = 32;
-    static constexpr bool WIDE = false;
     struct Raw { uint4 q; unsigned h; unsigned dm; };
     static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
         const long long at = (long long)row * m.pitch + c;
@@ -218,7 +210,6 @@ static __device__ __forceinline__ float2 group_scales(unsigned dm, uint16_t sm) 
 
 struct Q4_K {
     static constexpr int N = 32;
-    static constexpr bool WIDE = false;
     struct Raw { uint4 q; unsigned dm; uint16_t sm; };
     static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
         const long long at = (long long)row * m.pitch + c;
@@ -238,7 +229,6 @@ struct Q4_K {
 
 struct Q5_K {
     static constexpr int N = 32;
-    static constexpr bool WIDE = true;  // a chunk takes many registers
     struct Raw { uint4 q; unsigned h; unsigned dm; uint16_t sm; };
     static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
         const long long at = (long long)row * m.pitch + c;
@@ -260,7 +250,6 @@ struct Q5_K {
 
 struct Q6_K {
     static constexpr int N = 32;
-    static constexpr bool WIDE = true;  // a chunk takes many registers
     struct Raw { uint4 q; uint2 h; uint16_t d; uint16_t s; };
     static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
         const long long at = (long long)row * m.pitch + c;

@@ -11,9 +11,7 @@
 
 #define ROWS 4
 #define MOST 512
-#ifndef DEPTH
-#define DEPTH 1  // steps whose loads are in flight
-#endif
+#define DEPTH 2  // steps whose loads are in flight, at most
 #define MOST_EXACT 256
 #define PLAIN 0
 #define GATE_UP 1
@@ -36,7 +34,9 @@ struct FusedArgs {
     int head_dim;
     int kv_heads;
     int pairs;
-    int team;                // warps that share a group of rows
+    int team_bits;           // a group of rows is shared by 2^team_bits warps
+    int steps;               // of each of them, for one group: 32 chunks each
+    int rounds;              // groups of a team, one after the other
 };
 
 struct Activations {
@@ -238,67 +238,74 @@ static __device__ __forceinline__ void finish(const FusedArgs& a, const Target& 
     else *t.to = threadIdx.x / 8 % 2 ? other * t.turn.y + sum * t.turn.x : sum * t.turn.x - other * t.turn.y;
 }
 
-// A team of `team` warps shares a group: each takes every team-th step of 32 chunks; its first warp adds them up.
+// A team of warps shares a group: each takes every team-th step of 32 chunks; its first warp adds them up. DEPTH
+// steps are on their way, each in registers of its own.
 template <class Format, bool FAST>
 static __device__ __forceinline__ void fused(const FusedArgs& a) {
-    __shared__ float sums[MOST / 32][ROWS];
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, teams = blockDim.x / 32 / a.team;
-    const int pitch = a.m0.pitch, member = warp % a.team, stride = teams * gridDim.x;
+    __shared__ float sums[2][MOST / 32][ROWS];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, team = 1 << a.team_bits;
+    const int pitch = a.m0.pitch, member = warp & (team - 1), stride = (blockDim.x / 32 >> a.team_bits) * gridDim.x;
     const int rows = a.mode == QKV ? a.m0.rows + a.m1.rows + a.m2.rows : a.m0.rows;
     const int groups = a.mode == GATE_UP ? (rows + 1) / 2 : (rows + ROWS - 1) / ROWS;
-    const int steps = (pitch + 32 * a.team - 1) / (32 * a.team);  // of each warp, for one group
-    const int rounds = (groups + stride - 1) / stride;
-    const int first = warp / a.team * gridDim.x + blockIdx.x;
-    constexpr int depth = FAST && Format::WIDE ? 1 : DEPTH;  // as the registers allow
-    typename Format::Raw raw[depth][ROWS];
-    int ahead_round = 0, ahead_step = 0;  // the next loads to issue
+    const int first = (warp >> a.team_bits) * gridDim.x + blockIdx.x;
+    constexpr int depth = FAST || Format::N <= 8 ? DEPTH : 1;  // as the registers allow: blocks expanded take many
+    typename Format::Raw raw[depth][ROWS] = {};
+    int ahead_group = first, ahead_step = 0;  // the next loads to issue
     const Matrix* m[ROWS];
     int at[ROWS];
-    auto place = [&](int group) {
+    auto place = [&] {
 #pragma unroll
-        for (int r = 0; r < ROWS; ++r) m[r] = &source(a, group, r, &at[r]);
+        for (int r = 0; r < ROWS; ++r) m[r] = &source(a, min(ahead_group, groups - 1), r, &at[r]);
     };
     auto fetch = [&](typename Format::Raw* into) {
-        const int c = min((ahead_step * a.team + member) * 32 + lane, pitch - 1);
+        if (ahead_group >= groups) return;
+        const int c = min(((ahead_step << a.team_bits) + member) * 32 + lane, pitch - 1);
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) into[r] = Format::load(*m[r], at[r], c);
-        if (++ahead_step == steps && ahead_round + 1 < rounds) {
-            ahead_step = 0;
-            place(min(first + ++ahead_round * stride, groups - 1));
-        }
-        ahead_step = min(ahead_step, steps - 1);
+        if (++ahead_step < a.steps) return;
+        ahead_step = 0, ahead_group += stride;
+        place();
     };
-    place(min(first, groups - 1));
+    place();
 #pragma unroll
     for (int d = 0; d < depth; ++d) fetch(raw[d]);
     float4 weight[BATCH];
     fetch_norm(a, weight);
     wait_for_previous();
     const Activations x = prepare<Format, FAST>(a, weight);
-    for (int round = 0; round < rounds; ++round) {
-        float total[ROWS] = {};
-        const int group = first + round * stride;
-        const Target place = target(a, group < groups && member == 0 ? group : NOWHERE);
-        for (int step = 0; step < steps; ++step) {
-            const int c = (step * a.team + member) * 32 + lane;
-            if (c < pitch) accumulate<Format, FAST>(raw[0], x, c, pitch, total);
-#pragma unroll
-            for (int d = 0; d + 1 < depth; ++d)
-#pragma unroll
-                for (int r = 0; r < ROWS; ++r) raw[d][r] = raw[d + 1][r];
-            fetch(raw[depth - 1]);
-        }
-        if (round + 1 == rounds) let_next_start();
+    int round = 0, step = 0;
+    float total[ROWS] = {};
+    Target goal = target(a, first < groups && member == 0 ? first : NOWHERE);
+    auto take = [&](typename Format::Raw* from) {
+        const int c = ((step << a.team_bits) + member) * 32 + lane;
+        if (c < pitch) accumulate<Format, FAST>(from, x, c, pitch, total);
+        fetch(from);
+        if (++step < a.steps) return;
+        if (round + 1 == a.rounds) let_next_start();
         float sum = four_sums(total);
-        if (a.team > 1) {
+        if (team > 1) {
+            float (*both)[ROWS] = sums[round % 2];
+            if (lane % 8 == 0) both[warp][lane / 8] = sum;
             __syncthreads();
-            if (lane % 8 == 0) sums[warp][lane / 8] = sum;
-            __syncthreads();
-            sum = sums[warp - member][lane / 8];
-            for (int w = 1; w < a.team; ++w) sum += sums[warp - member + w][lane / 8];
+            sum = both[warp - member][lane / 8];
+#pragma unroll 4
+            for (int w = 1; w < team; ++w) sum += both[warp - member + w][lane / 8];
         }
         const float other = __shfl_xor_sync(0xFFFFFFFFu, sum, 8);
-        finish(a, place, sum, other);
+        finish(a, goal, sum, other);
+        step = 0, ++round;
+        const int group = first + round * stride;
+        goal = target(a, group < groups && member == 0 ? group : NOWHERE);
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) total[r] = 0.0f;
+    };
+    while (true) {  // written out: a step's registers must not move while its loads are under way
+        take(raw[0]);
+        if (round == a.rounds) return;
+        if constexpr (depth > 1) {
+            take(raw[1]);
+            if (round == a.rounds) return;
+        }
     }
 }
 

@@ -14,6 +14,7 @@ struct AnglesArgs {
 
 KERNEL(rope_angles, AnglesArgs, 128) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    wait_for_previous();
     if (i >= a.rows * a.pairs) return;
     const double angle = a.positions[i / a.pairs] * a.frequencies[i % a.pairs];
     a.out[i] = make_float2((float)cos(angle), (float)sin(angle));
@@ -34,6 +35,7 @@ struct RopeArgs {
 KERNEL(rope, RopeArgs, 128) {
     const int lanes = a.head_dim - a.pairs;  // one thread a pair, and one a component that stays
     const long long n = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    wait_for_previous();
     if (n >= (long long)a.rows * a.heads * lanes) return;
     const int i = (int)(n % lanes), head = (int)(n / lanes % a.heads), row = (int)(n / lanes / a.heads);
     const float* x = a.x + (long long)row * a.x_pitch + head * a.head_dim;

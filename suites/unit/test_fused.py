@@ -1,0 +1,85 @@
+"""Attention of one row, as a decode step runs it, on the emulator against NumPy in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from cupel_runtime.adapters.config import Config
+from cupel_runtime.backends import NumpyBackend
+from cupel_runtime.backends.cuda import SEQUENCE
+from cupel_runtime.emulator import EmuDevice
+from cupel_runtime.fused import attend
+
+ORACLE = NumpyBackend("float64")
+LAYERS, KV_HEADS, CAPACITY = 2, 2, 800
+
+
+@pytest.fixture(scope="module")
+def device() -> Iterator[EmuDevice]:
+    made = EmuDevice()
+    made.module("attention_decode")
+    yield made
+    made.close()
+
+
+def config(group: int, dim: int, window: int | None = None) -> Config:
+    return Config(
+        architecture="llama", vocab_size=8, n_layers=LAYERS, width=8, n_heads=KV_HEADS * group,
+        n_kv_heads=KV_HEADS, head_dim=dim, ffn=8, context_length=CAPACITY, norm_eps=1e-5, tied_head=False,
+        window=window,
+    )  # fmt: skip
+
+
+def both(device: EmuDevice, c: Config, length: int, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """(head * dim,) of the oracle and of the kernel, for the row at position `length` of layer 1."""
+    rng = np.random.default_rng([length, c.n_heads, c.head_dim])
+    keys, values = rng.standard_normal((2, LAYERS, KV_HEADS, CAPACITY, c.head_dim)).astype(np.float32)
+    q = (scale * rng.standard_normal((1, c.n_heads, c.head_dim))).astype(np.float32)
+    keys[:, :, length + 1 :] = values[:, :, length + 1 :] = np.nan  # nobody may look ahead
+    held = [device.alloc(array.nbytes) for array in (keys, values, q, q)]
+    for pointer, array in zip(held, (keys, values, q), strict=False):
+        device.upload(pointer, array)
+    slot = device.alloc(SEQUENCE.itemsize)
+    device.upload(slot, np.array([(held[0], held[1], CAPACITY, length, 0, 0, 0, 0)], SEQUENCE))
+    attend(device, c, slot, 1, held[2], held[3])
+    got = device.download(held[3], (q.size,), np.float32)
+    for pointer in (*held, slot):
+        device.free(pointer)
+    wide = (q.astype(np.float64), *(kv[1, :, : length + 1].astype(np.float64) for kv in (keys, values)))
+    expected = ORACLE.attention(*wide, start=length, scale=c.head_dim**-0.5, window=c.window)
+    return np.asarray(expected).ravel(), got
+
+
+@pytest.mark.parametrize("group", [1, 2, 3, 4, 7, 8])
+@pytest.mark.parametrize("dim", [4, 32, 64, 80, 128, 132, 256])
+def test_a_row_attends_to_all_before_it(device: EmuDevice, group: int, dim: int) -> None:
+    """Every count of heads that share keys, heads of any width, more keys than a warp takes at a time."""
+    expected, got = both(device, config(group, dim), 300)
+    np.testing.assert_allclose(got, expected, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("length", [0, 1, 15, 16, 255, 256, 257, 799])
+def test_a_row_at_any_position(device: EmuDevice, length: int) -> None:
+    """Fewer keys than warps, a last warp with one key or none, a full cache; large scores do not overflow."""
+    expected, got = both(device, config(4, 64), length, scale=40.0)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [1, 16, 100, 700])
+def test_a_window_hides_what_lies_before_it(device: EmuDevice, window: int) -> None:
+    """Of 400 positions the last `window` count."""
+    expected, got = both(device, config(2, 64, window), 400)
+    np.testing.assert_allclose(got, expected, rtol=2e-5, atol=2e-6)
+
+
+def test_the_order_of_threads_does_not_matter(device: EmuDevice) -> None:
+    """Threads and blocks from last to first give the same bits: no barrier is missing."""
+    first = both(device, config(4, 128), 500)[1]
+    device.reverse = True
+    try:
+        assert both(device, config(4, 128), 500)[1].tobytes() == first.tobytes()
+    finally:
+        device.reverse = False
