@@ -31,8 +31,8 @@ LEAST: Final = 1024  # positions of the smallest graph
 
 
 class Decoder:
-    """Two graphs, one that takes the most probable id and one that draws: embed, every layer, head, choice, next
-    position.
+    """Two graphs, one that takes the most probable id and one that draws: embed, every layer, head, choice,
+    next position.
 
     The fused ones serve caches of any capacity; another architecture's, caches up to a power of two.
     Token and position live on the device in a slot that describes the sequence, and so do the settings of the
