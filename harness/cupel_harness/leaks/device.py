@@ -27,8 +27,8 @@ HINT = "pip install 'cupel[cuda]' on a machine with an NVIDIA driver"
 class Records:
     """What CUPTI has reported so far: every live block by its address.
 
-    Variables of a module have records when it is loaded and none when it is unloaded; where it is loaded to the
-    same address again, they are the same block.
+    Variables of a module have records when it is loaded and none when it is unloaded; where it is loaded to
+    the same address again, they are the same block.
 
     Attributes:
         blocks: kind -> address -> bytes, with "static" as a kind of its own.
