@@ -21,6 +21,9 @@ from cupel_runtime.weights import FORMATS, DeviceMatrix
 SIZES = {"weights": 8 << 20, "cache": 1 << 20, "activations": 8 << 20, "scratch": 36 << 20, "logits": 1 << 20}
 ORACLE = NumpyBackend("float64")
 TYPES = sorted(FORMATS)
+HALVES = {  # where a block's scales lie, if not at its beginning alone
+    T.Q4_1: (0, 2), T.Q5_1: (0, 2), T.Q2_K: (80, 82), T.Q4_K: (0, 2), T.Q5_K: (0, 2), T.Q6_K: (208,),
+}  # fmt: skip
 
 
 def backend(reverse: bool = False, mode: str = "exact") -> CudaBackend:
@@ -46,10 +49,7 @@ def raw_tensor(type: T, rows: int, cols: int, seed: int = 0) -> tuple[NDArray[np
         raw = {T.F32: values, T.F16: values.astype(np.float16), T.BF16: high}[type].view(np.uint8).ravel()
     else:
         blocks = rng.integers(0, 256, (rows * cols // weights, nbytes), dtype=np.uint8)
-        halves = {T.Q6_K: (208,), T.Q4_1: (0, 2), T.Q5_1: (0, 2), T.Q4_K: (0, 2), T.Q5_K: (0, 2)}.get(
-            type, (0,)
-        )
-        for at in halves:
+        for at in HALVES.get(type, (0,)):
             scale = (0.01 + 0.05 * rng.random(len(blocks))).astype(np.float16)
             blocks[:, at : at + 2] = scale[:, None].view(np.uint8)
         raw = blocks.ravel()

@@ -8,7 +8,7 @@
 #include "common.cuh"
 
 struct Matrix {
-    const void* q;   // 16 bytes a chunk: values, bytes or nibbles
+    const void* q;   // 16 bytes a chunk: values, bytes or nibbles; 8 of two bits
     const void* h;   // high bits: 4 bytes a chunk (fifth bits), 8 bytes (two bits)
     const void* s;   // scales of a chunk
     const void* d;   // scales of a block of 256
@@ -297,6 +297,8 @@ struct Q6_K {
     }
 };
 
+#include "formats_low.cuh"
+
 #define KERNELS(prefix, Args, threads)                          \
     KERNELS_OF_VALUES(prefix, Args, threads)                    \
     KERNELS_OF_BLOCKS(prefix, Args, threads)
@@ -312,4 +314,5 @@ struct Q6_K {
     KERNEL(prefix##_q5_1, Args, threads) { prefix<Q5_1>(a); }   \
     KERNEL(prefix##_q4_k, Args, threads) { prefix<Q4_K>(a); }   \
     KERNEL(prefix##_q5_k, Args, threads) { prefix<Q5_K>(a); }   \
-    KERNEL(prefix##_q6_k, Args, threads) { prefix<Q6_K>(a); }
+    KERNEL(prefix##_q6_k, Args, threads) { prefix<Q6_K>(a); }   \
+    KERNEL(prefix##_q2_k, Args, threads) { prefix<Q2_K>(a); }

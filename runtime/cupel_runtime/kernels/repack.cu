@@ -152,3 +152,20 @@ KERNEL(repack_q6_k, RepackArgs, 256) {
         if (g == 0) static_cast<uint16_t*>(a.d)[at / 8] = half_at(block + 208);
     });
 }
+
+// Two bits of the 32 weights of group g of a block of 256, of whose 64 bytes each holds four groups of its half.
+static __device__ __forceinline__ uint2 two_bits_of(const unsigned char* q, int g) {
+    unsigned halves[2] = {0, 0};
+    for (int i = 0; i < 32; ++i)
+        halves[i / 16] |= (q[g / 4 * 32 + i] >> 2 * (g % 4) & 3u) << (8 * (i % 4) + 2 * (i / 4 % 4));
+    return {halves[0], halves[1]};
+}
+
+KERNEL(repack_q2_k, RepackArgs, 256) {
+    each(a, [&](const unsigned char* row, int c, long long at) {
+        const unsigned char* block = row + c / 8 * 84;
+        static_cast<uint2*>(a.q)[at] = two_bits_of(block + 16, c % 8);
+        static_cast<uint16_t*>(a.s)[at] = half_at(block + 2 * (c % 8));
+        if (c % 8 == 0) static_cast<unsigned*>(a.d)[at / 8] = word_at(block + 80);
+    });
+}
