@@ -22,7 +22,8 @@ SIZES = {"weights": 8 << 20, "cache": 1 << 20, "activations": 8 << 20, "scratch"
 ORACLE = NumpyBackend("float64")
 TYPES = sorted(FORMATS)
 HALVES = {  # where a block's scales lie, if not at its beginning alone
-    T.Q4_1: (0, 2), T.Q5_1: (0, 2), T.Q2_K: (80, 82), T.Q4_K: (0, 2), T.Q5_K: (0, 2), T.Q6_K: (208,),
+    T.Q4_1: (0, 2), T.Q5_1: (0, 2), T.Q2_K: (80, 82), T.Q3_K: (108,), T.Q4_K: (0, 2), T.Q5_K: (0, 2),
+    T.Q6_K: (208,),
 }  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 // Weight formats as they lie in device memory, repacked into aligned streams: quants apart from scales.
 //
 // A chunk is what one lane takes at a time: N weights from one 16-byte load, plus its high bits and scales.
-// Nibbles: byte j holds weight j (low) and weight j + 16 (high). Fifth bits: bit 8b + w is byte b of word w,
+// Nibbles: byte j holds weight j (low) and weight j + 16 (high). Single bits: bit 8b + w is byte b of word w,
 // word w holding weights 4w to 4w + 3; two upper bits likewise, at 8b + 2(w % 4) of half w / 4.
 #pragma once
 
@@ -9,7 +9,7 @@
 
 struct Matrix {
     const void* q;   // 16 bytes a chunk: values, bytes or nibbles; 8 of two bits
-    const void* h;   // high bits: 4 bytes a chunk (fifth bits), 8 bytes (two bits)
+    const void* h;   // high bits: 4 bytes a chunk (third or fifth bits), 8 bytes (two bits)
     const void* s;   // scales of a chunk
     const void* d;   // scales of a block of 256
     int rows;
@@ -315,4 +315,5 @@ struct Q6_K {
     KERNEL(prefix##_q4_k, Args, threads) { prefix<Q4_K>(a); }   \
     KERNEL(prefix##_q5_k, Args, threads) { prefix<Q5_K>(a); }   \
     KERNEL(prefix##_q6_k, Args, threads) { prefix<Q6_K>(a); }   \
-    KERNEL(prefix##_q2_k, Args, threads) { prefix<Q2_K>(a); }
+    KERNEL(prefix##_q2_k, Args, threads) { prefix<Q2_K>(a); }   \
+    KERNEL(prefix##_q3_k, Args, threads) { prefix<Q3_K>(a); }

@@ -49,3 +49,41 @@ struct Q2_K {
         return total;
     }
 };
+
+struct Q3_K {
+    static constexpr int N = 32;
+    static constexpr bool WIDE = true;  // a chunk takes many registers
+    struct Raw { uint2 q; unsigned h; uint16_t d; uint16_t s; };
+    static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
+        const long long at = (long long)row * m.pitch + c;
+        return {static_cast<const uint2*>(m.q)[at], static_cast<const unsigned*>(m.h)[at],
+                static_cast<const uint16_t*>(m.d)[at >> 3], static_cast<const uint16_t*>(m.s)[at]};
+    }
+    static __device__ __forceinline__ unsigned word(const Raw& r, int i) {
+        return two_bits(r.q, i) | (r.h >> i & 0x01010101u) << 2;
+    }
+    static __device__ __forceinline__ float scale(const Raw& r, int half) {
+        return half_to_float(r.d) * (float)(int8_t)(r.s >> 8 * half);
+    }
+    static __device__ __forceinline__ void expand(const Raw& r, float* w) {
+        const float first = scale(r, 0), second = scale(r, 1);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) spread(word(r, i), w + 4 * i);
+#pragma unroll
+        for (int i = 0; i < 32; ++i) w[i] = (i < 16 ? first : second) * (w[i] - 4.0f);
+    }
+    static __device__ __forceinline__ float dot(const Raw& r, const int* x, float) {
+        float total = 0.0f;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            int products = 0, sum = 0;
+#pragma unroll
+            for (int i = 4 * half; i < 4 * half + 4; ++i) {
+                products = dp4a(word(r, i), x[i], products);
+                sum = dp4a(0x01010101, x[i], sum);
+            }
+            total += scale(r, half) * (float)(products - 4 * sum);
+        }
+        return total;
+    }
+};

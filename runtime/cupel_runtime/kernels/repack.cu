@@ -27,7 +27,7 @@ static __device__ __forceinline__ uint4 quad_at(const unsigned char* p) {
     return {word_at(p), word_at(p + 4), word_at(p + 8), word_at(p + 12)};
 }
 
-// Fifth bits in order of weights -> bit 8b + w for byte b of word w.
+// Third or fifth bits in order of weights -> bit 8b + w for byte b of word w.
 static __device__ __forceinline__ unsigned interleaved(unsigned bits) {
     unsigned out = 0;
     for (int i = 0; i < 32; ++i) out |= (bits >> i & 1u) << (8 * (i % 4) + i / 4);
@@ -167,5 +167,24 @@ KERNEL(repack_q2_k, RepackArgs, 256) {
         static_cast<uint2*>(a.q)[at] = two_bits_of(block + 16, c % 8);
         static_cast<uint16_t*>(a.s)[at] = half_at(block + 2 * (c % 8));
         if (c % 8 == 0) static_cast<unsigned*>(a.d)[at / 8] = word_at(block + 80);
+    });
+}
+
+// The signed scale of group i of 16, from 12 packed bytes: eight of two low nibbles, four of four upper pairs of bits.
+static __device__ __forceinline__ uint8_t signed_six_bits(const unsigned char* p, int i) {
+    return (uint8_t)((p[i % 8] >> i / 8 * 4 & 15 | (p[8 + i % 4] >> i / 4 * 2 & 3) << 4) - 32);
+}
+
+KERNEL(repack_q3_k, RepackArgs, 256) {
+    each(a, [&](const unsigned char* row, int c, long long at) {
+        const unsigned char* block = row + c / 8 * 110;
+        const int g = c % 8;
+        unsigned bits = 0;
+        for (int i = 0; i < 32; ++i) bits |= (block[i] >> g & 1u) << i;
+        static_cast<uint2*>(a.q)[at] = two_bits_of(block + 32, g);
+        static_cast<unsigned*>(a.h)[at] = interleaved(bits);
+        static_cast<uint16_t*>(a.s)[at] =
+            (uint16_t)(signed_six_bits(block + 96, 2 * g) | signed_six_bits(block + 96, 2 * g + 1) << 8);
+        if (g == 0) static_cast<uint16_t*>(a.d)[at / 8] = half_at(block + 108);
     });
 }
