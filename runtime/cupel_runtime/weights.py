@@ -53,6 +53,7 @@ FORMATS: Final[dict[T, Format]] = {
     T.Q6_K: Format(32, high=8, scales=2, block=2),
     T.Q2_K: Format(32, scales=2, block=4, quants=8),
     T.Q3_K: Format(32, high=4, scales=2, block=2, quants=8),
+    T.MXFP4: Format(32, scales=1),
 }
 PLAIN: Final = (T.F32, T.F16, T.BF16)
 

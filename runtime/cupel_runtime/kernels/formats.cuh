@@ -316,4 +316,5 @@ struct Q6_K {
     KERNEL(prefix##_q5_k, Args, threads) { prefix<Q5_K>(a); }   \
     KERNEL(prefix##_q6_k, Args, threads) { prefix<Q6_K>(a); }   \
     KERNEL(prefix##_q2_k, Args, threads) { prefix<Q2_K>(a); }   \
-    KERNEL(prefix##_q3_k, Args, threads) { prefix<Q3_K>(a); }
+    KERNEL(prefix##_q3_k, Args, threads) { prefix<Q3_K>(a); }   \
+    KERNEL(prefix##_mxfp4, Args, threads) { prefix<MXFP4>(a); }

@@ -1,6 +1,6 @@
 // Rows of a tensor as they lie in a GGUF file -> aligned streams of chunks (formats.cuh).
 //
-// The blocks of a file are 18 to 210 bytes long, which forbids 16-byte loads; once per load, each thread takes one
+// The blocks of a file are 17 to 210 bytes long, which forbids 16-byte loads; once per load, each thread takes one
 // chunk's bytes from its block and writes them where the mat-vec kernels want them. Bits move, nothing is rounded:
 // expanding the streams gives what quants.py gives, bit for bit.
 #include "formats.cuh"
@@ -186,5 +186,13 @@ KERNEL(repack_q3_k, RepackArgs, 256) {
         static_cast<uint16_t*>(a.s)[at] =
             (uint16_t)(signed_six_bits(block + 96, 2 * g) | signed_six_bits(block + 96, 2 * g + 1) << 8);
         if (g == 0) static_cast<uint16_t*>(a.d)[at / 8] = half_at(block + 108);
+    });
+}
+
+KERNEL(repack_mxfp4, RepackArgs, 256) {
+    each(a, [&](const unsigned char* row, int c, long long at) {
+        const unsigned char* block = row + c * 17;
+        static_cast<uint4*>(a.q)[at] = quad_at(block + 1);
+        static_cast<uint8_t*>(a.s)[at] = block[0];
     });
 }
