@@ -24,12 +24,8 @@ test-hf: $(VENV)/.installed-hf  ## check the oracle against Hugging Face transfo
 emu-sanitize: $(VENV)/.installed-dev  ## run the CUDA kernels' tests on the emulator under address and undefined-behaviour sanitizers
 	CUPEL_EMU_SANITIZE=1 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-<<<<<<< HEAD
-	  $(BIN)/python -m pytest -n $(JOBS) -q suites/unit/test_kernels.py suites/unit/test_device_sampler.py \
-	    suites/unit/test_emu_engine.py -k "not faults_of_a_device"
-=======
-	  $(BIN)/python -m pytest -n 0 -q suites/unit/test_kernels.py suites/unit/test_fused.py suites/unit/test_emu_engine.py -k "not faults_of_a_device"
->>>>>>> attn
+	  $(BIN)/python -m pytest -n $(JOBS) -q suites/unit/test_kernels.py suites/unit/test_fused.py \
+	    suites/unit/test_device_sampler.py suites/unit/test_emu_engine.py -k "not faults_of_a_device"
 
 kernels: $(VENV)/.installed-dev  ## compile every kernel with nvcc; fails when one does not fit its registers
 	$(BIN)/python -m cupel_runtime.spills $(ARCH)

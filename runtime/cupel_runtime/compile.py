@@ -26,7 +26,8 @@ SANITIZE: Final = "CUPEL_EMU_SANITIZE"
 
 SCALARS: Final = {"int": "<i4", "float": "<f4", "long long": "<i8", "double": "<f8"}
 FORMATS: Final = (
-    "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k",
+    "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k", "q2_k", "q3_k",
+    "mxfp4",
 )  # fmt: skip
 EMULATED: Final = (
     "-x", "c++", "-std=c++17", "-O2", "-fPIC", "-shared", "-DCUPEL_EMU", "-Wno-unknown-pragmas",

@@ -26,8 +26,9 @@ class Format:
     """How one type lies in device memory.
 
     Attributes:
-        chunk: weights of one 16-byte load. high: bytes of a chunk's high bits.
+        chunk: weights that a lane takes at a time. high: bytes of a chunk's high bits.
         scales, per: bytes of scales for every `per` chunks. block: bytes of scales for every 256 weights.
+        quants: bytes of a chunk's values, or of their low bits.
     """
 
     chunk: int
@@ -35,6 +36,7 @@ class Format:
     scales: int = 0
     per: int = 1
     block: int = 0
+    quants: int = 16
 
 
 FORMATS: Final[dict[T, Format]] = {
@@ -49,6 +51,9 @@ FORMATS: Final[dict[T, Format]] = {
     T.Q4_K: Format(32, scales=2, block=4),
     T.Q5_K: Format(32, high=4, scales=2, block=4),
     T.Q6_K: Format(32, high=8, scales=2, block=2),
+    T.Q2_K: Format(32, scales=2, block=4, quants=8),
+    T.Q3_K: Format(32, high=4, scales=2, block=2, quants=8),
+    T.MXFP4: Format(32, scales=1),
 }
 PLAIN: Final = (T.F32, T.F16, T.BF16)
 
@@ -65,7 +70,7 @@ def streams(type: T, shape: tuple[int, ...]) -> dict[str, int]:
     form, rows, cols = FORMATS[type], prod(shape[:-1]), shape[-1]
     chunks = rows * -(-cols // form.chunk)
     sizes = {
-        "q": 16 * chunks,
+        "q": form.quants * chunks,
         "h": form.high * chunks,
         "s": -(-chunks // form.per) * form.scales,
         "d": rows * (cols // 256) * form.block,

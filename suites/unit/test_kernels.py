@@ -10,10 +10,11 @@ from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as T
 from numpy.typing import NDArray
 
+from cupel_runtime import compile as kernels
 from cupel_runtime.backends import NumpyBackend
 from cupel_runtime.backends.cuda import CudaBackend
 from cupel_runtime.emulator import EmuDevice
-from cupel_runtime.quants import dequantize
+from cupel_runtime.quants import dequantize, supported_types
 from cupel_runtime.tensors import TensorInfo
 from cupel_runtime.vram import Arena
 from cupel_runtime.weights import FORMATS, DeviceMatrix
@@ -21,6 +22,10 @@ from cupel_runtime.weights import FORMATS, DeviceMatrix
 SIZES = {"weights": 8 << 20, "cache": 1 << 20, "activations": 8 << 20, "scratch": 36 << 20, "logits": 1 << 20}
 ORACLE = NumpyBackend("float64")
 TYPES = sorted(FORMATS)
+HALVES = {  # where a block's scales lie, if not at its beginning alone
+    T.Q4_1: (0, 2), T.Q5_1: (0, 2), T.Q2_K: (80, 82), T.Q3_K: (108,), T.Q4_K: (0, 2), T.Q5_K: (0, 2),
+    T.Q6_K: (208,), T.MXFP4: (),
+}  # fmt: skip
 
 
 def backend(reverse: bool = False, mode: str = "exact") -> CudaBackend:
@@ -46,12 +51,11 @@ def raw_tensor(type: T, rows: int, cols: int, seed: int = 0) -> tuple[NDArray[np
         raw = {T.F32: values, T.F16: values.astype(np.float16), T.BF16: high}[type].view(np.uint8).ravel()
     else:
         blocks = rng.integers(0, 256, (rows * cols // weights, nbytes), dtype=np.uint8)
-        halves = {T.Q6_K: (208,), T.Q4_1: (0, 2), T.Q5_1: (0, 2), T.Q4_K: (0, 2), T.Q5_K: (0, 2)}.get(
-            type, (0,)
-        )
-        for at in halves:
+        for at in HALVES.get(type, (0,)):
             scale = (0.01 + 0.05 * rng.random(len(blocks))).astype(np.float16)
             blocks[:, at : at + 2] = scale[:, None].view(np.uint8)
+        if type == T.MXFP4:
+            blocks[:, 0] = rng.integers(118, 124, len(blocks))  # exponents of its scales
         raw = blocks.ravel()
     return raw, TensorInfo("t", (rows, cols), type, 0, raw.nbytes)
 
@@ -66,6 +70,21 @@ def test_repacked_weights_expand_bit_for_bit(ops: CudaBackend, type: T) -> None:
     raw, info = raw_tensor(type, 5, 512)
     got = ops.download(ops.expand(ops.weight(raw, info)))
     assert np.array_equal(got.view(np.uint32), dequantize(raw, type, info.shape).view(np.uint32))
+
+
+def test_every_type_of_the_runtime_has_kernels() -> None:
+    """What the CPU decodes, a device does: no model is refused there for a tensor's type alone."""
+    assert list(supported_types()) == TYPES
+    assert {type.name.lower() for type in TYPES} == set(kernels.FORMATS)
+
+
+def test_every_exponent_of_mxfp4_expands_bit_for_bit(ops: CudaBackend) -> None:
+    """All 256 shared exponents, the subnormal ones and 255 among them, with all 16 codes in both halves."""
+    raw = np.zeros((256, 17), np.uint8)
+    raw[:, 0], raw[:, 1:] = np.arange(256), np.arange(16) * 16 + (15 - np.arange(16))
+    info = TensorInfo("t", (256, 32), T.MXFP4, 0, raw.nbytes)
+    got = ops.download(ops.expand(ops.weight(raw.ravel(), info)))
+    assert np.array_equal(got.view(np.uint32), dequantize(raw.ravel(), T.MXFP4, info.shape).view(np.uint32))
 
 
 @pytest.mark.parametrize("type", TYPES, ids=lambda t: t.name)

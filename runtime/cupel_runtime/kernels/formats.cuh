@@ -1,15 +1,15 @@
 // Weight formats as they lie in device memory, repacked into aligned streams: quants apart from scales.
 //
 // A chunk is what one lane takes at a time: N weights from one 16-byte load, plus its high bits and scales.
-// Nibbles: byte j holds weight j (low) and weight j + 16 (high). Fifth bits: bit 8b + w is byte b of word w,
+// Nibbles: byte j holds weight j (low) and weight j + 16 (high). Single bits: bit 8b + w is byte b of word w,
 // word w holding weights 4w to 4w + 3; two upper bits likewise, at 8b + 2(w % 4) of half w / 4.
 #pragma once
 
 #include "common.cuh"
 
 struct Matrix {
-    const void* q;   // 16 bytes a chunk: values, bytes or nibbles
-    const void* h;   // high bits: 4 bytes a chunk (fifth bits), 8 bytes (two bits)
+    const void* q;   // 16 bytes a chunk: values, bytes or nibbles; 8 of two bits
+    const void* h;   // high bits: 4 bytes a chunk (third or fifth bits), 8 bytes (two bits)
     const void* s;   // scales of a chunk
     const void* d;   // scales of a block of 256
     int rows;
@@ -286,6 +286,8 @@ struct Q6_K {
     }
 };
 
+#include "formats_low.cuh"
+
 #define KERNELS(prefix, Args, threads)                          \
     KERNELS_OF_VALUES(prefix, Args, threads)                    \
     KERNELS_OF_BLOCKS(prefix, Args, threads)
@@ -301,4 +303,7 @@ struct Q6_K {
     KERNEL(prefix##_q5_1, Args, threads) { prefix<Q5_1>(a); }   \
     KERNEL(prefix##_q4_k, Args, threads) { prefix<Q4_K>(a); }   \
     KERNEL(prefix##_q5_k, Args, threads) { prefix<Q5_K>(a); }   \
-    KERNEL(prefix##_q6_k, Args, threads) { prefix<Q6_K>(a); }
+    KERNEL(prefix##_q6_k, Args, threads) { prefix<Q6_K>(a); }   \
+    KERNEL(prefix##_q2_k, Args, threads) { prefix<Q2_K>(a); }   \
+    KERNEL(prefix##_q3_k, Args, threads) { prefix<Q3_K>(a); }   \
+    KERNEL(prefix##_mxfp4, Args, threads) { prefix<MXFP4>(a); }

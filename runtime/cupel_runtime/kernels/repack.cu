@@ -1,6 +1,6 @@
 // Rows of a tensor as they lie in a GGUF file -> aligned streams of chunks (formats.cuh).
 //
-// The blocks of a file are 18 to 210 bytes long, which forbids 16-byte loads; once per load, each thread takes one
+// The blocks of a file are 17 to 210 bytes long, which forbids 16-byte loads; once per load, each thread takes one
 // chunk's bytes from its block and writes them where the mat-vec kernels want them. Bits move, nothing is rounded:
 // expanding the streams gives what quants.py gives, bit for bit.
 #include "formats.cuh"
@@ -27,7 +27,7 @@ static __device__ __forceinline__ uint4 quad_at(const unsigned char* p) {
     return {word_at(p), word_at(p + 4), word_at(p + 8), word_at(p + 12)};
 }
 
-// Fifth bits in order of weights -> bit 8b + w for byte b of word w.
+// Third or fifth bits in order of weights -> bit 8b + w for byte b of word w.
 static __device__ __forceinline__ unsigned interleaved(unsigned bits) {
     unsigned out = 0;
     for (int i = 0; i < 32; ++i) out |= (bits >> i & 1u) << (8 * (i % 4) + i / 4);
@@ -150,5 +150,49 @@ KERNEL(repack_q6_k, RepackArgs, 256) {
         static_cast<uint2*>(a.h)[at] = {upper[0], upper[1]};
         static_cast<uint16_t*>(a.s)[at] = half_at(block + 192 + 2 * g);
         if (g == 0) static_cast<uint16_t*>(a.d)[at / 8] = half_at(block + 208);
+    });
+}
+
+// Two bits of the 32 weights of group g of a block of 256, of whose 64 bytes each holds four groups of its half.
+static __device__ __forceinline__ uint2 two_bits_of(const unsigned char* q, int g) {
+    unsigned halves[2] = {0, 0};
+    for (int i = 0; i < 32; ++i)
+        halves[i / 16] |= (q[g / 4 * 32 + i] >> 2 * (g % 4) & 3u) << (8 * (i % 4) + 2 * (i / 4 % 4));
+    return {halves[0], halves[1]};
+}
+
+KERNEL(repack_q2_k, RepackArgs, 256) {
+    each(a, [&](const unsigned char* row, int c, long long at) {
+        const unsigned char* block = row + c / 8 * 84;
+        static_cast<uint2*>(a.q)[at] = two_bits_of(block + 16, c % 8);
+        static_cast<uint16_t*>(a.s)[at] = half_at(block + 2 * (c % 8));
+        if (c % 8 == 0) static_cast<unsigned*>(a.d)[at / 8] = word_at(block + 80);
+    });
+}
+
+// The signed scale of group i of 16, from 12 packed bytes: eight of two low nibbles, four of four upper pairs of bits.
+static __device__ __forceinline__ uint8_t signed_six_bits(const unsigned char* p, int i) {
+    return (uint8_t)((p[i % 8] >> i / 8 * 4 & 15 | (p[8 + i % 4] >> i / 4 * 2 & 3) << 4) - 32);
+}
+
+KERNEL(repack_q3_k, RepackArgs, 256) {
+    each(a, [&](const unsigned char* row, int c, long long at) {
+        const unsigned char* block = row + c / 8 * 110;
+        const int g = c % 8;
+        unsigned bits = 0;
+        for (int i = 0; i < 32; ++i) bits |= (block[i] >> g & 1u) << i;
+        static_cast<uint2*>(a.q)[at] = two_bits_of(block + 32, g);
+        static_cast<unsigned*>(a.h)[at] = interleaved(bits);
+        static_cast<uint16_t*>(a.s)[at] =
+            (uint16_t)(signed_six_bits(block + 96, 2 * g) | signed_six_bits(block + 96, 2 * g + 1) << 8);
+        if (g == 0) static_cast<uint16_t*>(a.d)[at / 8] = half_at(block + 108);
+    });
+}
+
+KERNEL(repack_mxfp4, RepackArgs, 256) {
+    each(a, [&](const unsigned char* row, int c, long long at) {
+        const unsigned char* block = row + c * 17;
+        static_cast<uint4*>(a.q)[at] = quad_at(block + 1);
+        static_cast<uint8_t*>(a.s)[at] = block[0];
     });
 }

@@ -19,12 +19,12 @@ struct TensorArgs {
     int steps;              // tiles of 64 columns that one split takes
 };
 
-// How tiles of weights arrive. Halves are copied as they are. Quants of whole chunks are queued: a thread copies its
-// own, and expands them a step before they are multiplied.
+// How tiles of weights arrive. Halves are copied as they are. Quants of 16 bytes are queued: a thread copies its own,
+// and expands them a step before they are multiplied.
 // Columns past the last one repeat it: the rows of x hold zeros there.
 template <class Format, int OUTS>
 struct Weights {
-    static constexpr bool COPIED = false, QUEUED = Format::N >= 16;
+    static constexpr bool COPIED = false, QUEUED = Format::N >= 16 && sizeof(Format::Raw::q) == 16;
     static constexpr int THREADS = 2 * OUTS, A_ROW = 64 / Format::N, EACH = OUTS * A_ROW / THREADS;
     static constexpr int QUEUE = QUEUED ? OUTS * A_ROW * 16 : 0;  // bytes of a step's quants as they lie in memory
     typename Format::Raw raw[EACH];
