@@ -13,7 +13,6 @@ static __device__ __forceinline__ unsigned two_bits(const uint2& q, int i) {
 
 struct Q2_K {
     static constexpr int N = 32;
-    static constexpr bool WIDE = true;  // a chunk takes many registers
     struct Raw { uint2 q; unsigned dm; uint16_t s; };  // s: a group's scale in the low nibble, its minimum above
     static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
         const long long at = (long long)row * m.pitch + c;
@@ -52,7 +51,6 @@ struct Q2_K {
 
 struct Q3_K {
     static constexpr int N = 32;
-    static constexpr bool WIDE = true;  // a chunk takes many registers
     struct Raw { uint2 q; unsigned h; uint16_t d; uint16_t s; };
     static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
         const long long at = (long long)row * m.pitch + c;
@@ -90,7 +88,6 @@ struct Q3_K {
 
 struct MXFP4 {
     static constexpr int N = 32;
-    static constexpr bool WIDE = true;  // a chunk takes many registers
     static constexpr int ZERO = 12;     // what twelve more than twice an E2M1 number is for 0
     struct Raw { uint4 q; uint8_t e; };
     static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
