@@ -10,11 +10,16 @@ from cupel_harness.engines import resolve_model
 from cupel_harness.engines.base import Capability, Engine, EngineInfo, Generation
 from cupel_harness.engines.embedded import Embedded, EmbeddedSession, anonymous_bytes
 from cupel_harness.provenance import cupel_version
+from cupel_runtime.backends.cuda import CudaBackend
 from cupel_runtime.decode import generate
 from cupel_runtime.device import copy_bandwidth
 from cupel_runtime.device_model import DeviceModel, Options
 from cupel_runtime.errors import EngineError
+from cupel_runtime.ops import Backend
 from cupel_runtime.sampler import SamplingParams
+from cupel_runtime.vram import PURPOSES, Arena
+
+CHECKED_BYTES = 64 << 20  # of each purpose, for checks of single ops
 
 
 class DeviceSession(EmbeddedSession):
@@ -32,6 +37,7 @@ class OnDevice(Embedded):
     """
 
     device_name: ClassVar[str]
+    _apart: CudaBackend | None = None  # what `ops` gave out
 
     def __init__(self, model: DeviceModel, spec: str) -> None:
         self._model: DeviceModel | None = model
@@ -80,6 +86,21 @@ class OnDevice(Embedded):
             on_token=on_token,
         )  # fmt: skip
         return Generation(done.ids, done.logprobs, done.finish_reason)
+
+    def ops(self) -> Backend:
+        """The model's ops in its arithmetic, over an arena of their own: the model's is full."""
+        if self._apart is None:
+            device, sizes = self.model.device, dict.fromkeys(PURPOSES, CHECKED_BYTES)
+            self._apart = CudaBackend(
+                device, Arena(device, sizes, None, "the checks of ops"), self.model.options.mode
+            )
+        return self._apart  # type: ignore[return-value]  # its arrays lie on the device
+
+    def close(self) -> None:
+        if self._apart is not None:
+            self._apart.arena.close()
+            self._apart = None
+        super().close()
 
     def phases(self) -> Mapping[str, float]:
         decoder = self.model.captured

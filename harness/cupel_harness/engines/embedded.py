@@ -20,8 +20,6 @@ from cupel_runtime.kvcache import KVCache
 from cupel_runtime.ops import Backend
 from cupel_runtime.sampler import SamplingParams
 
-CHECKED_BYTES = 64 << 20  # of each purpose, for checks of single ops on a device
-
 
 class EmbeddedSession(Session):
     """One sequence of an embedded model, with a cache of its own."""
@@ -63,7 +61,6 @@ class Embedded(Engine):
     """The runtime's Model behind the engine protocol; subclasses fix the arithmetic."""
 
     dtype: ClassVar[Literal["float32", "float64"]]
-    _apart: Any = None  # the backend that `ops` gave out, where it has memory of its own
 
     def __init__(self, model: Model, spec: str) -> None:
         self._model: Model | None = model
@@ -191,24 +188,12 @@ class Embedded(Engine):
         return session
 
     def ops(self) -> Backend:
-        """The model's backend; on a device one over an arena of its own, since the model's is full."""
-        backend: Any = self.model.backend
-        if not hasattr(backend, "arena"):
-            return self.model.backend
-        if self._apart is None:
-            from cupel_runtime.vram import PURPOSES, Arena
-
-            arena = Arena(backend.device, dict.fromkeys(PURPOSES, CHECKED_BYTES), None, "the checks of ops")
-            self._apart = type(backend)(backend.device, arena)
-        return self._apart  # type: ignore[no-any-return]
+        return self.model.backend
 
     def close(self) -> None:
         for session in list(self._sessions):
             session.close()
         self._sessions.clear()
-        if self._apart is not None:
-            self._apart.arena.close()
-            self._apart = None
         if self._model is not None:
             self._model.close()
             self._model = None
