@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
-from weakref import WeakSet
 
 import numpy as np
 import pytest
@@ -15,7 +13,6 @@ from numpy.typing import NDArray
 from cupel_harness.checks import CheckFailed, Observer
 from cupel_harness.engines import open_engine
 from cupel_harness.engines.base import Engine, EngineInfo
-from cupel_harness.engines.embedded import NumPy
 from cupel_runtime.backends import NumpyBackend
 from cupel_runtime.errors import MissingCapability
 from cupel_suites import ops_twins
@@ -209,46 +206,14 @@ def test_an_unknown_arithmetic_has_no_bound() -> None:
         bench(arithmetic="unknown")
 
 
-class Shelf:
-    """A device that only counts what it gave out."""
-
-    spec = "shelf"
-
-    def __init__(self) -> None:
-        self.held: dict[int, int] = {}
-
-    def alloc(self, nbytes: int) -> int:
-        self.held[1 << 20] = nbytes
-        return 1 << 20
-
-    def free(self, pointer: int) -> None:
-        del self.held[pointer]
-
-    def memory(self) -> tuple[int, int]:
-        return 1 << 40, 1 << 40
-
-
-class OnShelf:
-    """A backend of a device and an arena, as engines on a device have."""
-
-    def __init__(self, device: Shelf, arena: Any) -> None:
-        self.device, self.arena = device, arena
-
-
-def test_a_device_engine_gives_ops_memory_of_their_own() -> None:
+def test_a_device_engine_gives_ops_memory_of_their_own_and_its_arithmetic() -> None:
     """The model's arena is full to the byte: checks get another, one for all, that goes with the engine."""
-    shelf = Shelf()
-    engine = NumPy.__new__(NumPy)
-    backend = OnShelf(shelf, "the model's arena")
-    engine._model = SimpleNamespace(backend=backend, close=lambda: None)  # type: ignore[assignment]
-    engine._sessions = WeakSet()
-    ops: Any = engine.ops()
-    assert isinstance(ops, OnShelf)
-    assert ops is engine.ops() is not backend
-    assert ops.arena != backend.arena
-    assert list(shelf.held.values()) == [ops.arena.size]
-    engine.close()
-    assert not shelf.held
+    with open_engine("emu:fast", "fixture:llama-tiny") as engine:
+        ops: Any = engine.ops()
+        assert ops is engine.ops() is not engine.model.backend  # type: ignore[attr-defined]
+        assert ops.mode == engine.model.options.mode == "fast"  # type: ignore[attr-defined]
+        assert ops.arena.blocks()
+    assert not ops.arena.blocks()
 
 
 def test_a_host_engine_gives_the_ops_it_computes_with() -> None:

@@ -195,7 +195,8 @@ class CudaBackend:
         bias = None if bias is None else self.on(bias)
         rows, outputs = x.shape[0], weight.shape[0]
         out = self.empty(rows, outputs) if out is None else out
-        if self._tensor is not None and rows >= LEAST:
+        # Who keeps float32 in a file wants its precision, and its range, which half does not have.
+        if self._tensor is not None and rows >= LEAST and kind != "f32":
             self._tensor.linear(x, weight, bias.pointer if bias else 0, out)
             return out
         args = {"m": fields, "x": x.pointer, "bias": bias.pointer if bias else 0, "out": out.pointer}
