@@ -43,6 +43,7 @@ class _Running:
     ledger: Path
     process: subprocess.Popen[bytes] | Forked
     deadline: float
+    forward: bool
 
 
 def run(
@@ -66,7 +67,10 @@ def run(
         stack.callback(_end_all, running)
         while waiting or running:
             while waiting and len(running) < jobs:
-                cell, ledger = waiting.pop(0)
+                # From both ends of the plan: its first cells start processes and compute, its last ones stream
+                # weights. Two that stream at once take a fifth longer each, for what the cores share.
+                forward = not any(one.forward for one in running)
+                cell, ledger = waiting.pop(0 if forward else -1)
                 started(cell)
                 ledger.unlink(missing_ok=True)
                 log = ledger.with_suffix(".log")
@@ -77,7 +81,7 @@ def run(
                     if server is None or _sees_memory(cell)
                     else server.start(words, log)
                 )
-                running.append(_Running(cell, ledger, process, time.monotonic() + timeout_s))
+                running.append(_Running(cell, ledger, process, time.monotonic() + timeout_s, forward))
             for one in list(running):
                 late = time.monotonic() > one.deadline
                 if one.process.poll() is None and not late:

@@ -217,6 +217,18 @@ def test_every_cell_runs_in_its_own_process_and_a_resume_runs_none(tmp_path: Pat
     assert evidence.read(tmp_path / "out/ledger.jsonl") == again
 
 
+def test_cells_run_from_both_ends_of_the_plan(tmp_path: Path) -> None:
+    """Two at a time, one walks the plan forward and one backward; alone, it is walked in its order."""
+    project(tmp_path)
+    work = plan.build(gate_of(models=("a", "b", "c")), folder=tmp_path / "suites")
+    for jobs, first in ((1, work.cells[:2]), (2, (work.cells[0], work.cells[-1]))):
+        events: list[Event] = []
+        plan.run(work, tmp_path / f"out{jobs}", jobs=jobs, progress=events.append)
+        started = [event.cell for event in events if event.kind == "started"]
+        assert tuple(started[:2]) == first
+        assert sorted(started) == sorted(work.cells)
+
+
 def test_a_resume_runs_again_what_changed(tmp_path: Path) -> None:
     """A suite whose code changed is run again, and its new failure is seen; the other is kept."""
     work = project(tmp_path)
