@@ -67,7 +67,7 @@ def run(
         stack.callback(_end_all, running)
         while waiting or running:
             while waiting and len(running) < jobs:
-                # From both ends of the plan: its first cells start processes and compute, its last ones stream
+                # From both ends of the plan: its first cells start processes and compute, its last stream
                 # weights. Two that stream at once take a fifth longer each, for what the cores share.
                 forward = not any(one.forward for one in running)
                 cell, ledger = waiting.pop(0 if forward else -1)
