@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar
 from weakref import WeakSet
 
 from cupel_harness.engines import resolve_model
-from cupel_harness.engines.base import Capability, Engine, EngineInfo, Generation
+from cupel_harness.engines.base import Capability, Engine, EngineInfo
 from cupel_harness.engines.embedded import Embedded, EmbeddedSession, anonymous_bytes
 from cupel_harness.provenance import cupel_version
 from cupel_runtime.backends.cuda import CudaBackend
@@ -16,7 +16,6 @@ from cupel_runtime.device import copy_bandwidth
 from cupel_runtime.device_model import DeviceModel, Options
 from cupel_runtime.errors import EngineError
 from cupel_runtime.ops import Backend
-from cupel_runtime.sampler import SamplingParams
 from cupel_runtime.vram import PURPOSES, Arena
 
 CHECKED_BYTES = 64 << 20  # of each purpose, for checks of single ops
@@ -37,6 +36,7 @@ class OnDevice(Embedded):
     """
 
     device_name: ClassVar[str]
+    _continue = staticmethod(generate)
     _apart: CudaBackend | None = None  # what `ops` gave out
 
     def __init__(self, model: DeviceModel, spec: str) -> None:
@@ -64,28 +64,6 @@ class OnDevice(Embedded):
         if self._model is None:
             raise EngineError("engine is closed", expected="an open engine", hint="open it again")
         return self._model
-
-    def generate(
-        self,
-        ids: Sequence[int],
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        seed: int = 0,
-        stop: Sequence[str] = (),
-        ignore_eos: bool = False,
-        on_token: Callable[[int, float], bool | None] | None = None,
-    ) -> Generation:
-        params = SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-        done = generate(
-            self.model, ids, max_tokens=max_tokens, params=params, stop=stop, ignore_eos=ignore_eos,
-            on_token=on_token,
-        )  # fmt: skip
-        return Generation(done.ids, done.logprobs, done.finish_reason)
 
     def ops(self) -> Backend:
         """The model's ops in its arithmetic, over an arena of their own: the model's is full."""

@@ -61,6 +61,7 @@ class Embedded(Engine):
     """The runtime's Model behind the engine protocol; subclasses fix the arithmetic."""
 
     dtype: ClassVar[Literal["float32", "float64"]]
+    _continue: ClassVar[Callable[..., Any]] = staticmethod(generate)  # the runtime's, for this kind of model
 
     def __init__(self, model: Model, spec: str) -> None:
         self._model: Model | None = model
@@ -136,7 +137,7 @@ class Embedded(Engine):
             repetition_penalty=repetition_penalty,
             seed=seed,
         )
-        done = generate(
+        done = self._continue(
             self.model,
             ids,
             max_tokens=max_tokens,
