@@ -216,6 +216,16 @@ def test_a_device_engine_gives_ops_memory_of_their_own_and_its_arithmetic() -> N
     assert not ops.arena.blocks()
 
 
+def test_weights_in_float32_keep_their_range_in_fast_arithmetic() -> None:
+    """Inputs far below half's smallest number give float32's products, also in prompts of many rows."""
+    random = np.random.default_rng(0)
+    x = (random.standard_normal((33, 31)) * 1e-37).astype(np.float32)
+    weight = random.standard_normal((65, 31)).astype(np.float32)
+    with open_engine("emu:fast", "fixture:llama-tiny") as engine:
+        got = np.asarray(engine.ops().linear(x, weight))
+    assert np.allclose(got, x.astype(np.float64) @ weight.T.astype(np.float64), rtol=1e-4, atol=1e-42)
+
+
 def test_a_host_engine_gives_the_ops_it_computes_with() -> None:
     """NumPy's ops are the model's own; an engine without any says so."""
     with open_engine("numpy", "fixture:llama-tiny") as engine:
