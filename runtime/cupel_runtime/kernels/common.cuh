@@ -70,6 +70,18 @@ static __device__ __forceinline__ float warp_max(float value) {
     return value;
 }
 
+// Lane 8r of the warp gets the sum of total[r] over all lanes, r below 4; six shuffles for the four of them.
+static __device__ __forceinline__ float four_sums(const float* total) {
+    const bool upper = threadIdx.x & 16, odd = threadIdx.x & 8;
+    float first = upper ? total[2] : total[0], second = upper ? total[3] : total[1];
+    first += __shfl_xor_sync(0xFFFFFFFFu, upper ? total[0] : total[2], 16);
+    second += __shfl_xor_sync(0xFFFFFFFFu, upper ? total[1] : total[3], 16);
+    float sum = odd ? second : first;
+    sum += __shfl_xor_sync(0xFFFFFFFFu, odd ? first : second, 8);
+    for (int step = 4; step; step >>= 1) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, step);
+    return sum;
+}
+
 // Sum over a block of whole warps, at most 32 of them; `shared` holds one value per warp.
 template <class T>
 static __device__ __forceinline__ T block_sum(T value, T* shared) {
