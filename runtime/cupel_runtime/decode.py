@@ -13,12 +13,13 @@ from cupel_runtime.adapters.base import Adapter, Step
 from cupel_runtime.backends.cuda import SEQUENCE, TOKEN, CudaBackend
 from cupel_runtime.backends.device_array import DeviceIds
 from cupel_runtime.backends.sampling import DeviceSampler, refusal
-from cupel_runtime.device_base import Device, Graph, in_turn
+from cupel_runtime.device_base import Device, Graph, Pointer, in_turn
 from cupel_runtime.device_cache import DeviceCache, SlotCache
 from cupel_runtime.errors import NotANumber
 from cupel_runtime.fused import FusedLlama, fits
 from cupel_runtime.generate import Generation, Writer
 from cupel_runtime.ops import Array
+from cupel_runtime.prefill import Prefill
 from cupel_runtime.sampler import SamplingParams
 
 if TYPE_CHECKING:
@@ -26,7 +27,11 @@ if TYPE_CHECKING:
 
 RING: Final = 64
 """Tokens that may be queued before the host reads them."""
-PARTS: Final = 256  # blocks that look at the logits
+SLOT: Final = np.dtype(
+    [("sequence", SEQUENCE), ("position", "<i4"), ("ids", "<i4", RING), ("logprobs", "<f4", RING)]
+)
+"""What a graph reads and writes of its sequence: where it stands, the next position, what it chose."""
+PARTS: Final = 256  # blocks that look at the logits, at most as many as threads of a block
 LEAST: Final = 1024  # positions of the smallest graph
 
 
@@ -42,15 +47,16 @@ class Decoder:
     def __init__(self, adapter: Adapter, ops: CudaBackend) -> None:
         self.adapter, self.ops = adapter, ops
         vocab = adapter.config.vocab_size
-        self._slot = ops.block(SEQUENCE.itemsize + 8, "scratch")
-        self._ids = ops.block(4 * RING, "scratch")
-        self._logprobs = ops.block(4 * RING, "scratch")
+        self._slot = ops.block(SLOT.itemsize, "scratch")
         self._partial = ops.block(32 * PARTS, "scratch")
+        self._arrived = ops.block(4, "scratch")
+        ops.device.fill(self._arrived.pointer, 4)
         self.logits = ops.empty(1, vocab, purpose="logits")
         self._graphs: dict[tuple[int, bool], Graph] = {}
         self.captured_s = 0.0  # seconds that capturing them took
         self.fused = FusedLlama(adapter, ops) if fits(adapter) else None
         self.sampler = DeviceSampler(ops, vocab, RING)
+        self.prompt = Prefill(adapter, ops)
         # For whom the sampler was armed last, and how many ids of it the sampler remembers.
         self._told: tuple[ref[DeviceCache], SamplingParams, int] | None = None
 
@@ -60,7 +66,12 @@ class Decoder:
 
     @property
     def _position(self) -> int:
-        return self._slot.pointer + SEQUENCE.itemsize
+        return self._at("position")
+
+    def _at(self, field: str) -> Pointer:
+        """Where a field of the slot lies."""
+        assert SLOT.fields is not None
+        return self._slot.pointer + SLOT.fields[field][1]
 
     @in_turn
     def graph(self, capacity: int, draws: bool = False) -> Graph:
@@ -101,19 +112,37 @@ class Decoder:
         vocab = self.adapter.config.vocab_size
         parts = max(1, min(PARTS, vocab // 512))
         args = {"logits": self.logits.pointer, "partial": self._partial.pointer,
-                "sequence": self._slot.pointer, "position": self._position, "ids": self._ids.pointer,
-                "logprobs": self._logprobs.pointer, "vocab": vocab, "parts": parts, "ring": RING}  # fmt: skip
-        self.ops.device.launch("choose_parts", (parts,), 256, args)
-        self.ops.device.launch("choose_join", (1,), 32, args)
+                "arrived": self._arrived.pointer, "sequence": self._slot.pointer,
+                "position": self._position, "ids": self._at("ids"), "logprobs": self._at("logprobs"),
+                "vocab": vocab, "ring": RING}  # fmt: skip
+        self.ops.device.launch("choose", (parts,), 256, args)
 
     def arm(self, cache: DeviceCache, token: int, fed: int = 0) -> None:
         """Point the slot at a sequence and the id to feed, as it stood before its last `fed` positions."""
-        record = cache.record(token)
-        record["length"] -= fed
-        state = np.zeros(SEQUENCE.itemsize + 8, np.uint8)
-        state[: SEQUENCE.itemsize] = record.view(np.uint8)
-        state[SEQUENCE.itemsize :].view(np.int32)[0] = cache.offset + cache.length - fed
+        state = np.zeros(1, SLOT)
+        state["sequence"] = cache.record(token)
+        state["sequence"]["length"] -= fed
+        state["position"] = cache.offset + cache.length - fed
         self.ops.device.upload(self._slot.pointer, state)
+
+    @in_turn
+    def first(self, cache: DeviceCache, history: Sequence[int], params: SamplingParams) -> tuple[int, float]:
+        """The id that follows a prompt whose last row of logits is in `logits`, and its logprob.
+
+        Raises:
+            NotANumber: as `run`, or as `refusal`.
+        """
+        self.arm(cache, 0, fed=1)
+        if is_greedy(params):
+            self.choose()
+            ids, logprobs = self._chosen(1)
+        else:
+            self._tell(params, history)
+            self.sampler.launch(self.logits, self._slot.pointer, self._position)
+            ids, logprobs = self.sampler.read(1)
+            if ids[0] < 0:
+                raise refusal(ids[0])
+        return ids[0], logprobs[0]
 
     @in_turn
     def run(self, cache: DeviceCache, token: int, count: int) -> tuple[list[int], list[float]]:
@@ -125,37 +154,18 @@ class Decoder:
             ContextLengthExceeded: they do not fit. NotANumber: logits that are not finite.
         """
         cache.require(count)
-        device = self.ops.device
         graph = self.graph(cache.capacity)
         self.arm(cache, token)
         for _ in range(count):
             graph.replay()
-        ids = device.download(self._ids.pointer, (count,), np.int32)
-        logprobs = device.download(self._logprobs.pointer, (count,), np.float32)
-        state = device.download(self._slot.pointer, (1,), SEQUENCE)[0]
-        if state["bad"]:
-            raise NotANumber(f"{state['bad']} of {count} rows of logits are not finite", where="logits")
-        return ids.tolist(), logprobs.tolist()
+        return self._chosen(count)
 
-    @in_turn
-    def first(
-        self, cache: DeviceCache, history: Sequence[int], logits: Array, params: SamplingParams
-    ) -> tuple[int, float]:
-        """The id that follows a prompt, drawn from its last row of logits (vocab,), and its logprob.
-
-        Sorting a large vocabulary on the host takes longer than the row's way back.
-
-        Raises:
-            NotANumber: as `sampler.sample`.
-        """
-        self._tell(params, history, masks=True)
-        self.arm(cache, 0, fed=1)
-        self.ops.device.upload(self.logits.pointer, np.asarray(logits, np.float32))
-        self.sampler.launch(self.logits, self._slot.pointer, self._position)
-        ((token,), (logprob,)) = self.sampler.read(1)
-        if token < 0:
-            raise refusal(token)
-        return token, logprob
+    def _chosen(self, count: int) -> tuple[list[int], list[float]]:
+        """What `choose` left in the ring since the slot was armed."""
+        slot = self.device.download(self._slot.pointer, (1,), SLOT)[0]
+        if bad := slot["sequence"]["bad"]:
+            raise NotANumber(f"{bad} of {count} rows of logits are not finite", where="logits")
+        return slot["ids"][:count].tolist(), slot["logprobs"][:count].tolist()
 
     @in_turn
     def draw(
@@ -178,9 +188,9 @@ class Decoder:
             graph.replay()
         return self.sampler.read(count)
 
-    def _tell(self, params: SamplingParams, history: Sequence[int], masks: bool = False) -> None:
+    def _tell(self, params: SamplingParams, history: Sequence[int]) -> None:
         self._told = None
-        self.sampler.arm(params, masks=masks)
+        self.sampler.arm(params)
         if params.repetition_penalty != 1.0:
             self.sampler.remember(history)
 
@@ -198,10 +208,16 @@ class Decoder:
         for graph in self._graphs.values():
             graph.close()
         self._graphs = {}
+        self.prompt.close()
 
 
 def _as_it_is(stage: str, x: Any) -> Any:
     return x
+
+
+def is_greedy(params: SamplingParams) -> bool:
+    """Whether the most probable id is taken as the logits stand."""
+    return params.temperature == 0 and params.repetition_penalty == 1.0
 
 
 def generate(
@@ -216,24 +232,19 @@ def generate(
 ) -> Generation:
     """As `cupel_runtime.generate.generate`, decoding by graph.
 
-    Ids are chosen on the device, many replays at a time; the first of a greedy text on the host.
+    Ids are chosen on the device, many replays at a time; logits do not come to the host.
     """
     params = params or SamplingParams()
     writer = Writer(model, ids, max_tokens, params, stop, ignore_eos, on_token)
     cache = writer.cache
     assert isinstance(cache, DeviceCache)
     try:
-        greedy = params.temperature == 0 and params.repetition_penalty == 1.0
-        logits = model.forward([(cache, writer.feed)], last_only=True)[0][-1]
-        if greedy or not writer.remaining:
-            done = writer.take(logits)
-        else:
-            done = writer.accept(*model.decoder.first(cache, writer.history, logits, params))
+        done = _begin(model, writer, cache, params)
         while done is None:
             count = min(RING, writer.remaining, cache.capacity - cache.length)
             if on_token is not None:
                 count = 1
-            if greedy:
+            if is_greedy(params):
                 chosen = model.decoder.run(cache, writer.feed[0], count)
             else:
                 chosen = model.decoder.draw(cache, writer.history, count, params)
@@ -246,3 +257,22 @@ def generate(
         return done
     finally:
         cache.close()
+
+
+def _begin(
+    model: DeviceModel, writer: Writer, cache: DeviceCache, params: SamplingParams
+) -> Generation | None:
+    """The prompt, and the id that follows it.
+
+    Raises:
+        NotANumber: the first stage that is not finite, as `Model.forward` finds it.
+    """
+    with model.device.turn:  # from the logits to the choice: they lie in the decoder's own memory
+        model.prefill(cache, writer.feed)
+        try:
+            chosen = model.decoder.first(cache, writer.history, params)
+        except NotANumber:
+            cache.truncate(0)
+            model.forward([(cache, writer.feed)], last_only=True)
+            raise
+    return writer.spent() or writer.accept(*chosen)

@@ -20,18 +20,18 @@ from cupel_runtime.decode import RING, Decoder
 from cupel_runtime.device import Device, open_device
 from cupel_runtime.device_base import in_turn
 from cupel_runtime.device_cache import DeviceCache
-from cupel_runtime.engine import Model, Trace
+from cupel_runtime.engine import Model, Trace, checked_ids
 from cupel_runtime.errors import InvalidParameter
 from cupel_runtime.gguf import GGUFFile, open_gguf
 from cupel_runtime.kvcache import KVCache
 from cupel_runtime.ops import Array, Ids
+from cupel_runtime.prefill import MAX_ROWS
 from cupel_runtime.tokenizer import load_tokenizer
 from cupel_runtime.vram import Arena, padded, parse_size
 from cupel_runtime.weights import STAGING, DeviceMatrix, estimate
 
 MODES: Final = ("exact", "fast")
 PHASES: Final = ("init", "module load", "upload and repack")
-MAX_ROWS: Final = 1024  # of one step; longer prompts go through in pieces
 LOGIT_BYTES: Final = 16 << 20
 POOL_POSITIONS: Final = 16384
 SMALL: Final = 4 << 20  # for ids, states, tables and fragments
@@ -217,29 +217,59 @@ class DeviceModel(Model):
                 cache.truncate(length)
             raise
 
+    @in_turn
+    def prefill(self, cache: DeviceCache, ids: Sequence[int]) -> None:
+        """Append ids to a sequence's cache and leave the logits of the last in the decoder's own memory.
+
+        Nobody looks whether they are finite.
+
+        Raises:
+            ContextLengthExceeded, InvalidParameter: as `forward`, before anything is written.
+        """
+        checked = checked_ids(ids, self.vocab_size)
+        cache.rollback()
+        cache.require(len(checked))
+        length, prompt = cache.length, self.decoder.prompt
+        try:
+            for piece in self._pieces(checked):
+                prompt.feed(cache, piece)
+            prompt.head(self.decoder.logits)
+        except BaseException:
+            cache.truncate(length)
+            raise
+
+    @staticmethod
+    def _pieces(ids: Sequence[int] | Ids) -> list[Any]:
+        """The ids of one sequence, as many as a step takes at a time."""
+        return [ids[low : low + MAX_ROWS] for low in range(0, len(ids), MAX_ROWS)] or [ids]
+
     def _in_pieces(self, cache: KVCache, ids: Sequence[int], last_only: bool) -> Array:
         """Logits of one sequence whose new ids go through in several steps."""
-        pieces = [ids[low : low + MAX_ROWS] for low in range(0, len(ids), MAX_ROWS)] or [ids]
         done = [
-            super(DeviceModel, self).forward([(cache, piece)], last_only=last_only)[0] for piece in pieces
+            super(DeviceModel, self).forward([(cache, piece)], last_only=last_only)[0]
+            for piece in self._pieces(ids)
         ]
         return done[-1] if last_only else np.concatenate(done)
 
-    def _run(self, step: Step, wanted: Ids | None, tap: Tap) -> Array:
+    def _hidden(self, step: Step, tap: Tap) -> Any:
+        """Hidden states after the last norm (row, width), on the device."""
         ops = self.backend
         for cache, _ in step.sequences:
             assert isinstance(cache, DeviceCache)
             cache.arm()
         on_device: Any = Step(ops.ids(step.ids), ops.ids(step.positions), step.sequences)
-        hidden: Any = self.adapter.forward(ops, on_device, tap)
-        hidden = ops.on(hidden)
+        return ops.on(self.adapter.forward(ops, on_device, tap))
+
+    def _run(self, step: Step, wanted: Ids | None, tap: Tap) -> Array:
+        ops = self.backend
+        hidden = self._hidden(step, tap)
         hidden = hidden if wanted is None else hidden[wanted]
         vocab = self.adapter.config.vocab_size
         most = max(1, LOGIT_BYTES // (4 * vocab))
         pieces = []
         for low in range(0, len(hidden), most):
             some: Any = hidden[low : low + most]
-            logits: Any = self.adapter.head(ops, some, lambda stage, x: x)
+            logits: Any = self.adapter.head(ops, some, _untouched)
             pieces.append(np.asarray(logits))
         return np.asarray(tap("logits", np.concatenate(pieces)))
 
@@ -256,6 +286,10 @@ class DeviceModel(Model):
             self.backend.arena.close()
             if self._owned:
                 self.device.close()
+
+
+def _untouched(stage: str, x: Any) -> Any:
+    return x
 
 
 def pointers(weights: Mapping[str, Any]) -> list[int]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import numpy as np
-
 from cupel_runtime.adapters.base import EMBEDDING, Adapter
 from cupel_runtime.adapters.config import Config
 from cupel_runtime.adapters.llama import ROPE_FREQS, Llama
 from cupel_runtime.backends.cuda import TOKEN, CudaBackend, blocks
-from cupel_runtime.backends.device_array import Block, DeviceArray, DeviceIds
+from cupel_runtime.backends.device_array import Block, DeviceArray
 from cupel_runtime.device_base import Device, Pointer
 from cupel_runtime.weights import FORMATS, PLAIN, DeviceMatrix
 
@@ -22,6 +20,8 @@ ROWS: Final = 4
 MODE: Final = {"plain": 0, "gate_up": 1, "qkv": 2}
 LAUNCH: dict[str, tuple[int, int]] = {"fast": (512, 1), "exact": (256, 2), "values": (512, 1), "emu": (64, 1)}
 """Threads of a block, and blocks for each multiprocessor."""
+AHEAD: Final = 2 << 20
+"""Bytes of each of two matrices that attention asks for: with twice as much, the matrix before them waits."""
 NOTHING: Final = (0,) * 8
 MATRICES: Final = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 
@@ -55,24 +55,19 @@ class FusedLlama:
         self.q = ops.empty(1, c.n_heads * c.head_dim, purpose="scratch")
         self.mixed = ops.empty(1, c.n_heads * c.head_dim, purpose="scratch")
         self.act = ops.empty(1, c.ffn, purpose="scratch")
-        self.pairs = (c.rope_dim or c.head_dim) // 2
-        self._nowhere = DeviceIds(ops.upload(np.zeros(1), np.int32), 1)
-        self._angles(self._nowhere)
-
-    def _angles(self, at: DeviceIds) -> DeviceArray:
-        c = self.adapter.config
-        divisors = self.adapter.weights.get(ROPE_FREQS)
-        dim = c.rope_dim or c.head_dim
-        return self.ops.angles(at, c.rope_base or 10000.0, dim, c.rope_factor or 1.0, divisors)
+        dim, divisors = c.rope_dim or c.head_dim, adapter.weights.get(ROPE_FREQS)
+        self.pairs = dim // 2
+        self.frequencies = ops.frequencies(c.rope_base or 10000.0, dim, c.rope_factor or 1.0, divisors)
+        self.angles = ops.empty(1, self.pairs, 2, purpose="scratch")
 
     def record(self, slot: Block, position: int, logits: DeviceArray) -> None:
         """Queue one token: the id in the slot, at its position, to logits (1, vocab)."""
         adapter, ops, c = self.adapter, self.ops, self.adapter.config
         table: Any = adapter.weights[EMBEDDING]
-        args = {"table": table.fields, "ids": slot.pointer + TOKEN, "out": self.x.pointer,
-                "rows": 1}  # fmt: skip
-        ops.device.launch(f"embed_{table.kind}", blocks(table.pitch, 64), 64, args)
-        self.angles = self._angles(DeviceIds(slot, 1, position - slot.pointer))
+        args = {"table": table.fields, "id": slot.pointer + TOKEN, "out": self.x.pointer,
+                "position": position, "frequencies": self.frequencies.pointer,
+                "angles": self.angles.pointer, "pairs": self.pairs}  # fmt: skip
+        ops.device.launch(f"begin_{table.kind}", (blocks(table.pitch, 64)[0] + 1,), 64, args)
         for layer, w in enumerate(adapter.blocks):
             weight: Any = {name: w[f"{name}.weight"] for name in MATRICES}
             q, k, v = (weight[name] for name in MATRICES[:3])
@@ -82,9 +77,9 @@ class FusedLlama:
             else:
                 for part in range(3):
                     self.stage("qkv", (q, k, v), self.x, self.q, only=part, **common)
-            attend(ops.device, c, slot.pointer, layer, self.q.pointer, self.mixed.pointer)
-            self.stage("plain", (weight["attn_output"],), self.mixed, self.x, residual=self.x)
             pair = (weight["ffn_gate"], weight["ffn_up"])
+            attend(ops.device, c, slot.pointer, layer, self.q.pointer, self.mixed.pointer, pair)
+            self.stage("plain", (weight["attn_output"],), self.mixed, self.x, residual=self.x)
             self.stage("gate_up", pair, self.x, self.act, norm=w["ffn_norm.weight"])
             self.stage("plain", (weight["ffn_down"],), self.act, self.x, residual=self.x)
         head: Any = adapter.head_weight
@@ -141,15 +136,27 @@ class FusedLlama:
         device.launch(kernel, (max(1, grid),), threads, args, shared=shared)
 
 
-def attend(device: Device, c: Config, sequence: Pointer, layer: int, q: Pointer, out: Pointer) -> None:
+def attend(
+    device: Device,
+    c: Config,
+    sequence: Pointer,
+    layer: int,
+    q: Pointer,
+    out: Pointer,
+    ahead: tuple[DeviceMatrix, DeviceMatrix] | None = None,
+) -> None:
     """Queue attention_decode: one row of q (head, dim) over a sequence's cache, itself included.
 
     Args:
         sequence: a SEQUENCE in device memory, whose length is the row's position. out: (head, dim).
+        ahead: matrices of one shape that a later launch reads, to be asked into the second-level cache.
     """
     group, dim = c.n_heads // c.n_kv_heads, c.head_dim
+    first, second = (matrix.pointers["q"] for matrix in ahead) if ahead else (0, 0)
+    most = min(AHEAD, *(matrix.streams["q"] for matrix in ahead)) if ahead else 0
     args = {"sequence": sequence, "q": q, "out": out, "kv_heads": c.n_kv_heads, "group": group,
-            "head_dim": dim, "layer": layer, "window": c.window or 0, "scale": dim**-0.5}  # fmt: skip
+            "head_dim": dim, "layer": layer, "window": c.window or 0, "scale": dim**-0.5,
+            "ahead0": first, "ahead1": second, "ahead_bytes": most}  # fmt: skip
     heads = next(size for size in (1, 2, 4, GROUP) if size >= group)
     wide = dim > MOST_DIM // 2
     tile = TILE // 2 if wide else TILE

@@ -101,10 +101,14 @@ class Writer:
         """Ids that may still follow."""
         return self._max_tokens - len(self._ids)
 
+    def spent(self) -> Generation | None:
+        """The whole text, when no id may follow."""
+        return None if self.remaining else self._ended("length")
+
     def take(self, logits: Array) -> Generation | None:
         """Choose the next id from a row (vocab,); the whole text once it has ended."""
-        if len(self._ids) == self._max_tokens:
-            return self._ended("length")
+        if (done := self.spent()) is not None:
+            return done
         token = sample(logits, self._params, self.cache.offset + self.cache.length, self._history)
         return self.accept(token, logprob(logits, token))
 

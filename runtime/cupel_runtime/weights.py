@@ -89,7 +89,7 @@ class DeviceMatrix:
     """A matrix (out, in) in device memory.
 
     Attributes:
-        kind: the suffix of its kernels' names. zero: every weight is zero.
+        kind: the suffix of its kernels' names. zero: every weight is zero. streams: bytes of each.
     """
 
     def __init__(self, arena: Arena, type: T, shape: tuple[int, ...], purpose: str = "weights") -> None:
@@ -97,10 +97,10 @@ class DeviceMatrix:
         self.rows, self.cols = prod(shape[:-1]), shape[-1]
         self.zero = False
         self._arena = arena
-        self._sizes = streams(type, shape)
+        self.streams = streams(type, shape)
         self.pitch = -(-self.cols // FORMATS[type].chunk)
         self.pointers: dict[str, Pointer] = {
-            name: arena.alloc(purpose, size) for name, size in self._sizes.items()
+            name: arena.alloc(purpose, size) for name, size in self.streams.items()
         }
 
     @property
@@ -113,7 +113,7 @@ class DeviceMatrix:
 
     @property
     def nbytes(self) -> int:
-        return sum(self._sizes.values())
+        return sum(self.streams.values())
 
     @property
     def fields(self) -> tuple[int, ...]:

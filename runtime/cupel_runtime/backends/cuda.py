@@ -86,16 +86,14 @@ class CudaBackend:
         if x.contiguous:
             return x
         out = self.empty(*x.shape)
-        args = {
-            "x": x.pointer,
-            "y": 0,
-            "out": out.pointer,
-            "count": x.size,
-            "width": x.width,
-            "pitch": x.pitch,
-        }
-        self.device.launch("copy_rows", blocks(x.size), THREADS, args)
+        self.copy(x, out)
         return out
+
+    def copy(self, x: DeviceArray, out: DeviceArray) -> None:
+        """Queue a copy of the rows of x into contiguous ones."""
+        args = {"x": x.pointer, "y": 0, "out": out.pointer, "count": x.size, "width": x.width,
+                "pitch": x.pitch}  # fmt: skip
+        self.device.launch("copy_rows", blocks(x.size), THREADS, args)
 
     def ids(self, ids: Indices) -> DeviceIds:
         """Ids on the device."""
@@ -166,9 +164,7 @@ class CudaBackend:
         out = self.empty(sum(map(len, parts)), *parts[0].shape[1:])
         low = 0
         for part in parts:
-            args = {"x": part.pointer, "y": 0, "out": out[low:].pointer, "count": part.size,
-                    "width": part.width, "pitch": part.width}  # fmt: skip
-            self.device.launch("copy_rows", blocks(part.size), THREADS, args)
+            self.copy(part, out[low:])
             low += len(part)
         return out
 
@@ -287,6 +283,10 @@ class CudaBackend:
         record = np.array([(keys, values, capacity, length, 0, 0, 0, 0)], SEQUENCE)
         return self.upload(record, SEQUENCE)
 
+    def any_reach(self, rows: int, dim: int) -> bool:
+        """Whether the launches of attention are the same wherever in a sequence so many rows stand."""
+        return self._tensor is not None and rows >= LEAST and dim in HEADS
+
     def _attend(
         self,
         q: Any,
@@ -304,7 +304,8 @@ class CudaBackend:
         """
         q = q if isinstance(q, DeviceArray) else self.on(q)
         rows, heads, dim = q.shape
-        if self._tensor is not None and rows >= LEAST and dim in HEADS:
+        if self.any_reach(rows, dim):
+            assert self._tensor is not None
             return self._tensor.attend(q, sequence, kv_heads, layer, scale, window)
         out = self.empty(rows, heads * dim)
         splits = -(-reach // SPLIT)

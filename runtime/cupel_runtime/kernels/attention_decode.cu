@@ -25,6 +25,9 @@ struct DecodeAttentionArgs {
     int layer;
     int window;
     float scale;
+    const unsigned char* ahead0;  // what a launch after the next one reads first, or null
+    const unsigned char* ahead1;
+    int ahead_bytes;              // of each, a multiple of 16
 };
 
 // Lanes p of eight neighbours share `count` values: each gets the sums over the eight of its own share of them, the
@@ -69,6 +72,17 @@ static __device__ __forceinline__ float common_scale(const float* tops, int pitc
     return best;
 }
 
+// Attention leaves the memory's bandwidth idle: meanwhile every block asks for its share of the weights ahead.
+static __device__ __forceinline__ void ask_ahead(const DecodeAttentionArgs& a) {
+    constexpr int PIECE = 16 << 10;
+    const int blocks = gridDim.x * gridDim.y, block = blockIdx.y * gridDim.x + blockIdx.x;
+    for (int n = threadIdx.x * blocks + block; n * PIECE < a.ahead_bytes; n += THREADS * blocks) {
+        const int at = n * PIECE, bytes = min(PIECE, a.ahead_bytes - at);
+        ask_for(a.ahead0 + at, bytes);
+        ask_for(a.ahead1 + at, bytes);
+    }
+}
+
 // G: query heads of the kv_head, rounded up to a power of two; what the heads too many compute is not used.
 // COLUMNS: of four components, that one lane has of a row of values.
 template <int G, int COLUMNS>
@@ -109,6 +123,7 @@ static __device__ __forceinline__ void decode(const DecodeAttentionArgs& a) {
     let_next_start();
     for (int i = threadIdx.x; i < group * quads; i += THREADS)
         copy_piece(q + i, reinterpret_cast<const float4*>(a.q) + kv * group * quads + i);
+    ask_ahead(a);
     if (low <= position && position < min(low + TILE, high)) copy(position, position + 1, position - low);
     copies_done();
     __syncthreads();

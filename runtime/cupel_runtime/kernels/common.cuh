@@ -31,6 +31,10 @@ static __device__ __forceinline__ uint4 load_once(const uint4* p) {
 // wait, never before: so whoever runs knows that every kernel but the one before it has ended.
 static __device__ __forceinline__ void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 static __device__ __forceinline__ void let_next_start() { asm volatile("griddepcontrol.launch_dependents;"); }
+// Memory that somebody will read soon, on its way into the second-level cache: 16-byte pieces of global memory.
+static __device__ __forceinline__ void ask_for(const void* p, unsigned bytes) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" :: "l"(p), "r"(bytes) : "memory");
+}
 template <class T>
 static __device__ __forceinline__ T load_shared_by_blocks(const T* p) { return __ldcg(p); }
 // 16 bytes on their way from global to shared memory past the registers, until the thread asks that its copies be done.
@@ -102,6 +106,12 @@ static __device__ __forceinline__ float block_max(float value, float* shared) {
     float top = shared[0];
     for (unsigned w = 1; w < warps; ++w) top = fmaxf(top, shared[w]);
     return top;
+}
+
+// Cosine and sine of a position's angle, in float64 from a frequency the host made: float32 has none for a late one.
+static __device__ __forceinline__ float2 turn_of(int position, double frequency) {
+    const double angle = position * frequency;
+    return make_float2((float)cos(angle), (float)sin(angle));
 }
 
 // One sequence: where its cache lies and where it stands; kept in device memory, advanced by the last kernel.

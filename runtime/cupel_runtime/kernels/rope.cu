@@ -1,7 +1,6 @@
 // Rotary positions (Su et al. 2021): the cosines and sines of a step, then the rotation of every head.
 //
-// Angles are computed in float64 from frequencies the host made, once a step: float32 has no angle for a late
-// position. Pair i is (2i, 2i+1), or (i, i + dim/2) in the neox layout.
+// Angles are computed once a step. Pair i is (2i, 2i+1), or (i, i + dim/2) in the neox layout.
 #include "common.cuh"
 
 struct AnglesArgs {
@@ -16,8 +15,7 @@ KERNEL(rope_angles, AnglesArgs, 128) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     wait_for_previous();
     if (i >= a.rows * a.pairs) return;
-    const double angle = a.positions[i / a.pairs] * a.frequencies[i % a.pairs];
-    a.out[i] = make_float2((float)cos(angle), (float)sin(angle));
+    a.out[i] = turn_of(a.positions[i / a.pairs], a.frequencies[i % a.pairs]);
 }
 
 struct RopeArgs {
