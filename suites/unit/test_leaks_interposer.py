@@ -147,7 +147,7 @@ def elsewhere(scope):
     return other[0], mine
 print(elsewhere(THIS_THREAD), elsewhere(EVERY_THREAD))
 """)
-    assert said == "[True, True, False, True, True] [5, 1]\n(True, False) (False, True)\n"
+    assert said == "[True, True, False, True, True] [5, 1, 0]\n(True, False) (False, True)\n"
 
 
 def test_the_plant_is_kept_and_given_back() -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from cupel_harness.leaks import Verdict, curves, walk
+from cupel_harness.leaks import Verdict, build, curves, walk
 from cupel_harness.leaks.probe import run
 from cupel_harness.leaks.report import PathReport, Probe, Walk
 
@@ -44,8 +48,11 @@ class FakeInterposer:
         try:
             yield seen
         finally:
-            seen += [sum(size >= least for size in self.sizes), self._hit]
+            seen += [sum(size >= least for size in self.sizes), self._hit, 0]
             self._nth = 0
+
+    def spare(self, libraries: tuple[str, ...]) -> None:
+        """The pretended load calls no driver."""
 
     def totals(self) -> tuple[int, int, int]:
         return 0, self._held, 0
@@ -141,6 +148,61 @@ def test_a_library_of_c_is_walked_whole_and_evidence_says_so() -> None:
     assert report.walk.failed == report.walk.of > 3
     assert (report.walk.least, report.walk.smaller) == (0, 0)
     assert curves.noted(report)["failed allocations"]["of"] == report.walk.of
+
+
+DRIVER = """
+#include <stdlib.h>
+#include <string.h>
+void *volatile kept;
+int driver_open(void) { /* forgets 1512 bytes when it is refused memory, or libc for it */
+    void *state = malloc(1512), *buffer = malloc(8192);
+    char *text = buffer ? strndup((char *)memset(buffer, 'x', 8192), 6000) : 0;
+    if (!text) { kept = state; free(buffer); return 1; }
+    free(text); free(buffer); free(state);
+    return 0;
+}
+"""
+
+ENGINE = """
+import ctypes, sys
+from cupel_harness.leaks import walk
+from cupel_harness.leaks.native import Interposer
+driver = ctypes.CDLL(sys.argv[1])
+if sys.argv[2] == "fail": walk.DRIVERS = ("libother",)
+def load():
+    own = bytearray(10000)
+    if driver.driver_open(): raise MemoryError
+judged, walked = walk.walk_over(load, Interposer(), 4096)
+print(judged.verdict.value, walked.failed, walked.of, walked.spared, judged.sentence)
+"""
+
+
+@pytest.mark.parametrize("driver", ["spared", "fail"])
+def test_what_a_gpus_driver_forgets_is_not_the_engines(tmp_path: Path, driver: str) -> None:
+    """A real library by the driver's name leaks when it is refused memory, itself or libc for it: not failed.
+
+    By another name the same library is failed, and its leak is found.
+    """
+    source, library = tmp_path / "driver.c", tmp_path / "libcuda.so.1"
+    source.write_text(DRIVER)
+    subprocess.run(["gcc", "-O1", "-shared", "-fPIC", "-o", library, source], check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", ENGINE, str(library), driver],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"LD_PRELOAD": str(build.interposer())},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    verdict, failed, of, spared, *_ = done.stdout.split()
+    if driver == "fail":
+        assert verdict == "leak"
+        assert "leaves 1528 B behind" in done.stdout or "leaves 1512 B behind" in done.stdout
+        return
+    assert (verdict, failed, spared) == ("clean", of, "2")
+    assert int(of) >= 1
+    assert "nor were 2 of the GPU's driver" in done.stdout
 
 
 def test_a_path_without_a_walk_notes_none() -> None:

@@ -56,7 +56,7 @@ def graphs(engine: Engine) -> list[int]:
 
 
 def test_a_length_that_comes_again_is_captured_and_gives_the_same_bits(fast: Engine) -> None:
-    """The first prompt of a length is launched, later ones are replayed; another prompt has its own logits."""
+    """The first prompt of a length is launched, later ones replayed; another prompt has its own logits."""
     ids, others = ids_of(fast, ROWS + 1), ids_of(fast, ROWS + 1, first=7)
     launched = fed(fast, ids)
     assert ROWS + 1 not in graphs(fast)
@@ -68,7 +68,7 @@ def test_a_length_that_comes_again_is_captured_and_gives_the_same_bits(fast: Eng
 
 
 def test_a_captured_piece_stands_anywhere_in_a_sequence(fast: Engine) -> None:
-    """One graph appends behind nothing and behind other rows: as far off the whole prompt's row as rounding."""
+    """One graph appends behind nothing and behind other rows: off the whole prompt's row by rounding."""
     ids = ids_of(fast, 3 * ROWS)
     pieces = [ids[:ROWS], ids[ROWS : 2 * ROWS], ids[2 * ROWS :]]
     got = [fed(fast, *pieces) for _ in range(2)]

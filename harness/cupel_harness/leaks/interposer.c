@@ -10,6 +10,7 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <execinfo.h>
 #include <fcntl.h>
 #include <malloc.h>
 #include <pthread.h>
@@ -47,11 +48,36 @@ static size_t fail_min;
 static int fail_everywhere;
 static LOCAL int fail_here;
 
+/* Code whose allocations are never failed, by whomever it was called and whatever it calls. */
+#define SPARED 32
+#define FRAMES 64
+static struct { uintptr_t low, high; } spared[SPARED];
+static int spared_count;
+static atomic_long spared_seen;
+static LOCAL int looking;
+
+static __attribute__((noinline)) int inside_spared(void)
+{
+    void *frames[FRAMES];
+    if (!spared_count)
+        return 0;
+    looking = 1; /* what looking itself allocates is nobody's */
+    int depth = backtrace(frames, FRAMES);
+    looking = 0;
+    for (int i = 0; i < depth; i++)
+        for (int n = 0; n < spared_count; n++)
+            if ((uintptr_t)frames[i] - spared[n].low < spared[n].high - spared[n].low) {
+                atomic_fetch_add(&spared_seen, 1);
+                return 1;
+            }
+    return 0;
+}
+
 static inline int fails(size_t size)
 {
     if (__builtin_expect(!atomic_load_explicit(&fail_on, memory_order_relaxed), 1))
         return 0;
-    if ((!fail_everywhere && !fail_here) || size < fail_min)
+    if ((!fail_everywhere && !fail_here) || size < fail_min || looking || inside_spared())
         return 0;
     if (atomic_fetch_add(&fail_seen, 1) + 1 != fail_nth)
         return 0;
@@ -70,7 +96,27 @@ EXPORT void cupel_leaks_fail(long nth, long least, int everywhere)
     fail_here = 1;
     atomic_store(&fail_seen, 0);
     atomic_store(&fail_hits, 0);
+    atomic_store(&spared_seen, 0);
     atomic_store(&fail_on, 1);
+}
+
+/* Never fail an allocation that code from `low` up to `high` is in the middle of; 0 when there is no room. */
+EXPORT int cupel_leaks_spare(unsigned long low, unsigned long high)
+{
+    void *frame[1];
+    if (spared_count == SPARED)
+        return 0;
+    backtrace(frame, 1); /* loads what it needs now, not inside an allocation */
+    spared[spared_count].low = low;
+    spared[spared_count].high = high;
+    spared_count++;
+    return 1;
+}
+
+/* Allocations that were spared since the last `cupel_leaks_fail`. */
+EXPORT long cupel_leaks_spared(void)
+{
+    return atomic_load(&spared_seen);
 }
 
 /* Stop failing; how many allocations were candidates, negative when one of them was failed. */

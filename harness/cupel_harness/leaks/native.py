@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from cupel_runtime.errors import Inconclusive
 
@@ -28,10 +29,14 @@ class Interposer:
         self._read, self._process = loaded.cupel_leaks_read, loaded.cupel_leaks_process
         self._fail, self._fail_end = loaded.cupel_leaks_fail, loaded.cupel_leaks_fail_end
         self._plant, self._unplant = loaded.cupel_leaks_plant, loaded.cupel_leaks_unplant
+        self._spare, self._spared = loaded.cupel_leaks_spare, loaded.cupel_leaks_spared
         loaded.cupel_leaks_class_size.restype = ctypes.c_long
         self._fail.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_int)
         self._fail_end.restype = self._plant.restype = ctypes.c_long
         self._plant.argtypes = (ctypes.c_long,)
+        self._spare.argtypes = (ctypes.c_ulong, ctypes.c_ulong)
+        self._spared.restype = ctypes.c_long
+        self._sparing: set[tuple[int, int]] = set()
         self.sizes = tuple(int(loaded.cupel_leaks_class_size(c)) for c in range(self._classes))
         self._counts = (ctypes.c_long * (2 * self._classes + 1))()
         self._about = (ctypes.c_long * len(PROCESS))()
@@ -60,12 +65,18 @@ class Interposer:
         """Free every planted block."""
         self._unplant()
 
+    def spare(self, libraries: Sequence[str]) -> None:
+        """Never fail what loaded libraries allocate, or others for them, whose file names begin like this."""
+        for at in code_of(libraries) - self._sparing:
+            if self._spare(*at):
+                self._sparing.add(at)
+
     @contextmanager
     def failing(self, nth: int, *, least: int = 0, scope: int = THIS_THREAD) -> Iterator[list[int]]:
         """Fail the nth allocation of at least `least` bytes inside; 0 fails none.
 
         Yields:
-            A list that holds, after the block, (candidates seen, 1 when one was failed).
+            A list that holds, after the block, candidates seen, 1 when one was failed, and spared ones.
         """
         seen: list[int] = []
         self._fail(nth, least, scope)
@@ -73,4 +84,15 @@ class Interposer:
             yield seen
         finally:
             count = int(self._fail_end())
-            seen += [abs(count), int(count < 0)]
+            seen += [abs(count), int(count < 0), int(self._spared())]
+
+
+def code_of(libraries: Sequence[str]) -> set[tuple[int, int]]:
+    """First address and end of the executable parts of loaded files whose names begin like one of these."""
+    found = set()
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, rights, *_, path = line.split(maxsplit=5)
+        if "x" in rights and Path(path).name.startswith(tuple(libraries)):
+            low, _, high = span.partition("-")
+            found.add((int(low, 16), int(high, 16)))
+    return found
