@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 
 from cupel_harness.commands.leak import render
-from cupel_harness.leaks import bars, build, device, judge, ledgers, selftest, sites
+from cupel_harness.leaks import bars, build, device, judge, ledgers, protocol, selftest, sites
 from cupel_harness.leaks.ledgers import PLANT_EVERY, Book, Ledger, Measured, Series
 from cupel_harness.leaks.live import sparkline
-from cupel_harness.leaks.probe import joined, probe, run
+from cupel_harness.leaks.probe import Conversation, joined, probe, run
 from cupel_harness.leaks.report import Judged, PathReport, Probe, Report, Verdict, amount
 from cupel_harness.leaks.verdict import Rule
 from cupel_runtime.errors import Inconclusive, UsageError
@@ -100,6 +101,47 @@ def test_a_leak_is_told_in_one_sentence() -> None:
     assert found.verdict is Verdict.LEAK
     assert found.sentence.startswith("host: 0.125 blocks per call (")
     assert found.sentence.endswith("since call 11, 5 of 5 windows")
+
+
+class Scripted:
+    """Stands for the process that measures: what it says, and what it is told."""
+
+    late = False
+
+    def __init__(self, *said: Any) -> None:
+        self._said, self.told = said, []
+
+    def messages(self) -> Iterator[Any]:
+        return iter(self._said)
+
+    def command(self, words: bytes) -> None:
+        self.told.append(words)
+
+
+@pytest.mark.parametrize(("on_device", "expected"), [(False, protocol.WALK), (True, protocol.END)])
+def test_failed_loads_are_walked_where_cupti_is_not_attached(on_device: bool, expected: bytes) -> None:
+    """CUPTI keeps memory of the host for every load: beside it a failed one would look like a leak."""
+    flat = book([100] * 50)
+    said = Scripted(protocol.Opened(flat.series, {}, False), protocol.Rows.of(flat, 11), protocol.Finished())
+    wanted = Probe("control:", "none", "load", device=on_device)
+    Conversation(wanted, said, lambda probe, call: None).report()  # type: ignore[arg-type]
+    assert said.told == [expected]
+
+
+def test_names_of_attributes_that_python_remembers_are_no_leak() -> None:
+    """An extension composes a name for every lookup; CPython keeps it in a table of thousands of places."""
+    device = type("Device", (), {f"attribute_{n}": n for n in range(300)})()
+    names = [f"attribute_{n}" for n in range(300)]  # as many at any time, each call three of them anew
+    counted = Measured([ledgers.Python(50)], 50)
+    for call in range(50):
+        for n in range(3 * call, 3 * call + 3):
+            names[n * 7 % 300] = name = f"attribute_{n}"
+            assert getattr(device, name) == n
+            names[n * 11 % 300] = f"attribute_{n}"
+        name = ""
+        counted.close_call()
+    phase = judge.Phase(counted, 11)
+    assert [j.verdict for j in phase.judged()] == [Verdict.CLEAN], phase.judged()[0].sentence
 
 
 def test_a_missing_ledger_forbids_clean() -> None:

@@ -150,7 +150,8 @@ class Conversation:
         if self._opened.varies and clean:
             self._distinct, self._doubled = True, False
             return protocol.DISTINCT
-        walks = self._wanted.path == "load" and not phase.leaks
+        # Beside the GPU's ledgers CUPTI takes memory of the host at every load, failed ones included.
+        walks = self._wanted.path == "load" and not phase.leaks and not self._wanted.device
         return protocol.WALK if walks else protocol.END
 
     def _finished(self, message: Finished) -> PathReport:
