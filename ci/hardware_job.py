@@ -63,14 +63,14 @@ class Job:
                     except subprocess.TimeoutExpired:
                         if time.monotonic() > self.deadline:
                             self.timed_out = True
-                            self.code = _end(process)
+                            self.code = end(process)
                     yield
             finally:
                 if process.poll() is None:
-                    _end(process)
+                    end(process)
 
 
-def _end(process: subprocess.Popen[bytes]) -> int:
+def end(process: subprocess.Popen[bytes]) -> int:
     """Ask the process and its children to end, and make them when they do not."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:

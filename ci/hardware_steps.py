@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 import hardware_account as accounts
 from hardware_account import Result
 from hardware_job import Job
+from hardware_sanitizer import sanitizer
 
 from cupel_harness import evidence
 from cupel_harness.evidence import CellEnded, CellStarted, Evidence
@@ -25,11 +25,7 @@ from cupel_harness.policy import load_policy
 HERE = Path(__file__).resolve().parent
 CUPEL = [sys.executable, "-c", "from cupel_harness.cli import main; main()"]
 STEP_OF = {"blocks": "ops", "ops": "ops", "sampler": "ops", "tokens": "goldens"}  # the rest: properties
-SANITIZERS = ("memcheck", "racecheck", "initcheck")
-FOUND_BY_SANITIZER = 86
-SUMMARY = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: (\d+) (?:errors?|hazards?)")
 LEDGER_CYCLES = 3
-SHOWN = 60  # lines of a sanitizer's log that are kept
 
 
 def machine(job: Job) -> Iterator[Result]:
@@ -110,51 +106,6 @@ def _cell(step: str, records: Sequence[evidence.Record], broken: str) -> Result:
     says = f"{counts}; {bad.check}: {bad.sentence}" if bad else counts
     took = sum(r.duration_s for r in checks)
     return Result(step, start.cell.id, status, says, took, {"observed": sum(r.observed for r in checks)})
-
-
-def sanitizer(job: Job) -> Iterator[Result]:
-    """The op suite under each tool of compute-sanitizer, on the first engine."""
-    tool = shutil.which("compute-sanitizer")
-    engine, share = job.asked.engine[0], (job.deadline - time.monotonic()) / len(SANITIZERS)
-    for name in SANITIZERS:
-        if not engine.startswith("cuda"):
-            yield Result("sanitizer", name, "inconclusive", f"{engine} runs no kernel on a GPU")
-            continue
-        if tool is None:
-            yield Result("sanitizer", name, "missing", "compute-sanitizer is not on the PATH")
-            continue
-        began, ledger, log = time.monotonic(), job.work / f"{name}.jsonl", job.work / f"{name}.txt"
-        ledger.unlink(missing_ok=True)
-        words = [tool, "--tool", name, "--error-exitcode", str(FOUND_BY_SANITIZER), "--log-file", str(log)]
-        # Bindings ask the driver for functions that it may lack; the answer is no error of a kernel.
-        words += ["--report-api-errors", "no"] if name == "memcheck" else []
-        words += [sys.executable, "-m", "cupel_harness.cells", "--model", job.asked.model, "--engine", engine]
-        words += ["--suite", "ops", "--device", "cpu", "--ledger", str(ledger)]
-        last, job.deadline = job.deadline, min(job.deadline, began + share)
-        for _ in job.running(words, job.work / f"{name}.log"):
-            pass
-        job.deadline = last
-        yield _sanitized(job, name, ledger, log, time.monotonic() - began)
-
-
-def _sanitized(job: Job, name: str, ledger: Path, log: Path, took: float) -> Result:
-    """Clean: the tool counted nought, and at least one check was seen to pass under it."""
-    text = log.read_text("utf-8", "replace") if log.is_file() else ""
-    with (job.out / "sanitizer.txt").open("a", encoding="utf-8") as kept:
-        kept.write("\n".join([f"== {name}", *text.splitlines()[:SHOWN], ""]) + "\n")
-    records = evidence.read(ledger) if ledger.is_file() else ()
-    passed = sum(r.status.value == "passed" for r in records if isinstance(r, Evidence))
-    others = [r for r in records if isinstance(r, Evidence) and r.status.value in ("failed", "error")]
-    summary = SUMMARY.findall(text)
-    if job.timed_out:
-        return Result("sanitizer", name, "timeout", f"{passed} checks passed before the time was over", took)
-    if not summary or not passed:
-        return Result(
-            "sanitizer", name, "error", f"no summary of the tool, or no check ran ({passed} did)", took
-        )
-    if any(int(count) for count in summary) or others:
-        return Result("sanitizer", name, "failed", f"{summary[-1]} errors, {len(others)} checks failed", took)
-    return Result("sanitizer", name, "passed", f"0 errors under {passed} checks", took)
 
 
 def soak(job: Job) -> Iterator[Result]:

@@ -41,7 +41,7 @@ def script(name: str) -> ModuleType:
 
 
 accounts, soak, steps = script("hardware_account"), script("soak"), script("hardware_steps")
-hardware = script("hardware")
+hardware, sanitizing = script("hardware"), script("hardware_sanitizer")
 
 
 def job(tmp_path: Path, *options: str) -> Any:
@@ -138,38 +138,89 @@ def test_no_sanitizer_and_no_gpu_prove_nothing(tmp_path: Path, monkeypatch: pyte
     assert {r.status for r in steps.sanitizer(job(tmp_path))} == {"inconclusive"}
     monkeypatch.setenv("PATH", "")
     made = job(tmp_path)
-    made.asked.engine = ["cuda"]
+    made.asked.engine = ["cuda", "cuda:fast"]
     results = list(steps.sanitizer(made))
-    assert [(r.name, r.status) for r in results] == [(t, "missing") for t in steps.SANITIZERS]
+    named = [f"{engine}, {tool}" for engine in made.asked.engine for tool in sanitizing.TOOLS]
+    assert [(r.name, r.status) for r in results] == [(name, "missing") for name in named]
+
+
+CLEAN = "========= ERROR SUMMARY: 0 errors\n"
 
 
 @pytest.mark.parametrize(
-    ("text", "statuses", "expected"),
+    ("texts", "statuses", "expected"),
     [
-        ("========= ERROR SUMMARY: 0 errors\n", ["passed"], "passed"),
-        ("========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n", ["passed"], "passed"),
-        ("========= ERROR SUMMARY: 3 errors\n", ["passed"], "failed"),
-        ("========= RACECHECK SUMMARY: 1 hazard displayed\n", ["passed"], "failed"),
-        ("========= ERROR SUMMARY: 0 errors\n", ["passed", "failed"], "failed"),
-        ("========= ERROR SUMMARY: 0 errors\n", [], "error"),
-        ("========= Target application terminated before first instrumented call\n", ["passed"], "error"),
-        ("", ["passed"], "error"),
+        ((CLEAN, CLEAN), ["passed", "passed"], "passed"),
+        (
+            (CLEAN, "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n"),
+            ["passed"] * 2,
+            "passed",
+        ),
+        ((CLEAN, "========= ERROR SUMMARY: 3 errors\n"), ["passed", "passed"], "failed"),
+        (("========= RACECHECK SUMMARY: 1 hazard displayed\n", CLEAN), ["passed", "passed"], "failed"),
+        ((CLEAN, CLEAN), ["passed", "failed"], "failed"),
+        ((CLEAN, CLEAN), ["passed"], "error"),
+        ((CLEAN, ""), ["passed", "passed"], "error"),
+        (("", ""), [], "error"),
     ],
 )
-def test_clean_is_a_count_of_nought_under_a_passed_check(
-    tmp_path: Path, text: str, statuses: Sequence[str], expected: str
+def test_a_sanitizer_is_clean_only_when_it_said_so(
+    tmp_path: Path, texts: tuple[str, str], statuses: list[str], expected: str
 ) -> None:
-    """No summary, no check, a failed check or any error: not clean."""
-    made = job(tmp_path)
-    log, ledger = tmp_path / "log.txt", tmp_path / "ledger.jsonl"
-    log.write_text(text)
-    with Ledger(ledger) as file:
-        for number, status in enumerate(statuses):
-            cell = Cell("m", "cuda", "ops")
-            file.append(Evidence(f"ops.{number}", "", cell, Status(status), 1, "s", "twin", ("f",), "r"))
-    result = steps._sanitized(made, "memcheck", ledger, log, 1.0)
+    """Nought counted in every shard and every check seen to pass under it; a lost check or log is no pass."""
+    made, planned = job(tmp_path), ["ops.0", "ops.1"]
+    group = [sanitizing.Shard("memcheck", "cuda", (name,), made.work / name) for name in planned]
+    for number, (shard, text) in enumerate(zip(group, texts, strict=True)):
+        Path(f"{shard.stem}.txt").write_text(text)
+        with Ledger(Path(f"{shard.stem}.jsonl")) as file:
+            for status in statuses[number : number + 1]:
+                cell = Cell("m", "cuda", "ops")
+                file.append(Evidence(f"ops.{number}", "", cell, Status(status), 1, "s", "twin", ("f",), "r"))
+    result = sanitizing.summed(made, "cuda", "memcheck", group, planned, 1.0)
     assert result.status == expected
-    assert text.strip() in (tmp_path / "out/sanitizer.txt").read_text()
+    assert all(text.strip() in (tmp_path / "out/sanitizer.txt").read_text() for text in texts)
+
+
+def test_every_check_is_in_one_shard(tmp_path: Path) -> None:
+    """As many shards as there are checks at most, none of them empty."""
+    for count in (1, 3, 7, 29):
+        planned = [f"ops.{n}" for n in range(count)]
+        dealt = sanitizing.shards(job(tmp_path), "cuda:fast", "racecheck", planned)
+        assert sorted(itertools.chain(*(shard.checks for shard in dealt))) == sorted(planned)
+        assert all(shard.checks for shard in dealt)
+        assert len({shard.stem for shard in dealt}) == len(dealt) == min(count, sanitizing.SHARDS)
+
+
+TOOL = """#!/bin/sh
+while [ "$1" != --log-file ]; do shift; done
+echo "========= ERROR SUMMARY: 0 errors" > "$2"
+while [ "${1##*python*}" ]; do shift; done
+exec "$@"
+"""
+
+
+def test_shards_run_side_by_side_and_are_added_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pretended tool that finds nothing, and the real op suite in seven processes on the CPU."""
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(TOOL)
+    tool.chmod(0o755)
+    monkeypatch.setattr(sanitizing.shutil, "which", lambda name: str(tool))
+    monkeypatch.setattr(sanitizing, "TOOLS", ("racecheck",))
+    real = sanitizing.Shard.words
+
+    def on_the_cpu(shard: Any, program: str, model: str) -> list[str]:
+        return ["numpy" if word == "cuda" else word for word in real(shard, program, model)]
+
+    monkeypatch.setattr(sanitizing.Shard, "words", on_the_cpu)
+    made = job(tmp_path, "--jobs", "2")
+    made.asked.engine = ["cuda"]
+    (result,) = steps.sanitizer(made)
+    assert (result.name, result.status) == ("cuda, racecheck", "passed"), result.sentence
+    assert result.sentence == "0 errors under 29 checks"
+    made.deadline = 0.0
+    monkeypatch.setattr(sanitizing, "checks_of", lambda job: ("ops.add", "ops.rope"))
+    (late,) = steps.sanitizer(made)
+    assert (late.status, "before the time was over" in late.sentence) == ("timeout", True)
 
 
 # soak

@@ -1,0 +1,156 @@
+"""Engines in; what compute-sanitizer finds while they run the op suite, in shards side by side, goes out."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from hardware_account import Result
+from hardware_job import Job, end
+
+from cupel_harness import evidence
+from cupel_harness.evidence import CellStarted, Evidence
+
+TOOLS = ("racecheck", "memcheck", "initcheck")  # the slowest first
+SHARDS = 7
+FOUND = 86  # the exit code that the tool is told to end with when it found something
+SUMMARY = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: (\d+) (?:errors?|hazards?)")
+SHOWN = 60  # lines of a log that are kept
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some checks of the op suite under one tool, in a process of its own."""
+
+    tool: str
+    engine: str
+    checks: tuple[str, ...]
+    stem: Path  # of its ledger, the tool's log and the process's output
+
+    def words(self, program: str, model: str) -> list[str]:
+        words = [program, "--tool", self.tool, "--error-exitcode", str(FOUND)]
+        words += ["--log-file", f"{self.stem}.txt"]
+        # Bindings ask the driver for functions that it may lack; the answer is no error of a kernel.
+        words += ["--report-api-errors", "no"] if self.tool == "memcheck" else []
+        return words + cell(model, self.engine, Path(f"{self.stem}.jsonl"), self.checks)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one shard came to: what the tool counted, None without an end; checks that passed, and failed."""
+
+    counted: int | None
+    passed: frozenset[str]
+    failed: frozenset[str]
+
+
+def sanitizer(job: Job) -> Iterator[Result]:
+    """The op suite under each tool, for every engine that runs on a GPU."""
+    program = shutil.which("compute-sanitizer")
+    engines = [engine for engine in job.asked.engine if engine.startswith("cuda")]
+    for engine in job.asked.engine:
+        for tool in TOOLS if engine not in engines or program is None else ():
+            status = "missing" if engine in engines else "inconclusive"
+            says = "compute-sanitizer is not on the PATH" if engine in engines else "runs no kernel on a GPU"
+            yield Result("sanitizer", f"{engine}, {tool}", status, says)
+    if program is None or not engines:
+        return
+    planned = checks_of(job)
+    if not planned:
+        yield Result("sanitizer", "op suite", "error", "no check of it could be listed")
+        return
+    groups = {(e, t): shards(job, e, t, planned) for e in engines for t in TOOLS}
+    began, missing = time.monotonic(), {key: len(group) for key, group in groups.items()}
+    with ThreadPoolExecutor(job.asked.jobs) as pool:
+        running = {
+            pool.submit(run, job, program, shard): key for key, group in groups.items() for shard in group
+        }
+        for done in as_completed(running):
+            key = running[done]
+            missing[key] -= 1
+            if not missing[key]:
+                yield summed(job, *key, groups[key], planned, time.monotonic() - began)
+
+
+def cell(model: str, engine: str, ledger: Path, checks: Sequence[str]) -> list[str]:
+    """The command that runs checks of the op suite."""
+    words = [sys.executable, "-m", "cupel_harness.cells", "--model", model, "--engine", engine]
+    words += ["--suite", "ops", "--device", "cpu", "--ledger", str(ledger)]
+    return words + [word for check in checks for word in ("--check", check)]
+
+
+def checks_of(job: Job) -> tuple[str, ...]:
+    """The op suite's checks, as a run of it on the CPU plans them."""
+    ledger = job.work / "sanitizer-planned.jsonl"
+    ledger.unlink(missing_ok=True)
+    for _ in job.running(cell(job.asked.model, "numpy", ledger, ()), job.work / "sanitizer-planned.log"):
+        pass
+    records = evidence.read(ledger) if ledger.is_file() else ()
+    return next((tuple(r.planned) for r in records if isinstance(r, CellStarted)), ())
+
+
+def shards(job: Job, engine: str, tool: str, planned: Sequence[str]) -> list[Shard]:
+    """The checks dealt out one by one, so that costly neighbours are apart."""
+    stem = f"{tool}-{engine.replace(':', '_')}"
+    dealt = [tuple(planned[n::SHARDS]) for n in range(min(SHARDS, len(planned)))]
+    return [Shard(tool, engine, some, job.work / f"{stem}-{n}") for n, some in enumerate(dealt)]
+
+
+def run(job: Job, program: str, shard: Shard) -> None:
+    """One process until it ends or the step's time is over."""
+    for ending in (".jsonl", ".txt"):
+        Path(f"{shard.stem}{ending}").unlink(missing_ok=True)
+    left = job.deadline - time.monotonic()
+    if left <= 0:
+        return
+    with Path(f"{shard.stem}.log").open("wb") as output:
+        process = subprocess.Popen(
+            shard.words(program, job.asked.model), stdin=subprocess.PIPE, stdout=output,
+            stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        try:
+            process.wait(left)
+        except subprocess.TimeoutExpired:
+            end(process)
+
+
+def seen(shard: Shard) -> Seen:
+    """What a shard left on the disk."""
+    log, ledger = Path(f"{shard.stem}.txt"), Path(f"{shard.stem}.jsonl")
+    counts = SUMMARY.findall(log.read_text("utf-8", "replace")) if log.is_file() else []
+    records = [r for r in evidence.read(ledger) if isinstance(r, Evidence)] if ledger.is_file() else []
+    passed = frozenset(r.check for r in records if r.status.value == "passed")
+    failed = frozenset(r.check for r in records if r.status.value in ("failed", "error"))
+    return Seen(sum(map(int, counts)) if counts else None, passed, failed)
+
+
+def summed(
+    job: Job, engine: str, tool: str, group: Sequence[Shard], planned: Sequence[str], took: float
+) -> Result:
+    """Clean: every shard came to its end, the tool counted nought in each, every check passed under it."""
+    found = [seen(shard) for shard in group]
+    with (job.out / "sanitizer.txt").open("a", encoding="utf-8") as kept:
+        for shard in group:
+            log = Path(f"{shard.stem}.txt")
+            lines = log.read_text("utf-8", "replace").splitlines() if log.is_file() else []
+            kept.write("\n".join([f"== {engine}, {tool}: {', '.join(shard.checks)}", *lines[:SHOWN], ""]))
+    passed = frozenset().union(*(one.passed for one in found))
+    failed = frozenset().union(*(one.failed for one in found))
+    counted, lost = sum(one.counted or 0 for one in found), set(planned) - passed - failed
+    name = f"{engine}, {tool}"
+    if counted or failed:
+        says = f"{counted} errors, {len(failed)} checks failed"
+        return Result("sanitizer", name, "failed", says, took)
+    if lost or any(one.counted is None for one in found):
+        late = time.monotonic() >= job.deadline
+        says = f"0 errors under {len(passed)} of {len(planned)} checks"
+        says += " before the time was over" if late else ""
+        return Result("sanitizer", name, "timeout" if late else "error", says, took)
+    return Result("sanitizer", name, "passed", f"0 errors under {len(passed)} checks", took)
