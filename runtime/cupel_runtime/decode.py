@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
 import numpy as np
 
 from cupel_runtime.adapters.base import Adapter, Step
-from cupel_runtime.backends.cuda import SEQUENCE, TOKEN, CudaBackend
+from cupel_runtime.backends.cuda import CudaBackend
 from cupel_runtime.backends.device_array import DeviceIds
 from cupel_runtime.backends.sampling import DeviceSampler, refusal
-from cupel_runtime.device_base import Device, Graph, Pointer, in_turn
+from cupel_runtime.device_base import Device, Graph, in_turn
 from cupel_runtime.device_cache import DeviceCache, SlotCache
 from cupel_runtime.errors import NotANumber
 from cupel_runtime.fused import FusedLlama, fits
@@ -21,16 +23,16 @@ from cupel_runtime.generate import Generation, Writer
 from cupel_runtime.ops import Array
 from cupel_runtime.prefill import Prefill
 from cupel_runtime.sampler import SamplingParams
+from cupel_runtime.slot import TOKEN, Slot
 
 if TYPE_CHECKING:
     from cupel_runtime.device_model import DeviceModel
 
-RING: Final = 64
-"""Tokens that may be queued before the host reads them."""
-SLOT: Final = np.dtype(
-    [("sequence", SEQUENCE), ("position", "<i4"), ("ids", "<i4", RING), ("logprobs", "<f4", RING)]
-)
-"""What a graph reads and writes of its sequence: where it stands, the next position, what it chose."""
+BATCH: Final = 16
+"""Tokens queued at a time; the next are queued before the host reads the last: the device never waits."""
+SPAN: Final = 256
+"""Tokens after which other threads have their turn."""
+AHEAD: Final = 2  # batches queued at once, no more than the ring holds
 PARTS: Final = 256  # blocks that look at the logits, at most as many as threads of a block
 LEAST: Final = 1024  # positions of the smallest graph
 
@@ -47,7 +49,7 @@ class Decoder:
     def __init__(self, adapter: Adapter, ops: CudaBackend) -> None:
         self.adapter, self.ops = adapter, ops
         vocab = adapter.config.vocab_size
-        self._slot = ops.block(SLOT.itemsize, "scratch")
+        self._slot = Slot(ops.device, ops.arena)
         self._partial = ops.block(32 * PARTS, "scratch")
         self._arrived = ops.block(4, "scratch")
         ops.device.fill(self._arrived.pointer, 4)
@@ -55,7 +57,7 @@ class Decoder:
         self._graphs: dict[tuple[int, bool], Graph] = {}
         self.captured_s = 0.0  # seconds that capturing them took
         self.fused = FusedLlama(adapter, ops) if fits(adapter) else None
-        self.sampler = DeviceSampler(ops, vocab, RING)
+        self.sampler = DeviceSampler(ops, vocab)
         self.prompt = Prefill(adapter, ops)
         # For whom the sampler was armed last, and how many ids of it the sampler remembers.
         self._told: tuple[ref[DeviceCache], SamplingParams, int] | None = None
@@ -63,15 +65,6 @@ class Decoder:
     @property
     def device(self) -> Device:
         return self.ops.device
-
-    @property
-    def _position(self) -> int:
-        return self._at("position")
-
-    def _at(self, field: str) -> Pointer:
-        """Where a field of the slot lies."""
-        assert SLOT.fields is not None
-        return self._slot.pointer + SLOT.fields[field][1]
 
     @in_turn
     def graph(self, capacity: int, draws: bool = False) -> Graph:
@@ -86,7 +79,7 @@ class Decoder:
             with self.ops.device.capture() as made:
                 self._record(reach)
                 if draws:
-                    self.sampler.launch(self.logits, self._slot.pointer, self._position)
+                    self.sampler.launch(self.logits, self._slot)
                 else:
                     self.choose()
             self._graphs[reach, draws] = made[0]
@@ -97,11 +90,12 @@ class Decoder:
         """One step up to the logits: fused where the architecture allows it, else the adapter's own pass."""
         ops, adapter = self.ops, self.adapter
         if self.fused is not None:
-            self.fused.record(self._slot, self._position, self.logits)
+            self.fused.record(self._slot, self.logits)
             return
-        ids = DeviceIds(self._slot, 1, TOKEN)
-        positions = DeviceIds(self._slot, 1, SEQUENCE.itemsize)
-        cache = SlotCache(ops, adapter.config, reach, self._slot)
+        slot = self._slot
+        ids = DeviceIds(slot.block, 1, TOKEN)
+        positions = DeviceIds(slot.block, 1, slot.at("position") - slot.pointer)
+        cache = SlotCache(ops, adapter.config, reach, slot.block)
         step: Any = Step(ids, positions, ((cache, slice(0, 1)),))  # type: ignore[arg-type]
         hidden: Any = adapter.forward(ops, step, _as_it_is)  # type: ignore[arg-type]
         weight: Any = adapter.head_weight
@@ -112,81 +106,64 @@ class Decoder:
         vocab = self.adapter.config.vocab_size
         parts = max(1, min(PARTS, vocab // 512))
         args = {"logits": self.logits.pointer, "partial": self._partial.pointer,
-                "arrived": self._arrived.pointer, "sequence": self._slot.pointer,
-                "position": self._position, "ids": self._at("ids"), "logprobs": self._at("logprobs"),
-                "vocab": vocab, "ring": RING}  # fmt: skip
+                "arrived": self._arrived.pointer, "vocab": vocab, **self._slot.targets}  # fmt: skip
         self.ops.device.launch("choose", (parts,), 256, args)
-
-    def arm(self, cache: DeviceCache, token: int, fed: int = 0) -> None:
-        """Point the slot at a sequence and the id to feed, as it stood before its last `fed` positions."""
-        state = np.zeros(1, SLOT)
-        state["sequence"] = cache.record(token)
-        state["sequence"]["length"] -= fed
-        state["position"] = cache.offset + cache.length - fed
-        self.ops.device.upload(self._slot.pointer, state)
 
     @in_turn
     def first(self, cache: DeviceCache, history: Sequence[int], params: SamplingParams) -> tuple[int, float]:
         """The id that follows a prompt whose last row of logits is in `logits`, and its logprob.
 
         Raises:
-            NotANumber: as `run`, or as `refusal`.
+            NotANumber: logits that are not finite, or as `refusal`.
         """
-        self.arm(cache, 0, fed=1)
+        self._arm(cache, 0, behind=1)
         if is_greedy(params):
             self.choose()
-            ids, logprobs = self._chosen(1)
         else:
             self._tell(params, history)
-            self.sampler.launch(self.logits, self._slot.pointer, self._position)
-            ids, logprobs = self.sampler.read(1)
-            if ids[0] < 0:
-                raise refusal(ids[0])
-        return ids[0], logprobs[0]
+            self.sampler.launch(self.logits, self._slot)
+        ((token,), (logprob,)) = self._slot.read(0, 1)
+        if token < 0:
+            raise refusal(token)
+        return token, logprob
 
-    @in_turn
-    def run(self, cache: DeviceCache, token: int, count: int) -> tuple[list[int], list[float]]:
-        """Feed `token` and go on greedily: the next `count` ids, at most RING, and their logprobs.
-
-        The cache's own count of positions does not move: what the host takes of the result, it counts.
-
-        Raises:
-            ContextLengthExceeded: they do not fit. NotANumber: logits that are not finite.
-        """
-        cache.require(count)
-        graph = self.graph(cache.capacity)
-        self.arm(cache, token)
-        for _ in range(count):
-            graph.replay()
-        return self._chosen(count)
-
-    def _chosen(self, count: int) -> tuple[list[int], list[float]]:
-        """What `choose` left in the ring since the slot was armed."""
-        slot = self.device.download(self._slot.pointer, (1,), SLOT)[0]
-        if bad := slot["sequence"]["bad"]:
-            raise NotANumber(f"{bad} of {count} rows of logits are not finite", where="logits")
-        return slot["ids"][:count].tolist(), slot["logprobs"][:count].tolist()
-
-    @in_turn
-    def draw(
+    def stream(
         self, cache: DeviceCache, history: Sequence[int], count: int, params: SamplingParams
-    ) -> tuple[list[int], list[float]]:
-        """As `run`, for the text `history`, whose last id is fed; ids are drawn by `params`.
+    ) -> Generator[tuple[list[int], list[float]], None, None]:
+        """Feed the last id of `history` and go on: the next `count` ids and their logprobs, some at a time.
 
-        A row that was refused has in the place of its id what `refusal` takes; nothing behind it counts.
+        The device's turn is held until the last of them, or until the iterator is closed; what was queued by
+        then runs on. The cache's own count of positions does not move: what the host takes, it counts. In
+        the place of the id of a row that was refused lies what `refusal` takes; nothing behind it counts.
 
         Raises:
             ContextLengthExceeded: they do not fit.
         """
         cache.require(count)
-        graph = self.graph(cache.capacity, draws=True)
-        if self._told != (ref(cache), params, len(history)):
-            self._tell(params, history)
-        self._told = ref(cache), params, len(history) + count
-        self.arm(cache, history[-1])
-        for _ in range(count):
-            graph.replay()
-        return self.sampler.read(count)
+        with self.device.turn:
+            greedy, after = is_greedy(params), (ref(cache), params, len(history) + count)
+            graph = self.graph(cache.capacity, draws=not greedy)
+            if not greedy and self._told != (ref(cache), params, len(history)):
+                self._tell(params, history)
+            self._told = None
+            self._arm(cache, history[-1])
+            left, queued = count, deque[tuple[int, int, int]]()
+            while left or queued:
+                while left and len(queued) < AHEAD:
+                    some, at = min(BATCH, left), count - left
+                    for _ in range(some):
+                        graph.replay()
+                    queued.append((at, some, self.device.mark()))
+                    left -= some
+                if len(queued) == 1 and not left and not greedy:
+                    self._told = after  # the sampler has seen just the text that the host will have
+                yield self._slot.read(*queued.popleft())
+
+    def _arm(self, cache: DeviceCache, token: int, behind: int = 0) -> None:
+        """Point the slot at a sequence and the id to feed, as it stood before its last `behind` positions."""
+        record = cache.record(token)
+        record["length"] -= behind
+        self._slot.arm(record)
 
     def _tell(self, params: SamplingParams, history: Sequence[int]) -> None:
         self._told = None
@@ -199,9 +176,15 @@ class Decoder:
         """Feed one id; logits (vocab,) of what follows. The cache's count of positions does not move.
 
         Raises:
-            As `run`.
+            ContextLengthExceeded: it does not fit. NotANumber: logits that are not finite.
         """
-        self.run(cache, token, 1)
+        cache.require(1)
+        graph = self.graph(cache.capacity)
+        self._arm(cache, token)
+        graph.replay()
+        ((chosen,), _) = self._slot.read(0, 1)
+        if chosen < 0:
+            raise refusal(chosen)
         return self.ops.device.download(self.logits.pointer, (self.logits.shape[1],), np.float32)
 
     def close(self) -> None:
@@ -241,22 +224,28 @@ def generate(
     try:
         done = _begin(model, writer, cache, params)
         while done is None:
-            count = min(RING, writer.remaining, cache.capacity - cache.length)
-            if on_token is not None:
-                count = 1
-            if is_greedy(params):
-                chosen = model.decoder.run(cache, writer.feed[0], count)
-            else:
-                chosen = model.decoder.draw(cache, writer.history, count, params)
-            for token, logprob in zip(*chosen, strict=True):
-                if token < 0:
-                    raise refusal(token)
-                cache.length += 1
-                if (done := writer.accept(token, logprob)) is not None:
-                    break
+            # A caller who looks at every token may do anything between two of them.
+            span = SPAN if on_token is None else 1
+            count = min(span, writer.remaining, cache.capacity - cache.length)
+            with closing(model.decoder.stream(cache, writer.history, count, params)) as batches:
+                done = _take(writer, cache, batches)
         return done
     finally:
         cache.close()
+
+
+def _take(
+    writer: Writer, cache: DeviceCache, batches: Iterable[tuple[list[int], list[float]]]
+) -> Generation | None:
+    """Count and accept what was chosen, as far as the text goes."""
+    for batch in batches:
+        for token, logprob in zip(*batch, strict=True):
+            if token < 0:
+                raise refusal(token)
+            cache.length += 1
+            if (done := writer.accept(token, logprob)) is not None:
+                return done
+    return None
 
 
 def _begin(

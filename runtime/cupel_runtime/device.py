@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from cupel_runtime import compile as kernels
-from cupel_runtime.device_base import Device, Graph, Pointer, Shape
+from cupel_runtime.device_base import MARKS, Device, Graph, Pointer, Shape
 from cupel_runtime.errors import CupelError, EngineError, Inconclusive, InvalidParameter, UsageError
 
 __all__ = ["CudaDevice", "Device", "Graph", "Pointer", "Shape", "cuda_state", "open_device"]
@@ -157,7 +157,10 @@ class CudaDevice(Device):
         self._context: Any = device.retain_primary_context()
         self._memory: dict[Pointer, Any] = {}
         with self.current():
-            self.stream = self.cuda.Stream()
+            self.stream, self._aside = self.cuda.Stream(), self.cuda.Stream()
+            # Made once: PyCUDA cannot give an event back from another thread than the context's.
+            self._marks = [self.cuda.Event(self.cuda.event_flags.DISABLE_TIMING) for _ in range(MARKS)]
+        self._marked = 0
         self._loaded: list[Any] = []
         self._waits: list[bool] = []
         self._waiting: set[str] = set()
@@ -232,6 +235,21 @@ class CudaDevice(Device):
                 self.stream.synchronize()
         return out
 
+    def mark(self) -> int:
+        self._marked += 1
+        with self.current():
+            self._marks[self._marked % MARKS].record(self.stream)
+        return self._marked
+
+    def peek(self, pointer: Pointer, shape: Shape, dtype: DTypeLike, mark: int) -> NDArray[Any]:
+        self._outside_capture("a download")
+        out = np.empty(shape, dtype)
+        with self.current():
+            self._marks[mark % MARKS].synchronize()
+            self.cuda.memcpy_dtoh_async(out, pointer, self._aside)
+            self._aside.synchronize()
+        return out
+
     def fill(self, pointer: Pointer, nbytes: int, value: int = 0) -> None:
         with self.current():
             self.cuda.memset_d8_async(pointer, value, nbytes, self.stream)
@@ -284,7 +302,7 @@ class CudaDevice(Device):
             self._memory.clear()
             self._kernels.clear()
             self._loaded.clear()
-            del self.stream
+            del self.stream, self._aside, self._marks
         self._context.detach()
         self._context = None
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from threading import RLock
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeAlias, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -15,6 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 from cupel_runtime import compile as kernels
 from cupel_runtime.errors import EngineError, InvalidParameter
 
+MARKS: Final = 8
 Shape: TypeAlias = tuple[int, ...]
 Pointer: TypeAlias = int
 P = ParamSpec("P")
@@ -79,6 +80,14 @@ class Device(ABC):
     @abstractmethod
     def download(self, pointer: Pointer, shape: Shape, dtype: DTypeLike) -> NDArray[Any]:
         """A new array from device memory, after everything queued before."""
+
+    @abstractmethod
+    def mark(self) -> int:
+        """A place in what is queued, for `peek`; only the last MARKS are known."""
+
+    @abstractmethod
+    def peek(self, pointer: Pointer, shape: Shape, dtype: DTypeLike, mark: int) -> NDArray[Any]:
+        """As `download`, after everything queued before the mark; what was queued behind it runs on."""
 
     @abstractmethod
     def fill(self, pointer: Pointer, nbytes: int, value: int = 0) -> None:

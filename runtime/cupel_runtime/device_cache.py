@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cupel_runtime.backends.cuda import SEQUENCE, CudaBackend, blocks
+from cupel_runtime.backends.cuda import CudaBackend, blocks
 from cupel_runtime.backends.device_array import F32, Block
 from cupel_runtime.device_base import Pointer
 from cupel_runtime.errors import CupelError
@@ -15,6 +15,7 @@ from cupel_runtime.kvcache import KVCache
 
 if TYPE_CHECKING:
     from cupel_runtime.adapters.config import Config
+from cupel_runtime.slot import SEQUENCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class DeviceCache(KVCache):
             raise CupelError("the cache is closed", where="KV cache", hint="open a new one")
         keys = self._block.pointer
         return np.array(
-            [(keys, keys + self._bytes, self.capacity, self.length, self.offset, token, 0, 0)], SEQUENCE
+            [(keys, keys + self._bytes, self.capacity, self.length, self.offset, token, 0)], SEQUENCE
         )
 
     def arm(self) -> None:

@@ -14,9 +14,9 @@ import numpy as np
 from cupel_runtime.adapters import Step, Tap, adapter_for
 from cupel_runtime.adapters.config import Config
 from cupel_runtime.backends import sampling
-from cupel_runtime.backends.cuda import PARTIAL_BYTES, SEQUENCE, SPLIT, CudaBackend
+from cupel_runtime.backends.cuda import PARTIAL_BYTES, SPLIT, CudaBackend
 from cupel_runtime.backends.tensor import activation_bytes
-from cupel_runtime.decode import RING, Decoder
+from cupel_runtime.decode import Decoder
 from cupel_runtime.device import Device, open_device
 from cupel_runtime.device_base import in_turn
 from cupel_runtime.device_cache import DeviceCache
@@ -98,7 +98,7 @@ def sizes(file: GGUFFile, config: Config, options: Options) -> dict[str, int]:
         "weights": sum(estimate(info) for info in file.tensors.values()),
         "cache": padded(cache) * positions if positions < 64 else cache * positions + 64 * padded(0),
         "activations": 4 * rows * wide + halves + SMALL,
-        "scratch": padded(max(staging, partial)) + sampling.nbytes(c.vocab_size, RING) + SMALL,
+        "scratch": padded(max(staging, partial)) + sampling.nbytes(c.vocab_size) + SMALL,
         "logits": padded(4 * c.vocab_size * max(1, LOGIT_BYTES // (4 * c.vocab_size))),
     }
 
@@ -300,4 +300,4 @@ def pointers(weights: Mapping[str, Any]) -> list[int]:
     return found
 
 
-__all__ = ["SEQUENCE", "DeviceModel", "Options", "sizes"]
+__all__ = ["DeviceModel", "Options", "sizes"]

@@ -86,6 +86,12 @@ class EmuDevice(Device):
         ctypes.memmove(out.ctypes.data, pointer, out.nbytes)
         return out
 
+    def mark(self) -> int:
+        return 0
+
+    def peek(self, pointer: Pointer, shape: Shape, dtype: DTypeLike, mark: int) -> NDArray[Any]:
+        return self.download(pointer, shape, dtype)
+
     def fill(self, pointer: Pointer, nbytes: int, value: int = 0) -> None:
         self._check(pointer, nbytes)
         ctypes.memset(pointer, value, nbytes)

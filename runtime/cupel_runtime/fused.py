@@ -7,9 +7,10 @@ from typing import Any, Final
 from cupel_runtime.adapters.base import EMBEDDING, Adapter
 from cupel_runtime.adapters.config import Config
 from cupel_runtime.adapters.llama import ROPE_FREQS, Llama
-from cupel_runtime.backends.cuda import TOKEN, CudaBackend, blocks
-from cupel_runtime.backends.device_array import Block, DeviceArray
+from cupel_runtime.backends.cuda import CudaBackend, blocks
+from cupel_runtime.backends.device_array import DeviceArray
 from cupel_runtime.device_base import Device, Pointer
+from cupel_runtime.slot import TOKEN, Slot
 from cupel_runtime.weights import FORMATS, PLAIN, DeviceMatrix
 
 CLUSTER: Final = 8  # blocks of attention_decode that share a head of keys
@@ -60,12 +61,12 @@ class FusedLlama:
         self.frequencies = ops.frequencies(c.rope_base or 10000.0, dim, c.rope_factor or 1.0, divisors)
         self.angles = ops.empty(1, self.pairs, 2, purpose="scratch")
 
-    def record(self, slot: Block, position: int, logits: DeviceArray) -> None:
+    def record(self, slot: Slot, logits: DeviceArray) -> None:
         """Queue one token: the id in the slot, at its position, to logits (1, vocab)."""
         adapter, ops, c = self.adapter, self.ops, self.adapter.config
         table: Any = adapter.weights[EMBEDDING]
         args = {"table": table.fields, "id": slot.pointer + TOKEN, "out": self.x.pointer,
-                "position": position, "frequencies": self.frequencies.pointer,
+                "position": slot.at("position"), "frequencies": self.frequencies.pointer,
                 "angles": self.angles.pointer, "pairs": self.pairs}  # fmt: skip
         ops.device.launch(f"begin_{table.kind}", (blocks(table.pitch, 64)[0] + 1,), 64, args)
         for layer, w in enumerate(adapter.blocks):
@@ -94,7 +95,7 @@ class FusedLlama:
         *,
         norm: Any = None,
         residual: DeviceArray | None = None,
-        slot: Block | None = None,
+        slot: Slot | None = None,
         layer: int = 0,
         only: int | None = None,
     ) -> None:

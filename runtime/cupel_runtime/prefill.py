@@ -9,21 +9,22 @@ from typing import Any, Final
 import numpy as np
 
 from cupel_runtime.adapters.base import Adapter, Step
-from cupel_runtime.backends.cuda import SEQUENCE, CudaBackend
+from cupel_runtime.backends.cuda import CudaBackend
 from cupel_runtime.backends.device_array import DeviceArray, DeviceIds
 from cupel_runtime.device_base import Graph
 from cupel_runtime.device_cache import DeviceCache, SlotCache
+from cupel_runtime.slot import SEQUENCE
 
 MAX_ROWS: Final = 1024  # of one step; longer prompts go through in pieces
 KEPT: Final = 4  # graphs
 REMEMBERED: Final = 16  # lengths
-SLOT: Final = np.dtype(
+PIECE: Final = np.dtype(
     [("sequence", SEQUENCE), ("positions", "<i4", MAX_ROWS), ("ids", "<i4", MAX_ROWS)]
 )  # fmt: skip
 
 
 class Prefill:
-    """The way of a prompt's pieces through the adapter's own pass, from a slot that describes the sequence.
+    """The way of a prompt's pieces through the adapter's own pass, from memory that describes the sequence.
 
     Asking for the launches of a small model takes longer than running them: a length that comes a second time
     is captured, where its launches do not depend on how far the sequence has come.
@@ -31,7 +32,7 @@ class Prefill:
 
     def __init__(self, adapter: Adapter, ops: CudaBackend) -> None:
         self.adapter, self.ops = adapter, ops
-        self._slot = ops.block(SLOT.itemsize, "scratch")
+        self._piece = ops.block(PIECE.itemsize, "scratch")
         self._last = ops.empty(1, adapter.config.width, purpose="scratch")
         self._lengths: deque[int] = deque(maxlen=REMEMBERED)
         self._graphs: dict[int, Graph] = {}
@@ -39,11 +40,11 @@ class Prefill:
     def feed(self, cache: DeviceCache, ids: Sequence[int]) -> None:
         """Queue 1 to MAX_ROWS checked ids of a sequence that has room for them, and count them."""
         rows, first = len(ids), cache.offset + cache.length
-        state = np.zeros(1, SLOT)
+        state = np.zeros(1, PIECE)
         state["sequence"] = cache.record()
         state["positions"][0, :rows] = np.arange(first, first + rows)
         state["ids"][0, :rows] = ids
-        self.ops.device.upload(self._slot.pointer, state)
+        self.ops.device.upload(self._piece.pointer, state)
         if (graph := self._graph(rows)) is not None:
             graph.replay()
         else:
@@ -75,11 +76,11 @@ class Prefill:
         return self._graphs.get(rows)
 
     def _record(self, rows: int, reach: int) -> None:
-        """Queue the pass over the slot's sequence, whose attention covers `reach` positions."""
-        fields: Any = SLOT.fields
-        ids = DeviceIds(self._slot, rows, fields["ids"][1])
-        positions = DeviceIds(self._slot, rows, fields["positions"][1])
-        cache = SlotCache(self.ops, self.adapter.config, reach, self._slot)
+        """Queue the pass over the piece's sequence, whose attention covers `reach` positions."""
+        fields: Any = PIECE.fields
+        ids = DeviceIds(self._piece, rows, fields["ids"][1])
+        positions = DeviceIds(self._piece, rows, fields["positions"][1])
+        cache = SlotCache(self.ops, self.adapter.config, reach, self._piece)
         step: Any = Step(ids, positions, ((cache, slice(0, rows)),))  # type: ignore[arg-type]
         hidden: Any = self.adapter.forward(self.ops, step, _as_it_is)  # type: ignore[arg-type]
         self.ops.copy(self.ops.on(hidden)[rows - 1 : rows], self._last)

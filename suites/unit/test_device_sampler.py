@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from cupel_runtime.backends import sampling
-from cupel_runtime.backends.cuda import SEQUENCE, CudaBackend
+from cupel_runtime.backends.cuda import CudaBackend
 from cupel_runtime.emulator import EmuDevice
 from cupel_runtime.errors import InvalidParameter, NotANumber
 from cupel_runtime.sampler import SamplingParams, filtered_distribution, philox_uniform, sample
@@ -145,15 +145,8 @@ def test_an_id_outside_the_vocabulary_is_refused(ops: CudaBackend) -> None:
 def test_every_byte_is_in_the_estimate(ops: CudaBackend) -> None:
     """The arena holds just what the sizes say, and has it back when the sampler goes."""
     before = ops.arena.ledger()["scratch"]
-    made = sampling.DeviceSampler(ops, 1000, 64)
-    assert ops.arena.ledger()["scratch"] - before == sum(sampling.sizes(1000, 64).values())
-    assert sampling.nbytes(1000, 64) > sum(sampling.sizes(1000, 64).values())
+    made = sampling.DeviceSampler(ops, 1000)
+    assert ops.arena.ledger()["scratch"] - before == sum(sampling.sizes(1000).values())
+    assert sampling.nbytes(1000) > sum(sampling.sizes(1000).values())
     del made
     assert ops.arena.ledger()["scratch"] == before
-
-
-def test_the_slot_is_a_sequence() -> None:
-    """What a draw by itself puts beside the logits lies where the kernels look for it."""
-    assert SEQUENCE.itemsize == sampling.SLOT
-    assert SEQUENCE.fields is not None
-    assert SEQUENCE.fields["length"][1] == sampling.LENGTH

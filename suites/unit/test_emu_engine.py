@@ -12,10 +12,10 @@ import pytest
 from cupel_harness import Capability, Engine, lanes, open_engine
 from cupel_harness.faults.core import catalogue
 from cupel_harness.golden import golden_for
-from cupel_runtime.decode import RING
 from cupel_runtime.errors import CupelError, NotANumber, UsageError
 from cupel_runtime.generate import logprob
 from cupel_runtime.sampler import SamplingParams, sample
+from cupel_runtime.slot import RING
 
 MODELS = ("fixture:llama-tiny", "fixture:gpt2-tiny")
 NMSE = 1e-10  # float32 beside float64 (VALIDATION.md, ops)
@@ -295,14 +295,14 @@ def test_logits_that_are_not_finite_are_reported(
     """A NaN inside the graph is an error, not a token."""
     from cupel_runtime.decode import Decoder
 
-    arm = Decoder.arm
+    arm = Decoder._arm
 
-    def poisoned(self: Decoder, cache: object, token: int, fed: int = 0) -> None:
-        arm(self, cache, token, fed)  # type: ignore[arg-type]
+    def poisoned(self: Decoder, cache: object, token: int, behind: int = 0) -> None:
+        arm(self, cache, token, behind)  # type: ignore[arg-type]
         block = cache._block  # type: ignore[attr-defined]
         self.ops.device.fill(block.pointer, 64, 0xFF)
 
-    monkeypatch.setattr(Decoder, "arm", poisoned)
+    monkeypatch.setattr(Decoder, "_arm", poisoned)
     with pytest.raises(NotANumber, match="rows of logits"):
         llama.generate(prompt(MODELS[0], 5), max_tokens=4, ignore_eos=True, temperature=temperature)
 

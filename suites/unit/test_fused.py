@@ -9,9 +9,9 @@ import pytest
 
 from cupel_runtime.adapters.config import Config
 from cupel_runtime.backends import NumpyBackend
-from cupel_runtime.backends.cuda import SEQUENCE
 from cupel_runtime.emulator import EmuDevice
 from cupel_runtime.fused import attend
+from cupel_runtime.slot import SEQUENCE
 
 ORACLE = NumpyBackend("float64")
 LAYERS, KV_HEADS, CAPACITY = 2, 2, 800
@@ -43,7 +43,7 @@ def both(device: EmuDevice, c: Config, length: int, scale: float = 1.0) -> tuple
     for pointer, array in zip(held, (keys, values, q), strict=False):
         device.upload(pointer, array)
     slot = device.alloc(SEQUENCE.itemsize)
-    device.upload(slot, np.array([(held[0], held[1], CAPACITY, length, 0, 0, 0, 0)], SEQUENCE))
+    device.upload(slot, np.array([(held[0], held[1], CAPACITY, length, 0, 0, 0)], SEQUENCE))
     attend(device, c, slot, 1, held[2], held[3])
     got = device.download(held[3], (q.size,), np.float32)
     for pointer in (*held, slot):

@@ -17,6 +17,7 @@ from cupel_runtime.errors import InvalidParameter
 from cupel_runtime.ops import RopeLayout
 from cupel_runtime.quants import dequantize
 from cupel_runtime.sampler import SamplingParams
+from cupel_runtime.slot import SEQUENCE
 from cupel_runtime.tensors import TensorInfo
 from cupel_runtime.vram import Arena
 from cupel_runtime.weights import STAGING, DeviceMatrix, is_zero
@@ -35,11 +36,6 @@ SPLIT: Final = 128  # keys of one block of attention_split
 MATVEC_ROWS: Final = 4  # output rows of one block of a mat-vec
 FEW: Final = 4  # so many rows go through the mat-vec, more through the tiled product
 PARTIAL_BYTES: Final = 32 << 20
-TOKEN: Final = 28  # offset of the token in a SEQUENCE
-SEQUENCE: Final = np.dtype(
-    [("keys", "<u8"), ("values", "<u8"), ("capacity", "<i4"), ("length", "<i4"), ("offset", "<i4"),
-     ("token", "<i4"), ("step", "<i4"), ("bad", "<i4")]
-)  # fmt: skip
 
 
 def blocks(count: int, threads: int = THREADS) -> tuple[int]:
@@ -280,7 +276,7 @@ class CudaBackend:
         return self._attend(q, view.sequence, view.kv_heads, view.reach, view.layer, scale, window)
 
     def _sequence(self, keys: Pointer, values: Pointer, capacity: int, length: int) -> Block:
-        record = np.array([(keys, values, capacity, length, 0, 0, 0, 0)], SEQUENCE)
+        record = np.array([(keys, values, capacity, length, 0, 0, 0)], SEQUENCE)
         return self.upload(record, SEQUENCE)
 
     def any_reach(self, rows: int, dim: int) -> bool:

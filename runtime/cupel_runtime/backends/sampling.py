@@ -11,6 +11,7 @@ from cupel_runtime.backends.device_array import DeviceArray
 from cupel_runtime.device_base import Pointer
 from cupel_runtime.errors import EngineError, InvalidParameter, NotANumber
 from cupel_runtime.sampler import SamplingParams
+from cupel_runtime.slot import SEQUENCE, Slot
 from cupel_runtime.vram import padded
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ SAMPLING: Final = np.dtype(
      ("top_k", "<i4"), ("masks", "<i4")]
 )  # fmt: skip
 NOT_FINITE, ALL_MASKED, UNDECIDED, REFUSED = -1, -2, -3, -4
-SLOT, LENGTH = 40, 20  # bytes of a Sequence, and where its length lies
 STATE_BYTES: Final = 256
 BINS_BYTES: Final = 8 * 3 * 2048
 LISTED: Final = 512
@@ -32,17 +32,17 @@ PASSES: Final = 8
 """Passes by many blocks in one graph: two a filter and two for the draw where nothing is flat."""
 
 
-def sizes(vocab: int, ring: int) -> dict[str, int]:
+def sizes(vocab: int) -> dict[str, int]:
     """Bytes of the blocks that sampling takes, by name."""
     return {
         "params": SAMPLING.itemsize, "state": STATE_BYTES, "bins": BINS_BYTES, "values": 8 * LISTED,
-        "which": 4 * LISTED, "partial": 64 * PARTS, "seen": vocab, "ids": 4 * ring, "logprobs": 8 * ring,
+        "which": 4 * LISTED, "partial": 64 * PARTS, "seen": vocab,
     }  # fmt: skip
 
 
-def nbytes(vocab: int, ring: int) -> int:
+def nbytes(vocab: int) -> int:
     """Bytes of the arena that a DeviceSampler takes."""
-    return sum(map(padded, sizes(vocab, ring).values()))
+    return sum(map(padded, sizes(vocab).values()))
 
 
 class DeviceSampler:
@@ -54,12 +54,12 @@ class DeviceSampler:
     most), or where a weight lies within the last bit of min-p.
 
     Args:
-        vocab: ids. ring: choices that may be queued before the host reads them.
+        vocab: ids.
     """
 
-    def __init__(self, ops: CudaBackend, vocab: int, ring: int) -> None:
-        self.ops, self.vocab, self.ring = ops, vocab, ring
-        self._blocks = {name: ops.block(size, "scratch") for name, size in sizes(vocab, ring).items()}
+    def __init__(self, ops: CudaBackend, vocab: int) -> None:
+        self.ops, self.vocab = ops, vocab
+        self._blocks = {name: ops.block(size, "scratch") for name, size in sizes(vocab).items()}
         ops.device.fill(self._at("state"), STATE_BYTES)
 
     def _at(self, name: str) -> Pointer:
@@ -93,25 +93,15 @@ class DeviceSampler:
         seen[ids] = 1
         self.ops.device.upload(self._at("seen"), seen)
 
-    def launch(self, logits: DeviceArray, sequence: Pointer, position: Pointer) -> None:
+    def launch(self, logits: DeviceArray, slot: Slot) -> None:
         """Queue the choice of an id from logits (1, vocab), and the step to the next position."""
         device, parts = self.ops.device, max(1, min(PARTS, -(-self.vocab // PER_PART)))
         args = {name: self._at(name) for name in self._blocks}
-        args |= {"logits": logits.pointer, "sequence": sequence, "position": position, "vocab": self.vocab,
-                 "ring": self.ring}  # fmt: skip
+        args |= {"logits": logits.pointer, "vocab": self.vocab, **slot.targets}
         device.launch("sample_begin", (parts,), 256, args)
         for _ in range(PASSES):
             device.launch("sample_pass", (parts,), 256, args)
         device.launch("sample_finish", (1,), 256, args)
-
-    def read(self, count: int) -> tuple[list[int], list[float]]:
-        """The first `count` choices since the sequence was armed, at most `ring`, and their logprobs.
-
-        In the place of the id of a row that was refused lies what `refusal` takes.
-        """
-        device = self.ops.device
-        ids = device.download(self._at("ids"), (count,), np.int32)
-        return ids.tolist(), device.download(self._at("logprobs"), (count,), np.float64).tolist()
 
 
 def draw(ops: CudaBackend, logits: Any, params: SamplingParams, position: int, history: Sequence[int]) -> int:
@@ -124,16 +114,15 @@ def draw(ops: CudaBackend, logits: Any, params: SamplingParams, position: int, h
         NotANumber, InvalidParameter: as `sampler.sample`.
     """
     row = ops.on(np.asarray(logits, np.float32)[None])
-    sampler = DeviceSampler(ops, row.shape[1], 1)
-    # What the captured graph has in its slot: the sequence as it stands before the id, and the next position.
-    slot = ops.block(SLOT + 8, "scratch")
-    state = np.zeros(SLOT // 4 + 2, np.int32)
-    state[LENGTH // 4] = position - 1
-    ops.device.upload(slot.pointer, state)
+    sampler, slot = DeviceSampler(ops, row.shape[1]), Slot(ops.device, ops.arena)
+    # As in a captured graph: the sequence as it stands before the id.
+    before = np.zeros(1, SEQUENCE)
+    before["length"] = position - 1
+    slot.arm(before)
     sampler.arm(params, masks=True)
     sampler.remember(history)
-    sampler.launch(row, slot.pointer, slot.pointer + SLOT)
-    ((token,), _) = sampler.read(1)
+    sampler.launch(row, slot)
+    ((token,), _) = slot.read(0, 1)
     if token < 0:
         raise refusal(token)
     return token

@@ -13,7 +13,7 @@ struct ChooseArgs {
     Sequence* sequence;
     int* position;         // the next position, for embeddings and angles
     int* ids;              // (ring,)
-    float* logprobs;       // (ring,)
+    double* logprobs;      // (ring,)
     int vocab;
     int ring;
 };
@@ -76,14 +76,13 @@ KERNEL(choose, ChooseArgs, THREADS) {
     sum = block_sum(own > 0.0 ? own * exp(its - top.value) : 0.0, sums);
     wrong = block_sum(mine ? load(3) : 0.0, sums);
     if (threadIdx.x) return;
-    const int id = top.id < a.vocab ? top.id : 0;  // no logit was a number: `bad` tells, and the next replay must not read astray
+    const int id = top.id < a.vocab ? top.id : 0;  // no logit was a number: the next replay must not read astray
     Sequence& s = *a.sequence;
     *a.arrived = 0;
-    a.ids[s.step % a.ring] = id;
-    a.logprobs[s.step % a.ring] = (float)-log(sum);
+    a.ids[s.step % a.ring] = wrong > 0.0 ? NOT_FINITE : id;
+    a.logprobs[s.step % a.ring] = -log(sum);
     s.token = id;
     s.step += 1;
     s.length += 1;
-    s.bad += wrong > 0.0;
     *a.position = s.offset + s.length;
 }

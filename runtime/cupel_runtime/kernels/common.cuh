@@ -114,6 +114,9 @@ static __device__ __forceinline__ float2 turn_of(int position, double frequency)
     return make_float2((float)cos(angle), (float)sin(angle));
 }
 
+// What lies in the place of an id that was not chosen.
+enum Wrong { NOT_FINITE = -1, ALL_MASKED = -2, UNDECIDED = -3, REFUSED = -4 };  // REFUSED - 2 id, 1 less for NaN
+
 // One sequence: where its cache lies and where it stands; kept in device memory, advanced by the last kernel.
 struct Sequence {
     float* keys;      // (layer, kv_head, capacity, dim)
@@ -123,5 +126,4 @@ struct Sequence {
     int offset;       // position of row 0
     int token;        // the id to feed next
     int step;         // tokens chosen since the sequence was armed
-    int bad;          // rows of logits that were not finite
 };

@@ -281,6 +281,5 @@ KERNEL(sample_finish, SampleArgs, 256) {
     s.token = id;
     s.step += 1;
     s.length += 1;
-    s.bad += result == NOT_FINITE;
     *a.position = s.offset + s.length;
 }

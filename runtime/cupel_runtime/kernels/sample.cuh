@@ -13,7 +13,6 @@ typedef unsigned long long Word;
 
 enum Phase { TOP_K, TOP_P, DRAW, DONE };
 enum Digit { BY_VALUE, BY_KEY, BY_ID, LIST };
-enum Wrong { NOT_FINITE = -1, ALL_MASKED = -2, UNDECIDED = -3, REFUSED = -4 };  // REFUSED - 2 id, 1 less for NaN
 
 struct Sampling {
     double temperature;  // above 0
