@@ -25,7 +25,7 @@ emu-sanitize: $(VENV)/.installed-dev  ## run the CUDA kernels' tests on the emul
 	CUPEL_EMU_SANITIZE=1 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  $(BIN)/python -m pytest -n $(JOBS) -q suites/unit/test_kernels.py suites/unit/test_fused.py \
-	    suites/unit/test_device_sampler.py suites/unit/test_emu_engine.py -k "not faults_of_a_device"
+	    suites/unit/test_device_sampler.py suites/unit/test_emu_engine.py suites/unit/test_prefill.py -k "not faults_of_a_device"
 
 kernels: $(VENV)/.installed-dev  ## compile every kernel with nvcc; fails when one does not fit its registers
 	$(BIN)/python -m cupel_runtime.spills $(ARCH)

@@ -58,10 +58,11 @@ class Job:
             )  # fmt: skip
             try:
                 while self.code is None:
+                    left = self.deadline - time.monotonic()
                     try:
-                        self.code = process.wait(timeout=0.5)
+                        self.code = process.wait(timeout=min(0.5, max(0.0, left)))
                     except subprocess.TimeoutExpired:
-                        if time.monotonic() > self.deadline:
+                        if left <= 0:
                             self.timed_out = True
                             self.code = end(process)
                     yield
