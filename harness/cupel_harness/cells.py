@@ -28,7 +28,7 @@ def command(cell: Cell, ledger: Path, folder: Path | None, checks: Sequence[str]
 
 
 # glibc: large arrays that are freed stay with the process, which asks for them again at once. A tenth of a
-# cell's time was fresh pages. Cells that look for leaks see memory as it is.
+# cell's time was fresh pages. Leaks are looked for in processes of their own, which see memory as it is.
 KEPT = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(4 << 30),

@@ -76,11 +76,7 @@ def run(
                 log = ledger.with_suffix(".log")
                 log.write_bytes(b"")
                 words = cells.arguments(cell, ledger, folder, checks)
-                process = (
-                    _execute(words, log, cell, jobs)
-                    if server is None or _sees_memory(cell)
-                    else server.start(words, log)
-                )
+                process = server.start(words, log) if server is not None else _execute(words, log, jobs)
                 running.append(_Running(cell, ledger, process, time.monotonic() + timeout_s, forward))
             for one in list(running):
                 late = time.monotonic() > one.deadline
@@ -100,19 +96,14 @@ def _server(stack: ExitStack, todo: Sequence[tuple[Cell, Path]], jobs: int) -> F
     return stack.enter_context(ForkServer(cells.environment(jobs) | cells.KEPT))
 
 
-def _sees_memory(cell: Cell) -> bool:
-    """Whether a cell looks for leaks: it sees memory as a process of its own has it from the start."""
-    return "memory" in cell.suite
-
-
-def _execute(words: Sequence[str], log: Path, cell: Cell, jobs: int) -> subprocess.Popen[bytes]:
+def _execute(words: Sequence[str], log: Path, jobs: int) -> subprocess.Popen[bytes]:
     with log.open("ab") as out:
         return subprocess.Popen(
             [*cells.PYTHON, *words],
             stdin=subprocess.PIPE,
             stdout=out,
             stderr=subprocess.STDOUT,
-            env=cells.environment(jobs) | ({} if _sees_memory(cell) else cells.KEPT),
+            env=cells.environment(jobs) | cells.KEPT,
             start_new_session=True,  # the whole group can be ended, and a Ctrl-C reaches the parent alone
         )
 

@@ -19,7 +19,7 @@ from cupel_harness.lanes import Lane
 from cupel_runtime.backends.rounded import RoundedBackend
 from cupel_runtime.engine import Model
 from cupel_runtime.errors import CupelError
-from cupel_runtime.ops import Array, Ids, RopeLayout
+from cupel_runtime.ops import Array, Ids
 
 # Engines that multiply in integers keep activations between the products in half precision.
 _KEPT = {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16", "int8": "float16"}
@@ -28,32 +28,15 @@ _KEPT = {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16", "in
 class Honest(RoundedBackend):
     """The lane's arithmetic, with rotary angles in float32."""
 
-    def rope(
-        self,
-        x: Array,
-        positions: Ids,
-        *,
-        base: float,
-        dim: int,
-        layout: RopeLayout,
-        factor: float = 1.0,
-        freq_factors: Array | None = None,
+    def angles(
+        self, positions: Ids, base: float, dim: int, factor: float, freq_factors: Array | None
     ) -> Array:
-        """As the protocol says; the angle is the float32 product of position and float32 frequency."""
+        """The float32 product of position and float32 frequency."""
         exponents = -np.arange(0, dim, 2, dtype=np.float64) / dim
         frequencies: Array = (np.power(float(base), exponents) / factor).astype(np.float32)
         if freq_factors is not None:
             frequencies /= freq_factors.astype(np.float32)
-        angles = positions.astype(np.float32)[:, None, None] * frequencies  # (row, 1, pair)
-        cos, sin = np.cos(angles).astype(self.dtype), np.sin(angles).astype(self.dtype)
-        first, second = {
-            "norm": (slice(0, dim, 2), slice(1, dim, 2)),
-            "neox": (slice(0, dim // 2), slice(dim // 2, dim)),
-        }[layout]
-        out = x.copy()
-        out[..., first] = x[..., first] * cos - x[..., second] * sin
-        out[..., second] = x[..., first] * sin + x[..., second] * cos
-        return self.leaving(out)
+        return np.asarray(positions.astype(np.float32)[:, None] * frequencies)
 
 
 def smallest(lane: Lane) -> float:

@@ -72,10 +72,7 @@ class NumpyBackend:
         factor: float = 1.0,
         freq_factors: Array | None = None,
     ) -> Array:
-        frequencies = np.power(float(base), -np.arange(0, dim, 2, dtype=np.float64) / dim) / factor
-        if freq_factors is not None:
-            frequencies = frequencies / freq_factors.astype(np.float64)
-        angles = positions[:, None, None] * frequencies  # (row, 1, pair)
+        angles = self.angles(positions, base, dim, factor, freq_factors)[:, None]
         cos, sin = np.cos(angles).astype(self.dtype), np.sin(angles).astype(self.dtype)
         first, second = {
             "norm": (slice(0, dim, 2), slice(1, dim, 2)),
@@ -86,6 +83,15 @@ class NumpyBackend:
         out[..., first] = a * cos - b * sin
         out[..., second] = a * sin + b * cos
         return out
+
+    def angles(
+        self, positions: Ids, base: float, dim: int, factor: float, freq_factors: Array | None
+    ) -> Array:
+        """Rotary angles (row, pair) of positions (row,), in radians."""
+        frequencies = np.power(float(base), -np.arange(0, dim, 2, dtype=np.float64) / dim) / factor
+        if freq_factors is not None:
+            frequencies = frequencies / freq_factors.astype(np.float64)
+        return np.asarray(positions[:, None] * frequencies)
 
     def softmax(self, x: Array) -> Array:
         with np.errstate(invalid="ignore"):
