@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,6 +54,35 @@ def command(
         return made
 
     return declare
+
+
+def _several(value: str | Sequence[str]) -> Sequence[str]:
+    return [value] if isinstance(value, str) else value
+
+
+ENGINES = ("engine", "engines", "against")  # parameters that hold engine specs
+
+
+def vram_option(function: F) -> F:
+    """Add --vram-budget, which becomes part of the spec of every engine on a device."""
+
+    @functools.wraps(function)
+    def run(*arguments: Any, vram_budget: str | None, **options: Any) -> int:
+        if vram_budget is not None:
+            from cupel_harness.engines import with_budget
+
+            given = {name: _several(options[name]) for name in ENGINES if options.get(name)}
+            limited = iter(with_budget([spec for specs in given.values() for spec in specs], vram_budget))
+            for name, specs in given.items():
+                own = [next(limited) for _ in specs]
+                options[name] = own[0] if isinstance(options[name], str) else own
+        return int(function(*arguments, **options))
+
+    return click.option(
+        "--vram-budget",
+        metavar="SIZE",
+        help="Most device memory that an engine on a device may take, such as 2GiB.",
+    )(run)  # type: ignore[return-value]
 
 
 def write_file(path: Path, text: str) -> None:

@@ -8,6 +8,7 @@ import click
 
 from cupel_harness.bench import Ratio, Result, Row, Sample, Settings, Timed, measure, steps
 from cupel_harness.commands import command as declare
+from cupel_harness.commands import vram_option
 from cupel_harness.console import Console
 from cupel_runtime.errors import UsageError
 
@@ -22,6 +23,7 @@ SINGLE = ("copy", "prompt", "decode")
     "cupel bench --engine numpy --model fixture:llama-tiny --against numpy64 --budget 1.10",
 )
 @click.option("--engine", default="numpy", show_default=True, help="Engine spec.")
+@vram_option
 @click.option("--model", required=True, help="Path, fixture:NAME[:TYPE] or synth:SHAPE:TYPE.")
 @click.option("--against", metavar="ENGINE", help="Time this engine in turn, and say the ratios.")
 @click.option("--budget", type=click.FloatRange(min=0, min_open=True), metavar="RATIO",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cupel_harness.commands import command as declare
+from cupel_harness.commands import vram_option
 from cupel_harness.commands.texts import checked_ids, ids_for, text_options
 from cupel_harness.console import Console
 from cupel_runtime.errors import UsageError
@@ -28,6 +29,7 @@ HALF, DECADES = 10, 5  # marks, and powers of ten, on either side of the bound i
     "cupel bisect --trace t.npz --arithmetic half --model model.gguf",
 )
 @click.option("--engine", help="Engine spec; default numpy.")
+@vram_option
 @click.option(
     "--trace",
     "file",

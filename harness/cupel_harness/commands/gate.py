@@ -11,7 +11,7 @@ import msgspec
 
 from cupel_harness import evidence
 from cupel_harness.commands import command as declare
-from cupel_harness.commands import reporters, runs, write_file
+from cupel_harness.commands import reporters, runs, vram_option, write_file
 from cupel_harness.console import Console
 from cupel_harness.evidence import Ledger, Record, Status
 from cupel_harness.plan import Plan, build, merge, run, shard
@@ -47,6 +47,7 @@ def _day(ctx: click.Context, param: click.Parameter, value: dt.datetime | None) 
 )
 @click.argument("name", required=False)
 @click.option("--engine", "engines", multiple=True, metavar="SPEC", help="Replaces the plan's; repeatable.")
+@vram_option
 @click.option("--model", "models", multiple=True, metavar="SPEC", help="Replaces the plan's; repeatable.")
 @click.option("-j", "--jobs", type=click.IntRange(min=0), default=0, help="Cells at a time; 0: one per core.")
 @click.option("--shard", "part", type=Part(), help="Run part I of N only; the verdict comes with --from.")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import click
 
 from cupel_harness.commands import command as declare
+from cupel_harness.commands import vram_option
 from cupel_harness.console import Console, write
 from cupel_runtime.errors import UsageError
 
@@ -67,6 +68,7 @@ class TextStream:
     "echo 'Once' | cupel generate --model model.gguf --prompt - --temperature 0.8 --seed 7",
 )
 @click.option("--engine", default="numpy", show_default=True, help="Engine spec.")
+@vram_option
 @click.option("--model", required=True, help="Path, or fixture:NAME[:TYPE].")
 @click.option("--prompt", default="-", show_default=True, help="Text to continue; - reads stdin.")
 @click.option("--max-tokens", type=click.IntRange(min=0), default=128, show_default=True)

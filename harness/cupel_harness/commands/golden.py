@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cupel_harness.commands import command as declare
-from cupel_harness.commands import quoted
+from cupel_harness.commands import quoted, vram_option
 from cupel_harness.console import Console
 from cupel_harness.evidence import Status, builtin
 from cupel_runtime.errors import Inconclusive
@@ -103,6 +103,7 @@ def show(console: Console, model: str) -> int:
     parent=command, name="compare", example="cupel golden compare --engine numpy --model fixture:gpt2-tiny"
 )
 @click.option("--engine", default="numpy", show_default=True, help="Engine spec.")
+@vram_option
 @click.option("--model", required=True, help="Path, or fixture:NAME[:TYPE].")
 @click.option("--golden", "file", type=click.Path(path_type=Path, dir_okay=False), help="A recorded golden.")
 def compare(console: Console, engine: str, model: str, file: Path | None) -> int:

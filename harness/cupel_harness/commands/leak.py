@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cupel_harness.commands import command as declare
-from cupel_harness.commands import runs, write_file
+from cupel_harness.commands import runs, vram_option, write_file
 from cupel_harness.console import Console
 from cupel_runtime.errors import UsageError
 
@@ -28,6 +28,7 @@ STATUS = {"clean": "passed", "leak": "failed", "broken": "failed", "inconclusive
     "cupel leak --selftest --quick",
 )
 @click.option("--engine", default="numpy", show_default=True, metavar="SPEC")
+@vram_option
 @click.option("--model", metavar="SPEC", help="A path, or fixture:NAME[:TYPE].")
 @click.option(
     "--calls",

@@ -10,7 +10,7 @@ import click
 
 from cupel_harness import catalog
 from cupel_harness.commands import command as declare
-from cupel_harness.commands import runs
+from cupel_harness.commands import runs, vram_option
 from cupel_harness.console import Console
 from cupel_harness.evidence import Cell, Status
 from cupel_harness.plan import Plan
@@ -24,6 +24,7 @@ from cupel_runtime.errors import NothingSelected
 )
 @click.argument("names", nargs=-1, metavar="[SUITE|CHECK]...")
 @click.option("--engine", "engines", multiple=True, default=("numpy",), show_default=True, help="Repeatable.")
+@vram_option
 @click.option("--model", "models", multiple=True, metavar="SPEC", help="Default: those of the default gate.")
 @click.option("--device", default="cpu", show_default=True, help="Device of the cells.")
 @click.option("-j", "--jobs", type=click.IntRange(min=0), default=0, help="Cells at a time; 0: one per core.")

@@ -8,6 +8,7 @@ import click
 import numpy as np
 
 from cupel_harness.commands import command as declare
+from cupel_harness.commands import vram_option
 from cupel_harness.commands.texts import ids_for, text_options
 from cupel_harness.console import Console
 
@@ -18,6 +19,7 @@ from cupel_harness.console import Console
     "cupel bisect --trace t.npz --model fixture:llama-tiny",
 )
 @click.option("--engine", default="numpy", show_default=True, help="Engine spec.")
+@vram_option
 @click.option("--model", required=True, help="Path, or fixture:NAME[:TYPE].")
 @text_options
 @click.option(

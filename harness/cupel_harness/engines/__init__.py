@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -38,6 +38,31 @@ class EngineSpec:
                 got=repr(text),
             )
         return cls(name, argument, tuple(faults))
+
+
+IN_ARENA = ("cuda", "emu")  # engines whose memory is an arena of a device
+
+
+def with_budget(specs: Sequence[str], size: str) -> list[str]:
+    """The specs, those of engines on a device limited to `size` of its memory, such as "2GiB".
+
+    Raises:
+        UsageError: none of them is on a device.
+    """
+    parsed = [EngineSpec.parse(spec) for spec in specs]
+    if not any(spec.name in IN_ARENA for spec in parsed):
+        raise UsageError(
+            "no engine has device memory",
+            where="--vram-budget",
+            expected=f"an --engine of {' or '.join(IN_ARENA)}",
+            got=", ".join(specs) or "none",
+        )
+    limited = []
+    for text, spec in zip(specs, parsed, strict=True):
+        argument = ",".join(filter(None, (spec.argument, f"budget={size}")))
+        whole = FAULT.join((f"{spec.name}:{argument}", *spec.faults))
+        limited.append(whole if spec.name in IN_ARENA else text)
+    return limited
 
 
 def open_engine(spec: str, model: str | Path) -> Engine:
