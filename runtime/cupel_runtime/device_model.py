@@ -122,12 +122,12 @@ class DeviceModel(Model):
             wanted = sizes(file, config, options)
             owned = device is None
             marks = [time.perf_counter()]
-            device = device or open_device(options.device)
             arena = None
-            # The digest of a large file takes as long as its upload; both only read.
+            # The digest of a large file takes longer than all the rest; both only read.
             with ThreadPoolExecutor(1) as beside:
                 digest = beside.submit(lambda: file.sha256)
                 try:
+                    device = device or open_device(options.device)
                     arena = Arena(device, wanted, options.budget, Path(path).name)
                     marks.append(time.perf_counter())
                     backend: Any = CudaBackend(device, arena, options.mode)
@@ -140,9 +140,10 @@ class DeviceModel(Model):
                     if adapter.rotation:  # made now, so that an idle model holds what it will hold
                         backend.frequencies(**adapter.rotation)
                 except BaseException:
+                    file.close()  # which ends the digest too: nobody waits for it to hear of an error
                     if arena is not None:
                         arena.close()
-                    if owned:
+                    if owned and device is not None:
                         device.close()
                     raise
             model = cls(adapter, backend, tokenizer, report, digest.result())

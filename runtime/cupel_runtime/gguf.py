@@ -37,6 +37,7 @@ MAGIC: Final = b"GGUF"
 VERSIONS: Final = (2, 3)
 ARCHITECTURE: Final = "general.architecture"
 ALIGNMENT: Final = "general.alignment"
+PIECE: Final = 64 << 20  # bytes that are digested at a time
 
 
 class GGUFFile:
@@ -48,6 +49,7 @@ class GGUFFile:
         alignment: of tensor data, bytes.
         metadata: key to value; arrays are lists.
         tensors: name to TensorInfo, in file order.
+        size: bytes.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class GGUFFile:
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(dict(tensors))
         self._file = file
         self._map: mmap.mmap | None = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.size = len(self._map)
 
     @property
     def architecture(self) -> str:
@@ -72,14 +75,16 @@ class GGUFFile:
 
     @cached_property
     def sha256(self) -> str:
-        """Hex digest of the whole file, streamed on first use.
+        """Hex digest of the whole file, made on first use; other threads run meanwhile.
 
         Raises:
-            InvalidParameter: first used after close().
+            InvalidParameter: first used after close(), or closed before the end.
         """
-        self._require_open()
-        self._file.seek(0)
-        return hashlib.file_digest(self._file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        for low in range(0, self.size, PIECE):
+            self._require_open()
+            digest.update(memoryview(self._map)[low : low + PIECE])  # type: ignore[arg-type]
+        return digest.hexdigest()
 
     def raw(self, name: str) -> NDArray[np.uint8]:
         """The tensor's bytes as they lie in the file: a read-only view, shape (nbytes,).
