@@ -1,6 +1,7 @@
 """A device spec comes in; memory, kernels, graphs and clocks of that device go out, behind one interface.
 
-This is the only file of the runtime that knows PyCUDA and cuda.bindings; the emulator is its other implementation.
+This is the only file of the runtime that knows PyCUDA and cuda.bindings; the emulator is its other
+implementation.
 """
 
 from __future__ import annotations
