@@ -195,6 +195,23 @@ def test_the_graph_draws_what_the_host_draws(engine: Engine, settings: dict[str,
     assert one_by_one.ids == done.ids[:12]
 
 
+def test_texts_of_a_batch_go_through_the_graphs(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Greedy and drawn, each as it is written alone; no step of single ops takes part."""
+    ids = prompt(engine.info.model, 30)
+    prompts, drawn = [ids[:20], ids[5:9]], {"temperature": 0.8, "seed": 3}
+    alone = [engine.generate(one, max_tokens=6, ignore_eos=True) for one in prompts]
+    alone += [engine.generate(one, max_tokens=6, ignore_eos=True, **drawn) for one in prompts]
+
+    def refused(*_: object, **__: object) -> None:
+        raise AssertionError("a step of single ops")
+
+    monkeypatch.setattr(type(engine.model), "forward", refused)  # type: ignore[attr-defined]
+    together = engine.generate_batch(prompts, max_tokens=6, ignore_eos=True)
+    together += engine.generate_batch(prompts, max_tokens=6, ignore_eos=True, sampling=[drawn, drawn])
+    assert together == alone
+    assert len({text.ids for text in together}) > 1
+
+
 def test_a_text_drawn_inside_another_disturbs_neither(llama: Engine) -> None:
     """The device remembers the ids of one text; a text begun from a callback of another starts anew."""
     ids, settings = prompt(MODELS[0], 10), {"temperature": 1.0, "repetition_penalty": 3.0, "ignore_eos": True}
