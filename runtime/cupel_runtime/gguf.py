@@ -37,7 +37,7 @@ MAGIC: Final = b"GGUF"
 VERSIONS: Final = (2, 3)
 ARCHITECTURE: Final = "general.architecture"
 ALIGNMENT: Final = "general.alignment"
-PIECE: Final = 64 << 20  # bytes that are digested at a time
+PIECE: Final = 8 << 20  # bytes that are digested at a time
 
 
 class GGUFFile:
@@ -80,10 +80,12 @@ class GGUFFile:
         Raises:
             InvalidParameter: first used after close(), or closed before the end.
         """
-        digest = hashlib.sha256()
-        for low in range(0, self.size, PIECE):
+        self._require_open()
+        digest, piece = hashlib.sha256(), memoryview(bytearray(min(PIECE, self.size)))
+        self._file.seek(0)
+        while count := self._file.readinto(piece):
+            digest.update(piece[:count])
             self._require_open()
-            digest.update(memoryview(self._map)[low : low + PIECE])  # type: ignore[arg-type]
         return digest.hexdigest()
 
     def raw(self, name: str) -> NDArray[np.uint8]:
