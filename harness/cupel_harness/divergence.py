@@ -130,15 +130,17 @@ class Divergences:
         row, own = self._rows(prefix)
         here = f"prompt {number}, seed {params.seed}: {self._first(at, tokens, got)}"
         uniform = philox_uniform(params.seed, len(prefix))
-        distance = boundary_distance(row, params, prefix, tokens[at], uniform)
         reach = math.sqrt(self.bound.kl_max / 2)
+        inside = boundary_distance(row, params, prefix, tokens[at], uniform)
+        distance = min(inside, share_distance(row, params, prefix, int(got[at]), uniform, reach))
         detail = self._detail(number, prompt, at, tokens, got, row, own)
         detail |= {"uniform": uniform, "boundary_distance": distance, "reach": reach}
-        if sample(row, params, len(prefix), prefix) != tokens[at] and distance > 1e-9:
+        if share_distance(row, params, prefix, tokens[at], uniform) > 1e-9:
             self._blame(f"{here}; the golden is stale: today's oracle draws another token", detail)
             return
         drawn = None if own is None else sample(own, params, len(prefix), prefix)
-        draw = f"u = {uniform:.6f} lies {distance:.2g} from the boundary of the expected token"
+        to = "the boundary of the expected token" if distance == inside else "the drawn token's reach"
+        draw = f"u = {uniform:.6f} lies {distance:.2g} from {to}"
         if drawn == int(got[at]):
             self._excuse(f"{here}; {draw}, and the candidate's own logits give what it drew", detail)
         elif distance <= reach:
@@ -266,3 +268,23 @@ def boundary_distance(
     low, high = (float(upper[at - 1]) if at else -math.inf), float(upper[at])
     high = math.inf if at == ids.size - 1 else high
     return max(0.0, min(uniform - low, high - uniform))
+
+
+def share_distance(
+    row: Row, params: SamplingParams, history: Sequence[int], token: int, uniform: float, noise: float = 0.0
+) -> float:
+    """How far the draw lies outside the share of the cumulative distribution that the token may have.
+
+    Probabilities that move by a total variation of `noise` let two ids change places in the order of drawing
+    when theirs differ by at most twice as much; a share then begins elsewhere altogether. Its own borders
+    move by `noise` besides, which is for the caller to allow. Infinite for an id that is filtered out.
+    """
+    ids, probabilities = filtered_distribution(row, params, history)
+    place = np.flatnonzero(ids == token)
+    if not place.size:
+        return math.inf
+    at = int(place[0])
+    own, before, after = probabilities[at], probabilities[:at], probabilities[at + 1 :]
+    low = float(before[before > own + 2 * noise].sum() if noise else before.sum())
+    high = float(before.sum() + own + after[after >= own - 2 * noise].sum() if noise else before.sum() + own)
+    return max(0.0, low - uniform, uniform - high)

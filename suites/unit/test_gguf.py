@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import socket
@@ -19,7 +18,6 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
 from cupel_fixtures import malformed
 from cupel_fixtures.malformed import Malformed
-from cupel_runtime import gguf as gguf_module
 from cupel_runtime.errors import CupelError, InvalidParameter, ModelFileError
 from cupel_runtime.gguf import check_tokenizer, open_gguf
 from cupel_runtime.quants import dequantize, supported_types
@@ -131,49 +129,6 @@ def test_version_2_and_other_alignments(tmp_path: Path) -> None:
     with open_gguf(path) as file:
         assert (file.version, file.alignment) == (2, 8)
         assert file.raw("a").view("<f4").tolist() == [1, 2]
-
-
-def test_the_digest_is_the_files(written: tuple[Path, dict[str, Any]]) -> None:
-    """sha256 covers the whole file, and stays known after close."""
-    path, _ = written
-    with open_gguf(path) as file:
-        digest = file.sha256
-    assert digest == file.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def test_the_digest_ends_with_the_file(
-    written: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Closed while another thread digests a large file, it is left after the piece in hand."""
-    path, _ = written
-    whole, seen = hashlib.sha256(path.read_bytes()).hexdigest(), []
-    real = hashlib.sha256
-
-    class Watched:
-        def __init__(self) -> None:
-            self.digest = real()
-
-        def update(self, piece: memoryview) -> None:
-            self.digest.update(piece)
-            seen.append(len(piece))
-            if stopping:
-                file.close()
-
-        def hexdigest(self) -> str:
-            return self.digest.hexdigest()
-
-    monkeypatch.setattr(gguf_module, "PIECE", 64)
-    monkeypatch.setattr(gguf_module.hashlib, "sha256", Watched)
-    for stopping in (False, True):
-        seen.clear()
-        with open_gguf(path) as file:
-            if stopping:
-                with pytest.raises(InvalidParameter, match="closed"):
-                    _ = file.sha256
-                assert seen == [64]
-            else:
-                assert file.sha256 == whole
-                assert sum(seen) == file.size == path.stat().st_size
 
 
 def test_raw_is_read_only_and_close_is_final(written: tuple[Path, dict[str, Any]]) -> None:
