@@ -400,3 +400,13 @@ def test_a_regression_is_not_blamed_on_the_golden(sound: Engine, golden: Golden,
     finding = compare_teacher_forced(Planted(sound, logits=lambda z: z * np.float32(1.001)), golden, oracle)
     assert "regressed in the exact lane" in finding.sentence
     assert "stale" not in finding.sentence
+
+
+def test_a_stale_draw_is_not_blamed_on_the_engine(sound: Engine, golden: Golden, oracle: Embedded) -> None:
+    """A golden text whose token today's oracle does not draw is stale, whatever the engine drew."""
+    run = golden.prompts[0].sampled[0]
+    other = msgspec.structs.replace(run, tokens=[*run.tokens[:5], (run.tokens[5] + 1) % 320, *run.tokens[6:]])
+    prompt = msgspec.structs.replace(golden.prompts[0], sampled=[other])
+    finding = compare_sampled(sound, msgspec.structs.replace(golden, prompts=[prompt]), oracle)
+    assert finding.status is Status.FAILED
+    assert "the golden is stale: today's oracle draws another token" in finding.sentence
