@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -16,7 +15,8 @@ from hardware_account import Result
 from hardware_job import Job, end
 
 from cupel_harness import evidence
-from cupel_harness.evidence import CellStarted, Evidence
+from cupel_harness.cells import command
+from cupel_harness.evidence import Cell, CellStarted, Evidence
 
 TOOLS = ("racecheck", "memcheck", "initcheck")  # the slowest first
 SHARDS = 7
@@ -39,7 +39,7 @@ class Shard:
         words += ["--log-file", f"{self.stem}.txt"]
         # Bindings ask the driver for functions that it may lack; the answer is no error of a kernel.
         words += ["--report-api-errors", "no"] if self.tool == "memcheck" else []
-        return words + cell(model, self.engine, Path(f"{self.stem}.jsonl"), self.checks)
+        return words + command(Cell(model, self.engine, "ops"), Path(f"{self.stem}.jsonl"), None, self.checks)
 
 
 @dataclass(frozen=True)
@@ -79,18 +79,12 @@ def sanitizer(job: Job) -> Iterator[Result]:
                 yield summed(job, *key, groups[key], planned, time.monotonic() - began)
 
 
-def cell(model: str, engine: str, ledger: Path, checks: Sequence[str]) -> list[str]:
-    """The command that runs checks of the op suite."""
-    words = [sys.executable, "-m", "cupel_harness.cells", "--model", model, "--engine", engine]
-    words += ["--suite", "ops", "--device", "cpu", "--ledger", str(ledger)]
-    return words + [word for check in checks for word in ("--check", check)]
-
-
 def checks_of(job: Job) -> tuple[str, ...]:
     """The op suite's checks, as a run of it on the CPU plans them."""
     ledger = job.work / "sanitizer-planned.jsonl"
     ledger.unlink(missing_ok=True)
-    for _ in job.running(cell(job.asked.model, "numpy", ledger, ()), job.work / "sanitizer-planned.log"):
+    words = command(Cell(job.asked.model, "numpy", "ops"), ledger, None)
+    for _ in job.running(words, job.work / "sanitizer-planned.log"):
         pass
     records = evidence.read(ledger) if ledger.is_file() else ()
     return next((tuple(r.planned) for r in records if isinstance(r, CellStarted)), ())

@@ -6,22 +6,22 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from weakref import ref
 
 import numpy as np
 
-from cupel_runtime.adapters.base import Adapter, Step
+from cupel_runtime.adapters.base import Adapter
 from cupel_runtime.backends.cuda import CudaBackend
 from cupel_runtime.backends.device_array import DeviceIds
 from cupel_runtime.backends.sampling import DeviceSampler, refusal
 from cupel_runtime.device_base import Device, Graph, in_turn
-from cupel_runtime.device_cache import DeviceCache, SlotCache
+from cupel_runtime.device_cache import DeviceCache
 from cupel_runtime.errors import NotANumber
 from cupel_runtime.fused import FusedLlama, fits
 from cupel_runtime.generate import Generation, Writer
 from cupel_runtime.ops import Array
-from cupel_runtime.prefill import Prefill
+from cupel_runtime.prefill import Prefill, hidden_of
 from cupel_runtime.sampler import SamplingParams
 from cupel_runtime.slot import TOKEN, Slot
 
@@ -95,11 +95,8 @@ class Decoder:
         slot = self._slot
         ids = DeviceIds(slot.block, 1, TOKEN)
         positions = DeviceIds(slot.block, 1, slot.at("position") - slot.pointer)
-        cache = SlotCache(ops, adapter.config, reach, slot.block)
-        step: Any = Step(ids, positions, ((cache, slice(0, 1)),))  # type: ignore[arg-type]
-        hidden: Any = adapter.forward(ops, step, _as_it_is)  # type: ignore[arg-type]
-        weight: Any = adapter.head_weight
-        ops.linear(hidden, weight, out=self.logits)
+        hidden = hidden_of(adapter, ops, slot.block, ids, positions, reach)
+        ops.linear(hidden, adapter.head_weight, out=self.logits)
 
     def choose(self) -> None:
         """Queue the choice of the most probable id, and the step to the next position."""
@@ -122,6 +119,14 @@ class Decoder:
         else:
             self._tell(params, history)
             self.sampler.launch(self.logits, self._slot)
+        return self._only()
+
+    def _only(self) -> tuple[int, float]:
+        """The one choice that was queued since the slot was armed.
+
+        Raises:
+            NotANumber, EngineError: `refusal`.
+        """
         ((token,), (logprob,)) = self._slot.read(0, 1)
         if token < 0:
             raise refusal(token)
@@ -182,9 +187,7 @@ class Decoder:
         graph = self.graph(cache.capacity)
         self._arm(cache, token)
         graph.replay()
-        ((chosen,), _) = self._slot.read(0, 1)
-        if chosen < 0:
-            raise refusal(chosen)
+        self._only()
         return self.ops.device.download(self.logits.pointer, (self.logits.shape[1],), np.float32)
 
     def close(self) -> None:
@@ -192,10 +195,6 @@ class Decoder:
             graph.close()
         self._graphs = {}
         self.prompt.close()
-
-
-def _as_it_is(stage: str, x: Any) -> Any:
-    return x
 
 
 def is_greedy(params: SamplingParams) -> bool:

@@ -12,10 +12,10 @@ from cupel_runtime.backends.device_array import F32, Block
 from cupel_runtime.device_base import Pointer
 from cupel_runtime.errors import CupelError
 from cupel_runtime.kvcache import KVCache
+from cupel_runtime.slot import SEQUENCE
 
 if TYPE_CHECKING:
     from cupel_runtime.adapters.config import Config
-from cupel_runtime.slot import SEQUENCE
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from cupel_runtime.adapters import Step, Tap, adapter_for
+from cupel_runtime.adapters.base import untouched
 from cupel_runtime.adapters.config import Config
 from cupel_runtime.backends import sampling
 from cupel_runtime.backends.cuda import PARTIAL_BYTES, SPLIT, CudaBackend
@@ -252,25 +253,20 @@ class DeviceModel(Model):
         ]
         return done[-1] if last_only else np.concatenate(done)
 
-    def _hidden(self, step: Step, tap: Tap) -> Any:
-        """Hidden states after the last norm (row, width), on the device."""
+    def _run(self, step: Step, wanted: Ids | None, tap: Tap) -> Array:
         ops = self.backend
         for cache, _ in step.sequences:
             assert isinstance(cache, DeviceCache)
             cache.arm()
         on_device: Any = Step(ops.ids(step.ids), ops.ids(step.positions), step.sequences)
-        return ops.on(self.adapter.forward(ops, on_device, tap))
-
-    def _run(self, step: Step, wanted: Ids | None, tap: Tap) -> Array:
-        ops = self.backend
-        hidden = self._hidden(step, tap)
+        hidden: Any = ops.on(self.adapter.forward(ops, on_device, tap))
         hidden = hidden if wanted is None else hidden[wanted]
         vocab = self.adapter.config.vocab_size
         most = max(1, LOGIT_BYTES // (4 * vocab))
         pieces = []
         for low in range(0, len(hidden), most):
             some: Any = hidden[low : low + most]
-            logits: Any = self.adapter.head(ops, some, _untouched)
+            logits: Any = self.adapter.head(ops, some, untouched)
             pieces.append(np.asarray(logits))
         return np.asarray(tap("logits", np.concatenate(pieces)))
 
@@ -287,10 +283,6 @@ class DeviceModel(Model):
             self.backend.arena.close()
             if self._owned:
                 self.device.close()
-
-
-def _untouched(stage: str, x: Any) -> Any:
-    return x
 
 
 def pointers(weights: Mapping[str, Any]) -> list[int]:

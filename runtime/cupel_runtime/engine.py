@@ -10,6 +10,7 @@ from typing import Self
 import numpy as np
 
 from cupel_runtime.adapters import Adapter, LoadReport, Step, Tap, adapter_for
+from cupel_runtime.adapters.base import untouched
 from cupel_runtime.backends import NumpyBackend
 from cupel_runtime.backends.numpy import Precision
 from cupel_runtime.errors import InvalidParameter, NotANumber, UsageError
@@ -120,7 +121,7 @@ class Model:
             raise InvalidParameter("only one sequence can be traced", where="trace", got=f"{len(batch)}")
         last = np.array([rows.stop - 1 for _, rows in step.sequences])
         try:
-            logits = self._run(step, last if last_only else None, _tracing(trace) if trace else _untouched)
+            logits = self._run(step, last if last_only else None, _tracing(trace) if trace else untouched)
             if not np.isfinite(logits).all():
                 self._find_not_finite(step)
         except BaseException:
@@ -202,10 +203,6 @@ def checked_ids(ids: Sequence[int], vocab_size: int) -> Ids:
             "id outside the vocabulary", where=f"ids[{at}]", expected=f"0 to {vocab_size - 1}", got=array[at]
         )
     return array.astype(np.int64)
-
-
-def _untouched(stage: str, x: Array) -> Array:
-    return x
 
 
 def _tracing(trace: Trace) -> Tap:

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from cupel_runtime.adapters.base import Adapter, Step
+from cupel_runtime.adapters.base import Adapter, Step, untouched
 from cupel_runtime.backends.cuda import CudaBackend
-from cupel_runtime.backends.device_array import DeviceArray, DeviceIds
+from cupel_runtime.backends.device_array import Block, DeviceArray, DeviceIds
 from cupel_runtime.device_base import Graph
 from cupel_runtime.device_cache import DeviceCache, SlotCache
 from cupel_runtime.slot import SEQUENCE
@@ -78,13 +78,20 @@ class Prefill:
     def _record(self, rows: int, reach: int) -> None:
         """Queue the pass over the piece's sequence, whose attention covers `reach` positions."""
         fields: Any = PIECE.fields
-        ids = DeviceIds(self._piece, rows, fields["ids"][1])
-        positions = DeviceIds(self._piece, rows, fields["positions"][1])
-        cache = SlotCache(self.ops, self.adapter.config, reach, self._piece)
-        step: Any = Step(ids, positions, ((cache, slice(0, rows)),))  # type: ignore[arg-type]
-        hidden: Any = self.adapter.forward(self.ops, step, _as_it_is)  # type: ignore[arg-type]
+        ids, positions = (DeviceIds(self._piece, rows, fields[name][1]) for name in ("ids", "positions"))
+        hidden = hidden_of(self.adapter, self.ops, self._piece, ids, positions, reach)
         self.ops.copy(self.ops.on(hidden)[rows - 1 : rows], self._last)
 
 
-def _as_it_is(stage: str, x: Any) -> Any:
-    return x
+def hidden_of(
+    adapter: Adapter, ops: CudaBackend, sequence: Block, ids: DeviceIds, positions: DeviceIds, reach: int
+) -> DeviceArray:
+    """Queue the adapter's own pass over ids in device memory: hidden states after the last norm (row, width).
+
+    Args:
+        sequence: begins with the SEQUENCE that the ids continue. reach: positions that attention covers.
+    """
+    cache = SlotCache(ops, adapter.config, reach, sequence)
+    step: Any = Step(ids, positions, ((cache, slice(0, len(ids))),))  # type: ignore[arg-type]
+    hidden: Any = adapter.forward(ops, step, untouched)  # type: ignore[arg-type]
+    return hidden  # type: ignore[no-any-return]

@@ -12,6 +12,7 @@ import pytest
 from cupel_harness import Capability, Engine, lanes, open_engine
 from cupel_harness.faults.core import catalogue
 from cupel_harness.golden import golden_for
+from cupel_runtime.emulator import EmuDevice
 from cupel_runtime.errors import CupelError, NotANumber, UsageError
 from cupel_runtime.generate import logprob
 from cupel_runtime.sampler import SamplingParams, sample
@@ -193,6 +194,28 @@ def test_the_graph_draws_what_the_host_draws(engine: Engine, settings: dict[str,
         ids, max_tokens=12, ignore_eos=True, seed=2**63 + 7, on_token=lambda *_: True, **settings
     )
     assert one_by_one.ids == done.ids[:12]
+
+
+def test_attention_asks_for_weights_of_its_own_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the beginning of the gate and of the up matrix, 16-byte pieces, and no byte beyond either."""
+    asked: list[dict[str, Any]] = []
+    launch = EmuDevice.launch
+
+    def watched(self: EmuDevice, kernel: str, grid: Any, block: Any, args: Any, shared: int = 0) -> None:
+        if kernel.startswith("attention_decode"):
+            asked.append(dict(args))
+        launch(self, kernel, grid, block, args, shared)
+
+    monkeypatch.setattr(EmuDevice, "launch", watched)
+    with open_engine("emu:fast", f"{MODELS[0]}:q8_0") as fast:
+        fast.generate([5, 6, 7], max_tokens=2, ignore_eos=True)
+        blocks = fast.model.adapter.blocks  # type: ignore[attr-defined]
+        assert [args["layer"] for args in asked] == list(range(len(blocks)))
+        for args, block in zip(asked, blocks, strict=True):
+            pair = block["ffn_gate.weight"], block["ffn_up.weight"]
+            assert [args["ahead0"], args["ahead1"]] == [matrix.pointers["q"] for matrix in pair]
+            assert 0 < args["ahead_bytes"] <= min(matrix.streams["q"] for matrix in pair)
+            assert args["ahead_bytes"] % 16 == 0
 
 
 def test_texts_of_a_batch_go_through_the_graphs(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

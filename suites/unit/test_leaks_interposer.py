@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from cupel_harness.leaks import build, native
 from cupel_runtime.errors import Inconclusive
+
+from .preloaded import preloaded
 
 PRELUDE = """
 import ctypes, os, threading
@@ -36,16 +35,7 @@ def moved(work):
 
 def inside(script: str) -> str:
     """What a script prints in a process with the library preloaded."""
-    done = subprocess.run(
-        [sys.executable, "-c", PRELUDE + script],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=os.environ | {"LD_PRELOAD": str(build.interposer())},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return preloaded(PRELUDE + script)
 
 
 FAMILIES = {

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +12,11 @@ from typing import Any
 
 import pytest
 
-from cupel_harness.leaks import Verdict, build, curves, walk
+from cupel_harness.leaks import Verdict, curves, walk
 from cupel_harness.leaks.probe import run
 from cupel_harness.leaks.report import PathReport, Probe, Walk
+
+from .preloaded import preloaded
 
 
 @pytest.fixture(autouse=True)
@@ -186,23 +186,15 @@ def test_what_a_gpus_driver_forgets_is_not_the_engines(tmp_path: Path, driver: s
     source, library = tmp_path / "driver.c", tmp_path / "libcuda.so.1"
     source.write_text(DRIVER)
     subprocess.run(["gcc", "-O1", "-shared", "-fPIC", "-o", library, source], check=True)
-    done = subprocess.run(
-        [sys.executable, "-c", ENGINE, str(library), driver],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ | {"LD_PRELOAD": str(build.interposer())},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    verdict, failed, of, spared, *_ = done.stdout.split()
+    said = preloaded(ENGINE, str(library), driver)
+    verdict, failed, of, spared, *_ = said.split()
     if driver == "fail":
         assert verdict == "leak"
-        assert "leaves 1528 B behind" in done.stdout or "leaves 1512 B behind" in done.stdout
+        assert "leaves 1528 B behind" in said or "leaves 1512 B behind" in said
         return
     assert (verdict, failed, spared) == ("clean", of, "2")
     assert int(of) >= 1
-    assert "nor were 2 of the GPU's driver" in done.stdout
+    assert "nor were 2 of the GPU's driver" in said
 
 
 def test_a_path_without_a_walk_notes_none() -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar
 from weakref import WeakSet
 
 from cupel_harness.engines import resolve_model
-from cupel_harness.engines.base import Capability, Engine, EngineInfo, Generation
+from cupel_harness.engines.base import Capability, Engine, EngineInfo
 from cupel_harness.engines.embedded import Embedded, EmbeddedSession, anonymous_bytes
 from cupel_harness.provenance import cupel_version
 from cupel_runtime.backends.cuda import CudaBackend
@@ -65,21 +65,9 @@ class OnDevice(Embedded):
             raise EngineError("engine is closed", expected="an open engine", hint="open it again")
         return self._model
 
-    def generate_batch(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_tokens: int,
-        ignore_eos: bool = False,
-        sampling: Sequence[Mapping[str, Any]] = (),
-    ) -> list[Generation]:
-        """One after the other through the captured graphs, which is how a text is written here.
-
-        Steps of several sequences have no graph; `logits_batch` computes them together.
-        """
-        return Engine.generate_batch(
-            self, prompts, max_tokens=max_tokens, ignore_eos=ignore_eos, sampling=sampling
-        )
+    # One text after the other, through the captured graphs, which is how a text is written here: steps of
+    # several sequences have none. `logits_batch` computes them together.
+    generate_batch = Engine.generate_batch
 
     def ops(self) -> Backend:
         """The model's ops in its arithmetic, over an arena of their own: the model's is full."""
