@@ -146,11 +146,13 @@ class Decoder:
         """
         cache.require(count)
         with self.device.turn:
-            greedy, after = is_greedy(params), (ref(cache), params, len(history) + count)
-            graph = self.graph(cache.capacity, draws=not greedy)
-            if not greedy and self._told != (ref(cache), params, len(history)):
-                self._tell(params, history)
-            self._told = None
+            draws = not is_greedy(params)
+            graph = self.graph(cache.capacity, draws)
+            if draws:
+                if self._told != (ref(cache), params, len(history)):
+                    self._tell(params, history)
+                # True once all are read; who closes before that has ended the text, and its cache with it.
+                self._told = ref(cache), params, len(history) + count
             self._arm(cache, history[-1])
             left, queued = count, deque[tuple[int, int, int]]()
             while left or queued:
@@ -160,8 +162,6 @@ class Decoder:
                         graph.replay()
                     queued.append((at, some, self.device.mark()))
                     left -= some
-                if len(queued) == 1 and not left and not greedy:
-                    self._told = after  # the sampler has seen just the text that the host will have
                 yield self._slot.read(*queued.popleft())
 
     def _arm(self, cache: DeviceCache, token: int, behind: int = 0) -> None:
