@@ -1,4 +1,4 @@
-# cupel: `make` alone lists the targets.
+# prill: `make` alone lists the targets.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
@@ -13,22 +13,22 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 gate: $(VENV)/.installed  ## run the default gate on the packaged fixtures; writes out/
-	$(BIN)/cupel gate -j $(JOBS)
+	$(BIN)/prill gate -j $(JOBS)
 
-test: $(VENV)/.installed-dev  ## run cupel's own tests
+test: $(VENV)/.installed-dev  ## run prill's own tests
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not hf"
 
 test-hf: $(VENV)/.installed-hf  ## check the oracle against Hugging Face transformers (installs CPU torch)
 	$(BIN)/python -m pytest -m hf
 
 emu-sanitize: $(VENV)/.installed-dev  ## run the CUDA kernels' tests on the emulator under address and undefined-behaviour sanitizers
-	CUPEL_EMU_SANITIZE=1 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	PRILL_EMU_SANITIZE=1 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  $(BIN)/python -m pytest -n $(JOBS) -q suites/unit/test_kernels.py suites/unit/test_fused.py \
 	    suites/unit/test_device_sampler.py suites/unit/test_emu_engine.py suites/unit/test_prefill.py -k "not faults_of_a_device"
 
 kernels: $(VENV)/.installed-dev  ## compile every kernel with nvcc; fails when one does not fit its registers
-	$(BIN)/python -m cupel_runtime.spills $(ARCH)
+	$(BIN)/python -m prill_runtime.spills $(ARCH)
 
 lint: $(VENV)/.installed-dev  ## ruff, mypy --strict, line budget, layer test
 	$(BIN)/ruff check .
@@ -43,15 +43,15 @@ format: $(VENV)/.installed-dev  ## let ruff fix and format
 
 goldens: $(VENV)/.installed  ## record the fixtures' goldens anew from the float64 oracle
 	@for name in llama-tiny gpt2-tiny; do for type in f16 bf16 q8_0 q4_0 q4_k q6_k; do \
-	  OMP_NUM_THREADS=1 $(BIN)/cupel golden record fixture:$$name:$$type \
-	    -o fixtures/cupel_fixtures/golden/$$name.$$type.json 2>/dev/null || exit $$?; done; done
+	  OMP_NUM_THREADS=1 $(BIN)/prill golden record fixture:$$name:$$type \
+	    -o fixtures/prill_fixtures/golden/$$name.$$type.json 2>/dev/null || exit $$?; done; done
 
 clean:  ## remove generated files, the environment included
 	rm -rf $(VENV) out dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "cupel needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1); set PYTHON=/path/to/python3.11" >&2; exit 4; }
+	  { echo "prill needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1); set PYTHON=/path/to/python3.11" >&2; exit 4; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python

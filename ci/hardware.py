@@ -8,7 +8,7 @@ over the op suite); ledger (device memory beside CUPTI's records); soak (request
 verdict (ledger and JUnit of what ran before).
 Every result is appended to results.jsonl as soon as it stands, and account.md is written anew, so that a
 killed run loses nothing but the work in flight. What runs out of its time, or has no tool, is said so and
-never passes. cupel and its dependencies must be importable; nvidia-smi and compute-sanitizer are found on
+never passes. prill and its dependencies must be importable; nvidia-smi and compute-sanitizer are found on
 the PATH.
 """
 

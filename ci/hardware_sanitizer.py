@@ -14,9 +14,9 @@ from pathlib import Path
 from hardware_account import Result
 from hardware_job import Job, end
 
-from cupel_harness import evidence
-from cupel_harness.cells import command
-from cupel_harness.evidence import Cell, CellStarted, Evidence
+from prill_harness import evidence
+from prill_harness.cells import command
+from prill_harness.evidence import Cell, CellStarted, Evidence
 
 TOOLS = ("racecheck", "memcheck", "initcheck")  # the slowest first
 SHARDS = 7

@@ -18,12 +18,12 @@ from hardware_account import Result
 from hardware_job import Job
 from hardware_sanitizer import sanitizer
 
-from cupel_harness import evidence
-from cupel_harness.evidence import CellEnded, CellStarted, Evidence
-from cupel_harness.policy import load_policy
+from prill_harness import evidence
+from prill_harness.evidence import CellEnded, CellStarted, Evidence
+from prill_harness.policy import load_policy
 
 HERE = Path(__file__).resolve().parent
-CUPEL = [sys.executable, "-c", "from cupel_harness.cli import main; main()"]
+PRILL = [sys.executable, "-c", "from prill_harness.cli import main; main()"]
 STEP_OF = {"blocks": "ops", "ops": "ops", "sampler": "ops", "tokens": "goldens"}  # the rest: properties
 LEDGER_CYCLES = 3
 
@@ -65,7 +65,7 @@ def _cells(job: Job, step: str, number: int, names: Sequence[str], models: Seque
     """One result for every cell, as soon as it has ended."""
     folder = job.work / f"{step}-{number}"
     shutil.rmtree(folder, ignore_errors=True)
-    words = [*CUPEL, "run", *names, "-j", str(job.asked.jobs), "--out", str(folder)]
+    words = [*PRILL, "run", *names, "-j", str(job.asked.jobs), "--out", str(folder)]
     words += [word for engine in job.asked.engine for word in ("--engine", engine)]
     words += [word for model in models for word in ("--model", model)]
     wanted = len(names) * len(models) * len(job.asked.engine)
@@ -150,7 +150,7 @@ def bench(job: Job) -> Iterator[Result]:
     for model in job.asked.bench_model:
         for engine in job.asked.engine:
             began = time.monotonic()
-            words = [*CUPEL, "bench", "--engine", engine, "--model", model, "--json"]
+            words = [*PRILL, "bench", "--engine", engine, "--model", model, "--json"]
             words += ["--prompt", str(job.asked.prompt), "--tokens", str(job.asked.tokens)]
             words += ["--repeat", str(job.asked.repeat), "--loads", str(job.asked.loads)]
             log = job.work / "bench.log"
@@ -186,7 +186,7 @@ def verdict(job: Job) -> Iterator[Result]:
         yield Result("verdict", "gate", "inconclusive", "no step left a ledger")
         return
     folder = job.work / "gate"
-    words = [*CUPEL, "gate", "--out", str(folder), "--json"]
+    words = [*PRILL, "gate", "--out", str(folder), "--json"]
     words += ["--policy", str(job.asked.policy)] if job.asked.policy else []
     words += [word for engine in job.asked.engine for word in ("--engine", engine)]
     words += [word for ledger in ledgers if ledger.parent != folder for word in ("--from", str(ledger))]

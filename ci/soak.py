@@ -19,10 +19,10 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from cupel_harness.engines import open_engine
-from cupel_harness.engines.base import Engine
-from cupel_harness.engines.embedded import anonymous_bytes
-from cupel_runtime.errors import CupelError
+from prill_harness.engines import open_engine
+from prill_harness.engines.base import Engine
+from prill_harness.engines.embedded import anonymous_bytes
+from prill_runtime.errors import PrillError
 
 WINDOWS = 5
 WARM = 24  # requests before the first reading, at least; a fifth of all where that is more
@@ -69,7 +69,7 @@ def request(engine: Engine, number: int) -> str:
     kind = number % len(kinds)
     try:
         kinds[kind]()
-    except CupelError:
+    except PrillError:
         return "refused" if kind in (5, 6) else "failed"
     return "accepted" if kind in (5, 6) else "answered"
 
@@ -154,7 +154,7 @@ def own_memory(engine: Engine) -> Reading:
     """The engine's ledgers; none where it has none, or where a closed one says nothing."""
     try:
         return {name: int(value) for name, value in engine.memory().items() if name != "process"}
-    except CupelError:
+    except PrillError:
         return {}
 
 

@@ -21,11 +21,11 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from cupel_harness.engines import EngineSpec, open_engine
-from cupel_harness.engines.base import Engine
-from cupel_harness.leaks.device import GIVE, KINDS, STATIC, Driver, Records, take
-from cupel_runtime.errors import CupelError, EngineError, Inconclusive
-from cupel_runtime.vram import Arena
+from prill_harness.engines import EngineSpec, open_engine
+from prill_harness.engines.base import Engine
+from prill_harness.leaks.device import GIVE, KINDS, STATIC, Driver, Records, take
+from prill_runtime.errors import EngineError, Inconclusive, PrillError
+from prill_runtime.vram import Arena
 
 MOMENTS = ("load", "request", "unload")
 PROBE_BYTES = 12345  # of the blocks that the records have to show; no round number, so that rounding shows
@@ -171,7 +171,7 @@ def main(arguments: list[str] | None = None) -> int:
         for result in moments(asked.engine, asked.model, asked.cycles):
             statuses.add(result["status"])
             print(json.dumps(result), flush=True)
-    except CupelError as error:
+    except PrillError as error:
         status = "inconclusive" if isinstance(error, Inconclusive) else "error"
         print(json.dumps({"name": "records", "status": status, "sentence": str(error)}), flush=True)
         return 10 if status == "inconclusive" else 1

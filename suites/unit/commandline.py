@@ -9,9 +9,9 @@ import sys
 
 from click.testing import CliRunner, Result
 
-from cupel_harness import cli
+from prill_harness import cli
 
-CUPEL = [sys.executable, "-c", "from cupel_harness.cli import main; main()"]
+PRILL = [sys.executable, "-c", "from prill_harness.cli import main; main()"]
 
 
 def interruptible() -> None:
@@ -28,5 +28,5 @@ def child(*args: str, **options: object) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
     options.setdefault("input", "")
     return subprocess.run(
-        [*CUPEL, *args], capture_output=True, text=True, timeout=120, env=environment, check=False, **options
+        [*PRILL, *args], capture_output=True, text=True, timeout=120, env=environment, check=False, **options
     )  # type: ignore[call-overload, no-any-return]

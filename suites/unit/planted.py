@@ -13,18 +13,18 @@ import msgspec
 import numpy as np
 import pytest
 
-import cupel_runtime.generate as generation
-from cupel_harness import cells, compare, golden, lanes
-from cupel_harness.engines.base import Engine
-from cupel_harness.engines.embedded import EmbeddedSession, NumPy, NumPy64
-from cupel_harness.leaks import PathReport, Probe
-from cupel_harness.leaks import probe as leaks
-from cupel_runtime import philox, quants, sampler
-from cupel_runtime.backends.numpy import NumpyBackend
-from cupel_runtime.errors import CupelError
-from cupel_runtime.gguf import GGUFFile
-from cupel_runtime.kvcache import KVCache
-from cupel_runtime.tokenizer import TextStream
+import prill_runtime.generate as generation
+from prill_harness import cells, compare, golden, lanes
+from prill_harness.engines.base import Engine
+from prill_harness.engines.embedded import EmbeddedSession, NumPy, NumPy64
+from prill_harness.leaks import PathReport, Probe
+from prill_harness.leaks import probe as leaks
+from prill_runtime import philox, quants, sampler
+from prill_runtime.backends.numpy import NumpyBackend
+from prill_runtime.errors import PrillError
+from prill_runtime.gguf import GGUFFile
+from prill_runtime.kvcache import KVCache
+from prill_runtime.tokenizer import TextStream
 
 Patch = pytest.MonkeyPatch
 Probing = Callable[[Probe], PathReport]
@@ -117,7 +117,7 @@ def refusal_without_sentence(patch: Patch) -> None:
     def opened(argument: str, model: str) -> Engine:
         try:
             return original(argument, model)
-        except CupelError as error:
+        except PrillError as error:
             raise ValueError("broken") from error
 
     original = NumPy.open
@@ -221,7 +221,7 @@ def errors_swallowed(patch: Patch) -> None:
     def silent(original: Any, self: Any, ids: Any, **named: Any) -> Any:
         try:
             return original(self, ids, **named)
-        except CupelError:
+        except PrillError:
             return np.zeros((len(ids), 1), np.float32)
 
     for name in ("logits", "generate"):

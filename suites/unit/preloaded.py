@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from cupel_harness.leaks import build
+from prill_harness.leaks import build
 
 
 def preloaded(script: str, *arguments: str) -> str:

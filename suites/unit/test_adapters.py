@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cupel_runtime.adapters import Adapter, LoadReport, adapter_for
-from cupel_runtime.backends import NumpyBackend
-from cupel_runtime.engine import Model
-from cupel_runtime.errors import CupelError, ModelFileError, UnsupportedModel
-from cupel_runtime.gguf import open_gguf
+from prill_runtime.adapters import Adapter, LoadReport, adapter_for
+from prill_runtime.backends import NumpyBackend
+from prill_runtime.engine import Model
+from prill_runtime.errors import ModelFileError, PrillError, UnsupportedModel
+from prill_runtime.gguf import open_gguf
 
 from .tiny_gguf import Edit, tiny
 
@@ -335,5 +335,5 @@ def test_quantised_files_load_as_their_dequantised_values(arch: str, tmp_path: P
 def test_no_embedding_table_is_a_sentence(tmp_path: Path) -> None:
     """The table decides the vocabulary, so a file without one, or with a vector, stops there."""
     for edit in (drop("token_embd.weight"), put("token_embd.weight", 64)):
-        with pytest.raises(CupelError, match=r"token_embd.weight \(vocab, width\)"):
+        with pytest.raises(PrillError, match=r"token_embd.weight \(vocab, width\)"):
             load(tiny(tmp_path / "m.gguf", edit=edit))

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cupel_harness import trace
-from cupel_harness.commands.bisect import chart
-from cupel_harness.commands.texts import ids_for
-from cupel_harness.engines import open_engine
+from prill_harness import trace
+from prill_harness.commands.bisect import chart
+from prill_harness.commands.texts import ids_for
+from prill_harness.engines import open_engine
 
 from .commandline import invoke
 from .tiny_gguf import tiny

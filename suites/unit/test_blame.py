@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cupel_harness.evidence import Cell, Evidence, Status
-from cupel_harness.faults.blame import OPS, blame, kills
-from cupel_harness.stages import stage_table
+from prill_harness.evidence import Cell, Evidence, Status
+from prill_harness.faults.blame import OPS, blame, kills
+from prill_harness.stages import stage_table
 
 MODEL = "fixture:llama-tiny"
 WRONG = "is the first wrong stage: NMSE 0.3 at positions 0-63, at most 1e-11 in lane exact"
@@ -44,7 +44,7 @@ def seen(
     observed: int = 1,
 ) -> Evidence:
     cell = Cell(MODEL, engine, check.partition(".")[0])
-    return Evidence(check, "c" * 64, cell, status, observed, sentence, "oracle", ("x",), "cupel run")
+    return Evidence(check, "c" * 64, cell, status, observed, sentence, "oracle", ("x",), "prill run")
 
 
 def sound(*checks: str) -> list[Evidence]:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from cupel_harness.catalog import check_ids, suite_file, suites
-from cupel_harness.checklist import Observed, evaluate, load_checklists
-from cupel_harness.evidence import Cell, Evidence, Status
-from cupel_harness.verdict import ItemResult, ItemStatus
-from cupel_runtime.errors import PolicyError, UsageError
+from prill_harness.catalog import check_ids, suite_file, suites
+from prill_harness.checklist import Observed, evaluate, load_checklists
+from prill_harness.evidence import Cell, Evidence, Status
+from prill_harness.verdict import ItemResult, ItemStatus
+from prill_runtime.errors import PolicyError, UsageError
 
 SOUND = """id = "demo"
 title = "Demo"
@@ -58,7 +58,7 @@ def judge(
     for check, status in statuses.items():
         cell = next(c for c in CELLS if c.suite == check.partition(".")[0])
         evidence.setdefault(cell.id, {})[check] = Evidence(
-            check, "c", cell, status, 1, f"{check} was {status}", "oracle", ("fault",), "cupel run"
+            check, "c", cell, status, 1, f"{check} was {status}", "oracle", ("fault",), "prill run"
         )
     return evaluate(lists, cells, Observed(evidence, {}, {}), as_of)
 

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from cupel_harness.checks import CheckFailed, Observer, check, content_hash
+from prill_harness.checks import CheckFailed, Observer, check, content_hash
 
 
 def test_a_check_names_a_fault_that_it_kills() -> None:
@@ -84,15 +84,15 @@ def test_the_content_hash_follows_the_code_that_judges(monkeypatch: pytest.Monke
     first = content_hash(test_an_observer_adds_what_it_saw)
     assert first == content_hash(test_an_observer_adds_what_it_saw)
     assert first != content_hash(test_a_check_names_a_fault_that_it_kills)
-    monkeypatch.setattr("cupel_harness.checks.JUDGES", ("evidence.py",))
+    monkeypatch.setattr("prill_harness.checks.JUDGES", ("evidence.py",))
     assert first != content_hash(test_an_observer_adds_what_it_saw)
 
 
 def test_the_hash_of_a_check_is_the_same_in_every_process() -> None:
     """A suite and a judge may share a file name; the order they are hashed in may not depend on chance."""
     code = (
-        "from cupel_suites.tokens import test_greedy as check; "
-        "from cupel_harness.checks import content_hash; print(content_hash(check))"
+        "from prill_suites.tokens import test_greedy as check; "
+        "from prill_harness.checks import content_hash; print(content_hash(check))"
     )
     seen = {
         subprocess.run(

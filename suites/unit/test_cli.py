@@ -16,12 +16,12 @@ import gguf
 import numpy as np
 import pytest
 
-from cupel_harness import cli
-from cupel_harness.commands.generate import TextStream
-from cupel_harness.console import Console, printable
-from cupel_runtime.errors import CupelError, EngineError, Inconclusive, NothingSelected
+from prill_harness import cli
+from prill_harness.commands.generate import TextStream
+from prill_harness.console import Console, printable
+from prill_runtime.errors import EngineError, Inconclusive, NothingSelected, PrillError
 
-from .commandline import CUPEL, child, interruptible, invoke
+from .commandline import PRILL, child, interruptible, invoke
 
 DATA = Path(__file__).parent / "data"
 
@@ -75,18 +75,18 @@ def test_help_has_an_example_that_parses(path: tuple[str, ...]) -> None:
     assert result.exit_code == 0
     assert "Example" in result.stdout
     example = result.stdout.split("Example", 1)[1]
-    lines = [part.strip() for line in example.splitlines()[1:] for part in line.split("|") if "cupel" in part]
+    lines = [part.strip() for line in example.splitlines()[1:] for part in line.split("|") if "prill" in part]
     assert lines
     for line in lines:
         words = shlex.split(line)
-        assert words[:1] == ["cupel"], line
-        root = cli.cli.make_context("cupel", words[1:], resilient_parsing=False)
+        assert words[:1] == ["prill"], line
+        root = cli.cli.make_context("prill", words[1:], resilient_parsing=False)
         command, rest = cli.cli, [*root._protected_args, *root.args]
         while isinstance(command, click.Group):
             inner = command.get_command(root, rest.pop(0))
             assert inner is not None, line
             command = inner
-        command.make_context("cupel", rest, parent=root)
+        command.make_context("prill", rest, parent=root)
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
@@ -113,18 +113,11 @@ def test_usage_errors_exit_4(args: tuple[str, ...]) -> None:
     """An unknown command, a missing, superfluous or malformed argument: exit 4, one sentence."""
     result = invoke(*args)
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (4, "", 1)
-    assert result.stderr.startswith("usage error in cupel")
-
-
-def test_version() -> None:
-    """cupel --version prints the installed version."""
-    result = child("--version")
-    assert result.returncode == 0
-    assert re.fullmatch(r"cupel, version \d+\.\d+\.\d+\n", result.stdout)
+    assert result.stderr.startswith("usage error in prill")
 
 
 def test_nothing_asked_is_help() -> None:
-    """cupel alone shows what it can do."""
+    """prill alone shows what it can do."""
     result = invoke()
     assert result.exit_code == 0
     assert "Commands:" in result.stdout
@@ -144,7 +137,7 @@ class Raises(click.Command):
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (CupelError("broke"), 3),
+        (PrillError("broke"), 3),
         (EngineError("gave up"), 1),
         (NothingSelected("no check"), 5),
         (Inconclusive("no GPU"), 10),
@@ -221,7 +214,7 @@ def test_no_colour_in_a_pipe(model: Path) -> None:
 def test_a_closed_pipe_is_quiet(model: Path) -> None:
     """When the reader goes away the writer says nothing."""
     process = subprocess.Popen(
-        [*CUPEL, "inspect", str(model), "--full"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*PRILL, "inspect", str(model), "--full"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert process.stdout is not None
     assert process.stderr is not None
@@ -283,7 +276,7 @@ def test_an_interrupt_ends_with_2() -> None:
     """SIGINT and SIGTERM both end a running command with exit 2 and one sentence."""
     for number in (signal.SIGINT, signal.SIGTERM):
         process = subprocess.Popen(
-            [*CUPEL, "generate", "--model", "fixture:llama-tiny"],
+            [*PRILL, "generate", "--model", "fixture:llama-tiny"],
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cupel_harness import evidence
-from cupel_harness.commands import run, runs
-from cupel_harness.plan import Plan
+from prill_harness import evidence
+from prill_harness.commands import run, runs
+from prill_harness.plan import Plan
 
 from .commandline import child, invoke
 
@@ -134,7 +134,7 @@ def test_resume_json_and_shards_agree(gated: tuple[Path, subprocess.CompletedPro
 
 def test_an_old_verdict_does_not_outlive_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An interrupted gate ends with 2 and leaves no verdict or report of an earlier run behind."""
-    from cupel_harness.commands import gate
+    from prill_harness.commands import gate
 
     def interrupted(*args: object) -> None:
         raise KeyboardInterrupt
@@ -283,14 +283,14 @@ def test_checklist_ticks_what_the_ledger_proves(gated: tuple[Path, subprocess.Co
 
 def test_doctor_sees_a_cache_it_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache folder that cannot be made is broken, with what to do, and the exit code is 1."""
-    monkeypatch.setenv("CUPEL_CACHE", "/dev/null/cache")
+    monkeypatch.setenv("PRILL_CACHE", "/dev/null/cache")
     result = invoke("doctor", "--json")
     shown = json.loads(result.stdout)
     found = {f["name"]: f for f in shown["findings"]}
     assert result.exit_code == 1
     assert shown["ready"] is False
     assert found["cache"]["status"] == "broken"
-    assert "CUPEL_CACHE" in found["cache"]["todo"]
+    assert "PRILL_CACHE" in found["cache"]["todo"]
     assert found["python"]["status"] == "ok"
     assert {"numpy", "click", "threads", "gpu", "nvcc", "extra hf"} <= set(found)
 

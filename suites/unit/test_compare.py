@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from cupel_harness import compare
-from cupel_runtime.errors import EngineError
+from prill_harness import compare
+from prill_runtime.errors import EngineError
 
 Floats = NDArray[np.float64]
 LOGITS = arrays(np.float64, (3, 7), elements=st.floats(-50, 50, width=32))

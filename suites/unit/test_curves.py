@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from lxml import etree
 from lxml import html as parser
 
-from cupel_harness.evidence import Status
-from cupel_harness.leaks import Judged, PathReport, Verdict, curves
-from cupel_harness.leaks import Report as LeakReport
-from cupel_harness.leaks.verdict import WINDOWS, shape
-from cupel_harness.verdict import Verdict as GateVerdict
-from cupel_reports import html, leaks, markdown
-from cupel_reports.curves import SMALL, WHOLE, drawn
+from prill_harness.evidence import Status
+from prill_harness.leaks import Judged, PathReport, Verdict, curves
+from prill_harness.leaks import Report as LeakReport
+from prill_harness.leaks.verdict import WINDOWS, shape
+from prill_harness.verdict import Verdict as GateVerdict
+from prill_reports import html, leaks, markdown
+from prill_reports.curves import SMALL, WHOLE, drawn
 
 VERDICT = msgspec.json.decode((Path(__file__).parent / "data/verdict.json").read_bytes(), type=GateVerdict)
 LEAK = tuple(1000 + 48 * n for n in range(41))

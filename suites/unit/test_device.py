@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cupel_runtime import compile as kernels
-from cupel_runtime.device import CudaDevice, open_device
-from cupel_runtime.emulator import EmuDevice
-from cupel_runtime.errors import EngineError, Inconclusive, InvalidParameter, UsageError
+from prill_runtime import compile as kernels
+from prill_runtime.device import CudaDevice, open_device
+from prill_runtime.emulator import EmuDevice
+from prill_runtime.errors import EngineError, Inconclusive, InvalidParameter, UsageError
 
 NVCC = shutil.which("nvcc")
 ADD = {"x": 0, "y": 0, "out": 0, "count": 0, "width": 0, "pitch": 0}
@@ -105,7 +105,7 @@ def test_unknown_pointers_are_refused(device: EmuDevice) -> None:
 
 def test_a_barrier_not_everybody_reaches_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A return before a barrier is an error with the kernel's name, not a hang."""
-    monkeypatch.setenv("CUPEL_CACHE", str(tmp_path))
+    monkeypatch.setenv("PRILL_CACHE", str(tmp_path))
     broken = kernels.source("softmax").replace(
         "    top = block_max(top, shared);",
         "    if (threadIdx.x == 7) return;\n    top = block_max(top, shared);",
@@ -123,7 +123,7 @@ def test_processes_that_compile_at_once_share_one_result(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Four builds at once leave one library and no half-written file."""
-    monkeypatch.setenv("CUPEL_CACHE", str(tmp_path))
+    monkeypatch.setenv("PRILL_CACHE", str(tmp_path))
     with ThreadPoolExecutor(4) as pool:
         paths = set(pool.map(lambda _: kernels.build("elementwise", kernels.Target("emu")), range(4)))
     assert len(paths) == 1
@@ -134,7 +134,7 @@ def test_the_cache_key_follows_source_flags_and_headers(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Another flag, another text or another header is another file."""
-    monkeypatch.setenv("CUPEL_CACHE", str(tmp_path))
+    monkeypatch.setenv("PRILL_CACHE", str(tmp_path))
     target = kernels.Target("emu")
     plain, flagged = kernels.build("softmax", target), kernels.build("softmax", target, ("-DX",))
     source, headers = kernels.source, kernels.headers
@@ -159,7 +159,7 @@ def test_a_refused_kernel_shows_the_compilers_first_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The sentence quotes the compiler, and nothing stays in the cache."""
-    monkeypatch.setenv("CUPEL_CACHE", str(tmp_path))
+    monkeypatch.setenv("PRILL_CACHE", str(tmp_path))
     monkeypatch.setattr(
         kernels, "source", lambda name: '#include "common.cuh"\nint f() { return nowhere; }\n'
     )
@@ -197,6 +197,6 @@ def test_every_kernel_names_a_readable_struct() -> None:
 @pytest.mark.parametrize("name", ["norm", "attention_decode"])
 def test_kernels_compile_for_hopper_without_spills(name: str, tmp_path: Path) -> None:
     """nvcc takes the kernel as it stands and keeps every value in registers; `make kernels` checks all."""
-    from cupel_runtime.spills import spills
+    from prill_runtime.spills import spills
 
     assert spills(name, "sm_90") == {}

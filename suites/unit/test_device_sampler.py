@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from cupel_runtime.backends import sampling
-from cupel_runtime.backends.cuda import CudaBackend
-from cupel_runtime.emulator import EmuDevice
-from cupel_runtime.errors import InvalidParameter, NotANumber
-from cupel_runtime.sampler import SamplingParams, filtered_distribution, philox_uniform, sample
-from cupel_runtime.vram import Arena
+from prill_runtime.backends import sampling
+from prill_runtime.backends.cuda import CudaBackend
+from prill_runtime.emulator import EmuDevice
+from prill_runtime.errors import InvalidParameter, NotANumber
+from prill_runtime.sampler import SamplingParams, filtered_distribution, philox_uniform, sample
+from prill_runtime.vram import Arena
 
 SIZES = {"weights": 1 << 20, "cache": 1 << 20, "activations": 8 << 20, "scratch": 8 << 20, "logits": 1 << 20}
 INF = math.inf

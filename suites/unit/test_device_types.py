@@ -11,13 +11,13 @@ import pytest
 from gguf import GGMLQuantizationType as T
 from numpy.typing import NDArray
 
-from cupel_harness import lanes, open_engine
-from cupel_harness.engines.embedded import Embedded
-from cupel_runtime.device_model import DeviceModel
-from cupel_runtime.quants import Block, dequantize
-from cupel_suites import ops_models
-from cupel_suites.ops import random_blocks
-from cupel_suites.ops_bench import BOUND
+from prill_harness import lanes, open_engine
+from prill_harness.engines.embedded import Embedded
+from prill_runtime.device_model import DeviceModel
+from prill_runtime.quants import Block, dequantize
+from prill_suites import ops_models
+from prill_suites.ops import random_blocks
+from prill_suites.ops_bench import BOUND
 
 from . import tiny_gguf
 

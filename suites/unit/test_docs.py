@@ -1,4 +1,4 @@
-"""Every `$ cupel` line of the documentation runs, ends with the exit code shown, prints what is shown."""
+"""Every `$ prill` line of the documentation runs, ends with the exit code shown, prints what is shown."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXIT = re.compile(r"\s+# exit (\d+)$")
 
 @dataclass(frozen=True)
 class Shown:
-    """One command of a page: `$ cupel ...  # exit N`, and the lines shown under it."""
+    """One command of a page: `$ prill ...  # exit N`, and the lines shown under it."""
 
     page: str
     command: str
@@ -28,14 +28,14 @@ class Shown:
 
 
 def commands(page: Path) -> list[Shown]:
-    """What the page's console blocks show of cupel; other programs (`make`) are not run here."""
+    """What the page's console blocks show of prill; other programs (`make`) are not run here."""
     found: list[Shown] = []
     for block in FENCE.findall(page.read_text("utf-8")):
         for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
             first, *lines = part.splitlines()
             code = EXIT.search(first)
             command = EXIT.sub("", first)
-            if command.startswith("cupel "):
+            if command.startswith("prill "):
                 shown = tuple(line for line in lines if line.strip())
                 found.append(Shown(page.name, command, int(code[1]) if code else 0, shown))
     return found
@@ -65,7 +65,7 @@ def test_the_pages_show_commands() -> None:
 @pytest.mark.parametrize("shown", SHOWN, ids=lambda s: f"{s.page}:{s.command}")
 def test_a_shown_command_does_what_is_shown(shown: Shown, tmp_path: Path) -> None:
     """The command ends with the promised exit code and prints every shown line, figures aside."""
-    words = [str(Path(sys.executable).with_name("cupel")), *shlex.split(shown.command)[1:]]
+    words = [str(Path(sys.executable).with_name("prill")), *shlex.split(shown.command)[1:]]
     done = subprocess.run(
         words,
         cwd=tmp_path,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cupel_harness.divergence import boundary_distance, share_distance
-from cupel_runtime.sampler import SamplingParams, filtered_distribution
+from prill_harness.divergence import boundary_distance, share_distance
+from prill_runtime.sampler import SamplingParams, filtered_distribution
 
 HOT = SamplingParams(temperature=1.0)
 NEAR = np.log([0.36, 0.355, 0.2, 0.085])  # ids 0 and 1 are about as probable

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cupel_harness import Capability, Engine, lanes, open_engine
-from cupel_harness.faults.core import catalogue
-from cupel_harness.golden import golden_for
-from cupel_runtime.emulator import EmuDevice
-from cupel_runtime.errors import CupelError, NotANumber, UsageError
-from cupel_runtime.generate import logprob
-from cupel_runtime.sampler import SamplingParams, sample
-from cupel_runtime.slot import RING
+from prill_harness import Capability, Engine, lanes, open_engine
+from prill_harness.faults.core import catalogue
+from prill_harness.golden import golden_for
+from prill_runtime.emulator import EmuDevice
+from prill_runtime.errors import NotANumber, PrillError, UsageError
+from prill_runtime.generate import logprob
+from prill_runtime.sampler import SamplingParams, sample
+from prill_runtime.slot import RING
 
 MODELS = ("fixture:llama-tiny", "fixture:gpt2-tiny")
 NMSE = 1e-10  # float32 beside float64 (VALIDATION.md, ops)
@@ -50,7 +50,7 @@ def draws_wrong(engine: Engine, ids: list[int]) -> bool:
     try:
         text = engine.generate(ids, max_tokens=30, ignore_eos=True, **settings).ids
         tied = engine.ops().draw(ties, SamplingParams(temperature=1.0), 3)  # type: ignore[attr-defined]
-    except CupelError as error:
+    except PrillError as error:
         return "sampling on the device" in str(error)
     wrong = tied != sample(ties, SamplingParams(temperature=1.0), 3)
     return wrong or list(text) != on_the_host(engine, ids, 30, **settings)[0]
@@ -333,7 +333,7 @@ def test_logits_that_are_not_finite_are_reported(
     llama: Engine, monkeypatch: pytest.MonkeyPatch, temperature: float
 ) -> None:
     """A NaN inside the graph is an error, not a token."""
-    from cupel_runtime.decode import Decoder
+    from prill_runtime.decode import Decoder
 
     arm = Decoder._arm
 
@@ -382,7 +382,7 @@ def test_device_faults_stay_out_of_the_numpy_catalogue() -> None:
 def test_errors_are_one_sentence() -> None:
     """A bad argument, a budget that is too small, a GPU that is not there."""
     for spec in ("emu:quick", "emu:budget=1MiB", "cuda:99"):
-        with pytest.raises(CupelError) as caught:
+        with pytest.raises(PrillError) as caught:
             open_engine(spec, MODELS[0])
         assert "\n" not in str(caught.value)
     with pytest.raises(UsageError, match="bad engine argument"):

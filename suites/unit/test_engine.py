@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cupel_runtime.adapters import Step, Tap
-from cupel_runtime.backends import NumpyBackend, RoundedBackend
-from cupel_runtime.engine import Model
-from cupel_runtime.errors import ContextLengthExceeded, InvalidParameter, NotANumber, UsageError
-from cupel_runtime.kvcache import KVCache
-from cupel_runtime.ops import Array
+from prill_runtime.adapters import Step, Tap
+from prill_runtime.backends import NumpyBackend, RoundedBackend
+from prill_runtime.engine import Model
+from prill_runtime.errors import ContextLengthExceeded, InvalidParameter, NotANumber, UsageError
+from prill_runtime.kvcache import KVCache
+from prill_runtime.ops import Array
 
 from .tiny_gguf import tiny
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cupel_harness import Capability, Engine, EngineSpec, open_engine, resolve_model
-from cupel_harness.engines.embedded import Embedded, array_bytes
-from cupel_runtime.errors import ContextLengthExceeded, CupelError, EngineError, ModelFileError, UsageError
+from prill_harness import Capability, Engine, EngineSpec, open_engine, resolve_model
+from prill_harness.engines.embedded import Embedded, array_bytes
+from prill_runtime.errors import ContextLengthExceeded, EngineError, ModelFileError, PrillError, UsageError
 
 from .tiny_gguf import tiny
 
@@ -182,7 +182,7 @@ def test_closing_lets_go_and_is_harmless_twice(model: Path) -> None:
     engine.close()
     engine.close()
     assert engine.memory()["weights"] == 0
-    with pytest.raises(CupelError, match="closed"):
+    with pytest.raises(PrillError, match="closed"):
         engine.logits(IDS)
 
 
@@ -191,5 +191,5 @@ def test_more_ids_than_the_context_is_a_clear_error(engine: Engine) -> None:
     assert engine.logits([1] * 64).shape[0] == 64
     with pytest.raises(ContextLengthExceeded):
         engine.logits([1] * 65)
-    with pytest.raises(CupelError, match="no ids"):
+    with pytest.raises(PrillError, match="no ids"):
         engine.logits([])

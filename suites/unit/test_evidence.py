@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cupel_harness.evidence import (
+from prill_harness.evidence import (
     Cell,
     CellEnded,
     CellStarted,
@@ -26,13 +26,13 @@ from cupel_harness.evidence import (
     checks,
     read,
 )
-from cupel_runtime.errors import PolicyError
+from prill_runtime.errors import PolicyError
 
 CELL = Cell("m", "numpy", "tokens")
 
 
 def record(status: Status = Status.PASSED, **changes: object) -> Evidence:
-    base = Evidence("tokens.a[1]", "c", CELL, Status.FAILED, 3, "seen", "numpy64", ("fault",), "cupel run")
+    base = Evidence("tokens.a[1]", "c", CELL, Status.FAILED, 3, "seen", "numpy64", ("fault",), "prill run")
     return msgspec.structs.replace(base, status=status, **changes)
 
 
@@ -50,7 +50,7 @@ def test_a_pass_needs_a_count_an_oracle_and_a_kill(lacking: dict[str, object]) -
 def test_a_ledger_gives_back_what_was_written(tmp_path: Path) -> None:
     """Every kind of record survives the file, in order; the last evidence of a check is found."""
     records: tuple[Record, ...] = (
-        CellStarted(CELL, ("tokens.a[1]",), 1.0, {"cupel": "1"}),
+        CellStarted(CELL, ("tokens.a[1]",), 1.0, {"prill": "1"}),
         CheckStarted(CELL, "tokens.a[1]", 1.0),
         record(metrics=(Metric("kl", 0.5, 1.0), Metric("inf", None)), detail={"x": [1, "\n"]}),
         record(Status.FAILED),

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-import cupel_runtime
-from cupel_harness import faults
-from cupel_harness.engines import open_engine
-from cupel_harness.faults import Fault, catalogue
-from cupel_harness.faults.blame import AFTER_STAGES, BEFORE_STAGES
-from cupel_harness.stages import BLOCKS
-from cupel_runtime.backends.numpy import NumpyBackend
-from cupel_runtime.errors import UsageError
+import prill_runtime
+from prill_harness import faults
+from prill_harness.engines import open_engine
+from prill_harness.faults import Fault, catalogue
+from prill_harness.faults.blame import AFTER_STAGES, BEFORE_STAGES
+from prill_harness.stages import BLOCKS
+from prill_runtime.backends.numpy import NumpyBackend
+from prill_runtime.errors import UsageError
 
 MODEL = "fixture:llama-tiny"
 IDS = [1, 5, 9, 300, 17, 5]
@@ -127,9 +127,9 @@ def test_faults_are_gone_after_an_error() -> None:
 
 def test_production_code_knows_no_faults() -> None:
     """The runtime has no branch for a fault: the word does not occur in it."""
-    files = list(Path(cupel_runtime.__file__).parent.rglob("*.py"))
+    files = list(Path(prill_runtime.__file__).parent.rglob("*.py"))
     assert len(files) > 20
-    words = ("planted", "cupel_harness")
+    words = ("planted", "prill_harness")
     assert not [file.name for file in files if any(word in file.read_text("utf-8") for word in words)]
 
 

@@ -14,11 +14,11 @@ import gguf
 import numpy as np
 import pytest
 
-import cupel_fixtures
-from cupel_fixtures import NAMES, TYPES, FixtureError, export, make, store, vocab
-from cupel_fixtures.config import CONFIGS, Config, shapes
-from cupel_fixtures.corpus import Chronicle, document, documents
-from cupel_fixtures.derive import FILE_TYPES, derive
+import prill_fixtures
+from prill_fixtures import NAMES, TYPES, FixtureError, export, make, store, vocab
+from prill_fixtures.config import CONFIGS, Config, shapes
+from prill_fixtures.corpus import Chronicle, document, documents
+from prill_fixtures.derive import FILE_TYPES, derive
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:sentencepiece")
 
@@ -90,7 +90,7 @@ def test_tokenizers_cover_the_corpus(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_prompts_are_eight_unseen_openings(name: str) -> None:
     """Eight different prompts of 40 to 180 tokens, one beyond Latin, which leave room for 300 tokens."""
-    prompts = cupel_fixtures.prompts(name)
+    prompts = prill_fixtures.prompts(name)
     assert prompts == export.opening_prompts(1000 * NAMES.index(name))
     assert len(set(prompts)) == 8
     encode = vocab.encoder(name)[0]
@@ -158,7 +158,7 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("type", FILE_TYPES)
 def test_deriving_changes_matrices_only(type: str, tmp_path: Path) -> None:
     """Metadata and vectors are those of the source, matrices have the type and decode near the source."""
-    source, file = cupel_fixtures.path("gpt2-tiny"), tmp_path / "derived.gguf"
+    source, file = prill_fixtures.path("gpt2-tiny"), tmp_path / "derived.gguf"
     file.write_bytes(derive(source, type))
     before, after = gguf.GGUFReader(source), gguf.GGUFReader(file)
     assert list(before.fields) == list(after.fields)
@@ -181,11 +181,11 @@ def test_every_fixture_has_its_recorded_digest(
     name: str, type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`path` gives a file whose sha256 is the recorded one, derived anew in an empty cache, then reused."""
-    monkeypatch.setenv("CUPEL_CACHE", str(tmp_path))
-    file = cupel_fixtures.path(name, type)
-    assert hashlib.sha256(file.read_bytes()).hexdigest() == cupel_fixtures.sha256(name, type)
+    monkeypatch.setenv("PRILL_CACHE", str(tmp_path))
+    file = prill_fixtures.path(name, type)
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == prill_fixtures.sha256(name, type)
     stamp = file.stat().st_mtime_ns
-    assert cupel_fixtures.path(name, type) == file
+    assert prill_fixtures.path(name, type) == file
     assert file.stat().st_mtime_ns == stamp
     assert file.is_relative_to(tmp_path) == (type != "f16")
 
@@ -193,18 +193,18 @@ def test_every_fixture_has_its_recorded_digest(
 @pytest.mark.parametrize("damage", ["flip", "truncate", "empty"])
 def test_a_damaged_cache_is_repaired(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A derived file that is not what was recorded is replaced, never handed out."""
-    monkeypatch.setenv("CUPEL_CACHE", str(tmp_path))
-    file = cupel_fixtures.path("llama-tiny", "q4_0")
+    monkeypatch.setenv("PRILL_CACHE", str(tmp_path))
+    file = prill_fixtures.path("llama-tiny", "q4_0")
     good = file.read_bytes()
     flipped = good[:-9] + bytes([good[-9] ^ 1]) + good[-8:]
     file.write_bytes({"flip": flipped, "truncate": good[:1000], "empty": b""}[damage])
-    assert cupel_fixtures.path("llama-tiny", "q4_0").read_bytes() == good
+    assert prill_fixtures.path("llama-tiny", "q4_0").read_bytes() == good
 
 
 def test_processes_that_derive_at_once_agree(tmp_path: Path) -> None:
     """Four processes ask for one file in an empty cache: all get the same good file, nothing else is left."""
-    script = "import cupel_fixtures as f; print(f.path('llama-tiny', 'q8_0'))"
-    env = {"CUPEL_CACHE": str(tmp_path), "PATH": "", "PYTHONPATH": ":".join(filter(None, sys.path))}
+    script = "import prill_fixtures as f; print(f.path('llama-tiny', 'q8_0'))"
+    env = {"PRILL_CACHE": str(tmp_path), "PATH": "", "PYTHONPATH": ":".join(filter(None, sys.path))}
     running = [
         subprocess.Popen([sys.executable, "-c", script], env=env, stdout=subprocess.PIPE, text=True)
         for _ in range(4)
@@ -212,7 +212,7 @@ def test_processes_that_derive_at_once_agree(tmp_path: Path) -> None:
     printed = {process.communicate(timeout=60)[0].strip() for process in running}
     assert [process.returncode for process in running] == [0] * 4
     (answer,) = printed
-    assert store.digest(Path(answer).read_bytes()) == cupel_fixtures.sha256("llama-tiny", "q8_0")
+    assert store.digest(Path(answer).read_bytes()) == prill_fixtures.sha256("llama-tiny", "q8_0")
     assert [f.name for f in Path(answer).parent.iterdir() if not f.name.endswith(".lock")] == [
         Path(answer).name
     ]
@@ -220,49 +220,49 @@ def test_processes_that_derive_at_once_agree(tmp_path: Path) -> None:
 
 def test_quantisers_that_changed_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that derives to another digest is an error with both digests, and nothing is kept."""
-    monkeypatch.setenv("CUPEL_CACHE", str(tmp_path))
+    monkeypatch.setenv("PRILL_CACHE", str(tmp_path))
     real = derive
-    monkeypatch.setattr("cupel_fixtures.derive.derive", lambda source, type: real(source, type) + b"\0")
+    monkeypatch.setattr("prill_fixtures.derive.derive", lambda source, type: real(source, type) + b"\0")
     with pytest.raises(
         FixtureError, match=r"llama-tiny derived as q4_0: sha256 expected \w+, got \w+; .*digests"
     ):
-        cupel_fixtures.path("llama-tiny", "q4_0")
+        prill_fixtures.path("llama-tiny", "q4_0")
     assert not list(tmp_path.rglob("*.gguf"))
 
 
 def test_a_changed_committed_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One flipped bit in the F16 file is an error that says what to do."""
-    content = bytearray(cupel_fixtures.path("llama-tiny").read_bytes())
+    content = bytearray(prill_fixtures.path("llama-tiny").read_bytes())
     content[-100] ^= 1
     (tmp_path / "llama-tiny.gguf").write_bytes(content)
     (tmp_path / "digests.json").write_bytes((store.MODELS / "digests.json").read_bytes())
     monkeypatch.setattr(store, "MODELS", tmp_path)
     with pytest.raises(FixtureError, match="restore the committed file"):
-        cupel_fixtures.path("llama-tiny")
+        prill_fixtures.path("llama-tiny")
 
 
 def test_a_cache_that_cannot_be_written_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file where the cache folder should be gives an error that names CUPEL_CACHE."""
+    """A file where the cache folder should be gives an error that names PRILL_CACHE."""
     (tmp_path / "file").touch()
-    monkeypatch.setenv("CUPEL_CACHE", str(tmp_path / "file"))
-    with pytest.raises(FixtureError, match="point CUPEL_CACHE") as caught:
-        cupel_fixtures.path("llama-tiny", "q4_0")
+    monkeypatch.setenv("PRILL_CACHE", str(tmp_path / "file"))
+    with pytest.raises(FixtureError, match="point PRILL_CACHE") as caught:
+        prill_fixtures.path("llama-tiny", "q4_0")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("name", "type"), [("llama", "f16"), ("llama-tiny", "q5_k"), ("../x", "f16")])
 def test_unknown_fixtures_are_refused(name: str, type: str) -> None:
     """The message lists what there is."""
-    for ask in (cupel_fixtures.path, cupel_fixtures.golden_path, cupel_fixtures.sha256):
+    for ask in (prill_fixtures.path, prill_fixtures.golden_path, prill_fixtures.sha256):
         with pytest.raises(FixtureError, match="expected one of"):
             ask(name, type)
 
 
 def test_f32_shares_the_golden_of_f16() -> None:
     """Both have the same weights; the other types have their own golden."""
-    files = [cupel_fixtures.golden_path("llama-tiny", type).name for type in TYPES]
+    files = [prill_fixtures.golden_path("llama-tiny", type).name for type in TYPES]
     assert files[0] == files[1] == "llama-tiny.f16.json"
     assert len(set(files)) == len(TYPES) - 1
 
@@ -284,8 +284,8 @@ def test_the_committed_models_learned_to_remember(name: str) -> None:
 def test_the_exported_file_means_what_was_trained(name: str, tmp_path: Path) -> None:
     """The training's forward pass and the runtime on the exported file agree over 300 positions."""
     torch = pytest.importorskip("torch")
-    from cupel_fixtures import nets
-    from cupel_runtime.engine import Model
+    from prill_fixtures import nets
+    from prill_runtime.engine import Model
 
     initial = nets.initial(CONFIGS[name], 3)
     weights = {k: v.half() if v.ndim > 1 else v for k, v in initial.items()}
@@ -319,6 +319,6 @@ def test_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
         "export",
         "derive-digests",
         "all",
-        "cupel_fixtures.make train --seconds",
+        "prill_fixtures.make train --seconds",
     ):
         assert command in out

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from cupel_harness import cells, evidence, forkserver
-from cupel_harness.evidence import Cell, Evidence
-from cupel_harness.forkserver import ForkServer
+from prill_harness import cells, evidence, forkserver
+from prill_harness.evidence import Cell, Evidence
+from prill_harness.forkserver import ForkServer
 
 SUITE = """
 import os, signal
-from cupel_harness.checks import check
+from prill_harness.checks import check
 
 @check("demo.one", kills=("planted",))
 def test_one(observe):

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from cupel_runtime.adapters.config import Config
-from cupel_runtime.backends import NumpyBackend
-from cupel_runtime.emulator import EmuDevice
-from cupel_runtime.fused import attend
-from cupel_runtime.slot import SEQUENCE
+from prill_runtime.adapters.config import Config
+from prill_runtime.backends import NumpyBackend
+from prill_runtime.emulator import EmuDevice
+from prill_runtime.fused import attend
+from prill_runtime.slot import SEQUENCE
 
 ORACLE = NumpyBackend("float64")
 LAYERS, KV_HEADS, CAPACITY = 2, 2, 800

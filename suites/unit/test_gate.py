@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cupel_harness import gate
-from cupel_harness.checklist import Checklist, Item, When
-from cupel_harness.evidence import Cell, CellEnded, CellStarted, CheckStarted, Evidence, Record, Status
-from cupel_harness.faults.kills import Kills, Trial
-from cupel_harness.plan import Plan
-from cupel_harness.policy import Gate, Policy
-from cupel_harness.verdict import Severity, Verdict
-from cupel_harness.waivers import Conditions, Waiver
-from cupel_runtime.errors import PolicyError
+from prill_harness import gate
+from prill_harness.checklist import Checklist, Item, When
+from prill_harness.evidence import Cell, CellEnded, CellStarted, CheckStarted, Evidence, Record, Status
+from prill_harness.faults.kills import Kills, Trial
+from prill_harness.plan import Plan
+from prill_harness.policy import Gate, Policy
+from prill_harness.verdict import Severity, Verdict
+from prill_harness.waivers import Conditions, Waiver
+from prill_runtime.errors import PolicyError
 
 TODAY = dt.date(2026, 6, 1)
 CHECKS = ("tokens.exact", "tokens.greedy")
@@ -46,11 +46,11 @@ ALL = checklist(item("demo.exact", "tokens.exact"), item("demo.greedy", "tokens.
 
 
 def record(cell: Cell, check: str, status: Status = Status.PASSED, sentence: str = "seen") -> Evidence:
-    return Evidence(check, "c" * 64, cell, status, 5, sentence, "numpy64", ("fault",), f"cupel run {check}")
+    return Evidence(check, "c" * 64, cell, status, 5, sentence, "numpy64", ("fault",), f"prill run {check}")
 
 
 def started(cell: Cell, planned: tuple[str, ...] = CHECKS, **versions: str) -> CellStarted:
-    facts = {"cupel": "1", "model_sha256": cell.model, "architecture": ARCHITECTURES.get(cell.model, "")}
+    facts = {"prill": "1", "model_sha256": cell.model, "architecture": ARCHITECTURES.get(cell.model, "")}
     return CellStarted(cell, planned, 0.0, facts | versions)
 
 
@@ -201,9 +201,9 @@ def test_contradicting_evidence_counts_as_the_worst_of_it() -> None:
     assert set(rules(found)) == {"items", "flaky"}
 
 
-@pytest.mark.parametrize("changed", [{"cupel": "2"}, {"model_sha256": "other"}])
+@pytest.mark.parametrize("changed", [{"prill": "2"}, {"model_sha256": "other"}])
 def test_mixed_provenance_is_inconclusive(changed: dict[str, str]) -> None:
-    """Cells of another cupel, or of another file under the same model name, do not add up."""
+    """Cells of another prill, or of another file under the same model name, do not add up."""
     cells = (*CELLS, Cell("gpt", "numpy", "tokens", "cuda"))
     records = [
         started(r.cell, **changed) if isinstance(r, CellStarted) and r.cell == cells[2] else r
@@ -234,7 +234,7 @@ def test_a_required_check_without_a_current_kill_is_inconclusive(kills: Kills) -
     assert rules(found) == {"kills": Status.INCONCLUSIVE}
     assert found.exit_code == 10
     assert "was not seen to kill a planted fault with its present code" in found.sentence
-    assert "see it with `cupel faults matrix --only fault`" in found.sentence
+    assert "see it with `prill faults matrix --only fault`" in found.sentence
 
 
 def test_a_check_on_no_checklist_needs_no_kill() -> None:

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cupel_runtime.engine import Generation, Model, generate, generate_batch
-from cupel_runtime.errors import ContextLengthExceeded, InvalidParameter
-from cupel_runtime.generate import StopStrings
-from cupel_runtime.ops import Array
-from cupel_runtime.sampler import SamplingParams, sample
+from prill_runtime.engine import Generation, Model, generate, generate_batch
+from prill_runtime.errors import ContextLengthExceeded, InvalidParameter
+from prill_runtime.generate import StopStrings
+from prill_runtime.ops import Array
+from prill_runtime.sampler import SamplingParams, sample
 
 from .tiny_gguf import tiny
 

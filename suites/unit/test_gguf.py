@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
-from cupel_fixtures import malformed
-from cupel_fixtures.malformed import Malformed
-from cupel_runtime.errors import CupelError, InvalidParameter, ModelFileError
-from cupel_runtime.gguf import check_tokenizer, open_gguf
-from cupel_runtime.quants import dequantize, supported_types
+from prill_fixtures import malformed
+from prill_fixtures.malformed import Malformed
+from prill_runtime.errors import InvalidParameter, ModelFileError, PrillError
+from prill_runtime.gguf import check_tokenizer, open_gguf
+from prill_runtime.quants import dequantize, supported_types
 
 CORPUS = list(malformed.corpus(malformed.sound()))
 VALUES: list[tuple[str, Any, GGUFValueType]] = [
@@ -166,9 +166,9 @@ def test_no_descriptor_or_mapping_stays(written: tuple[Path, dict[str, Any]], tm
     assert held() == before
 
 
-def refusal(path: Path) -> CupelError:
+def refusal(path: Path) -> PrillError:
     """The error that opening gives, after the promises that every one of them keeps."""
-    with pytest.raises(CupelError) as caught:
+    with pytest.raises(PrillError) as caught:
         open_gguf(path)
     sentence = str(caught.value)
     assert len(sentence.splitlines()) == 1
@@ -221,8 +221,8 @@ def test_malformed_files_allocate_little(tmp_path: Path) -> None:
 SPARSE = """
 import json, resource, sys, time
 from pathlib import Path
-from cupel_runtime.errors import ModelFileError
-from cupel_runtime.gguf import open_gguf
+from prill_runtime.errors import ModelFileError
+from prill_runtime.gguf import open_gguf
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 results = []
 for name in sys.argv[1:]:

@@ -13,15 +13,15 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-import cupel_fixtures
-from cupel_fixtures import malformed
-from cupel_runtime.errors import CupelError
-from cupel_runtime.gguf import open_gguf
+import prill_fixtures
+from prill_fixtures import malformed
+from prill_runtime.errors import PrillError
+from prill_runtime.gguf import open_gguf
 
 SETTINGS = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-MODELS = sorted((Path(cupel_fixtures.__file__).parent / "models").glob("*.gguf"))
+MODELS = sorted((Path(prill_fixtures.__file__).parent / "models").glob("*.gguf"))
 INTERESTING = [0, 1, 2, 3, 4, 5, 8, 9, 12, 13, 31, 32, 63, 64, 255, 2**16, 2**31, 2**32 - 1, 2**63, 2**64 - 1]
 
 
@@ -91,7 +91,7 @@ def opened(path: Path, data: bytes, size: int | None = None) -> bool:
         os.truncate(path, max(size, len(data)))
     try:
         file = open_gguf(path)
-    except CupelError as error:
+    except PrillError as error:
         refused = error
     else:
         with file:

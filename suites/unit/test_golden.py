@@ -11,14 +11,14 @@ import msgspec
 import numpy as np
 import pytest
 
-from cupel_harness import golden as goldens
-from cupel_harness import open_engine
-from cupel_harness.engines.embedded import Embedded
-from cupel_harness.golden import Golden, check_stale, golden_for, load, record, save
-from cupel_harness.golden_pack import Packed
-from cupel_runtime.engine import Model, generate
-from cupel_runtime.errors import CupelError, UsageError
-from cupel_runtime.sampler import SamplingParams
+from prill_harness import golden as goldens
+from prill_harness import open_engine
+from prill_harness.engines.embedded import Embedded
+from prill_harness.golden import Golden, check_stale, golden_for, load, record, save
+from prill_harness.golden_pack import Packed
+from prill_runtime.engine import Model, generate
+from prill_runtime.errors import PrillError, UsageError
+from prill_runtime.sampler import SamplingParams
 
 from .tiny_gguf import tiny
 
@@ -134,8 +134,8 @@ def test_large_ids_take_four_bytes() -> None:
 
 
 def test_a_users_file_is_recorded_once(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first use records into $CUPEL_CACHE; later ones read that file, a copy of the model too."""
-    monkeypatch.setenv("CUPEL_CACHE", str(tmp_path / "cache"))
+    """The first use records into $PRILL_CACHE; later ones read that file, a copy of the model too."""
+    monkeypatch.setenv("PRILL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(goldens, "TOKENS", 4)
     steps: list[int] = []
     first = golden_for(model, progress=lambda done, total: steps.append(done))
@@ -183,7 +183,7 @@ def test_a_golden_of_another_file_is_stale(golden: Golden, tmp_path: Path) -> No
 
 
 def test_recording_a_broken_file_is_a_clean_error(tmp_path: Path) -> None:
-    """A file that is no GGUF gives cupel's own error."""
+    """A file that is no GGUF gives prill's own error."""
     (tmp_path / "bad.gguf").write_bytes(b"nope")
-    with pytest.raises(CupelError):
+    with pytest.raises(PrillError):
         record(tmp_path / "bad.gguf", PROMPTS)

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cupel_harness.engines.base import Engine, EngineInfo, Generation
-from cupel_harness.evidence import Cell, Evidence, Ledger, Status
-from cupel_runtime.errors import InvalidParameter
+from prill_harness.engines.base import Engine, EngineInfo, Generation
+from prill_harness.evidence import Cell, Evidence, Ledger, Status
+from prill_runtime.errors import InvalidParameter
 
 CI = Path(__file__).resolve().parents[2] / "ci"
 POLICY = """default = "small"

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cupel_harness import lanes, trace
-from cupel_harness.bisect import Report, bisect
-from cupel_harness.engines import open_engine
-from cupel_harness.stage_bounds import stage_bounds
-from cupel_harness.subject import open_subject
+from prill_harness import lanes, trace
+from prill_harness.bisect import Report, bisect
+from prill_harness.engines import open_engine
+from prill_harness.stage_bounds import stage_bounds
+from prill_harness.subject import open_subject
 
 torch = pytest.importorskip("torch", reason="needs the extra hf")
 pytest.importorskip("transformers", reason="needs the extra hf")
@@ -93,7 +93,7 @@ def test_transformers_stages_agree(name: str, tmp_path: Path) -> None:
     ],
 )
 def test_one_wrong_module_is_found(name: str, module: str, stage: str, tmp_path: Path) -> None:
-    """One weight of one module that is not the file's is the first wrong stage, by cupel's name for it."""
+    """One weight of one module that is not the file's is the first wrong stage, by prill's name for it."""
     model, path = MODELS[name](tmp_path)
     with torch.no_grad():
         model.get_submodule(module).weight[3, 5] += 0.25

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from lxml import etree
 from lxml import html as parser
 
-from cupel_harness.evidence import Status
-from cupel_harness.verdict import Verdict
-from cupel_reports import html, view
+from prill_harness.evidence import Status
+from prill_harness.verdict import Verdict
+from prill_reports import html, view
 
 VERDICT = msgspec.json.decode((Path(__file__).parent / "data/verdict.json").read_bytes(), type=Verdict)
 
@@ -81,7 +81,7 @@ def test_findings_show_divergence_and_command() -> None:
     assert [words(r) for r in around if r.get("class") == "here"] == ["18131177"]
     assert len(greedy.xpath(".//table[contains(caption, 'oracle top')]/tbody/tr")) == 2
     assert (
-        greedy.xpath("./pre")[0].text == "cupel run --engine numpy --model fixture:llama-tiny tokens.greedy"
+        greedy.xpath("./pre")[0].text == "prill run --engine numpy --model fixture:llama-tiny tokens.greedy"
     )
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import cupel_fixtures
-from cupel_harness.bisect import Subject
-from cupel_harness.compare import nmse
-from cupel_harness.engines import open_engine
-from cupel_harness.hypotheses import REGISTRY, Case, explain, names
-from cupel_harness.hypotheses.case import guesses
-from cupel_harness.subject import open_subject
-from cupel_harness.trace import capture
+import prill_fixtures
+from prill_harness.bisect import Subject
+from prill_harness.compare import nmse
+from prill_harness.engines import open_engine
+from prill_harness.hypotheses import REGISTRY, Case, explain, names
+from prill_harness.hypotheses.case import guesses
+from prill_harness.subject import open_subject
+from prill_harness.trace import capture
 
 from .tiny_gguf import tiny
 
@@ -31,7 +31,7 @@ LOOKING = ("forgets", "lost_row", "one_pair")
 def file_of(model: str, folder: Path) -> Path:
     """A fixture in some type, or a small random model with a setting that no fixture has."""
     if ":" in model:
-        return cupel_fixtures.path(*model.split(":"))
+        return prill_fixtures.path(*model.split(":"))
     path = folder / f"{model}.gguf"
     if model == "windowed":
         return tiny(path, context=128, metadata=lambda w: w.add_sliding_window(9))
@@ -115,11 +115,11 @@ def test_all_kinds_have_hypotheses(cases: dict[str, Case]) -> None:
 @pytest.fixture(scope="module")
 def long() -> Iterator[dict[str, Case]]:
     """Clean cases of llama-tiny's last layer over 300 positions of a golden."""
-    from cupel_harness.golden import golden_for
+    from prill_harness.golden import golden_for
 
     prompt = golden_for("fixture:llama-tiny").prompts[0]
     ids = [*prompt.ids, *prompt.tokens][:300]
-    path = cupel_fixtures.path("llama-tiny")
+    path = prill_fixtures.path("llama-tiny")
     with open_engine("numpy64", path) as oracle, open_subject(path) as subject:
         yield clean_cases(subject, capture(oracle, ids).stages, ids)
 

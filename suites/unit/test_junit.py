@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase
 from lxml import etree
 
-from cupel_harness.evidence import Status
-from cupel_harness.verdict import Verdict
-from cupel_reports import junit
-from cupel_runtime.errors import InvalidParameter
+from prill_harness.evidence import Status
+from prill_harness.verdict import Verdict
+from prill_reports import junit
+from prill_runtime.errors import InvalidParameter
 
 DATA = Path(__file__).parent / "data"
 VERDICT = msgspec.json.decode((DATA / "verdict.json").read_bytes(), type=Verdict)
@@ -106,13 +106,13 @@ def test_the_gate_has_cases_of_its_own() -> None:
     found = {name: case for (suite, name), case in cases(VERDICT).items() if suite == junit.GATE}
     kinds = {name: [type(r) for r in case.result] for name, case in found.items()}
     assert kinds == {
-        "cupel.gate.verdict": [Failure],
-        "cupel.gate.rule critical-items": [Failure],
-        "cupel.gate.rule minimum-executed": [],
-        "cupel.gate.rule cells": [Error],
-        "cupel.gate.waiver W-3": [Failure],
-        "cupel.gate.cell fixture:gpt2-tiny/numpy/properties/cpu": [Error],
-        "cupel.gate.cell fixture:llama-tiny/numpy/stages/cpu": [Error],
+        "prill.gate.verdict": [Failure],
+        "prill.gate.rule critical-items": [Failure],
+        "prill.gate.rule minimum-executed": [],
+        "prill.gate.rule cells": [Error],
+        "prill.gate.waiver W-3": [Failure],
+        "prill.gate.cell fixture:gpt2-tiny/numpy/properties/cpu": [Error],
+        "prill.gate.cell fixture:llama-tiny/numpy/stages/cpu": [Error],
     }
 
 
@@ -131,10 +131,10 @@ def test_never_greener_than_the_verdict(status: Status, code: int) -> None:
 def test_a_case_says_where_its_item_stands() -> None:
     """The default dialect carries file and line of the checklist item, the oracle and the command."""
     case = cases(VERDICT)["fixture:llama-tiny.numpy.cpu", "tokens.greedy"]
-    assert case._elem.get("file") == "suites/cupel_suites/checklists/llama.toml"
+    assert case._elem.get("file") == "suites/prill_suites/checklists/llama.toml"
     assert case._elem.get("line") == "12"
     facts = {p.get("name"): p.get("value") for p in case._elem.iter("property")}
-    assert facts["reproduce"] == "cupel run --engine numpy --model fixture:llama-tiny tokens.greedy"
+    assert facts["reproduce"] == "prill run --engine numpy --model fixture:llama-tiny tokens.greedy"
     assert facts["observed"] == "2400"
     assert facts["item"].startswith("llama.greedy-tokens")
 

@@ -10,14 +10,14 @@ from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as T
 from numpy.typing import NDArray
 
-from cupel_runtime import compile as kernels
-from cupel_runtime.backends import NumpyBackend
-from cupel_runtime.backends.cuda import CudaBackend
-from cupel_runtime.emulator import EmuDevice
-from cupel_runtime.quants import dequantize, supported_types
-from cupel_runtime.tensors import TensorInfo
-from cupel_runtime.vram import Arena
-from cupel_runtime.weights import FORMATS, DeviceMatrix
+from prill_runtime import compile as kernels
+from prill_runtime.backends import NumpyBackend
+from prill_runtime.backends.cuda import CudaBackend
+from prill_runtime.emulator import EmuDevice
+from prill_runtime.quants import dequantize, supported_types
+from prill_runtime.tensors import TensorInfo
+from prill_runtime.vram import Arena
+from prill_runtime.weights import FORMATS, DeviceMatrix
 
 SIZES = {"weights": 8 << 20, "cache": 1 << 20, "activations": 8 << 20, "scratch": 36 << 20, "logits": 1 << 20}
 ORACLE = NumpyBackend("float64")

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cupel_harness import faults
-from cupel_harness.catalog import check_ids, packaged
-from cupel_harness.checks import content_hash
-from cupel_harness.faults import kills as matrix
-from cupel_harness.faults import page
-from cupel_harness.faults.kills import Clean, Kills, Trial
-from cupel_harness.faults.matrix import claims
-from cupel_runtime.errors import PolicyError
+from prill_harness import faults
+from prill_harness.catalog import check_ids, packaged
+from prill_harness.checks import content_hash
+from prill_harness.faults import kills as matrix
+from prill_harness.faults import page
+from prill_harness.faults.kills import Clean, Kills, Trial
+from prill_harness.faults.matrix import claims
+from prill_runtime.errors import PolicyError
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = matrix.load()
@@ -86,7 +86,7 @@ def test_a_fault_whose_code_changed_is_dropped() -> None:
 
 def test_a_helper_counts_in_the_digest_of_its_faults(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a fault only calls, and the constants it reads, make it what it is; other faults stay the same."""
-    from cupel_harness.faults import sampler
+    from prill_harness.faults import sampler
 
     known = faults.catalogue()
     asked = ("seed_reused", "penalty_forgets", "topk_off_by_one")
@@ -157,9 +157,9 @@ def functions() -> dict[str, tuple[Callable[..., object], dict[str, Any]]]:
     return {
         mark.kwargs["name"]: (function, mark.kwargs)
         for file in {file for file, _ in check_ids().values()}
-        for function in vars(importlib.import_module(f"cupel_suites.{file.stem}")).values()
+        for function in vars(importlib.import_module(f"prill_suites.{file.stem}")).values()
         for mark in getattr(function, "pytestmark", [])
-        if mark.name == "cupel_check"
+        if mark.name == "prill_check"
     }
 
 

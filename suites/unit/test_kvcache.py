@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cupel_runtime.errors import ContextLengthExceeded, InvalidParameter
-from cupel_runtime.kvcache import KVCache
+from prill_runtime.errors import ContextLengthExceeded, InvalidParameter
+from prill_runtime.kvcache import KVCache
 
 
 def rows(n: int, seed: int = 0) -> NDArray[np.float32]:

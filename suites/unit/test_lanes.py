@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cupel_harness import lanes
-from cupel_harness.golden import forced
-from cupel_harness.lanes import Figures, Tally
-from cupel_runtime.backends import NumpyBackend
-from cupel_runtime.engine import Model
-from cupel_runtime.errors import EngineError, UnsupportedModel
-from cupel_runtime.ops import Array
+from prill_harness import lanes
+from prill_harness.golden import forced
+from prill_harness.lanes import Figures, Tally
+from prill_runtime.backends import NumpyBackend
+from prill_runtime.engine import Model
+from prill_runtime.errors import EngineError, UnsupportedModel
+from prill_runtime.ops import Array
 
 from .tiny_gguf import tiny
 

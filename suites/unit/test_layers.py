@@ -17,11 +17,11 @@ MAY_IMPORT = {
 }
 # The harness finds a packaged model, a golden and text for clean runs through these doors alone.
 FIXTURES_DOOR = {
-    "harness/cupel_harness/engines/__init__.py",
-    "harness/cupel_harness/golden.py",
-    "harness/cupel_harness/faults/clean.py",
+    "harness/prill_harness/engines/__init__.py",
+    "harness/prill_harness/golden.py",
+    "harness/prill_harness/faults/clean.py",
 }
-SOURCES = [file for room in MAY_IMPORT for file in sorted((ROOT / room / f"cupel_{room}").rglob("*.py"))]
+SOURCES = [file for room in MAY_IMPORT for file in sorted((ROOT / room / f"prill_{room}").rglob("*.py"))]
 
 
 def rooms_imported(file: Path) -> set[str]:
@@ -33,7 +33,7 @@ def rooms_imported(file: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names.append(node.module)
     tops = {name.split(".")[0] for name in names}
-    return {top.removeprefix("cupel_") for top in tops if top.startswith("cupel_")}
+    return {top.removeprefix("prill_") for top in tops if top.startswith("prill_")}
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=lambda f: str(f.relative_to(ROOT)))
@@ -57,5 +57,5 @@ def test_the_walker_sees_imports() -> None:
 def test_a_backward_import_is_seen(tmp_path: Path) -> None:
     """A planted lazy import of a later room is found."""
     file = tmp_path / "planted.py"
-    file.write_text("def f():\n    from cupel_reports import junit\n    return junit\n")
+    file.write_text("def f():\n    from prill_reports import junit\n    return junit\n")
     assert rooms_imported(file) == {"reports"}

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from cupel_harness.leaks import build, native
-from cupel_runtime.errors import Inconclusive
+from prill_harness.leaks import build, native
+from prill_runtime.errors import Inconclusive
 
 from .preloaded import preloaded
 
 PRELUDE = """
 import ctypes, os, threading
-from cupel_harness.leaks.native import EVERY_THREAD, THIS_THREAD, Interposer
+from prill_harness.leaks.native import EVERY_THREAD, THIS_THREAD, Interposer
 libc = ctypes.CDLL(None)
 for name in ("malloc", "calloc", "realloc", "reallocarray", "memalign", "aligned_alloc", "valloc", "pvalloc",
              "strdup", "mmap", "mremap"):
@@ -177,7 +177,7 @@ def test_without_a_compiler_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch
 
 def test_a_library_is_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The second request finds the file; other flags are another file."""
-    monkeypatch.setenv("CUPEL_CACHE", str(tmp_path))
+    monkeypatch.setenv("PRILL_CACHE", str(tmp_path))
     first = build.interposer()
     stamp = first.stat().st_mtime_ns
     assert build.interposer() == first

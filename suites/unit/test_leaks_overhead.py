@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cupel_harness.leaks import build, overhead
+from prill_harness.leaks import build, overhead
 
 
 def timed(monkeypatch: pytest.MonkeyPatch, plain: Iterator[float], preloaded: Iterator[float]) -> None:

@@ -10,14 +10,14 @@ from typing import Any, cast
 
 import pytest
 
-from cupel_harness.commands.leak import render
-from cupel_harness.leaks import bars, build, device, judge, ledgers, protocol, selftest, sites
-from cupel_harness.leaks.ledgers import PLANT_EVERY, Book, Ledger, Measured, Series
-from cupel_harness.leaks.live import sparkline
-from cupel_harness.leaks.probe import Conversation, joined, probe, run
-from cupel_harness.leaks.report import Judged, PathReport, Probe, Report, Verdict, amount
-from cupel_harness.leaks.verdict import Rule
-from cupel_runtime.errors import Inconclusive, UsageError
+from prill_harness.commands.leak import render
+from prill_harness.leaks import bars, build, device, judge, ledgers, protocol, selftest, sites
+from prill_harness.leaks.ledgers import PLANT_EVERY, Book, Ledger, Measured, Series
+from prill_harness.leaks.live import sparkline
+from prill_harness.leaks.probe import Conversation, joined, probe, run
+from prill_harness.leaks.report import Judged, PathReport, Probe, Report, Verdict, amount
+from prill_harness.leaks.verdict import Rule
+from prill_runtime.errors import Inconclusive, UsageError
 
 from .commandline import invoke
 from .fake_cupti import FakeCupti
@@ -169,7 +169,7 @@ def test_without_memray_the_report_says_how(monkeypatch: pytest.MonkeyPatch) -> 
     """The hint names the extra."""
     monkeypatch.setattr(sites.importlib.util, "find_spec", lambda name: None)
     leaky = PathReport("success", Verdict.LEAK, "", seen=(Judged("host", "bytes", "B", Verdict.LEAK, ""),))
-    assert "pip install 'cupel[memray]'" in sites.located(Probe("x", "y"), leaky).stacks
+    assert "pip install 'prill[memray]'" in sites.located(Probe("x", "y"), leaky).stacks
 
 
 REPORT = Report(
@@ -179,7 +179,7 @@ REPORT = Report(
                    24.0, 23.5, 24.5, 960, 0, 5, 5),
             Judged("python", "blocks", "blocks", Verdict.CLEAN, "python: no growth", (7,) * 41, of=5),
         )),
-    ), "cupel leak --engine numpy",
+    ), "prill leak --engine numpy",
 )  # fmt: skip
 
 
@@ -284,7 +284,7 @@ def test_without_a_gpu_the_device_ledger_is_not_attached(monkeypatch: pytest.Mon
         raise ModuleNotFoundError(f"No module named {name!r}")
 
     monkeypatch.setattr(device, "import_module", absent)
-    with pytest.raises(Inconclusive, match=r"not attached.*cupel\[cuda\]"):
+    with pytest.raises(Inconclusive, match=r"not attached.*prill\[cuda\]"):
         device.attached(0)
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from cupel_harness.leaks import Verdict, curves, walk
-from cupel_harness.leaks.probe import run
-from cupel_harness.leaks.report import PathReport, Probe, Walk
+from prill_harness.leaks import Verdict, curves, walk
+from prill_harness.leaks.probe import run
+from prill_harness.leaks.report import PathReport, Probe, Walk
 
 from .preloaded import preloaded
 
@@ -165,8 +165,8 @@ int driver_open(void) { /* forgets 1512 bytes when it is refused memory, or libc
 
 ENGINE = """
 import ctypes, sys
-from cupel_harness.leaks import walk
-from cupel_harness.leaks.native import Interposer
+from prill_harness.leaks import walk
+from prill_harness.leaks.native import Interposer
 driver = ctypes.CDLL(sys.argv[1])
 if sys.argv[2] == "fail": walk.DRIVERS = ("libother",)
 def load():

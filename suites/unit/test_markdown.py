@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cupel_harness.evidence import Status
-from cupel_harness.verdict import Verdict
-from cupel_reports import markdown
+from prill_harness.evidence import Status
+from prill_harness.verdict import Verdict
+from prill_reports import markdown
 
 VERDICT = msgspec.json.decode((Path(__file__).parent / "data/verdict.json").read_bytes(), type=Verdict)
 

@@ -11,19 +11,19 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cupel_harness import faults, gate, plan
-from cupel_harness.catalog import packaged, suites
-from cupel_harness.checklist import Checklist, Item
-from cupel_harness.commands import faults as commands
-from cupel_harness.evidence import Cell, Evidence, Status
-from cupel_harness.faults import clean, matrix
-from cupel_harness.faults import kills as data
-from cupel_harness.faults.core import Fault
-from cupel_harness.faults.kills import Kills
-from cupel_harness.faults.matrix import Subject
-from cupel_harness.plan import Plan
-from cupel_harness.policy import Gate, PlanEntry, Policy
-from cupel_harness.verdict import Severity, Verdict
+from prill_harness import faults, gate, plan
+from prill_harness.catalog import packaged, suites
+from prill_harness.checklist import Checklist, Item
+from prill_harness.commands import faults as commands
+from prill_harness.evidence import Cell, Evidence, Status
+from prill_harness.faults import clean, matrix
+from prill_harness.faults import kills as data
+from prill_harness.faults.core import Fault
+from prill_harness.faults.kills import Kills
+from prill_harness.faults.matrix import Subject
+from prill_harness.plan import Plan
+from prill_harness.policy import Gate, PlanEntry, Policy
+from prill_harness.verdict import Severity, Verdict
 
 from .commandline import child, invoke
 
@@ -40,7 +40,7 @@ def seen(
     check: str, engine: str = "numpy", status: Status = Status.PASSED, sentence: str = "seen"
 ) -> Evidence:
     cell = Cell(MODEL, engine, check.partition(".")[0])
-    return Evidence(check, "c" * 64, cell, status, 1, sentence, "oracle", ("bug",), "cupel run")
+    return Evidence(check, "c" * 64, cell, status, 1, sentence, "oracle", ("bug",), "prill run")
 
 
 # --- planning -----------------------------------------------------------------------------------------------
@@ -243,22 +243,22 @@ def test_a_name_and_an_area_select() -> None:
 CHECK = "stages.early"
 WEAKENED = {
     "returning early": (
-        "suites/cupel_suites/stages.py",
+        "suites/prill_suites/stages.py",
         "    compare_stages(observe, engine, oracle, golden, text[:EARLY])",
         "    observe.saw(1, oracle='the oracle')",
     ),
     "comparing a value with itself": (
-        "suites/cupel_suites/stages.py",
+        "suites/prill_suites/stages.py",
         "errors[name] = nmse(expected, got)",
         "errors[name] = nmse(expected, expected)",
     ),
     "widening a bound tenfold": (
-        "suites/cupel_suites/stages.py",
+        "suites/prill_suites/stages.py",
         "bounds(lane, golden.floors[lane.name]).nmse",
         "bounds(lane, golden.floors[lane.name]).nmse * 10",
     ),
     "widening a lane tenfold": (
-        "harness/cupel_harness/lanes.py",
+        "harness/prill_harness/lanes.py",
         "EXACT_RATIO = 100.0",
         "EXACT_RATIO = 1000.0",
     ),
@@ -318,7 +318,7 @@ def test_a_weakened_check_makes_the_gate_inconclusive(how: str, seen_kills: Kill
     assert [(c.check, c.status) for c in found.checks] == [(CHECK, Status.PASSED)]
     assert (found.status, found.exit_code) == (Status.INCONCLUSIVE, 10)
     assert f"{CHECK} was not seen to kill a planted fault with its present code" in found.sentence
-    assert "cupel faults matrix --only" in found.sentence
+    assert "prill faults matrix --only" in found.sentence
 
 
 def test_a_matrix_that_is_not_there_stops_the_gate_before_it_runs(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ import pytest
 from gguf import GGMLQuantizationType, quants
 from numpy.typing import NDArray
 
-from cupel_runtime.backends import NumpyBackend, RoundedBackend
-from cupel_runtime.backends.numpy import QUERY_ROWS
-from cupel_runtime.backends.rounded import ROUNDING, bf16, f16, q8_0, q8_k
-from cupel_runtime.errors import InvalidParameter
+from prill_runtime.backends import NumpyBackend, RoundedBackend
+from prill_runtime.backends.numpy import QUERY_ROWS
+from prill_runtime.backends.rounded import ROUNDING, bf16, f16, q8_0, q8_k
+from prill_runtime.errors import InvalidParameter
 
 F64 = NDArray[np.float64]
 LENGTHS = (1, 31, 32, 33, 255, 257)

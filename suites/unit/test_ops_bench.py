@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cupel_harness.checks import CheckFailed, Observer
-from cupel_harness.engines import open_engine
-from cupel_harness.engines.base import Engine, EngineInfo
-from cupel_runtime.backends import NumpyBackend
-from cupel_runtime.errors import MissingCapability
-from cupel_suites import ops_twins
-from cupel_suites.ops_bench import BORDER, Bench, DeviceBackend
+from prill_harness.checks import CheckFailed, Observer
+from prill_harness.engines import open_engine
+from prill_harness.engines.base import Engine, EngineInfo
+from prill_runtime.backends import NumpyBackend
+from prill_runtime.errors import MissingCapability
+from prill_suites import ops_twins
+from prill_suites.ops_bench import BORDER, Bench, DeviceBackend
 
 OPS = (
     "rms_norm",

@@ -16,21 +16,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cupel_harness import evidence, gate, plan, policy
-from cupel_harness.checklist import load_checklists
-from cupel_harness.evidence import Cell, CellEnded, CellStarted, Evidence, Ledger, Record, Status
-from cupel_harness.faults.kills import Kills, Trial
-from cupel_harness.plan import Event, Plan
-from cupel_harness.policy import Gate, PlanEntry
-from cupel_harness.verdict import Severity, Verdict
-from cupel_runtime.errors import NothingSelected, PolicyError, UsageError
+from prill_harness import evidence, gate, plan, policy
+from prill_harness.checklist import load_checklists
+from prill_harness.evidence import Cell, CellEnded, CellStarted, Evidence, Ledger, Record, Status
+from prill_harness.faults.kills import Kills, Trial
+from prill_harness.plan import Event, Plan
+from prill_harness.policy import Gate, PlanEntry
+from prill_harness.verdict import Severity, Verdict
+from prill_runtime.errors import NothingSelected, PolicyError, UsageError
 
 from .commandline import interruptible
 
 SUITE = """
 import os, signal, sys, time
 from pathlib import Path
-from cupel_harness.checks import check
+from prill_harness.checks import check
 
 @check("SUITE.first", kills=("planted",))
 def test_first(observe):
@@ -234,7 +234,7 @@ def test_a_resume_runs_again_what_changed(tmp_path: Path) -> None:
     work = project(tmp_path)
     plan.run(work, tmp_path / "out", jobs=2)
     project(tmp_path, beta="assert False, 'now it is wrong'")
-    from cupel_harness import provenance
+    from prill_harness import provenance
 
     provenance.code_digest.cache_clear()
     events: list[Event] = []
@@ -301,7 +301,7 @@ def test_the_callers_pytest_settings_do_not_reach_a_cell(
 DRIVER = """
 import sys
 from pathlib import Path
-from cupel_harness import plan, policy
+from prill_harness import plan, policy
 folder = Path(sys.argv[1])
 work = plan.build(policy.load_policy(folder / "gates.toml").gate(), folder=folder / "suites")
 try:
@@ -378,7 +378,7 @@ def test_merged_records_are_ordered_by_cell(picked: list[int]) -> None:
 
 def test_threads_are_limited_only_where_cells_share_cores() -> None:
     """With one job the caller's thread settings stand; with more, each cell gets one."""
-    from cupel_harness.cells import environment
+    from prill_harness.cells import environment
 
     assert environment(2)["OMP_NUM_THREADS"] == "1"
     assert environment(1).get("OMP_NUM_THREADS") == os.environ.get("OMP_NUM_THREADS")

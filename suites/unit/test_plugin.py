@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from cupel_harness.evidence import CellEnded, CellStarted, CheckStarted, Evidence, Record, Status, read
+from prill_harness.evidence import CellEnded, CellStarted, CheckStarted, Evidence, Record, Status, read
 
 SUITE = """
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from types import SimpleNamespace
-from cupel_harness.checks import check
-from cupel_harness.engines.base import Capability
-from cupel_runtime.errors import EngineError, Inconclusive, InvalidParameter, ModelFileError
+from prill_harness.checks import check
+from prill_harness.engines.base import Capability
+from prill_runtime.errors import EngineError, Inconclusive, InvalidParameter, ModelFileError
 
 KILLS = dict(kills=("planted",))
 
@@ -158,7 +158,7 @@ EXPECTED = {
 }
 ONE = """
 import os, signal, pytest
-from cupel_harness.checks import check
+from prill_harness.checks import check
 @check("one.first", kills=("planted",))
 def test_first(observe):
     observe.saw(1, oracle="numpy64")
@@ -178,11 +178,11 @@ def run(folder: Path, source: str, *options: str, model: bool = True) -> tuple[i
     suite.write_text(source)
     ledger = folder / "ledger.jsonl"
     ledger.unlink(missing_ok=True)
-    asked = ["--cupel-model", "none.gguf", "--cupel-ledger", str(ledger)] if model else []
+    asked = ["--prill-model", "none.gguf", "--prill-ledger", str(ledger)] if model else []
     env = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")} | {
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"
     }
-    command = [sys.executable, "-m", "pytest", "-p", "cupel_harness.plugin", "-p", "xdist.plugin"]
+    command = [sys.executable, "-m", "pytest", "-p", "prill_harness.plugin", "-p", "xdist.plugin"]
     command += ["-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(folder), str(suite)]
     done = subprocess.run(
         [*command, *asked, *options], cwd=folder, env=env, capture_output=True, text=True, errors="replace"
@@ -223,7 +223,7 @@ def test_nothing_is_lost_and_the_run_fails(alone: tuple[int, tuple[Record, ...],
     assert set(started.planned) == set(EXPECTED) == set(evidence(records))
     assert {r.check for r in records if isinstance(r, CheckStarted)} == set(EXPECTED)
     assert (code, ended.exit_code) == (1, 1)
-    assert {"cupel", "numpy", "model_sha256", "code_sha256"} <= set(started.versions)
+    assert {"prill", "numpy", "model_sha256", "code_sha256"} <= set(started.versions)
 
 
 def test_evidence_is_written_before_the_next_check_starts(alone: tuple[int, tuple[Record, ...], str]) -> None:
@@ -243,7 +243,7 @@ def test_evidence_holds_builtins_and_the_command_that_reproduces_it(
     assert (good.observed, good.seed, good.digests) == (3, 7, {"ids": "ab"})
     assert good.detail == {"array": [0, 1], "scalar": 1.5, "text": "lone \\ud800", "nan": "nan"}
     assert [(m.name, m.value, m.bound) for m in good.metrics] == [("nmse", 0.5, 1.0)]
-    assert good.reproduce == "cupel run --engine numpy --model none.gguf demo.good"
+    assert good.reproduce == "prill run --engine numpy --model none.gguf demo.good"
     assert len(good.content) == 64
 
 
@@ -304,15 +304,15 @@ def test_the_exit_code_is_zero_only_when_every_check_passed(tmp_path: Path, body
 
 
 def test_selection_by_check_id(tmp_path: Path) -> None:
-    """--cupel-check runs one check alone; an id that matches nothing exits 5."""
-    code, records, _ = run(tmp_path, ONE.format(body="1 / 0"), "--cupel-check", "one.first")
+    """--prill-check runs one check alone; an id that matches nothing exits 5."""
+    code, records, _ = run(tmp_path, ONE.format(body="1 / 0"), "--prill-check", "one.first")
     assert (code, set(evidence(records))) == (0, {"one.first"})
-    assert run(tmp_path, ONE.format(body="pass"), "--cupel-check", "one.fourth")[0] == 5
+    assert run(tmp_path, ONE.format(body="pass"), "--prill-check", "one.fourth")[0] == 5
 
 
 def test_a_suite_that_does_not_import_is_an_error_with_its_cause(tmp_path: Path) -> None:
     """A collection error leaves evidence of status error that quotes the cause; exit 3."""
-    code, records, _ = run(tmp_path, "import nowhere_to_be_found", "--cupel-suite", "demo")
+    code, records, _ = run(tmp_path, "import nowhere_to_be_found", "--prill-suite", "demo")
     found = evidence(records)["demo.collection"]
     assert (code, found.status) == (3, Status.ERROR)
     assert "No module named 'nowhere_to_be_found'" in found.sentence
@@ -330,8 +330,8 @@ def test_an_unmarked_test_and_a_repeated_id_are_refused(tmp_path: Path) -> None:
 
 def test_the_oracles_own_error_is_not_blamed_on_the_candidate() -> None:
     """An engine error that passed through the oracle's methods is an error, through another's a finding."""
-    from cupel_harness import outcomes
-    from cupel_runtime.errors import NotANumber
+    from prill_harness import outcomes
+    from prill_runtime.errors import NotANumber
 
     class Fake:
         def logits(self) -> None:
@@ -345,19 +345,19 @@ def test_the_oracles_own_error_is_not_blamed_on_the_candidate() -> None:
 
 
 def test_the_plugin_is_inert_without_its_options(tmp_path: Path) -> None:
-    """A run that does not ask for cupel passes as ever, prints nothing of cupel and loads no recorder."""
+    """A run that does not ask for prill passes as ever, prints nothing of prill and loads no recorder."""
     source = (
         "import sys\n"
         "def test_plain():\n"
-        "    assert not {'cupel_harness.recorder', 'cupel_harness.checks', 'msgspec'} & set(sys.modules)\n"
+        "    assert not {'prill_harness.recorder', 'prill_harness.checks', 'msgspec'} & set(sys.modules)\n"
     )
     code, records, printed = run(tmp_path, source, model=False)
     assert (code, records) == (0, ()), printed
-    assert "cupel" not in printed.partition("collected")[2]
+    assert "prill" not in printed.partition("collected")[2]
 
 
 def test_checks_without_a_model_are_refused(tmp_path: Path) -> None:
-    """cupel's suites in a bare pytest run exit 4 and say which option is missing."""
+    """prill's suites in a bare pytest run exit 4 and say which option is missing."""
     code, _, printed = run(tmp_path, ONE.format(body=SEEN), model=False)
     assert code == 4
-    assert "--cupel-model" in printed
+    assert "--prill-model" in printed

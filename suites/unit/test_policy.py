@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cupel_harness.policy import load_policy
-from cupel_harness.verdict import Severity
-from cupel_runtime.errors import PolicyError
+from prill_harness.policy import load_policy
+from prill_harness.verdict import Severity
+from prill_runtime.errors import PolicyError
 
 SOUND = """
 default = "child"

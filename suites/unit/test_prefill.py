@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cupel_harness import Engine, open_engine
-from cupel_harness.golden import golden_for
-from cupel_runtime import device_model
-from cupel_runtime.errors import ContextLengthExceeded, InvalidParameter, NotANumber
-from cupel_runtime.generate import logprob
-from cupel_runtime.prefill import KEPT
-from cupel_runtime.sampler import SamplingParams
+from prill_harness import Engine, open_engine
+from prill_harness.golden import golden_for
+from prill_runtime import device_model
+from prill_runtime.errors import ContextLengthExceeded, InvalidParameter, NotANumber
+from prill_runtime.generate import logprob
+from prill_runtime.prefill import KEPT
+from prill_runtime.sampler import SamplingParams
 
 MODELS = ("fixture:llama-tiny:q8_0", "fixture:gpt2-tiny:q8_0")
 ROWS = 20  # enough for the tensor cores' kernels

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cupel_fixtures import path, quantizers
-from cupel_fixtures.quantizers import quantize
+from prill_fixtures import path, quantizers
+from prill_fixtures.quantizers import quantize
 
 K_TYPES = (Type.Q4_K, Type.Q6_K)
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cupel_runtime.errors import InvalidParameter, NotANumber
-from cupel_runtime.philox import philox4x32, philox_uniform
-from cupel_runtime.sampler import SamplingParams, filtered_distribution, sample
+from prill_runtime.errors import InvalidParameter, NotANumber
+from prill_runtime.philox import philox4x32, philox_uniform
+from prill_runtime.sampler import SamplingParams, filtered_distribution, sample
 
 FULL = 201_088  # the largest vocabulary in use
 INF = math.inf

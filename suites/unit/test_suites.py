@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from cupel_harness.catalog import check_ids, packaged, suite_file, suites
-from cupel_harness.checklist import load_checklists
-from cupel_harness.evidence import Evidence, Status, read
-from cupel_harness.policy import load_policy
+from prill_harness.catalog import check_ids, packaged, suite_file, suites
+from prill_harness.checklist import load_checklists
+from prill_harness.evidence import Evidence, Status, read
+from prill_harness.policy import load_policy
 
 from .planted import FAULTS
 
@@ -36,10 +36,10 @@ SUITES = (
     "tokens",
 )
 ALLOWED = {
-    "cupel_runtime",
-    "cupel_harness",
-    "cupel_fixtures",
-    "cupel_suites",
+    "prill_runtime",
+    "prill_harness",
+    "prill_fixtures",
+    "prill_suites",
     "gguf",
     "msgspec",
     "numpy",
@@ -51,10 +51,10 @@ def marked() -> dict[str, Any]:
     """Every check's function by its id."""
     found = {}
     for name in SUITES:
-        module = importlib.import_module(f"cupel_suites.{name}")
+        module = importlib.import_module(f"prill_suites.{name}")
         for function in vars(module).values():
             for mark in getattr(function, "pytestmark", []):
-                if mark.name == "cupel_check":
+                if mark.name == "prill_check":
                     assert mark.kwargs["name"] not in found, f"{mark.kwargs['name']} is declared twice"
                     found[mark.kwargs["name"]] = (name, function, mark.kwargs)
     return found
@@ -66,8 +66,8 @@ CHECKS = marked()
 def run(tmp_path: Path, suite: str, *checks: str) -> dict[str, Evidence]:
     """Run checks of a suite in this process, through the plugin; their evidence by id."""
     ledger = tmp_path / f"{suite}.jsonl"
-    options = [f"--cupel-model={MODEL}", "--cupel-engine=numpy", f"--cupel-ledger={ledger}"]
-    options += [f"--cupel-check={check}" for check in checks]
+    options = [f"--prill-model={MODEL}", "--prill-engine=numpy", f"--prill-ledger={ledger}"]
+    options += [f"--prill-check={check}" for check in checks]
     plain = [
         "-q",
         "--no-header",
@@ -113,12 +113,12 @@ def test_the_default_gate_runs_every_check() -> None:
 
 
 def test_the_packaged_gates_are_those_of_the_repository() -> None:
-    """An installed cupel judges by the same policy as a checkout."""
+    """An installed prill judges by the same policy as a checkout."""
     assert (packaged() / "gates.toml").read_bytes() == (ROOT / "ci" / "gates.toml").read_bytes()
 
 
 def test_suites_import_nothing_else() -> None:
-    """A suite needs only the rooms below it, and what cupel already depends on."""
+    """A suite needs only the rooms below it, and what prill already depends on."""
     seen = 0
     for file in packaged().glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -171,7 +171,7 @@ def test_a_flipped_weight_in_a_packaged_fixture_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One changed byte of a committed model fails the digest check with both digests in the sentence."""
-    from cupel_fixtures import store
+    from prill_fixtures import store
 
     data = bytearray((store.MODELS / "llama-tiny.gguf").read_bytes())
     data[-1000] ^= 1
@@ -185,7 +185,7 @@ def test_a_flipped_weight_in_a_packaged_fixture_is_named(
 
 def test_a_twin_counts_in_the_content_of_its_checks() -> None:
     """The hash of a check changes with the twin beside it, without which the check says nothing."""
-    from cupel_harness.checks import _files_used
+    from prill_harness.checks import _files_used
 
-    used = {file.name for file in _files_used(sys.modules["cupel_suites.ops"])}
+    used = {file.name for file in _files_used(sys.modules["prill_suites.ops"])}
     assert {"ops_twins.py", "ops_bench.py"} <= used

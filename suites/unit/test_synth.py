@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Type
 
-from cupel_fixtures import FixtureError, synth, synth_blocks, synth_vocab
-from cupel_harness.engines import resolve_model
-from cupel_runtime.adapters import Config, adapter_for
-from cupel_runtime.engine import Model
-from cupel_runtime.errors import ModelFileError, UsageError
+from prill_fixtures import FixtureError, synth, synth_blocks, synth_vocab
+from prill_harness.engines import resolve_model
+from prill_runtime.adapters import Config, adapter_for
+from prill_runtime.engine import Model
+from prill_runtime.errors import ModelFileError, UsageError
 
 SHAPE = "llama-micro"
 DIGESTS = {  # of the whole file; another NumPy, gguf or machine gives the same bytes
@@ -38,7 +38,7 @@ KINDS = {
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache folder that no other test and no user writes to."""
-    monkeypatch.setenv("CUPEL_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("PRILL_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.mark.parametrize("quant", synth.QUANTS)
@@ -182,7 +182,7 @@ def test_a_full_disk_is_said_before_anything_is_written(monkeypatch: pytest.Monk
     """An 8B file on a disk with 1 GiB free: one sentence with both figures, and no file."""
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**40, 2**40 - 2**30, 2**30))
-    with pytest.raises(ModelFileError, match=r"8\.0 GiB free, got 1\.0.*CUPEL_CACHE") as caught:
+    with pytest.raises(ModelFileError, match=r"8\.0 GiB free, got 1\.0.*PRILL_CACHE") as caught:
         resolve_model("synth:llama-8b:q8_0")
     assert caught.value.exit_code == 4
     folder = synth.cache_folder() / "synth"
@@ -196,7 +196,7 @@ def test_an_interrupted_write_leaves_nothing(monkeypatch: pytest.MonkeyPatch) ->
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(synth_blocks, "pieces", broken)
-    with pytest.raises(FixtureError, match="No space left on device; point CUPEL_CACHE"):
+    with pytest.raises(FixtureError, match="No space left on device; point PRILL_CACHE"):
         synth.path(SHAPE, "q8_0")
     assert {p.suffix for p in (synth.cache_folder() / "synth").iterdir()} <= {".lock"}
 

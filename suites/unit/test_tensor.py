@@ -13,8 +13,8 @@ import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
-from cupel_runtime import compile as kernels
-from cupel_runtime.emulator import EmuDevice
+from prill_runtime import compile as kernels
+from prill_runtime.emulator import EmuDevice
 
 Floats = NDArray[np.float32]
 SHARED = {"128x256": 193 << 10, "128x128": 105 << 10, "128x64": 97 << 10}
@@ -33,7 +33,7 @@ class Warpgroups(EmuDevice):
     """The emulator with the products of an H100 instead of a warp's."""
 
     def _load(self, name: str) -> Mapping[str, Any]:
-        library = ctypes.CDLL(str(kernels.build(name, self.target, ("-DCUPEL_WARPGROUP=1",))))
+        library = ctypes.CDLL(str(kernels.build(name, self.target, ("-DPRILL_WARPGROUP=1",))))
         functions = {kernel: getattr(library, f"emu_{kernel}") for kernel in kernels.signatures(name)}
         for function in functions.values():
             function.argtypes = (ctypes.c_char_p, ctypes.c_void_p)

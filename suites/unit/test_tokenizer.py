@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cupel_runtime.errors import CupelError, InvalidParameter, ModelFileError, UnsupportedModel
-from cupel_runtime.tokenizer import Tokenizer, load_tokenizer
+from prill_runtime.errors import InvalidParameter, ModelFileError, PrillError, UnsupportedModel
+from prill_runtime.tokenizer import Tokenizer, load_tokenizer
 
 # GPT-2 spells the bytes that are not printable Latin-1 from U+0100 upwards.
 PRINTABLE = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
@@ -284,7 +284,7 @@ def test_the_digest_stays_what_recorded_goldens_hold() -> None:
 
 
 def test_an_unknown_model_is_named() -> None:
-    """A tokenizer model cupel does not know is unsupported, by name; none at all is a broken file."""
+    """A tokenizer model prill does not know is unsupported, by name; none at all is a broken file."""
     with pytest.raises(UnsupportedModel, match=r"'rwkv' is not known: expected one of gpt2, llama"):
         load_tokenizer(spm(model="rwkv"))
     with pytest.raises(ModelFileError, match=r"tokenizer.ggml.model: key is missing"):
@@ -372,13 +372,13 @@ VALUES = st.one_of(
 @settings(deadline=None, max_examples=300)
 @given(data=st.data())
 def test_any_value_of_any_key_is_a_tokenizer_or_a_sentence(family: object, data: st.DataObject) -> None:
-    """Whatever stands in the metadata, loading gives a tokenizer or one of cupel's own errors."""
+    """Whatever stands in the metadata, loading gives a tokenizer or one of prill's own errors."""
     metadata = spm() if family is spm else bpe()
     keys = st.sampled_from([*metadata, "tokenizer.ggml.add_bos_token", "tokenizer.ggml.eom_token_id"])
     metadata.update(data.draw(st.dictionaries(keys, VALUES, min_size=1, max_size=2)))
     try:
         outcome: object = load_tokenizer(metadata)
-    except CupelError as error:
+    except PrillError as error:
         outcome = error
     assert isinstance(outcome, Tokenizer | ModelFileError | UnsupportedModel)
     assert isinstance(outcome, Tokenizer) or "\n" not in str(outcome)

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cupel_runtime.errors import InvalidParameter, UnsupportedModel
-from cupel_runtime.pretokenizers import PRE_TOKENIZERS
-from cupel_runtime.tokenizer import load_tokenizer
+from prill_runtime.errors import InvalidParameter, UnsupportedModel
+from prill_runtime.pretokenizers import PRE_TOKENIZERS
+from prill_runtime.tokenizer import load_tokenizer
 
 # The published expressions, spelled out again: GPT-2's encoder.py, the tokenizer.json of Llama 3 and Qwen2,
 # and tiktoken's o200k_base.

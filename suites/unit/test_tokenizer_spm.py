@@ -12,8 +12,8 @@ import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cupel_runtime.errors import InvalidParameter
-from cupel_runtime.tokenizer import Tokenizer, load_tokenizer
+from prill_runtime.errors import InvalidParameter
+from prill_runtime.tokenizer import Tokenizer, load_tokenizer
 
 CORPUS = (
     "The river runs past the old mill, and the miller's daughter counts the boats.",
@@ -28,7 +28,7 @@ TEXTS = (
     "<s></s><unk><0x41>", "Ω≈ç√∫", "a\r\nb\u2028c",
 )  # fmt: skip
 FRAGMENTS = ("The", " river", "boats", "  ", " ", "mill", "er", "é", "🐟", "\n", "<s>", "<0x0A>", "ß", "漢")
-# U+2581 is the alphabet's own space; sentencepiece cannot take a lone surrogate, and neither can cupel.
+# U+2581 is the alphabet's own space; sentencepiece cannot take a lone surrogate, and neither can prill.
 CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\u2581")
 ANY_TEXT = st.lists(st.sampled_from(FRAGMENTS) | st.text(CHARACTERS, max_size=6), max_size=12).map("".join)
 USER_DEFINED = ("[tool]", "[tool][end]", "::")

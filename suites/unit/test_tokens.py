@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cupel_harness import Capability, Engine, EngineInfo, Generation, open_engine
-from cupel_harness.declared import declared, same
-from cupel_harness.engines.embedded import Embedded
-from cupel_harness.evidence import Status
-from cupel_harness.golden import Golden, record
-from cupel_harness.golden_pack import Packed
-from cupel_harness.tokens import (
+from prill_harness import Capability, Engine, EngineInfo, Generation, open_engine
+from prill_harness.declared import declared, same
+from prill_harness.engines.embedded import Embedded
+from prill_harness.evidence import Status
+from prill_harness.golden import Golden, record
+from prill_harness.golden_pack import Packed
+from prill_harness.tokens import (
     Finding,
     compare,
     compare_config,
@@ -27,8 +27,8 @@ from cupel_harness.tokens import (
     compare_sampled,
     compare_teacher_forced,
 )
-from cupel_runtime.errors import NotANumber
-from cupel_runtime.gguf import open_gguf
+from prill_runtime.errors import NotANumber
+from prill_runtime.gguf import open_gguf
 
 from .tiny_gguf import tiny
 

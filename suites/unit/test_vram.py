@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import cupel_fixtures
-from cupel_runtime.device_model import DeviceModel, Options
-from cupel_runtime.emulator import EmuDevice
-from cupel_runtime.errors import InvalidParameter
-from cupel_runtime.vram import Arena, NotResident, OutOfDeviceMemory, Region, padded, parse_size
+import prill_fixtures
+from prill_runtime.device_model import DeviceModel, Options
+from prill_runtime.emulator import EmuDevice
+from prill_runtime.errors import InvalidParameter
+from prill_runtime.vram import Arena, NotResident, OutOfDeviceMemory, Region, padded, parse_size
 
 SIZES = {"weights": 4096, "cache": 8192, "activations": 8192, "scratch": 4096, "logits": 4096}
 
@@ -116,7 +116,7 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 def test_a_model_stays_within_its_estimate_and_gives_everything_back() -> None:
     """Estimate from the file's shapes ≥ ledger; no allocation after load; unload returns to the baseline."""
     device = EmuDevice()
-    path = Path(cupel_fixtures.path("llama-tiny", "f16"))
+    path = Path(prill_fixtures.path("llama-tiny", "f16"))
     for _ in range(2):
         model = DeviceModel.open(path, Options("emu", positions=256), device)
         assert len(device._memory) == 1
@@ -138,14 +138,14 @@ def test_a_model_stays_within_its_estimate_and_gives_everything_back() -> None:
 def test_a_load_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Over the budget, or broken half way: the device holds what it held before."""
     device = EmuDevice()
-    path = Path(cupel_fixtures.path("llama-tiny", "f16"))
+    path = Path(prill_fixtures.path("llama-tiny", "f16"))
     with pytest.raises(
         OutOfDeviceMemory, match=r"llama-tiny.*at most 1\.0 MiB, the budget.*weights 5\.5 MiB"
     ):
         DeviceModel.open(path, Options("emu", budget=1 << 20), device)
     assert not device._memory
     with monkeypatch.context() as patched:
-        patched.setattr("cupel_runtime.device_model.load_tokenizer", lambda *a: 1 / 0)
+        patched.setattr("prill_runtime.device_model.load_tokenizer", lambda *a: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             DeviceModel.open(path, Options("emu"), device)
     assert not device._memory

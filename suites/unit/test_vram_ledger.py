@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from cupel_harness.leaks import device
-from cupel_runtime.emulator import EmuDevice
-from cupel_runtime.errors import Inconclusive
+from prill_harness.leaks import device
+from prill_runtime.emulator import EmuDevice
+from prill_runtime.errors import Inconclusive
 
 from .fake_cupti import (
     ActivityKind,
@@ -207,7 +207,7 @@ def test_without_cupti_or_arena_it_is_inconclusive(
     monkeypatch.setitem(sys.modules, "cupti", None)
     code, (only,) = run(capsys)
     assert (code, only["status"]) == (10, "inconclusive")
-    assert "pip install 'cupel[cuda]'" in only["sentence"]
+    assert "pip install 'prill[cuda]'" in only["sentence"]
 
 
 def test_blocks_are_kept_by_address(cupti: FakeCupti) -> None:
@@ -246,7 +246,7 @@ def test_the_fake_is_like_the_real_module(fake: type[enum.IntEnum]) -> None:
 
 def test_the_arena_tells_its_block() -> None:
     """One block with the bytes the device gave, none once it is closed."""
-    from cupel_runtime.vram import Arena
+    from prill_runtime.vram import Arena
 
     emu = EmuDevice()
     arena = Arena(emu, {"weights": 1024, "cache": 512}, None, "m")
@@ -259,5 +259,5 @@ def test_the_arena_tells_its_block() -> None:
 def test_refusals_are_sentences() -> None:
     """Without CUPTI the records say what to install."""
     if importlib.util.find_spec("cupti") is None:
-        with pytest.raises(Inconclusive, match=r"not attached.*cupel\[cuda\]"):
+        with pytest.raises(Inconclusive, match=r"not attached.*prill\[cuda\]"):
             device.Records()

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cupel_harness import cli
-from cupel_harness.engines import EngineSpec, with_budget
-from cupel_runtime.device_model import Options
-from cupel_runtime.errors import UsageError
+from prill_harness import cli
+from prill_harness.engines import EngineSpec, with_budget
+from prill_runtime.device_model import Options
+from prill_runtime.errors import UsageError
 
 from .commandline import child
 

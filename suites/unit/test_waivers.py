@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cupel_harness.evidence import Cell, Evidence, Status
-from cupel_harness.waivers import load_waivers
-from cupel_runtime.errors import PolicyError
+from prill_harness.evidence import Cell, Evidence, Status
+from prill_harness.waivers import load_waivers
+from prill_runtime.errors import PolicyError
 
 SOUND = """
 [[waivers]]
@@ -96,7 +96,7 @@ def test_only_a_failure_can_match(tmp_path: Path, status: Status) -> None:
 
     def record(status: Status, check: str = "tokens.exact") -> Evidence:
         cell = Cell("m", "numpy", "tokens")
-        return Evidence(check, "c", cell, status, 1, "KL is above 1", "oracle", ("fault",), "cupel run")
+        return Evidence(check, "c", cell, status, 1, "KL is above 1", "oracle", ("fault",), "prill run")
 
     assert waiver.matches("llama.exact", record(Status.FAILED))
     assert waiver.matches("llama.exact", record(Status.FAILED, "tokens.exact[3]"))

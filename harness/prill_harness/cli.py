@@ -1,0 +1,127 @@
+"""The command line goes in; one command runs, and its exit code and at most one error sentence come out."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from prill_harness.commands import DEBUG, debug_option
+from prill_harness.console import printable, write
+from prill_harness.version import commit, version
+from prill_runtime.errors import PrillError, UsageError
+
+COMMANDS = (
+    "gate", "run", "golden", "bisect", "trace", "checklist", "faults", "leak", "report", "bench",
+    "generate", "inspect", "doctor",
+)  # fmt: skip
+INTERRUPTED = 2
+BROKEN_PIPE = 141  # what a shell reports for a writer that nobody reads: 128 + SIGPIPE
+
+
+class Cli(click.Group):
+    """Loads a command's module when it is called, and turns what goes wrong into exit codes."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"prill_harness.commands.{cmd_name}").command
+        return command
+
+    def main(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
+    ) -> NoReturn:
+        """Run one command line and exit: 0 pass, 1 gate failed, 2 interrupted, 3 internal, 4 usage, 5, 10."""
+        sys.exit(self._run(list(sys.argv[1:] if args is None else args)))
+
+    def _run(self, args: list[str]) -> int:
+        debug = False
+        try:
+            with self.make_context("prill", args) as ctx:
+                try:
+                    self.invoke(ctx)
+                finally:
+                    debug = bool(ctx.meta.get(DEBUG))
+            return 0
+        except click.exceptions.Exit as end:
+            return end.exit_code
+        except click.exceptions.NoArgsIsHelpError as asked:
+            write(sys.stdout, f"{asked.ctx.get_help() if asked.ctx else ''}\n")
+            return 0
+        except (KeyboardInterrupt, click.Abort):
+            return _fail("interrupted: what was written so far is kept", INTERRUPTED, debug)
+        except BrokenPipeError:
+            write(sys.stdout, "")
+            return BROKEN_PIPE
+        except click.ClickException as error:
+            return _fail(_usage_sentence(error), UsageError.exit_code, debug)
+        except PrillError as error:
+            return _fail(str(error), error.exit_code, debug)
+        except OSError as error:
+            if error.filename is None:
+                return _fail(_internal(error), PrillError.exit_code, debug)
+            return _fail(f"usage error in {error.filename}: {error.strerror}", UsageError.exit_code, debug)
+        except Exception as error:
+            return _fail(_internal(error), PrillError.exit_code, debug)
+
+
+def _fail(sentence: str, code: int, debug: bool) -> int:
+    if debug:
+        write(sys.stderr, traceback.format_exc())
+    write(sys.stderr, printable(sentence) + "\n")
+    return code
+
+
+def _internal(error: BaseException) -> str:
+    return f"internal error: {type(error).__name__}: {error}; --debug shows the traceback"
+
+
+def _usage_sentence(error: click.ClickException) -> str:
+    """Click's message as one sentence that names the command and where its help is."""
+    path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "prill"
+    message = " ".join(error.format_message().split()).rstrip(".")
+    return f"usage error in {path}: {message[:1].lower()}{message[1:]}; see {path} --help"
+
+
+def _terminated(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _say_version(ctx: click.Context, option: click.Parameter, asked: bool) -> None:
+    if asked:
+        write(sys.stdout, f"prill {version()}, commit {commit()}\n")
+        ctx.exit()
+
+
+@click.group(cls=Cli, name="prill", epilog="\b\nExample:\n  prill gate -j 2")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_say_version,
+    help="Version and commit.",
+)
+@debug_option
+def cli() -> None:
+    """Tell whether an LLM inference engine is right, and whether the merge may go through.
+
+    Exit codes: 0 pass, 1 the gate failed, 2 interrupted, 3 internal error, 4 usage or an invalid policy,
+    waiver or model file, 5 nothing selected, 10 inconclusive.
+    """
+
+
+def main() -> None:
+    """Entry point of the `prill` script; SIGTERM ends a run like Ctrl-C."""
+    signal.signal(signal.SIGTERM, _terminated)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    cli.main()

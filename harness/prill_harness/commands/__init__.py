@@ -1,0 +1,111 @@
+"""A plain function goes in; a click command with --json, --debug and an example comes out."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from prill_harness.console import Console
+from prill_runtime.errors import UsageError
+
+F = TypeVar("F", bound=Callable[..., Any])
+DEBUG = "prill.debug"
+
+
+def _remember_debug(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta[DEBUG] = True
+
+
+def debug_option(function: F) -> F:
+    """Add --debug, which makes the command line print the traceback of what went wrong."""
+    return click.option(
+        "--debug",
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=_remember_debug,
+        help="Show the traceback of an error.",
+    )(function)
+
+
+def command(
+    *, example: str, parent: click.Group | None = None, name: str | None = None
+) -> Callable[[Callable[..., int]], click.Command]:
+    """Make a command of `function(console, **options) -> exit code`; its help ends with the example."""
+
+    def declare(function: Callable[..., int]) -> click.Command:
+        @functools.wraps(function)
+        def run(*, as_json: bool, **options: Any) -> None:
+            code = function(Console(json=as_json), **options)
+            click.get_current_context().exit(code)
+
+        option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+        decorated = debug_option(option(run))
+        epilog = "\b\nExample:\n" + "\n".join(f"  {line}" for line in example.splitlines())
+        made = click.command(name=name or function.__name__, epilog=epilog)(decorated)
+        if parent is not None:
+            parent.add_command(made)
+        return made
+
+    return declare
+
+
+def _several(value: str | Sequence[str]) -> Sequence[str]:
+    return [value] if isinstance(value, str) else value
+
+
+ENGINES = ("engine", "engines", "against")  # parameters that hold engine specs
+
+
+def vram_option(function: F) -> F:
+    """Add --vram-budget, which becomes part of the spec of every engine on a device."""
+
+    @functools.wraps(function)
+    def run(*arguments: Any, vram_budget: str | None, **options: Any) -> int:
+        if vram_budget is not None:
+            from prill_harness.engines import with_budget
+
+            given = {name: _several(options[name]) for name in ENGINES if options.get(name)}
+            limited = iter(with_budget([spec for specs in given.values() for spec in specs], vram_budget))
+            for name, specs in given.items():
+                own = [next(limited) for _ in specs]
+                options[name] = own[0] if isinstance(options[name], str) else own
+        return int(function(*arguments, **options))
+
+    return click.option(
+        "--vram-budget",
+        metavar="SIZE",
+        help="Most device memory that an engine on a device may take, such as 2GiB.",
+    )(run)  # type: ignore[return-value]
+
+
+def write_file(path: Path, text: str) -> None:
+    """Replace a file as a whole: a reader sees the old text or the new, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_text(text, encoding="utf-8", errors="backslashreplace")
+    fresh.replace(path)
+
+
+def read_text(path: Path, what: str) -> str:
+    """A text file the caller named, or one sentence about why it cannot be read.
+
+    Raises:
+        UsageError: absent, unreadable or not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"not UTF-8 at byte {error.start}"
+        raise UsageError(f"cannot read the {what}", where=str(path), got=reason) from error
+
+
+def quoted(text: str) -> str:
+    """Text as a JSON string: one line, every control character escaped, letters kept."""
+    return json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,52 @@
+"""A reporter's name and a verdict go in; text comes out. Reporters are found by entry points alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+import msgspec
+
+from prill_harness.commands import read_text
+from prill_harness.verdict import Verdict
+from prill_runtime.errors import PolicyError, UsageError
+
+GROUP = "prill.reporters"
+FILES = {"junit": "junit.xml", "markdown": "report.md", "html": "report.html"}
+"""What a gate writes, besides its ledger and verdict.json."""
+
+
+def names() -> tuple[str, ...]:
+    """Installed reporters."""
+    return tuple(sorted({point.name for point in entry_points(group=GROUP)}))
+
+
+def render(name: str, verdict: Verdict, options: Mapping[str, str] | None = None) -> str:
+    """The report of that name.
+
+    Raises:
+        UsageError: no such reporter is installed.
+    """
+    text: str = _find(name).load()(verdict, options=options or {})
+    return text
+
+
+def _find(name: str) -> EntryPoint:
+    for point in entry_points(group=GROUP, name=name):
+        return point
+    raise UsageError("no such reporter", expected=" or ".join(names()) or "none installed", got=repr(name))
+
+
+def read_verdict(path: Path) -> Verdict:
+    """A verdict that a gate wrote.
+
+    Raises:
+        UsageError: the file cannot be read.
+        PolicyError: it is not a verdict of this version.
+    """
+    text = read_text(path, "verdict")
+    try:
+        return msgspec.json.decode(text.encode("utf-8", "replace"), type=Verdict, strict=True)
+    except msgspec.DecodeError as error:
+        raise PolicyError("not a verdict of this version", where=str(path), got=str(error)) from error

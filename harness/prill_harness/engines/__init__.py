@@ -1,0 +1,153 @@
+"""An engine spec and a model spec come in; an open engine goes out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Self
+
+from prill_harness.engines.base import Engine, engine_class
+from prill_runtime.errors import ModelFileError, UsageError
+
+CONNECTORS = ("embedded", "device")
+"""Modules of this package that declare engines; imported when the first engine is opened."""
+
+FAULT = "+fault:"
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """`NAME[:ARGUMENT][+fault:FAULT]...`, taken apart here and nowhere else."""
+
+    name: str
+    argument: str
+    faults: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Raises UsageError when the name or a fault is empty."""
+        base, *faults = text.split(FAULT)
+        name, _, argument = base.partition(":")
+        if not name or not all(faults):
+            raise UsageError(
+                "engine spec is incomplete",
+                where=repr(text),
+                expected="NAME[:ARGUMENT][+fault:FAULT]",
+                got=repr(text),
+            )
+        return cls(name, argument, tuple(faults))
+
+
+IN_ARENA = ("cuda", "emu")  # engines whose memory is an arena of a device
+
+
+def with_budget(specs: Sequence[str], size: str) -> list[str]:
+    """The specs, those of engines on a device limited to `size` of its memory, such as "2GiB".
+
+    Raises:
+        UsageError: none of them is on a device.
+    """
+    parsed = [EngineSpec.parse(spec) for spec in specs]
+    if not any(spec.name in IN_ARENA for spec in parsed):
+        raise UsageError(
+            "no engine has device memory",
+            where="--vram-budget",
+            expected=f"an --engine of {' or '.join(IN_ARENA)}",
+            got=", ".join(specs) or "none",
+        )
+    limited = []
+    for text, spec in zip(specs, parsed, strict=True):
+        argument = ",".join(filter(None, (spec.argument, f"budget={size}")))
+        whole = FAULT.join((f"{spec.name}:{argument}", *spec.faults))
+        limited.append(whole if spec.name in IN_ARENA else text)
+    return limited
+
+
+def open_engine(spec: str, model: str | Path) -> Engine:
+    """Open a model on the engine that `spec` names; a context manager.
+
+    Args:
+        model: a path, `fixture:NAME[:TYPE]` or `synth:SHAPE:TYPE`.
+
+    Raises:
+        UsageError: unknown engine, fault or fixture.
+        ModelFileError, UnsupportedModel: the model file is missing or cannot be loaded.
+    """
+    parsed = EngineSpec.parse(str(spec))
+    for connector in CONNECTORS:
+        import_module(f"{__name__}.{connector}")
+    cls, argument = engine_class(f"{parsed.name}:{parsed.argument}")
+    from prill_harness import faults
+
+    planted = faults.named(parsed.faults) if parsed.faults else ()
+    if not planted and not faults.active():
+        return cls.open(argument, str(model))
+    return faults.scoped(lambda: cls.open(argument, str(model)), planted)
+
+
+def resolve_model(spec: str | Path) -> Path:
+    """The file a model spec stands for.
+
+    Raises:
+        UsageError: unknown fixture, shape or block type.
+        ModelFileError: no such file, a fixture that is not the recorded one, a synthetic file that cannot be
+            written.
+    """
+    text = str(spec)
+    if text.startswith("fixture:"):
+        path = _fixture(text)
+    else:
+        path = _synth(text) if text.startswith("synth:") else Path(text).expanduser()
+    if not path.is_file():
+        got = "a folder" if path.is_dir() else "no such file"
+        raise ModelFileError("cannot open the model", where=text, expected="a GGUF file", got=got)
+    return path
+
+
+def fixture_name(spec: str | Path) -> tuple[str, str] | None:
+    """(name, type) when the model spec names a packaged fixture, else None.
+
+    Raises:
+        UsageError: unknown fixture or block type.
+    """
+    text = str(spec)
+    if not text.startswith("fixture:"):
+        return None
+    import prill_fixtures
+
+    name, _, kind = text.removeprefix("fixture:").partition(":")
+    kind = kind or "f16"
+    _known(text, {"fixture": (name, prill_fixtures.NAMES), "block type": (kind, prill_fixtures.TYPES)})
+    return name, kind
+
+
+def _known(text: str, parts: Mapping[str, tuple[str, Iterable[str]]]) -> None:
+    for what, (value, known) in parts.items():
+        if value not in (names := tuple(known)):
+            raise UsageError(
+                f"unknown {what}", where=repr(text), expected=" or ".join(names), got=repr(value)
+            )
+
+
+def _synth(text: str) -> Path:
+    from prill_fixtures import FixtureError, synth
+
+    shape, _, quant = text.removeprefix("synth:").lower().partition(":")
+    _known(text, {"shape": (shape, synth.SHAPES), "block type": (quant, synth.QUANTS)})
+    try:
+        return synth.path(shape, quant)
+    except FixtureError as error:
+        raise ModelFileError(str(error), where=text) from error
+
+
+def _fixture(text: str) -> Path:
+    import prill_fixtures
+
+    named = fixture_name(text)
+    assert named is not None
+    try:
+        return prill_fixtures.path(*named)
+    except prill_fixtures.FixtureError as error:
+        raise ModelFileError(str(error), where=text) from error

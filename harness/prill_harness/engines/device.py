@@ -1,0 +1,115 @@
+"""A model spec comes in; the runtime's CUDA engine, on a GPU or on the CPU emulator, goes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+from weakref import WeakSet
+
+from prill_harness.engines import resolve_model
+from prill_harness.engines.base import Capability, Engine, EngineInfo
+from prill_harness.engines.embedded import Embedded, EmbeddedSession, anonymous_bytes
+from prill_harness.version import version
+from prill_runtime.backends.cuda import CudaBackend
+from prill_runtime.decode import generate
+from prill_runtime.device import copy_bandwidth
+from prill_runtime.device_model import DeviceModel, Options
+from prill_runtime.errors import EngineError
+from prill_runtime.ops import Backend
+from prill_runtime.vram import PURPOSES, Arena
+
+CHECKED_BYTES = 64 << 20  # of each purpose, for checks of single ops
+
+
+class DeviceSession(EmbeddedSession):
+    """One sequence whose cache lies in the arena."""
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self._cache is None else self._cache.nbytes
+
+
+class OnDevice(Embedded):
+    """DeviceModel behind the engine protocol.
+
+    The argument is `[ORDINAL][,exact|fast][,cache=POSITIONS][,budget=SIZE]`, as in `cuda:1,fast`.
+    """
+
+    device_name: ClassVar[str]
+    _continue = staticmethod(generate)
+    _apart: CudaBackend | None = None  # what `ops` gave out
+
+    def __init__(self, model: DeviceModel, spec: str) -> None:
+        self._model: DeviceModel | None = model
+        self._sessions: WeakSet[EmbeddedSession] = WeakSet()
+        self._info = EngineInfo(
+            name=f"{self.device_name}-{model.options.mode}",
+            version=version(),
+            device=model.device.name,
+            model=spec,
+            model_sha256=model.sha256,
+            arithmetic=model.arithmetic,
+            capabilities=frozenset(Capability),
+            config=dict(model.config),
+        )
+
+    @classmethod
+    def open(cls, argument: str, model: str) -> Engine:
+        options = Options.parse(cls.device_name, argument)
+        return cls(DeviceModel.open(resolve_model(model), options), model)
+
+    @property
+    def model(self) -> DeviceModel:
+        """The runtime's model. Raises EngineError once the engine is closed."""
+        if self._model is None:
+            raise EngineError("engine is closed", expected="an open engine", hint="open it again")
+        return self._model
+
+    # One text after the other, through the captured graphs, which is how a text is written here: steps of
+    # several sequences have none. `logits_batch` computes them together.
+    generate_batch = Engine.generate_batch
+
+    def ops(self) -> Backend:
+        """The model's ops in its arithmetic, over an arena of their own: the model's is full."""
+        if self._apart is None:
+            device, sizes = self.model.device, dict.fromkeys(PURPOSES, CHECKED_BYTES)
+            self._apart = CudaBackend(
+                device, Arena(device, sizes, None, "the checks of ops"), self.model.options.mode
+            )
+        return self._apart  # type: ignore[return-value]  # its arrays lie on the device
+
+    def close(self) -> None:
+        if self._apart is not None:
+            self._apart.arena.close()
+            self._apart = None
+        super().close()
+
+    def phases(self) -> Mapping[str, float]:
+        decoder = self.model.captured
+        return self.model.phases | ({} if decoder is None else {"capture": decoder.captured_s})
+
+    def copy_bandwidth(self) -> float | None:
+        """None where no two blocks of COPY_BYTES are free."""
+        return copy_bandwidth(self.model.device)
+
+    def memory(self) -> Mapping[str, int]:
+        """Bytes held on the device now, by purpose, from the arena's ledger; `process` is this process's."""
+        held = {} if self._model is None else self._model.memory()
+        return {"weights": 0, "cache": 0} | held | {"process": anonymous_bytes()}
+
+    def session(self, capacity: int | None = None) -> DeviceSession:
+        session = DeviceSession(self.model, capacity)
+        self._sessions.add(session)
+        return session
+
+
+class Cuda(OnDevice, spec="cuda"):
+    """On a GPU."""
+
+    device_name = "cuda"
+
+
+class Emu(OnDevice, spec="emu"):
+    """The same kernels, thread by thread, on the CPU."""
+
+    device_name = "emu"

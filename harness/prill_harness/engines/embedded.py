@@ -1,0 +1,255 @@
+"""A model spec comes in; the runtime's own NumPy engine, in float32 or float64, goes out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+from weakref import WeakSet
+
+import numpy as np
+import psutil  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+from prill_harness.engines import resolve_model
+from prill_harness.engines.base import Capability, Engine, EngineInfo, Generation, Session
+from prill_harness.version import version
+from prill_runtime.engine import Model, generate, generate_batch
+from prill_runtime.errors import EngineError, UsageError
+from prill_runtime.kvcache import KVCache
+from prill_runtime.ops import Backend
+from prill_runtime.sampler import SamplingParams
+
+
+class EmbeddedSession(Session):
+    """One sequence of an embedded model, with a cache of its own."""
+
+    def __init__(self, model: Model, capacity: int | None) -> None:
+        self._model = model
+        self._cache: KVCache | None = model.new_cache(capacity)
+
+    @property
+    def cache(self) -> KVCache:
+        """Raises EngineError once the session is closed."""
+        if self._cache is None:
+            raise EngineError("session is closed", expected="an open session", hint="open a new one")
+        return self._cache
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self._cache is None else array_bytes(self._cache)
+
+    @property
+    def length(self) -> int:
+        return self.cache.length
+
+    def feed(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        return self.feed_exact(ids).astype(np.float32)
+
+    def feed_exact(self, ids: Sequence[int]) -> NDArray[np.floating]:
+        """As `feed`, in the precision the engine computed in."""
+        return self._model.forward([(self.cache, ids)])[0]
+
+    def reset(self) -> None:
+        self.cache.clear()
+
+    def close(self) -> None:
+        self._cache = None
+
+
+class Embedded(Engine):
+    """The runtime's Model behind the engine protocol; subclasses fix the arithmetic."""
+
+    dtype: ClassVar[Literal["float32", "float64"]]
+    _continue: ClassVar[Callable[..., Any]] = staticmethod(generate)  # the runtime's, for this kind of model
+
+    def __init__(self, model: Model, spec: str) -> None:
+        self._model: Model | None = model
+        self._sessions: WeakSet[EmbeddedSession] = WeakSet()
+        self._info = EngineInfo(
+            name=f"numpy-{self.dtype}",
+            version=version(),
+            device="cpu",
+            model=spec,
+            model_sha256=model.sha256,
+            arithmetic=self.dtype,
+            capabilities=frozenset(Capability),
+            config=dict(model.config),
+        )
+
+    @classmethod
+    def open(cls, argument: str, model: str) -> Engine:
+        if argument:
+            raise UsageError("this engine takes no argument", where="engine spec", got=repr(argument))
+        return cls(Model.load(resolve_model(model), dtype=cls.dtype), model)
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    @property
+    def model(self) -> Model:
+        """The runtime's model. Raises EngineError once the engine is closed."""
+        if self._model is None:
+            raise EngineError("engine is closed", expected="an open engine", hint="open it again")
+        return self._model
+
+    def tokenize(self, text: str, add_special: bool = True) -> list[int]:
+        return self.model.tokenizer.encode(text, add_special=add_special)
+
+    def detokenize(self, ids: Sequence[int]) -> bytes:
+        return self.model.tokenizer.decode(ids)
+
+    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        return self.exact_logits(ids).astype(np.float32)
+
+    def exact_logits(self, ids: Sequence[int]) -> NDArray[np.floating]:
+        """As `logits`, in the precision the engine computed in: (len(ids), vocab)."""
+        return self.exact_logits_batch([ids])[0]
+
+    def logits_batch(self, batch: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
+        return [logits.astype(np.float32) for logits in self.exact_logits_batch(batch)]
+
+    def exact_logits_batch(self, batch: Sequence[Sequence[int]]) -> list[NDArray[np.floating]]:
+        """As `logits_batch`, in the precision the engine computed in."""
+        return list(self.model.forward([(self._cache_for(ids), ids) for ids in batch]))
+
+    def generate(
+        self,
+        ids: Sequence[int],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+        on_token: Callable[[int, float], bool | None] | None = None,
+    ) -> Generation:
+        params = SamplingParams(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        )
+        done = self._continue(
+            self.model,
+            ids,
+            max_tokens=max_tokens,
+            params=params,
+            stop=stop,
+            ignore_eos=ignore_eos,
+            on_token=on_token,
+        )
+        return Generation(tuple(done.ids), tuple(done.logprobs), done.finish_reason)
+
+    def generate_batch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_tokens: int,
+        ignore_eos: bool = False,
+        sampling: Sequence[Mapping[str, Any]] = (),
+    ) -> list[Generation]:
+        params = [SamplingParams(**drawn) for drawn in sampling]
+        done = generate_batch(
+            self.model, prompts, max_tokens=max_tokens, params=params, ignore_eos=ignore_eos
+        )
+        return [Generation(text.ids, text.logprobs, text.finish_reason) for text in done]
+
+    def trace(
+        self, ids: Sequence[int], replace: Mapping[str, NDArray[np.float64]] | None = None
+    ) -> Iterator[tuple[str, NDArray[np.floating]]]:
+        stages: list[tuple[str, NDArray[np.floating]]] = []
+
+        def keep(stage: str, array: NDArray[np.floating]) -> NDArray[np.floating] | None:
+            stages.append((stage, array))
+            return None if replace is None else replace.get(stage)
+
+        self.model.forward([(self._cache_for(ids), ids)], trace=keep)
+        return iter(stages)
+
+    def memory(self) -> Mapping[str, int]:
+        """Bytes now: `weights` and `cache` are the arrays really held, `process` is this process's
+        resident anonymous memory (Linux's RssAnon; elsewhere its unique set)."""
+        return {
+            "weights": 0 if self._model is None else array_bytes(self._model.adapter),
+            "cache": sum(session.nbytes for session in self._sessions),
+            "process": anonymous_bytes(),
+        }
+
+    def session(self, capacity: int | None = None) -> EmbeddedSession:
+        session = EmbeddedSession(self.model, capacity)
+        self._sessions.add(session)
+        return session
+
+    def ops(self) -> Backend:
+        return self.model.backend
+
+    def close(self) -> None:
+        for session in list(self._sessions):
+            session.close()
+        self._sessions.clear()
+        if self._model is not None:
+            self._model.close()
+            self._model = None
+
+    def _cache_for(self, ids: Sequence[int]) -> KVCache:
+        """A cache no larger than this call needs; more ids than the context holds fail in `forward`."""
+        return self.model.new_cache(max(1, min(len(ids), self.model.context_length)))
+
+
+class NumPy(Embedded, spec="numpy"):
+    """The engine under test: NumPy in float32."""
+
+    dtype = "float32"
+
+
+class NumPy64(Embedded, spec="numpy64"):
+    """The oracle: the same forward pass in float64."""
+
+    dtype = "float64"
+
+
+def array_bytes(root: object) -> int:
+    """Bytes of the distinct arrays reachable from an object through its attributes and containers."""
+    seen: set[int] = set()
+    pending, total = [root], 0
+    while pending:
+        item = pending.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, np.ndarray):
+            if isinstance(item.base, np.ndarray):
+                pending.append(item.base)
+            else:
+                total += item.nbytes
+        elif isinstance(item, Mapping):
+            pending.extend(item.values())
+        elif isinstance(item, list | tuple | set | frozenset):
+            pending.extend(item)
+        elif type(item).__module__.startswith("prill_runtime"):
+            pending.extend(getattr(item, "__dict__", {}).values())
+            slots = (name for cls in type(item).__mro__ for name in getattr(cls, "__slots__", ()))
+            pending.extend(getattr(item, name) for name in slots if hasattr(item, name))
+    return total
+
+
+def anonymous_bytes() -> int:
+    """Resident anonymous memory of this process; read without text files, whose buffers come and go."""
+    try:
+        status = os.open("/proc/self/status", os.O_RDONLY)
+    except OSError:
+        return int(psutil.Process().memory_full_info().uss)
+    try:
+        lines = os.read(status, 8192).splitlines()
+    finally:
+        os.close(status)
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith(b"RssAnon:")]
+    return found[0] if found else int(psutil.Process().memory_full_info().uss)

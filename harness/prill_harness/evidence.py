@@ -1,0 +1,220 @@
+"""Frozen records of what a cell saw, and the append-only JSONL ledger that holds them."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import msgspec
+
+from prill_runtime.errors import PolicyError
+
+SCHEMA = 1
+
+
+class Status(StrEnum):
+    """What one check came to; nothing becomes PASSED by default, by fallback or by absence."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    ERROR = "error"
+    INCONCLUSIVE = "inconclusive"
+    WAIVED = "waived"
+
+
+class Cell(msgspec.Struct, frozen=True, forbid_unknown_fields=True, order=True):
+    """One model x engine x suite x device, run in one fresh process."""
+
+    model: str
+    engine: str
+    suite: str
+    device: str = "cpu"
+
+    @property
+    def id(self) -> str:
+        return f"{self.model}/{self.engine}/{self.suite}/{self.device}"
+
+
+class Metric(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A measured value beside the bound it was held to; None stands for NaN or infinity."""
+
+    name: str
+    value: float | None
+    bound: float | None = None
+    relation: Literal["<=", ">=", "=="] = "<="
+
+    @property
+    def holds(self) -> bool:
+        """True when the value is finite and within its bound; a metric without a bound only informs."""
+        if self.value is None or not math.isfinite(self.value):
+            return False
+        if self.bound is None:
+            return True
+        if self.relation == "==":
+            return self.value == self.bound
+        return self.value <= self.bound if self.relation == "<=" else self.value >= self.bound
+
+
+class CellStarted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="cell"):
+    """First record of a cell: what it is going to report."""
+
+    cell: Cell
+    planned: tuple[str, ...]
+    at: float
+    versions: dict[str, str] = {}
+    schema: int = SCHEMA
+
+
+class CheckStarted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="start"):
+    """Written before a check runs, so that a hard kill leaves the name of the check in flight."""
+
+    cell: Cell
+    check: str
+    at: float
+
+
+class Evidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="check"):
+    """What one check observed.
+
+    Attributes:
+        check: id, `suite.name` or `suite.name[parameter]`.
+        content: sha256 of the check's code and of the code that judges for it.
+        observed: how many values were really compared.
+        sentence: what was found, in one sentence.
+        oracle: what the values were compared with; empty when nothing was.
+        kills: planted faults this check is known to find.
+        reproduce: the shell command that runs this check alone.
+        detail: builtins only; what a report needs to draw the finding.
+    """
+
+    check: str
+    content: str
+    cell: Cell
+    status: Status
+    observed: int
+    sentence: str
+    oracle: str
+    kills: tuple[str, ...]
+    reproduce: str
+    metrics: tuple[Metric, ...] = ()
+    seed: int | None = None
+    digests: dict[str, str] = {}
+    detail: dict[str, Any] = {}
+    duration_s: float = 0.0
+    at: float = 0.0
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if self.status is Status.PASSED and not (self.observed > 0 and self.oracle and self.kills):
+            raise ValueError(
+                f"{self.check} cannot pass: observed {self.observed} values, oracle {self.oracle!r}, "
+                f"kills {self.kills!r}; a pass needs all three"
+            )
+
+    @property
+    def base(self) -> str:
+        """The check's id without its parameter."""
+        return self.check.split("[", 1)[0]
+
+
+class CellEnded(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="end"):
+    """Last record of a cell; a cell without it did not finish."""
+
+    cell: Cell
+    exit_code: int
+    duration_s: float
+    at: float
+
+
+Record = CellStarted | CheckStarted | Evidence | CellEnded
+
+_decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
+
+
+class Ledger:
+    """Append-only JSONL file; every record is on the disk before `append` returns."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._end_torn_line()
+
+    def _end_torn_line(self) -> None:
+        """A killed writer may leave half a line: end it, so that the next record stands on its own."""
+        size = os.fstat(self._fd).st_size
+        if size and os.pread(self._fd, 1, size - 1) != b"\n":
+            os.write(self._fd, b"\n")
+
+    def append(self, record: Record) -> None:
+        """Write one record with fsync; O_APPEND keeps concurrent writers' lines whole."""
+        os.write(self._fd, msgspec.json.encode(record) + b"\n")
+        os.fsync(self._fd)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read(path: str | Path) -> tuple[Record, ...]:
+    """All records of a ledger in order; lines a hard kill tore are left out.
+
+    Raises:
+        PolicyError: a whole line is not a record of this schema.
+    """
+    lines = Path(path).read_bytes().split(b"\n")
+    records: list[Record] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            records.append(_decoder.decode(line))
+        except msgspec.ValidationError as error:
+            raise PolicyError(
+                "ledger line is not a record of this version", where=f"{path} line {number}", got=str(error)
+            ) from error
+        except msgspec.DecodeError as error:
+            # What a killed writer leaves is the beginning of a record: it goes wrong at its end, not before.
+            if "truncated" not in str(error) and not str(error).endswith(f"(byte {len(line)})"):
+                raise PolicyError(
+                    "ledger line is not JSON", where=f"{path} line {number}", got=repr(line[:40])
+                ) from None
+    return tuple(records)
+
+
+def checks(records: Iterable[Record]) -> dict[tuple[str, str], Evidence]:
+    """The last evidence of every (cell id, check id)."""
+    return {(r.cell.id, r.check): r for r in records if isinstance(r, Evidence)}
+
+
+def builtin(value: object) -> Any:
+    """Reduce a value to JSON builtins: NumPy scalars and arrays too, text without lone surrogates."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):  # np.float64 is one, and no encoder takes it
+        return float(value) if math.isfinite(value) else repr(float(value))
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    if isinstance(value, Mapping):
+        return {str(builtin(k)): builtin(v) for k, v in value.items()}
+    if hasattr(value, "tolist"):
+        return builtin(value.tolist())
+    if isinstance(value, Iterable):
+        return [builtin(v) for v in value]
+    return builtin(str(value))

@@ -1,0 +1,250 @@
+"""A planted fault is a name and a few patches; what is active while which engine works is decided here alone.
+
+Production code has no branch for faults: a fault replaces attributes of its modules and classes from
+outside. An engine opened as `numpy+fault:NAME` has its fault active only inside its own calls. A process that
+tests such an engine makes the fault ambient, so that code called without an engine (a sampler, a decoder) is
+faulty too; engines without a fault, the oracle above all, then suspend it inside their calls.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import CodeType
+from typing import Any, TypeVar
+
+from prill_harness.engines.base import Engine, Session
+from prill_runtime.errors import UsageError
+
+Wrap = Callable[[Any], Any]
+Patches = Callable[[], Iterable["Patch"]]
+AREAS = (
+    "file", "blocks", "embedding", "norm", "rope", "attention", "feed-forward", "head", "sampler",
+    "tokenizer", "generation", "state", "memory", "trace", "device", "harness",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One attribute replaced: `module:Qualified.name`, and a function from original to replacement."""
+
+    target: str
+    wrap: Wrap
+
+    def owner(self) -> tuple[Any, str]:
+        """The object that holds the attribute, and the attribute's name."""
+        module, _, path = self.target.partition(":")
+        owner: Any = importlib.import_module(module)
+        *parents, name = path.split(".")
+        for parent in parents:
+            owner = getattr(owner, parent)
+        return owner, name
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One small named bug.
+
+    Attributes:
+        area: the row of the table of faults it belongs to, one of AREAS.
+        blames: stage kinds (`q_rope`) or parts (`file`, `tokenizer`, `sampler`, `state` …) of which one has
+            to be blamed by whoever finds it.
+        summary: what is wrong, one clause.
+        models: model specs on which it shows; the first is the one it is run on.
+        engine: the engine whose code it changes.
+        patches: yields the patches.
+    """
+
+    name: str
+    area: str
+    blames: tuple[str, ...]
+    summary: str
+    models: tuple[str, ...]
+    patches: Patches
+    engine: str = "numpy"
+
+    @property
+    def source(self) -> str:
+        """The code of the fault, for `prill faults show`."""
+        return inspect.getsource(self.patches)
+
+    @property
+    def code(self) -> str:
+        """The source, and whatever of the faults' own modules it names, for its content hash."""
+        return "\n".join(text for _, text in sorted(_used(self.patches).items()))
+
+
+def _used(function: Callable[..., Any]) -> dict[str, str]:
+    """Name -> source or value of a function and of everything it uses that the faults' modules define."""
+    found: dict[str, str] = {}
+    pending: list[Any] = [function]
+    while pending:
+        each = pending.pop()
+        if each.__qualname__ in found:
+            continue
+        found[each.__qualname__] = inspect.getsource(each)
+        for name in _names(each.__code__) if inspect.isfunction(each) else ():
+            value = each.__globals__.get(name)
+            module = str(getattr(value, "__module__", ""))
+            if module.startswith(f"{__package__}.") and module != __name__:
+                pending.append(value)
+            elif _plain(value):
+                found[name] = repr(value)
+    return found
+
+
+def _plain(value: object) -> bool:
+    """True for numbers, text, and tuples and dictionaries of them, which look the same in every process."""
+    if isinstance(value, tuple | dict):
+        inner = [*value, *value.values()] if isinstance(value, dict) else value
+        return all(_plain(each) for each in inner)
+    return isinstance(value, str | int | float)
+
+
+def _names(code: CodeType) -> set[str]:
+    """Every global name in a function's code and in the functions inside it."""
+    inner = [names for part in code.co_consts if isinstance(part, CodeType) for names in _names(part)]
+    return {*code.co_names, *inner}
+
+
+REGISTRY: dict[str, Fault] = {}
+MODULES = (
+    "file", "blocks", "embedding", "norm", "rope", "attention", "feedforward", "head",
+    "sampler", "tokenizer", "generation", "state", "memory", "trace", "harness",
+)  # fmt: skip
+DEVICE_MODULES = ("device",)
+"""Faults that only an engine on a device can have; the matrix, which runs NumPy, leaves them out."""
+
+
+def fault(
+    *,
+    area: str,
+    blames: Sequence[str],
+    models: Sequence[str] = ("fixture:llama-tiny", "fixture:gpt2-tiny"),
+    engine: str = "numpy",
+) -> Callable[[Patches], Patches]:
+    """Register a function that yields patches as the fault of its name; its docstring is the summary."""
+
+    def register(function: Patches) -> Patches:
+        name = function.__name__
+        if name in REGISTRY or area not in AREAS or not blames or not models or not function.__doc__:
+            raise ValueError(f"fault {name} is declared twice or incompletely")
+        summary = function.__doc__.strip().rstrip(".")
+        REGISTRY[name] = Fault(name, area, tuple(blames), summary, tuple(models), function, engine)
+        return function
+
+    return register
+
+
+def catalogue(engine: str = "numpy") -> dict[str, Fault]:
+    """Every fault of an engine by name, in the order of their files."""
+    for module in (*MODULES, *DEVICE_MODULES):
+        importlib.import_module(f"prill_harness.faults.{module}")
+    return {name: fault for name, fault in REGISTRY.items() if fault.engine == engine}
+
+
+def named(names: Iterable[str]) -> tuple[Fault, ...]:
+    """The faults of these names.
+
+    Raises:
+        UsageError: a name nobody declared.
+    """
+    known = catalogue() | catalogue("emu")
+    for name in (names := tuple(names)):
+        if name not in known:
+            hint = "`prill faults list` shows them"
+            raise UsageError(
+                "unknown planted fault", expected=f"one of {len(known)}", got=repr(name), hint=hint
+            )
+    return tuple(known[name] for name in names)
+
+
+_active: tuple[Fault, ...] = ()
+_undo: list[tuple[Any, str, Any, bool]] = []
+
+
+@contextmanager
+def only(faults: tuple[Fault, ...]) -> Iterator[None]:
+    """Make exactly these faults active; what was active before is restored on the way out."""
+    before = _active
+    if before == faults:
+        yield
+        return
+    _install(faults)
+    try:
+        yield
+    finally:
+        _install(before)
+
+
+def ambient(faults: tuple[Fault, ...]) -> None:
+    """Make these faults active for the rest of the process."""
+    _install(faults)
+
+
+def active() -> tuple[Fault, ...]:
+    """The faults that are active now."""
+    return _active
+
+
+@functools.cache
+def _patches(fault: Fault) -> tuple[Patch, ...]:
+    """Made once, so that what a fault remembers outlives the calls for which it is suspended."""
+    return tuple(fault.patches())
+
+
+def _install(faults: tuple[Fault, ...]) -> None:
+    global _active
+    while _undo:
+        owner, name, original, own = _undo.pop()
+        if own:
+            setattr(owner, name, original)
+        else:
+            delattr(owner, name)
+    _active = faults
+    for each in faults:
+        for patch in _patches(each):
+            owner, name = patch.owner()
+            own = name in vars(owner)
+            original = vars(owner)[name] if own else getattr(owner, name)
+            kind = type(original) if isinstance(original, staticmethod | classmethod) else None
+            replacement = patch.wrap(original.__func__ if kind else original)
+            _undo.append((owner, name, original, own))
+            setattr(owner, name, kind(replacement) if kind else replacement)
+
+
+T = TypeVar("T", Engine, Session)
+
+
+def scoped(open_it: Callable[[], Engine], faults: tuple[Fault, ...]) -> Engine:
+    """Open an engine under exactly these faults, and keep each of its later calls under them."""
+    with only(faults):
+        engine = open_it()
+    return _confine(engine, faults)
+
+
+def _confine(target: T, faults: tuple[Fault, ...]) -> T:
+    """Give the object's class a twin whose methods all run under the faults."""
+    cls = type(target)
+
+    def __getattribute__(self: Any, name: str) -> Any:  # noqa: N807
+        with only(faults):
+            value = cls.__getattribute__(self, name)
+        if name.startswith("_") or not inspect.ismethod(value):
+            return value
+
+        @functools.wraps(value)
+        def call(*arguments: Any, **named: Any) -> Any:
+            with only(faults):
+                result = value(*arguments, **named)
+            return _confine(result, faults) if isinstance(result, Session) else result
+
+        return call
+
+    twin = type(cls.__name__, (cls,), {"__getattribute__": __getattribute__, "__doc__": cls.__doc__})
+    target.__class__ = twin
+    return target

@@ -1,0 +1,306 @@
+"""A model goes in; its golden tokens, logprobs, margins and noise floors come out, recorded or from disk."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+from platformdirs import user_cache_dir
+
+from prill_harness import compare
+from prill_harness.engines import fixture_name, resolve_model
+from prill_harness.engines.embedded import Embedded
+from prill_harness.golden_pack import (
+    SCHEMA,
+    Fingerprint,
+    Golden,
+    GoldenPrompt,
+    Margins,
+    Packed,
+    SampledGolden,
+    load,
+    save,
+)
+from prill_harness.lanes import Figures, Tally, type_lane
+from prill_runtime.backends.rounded import RoundedBackend
+from prill_runtime.engine import Model
+from prill_runtime.errors import UsageError
+from prill_runtime.gguf import GGUFFile, open_gguf
+from prill_runtime.sampler import SamplingParams, sample
+
+__all__ = ["Golden", "GoldenPrompt", "check_stale", "golden_for", "load", "record", "save"]
+
+TOKENS = 300
+SAMPLED_TOKENS = 32
+SAMPLERS = (
+    SamplingParams(temperature=0.8, seed=1),
+    SamplingParams(temperature=1.0, top_k=40, top_p=0.95, seed=20),
+    SamplingParams(temperature=0.7, min_p=0.05, repetition_penalty=1.1, seed=300),
+    SamplingParams(temperature=1.3, top_p=0.9, seed=2**63 + 4),
+)
+PROMPTS = (
+    "The quick brown fox jumps over the lazy dog. The dog",
+    "Once upon a time there was a small village at the edge of a forest.",
+    "Question: What is the capital of France?\nAnswer:",
+    "def fibonacci(n):\n    ",
+    "1, 2, 3, 4, 5, 6, 7,",
+    "Dear Sir or Madam,\n\nI am writing to",
+    "Water boils at a temperature of 100 degrees Celsius, which is 212 degrees",
+    '{"name": "Alice", "age": 30, "city": "',
+)
+
+Rows = NDArray[np.floating]
+Progress = Callable[[int, int], None]
+
+
+def record(
+    model_path: str | Path,
+    prompts: Sequence[str] = PROMPTS,
+    *,
+    tokens: int = TOKENS,
+    progress: Progress | None = None,
+    name: str = "",
+) -> Golden:
+    """Run the float64 oracle over the prompts and measure the noise floor of the file's lanes.
+
+    Prompts that leave less than half of the context free are left out. End-of-text does not stop a
+    continuation, so that each has `tokens` ids, or as many as the context holds.
+
+    Args:
+        progress: called with steps done and steps in all.
+
+    Raises:
+        UsageError: no prompt fits the context, or no tokens were asked for.
+        ModelFileError, UnsupportedModel: as Model.load.
+    """
+    path = Path(model_path)
+    with open_gguf(path) as file:
+        kind = file_type(file)
+    with Model.load(path, dtype="float64") as oracle:
+        encoded = [(text, oracle.tokenizer.encode(text)) for text in prompts]
+        fitting = [(text, ids) for text, ids in encoded if 0 < len(ids) <= oracle.context_length // 2]
+        if not fitting or tokens < 1:
+            raise UsageError(
+                "nothing to record",
+                where=str(path),
+                expected=f"a prompt of 1 to {oracle.context_length // 2} ids, and at least one token",
+                got=f"{len(encoded)} prompts of {[len(ids) for _, ids in encoded]} ids, {tokens} tokens",
+            )
+        longest = max(len(ids) for _, ids in fitting)
+        count = min(tokens, oracle.context_length - longest)
+        drawn = min(count, SAMPLED_TOKENS)
+        total = count + drawn + len(fitting)
+        step = _counter(progress, total)
+        recorded = _greedy(oracle, fitting, count, step)
+        _sampled(oracle, recorded, drawn, step)
+        floors = _floors(path, kind, oracle, recorded, step)
+        return Golden(
+            schema=SCHEMA,
+            name=name or path.stem,
+            type=kind,
+            fingerprint=Fingerprint(
+                oracle.sha256,
+                oracle.tokenizer.digest,
+                oracle.backend.name,
+                {package: version(package) for package in ("prill", "numpy", "gguf")},
+            ),
+            config=dict(oracle.config),
+            prompts=recorded,
+            margins=Margins.of(np.concatenate([prompt.margins for prompt in recorded])),
+            floors=floors,
+        )
+
+
+def file_type(file: GGUFFile) -> str:
+    """The type of most of the bytes of a file's matrices, in lower case."""
+    weight: Counter[str] = Counter()
+    for tensor in file.tensors.values():
+        if len(tensor.shape) > 1:
+            weight[tensor.type.name.lower()] += tensor.nbytes
+    return weight.most_common(1)[0][0] if weight else "f32"
+
+
+def _counter(progress: Progress | None, total: int) -> Callable[[], None]:
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total)
+
+    return step
+
+
+def _decode(
+    model: Model, prompts: Sequence[list[int]], count: int, choose: Callable[[int, int, Rows], int]
+) -> None:
+    """Continue all prompts together: `choose(prompt, step, row of logits)` gives each next id."""
+    caches = [model.new_cache(len(ids) + count) for ids in prompts]
+    fresh: list[list[int]] = [*prompts]
+    for step in range(count):
+        logits = model.forward(list(zip(caches, fresh, strict=True)), last_only=True)
+        fresh = [[choose(number, step, rows[-1])] for number, rows in enumerate(logits)]
+
+
+def _greedy(
+    oracle: Model, prompts: list[tuple[str, list[int]]], count: int, step: Callable[[], None]
+) -> list[GoldenPrompt]:
+    k = min(compare.TOP_K, oracle.vocab_size)
+    ids = np.zeros((len(prompts), count, k), np.int64)
+    logprobs = np.zeros((len(prompts), count, k), np.float32)
+
+    def best(prompt: int, at: int, row: Rows) -> int:
+        top = compare.top_ids(row, k)
+        ids[prompt, at], logprobs[prompt, at] = top, compare.log_softmax(row)[top]
+        if prompt == 0:
+            step()
+        return int(top[0])
+
+    _decode(oracle, [encoded for _, encoded in prompts], count, best)
+    eog = oracle.tokenizer.eog_ids
+    out = []
+    for number, (text, encoded) in enumerate(prompts):
+        tokens = ids[number, :, 0].tolist()
+        first_eos = next((at for at, token in enumerate(tokens) if token in eog), None)
+        packed = Packed.of(ids[number]), Packed.of(logprobs[number])
+        out.append(GoldenPrompt(text, encoded, tokens, first_eos, *packed, sampled=[]))
+    return out
+
+
+def _sampled(oracle: Model, prompts: list[GoldenPrompt], count: int, step: Callable[[], None]) -> None:
+    """Two settings for each prompt, so that every setting is drawn on several prompts."""
+    runs = [
+        (prompt, SAMPLERS[(2 * number + way) % len(SAMPLERS)], number)
+        for number, prompt in enumerate(prompts)
+        for way in range(2)
+    ]
+    settings = [replace(params, seed=params.seed + number) for _, params, number in runs]
+    histories = [[*prompt.ids] for prompt, _, _ in runs]
+
+    def draw(run: int, at: int, row: Rows) -> int:
+        history = histories[run]
+        history.append(sample(row, settings[run], len(history), history))
+        if run == 0:
+            step()
+        return history[-1]
+
+    _decode(oracle, [[*history] for history in histories], count, draw)
+    for (prompt, _, _), params, history in zip(runs, settings, histories, strict=True):
+        values = {field: getattr(params, field) for field in params.__slots__}
+        prompt.sampled.append(SampledGolden(tokens=history[len(prompt.ids) :], **values))
+
+
+def _floors(
+    path: Path, kind: str, oracle: Model, prompts: list[GoldenPrompt], step: Callable[[], None]
+) -> dict[str, Figures]:
+    """Each lane's distance from the oracle on the forced sequences, every position of them."""
+    lane = type_lane(kind)
+    models = {
+        "exact": Model.load(path, dtype="float32"),
+        lane.name: Model.load(path, backend=RoundedBackend("float32", lane.activations)),  # type: ignore[arg-type]
+    }
+    tallies = {name: Tally() for name in models}
+    for prompt in prompts:
+        expected = forced(oracle, prompt.sequence)
+        for name, model in models.items():
+            tallies[name].add(expected, forced(model, prompt.sequence))
+        step()
+    return {name: tally.figures() for name, tally in tallies.items()}
+
+
+def forced(model: Model, ids: Sequence[int]) -> Rows:
+    """Logits (len(ids), vocab) of a sequence in one step."""
+    return model.forward([(model.new_cache(len(ids)), ids)])[0]
+
+
+def prompts_for(model_spec: str | Path) -> tuple[str, ...]:
+    """The prompts a model's golden is recorded with: a fixture's own; PROMPTS for any other file."""
+    named = fixture_name(model_spec)
+    if named is None:
+        return PROMPTS
+    import prill_fixtures
+
+    return tuple(prill_fixtures.prompts(named[0]))
+
+
+def golden_for(model_spec: str | Path, progress: Progress | None = None) -> Golden:
+    """A fixture's committed golden; a user file's from the cache folder, recorded on first use.
+
+    Raises:
+        UsageError: unknown fixture, or a golden that cannot be read.
+        ModelFileError, UnsupportedModel: the file cannot be recorded.
+    """
+    named = fixture_name(model_spec)
+    if named is not None:
+        return _committed(*named)
+    path = resolve_model(model_spec)
+    with open_gguf(path) as file:
+        digest = file.sha256
+    kept = cache_folder() / "goldens" / f"{digest}.{SCHEMA}.json"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(kept.with_suffix(".recording")):
+        if not kept.exists():
+            save(record(path, progress=progress), kept)
+    return load(kept)
+
+
+def cache_folder() -> Path:
+    """$PRILL_CACHE, or the user's cache folder."""
+    return Path(os.environ.get("PRILL_CACHE") or user_cache_dir("prill"))
+
+
+def _committed(name: str, kind: str) -> Golden:
+    import prill_fixtures
+
+    golden = load(prill_fixtures.golden_path(name, kind))
+    if golden.type == kind:
+        return golden
+    # F32 holds the very numbers of F16 and shares its golden; only the file's digest is its own.
+    mark = msgspec.structs.replace(golden.fingerprint, model_sha256=prill_fixtures.sha256(name, kind))
+    return msgspec.structs.replace(golden, type=kind, fingerprint=mark)
+
+
+# float32 logprobs keep half a unit in the last place; float64 sums in another order differ by far less.
+STORED = 2.0**-23
+REORDERED = 1e-9
+
+
+def check_stale(golden: Golden, oracle: Embedded) -> str | None:
+    """Whether today's oracle still gives this golden: None, or the sentence that says where it does not."""
+    digest = oracle.info.model_sha256
+    if digest != golden.fingerprint.model_sha256:
+        return (
+            f"the golden is stale: it was recorded from a file with sha256 "
+            f"{golden.fingerprint.model_sha256[:12]}…, the model has {digest[:12]}…"
+        )
+    for number, prompt in enumerate(golden.prompts):
+        if oracle.tokenize(prompt.text) != prompt.ids:
+            return f"the golden is stale: today's tokenizer gives other ids for prompt {number}"
+        sentence = stale_at(number, prompt, oracle.exact_logits(prompt.sequence))
+        if sentence:
+            return sentence
+    return None
+
+
+def stale_at(number: int, prompt: GoldenPrompt, logits: Rows) -> str | None:
+    """As `check_stale` for one prompt, from the oracle's logits of its sequence (position, vocab)."""
+    ids, stored = prompt.top_ids.array, prompt.top_logprobs.array.astype(np.float64)
+    today = np.take_along_axis(compare.log_softmax(logits[len(prompt.ids) - 1 :]), ids, axis=-1)
+    gap = np.abs(today - stored)
+    wrong = ~(gap <= np.abs(stored) * STORED + REORDERED)
+    if not wrong.any():
+        return None
+    at, place = np.argwhere(wrong)[0]
+    return (
+        f"the golden is stale: today's oracle differs from it by {gap[at, place]:.2g} in the logprob of "
+        f"token {ids[at, place]} at prompt {number}, token {at}"
+    )

@@ -1,0 +1,157 @@
+"""One path of one probe on the command line in; its readings, from inside this preloaded fresh process, out.
+
+This process measures and does not judge: what judging allocates would be in the readings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from prill_harness.engines import EngineSpec
+from prill_harness.leaks import ledgers, paths, protocol, walk
+from prill_harness.leaks.protocol import Call, Finished, Message, Opened, Refused, Rows
+from prill_harness.leaks.report import Judged, Probe
+from prill_runtime.errors import Inconclusive, PrillError
+
+SECOND_WARMUP = 2  # calls with distinct prompts before they are measured
+TEXT_FILES = 256
+REMOTE = ("http", "exec")  # their memory is another process's
+
+
+class Run:
+    """The calls of one path, read after each."""
+
+    def __init__(
+        self,
+        probe: Probe,
+        path: paths.Path,
+        tell: Callable[[Message], None],
+        device: Sequence[ledgers.Ledger] = (),
+    ) -> None:
+        self.probe, self.path, self._tell = probe, path, tell
+        memory = path.memory()
+        self.book, self.missing = ledgers.opened(
+            probe.calls + 3 * probe.measured + SECOND_WARMUP, memory, device
+        )
+        if memory is None and not device and not isinstance(path, paths.Load):
+            self.missing["engine"] = f"engine {path.info.name} does not report its memory"
+        self._total = probe.calls
+
+    def carry_out(self, order: Callable[[], bytes]) -> bytes:
+        """Measure as `order` commands; the command that ended it."""
+        probe, first, distinct = self.probe, self.probe.warmup + 1, False
+        self._tell(Opened(self.book.series, self.missing, self.path.varies and probe.vary))
+        _open_text_files()
+        _settle()
+        self._calls(probe.warmup)
+        _settle()
+        self._calls(probe.measured)
+        while True:
+            self._tell(Rows.of(self.book, first))
+            command = order()
+            if command not in (protocol.AGAIN, protocol.DISTINCT):
+                self.book.unplant()
+                return command
+            self._total = self.book.calls + probe.measured
+            if command == protocol.DISTINCT:
+                distinct = True
+                self._calls(SECOND_WARMUP, distinct)
+                first = self.book.calls + 1
+            self._calls(probe.measured, distinct)
+
+    def _calls(self, count: int, distinct: bool = False) -> None:
+        for _ in range(count):
+            number = self.book.calls + 1
+            self.path.call(number, self.path.distinct(number) if distinct else self.path.ids)
+            self.book.close_call()
+            self._tell(Call(self.book.calls, max(self._total, self.book.calls), self.book.last()))
+
+
+def _open_text_files() -> None:
+    """CPython keeps a block of each of the first hundred or so text files it opens: not in the readings."""
+    for _ in range(TEXT_FILES):
+        with Path(os.devnull).open(encoding="utf-8"):
+            pass
+
+
+def _settle() -> None:
+    """What lives now is not looked at again by the collection after each call."""
+    gc.collect()
+    gc.freeze()
+
+
+def serve(probe: Probe, tell: Callable[[Message], None], order: Callable[[], bytes]) -> None:
+    """Probe one path in this process.
+
+    Raises:
+        PrillError: the engine cannot be opened, or the path cannot be walked on it.
+    """
+    name = probe.engine.partition(":")[0].partition("+")[0]
+    if name in REMOTE:
+        raise Inconclusive(
+            "the engine works in another process, whose memory is not seen from here", got=name
+        )
+    if name == "control":
+        from prill_harness.leaks import controls  # noqa: F401
+    if name == "control_cuda":
+        from prill_harness.leaks import device_controls  # noqa: F401
+    device = _device(probe) if probe.device else ()
+    path = paths.Path.registry[probe.path](probe)
+    try:
+        command = Run(probe, path, tell, device).carry_out(order)
+        extra, done = list[Judged](), None
+        if command == protocol.WALK and isinstance(path, paths.Load):
+            extra, done = walk.walked(probe, path.model)
+        constant = None
+        if not device and path.memory() and path.engine and not paths.counters_move(path.engine, path.ids):
+            constant = tuple(ledgers.counter_names(path.engine.memory()))
+        tell(Finished(tuple(extra), constant, done))
+    finally:
+        with contextlib.suppress(PrillError):
+            path.close()
+
+
+def _device(probe: Probe) -> Sequence[ledgers.Ledger]:
+    """The device's ledgers, attached before the engine makes its context.
+
+    Raises:
+        Inconclusive: no CUPTI or no driver.
+    """
+    from prill_harness.leaks import device
+
+    ordinal = EngineSpec.parse(probe.engine).argument.split(",")[0]
+    return device.attached(int(ordinal) if ordinal.isdecimal() else 0)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`host PROBE WRITE READ`: probe one path; messages to one descriptor, commands from the other."""
+    os.environ.pop("LD_PRELOAD", None)  # what this process starts is not what is probed
+    probe = msgspec.json.decode(arguments[0], type=Probe)
+    writing, reading = map(int, arguments[1:3])
+
+    def tell(message: Message) -> None:
+        text = memoryview(msgspec.json.encode(message) + b"\n")
+        while text:
+            text = text[os.write(writing, text) :]
+
+    from prill_harness import faults
+
+    try:
+        planted = EngineSpec.parse(probe.engine).faults
+        if planted:  # for the whole process: its threads must not switch it on and off under one another
+            faults.ambient(faults.named(planted))
+        serve(probe, tell, lambda: os.read(reading, 1))
+    except PrillError as error:
+        tell(Refused(str(error), not isinstance(error, Inconclusive)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

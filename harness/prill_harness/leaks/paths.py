@@ -1,0 +1,215 @@
+"""A path's name and an engine in; one call of it out: success, error, cancel, load, session, concurrent."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from threading import Barrier
+from typing import Any, ClassVar
+
+from prill_harness.engines import CONNECTORS, EngineSpec, open_engine, resolve_model
+from prill_harness.engines.base import Capability, Engine, engine_class
+from prill_harness.leaks.report import Probe
+from prill_runtime.errors import Inconclusive
+
+PROMPT = "the quick brown fox jumps over the lazy dog"
+LENGTH = 12
+FULL_CONTEXT = 8192  # a prompt one longer than a larger context is not worth its time
+SESSIONS = 4
+CANCEL_AT = 3
+
+
+def opened(spec: str, model: str) -> Engine:
+    """As `open_engine`, for a process in which the spec's faults are ambient: no twin class of every object,
+    whose making and unmaking would be in the readings."""
+    parsed = EngineSpec.parse(spec)
+    if not parsed.faults:
+        return open_engine(spec, model)
+    for connector in CONNECTORS:
+        import_module(f"prill_harness.engines.{connector}")
+    cls, argument = engine_class(f"{parsed.name}:{parsed.argument}")
+    return cls.open(argument, model)
+
+
+class Path(ABC):
+    """One way through the engine. `call` leaves nothing behind but what the engine leaves.
+
+    Raises:
+        Inconclusive: in `call`, when what the path is about does not happen.
+    """
+
+    registry: ClassVar[dict[str, type[Path]]] = {}
+    varies = False  # whether distinct prompts make a difference
+
+    def __init_subclass__(cls, name: str) -> None:
+        Path.registry[name] = cls
+
+    def __init__(self, probe: Probe) -> None:
+        self.probe = probe
+        self.engine: Engine | None = opened(probe.engine, probe.model)
+        self.info = self.engine.info
+        self.ids = self._prompt(self.engine)
+
+    @abstractmethod
+    def call(self, number: int, ids: Sequence[int]) -> None:
+        """One call; `number` counts from 1."""
+
+    def memory(self) -> Callable[[], Mapping[str, int]] | None:
+        """What reads the engine's counters; None when it has none."""
+        return self.engine.memory if self.engine and Capability.MEMORY in self.info.capabilities else None
+
+    def close(self) -> None:
+        if self.engine is not None:
+            self.engine.close()
+            self.engine = None
+
+    def distinct(self, number: int) -> list[int]:
+        """A prompt like the usual one that no other call has."""
+        ids, known = list(self.ids), self._known()
+        for at in range(min(4, len(ids))):
+            ids[-1 - at] = 1 + (number * 7 + number // known * 3 * at + at) % (known - 1)
+        return ids
+
+    def _known(self) -> int:
+        return max(3, int(self.info.config.get("vocab_size", 256)))
+
+    def _prompt(self, engine: Engine) -> list[int]:
+        if Capability.TOKENIZE in engine.info.capabilities:
+            return engine.tokenize(PROMPT)[:LENGTH]
+        return list(range(1, LENGTH + 1))
+
+    def _needs(self, capability: Capability) -> Engine:
+        if self.engine is None or capability not in self.info.capabilities:
+            raise Inconclusive(f"engine {self.info.name} does not offer {capability.value}")
+        return self.engine
+
+
+class Success(Path, name="success"):
+    """A request that works: prefill, a few decode steps, the end."""
+
+    varies = True
+
+    def call(self, number: int, ids: Sequence[int]) -> None:
+        if Capability.GENERATE in self.info.capabilities:
+            self._needs(Capability.GENERATE).generate(ids, max_tokens=self.probe.max_tokens, ignore_eos=True)
+        else:
+            self._needs(Capability.LOGITS).logits(ids)
+
+
+class Error(Path, name="error"):
+    """Every error a request can provoke, once each."""
+
+    def __init__(self, probe: Probe) -> None:
+        super().__init__(probe)
+        context = int(self.info.config.get("context_length", 0))
+        over = self._known() if "vocab_size" in self.info.config else 2**31 - 1
+        self._requests: list[tuple[str, list[int], dict[str, Any]]] = [
+            ("an id outside the vocabulary", [*self.ids, over], {}),
+            ("an empty prompt", [], {}),
+            ("a temperature below 0", self.ids, {"temperature": -1.0}),
+            ("top-p above 1", self.ids, {"top_p": 1.5}),
+        ]
+        if 0 < context <= FULL_CONTEXT:
+            long = (self.ids * (context // len(self.ids) + 1))[: context + 1]
+            self._requests.append(("a prompt longer than the context", long, {}))
+
+    def call(self, number: int, ids: Sequence[int]) -> None:
+        engine, refused = self._needs(Capability.GENERATE), 0
+        for _, prompt, rest in self._requests:
+            try:
+                engine.generate(prompt, max_tokens=1, **rest)
+            except Exception:
+                refused += 1
+        if not refused:
+            raise Inconclusive("no bad request was refused, so no error path was walked")
+
+
+class Cancel(Path, name="cancel"):
+    """A request that is cancelled at its third token."""
+
+    def call(self, number: int, ids: Sequence[int]) -> None:
+        seen = 0
+
+        def enough(token: int, logprob: float) -> bool:
+            nonlocal seen
+            seen += 1
+            return seen < CANCEL_AT
+
+        engine = self._needs(Capability.GENERATE)
+        done = engine.generate(ids, max_tokens=4 * CANCEL_AT, ignore_eos=True, on_token=enough)
+        if done.finish_reason != "cancelled":
+            raise Inconclusive("the request was not cancelled", got=done.finish_reason)
+
+
+class Load(Path, name="load"):
+    """The engine is opened on the model, and closed."""
+
+    def __init__(self, probe: Probe) -> None:
+        fixture = probe.model.startswith("fixture:")  # found once: what is probed is loading its file
+        self.model = str(resolve_model(probe.model)) if fixture else probe.model
+        super().__init__(probe)
+        self.close()
+
+    def call(self, number: int, ids: Sequence[int]) -> None:
+        opened(self.probe.engine, self.model).close()
+
+    def memory(self) -> Callable[[], Mapping[str, int]] | None:
+        return None
+
+
+class Session(Path, name="session"):
+    """A session is created, fed, and destroyed."""
+
+    def call(self, number: int, ids: Sequence[int]) -> None:
+        session = self._needs(Capability.SESSIONS).session()
+        try:
+            session.feed(ids)
+        finally:
+            session.close()
+
+
+class Concurrent(Path, name="concurrent"):
+    """Several requests at once, each in a thread of its own that stays."""
+
+    def __init__(self, probe: Probe) -> None:
+        super().__init__(probe)
+        self._pool, all_there = ThreadPoolExecutor(SESSIONS), Barrier(SESSIONS)
+        for task in [self._pool.submit(all_there.wait) for _ in range(SESSIONS)]:
+            task.result()  # the pool starts its threads as it needs them: now it has all
+
+    def call(self, number: int, ids: Sequence[int]) -> None:
+        engine = self._needs(Capability.GENERATE)
+        tasks = [
+            self._pool.submit(engine.generate, ids, max_tokens=CANCEL_AT, ignore_eos=True)
+            for _ in range(SESSIONS)
+        ]
+        for task in tasks:
+            task.result()
+
+    def close(self) -> None:
+        self._pool.shutdown()
+        super().close()
+
+
+NAMES = tuple(Path.registry)
+
+
+def counters_move(engine: Engine, ids: Sequence[int]) -> bool:
+    """Whether the engine's counters react to a session, to work or to nothing at all."""
+    from prill_harness.leaks.ledgers import counter_names
+
+    def read() -> dict[str, int]:
+        said = engine.memory()
+        return {name: int(said[name]) for name in counter_names(said)}
+
+    idle, during = read(), []
+    if Capability.SESSIONS in engine.info.capabilities:
+        session = engine.session()
+        session.feed(ids)
+        during.append(read())
+        session.close()
+    if Capability.GENERATE in engine.info.capabilities:
+        engine.generate(ids, max_tokens=2, ignore_eos=True, on_token=lambda *_: during.append(read()))
+    return any(reading != idle for reading in during)

@@ -1,0 +1,209 @@
+"""A gate and overrides in; an ordered plan of cells, their execution, and their merged records out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from itertools import product
+from pathlib import Path
+
+import msgspec
+
+from prill_harness import evidence, pool, provenance
+from prill_harness.catalog import suite_file
+from prill_harness.evidence import Cell, CellEnded, CellStarted, Evidence, Record
+from prill_harness.policy import Gate
+from prill_harness.pool import TIMEOUT_S, Event
+from prill_runtime.errors import NothingSelected, PolicyError, PrillError, UsageError
+
+__all__ = ["Event", "Plan", "build", "ledger_path", "merge", "resumable", "run", "shard"]
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """The cells of one run, in order.
+
+    Attributes:
+        narrowed: models were overridden, so items of other architectures are left out of the verdict.
+        checks: run these check ids alone; empty for all.
+        folder: where the suites lie; None: the packaged ones.
+    """
+
+    gate: str
+    cells: tuple[Cell, ...]
+    narrowed: bool = False
+    checks: tuple[str, ...] = ()
+    folder: Path | None = None
+
+
+def build(
+    gate: Gate,
+    engines: Sequence[str] = (),
+    models: Sequence[str] = (),
+    suites: Sequence[str] = (),
+    *,
+    checks: Sequence[str] = (),
+    folder: Path | None = None,
+) -> Plan:
+    """The gate's cells, engines and models replaced where given, suites and checks restricted where given.
+
+    Raises:
+        UsageError: a suite that the gate does not run, or that does not exist.
+        NothingSelected: no cell is left.
+    """
+    offered = dict.fromkeys(s for entry in gate.plan for s in entry.suites)
+    wanted = dict.fromkeys([*suites, *(check.partition(".")[0] for check in checks)])
+    for suite in wanted:
+        if suite not in offered:
+            expected = " or ".join(offered)
+            raise UsageError(
+                "the gate has no such suite", where=gate.name, expected=expected, got=repr(suite)
+            )
+    cells = [cell for cell in cells_of(gate, engines, models) if not wanted or cell.suite in wanted]
+    for suite in dict.fromkeys(cell.suite for cell in cells):
+        suite_file(suite, folder)
+    if not cells:
+        raise NothingSelected("the selection leaves no cell", where=f"gate {gate.name}")
+    return Plan(gate.name, tuple(cells), bool(models), tuple(checks), folder)
+
+
+def cells_of(gate: Gate, engines: Sequence[str] = (), models: Sequence[str] = ()) -> tuple[Cell, ...]:
+    """Every cell of the gate once, in order, with engines and models replaced where given."""
+    cells = (
+        Cell(model, engine, suite, device)
+        for entry in gate.plan
+        for model, engine, suite, device in product(
+            models or entry.models, engines or entry.engines, entry.suites, entry.devices
+        )
+    )
+    return tuple(dict.fromkeys(cells))
+
+
+def shard(plan: Plan, index: int, count: int) -> Plan:
+    """Part `index` (from 1) of `count`: every cell is in exactly one part, whatever the order of the plan.
+
+    Raises:
+        UsageError: index or count out of range.
+        NothingSelected: more parts than cells.
+    """
+    if not 1 <= index <= count:
+        raise UsageError("no such shard", expected=f"1/{count} to {count}/{count}", got=f"{index}/{count}")
+    mine = set(sorted(plan.cells, key=lambda cell: cell.id)[index - 1 :: count])
+    if not mine:
+        raise NothingSelected("the shard is empty", got=f"{index}/{count} of {len(plan.cells)} cells")
+    return msgspec.structs.replace(plan, cells=tuple(cell for cell in plan.cells if cell in mine))
+
+
+def ledger_path(out: Path, cell: Cell) -> Path:
+    """Where a cell's own ledger lies: a readable name and a digest, so that no two cells share one."""
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", cell.id)[-80:].strip("-.")
+    return out / "cells" / f"{readable}-{hashlib.sha256(cell.id.encode()).hexdigest()[:8]}.jsonl"
+
+
+def run(
+    plan: Plan,
+    out: Path,
+    jobs: int = 0,
+    resume: bool = False,
+    progress: Callable[[Event], None] = lambda event: None,
+    *,
+    timeout_s: float = TIMEOUT_S,
+) -> tuple[Record, ...]:
+    """Run the cells, each in a fresh process; write out/cells/*.jsonl and out/ledger.jsonl; the records.
+
+    Args:
+        jobs: processes at a time; 0: one for each core.
+        resume: keep cells whose final record stands and whose code and model are unchanged.
+        timeout_s: per cell; the check then in flight becomes an error.
+
+    Raises:
+        KeyboardInterrupt: the ledgers written so far are kept, the processes ended.
+    """
+    jobs = jobs or os.cpu_count() or 2
+    paths = {cell: ledger_path(out, cell) for cell in plan.cells}
+    (out / "cells").mkdir(parents=True, exist_ok=True)
+    kept = [cell for cell in plan.cells if resume and resumable(paths[cell], cell, plan)]
+    todo = [(cell, paths[cell]) for cell in plan.cells if cell not in kept]
+    for _, path in todo:  # what an earlier run left may not stand in for this one
+        path.unlink(missing_ok=True)
+    done = 0
+
+    def tell(kind: str, cell: Cell) -> None:
+        nonlocal done
+        done += kind != "started"
+        over = kind != "started" and paths[cell].exists()
+        records = evidence.read(paths[cell]) if over else ()
+        counts = Counter(r.status.value for r in records if isinstance(r, Evidence))
+        progress(Event(kind, cell, done, len(plan.cells), dict(counts)))
+
+    for cell in kept:
+        tell("resumed", cell)
+    try:
+        pool.run(
+            todo,
+            jobs=jobs,
+            folder=plan.folder,
+            checks=plan.checks,
+            timeout_s=timeout_s,
+            started=lambda cell: tell("started", cell),
+            ended=lambda cell: tell("ended", cell),
+        )
+    finally:
+        records = _gather(paths.values(), out / "ledger.jsonl")
+    return records
+
+
+def _gather(paths: Iterable[Path], target: Path) -> tuple[Record, ...]:
+    """The cells' ledgers as one file, written whole or not at all."""
+    records = tuple(r for path in paths if path.exists() for r in evidence.read(path))
+    partial = target.with_suffix(".partial")
+    partial.write_bytes(b"".join(msgspec.json.encode(r) + b"\n" for r in records))
+    partial.replace(target)
+    return records
+
+
+def resumable(path: Path, cell: Cell, plan: Plan) -> bool:
+    """True when the ledger holds a final record, evidence of every planned check, and today's versions."""
+    if not path.exists():
+        return False
+    try:
+        records = evidence.read(path)
+    except PrillError:
+        return False
+    starts = [r for r in records if isinstance(r, CellStarted)]
+    ends = [r for r in records if isinstance(r, CellEnded)]
+    if len(starts) != 1 or len(ends) != 1 or any(r.cell != cell for r in records):
+        return False
+    reported = {r.check for r in records if isinstance(r, Evidence)}
+    if not starts[0].planned or set(starts[0].planned) != reported:
+        return False
+    today = provenance.describe(cell, suite_file(cell.suite, plan.folder), plan.checks)
+    return starts[0].versions == today
+
+
+def merge(paths: Sequence[Path], plan: Plan | None = None) -> tuple[Record, ...]:
+    """One set of records from several ledgers; the same ledger twice counts once.
+
+    Raises:
+        PolicyError: two ledgers differ about one cell, or, with `plan`, a cell is missing or not planned.
+    """
+    cells: dict[Cell, tuple[Path, list[Record]]] = {}
+    for path in paths:
+        if not path.is_file():
+            raise PolicyError("no such ledger", where=str(path))
+        mine: dict[Cell, list[Record]] = {}
+        for record in evidence.read(path):
+            mine.setdefault(record.cell, []).append(record)
+        for cell, records in mine.items():
+            first, known = cells.setdefault(cell, (path, records))
+            if known != records:
+                raise PolicyError("a cell was run twice", where=f"{first} and {path}", got=cell.id)
+    if plan is not None:
+        missing = [cell.id for cell in plan.cells if cell not in cells]
+        extra = sorted(cell.id for cell in cells.keys() - set(plan.cells))
+        if missing or extra:
+            what = "planned cells are missing" if missing else "cells are not in the plan"
+            raise PolicyError(what, where=f"gate {plan.gate}", got=", ".join(missing or extra))
+    return tuple(r for cell in sorted(cells) for r in cells[cell][1])

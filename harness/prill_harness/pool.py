@@ -1,0 +1,161 @@
+"""Cells in; a fresh process for each, at most `jobs` at a time, and a ledger even of one that died, out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from prill_harness import cells, evidence
+from prill_harness.evidence import Cell, CellEnded, CellStarted, CheckStarted, Evidence, Ledger, Status
+from prill_harness.forkserver import Forked, ForkServer
+from prill_harness.outcomes import one_line
+
+POLL_S = 0.02
+TIMEOUT_S = 900.0
+
+
+@dataclass(frozen=True)
+class Event:
+    """Progress: `kind` is "started", "ended" or "resumed" (kept from an earlier run).
+
+    `counts` is filled when a cell is over: evidence by status.
+    """
+
+    kind: str
+    cell: Cell
+    done: int
+    total: int
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class _Running:
+    cell: Cell
+    ledger: Path
+    process: subprocess.Popen[bytes] | Forked
+    deadline: float
+    forward: bool
+
+
+def run(
+    todo: Sequence[tuple[Cell, Path]],
+    *,
+    jobs: int,
+    folder: Path | None,
+    checks: Sequence[str],
+    timeout_s: float,
+    ended: Callable[[Cell], None],
+    started: Callable[[Cell], None],
+) -> None:
+    """Run every (cell, ledger path); returns when all are over.
+
+    Raises:
+        KeyboardInterrupt: after the running cells were ended; their ledgers stay, unfinished.
+    """
+    waiting, running = list(todo), list[_Running]()
+    with ExitStack() as stack:
+        server = _server(stack, todo, jobs)
+        stack.callback(_end_all, running)
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                # From both ends of the plan: its first cells start processes and compute, its last stream
+                # weights. Two that stream at once take a fifth longer each, for what the cores share.
+                forward = not any(one.forward for one in running)
+                cell, ledger = waiting.pop(0 if forward else -1)
+                started(cell)
+                ledger.unlink(missing_ok=True)
+                log = ledger.with_suffix(".log")
+                log.write_bytes(b"")
+                words = cells.arguments(cell, ledger, folder, checks)
+                process = server.start(words, log) if server is not None else _execute(words, log, jobs)
+                running.append(_Running(cell, ledger, process, time.monotonic() + timeout_s, forward))
+            for one in list(running):
+                late = time.monotonic() > one.deadline
+                if one.process.poll() is None and not late:
+                    continue
+                _end(one)
+                _account(one, f"timed out after {timeout_s:g} s" if late else "")
+                running.remove(one)
+                ended(one.cell)
+            time.sleep(POLL_S)
+
+
+def _server(stack: ExitStack, todo: Sequence[tuple[Cell, Path]], jobs: int) -> ForkServer | None:
+    """The server that starts cells, where it pays and where a process with NumPy in it may fork."""
+    if jobs < 2 or len(todo) < 2 or not sys.platform.startswith("linux"):  # threads of BLAS do not fork
+        return None
+    return stack.enter_context(ForkServer(cells.environment(jobs) | cells.KEPT))
+
+
+def _execute(words: Sequence[str], log: Path, jobs: int) -> subprocess.Popen[bytes]:
+    with log.open("ab") as out:
+        return subprocess.Popen(
+            [*cells.PYTHON, *words],
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=cells.environment(jobs) | cells.KEPT,
+            start_new_session=True,  # the whole group can be ended, and a Ctrl-C reaches the parent alone
+        )
+
+
+def _end_all(running: Sequence[_Running]) -> None:
+    for one in running:
+        _end(one)
+
+
+def _end(one: _Running) -> None:
+    """Kill what is left of the cell's process group and reap it."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(one.process.pid, signal.SIGKILL)
+    one.process.wait()
+    if one.process.stdin:
+        one.process.stdin.close()
+
+
+def _account(one: _Running, cause: str) -> None:
+    """A cell that ended without its last record leaves an error: of the check in flight, or of its own."""
+    records = evidence.read(one.ledger) if one.ledger.exists() else ()
+    if any(isinstance(r, CellEnded) for r in records):
+        return
+    code = one.process.wait() or 0
+    died = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    cause = cause or f"the cell's process {died}"
+    reported = {r.check for r in records if isinstance(r, Evidence)}
+    flying = [r.check for r in records if isinstance(r, CheckStarted) and r.check not in reported]
+    with Ledger(one.ledger) as ledger:
+        if not any(isinstance(r, CellStarted) for r in records):
+            ledger.append(CellStarted(one.cell, (f"{one.cell.suite}.process",), time.time()))
+        check = flying[-1] if flying else f"{one.cell.suite}.process"
+        where = f"while {check} ran" if flying else f"outside any check: {_last_words(one.ledger)}"
+        ledger.append(_error(one.cell, check, f"{cause} {where}"))
+
+
+def _error(cell: Cell, check: str, sentence: str) -> Evidence:
+    words = ["prill", "run", "--engine", cell.engine, "--model", cell.model, check]
+    return Evidence(
+        check=check,
+        content="",
+        cell=cell,
+        status=Status.ERROR,
+        observed=0,
+        sentence=sentence,
+        oracle="",
+        kills=(),
+        reproduce=shlex.join(words),
+        at=time.time(),
+    )
+
+
+def _last_words(ledger: Path) -> str:
+    text = ledger.with_suffix(".log").read_text("utf-8", errors="backslashreplace").strip()
+    return one_line(text.splitlines()[-1]) if text else "it printed nothing"

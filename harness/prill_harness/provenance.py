@@ -1,0 +1,75 @@
+"""A cell in; digests and versions of everything that decides what its evidence is worth out."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import platform
+from collections.abc import Sequence
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from prill_harness.evidence import Cell
+from prill_harness.version import version
+from prill_runtime.errors import PrillError
+
+SOURCES = ("prill_runtime", "prill_harness", "prill_fixtures")
+
+
+def describe(cell: Cell, suite_file: Path, checks: Sequence[str] = ()) -> dict[str, str]:
+    """What `CellStarted.versions` holds: library versions, code digest, model sha256 and architecture, and
+    the check ids the run was restricted to.
+
+    A model that cannot be read leaves `model_sha256` empty; the checks of the cell then say why.
+    """
+    return {
+        "prill": version(),
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in ("numpy", "gguf", "pytest")},
+        "code_sha256": code_digest(suite_file.resolve()),
+        "selection": ",".join(sorted(checks)),
+        **model_facts(cell.model),
+    }
+
+
+@cache
+def model_facts(spec: str) -> dict[str, str]:
+    """sha256 and architecture of the file a model spec names; empty strings for what cannot be read."""
+    from prill_harness.engines import resolve_model
+    from prill_runtime.gguf import open_gguf
+
+    facts = {"model_sha256": "", "architecture": ""}
+    try:
+        path = resolve_model(spec)
+        facts["model_sha256"] = file_digest(path)
+        with open_gguf(path) as file:
+            facts["architecture"] = str(file.architecture)
+    except (PrillError, OSError):
+        pass
+    return facts
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file (hex)."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@cache
+def code_digest(suite_file: Path) -> str:
+    """sha256 over the suite and over the sources and goldens of prill that judge for it (hex)."""
+    digest = hashlib.sha256()
+    for file in [suite_file, *_sources()]:
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+@cache
+def _sources() -> tuple[Path, ...]:
+    found: list[Path] = []
+    for package in SOURCES:
+        spec = importlib.util.find_spec(package)
+        for folder in (spec.submodule_search_locations or ()) if spec else ():
+            found += [p for p in Path(folder).rglob("*") if p.suffix in (".py", ".json")]
+    return tuple(sorted(found))

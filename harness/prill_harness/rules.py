@@ -1,0 +1,174 @@
+"""What a gate knows of a run in; what each rule of the policy says about it out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from prill_harness.evidence import CellStarted, Status
+from prill_harness.faults.kills import Kills, remedy
+from prill_harness.plan import Plan, cells_of
+from prill_harness.policy import Gate
+from prill_harness.verdict import CellResult, CheckResult, ItemResult, ItemStatus, RuleResult, WaiverResult
+
+ACCEPTED = (ItemStatus.PROVEN, ItemStatus.WAIVED)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Everything the rules judge, sorted, so that the order of records cannot matter."""
+
+    gate: Gate
+    plan: Plan
+    items: Sequence[ItemResult]
+    cells: Sequence[CellResult]
+    checks: Sequence[CheckResult]
+    claimed: frozenset[tuple[str, str]]  # (cell id, check id) that some item counts
+    waivers: Sequence[WaiverResult]
+    starts: Mapping[str, CellStarted]
+    contents: Mapping[str, frozenset[str]]  # content hashes seen, by (model-independent) check id
+    flaky: Sequence[str]  # "check in cell" whose evidence disagrees with itself
+    kills: Kills
+    faults: Mapping[str, frozenset[str]]  # planted faults claimed, by (model-independent) check id
+
+
+# What breaks a rule: FAILED where something was seen to be wrong, INCONCLUSIVE where something is lacking.
+Broken = tuple[Status, str]
+Rule = Callable[[Case], Broken | None]
+RULES: dict[str, tuple[Rule, str]] = {}
+
+
+def rule(name: str, holds: str) -> Callable[[Rule], Rule]:
+    """Register a rule; `holds` is its sentence when it is not broken. Their order decides who is named."""
+
+    def register(function: Rule) -> Rule:
+        RULES[name] = (function, holds)
+        return function
+
+    return register
+
+
+def judge(case: Case) -> tuple[RuleResult, ...]:
+    """Every rule's result, in the order of declaration."""
+    results = []
+    for name, (function, holds) in RULES.items():
+        status, sentence = function(case) or (Status.PASSED, holds)
+        results.append(RuleResult(name, status, sentence))
+    return tuple(results)
+
+
+@rule("items", "every blocking item is proven or waived")
+def items_proven(case: Case) -> Broken | None:
+    if not case.items:
+        return Status.INCONCLUSIVE, "no item of its checklists applies to this plan"
+    open_items = [i for i in case.items if i.status not in ACCEPTED and case.gate.blocks(i.severity)]
+    if not open_items:
+        return None
+    worst = min(open_items, key=lambda i: (i.status is not ItemStatus.FAILED, i.severity.rank, i.id))
+    more = f" (and {len(open_items) - 1} more items)" if len(open_items) > 1 else ""
+    if worst.status is ItemStatus.FAILED:
+        return Status.FAILED, f"{worst.id} ({worst.severity}): {worst.sentence}{more}"
+    return Status.INCONCLUSIVE, f"{worst.id} ({worst.severity}) is unproven: {worst.sentence}{more}"
+
+
+@rule("unclaimed", "every failure belongs to an item of a checklist")
+def no_unclaimed_failure(case: Case) -> Broken | None:
+    """A failure that no item counts would otherwise pass unseen."""
+    stray = [c for c in case.checks if c.status is Status.FAILED and (c.cell.id, c.check) not in case.claimed]
+    if not stray:
+        return None
+    return (
+        Status.FAILED,
+        f"{stray[0].check} (on no checklist) failed in {stray[0].cell.id}: {stray[0].sentence}",
+    )
+
+
+@rule("cells", "every planned cell is complete")
+def cells_complete(case: Case) -> Broken | None:
+    lost = [cell for cell in case.cells if cell.status != "complete"]
+    if not lost:
+        return None
+    return Status.INCONCLUSIVE, f"{len(lost)} of {len(case.cells)} cells not complete: {lost[0].sentence}"
+
+
+@rule("errors", "no check ended in an error")
+def no_error(case: Case) -> Broken | None:
+    errors = [c for c in case.checks if c.status is Status.ERROR]
+    if not errors:
+        return None
+    return Status.INCONCLUSIVE, f"{errors[0].check} broke in {errors[0].cell.id}: {errors[0].sentence}"
+
+
+@rule("inconclusive", "no more checks are inconclusive than the policy allows")
+def few_inconclusive(case: Case) -> Broken | None:
+    found = [c for c in case.checks if c.status is Status.INCONCLUSIVE]
+    allowed = case.gate.max_inconclusive
+    if len(found) <= allowed:
+        return None
+    first = f"{found[0].check} in {found[0].cell.id}: {found[0].sentence}"
+    return Status.INCONCLUSIVE, f"{len(found)} checks are inconclusive, {allowed} allowed: {first}"
+
+
+@rule("flaky", "no more checks contradict themselves than the policy allows")
+def few_flaky(case: Case) -> Broken | None:
+    if len(case.flaky) <= case.gate.max_flaky:
+        return None
+    return (
+        Status.INCONCLUSIVE,
+        f"{len(case.flaky)} checks are flaky, {case.gate.max_flaky} allowed: {case.flaky[0]}",
+    )
+
+
+@rule("executed", "enough checks were executed")
+def enough_executed(case: Case) -> Broken | None:
+    """Only what ended in passed or failed, waived or not, was executed; a part of the plan owes its share."""
+    done = sum(c.status in (Status.PASSED, Status.FAILED, Status.WAIVED) for c in case.checks)
+    whole = max(len(cells_of(case.gate)), len(case.plan.cells))
+    required = math.ceil(case.gate.minimum_executed * len(case.plan.cells) / whole)
+    if done >= required:
+        return None
+    return Status.INCONCLUSIVE, f"{done} checks executed, at least {required} required"
+
+
+@rule("provenance", "all evidence comes from one prill, one model file per name and one code per check")
+def one_provenance(case: Case) -> Broken | None:
+    seen: dict[tuple[str, str], str] = {}
+    for start in case.starts.values():
+        facts = (("prill", ""), ("model_sha256", start.cell.model))
+        for fact, of in facts:
+            value = start.versions.get(fact, "")
+            if seen.setdefault((fact, of), value) != value:
+                return Status.INCONCLUSIVE, f"{start.cell.id} ran with another {fact} {of}".rstrip()
+    mixed = sorted(check for check, hashes in case.contents.items() if len(hashes) > 1)
+    if mixed:
+        return Status.INCONCLUSIVE, f"{mixed[0]} ran with different code in different cells"
+    return None
+
+
+@rule("kills", "every required check was seen to kill a planted fault")
+def checks_kill(case: Case) -> Broken | None:
+    """A pass is worth something only from a check that, with its present code, was seen to fail."""
+    passed = {
+        c.check.split("[", 1)[0]
+        for c in case.checks
+        if c.status is Status.PASSED and (c.cell.id, c.check) in case.claimed
+    }
+    lacking = [
+        c for c in sorted(passed) if not case.kills.current(c, case.contents.get(c, ()), case.faults[c])
+    ]
+    if not lacking:
+        return None
+    more = f" (and {len(lacking) - 1} more checks)" if len(lacking) > 1 else ""
+    return (
+        Status.INCONCLUSIVE,
+        f"{lacking[0]} was not seen to kill a planted fault with its present code{more}; "
+        f"see it with `{remedy(case.faults[lacking[0]])}`",
+    )
+
+
+@rule("waivers", "no waiver is refused")
+def waivers_sound(case: Case) -> Broken | None:
+    """An unused or expired waiver is reported; its failure, if there is one, counts by itself."""
+    refused = [w for w in case.waivers if w.state == "refused"]
+    return (Status.FAILED, refused[0].sentence) if refused else None

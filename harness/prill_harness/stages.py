@@ -1,0 +1,152 @@
+"""The stage table: what every stage is computed from, and what other engines call it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+
+HIDDEN = "hidden"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One named point of a forward pass.
+
+    Attributes:
+        name: full name, `blk.3.q_rope`.
+        layer: block number, None outside the blocks.
+        kind: name without the block, `q_rope`.
+        inputs: full names of the stages it is computed from.
+        tensors: stems of the weights it reads, without `.weight` or `.bias`.
+    """
+
+    name: str
+    layer: int | None
+    kind: str
+    inputs: tuple[str, ...]
+    tensors: tuple[str, ...]
+
+
+# kind -> (inputs within the block; HIDDEN is the block's input, tensor stems)
+_LLAMA: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "attn_norm": ((HIDDEN,), ("attn_norm",)),
+    "q": (("attn_norm",), ("attn_q",)),
+    "k": (("attn_norm",), ("attn_k",)),
+    "v": (("attn_norm",), ("attn_v",)),
+    "q_rope": (("q",), ()),
+    "k_rope": (("k",), ()),
+    "attn": (("q_rope", "k_rope", "v"), ()),
+    "attn_out": (("attn",), ("attn_output",)),
+    "ffn_in": ((HIDDEN, "attn_out"), ()),
+    "ffn_norm": (("ffn_in",), ("ffn_norm",)),
+    "gate": (("ffn_norm",), ("ffn_gate",)),
+    "up": (("ffn_norm",), ("ffn_up",)),
+    "act": (("gate", "up"), ()),
+    "down": (("act",), ("ffn_down",)),
+    "out": (("ffn_in", "down"), ()),
+}
+_GPT2 = {kind: entry for kind, entry in _LLAMA.items() if kind not in ("q_rope", "k_rope", "gate")} | {
+    "q": (("attn_norm",), ("attn_qkv",)),
+    "k": (("attn_norm",), ("attn_qkv",)),
+    "v": (("attn_norm",), ("attn_qkv",)),
+    "attn": (("q", "k", "v"), ()),
+    "act": (("up",), ()),
+}
+BLOCKS = {"llama": _LLAMA, "gpt2": _GPT2}
+_EMBED = {"llama": ("token_embd",), "gpt2": ("token_embd", "position_embd")}
+
+
+def stage_table(architecture: str, n_layers: int) -> dict[str, Stage]:
+    """Every stage of a model by name, in execution order.
+
+    Raises:
+        KeyError: an architecture without a table.
+    """
+    table = {"embed": Stage("embed", None, "embed", (), _EMBED[architecture])}
+    hidden = "embed"
+    for layer in range(n_layers):
+        prefix = f"blk.{layer}."
+        for kind, (inputs, tensors) in BLOCKS[architecture].items():
+            sources = tuple(hidden if name == HIDDEN else prefix + name for name in inputs)
+            stems = tuple(prefix + stem for stem in tensors)
+            table[prefix + kind] = Stage(prefix + kind, layer, kind, sources, stems)
+        hidden = f"{prefix}out"
+    table["output_norm"] = Stage("output_norm", None, "output_norm", (hidden,), ("output_norm",))
+    table["logits"] = Stage("logits", None, "logits", ("output_norm",), ("output", "token_embd"))
+    return table
+
+
+# What llama.cpp's eval callback prints before `-N` (src/models/{llama,gpt2}.cpp, src/llama-graph.cpp).
+FUSED = "qkv"
+_LLAMA_CPP = {
+    "inp_embd": "embed", "inpL": "embed", "attn_norm": "attn_norm", "Qcur": "q", "Kcur": "k", "Vcur": "v",
+    "Qcur_rope": "q_rope", "Kcur_rope": "k_rope", "wqkv_b": FUSED, "bqkv": FUSED, "kqv_out": "attn",
+    "kqv_merged_cont": "attn", "attn_out": "attn_out", "ffn_inp": "ffn_in", "ffn_norm": "ffn_norm",
+    "ffn_gate": "gate", "ffn_gate_b": "gate", "ffn_up": "up", "ffn_up_b": "up", "ffn_swiglu": "act",
+    "ffn_gelu": "act", "ffn_gate_par": "act", "ffn_out": "down", "l_out": "out",
+    "result_norm": "output_norm", "result_output": "logits",
+}  # fmt: skip
+# The array before the bias or the learned positions are added, and the one after: the stage is the second.
+_WHOLE = {"inp_embd": "inpL", "ffn_up": "ffn_up_b", "ffn_gate": "ffn_gate_b"}
+_ROTATED = {"Qcur": "q_rope", "Kcur": "k_rope"}
+# Until 2024 `kqv_out` was the projection's result, and what goes into it had a name of its own.
+_OLD_ATTENTION = "kqv_merged_cont"
+# Paths of transformers' modules below the block, with the arrays they return; `.input` is what goes in.
+_TRANSFORMERS = {
+    "input_layernorm": "attn_norm", "self_attn.q_proj": "q", "self_attn.k_proj": "k",
+    "self_attn.v_proj": "v", "self_attn.o_proj.input": "attn", "self_attn.o_proj": "attn_out",
+    "self_attn": "attn_out", "post_attention_layernorm.input": "ffn_in",
+    "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "gate", "mlp.up_proj": "up",
+    "mlp.down_proj.input": "act", "mlp.down_proj": "down",
+    "ln_1": "attn_norm", "attn.c_attn": FUSED, "attn.c_proj.input": "attn", "attn.c_proj": "attn_out",
+    "attn": "attn_out", "ln_2.input": "ffn_in", "ln_2": "ffn_norm", "mlp.c_fc": "up", "mlp.act": "act",
+    "mlp.c_proj.input": "act", "mlp.c_proj": "down", "mlp": "down",
+}  # fmt: skip
+_OUTER = {
+    "embed_tokens": "embed", "drop": "embed", "norm": "output_norm", "ln_f": "output_norm",
+    "lm_head": "logits",
+}  # fmt: skip
+_BLOCK_PATH = re.compile(r"(?:(?:model|transformer)\.)*(?:layers|h)\.(\d+)(?:\.(.+))?")
+_OUTER_PATH = re.compile(r"(?:(?:model|transformer)\.)*(\w+)")
+_CPP_SUFFIX = re.compile(r"(\w+)-(\d+)")
+
+
+def canonical(name: str, among: Collection[str] = ()) -> str | None:
+    """prill's name for a stage as prill, llama.cpp or transformers call it; None when no table has it.
+
+    Args:
+        among: all names of the trace, which tell the versions of llama.cpp apart.
+
+    Returns:
+        A name of the stage table, or `blk.N.qkv` for queries, keys and values in one array.
+    """
+    if name in ("embed", "output_norm", "logits"):
+        return name
+    if match := re.fullmatch(r"blk\.(\d+)\.(\w+)", name):
+        return name if match[2] in _LLAMA else None
+    if match := _CPP_SUFFIX.fullmatch(name):
+        kind = _LLAMA_CPP.get(match[1])
+        if match[1] == "kqv_out" and f"{_OLD_ATTENTION}-{match[2]}" in among:
+            kind = "attn_out"
+        return f"blk.{match[2]}.{kind}" if kind else None
+    if match := _BLOCK_PATH.fullmatch(name):
+        kind = "out" if match[2] is None else _TRANSFORMERS.get(match[2])
+        return f"blk.{match[1]}.{kind}" if kind else None
+    if match := _OUTER_PATH.fullmatch(name):
+        return _LLAMA_CPP.get(name) or _OUTER.get(match[1])
+    return None
+
+
+def preferred(names: Collection[str]) -> frozenset[str]:
+    """Those of a trace's names that stand for a stage: without what lacks its bias or its positions."""
+    given = frozenset(names)
+    partial = {name for name in given for stem, dash, layer in (name.partition("-"),)
+               if f"{_WHOLE.get(stem)}{dash}{layer}" in given}  # fmt: skip
+    return given - partial
+
+
+def rotated(name: str, stage: str) -> str | None:
+    """The stage after rotation, for names that llama.cpp gives to a projection and to its rotation alike."""
+    kind = _ROTATED.get(name.partition("-")[0])
+    return f"{stage.rpartition('.')[0]}.{kind}" if kind else None

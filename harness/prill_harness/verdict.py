@@ -1,0 +1,118 @@
+"""The verdict: what the gate decided and why, as data that every reporter renders."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from prill_harness.evidence import Cell, Status
+
+
+class ItemStatus(StrEnum):
+    """PROVEN needs passed evidence from every planned cell that carries the item's checks."""
+
+    PROVEN = "proven"
+    FAILED = "failed"
+    UNPROVEN = "unproven"
+    WAIVED = "waived"
+
+
+class Severity(StrEnum):
+    """The seed's four, worst first."""
+
+    CRITICAL = "critical"
+    HIGH = "high"
+    MEDIUM = "medium"
+    LOW = "low"
+
+    @property
+    def rank(self) -> int:
+        return list(Severity).index(self)
+
+
+class CheckResult(msgspec.Struct, frozen=True):
+    """One check in one cell, as the gate counts it (waivers applied)."""
+
+    check: str
+    cell: Cell
+    status: Status
+    sentence: str
+    observed: int
+    duration_s: float
+    reproduce: str
+    waiver: str = ""
+    oracle: str = ""
+    metrics: tuple[dict[str, float | str | None], ...] = ()
+    detail: dict[str, object] = {}
+
+
+class ItemResult(msgspec.Struct, frozen=True):
+    """One checklist item. `cells` maps a cell id to the worst status of the item's checks there."""
+
+    checklist: str
+    id: str
+    title: str
+    why: str
+    severity: Severity
+    status: ItemStatus
+    sentence: str
+    checks: tuple[str, ...]
+    cells: dict[str, str]
+    docs: str = ""
+    waivers: tuple[str, ...] = ()
+    file: str = ""
+    line: int = 0
+
+
+class CellResult(msgspec.Struct, frozen=True):
+    """One planned cell. status: "complete", "missing" (no ledger), "incomplete" (died) or "error"."""
+
+    cell: Cell
+    status: str
+    planned: int
+    executed: int
+    passed: int
+    duration_s: float
+    sentence: str = ""
+
+
+class RuleResult(msgspec.Struct, frozen=True):
+    """One rule of the policy; `status` is passed, failed or inconclusive."""
+
+    id: str
+    status: Status
+    sentence: str
+
+
+class WaiverResult(msgspec.Struct, frozen=True):
+    """state: "used", "unused", "expired" or "refused" (not allowed to cover what it matched)."""
+
+    id: str
+    item: str
+    state: str
+    expires: str
+    days_left: int
+    owner: str
+    reason: str
+    sentence: str = ""
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """status: passed, failed or inconclusive; exit_code 0, 1 or 10. `sentence` names the rule that broke."""
+
+    gate: str
+    status: Status
+    exit_code: int
+    sentence: str
+    as_of: str
+    rules: tuple[RuleResult, ...]
+    items: tuple[ItemResult, ...]
+    cells: tuple[CellResult, ...]
+    checks: tuple[CheckResult, ...]
+    waivers: tuple[WaiverResult, ...]
+    counts: dict[str, int]
+    policy_sha256: str
+    prill_version: str
+    duration_s: float = 0.0
+    schema: int = 1

@@ -1,0 +1,80 @@
+"""A curve of readings goes in; the shapes of its picture come out, for the page of a probe and of a gate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prill_harness.leaks.curves import Curve
+from prill_harness.leaks.report import amount
+
+MARKS = {"leak": "failed", "broken": "failed", "clean": "passed", "inconclusive": "inconclusive"}
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where a picture's axes stand, in pixels."""
+
+    width: int
+    height: int
+    left: int
+    top: int
+    right: int
+    floor: int
+
+
+WHOLE = Frame(720, 180, 64, 10, 712, 158)
+SMALL = Frame(320, 84, 64, 6, 314, 64)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Readings as the points of a polyline, and the Theil-Sen line with its interval as shapes beside it."""
+
+    curve: Curve
+    frame: Frame
+    mark: str
+    caption: str
+    points: str
+    line: tuple[float, float, float, float]
+    band: str
+    borders: tuple[float, ...]
+    top: str
+    bottom: str
+    first: int
+    last: int
+
+
+def drawn(curve: Curve, frame: Frame = WHOLE) -> Picture:
+    """The picture of a curve in a frame."""
+    at, moved, n = curve.at, curve.values, curve.at[-1]
+    middle = sorted(value - curve.slope * call for call, value in zip(at, moved, strict=True))[len(at) // 2]
+    ends = [middle + slope * n for slope in (curve.slope, curve.low, curve.high)]
+    low, high = min(*moved, middle, *ends), max(*moved, middle, *ends)
+    span = (high - low) or 1
+
+    def x(call: float) -> float:
+        return round(frame.left + (frame.right - frame.left) * call / n, 1)
+
+    def y(value: float) -> float:
+        return round(frame.top + (frame.floor - frame.top) * (high - value) / span, 1)
+
+    slope, least, most = (amount(value, curve.unit) for value in (curve.slope, curve.low, curve.high))
+    return Picture(
+        curve=curve,
+        frame=frame,
+        mark=MARKS[curve.verdict.value],
+        caption=f"{slope} per call ({least} to {most}), {curve.windows} of {curve.of} windows grew",
+        points=" ".join(f"{x(call)},{y(value)}" for call, value in zip(at, moved, strict=True)),
+        line=(x(0), y(middle), x(n), y(ends[0])),
+        band=f"{x(0)},{y(middle)} {x(n)},{y(ends[1])} {x(n)},{y(ends[2])}",
+        borders=tuple(x(n * k / curve.of) for k in range(1, curve.of)),
+        top=_signed(high, curve.unit),
+        bottom=_signed(low, curve.unit),
+        first=curve.first,
+        last=curve.first + n - 1,
+    )
+
+
+def _signed(value: float, unit: str) -> str:
+    """A figure at an axis, where only bytes have room for their unit."""
+    return ("+" if value > 0 else "") + (amount(value) if unit == "B" else f"{value:.3g}")

@@ -1,0 +1,39 @@
+"""A verdict goes in; one HTML file comes out that needs no network and no JavaScript."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from prill_harness.evidence import Status
+from prill_harness.verdict import ItemStatus, Verdict
+from prill_reports import view
+from prill_reports.curves import SMALL, WHOLE
+from prill_reports.templating import page
+from prill_reports.text import bound, figure
+
+FIGURES = 400  # rows of the table of figures; those nearest to their bounds, or beyond, come first
+
+
+def render(verdict: Verdict, *, options: Mapping[str, str]) -> str:
+    """The page of a verdict: verdict and rule, item x cell matrix, findings, figures, cells, waivers."""
+    figures = view.figures(verdict)
+    return page(
+        "report.html.jinja",
+        verdict=verdict,
+        broken=[rule for rule in verdict.rules if rule.status is not Status.PASSED],
+        columns=view.groups(verdict),
+        items=[(item, view.matrix_row(item, verdict)) for item in view.items(verdict)],
+        counts={status: sum(i.status is status for i in verdict.items) for status in ItemStatus},
+        checks=[
+            (r, view.severity(r, verdict), view.kept(r), view.pictures(r, WHOLE))
+            for r in view.open_checks(verdict)
+        ],
+        quiet=[(r, found) for r in view.quiet_checks(verdict) if (found := view.pictures(r, SMALL))],
+        figures=figures[:FIGURES],
+        hidden=len(figures) - len(figures[:FIGURES]),
+        cells=sorted(verdict.cells, key=lambda c: (c.status == "complete", c.cell)),
+        waivers=view.waivers(verdict),
+        group=view.group,
+        figure=figure,
+        bound=bound,
+    )

@@ -1,0 +1,153 @@
+"""A verdict goes in; JUnit XML comes out, one flat suite per model, engine and device."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from junitparser import Error, Failure, JUnitXml, Properties, Property, Skipped, TestCase, TestSuite
+from junitparser.junitparser import FinalResult
+
+from prill_harness.evidence import Cell, Status
+from prill_harness.verdict import CheckResult, ItemResult, Verdict
+from prill_reports.text import bound, one_line, seconds, unique, visible
+from prill_runtime.errors import InvalidParameter
+
+DIALECTS = ("default", "jenkins-strict")
+GATE = "prill.gate"
+
+
+def render(verdict: Verdict, *, options: Mapping[str, str]) -> str:
+    """JUnit XML of a verdict; the same verdict gives the same bytes.
+
+    A passing case has no result child, any other exactly one: failed is a failure; an error of the harness
+    or the machine and an inconclusive check are errors, because consumers colour a skip green; waived is
+    skipped with its reason. The policy's rules, expired or refused waivers, cells without a full ledger and
+    the verdict itself are cases of the suite `prill.gate`, so the file is never greener than the verdict.
+
+    Args:
+        options: `dialect` "default" (case properties, file and line of the checklist item) or
+            "jenkins-strict" (what the schema of Jenkins's xUnit plugin allows, nothing else).
+
+    Raises:
+        InvalidParameter: no such dialect.
+    """
+    dialect = options.get("dialect", "default")
+    if dialect not in DIALECTS:
+        raise InvalidParameter(
+            "unknown JUnit dialect", where="--dialect", expected=" or ".join(DIALECTS), got=repr(dialect)
+        )
+    rich = dialect == "default"
+    document = JUnitXml(one_line(f"prill gate {verdict.gate}"))
+    names: set[str] = set()
+    for cell, results in _groups(verdict.checks).items():
+        name = unique(_class(cell), names)
+        document.append(_suite(name, [_check_case(r, verdict, name, rich) for r in results]))
+    document.append(_suite(unique(GATE, names), list(_gate_cases(verdict))))
+    document.update_statistics()
+    if not rich:
+        del document._elem.attrib["skipped"]
+    xml: str = document.tostring().decode("utf-8")
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{xml}\n'
+
+
+def _groups(checks: Iterable[CheckResult]) -> dict[Cell, list[CheckResult]]:
+    """Checks by model, engine and device; the key's suite is left empty."""
+    groups: dict[Cell, list[CheckResult]] = {}
+    for result in sorted(checks, key=lambda r: (r.cell, r.check)):
+        key = Cell(result.cell.model, result.cell.engine, "", result.cell.device)
+        groups.setdefault(key, []).append(result)
+    return groups
+
+
+def _class(cell: Cell) -> str:
+    """`model.engine.device`; a dot or slash inside a part would read as another level of packages."""
+    return ".".join(re.sub(r"[^\w:+-]", "_", one_line(p)) for p in (cell.model, cell.engine, cell.device))
+
+
+def _suite(name: str, cases: list[TestCase]) -> TestSuite:
+    suite, taken = TestSuite(name), set[str]()
+    for case in cases:
+        case.name = unique(case.name, taken)
+        suite.append(case)
+    return suite
+
+
+def _check_case(result: CheckResult, verdict: Verdict, classname: str, rich: bool) -> TestCase:
+    case = TestCase(one_line(result.check), classname, seconds(result.duration_s))
+    if rich:
+        _enrich(case, result, verdict.items)
+    if result.status is not Status.PASSED:
+        case.append(_result(result.status, _sentence(result, verdict), _body(result)))
+    return case
+
+
+def _enrich(case: TestCase, result: CheckResult, items: Iterable[ItemResult]) -> None:
+    """Where the checklist item stands, and what was seen, as attributes and properties of the case."""
+    base = result.check.split("[", 1)[0]
+    here = (i for i in items if base in i.checks and result.cell.id in i.cells)
+    proving = sorted(here, key=lambda i: i.severity.rank)
+    facts = [
+        ("suite", result.cell.suite),
+        ("status", result.status.value),
+        ("observed", str(result.observed)),
+        ("oracle", result.oracle),
+        ("sentence", result.sentence),
+        ("reproduce", result.reproduce),
+        *(("item", f"{i.id}: {i.title}") for i in proving),
+        *(("metric", bound(m)) for m in result.metrics),
+    ]
+    if proving and proving[0].file:
+        case._elem.set("file", one_line(proving[0].file))
+        case._elem.set("line", str(proving[0].line))
+    properties = Properties()
+    for name, value in facts:
+        if value:
+            properties.add_property(Property(name, one_line(value)))
+    case.append(properties)
+
+
+def _sentence(result: CheckResult, verdict: Verdict) -> str:
+    if result.status is not Status.WAIVED:
+        return result.sentence
+    reasons = [f"{w.reason} (until {w.expires})" for w in verdict.waivers if w.id == result.waiver]
+    return (
+        f"waived by {result.waiver}: {'; '.join(reasons) or 'no reason recorded'}; found: {result.sentence}"
+    )
+
+
+def _body(result: CheckResult) -> str:
+    lines = [result.sentence, *map(bound, result.metrics)]
+    lines += [f"compared with: {result.oracle}"] if result.oracle else []
+    return "\n".join([*lines, f"reproduce: {result.reproduce}"] if result.reproduce else lines)
+
+
+def _result(status: Status, sentence: str, body: str = "") -> FinalResult:
+    """The one result child of a case that did not pass."""
+    kind = {Status.FAILED: Failure, Status.WAIVED: Skipped}.get(status, Error)
+    child = kind(one_line(sentence) or status.value, f"prill.{status.value}")
+    if body:
+        child.text = visible(body)
+    return child
+
+
+def _gate_cases(verdict: Verdict) -> Iterable[TestCase]:
+    """The verdict, its rules, its broken waivers and the cells that were planned and did not report."""
+    yield _gate_case("verdict", verdict.status, f"{verdict.sentence} (exit code {verdict.exit_code})")
+    for rule in verdict.rules:
+        yield _gate_case(f"rule {rule.id}", rule.status, rule.sentence)
+    for waiver in verdict.waivers:
+        if waiver.state in ("expired", "refused"):
+            sentence = waiver.sentence or f"waiver {waiver.id} is {waiver.state} (expires {waiver.expires})"
+            yield _gate_case(f"waiver {waiver.id}", Status.FAILED, sentence)
+    for cell in verdict.cells:
+        if cell.status != "complete":
+            sentence = cell.sentence or f"{cell.executed} of {cell.planned} planned checks reported"
+            yield _gate_case(f"cell {cell.cell.id}", Status.ERROR, f"cell is {cell.status}: {sentence}")
+
+
+def _gate_case(name: str, status: Status, sentence: str) -> TestCase:
+    case = TestCase(one_line(f"{GATE}.{name}"), GATE, 0.0)
+    if status is not Status.PASSED:
+        case.append(_result(status, sentence))
+    return case

@@ -1,0 +1,20 @@
+"""A leak report goes in; one HTML page with a curve for every series that moved comes out."""
+
+from __future__ import annotations
+
+from prill_harness.leaks.curves import curves
+from prill_harness.leaks.report import Report, amount
+from prill_reports.curves import MARKS, drawn
+from prill_reports.templating import page
+
+
+def render(report: Report) -> str:
+    """The page of a report; it needs no network and no JavaScript."""
+    return page(
+        "leaks.html.jinja",
+        report=report,
+        mark=MARKS[report.verdict.value],
+        marks=MARKS,
+        paths=[(path, [drawn(curve) for curve in curves(path)]) for path in report.paths],
+        amount=amount,
+    )

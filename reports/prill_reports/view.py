@@ -1,0 +1,273 @@
+"""A verdict goes in; the lists and tables that a page for people shows come out, worst first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeGuard
+
+from prill_harness.evidence import Cell, Status
+from prill_harness.leaks import curves
+from prill_harness.leaks.report import amount
+from prill_harness.verdict import CheckResult, ItemResult, ItemStatus, Severity, Verdict, WaiverResult
+from prill_reports.curves import Frame, Picture, drawn
+from prill_reports.text import figure, one_line
+
+WORST_FIRST = ("failed", "error", "missing", "incomplete", "inconclusive", "waived", "passed")
+FEW = 6  # facts of a mapping that fit on one line
+AROUND = 8  # tokens before and after a divergence
+SHOWN = 8  # divergences of one check that a page shows
+TOP = ("id", "token", "logprob")
+LONGEST = 64  # rows of a list that a page shows
+OPEN = (Status.FAILED, Status.ERROR, Status.INCONCLUSIVE)
+_ITEM_ORDER = (ItemStatus.FAILED, ItemStatus.UNPROVEN, ItemStatus.WAIVED, ItemStatus.PROVEN)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under column heads."""
+
+    name: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    here: int = -1  # the row that tells the matter: where two texts first part
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check kept of what it saw: short facts as (name, text), and the lists as tables."""
+
+    facts: tuple[tuple[str, str], ...]
+    tables: tuple[Table, ...]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One bounded metric; `share` places log10(value / bound) on 0..1, the bound at one half."""
+
+    check: str
+    where: str
+    name: str
+    value: float | None
+    bound: float
+    relation: str
+    holds: bool
+    share: float
+
+
+def group(cell: Cell) -> str:
+    """The column a cell belongs to: its model, engine and device."""
+    return f"{cell.model} · {cell.engine} · {cell.device}"
+
+
+def groups(verdict: Verdict) -> list[str]:
+    """All columns in order, those of cells that reported nothing included."""
+    cells = [c.cell for c in verdict.cells] + [r.cell for r in verdict.checks]
+    return sorted({group(cell) for cell in cells})
+
+
+def items(verdict: Verdict) -> list[ItemResult]:
+    """Checklist items: failed before unproven before waived before proven, then by severity."""
+    return sorted(
+        verdict.items, key=lambda i: (_ITEM_ORDER.index(i.status), i.severity.rank, i.checklist, i.id)
+    )
+
+
+def matrix_row(item: ItemResult, verdict: Verdict) -> dict[str, str]:
+    """column -> worst status of the item there; a column the item does not concern is absent."""
+    columns = {c.cell.id: group(c.cell) for c in verdict.cells}
+    columns |= {r.cell.id: group(r.cell) for r in verdict.checks}
+    row: dict[str, str] = {}
+    for cell, status in item.cells.items():
+        column = columns.get(cell, cell)
+        row[column] = min(row.get(column, status), status, key=_badness)
+    return row
+
+
+def _badness(status: str) -> int:
+    return WORST_FIRST.index(status) if status in WORST_FIRST else -1
+
+
+def severity(result: CheckResult, verdict: Verdict) -> Severity:
+    """The worst severity among the items that this check proves in its cell; LOW when it proves none."""
+    base = result.check.split("[", 1)[0]
+    ranked = [i.severity for i in verdict.items if base in i.checks and result.cell.id in i.cells]
+    return min(ranked, key=lambda s: s.rank, default=Severity.LOW)
+
+
+def open_checks(verdict: Verdict) -> list[CheckResult]:
+    """Checks that failed, broke or saw nothing: worst severity first, failures before the rest."""
+    found = [r for r in verdict.checks if r.status in OPEN]
+    return sorted(found, key=lambda r: (severity(r, verdict).rank, OPEN.index(r.status), r.cell, r.check))
+
+
+def quiet_checks(verdict: Verdict) -> list[CheckResult]:
+    """The others, in the order of cells and checks."""
+    return sorted((r for r in verdict.checks if r.status not in OPEN), key=lambda r: (r.cell, r.check))
+
+
+def waivers(verdict: Verdict) -> list[WaiverResult]:
+    """Waivers, the one that runs out first on top."""
+    return sorted(verdict.waivers, key=lambda w: (w.days_left, w.id))
+
+
+def figures(verdict: Verdict) -> list[Figure]:
+    """Every bounded metric, those out of bound first, then by how near they come to it."""
+    found = []
+    for result in verdict.checks:
+        for metric in result.metrics:
+            limit = metric.get("bound")
+            if not isinstance(limit, int | float):
+                continue
+            raw = metric.get("value")
+            value = float(raw) if isinstance(raw, int | float) and math.isfinite(raw) else None
+            relation = str(metric.get("relation", "<="))
+            holds = value is not None and {
+                "<=": value <= limit, ">=": value >= limit, "==": value == limit,
+            }[relation]  # fmt: skip
+            name = str(metric.get("name", ""))
+            share = _share(value, limit, relation)
+            found.append(Figure(result.check, group(result.cell), name, value, limit, relation, holds, share))
+    return sorted(found, key=lambda f: (f.holds, -f.share, f.where, f.check, f.name))
+
+
+def _share(value: float | None, limit: float, relation: str) -> float:
+    """0 at a ten-thousandth of the bound, 0.5 at the bound, 1 at ten thousand times it.
+
+    What must be at least its bound is an agreement, a part of one: its distance from one is measured.
+    """
+    if value is None:
+        return 1.0
+    ratio = (value, limit) if relation != ">=" else (1 - value, 1 - limit)
+    if ratio[0] <= 0:
+        return 0.0
+    if ratio[1] <= 0:
+        return 1.0
+    return min(max((math.log10(ratio[0] / ratio[1]) + 4) / 8, 0.0), 1.0)
+
+
+def finding(detail: Mapping[str, object]) -> Finding:
+    """The detail of a check's evidence, whatever its keys: scalars as facts, lists as tables.
+
+    Two lists of ids under `expected` and `got` become one table of the tokens around the place where they
+    part; the lists of best tokens get their heads.
+    """
+    facts: list[tuple[str, str]] = []
+    tables: list[Table] = []
+    parted = _parted(detail)
+    if parted is not None:
+        tables.append(parted)
+        detail = {name: value for name, value in detail.items() if name not in ("expected", "got")}
+    for name, value in detail.items():
+        if isinstance(value, Mapping):
+            inner = finding(value)
+            if len(inner.facts) > FEW:
+                tables.append(Table(_words(name), ("what", "value"), inner.facts[:LONGEST]))
+            elif inner.facts:
+                facts.append((_words(name), ", ".join(f"{n} {v}" for n, v in inner.facts)))
+            tables += [replace(t, name=f"{_words(name)}: {t.name}") for t in inner.tables]
+        elif name == curves.KEY and (known := list(curves.read(value))):
+            tables.append(_readings(known))
+        elif _is_list(value) and all(isinstance(v, Mapping) and _parted(v) is not None for v in value):
+            for number, one in enumerate(value[:SHOWN], 1):
+                inner = finding(one if isinstance(one, Mapping) else {})
+                mark = f"{number}: " if len(value) > 1 else ""
+                facts += [(f"{mark}{n}", v) for n, v in inner.facts]
+                tables += [replace(t, name=f"{mark}{t.name}") for t in inner.tables]
+        elif _is_list(value) and isinstance(value[0], Mapping | list | tuple):
+            table = _table(_words(name), value)
+            heads = TOP if name.endswith("_top") and len(table.columns) == len(TOP) else table.columns
+            tables.append(replace(table, columns=heads))
+        elif isinstance(value, list | tuple):
+            facts.append((_words(name), ", ".join(map(_cell, value[:LONGEST])) or "none"))
+        else:
+            facts.append((_words(name), _cell(value)))
+    return Finding(tuple(facts), tuple(tables))
+
+
+def kept(result: CheckResult) -> Finding:
+    """The finding of a check without what its sentence says already."""
+    found = finding(result.detail)
+    said = one_line(result.sentence)
+    return replace(found, facts=tuple(fact for fact in found.facts if fact[1] != said))
+
+
+def pictures(result: CheckResult, frame: Frame) -> list[tuple[str, Picture]]:
+    """(path of the probe, picture) of every curve that a check kept."""
+    kept = curves.recalled(result.detail)
+    return [(path, drawn(curve, frame)) for path, found in kept.items() for curve in found]
+
+
+def _readings(known: Sequence[curves.Curve]) -> Table:
+    heads = ("series", "verdict", "rise", "per call", "95 % interval", "windows that grew")
+    rows = [
+        (
+            _words(c.series),
+            c.verdict.value,
+            amount(c.values[-1], c.unit),
+            amount(c.slope, c.unit),
+            f"{amount(c.low, c.unit)} to {amount(c.high, c.unit)}",
+            f"{c.windows} of {c.of}",
+        )
+        for c in known[:LONGEST]
+    ]
+    return Table("readings", heads, tuple(rows))
+
+
+def _is_list(value: object) -> TypeGuard[Sequence[object]]:
+    return isinstance(value, list | tuple) and bool(value)
+
+
+def _parted(detail: Mapping[str, object]) -> Table | None:
+    """Expected and got ids side by side, AROUND of them before and after the first that differs.
+
+    `position` of the detail, where it has one, is the place of the first difference in the whole text.
+    """
+    expected, got = detail.get("expected"), detail.get("got")
+    if not (_is_list(expected) and _is_list(got)):
+        return None
+    length = max(len(expected), len(got))
+    pairs = [(_at(expected, n), _at(got, n)) for n in range(length)]
+    first = next((n for n, (a, b) in enumerate(pairs) if a != b), None)
+    if first is None:
+        return None
+    position = detail.get("position")
+    start = position - first if isinstance(position, int) else 0
+    shown = range(max(0, first - AROUND), min(length, first + AROUND + 1))
+    rows = tuple((str(start + n), *pairs[n]) for n in shown)
+    return Table(
+        "tokens around the first divergence", ("position", "expected", "got"), rows, first - shown[0]
+    )
+
+
+def _at(ids: Sequence[object], number: int) -> str:
+    return _cell(ids[number]) if number < len(ids) else "nothing"
+
+
+def _table(name: str, rows: Iterable[object]) -> Table:
+    """Mappings become columns by key, sequences columns by number."""
+    kept = list(rows)[:LONGEST]
+    if all(isinstance(row, Mapping) for row in kept):
+        keys = list(dict.fromkeys(key for row in kept if isinstance(row, Mapping) for key in row))
+        cells = [tuple(_cell(row.get(k, "")) for k in keys) for row in kept if isinstance(row, Mapping)]
+        return Table(name, tuple(map(_words, keys)), tuple(cells))
+    lists = [tuple(map(_cell, r)) if isinstance(r, list | tuple) else (_cell(r),) for r in kept]
+    width = max(map(len, lists))
+    padded = tuple(row + ("",) * (width - len(row)) for row in lists)
+    return Table(name, tuple(map(str, range(1, width + 1))), padded)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, str):
+        line = one_line(value)
+        return line if line == line.strip() and line else f"“{line}”"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{_words(k)} {_cell(v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_cell, value))
+    return str(value) if isinstance(value, bool) else figure(value)
+
+
+def _words(name: object) -> str:
+    return one_line(str(name)).replace("_", " ")

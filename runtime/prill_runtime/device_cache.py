@@ -1,0 +1,111 @@
+"""A sequence's size comes in; its keys and values in device memory, behind KVCache's interface, go out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prill_runtime.backends.cuda import CudaBackend, blocks
+from prill_runtime.backends.device_array import F32, Block
+from prill_runtime.device_base import Pointer
+from prill_runtime.errors import PrillError
+from prill_runtime.kvcache import KVCache
+from prill_runtime.slot import SEQUENCE
+
+if TYPE_CHECKING:
+    from prill_runtime.adapters.config import Config
+
+
+@dataclass(frozen=True, slots=True)
+class CacheView:
+    """One layer of a cache, as attention reads it.
+
+    Attributes:
+        sequence: the kernel's struct Sequence. reach: positions a launch has to cover.
+        start: committed positions, None when only the device knows them.
+    """
+
+    sequence: Pointer
+    layer: int
+    kv_heads: int
+    reach: int
+    start: int | None
+
+
+class DeviceCache(KVCache):
+    """KVCache whose rows lie in the arena; the host counts positions and tells the device before a step."""
+
+    def __init__(self, ops: CudaBackend, config: Config, capacity: int, offset: int = 0) -> None:
+        self.ops = ops
+        super().__init__(config.n_layers, config.n_kv_heads, config.head_dim, capacity, F32, offset)
+
+    def _reserve(self, dtype: np.dtype[Any]) -> None:
+        self._bytes = int(np.prod(self.shape)) * dtype.itemsize
+        # Keys and values in one block: the pool is cut into as few pieces as there are caches.
+        self._block: Block | None = self.ops.block(2 * self._bytes, "cache")
+        self._state = self.ops.block(SEQUENCE.itemsize, "scratch")
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return F32
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self._block is None else 2 * self._bytes
+
+    def record(self, token: int = 0) -> np.ndarray[Any, np.dtype[np.void]]:
+        """The kernel's struct Sequence as it stands."""
+        if self._block is None:
+            raise PrillError("the cache is closed", where="KV cache", hint="open a new one")
+        keys = self._block.pointer
+        return np.array(
+            [(keys, keys + self._bytes, self.capacity, self.length, self.offset, token, 0)], SEQUENCE
+        )
+
+    def arm(self) -> None:
+        """Tell the device where the sequence stands; once before every step."""
+        self.ops.device.upload(self._state.pointer, self.record())
+
+    def append(self, layer: int, k: Any, v: Any) -> None:
+        if self._pending[layer]:
+            raise PrillError("a layer was appended to twice in one step", where="KV cache", got=layer)
+        self.require(len(k))
+        append(self.ops, self._state.pointer, self.shape, layer, k, v)
+        self._pending[layer] += len(k)
+
+    def view(self, layer: int) -> tuple[Any, Any]:
+        reach = self.length + self._pending[layer]
+        view = CacheView(self._state.pointer, layer, self.shape[1], reach, self.length)
+        return view, view
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._block = None
+
+
+class SlotCache(DeviceCache):
+    """The cache of a captured graph: whichever sequence the slot describes when the graph is replayed.
+
+    Its launches cover `capacity` positions, and nobody but the device knows how many there are.
+    """
+
+    def __init__(self, ops: CudaBackend, config: Config, capacity: int, slot: Block) -> None:
+        self._slot = slot
+        super().__init__(ops, config, capacity)
+
+    def _reserve(self, dtype: np.dtype[Any]) -> None:
+        self._bytes, self._block, self._state = 0, None, self._slot
+
+    def view(self, layer: int) -> tuple[Any, Any]:
+        view = CacheView(self._state.pointer, layer, self.shape[1], self.capacity, None)
+        return view, view
+
+
+def append(ops: CudaBackend, sequence: Pointer, shape: tuple[int, ...], layer: int, k: Any, v: Any) -> None:
+    """Queue the copy of new rows k, v (row, kv_head, dim) behind a sequence's committed ones."""
+    k, v = (x if hasattr(x, "pitch") else ops.on(x) for x in (k, v))
+    args = {"sequence": sequence, "k": k.pointer, "v": v.pointer, "rows": len(k), "kv_heads": shape[1],
+            "head_dim": shape[3], "k_pitch": k.pitch, "v_pitch": v.pitch, "layer": layer}  # fmt: skip
+    ops.device.launch("cache_append", blocks(len(k) * shape[1] * shape[3]), 256, args)

@@ -1,0 +1,296 @@
+"""A model file and a device come in; the model in that device's memory, ready for any step, goes out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from prill_runtime.adapters import Step, Tap, adapter_for
+from prill_runtime.adapters.base import untouched
+from prill_runtime.adapters.config import Config
+from prill_runtime.backends import sampling
+from prill_runtime.backends.cuda import PARTIAL_BYTES, SPLIT, CudaBackend
+from prill_runtime.backends.tensor import activation_bytes
+from prill_runtime.decode import Decoder
+from prill_runtime.device import Device, open_device
+from prill_runtime.device_base import in_turn
+from prill_runtime.device_cache import DeviceCache
+from prill_runtime.engine import Model, Trace, checked_ids
+from prill_runtime.errors import InvalidParameter
+from prill_runtime.gguf import GGUFFile, open_gguf
+from prill_runtime.kvcache import KVCache
+from prill_runtime.ops import Array, Ids
+from prill_runtime.prefill import MAX_ROWS
+from prill_runtime.tokenizer import load_tokenizer
+from prill_runtime.vram import Arena, padded, parse_size
+from prill_runtime.weights import STAGING, DeviceMatrix, estimate
+
+MODES: Final = ("exact", "fast")
+PHASES: Final = ("init", "module load", "upload and repack")
+LOGIT_BYTES: Final = 16 << 20
+POOL_POSITIONS: Final = 16384
+SMALL: Final = 4 << 20  # for ids, states, tables and fragments
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a model is put on a device: `[ORDINAL][,exact|fast][,cache=POSITIONS][,budget=SIZE]`.
+
+    Attributes:
+        device: spec of the device. mode: arithmetic. positions: of all caches together, None: by the model.
+        budget: most bytes of device memory, None: what is free.
+    """
+
+    device: str
+    mode: str = "exact"
+    positions: int | None = None
+    budget: int | None = None
+
+    @classmethod
+    def parse(cls, name: str, argument: str) -> Options:
+        """Raises InvalidParameter for anything else, or anything twice."""
+        found: dict[str, str] = {}
+        for part in filter(None, argument.split(",")):
+            key, _, value = part.partition("=")
+            if not value:
+                key, value = ("mode", part) if part in MODES else ("ordinal", part)
+            wrong = key == "ordinal" and (name == "emu" or not value.isdecimal())
+            if key in found or wrong or key not in ("mode", "ordinal", "cache", "budget"):
+                raise InvalidParameter(
+                    "bad engine argument", where=f"{name}:{argument}",
+                    expected="[ORDINAL][,exact|fast][,cache=POSITIONS][,budget=SIZE]", got=repr(part),
+                )  # fmt: skip
+            found[key] = value
+        positions = found.get("cache")
+        if positions is not None and not (positions.isdecimal() and int(positions)):
+            raise InvalidParameter(
+                "bad engine argument", where="cache", expected="positions", got=repr(positions)
+            )
+        return cls(
+            device=f"{name}:{found['ordinal']}" if "ordinal" in found else name,
+            mode=found.get("mode", "exact"),
+            positions=None if positions is None else int(positions),
+            budget=parse_size(found["budget"]) if "budget" in found else None,
+        )
+
+
+def sizes(file: GGUFFile, config: Config, options: Options) -> dict[str, int]:
+    """Bytes of the arena by purpose, from the file's shapes alone."""
+    c = config
+    rows = min(c.context_length, MAX_ROWS)
+    positions = options.positions or max(min(16 * c.context_length, POOL_POSITIONS), 1)
+    cache = 2 * 4 * c.n_layers * c.n_kv_heads * c.head_dim
+    inner = c.n_heads * c.head_dim
+    wide = 10 * c.width + 5 * c.ffn + 8 * inner
+    halves = activation_bytes(rows, max(c.width, c.ffn, inner)) if options.mode == "fast" else 0
+    largest = max(
+        (info.nbytes // info.shape[0] for info in file.tensors.values() if len(info.shape) > 1), default=0
+    )
+    staging = max(min(STAGING, max((t.nbytes for t in file.tensors.values()), default=0)), largest)
+    splits = -(-c.context_length // SPLIT)
+    partial = max(PARTIAL_BYTES, 4 * c.n_heads * splits * (c.head_dim + 2))
+    return {
+        "weights": sum(estimate(info) for info in file.tensors.values()),
+        "cache": padded(cache) * positions if positions < 64 else cache * positions + 64 * padded(0),
+        "activations": 4 * rows * wide + halves + SMALL,
+        "scratch": padded(max(staging, partial)) + sampling.nbytes(c.vocab_size) + SMALL,
+        "logits": padded(4 * c.vocab_size * max(1, LOGIT_BYTES // (4 * c.vocab_size))),
+    }
+
+
+class DeviceModel(Model):
+    """A Model whose weights, caches and activations lie in one arena of a device."""
+
+    backend: Any  # a CudaBackend, whose arrays do what the adapters need of NumPy's
+
+    @classmethod
+    def open(cls, path: str | Path, options: Options, device: Device | None = None) -> DeviceModel:
+        """Read a GGUF file into device memory.
+
+        Raises:
+            OutOfDeviceMemory: before anything is allocated.
+            ModelFileError, UnsupportedModel: as `Model.load`.
+        """
+        with open_gguf(path) as file:
+            adapter_class = adapter_for(file.architecture)
+            config, _ = adapter_class.read_config(file)
+            wanted = sizes(file, config, options)
+            owned = device is None
+            marks = [time.perf_counter()]
+            arena = None
+            # The digest of a large file takes longer than all the rest; both only read.
+            with ThreadPoolExecutor(1) as beside:
+                digest = beside.submit(lambda: file.sha256)
+                try:
+                    device = device or open_device(options.device)
+                    arena = Arena(device, wanted, options.budget, Path(path).name)
+                    marks.append(time.perf_counter())
+                    backend: Any = CudaBackend(device, arena, options.mode)
+                    marks.append(time.perf_counter())
+                    adapter, report = adapter_class.load(file, backend)
+                    device.synchronize()
+                    marks.append(time.perf_counter())
+                    tokenizer = load_tokenizer(file.metadata, adapter.config.vocab_size)
+                    arena.require_resident(pointers(adapter.weights))
+                    if adapter.rotation:  # made now, so that an idle model holds what it will hold
+                        backend.frequencies(**adapter.rotation)
+                except BaseException:
+                    file.close()  # which ends the digest too: nobody waits for it to hear of an error
+                    if arena is not None:
+                        arena.close()
+                    if owned and device is not None:
+                        device.close()
+                    raise
+            model = cls(adapter, backend, tokenizer, report, digest.result())
+            model.phases = dict(zip(PHASES, np.diff(marks).tolist(), strict=True))
+            model.options, model.estimate = options, wanted
+            model._owned, model._decoder = owned, None
+            return model
+
+    options: Options
+    estimate: Mapping[str, int]
+    phases: dict[str, float]
+    _owned: bool
+    _decoder: Decoder | None
+
+    @property
+    def device(self) -> Device:
+        device: Device = self.backend.device
+        return device
+
+    @property
+    def arithmetic(self) -> str:
+        """The lane its results belong to."""
+        if self.options.mode == "exact":
+            return "float32"
+        kinds = {w.kind for w in self.adapter.weights.values() if isinstance(w, DeviceMatrix)}
+        return "half" if kinds <= {"f32", "f16", "bf16"} else "int8"
+
+    @property
+    def captured(self) -> Decoder | None:
+        """The decoder, once a text was continued."""
+        return self._decoder
+
+    @property
+    def decoder(self) -> Decoder:
+        """Captured graphs that continue one sequence token by token."""
+        with self.device.turn:
+            if self._decoder is None:
+                self._decoder = Decoder(self.adapter, self.backend)
+            return self._decoder
+
+    def new_cache(self, capacity: int | None = None, offset: int = 0) -> DeviceCache:
+        c = self.adapter.config
+        room = c.context_length - offset
+        capacity = room if capacity is None else capacity
+        if not 1 <= capacity <= room:
+            raise InvalidParameter("out of range", where="capacity", expected=f"1 to {room}", got=capacity)
+        return DeviceCache(self.backend, c, capacity, offset)
+
+    @in_turn
+    def forward(
+        self,
+        batch: Sequence[tuple[KVCache, Sequence[int]]],
+        trace: Trace | None = None,
+        *,
+        last_only: bool = False,
+    ) -> list[Array]:
+        rows = sum(len(ids) for _, ids in batch)
+        if rows <= MAX_ROWS:
+            return super().forward(batch, trace, last_only=last_only)
+        if trace is not None:
+            raise InvalidParameter(
+                "too long to be traced", where="trace", expected=f"at most {MAX_ROWS} ids", got=rows
+            )
+        lengths = [cache.length for cache, _ in batch]
+        for cache, ids in batch:
+            cache.rollback()
+            cache.require(len(ids))
+        try:
+            return [self._in_pieces(cache, ids, last_only) for cache, ids in batch]
+        except BaseException:
+            for (cache, _), length in zip(batch, lengths, strict=True):
+                cache.truncate(length)
+            raise
+
+    @in_turn
+    def prefill(self, cache: DeviceCache, ids: Sequence[int]) -> None:
+        """Append ids to a sequence's cache and leave the logits of the last in the decoder's own memory.
+
+        Nobody looks whether they are finite.
+
+        Raises:
+            ContextLengthExceeded, InvalidParameter: as `forward`, before anything is written.
+        """
+        checked = checked_ids(ids, self.vocab_size)
+        cache.rollback()
+        cache.require(len(checked))
+        length, prompt = cache.length, self.decoder.prompt
+        try:
+            for piece in self._pieces(checked):
+                prompt.feed(cache, piece)
+            prompt.head(self.decoder.logits)
+        except BaseException:
+            cache.truncate(length)
+            raise
+
+    @staticmethod
+    def _pieces(ids: Sequence[int] | Ids) -> list[Any]:
+        """The ids of one sequence, as many as a step takes at a time."""
+        return [ids[low : low + MAX_ROWS] for low in range(0, len(ids), MAX_ROWS)] or [ids]
+
+    def _in_pieces(self, cache: KVCache, ids: Sequence[int], last_only: bool) -> Array:
+        """Logits of one sequence whose new ids go through in several steps."""
+        done = [
+            super(DeviceModel, self).forward([(cache, piece)], last_only=last_only)[0]
+            for piece in self._pieces(ids)
+        ]
+        return done[-1] if last_only else np.concatenate(done)
+
+    def _run(self, step: Step, wanted: Ids | None, tap: Tap) -> Array:
+        ops = self.backend
+        for cache, _ in step.sequences:
+            assert isinstance(cache, DeviceCache)
+            cache.arm()
+        on_device: Any = Step(ops.ids(step.ids), ops.ids(step.positions), step.sequences)
+        hidden: Any = ops.on(self.adapter.forward(ops, on_device, tap))
+        hidden = hidden if wanted is None else hidden[wanted]
+        vocab = self.adapter.config.vocab_size
+        most = max(1, LOGIT_BYTES // (4 * vocab))
+        pieces = []
+        for low in range(0, len(hidden), most):
+            some: Any = hidden[low : low + most]
+            logits: Any = self.adapter.head(ops, some, untouched)
+            pieces.append(np.asarray(logits))
+        return np.asarray(tap("logits", np.concatenate(pieces)))
+
+    def memory(self) -> dict[str, int]:
+        """Bytes held on the device, by purpose; nothing once the model is closed."""
+        return {} if self._adapter is None else self.backend.arena.ledger()
+
+    def close(self) -> None:
+        if self._adapter is not None:
+            if self._decoder is not None:
+                self._decoder.close()
+            self.device.synchronize()
+            super().close()
+            self.backend.arena.close()
+            if self._owned:
+                self.device.close()
+
+
+def pointers(weights: Mapping[str, Any]) -> list[int]:
+    """Every address a forward pass reads weights from."""
+    found = []
+    for weight in weights.values():
+        found += list(weight.pointers.values()) if isinstance(weight, DeviceMatrix) else [weight.pointer]
+    return found
+
+
+__all__ = ["DeviceModel", "Options", "sizes"]

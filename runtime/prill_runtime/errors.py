@@ -1,0 +1,120 @@
+"""Every error prill raises on purpose, each one sentence: what, where, expected, got, and what to do.
+
+PrillError                     exit 3  the harness itself broke
+├── UsageError                 exit 4  the caller asked for something that cannot be
+│   ├── InvalidParameter               an argument of a call is out of range
+│   ├── ModelFileError                 a model file is malformed, truncated or inconsistent
+│   ├── UnsupportedModel               a sound file of an architecture, type or tokenizer prill does not know
+│   └── PolicyError                    a gate, checklist, waiver or plan file is invalid
+├── NothingSelected            exit 5  the selection matched nothing
+├── EngineError                exit 1  the engine under test failed while it worked
+│   ├── ContextLengthExceeded          more positions asked for than the context holds
+│   └── NotANumber                     finite input gave NaN or infinity
+└── Inconclusive               exit 10 nothing could be observed
+    └── MissingCapability              the engine does not offer what the check needs
+"""
+
+from __future__ import annotations
+
+
+class PrillError(Exception):
+    """Base of the hierarchy: subclasses carry a noun and an exit code, the base writes the sentence.
+
+    Args:
+        what: the fact, as a clause ("string runs past the end of the file").
+        where: file, offset, stage or argument it concerns.
+        expected: what would have been right.
+        got: what was found.
+        hint: what to do about it.
+    """
+
+    noun = "internal error"
+    exit_code = 3
+
+    def __init__(
+        self, what: str, *, where: str = "", expected: object = None, got: object = None, hint: str = ""
+    ) -> None:
+        super().__init__(what)
+        self.what, self.where, self.expected, self.got, self.hint = what, where, expected, got, hint
+
+    def __str__(self) -> str:
+        place = f" in {self.where}" if self.where else ""
+        facts = [
+            f"{word} {value}"
+            for word, value in (("expected", self.expected), ("got", self.got))
+            if value is not None
+        ]
+        tail = f": {', '.join(facts)}" if facts else ""
+        hint = f"; {self.hint}" if self.hint else ""
+        sentence = f"{self.noun}{place}: {self.what}{tail}{hint}"
+        return sentence.encode("utf-8", "backslashreplace").decode("utf-8").replace("\n", "\\n")
+
+
+class UsageError(PrillError):
+    """The request cannot be carried out as it was made."""
+
+    noun = "usage error"
+    exit_code = 4
+
+
+class InvalidParameter(UsageError):
+    """One argument is out of its range."""
+
+    noun = "invalid parameter"
+
+
+class ModelFileError(UsageError):
+    """The file breaks the GGUF format or contradicts itself."""
+
+    noun = "invalid model file"
+
+
+class UnsupportedModel(UsageError):
+    """The file is sound, but names an architecture, type or tokenizer that prill does not implement."""
+
+    noun = "unsupported model"
+
+
+class PolicyError(UsageError):
+    """A gate, checklist, waiver or plan file is invalid."""
+
+    noun = "invalid policy"
+
+
+class NothingSelected(PrillError):
+    """A selection of checks, cells or items came out empty."""
+
+    noun = "nothing selected"
+    exit_code = 5
+
+
+class EngineError(PrillError):
+    """The engine under test failed while it worked."""
+
+    noun = "engine failed"
+    exit_code = 1
+
+
+class ContextLengthExceeded(EngineError):
+    """More positions were asked for than the context holds."""
+
+    noun = "context length exceeded"
+
+
+class NotANumber(EngineError):
+    """Finite input produced NaN or infinity."""
+
+    noun = "not a number"
+
+
+class Inconclusive(PrillError):
+    """Nothing could be observed, so nothing may be claimed."""
+
+    noun = "inconclusive"
+    exit_code = 10
+
+
+class MissingCapability(Inconclusive):
+    """The engine does not offer what the check needs."""
+
+    noun = "missing capability"

@@ -1,0 +1,335 @@
+// A kernel and its launch shape go in; its effect on host memory comes out: blocks in turn, threads as fibers.
+//
+// A thread runs until it returns, meets a barrier, or a shuffle; then the next one runs. A barrier that not
+// every thread of the block (or lane of the warp) reaches is reported, not waited for. PRILL_EMU_ORDER=reverse
+// runs the threads of a block from last to first: a result that changes lacks a barrier. The blocks of a cluster
+// run together, each with dynamic shared memory of its own; other shared memory they must not have.
+#pragma once
+
+#include <sys/mman.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#define EMU_ASAN 1
+#endif
+#if !defined(__x86_64__)
+#include <ucontext.h>
+#endif
+
+#define __device__
+#define __forceinline__ inline
+#define __restrict__
+#define __shared__ static
+
+struct uint3 { unsigned x, y, z; };
+struct alignas(8) int2 { int x, y; };
+struct alignas(8) uint2 { unsigned x, y; };
+struct alignas(8) float2 { float x, y; };
+struct alignas(16) int4 { int x, y, z, w; };
+struct alignas(16) uint4 { unsigned x, y, z, w; };
+struct alignas(16) float4 { float x, y, z, w; };
+static inline float2 make_float2(float x, float y) { return {x, y}; }
+static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+
+static inline int min(int a, int b) { return a < b ? a : b; }
+static inline int max(int a, int b) { return a > b ? a : b; }
+
+static uint3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace emu {
+
+enum Wait { RUN, BLOCK, WARP, CLUSTER, DONE };
+constexpr unsigned MAX_THREADS = 2048, MAX_CLUSTER = 8;  // threads of a cluster, and its blocks
+#ifdef EMU_ASAN
+constexpr size_t STACK = 256 << 10;
+#else
+constexpr size_t STACK = 64 << 10;
+#endif
+
+struct Fiber {
+#if defined(__x86_64__)
+    void* sp;
+#else
+    ucontext_t context;
+#endif
+    uint3 index;
+    unsigned rank;  // of its block in the cluster
+    Wait wait;
+    unsigned exchanges;
+    unsigned waits;  // at barriers of the cluster
+    void* fake;
+};
+
+static Fiber fibers[MAX_THREADS];
+static Fiber host;
+static char* stacks;
+static Fiber* current;
+static uint64_t slots[2][MAX_THREADS];
+static void (*body)(const void*);
+static const void* arguments;
+static unsigned first_block;  // blockIdx.x of the cluster's first block
+static unsigned members, arrivals;  // threads of the cluster, and how often they arrived at its barrier
+static bool moved;                  // whether a thread ran
+static unsigned char dynamic_shared[MAX_CLUSTER][256 << 10] __attribute__((aligned(128)));
+
+#if defined(__x86_64__)
+__attribute__((naked, noinline)) static void swap(void**, void*) {
+    asm("push %rbp\npush %rbx\npush %r12\npush %r13\npush %r14\npush %r15\n"
+        "mov %rsp, (%rdi)\nmov %rsi, %rsp\n"
+        "pop %r15\npop %r14\npop %r13\npop %r12\npop %rbx\npop %rbp\nret\n");
+}
+#endif
+
+static char* stack_of(const Fiber* f) { return stacks + (f - fibers) * STACK; }
+
+static void jump(Fiber* from, Fiber* to, [[maybe_unused]] bool for_good = false) {
+#ifdef EMU_ASAN
+    static const void* host_bottom;
+    static size_t host_size;
+    const void* bottom = to == &host ? host_bottom : stack_of(to);
+    __sanitizer_start_switch_fiber(for_good ? nullptr : &from->fake, bottom, to == &host ? host_size : STACK);
+#endif
+#if defined(__x86_64__)
+    swap(&from->sp, to->sp);
+#else
+    swapcontext(&from->context, &to->context);
+#endif
+#ifdef EMU_ASAN
+    const void* old_bottom;
+    size_t old_size;
+    __sanitizer_finish_switch_fiber(from->fake, &old_bottom, &old_size);
+    if (from != &host) host_bottom = old_bottom, host_size = old_size;
+#endif
+}
+
+static void entry() {
+#ifdef EMU_ASAN
+    __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr);
+#endif
+    body(arguments);
+    current->wait = DONE;
+    jump(current, &host, true);
+    abort();
+}
+
+static void start(Fiber* f, uint3 index, unsigned rank) {
+    f->index = index;
+    f->rank = rank;
+    f->wait = RUN;
+    f->exchanges = f->waits = 0;
+    f->fake = nullptr;
+#ifdef EMU_ASAN
+    __asan_unpoison_memory_region(stack_of(f) + STACK - 4096, 4096);  // what the last thread's switch left behind
+#endif
+#if defined(__x86_64__)
+    void** top = reinterpret_cast<void**>(stack_of(f) + STACK);
+    top[-2] = reinterpret_cast<void*>(entry);
+    f->sp = top - 8;
+#else
+    getcontext(&f->context);
+    f->context.uc_stack.ss_sp = stack_of(f);
+    f->context.uc_stack.ss_size = STACK;
+    f->context.uc_link = nullptr;
+    makecontext(&f->context, entry, 0);
+#endif
+}
+
+static void yield(Wait why) {
+    Fiber* self = current;
+    self->wait = why;
+    jump(self, &host);
+}
+
+static void resume(Fiber* f) {
+    current = f;
+    threadIdx = f->index;
+    blockIdx.x = first_block + f->rank;
+    jump(&host, f);
+}
+
+static bool have_arrived(const Fiber* f) { return arrivals >= f->waits * members; }
+
+// Runs lanes [low, high) until each is done or at a barrier of the block; false: some wait for lanes that do not come.
+static bool run_warp(unsigned low, unsigned high, bool reverse) {
+    while (true) {
+        unsigned done = 0, warp = 0, block = 0, late = 0;
+        for (unsigned i = 0; i < high - low; ++i) {
+            Fiber* f = fibers + (reverse ? high - 1 - i : low + i);
+            if (f->wait == CLUSTER && have_arrived(f)) f->wait = RUN;
+            if (f->wait == RUN) moved = true, resume(f);
+            done += f->wait == DONE;
+            warp += f->wait == WARP;
+            block += f->wait == BLOCK || f->wait == CLUSTER;
+        }
+        for (unsigned t = low; t < high; ++t) late += fibers[t].wait == CLUSTER && have_arrived(fibers + t);
+        if (late) continue;  // the last of the cluster to arrive was a later lane
+        if (!warp) return true;
+        if (block) return false;
+        for (unsigned t = low; t < high; ++t)
+            if (fibers[t].wait == WARP) fibers[t].wait = RUN;
+    }
+}
+
+static unsigned waiting(unsigned low, unsigned high, Wait why) {
+    unsigned count = 0;
+    for (unsigned t = low; t < high; ++t) count += fibers[t].wait == why;
+    return count;
+}
+
+static bool run_cluster(unsigned blocks, unsigned threads, bool reverse) {
+    for (unsigned t = 0; t < threads; ++t) {
+        unsigned x = t % blockDim.x, y = t / blockDim.x % blockDim.y, z = t / blockDim.x / blockDim.y;
+        for (unsigned b = 0; b < blocks; ++b) start(fibers + b * threads + t, {x, y, z}, b);
+    }
+    const unsigned warps = (threads + 31) / 32;
+    members = blocks * threads, arrivals = 0;
+    while (true) {
+        moved = false;
+        for (unsigned n = 0; n < blocks; ++n) {
+            const unsigned first = (reverse ? blocks - 1 - n : n) * threads, end = first + threads;
+            for (unsigned i = 0; i < warps; ++i) {
+                const unsigned low = first + (reverse ? warps - 1 - i : i) * 32;
+                if (!run_warp(low, low + 32 < end ? low + 32 : end, reverse)) return false;
+            }
+            if (waiting(first, end, BLOCK) != threads) continue;
+            for (unsigned t = first; t < end; ++t) fibers[t].wait = RUN;
+        }
+        if (!moved) return waiting(0, members, DONE) == members;
+    }
+}
+
+// shape: grid x y z, block x y z, bytes of dynamic shared memory, reverse order. 0; 1: a barrier not everybody reaches; 2: bad shape.
+static int run(void (*kernel)(const void*), const void* args, const unsigned* shape, unsigned most, unsigned cluster) {
+    gridDim = {shape[0], shape[1], shape[2]};
+    blockDim = {shape[3], shape[4], shape[5]};
+    const unsigned threads = blockDim.x * blockDim.y * blockDim.z;
+    if (!threads || threads > most || cluster * threads > MAX_THREADS || shape[6] > sizeof dynamic_shared[0]) return 2;
+    if (cluster > 1 && (threads % 32 || gridDim.x % cluster)) return 2;
+    if (!stacks) {
+        void* mapped = mmap(nullptr, STACK * MAX_THREADS, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (mapped == MAP_FAILED) return 2;
+        stacks = static_cast<char*>(mapped);
+    }
+    body = kernel;
+    arguments = args;
+    for (unsigned z = 0; z < gridDim.z; ++z)
+        for (unsigned y = 0; y < gridDim.y; ++y)
+            for (unsigned x = 0; x < gridDim.x; x += cluster) {
+                blockIdx = {first_block = x, y, z};
+                for (unsigned b = 0; b < cluster; ++b) memset(dynamic_shared[b], 0xFF, shape[6]);
+                if (!run_cluster(cluster, threads, shape[7] != 0)) return 1;
+            }
+    return 0;
+}
+
+template <class T>
+static T exchange(T value, unsigned (*source)(unsigned, unsigned), unsigned by) {
+    static_assert(sizeof(T) <= 8, "a shuffle moves at most 8 bytes");
+    const unsigned self = static_cast<unsigned>(current - fibers), lane = self % 32;
+    uint64_t* slot = slots[current->exchanges++ % 2];
+    memcpy(slot + self, &value, sizeof value);
+    yield(WARP);
+    const unsigned from = source(lane, by);
+    T got = value;
+    if (from < 32) memcpy(&got, slot + (self - lane + from), sizeof got);
+    return got;
+}
+
+}  // namespace emu
+
+static inline void __syncthreads() { emu::yield(emu::BLOCK); }
+static inline void __syncwarp(unsigned = 0xFFFFFFFFu) { emu::yield(emu::WARP); }
+static inline void __threadfence() {}
+template <class T>
+static T __shfl_xor_sync(unsigned, T value, int mask) {
+    return emu::exchange(value, [](unsigned lane, unsigned by) { return lane ^ by; }, mask);
+}
+template <class T>
+static T __shfl_down_sync(unsigned, T value, int by) {
+    return emu::exchange(value, [](unsigned lane, unsigned n) { return lane + n; }, by);
+}
+template <class T>
+static T __shfl_sync(unsigned, T value, int from) {
+    return emu::exchange(value, [](unsigned, unsigned lane) { return lane % 32; }, from);
+}
+static inline unsigned atomicAdd(unsigned* at, unsigned by) {
+    unsigned was = *at;
+    *at += by;
+    return was;
+}
+static inline unsigned long long atomicAdd(unsigned long long* at, unsigned long long by) {
+    unsigned long long was = *at;
+    *at += by;
+    return was;
+}
+static inline void atomicMin(unsigned long long* at, unsigned long long value) { *at = value < *at ? value : *at; }
+static inline void atomicMax(unsigned long long* at, unsigned long long value) { *at = value > *at ? value : *at; }
+static inline int __clzll(long long bits) { return __builtin_clzll(static_cast<unsigned long long>(bits)); }
+static inline double __dmul_rn(double x, double y) { return x * y; }
+static inline long long __double_as_longlong(double d) {
+    long long bits;
+    memcpy(&bits, &d, 8);
+    return bits;
+}
+static inline float __uint_as_float(unsigned bits) {
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+static inline unsigned __float_as_uint(float f) {
+    unsigned bits;
+    memcpy(&bits, &f, 4);
+    return bits;
+}
+static inline int __float2int_rn(float f) { return static_cast<int>(nearbyintf(f)); }
+static inline float half_to_float(uint16_t h) {
+    // Exponent and mantissa moved into place, then scaled by 2^112: denormals come out right by themselves.
+    const float scaled = __uint_as_float((h & 0x7FFFu) << 13) * __uint_as_float(0x77800000u);
+    const unsigned special = (h & 0x7C00u) == 0x7C00u ? 0x7F800000u : 0u;
+    return __uint_as_float(__float_as_uint(scaled) | special | (h & 0x8000u) << 16);
+}
+static inline uint16_t float_to_half(float f) {
+    const unsigned bits = __float_as_uint(f), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7FFFFFFFu;
+    if (magnitude >= 0x7F800000u) return sign | 0x7C00u | (magnitude > 0x7F800000u ? 0x200u : 0u);
+    if (magnitude >= 0x477FF000u) return sign | 0x7C00u;
+    if (magnitude < 0x38800000u)  // a denormal half: adding 1/2 leaves its bits, rounded to even, at the bottom
+        return sign | static_cast<uint16_t>(__float_as_uint(__uint_as_float(magnitude) + 0.5f) - 0x3F000000u);
+    return sign | static_cast<uint16_t>((magnitude - 0x38000000u + 0xFFFu + (magnitude >> 13 & 1u)) >> 13);
+}
+static inline int dp4a(int a, int b, int c) {
+    for (int i = 0; i < 4; ++i) c += static_cast<int8_t>(a >> 8 * i) * static_cast<int8_t>(b >> 8 * i);
+    return c;
+}
+static inline uint4 load_once(const uint4* p) { return *p; }
+static inline void ask_for(const void* p, unsigned bytes) { (void)*(static_cast<const volatile char*>(p) + bytes - 1); }
+static inline void wait_for_previous() {}
+static inline void let_next_start() {}
+template <class T>
+static T load_shared_by_blocks(const T* p) { return *p; }
+static inline void copy_piece(void* shared, const void* global) { memcpy(shared, global, 16); }
+static inline void copies_done() {}
+static inline void cluster_arrive() { ++emu::arrivals; }
+static inline void cluster_wait() {
+    ++emu::current->waits;
+    if (!emu::have_arrived(emu::current)) emu::yield(emu::CLUSTER);
+}
+template <class T>
+static T* in_block(T* p, unsigned rank) {
+    const auto* mine = emu::dynamic_shared[emu::current->rank];
+    return reinterpret_cast<T*>(emu::dynamic_shared[rank] + (reinterpret_cast<const unsigned char*>(p) - mine));
+}
+#define dynamic_shared_memory() (emu::dynamic_shared[emu::current->rank])
+#define KERNEL(name, Args, threads) CLUSTER_KERNEL(name, Args, threads, 1)
+#define CLUSTER_KERNEL(name, Args, threads, blocks)                                                         \
+    static void name(const Args& a);                                                                        \
+    extern "C" int emu_##name(const void* p, const unsigned* shape) {                                       \
+        return emu::run([](const void* q) { name(*static_cast<const Args*>(q)); }, p, shape, threads, blocks); \
+    }                                                                                                       \
+    static void name(const Args& a)

@@ -1,0 +1,169 @@
+"""Where does the first wrong number appear? The engine's trace against the oracle's, stage by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from prill_harness import trace as traces
+from prill_harness.checks import Observer, check
+from prill_harness.compare import nmse
+from prill_harness.engines.base import Capability, Engine
+from prill_harness.golden import Golden
+from prill_harness.lanes import bounds, lane_for
+from prill_harness.stages import stage_table
+from prill_harness.trace import Trace
+from prill_runtime.errors import Inconclusive
+
+EARLY, LATE = 64, 300  # positions
+
+
+@pytest.fixture(scope="module")
+def text(golden: Golden) -> list[int]:
+    """A golden prompt and its continuation."""
+    longest = max(golden.prompts, key=lambda prompt: len(prompt.ids) + len(prompt.tokens))
+    return [*longest.ids, *longest.tokens]
+
+
+def bound(engine: Engine, golden: Golden) -> tuple[str, float]:
+    """The lane's name and its NMSE bound."""
+    lane = lane_for(golden.type, engine.info.arithmetic)
+    if lane.name not in golden.floors:
+        raise Inconclusive(f"the golden has no noise floor for the lane {lane.name}")
+    return lane.name, bounds(lane, golden.floors[lane.name]).nmse
+
+
+def compare_stages(
+    observe: Observer, engine: Engine, oracle: Engine, golden: Golden, ids: Sequence[int], first: int = 0
+) -> None:
+    """Hold every stage to the lane's bound from row `first` on; name the first wrong one."""
+    lane, limit = bound(engine, golden)
+    candidate, reference = traces.capture(engine, ids), traces.capture(oracle, ids)
+    pairs = list(traces.pairs(candidate, reference))
+    observe.expect(bool(pairs), "the traces have no stage in common")
+    errors: dict[str, float] = {}
+    for name, got, expected in pairs:
+        observe.expect(
+            got.size == expected.size and len(got) == len(expected),
+            f"{name} is the first wrong stage: expected shape {expected.shape}, got {got.shape}",
+        )
+        got, expected = traces.rows(got)[first:], traces.rows(expected)[first:]
+        observe.saw(got.size, oracle="float64 oracle's trace of the same ids")
+        observe.expect(bool(np.isfinite(got).all()), f"{name} is the first wrong stage: NaN or infinity")
+        errors[name] = nmse(expected, got)
+        before = list(errors.values())[:-1]
+        observe.expect(
+            errors[name] <= limit,
+            f"{name} is the first wrong stage: NMSE {errors[name]:.3g} at positions {first}-{len(ids) - 1}, "
+            f"at most {limit:.2g} in lane {lane}; the {len(before)} stages before it were within",
+            stages=errors,
+        )
+    worst = max(errors, key=errors.__getitem__)
+    observe.metric("worst NMSE", errors[worst], at_most=limit)
+    observe.note(stages=errors)
+    observe.say(
+        f"{len(errors)} stages at positions {first}-{len(ids) - 1}, worst NMSE {errors[worst]:.2g} at {worst}"
+    )
+
+
+STAGE_FAULTS = (
+    "rms_eps_from_wrong_key",
+    "rope_pairing",
+    "rope_base_default",
+    "gqa_interleaved",
+    "mask_off_by_one",
+    "gate_up_swapped",
+    "gelu_erf",
+    "layer_norm_no_bias",
+)
+
+
+@check("stages.early", kills=STAGE_FAULTS, needs=(Capability.TRACE,))
+def test_early(observe: Observer, engine: Engine, oracle: Engine, golden: Golden, text: list[int]) -> None:
+    """Every stage is right on the first 64 positions."""
+    compare_stages(observe, engine, oracle, golden, text[:EARLY])
+
+
+@check(
+    "stages.late",
+    kills=("cache_evicts", "rope_late_positions_stuck", "mask_restarts_at_tile", "learned_positions_wrap"),
+    needs=(Capability.TRACE,),
+)
+def test_late(observe: Observer, engine: Engine, oracle: Engine, golden: Golden, text: list[int]) -> None:
+    """Every stage is still right past position 256."""
+    observe.expect(len(text) >= LATE, f"the golden is {len(text)} positions long, at least {LATE} needed")
+    compare_stages(observe, engine, oracle, golden, text[:LATE], first=256)
+
+
+@check(
+    "stages.complete",
+    kills=(
+        "stage_missing",
+        "stage_misnamed",
+        "stage_unknown",
+        "trace_order_reversed",
+        "trace_last_row_only",
+        "trace_of_last_request",
+    ),
+    needs=(Capability.TRACE,),
+)
+def test_complete(observe: Observer, engine: Engine, oracle: Engine, text: list[int]) -> None:
+    """The oracle names every stage of the architecture, in order; the engine names none out of order."""
+    config = oracle.info.config
+    wanted = list(stage_table(str(config["architecture"]), int(config["n_layers"])))
+    names = [name for name, _ in oracle.trace(text[:4])]
+    observe.saw(len(wanted), oracle="the stage table of the architecture")
+    observe.expect(
+        names == wanted,
+        f"the oracle's stages: expected {len(wanted)}, got {len(names)}; "
+        f"first difference {next((p for p in zip(wanted, names, strict=False) if p[0] != p[1]), None)}",
+    )
+    own: Trace = traces.capture(engine, text[:4])
+    known = [name for name in wanted if name in own.stages]
+    observe.expect(
+        known == list(own.stages), f"the engine's stages are out of order: {list(own.stages)[:8]}…"
+    )
+    observe.expect("logits" in own.stages, "the engine's trace does not end in logits")
+    if Capability.REPLACE in engine.info.capabilities:
+        # A black box shows what it has; one whose stages can be replaced owes them all, row for row.
+        lost = [name for name in wanted if name not in own.stages]
+        observe.expect(not lost, f"the engine shows no {', '.join(lost[:5])}")
+        observe.expect(not own.unknown, f"no table has the stages {', '.join(own.unknown[:5])}")
+        short = [name for name, array in own.stages.items() if len(array) != len(own.ids)]
+        observe.saw(len(own.stages), oracle="one row for each id")
+        observe.expect(not short, f"{len(own.ids)} ids gave fewer rows of {', '.join(short[:5])}")
+    observe.say(f"{len(wanted)} stages of the oracle in order; {len(known)} of the engine's match them")
+
+
+@check(
+    "stages.untouched",
+    kills=("trace_pointers_alias", "trace_changes_result"),
+    needs=(Capability.TRACE, Capability.LOGITS),
+)
+def test_untouched(observe: Observer, engine: Engine, text: list[int]) -> None:
+    """Tracing changes nothing: same logits as untraced, and every array is a copy of its own."""
+    ids = text[:EARLY]
+    plain = engine.logits(ids)
+    stages = dict(engine.trace(ids))
+    again = engine.logits(ids)
+    traced = np.asarray(stages["logits"], np.float32)
+    observe.saw(plain.size * 2, oracle="the engine's own untraced logits")
+    observe.expect(bool(np.array_equal(plain, traced)), "the traced logits are not the untraced ones")
+    observe.expect(
+        bool(np.array_equal(plain, again)), "the logits after a traced run are not those before it"
+    )
+    arrays = list(stages.items())
+    for (name, array), (other, next_array) in pairwise(arrays):
+        shared = bool(np.shares_memory(array, next_array))
+        observe.expect(not shared, f"{name} and {other} share one buffer")
+    first, last = (stages[f"blk.{n}.out"] for n in (0, int(engine.info.config["n_layers"]) - 1))
+    observe.expect(
+        len(arrays) < 40 or not np.array_equal(first, last),
+        "the outputs of the first and last layer are equal",
+    )
+    observe.say(
+        f"{plain.size} logits bit-equal with and without tracing; {len(arrays)} arrays, no two share memory"
+    )
