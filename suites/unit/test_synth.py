@@ -20,11 +20,11 @@ from prill_runtime.errors import ModelFileError, UsageError
 
 SHAPE = "llama-micro"
 DIGESTS = {  # of the whole file; another NumPy, gguf or machine gives the same bytes
-    "f16": "dfc1856c81bc1e5ee9de6793cf14f33cb2b9937f2aac1184c7ea2c7c7ed7ef0e",
-    "bf16": "29f9578a69b54a6b6f432dc79fe80b6190306cc104c5dbdbd55fa3a0df030e5a",
-    "q8_0": "563f2f2a075e6ca34bdfa05795041bc806741f113d7860ea0cb8062b9b515d8b",
-    "q4_0": "1b627d50f3990061504cd8e192a3871a9a62d83dc7aa0ee9bc8e3b3822551a7e",
-    "q4_k": "e8cbc1e6ff70317b936335ccbb8e245aae48875b3029148b7517d6985dab67da",
+    "f16": "ee04581db3c4414bc6629d541e02c7675fb118ee591fbd9ba8753cebb9365d4d",
+    "bf16": "4f2d34f6f2805e46fabb518965c1f6a46b425d3e29cf0f624366f817f0cbdbc7",
+    "q8_0": "8e7d5ac9fc8a2be15464d8d5e6e931b468317c074a54883a29f503a353b85e60",
+    "q4_0": "bf62f93bcf05d0fb696c7ccad6741806fe169cbfe0cc31f40e4433e6fdbddae7",
+    "q4_k": "9953370ee11335989a958c8e932eb118146b7be2964f56bc2307999223dc9370",
 }
 KINDS = {
     "Q8_0": ({Type.Q8_0}, {Type.Q8_0}),
