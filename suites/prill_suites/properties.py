@@ -17,7 +17,7 @@ from prill_harness.golden import Golden
 from prill_harness.lanes import bounds, lane_for
 from prill_runtime.errors import Inconclusive
 from prill_suites.common import embedded, fed
-from prill_suites.controls import Pair, Trial
+from prill_suites.controls import Pair, Texts, Trial
 from prill_suites.properties_batch import texts_alone
 from prill_suites.properties_ends import ending
 
@@ -145,10 +145,10 @@ def test_same_seed(trial: Trial, observe: Observer, engine: Engine) -> None:
     observe.expect(runs[0].ids == runs[1].ids, f"seed 1 twice: {runs[0].ids} and {runs[1].ids}")
     observe.expect(runs[0].logprobs == runs[1].logprobs, "seed 1 twice: the logprobs are not bit-equal")
 
-    def two_seeds(engine: Engine) -> bool:
-        return engine.generate(prompt, seed=1, **asked).ids != engine.generate(prompt, seed=2, **asked).ids
+    def two(engine: Engine) -> Texts:
+        return engine.generate(prompt, seed=1, **asked).ids, engine.generate(prompt, seed=2, **asked).ids
 
-    other = trial.differs("seeds 1 and 2 give the same tokens", two_seeds)
+    other = trial.two_texts("seeds 1 and 2 give the same tokens", [prompt], two)
     observe.say(f"{len(runs[0].ids)} tokens and logprobs of one seed bit-equal; another seed's text: {other}")
 
 
@@ -186,9 +186,9 @@ def test_logprobs(trial: Trial, observe: Observer, engine: Engine, golden: Golde
     observe.metric("largest difference of a logprob", worst, at_most=logprob_bound(engine, golden))
 
     def others(engine: Engine) -> bool:
-        made = engine.generate(prompt, **hot).ids
+        made = list(engine.generate(prompt, **hot).ids)
         rows = engine.logits([*prompt, *made[:-1]])[len(prompt) - 1 :]
-        return bool(np.any(rows.argmax(axis=-1) != made))
+        return bool(np.any(rows.max(axis=-1) - rows[np.arange(len(made)), made] > trial.tau(rows)))
 
     other = trial.differs("all tokens drawn are the most probable", others)
     observe.say(
