@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -155,8 +156,8 @@ def test_same_seed(trial: Trial, observe: Observer, engine: Engine) -> None:
 def logprob_bound(engine: Engine, golden: Golden) -> float:
     """How far two ways to one logprob may be apart: what its lane's noise may do, of engines that round."""
     if engine.info.arithmetic in ("float32", "float64"):
-        # Or what the exact lane measured on this model, once for each of the two ways.
-        return max(1e-4, 2 * golden.floors["exact"].dlogprob_max)
+        # Or what the exact lane measured on this model: the errors of two ways add in squares.
+        return max(1e-4, math.sqrt(2) * golden.floors["exact"].dlogprob_max)
     lane = lane_for(golden.type, engine.info.arithmetic)
     return bounds(lane, golden.floors[lane.name]).dlogprob_max
 
