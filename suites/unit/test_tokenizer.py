@@ -125,6 +125,8 @@ def test_the_unknown_token_is_special_only_where_parsed() -> None:
         (bpe(pre="tekken"), True, False),
         (bpe(pre="llama-bpe", add_bos_token=False), False, False),
         (bpe(pre="llama-bpe", bos_token_id=None), False, False),
+        (bpe(add_bos_token=True, bos_token_id=None), False, False),
+        (spm(add_eos_token=True, eos_token_id=None, token_type=[1] * 273), True, False),
     ],
 )
 def test_bos_and_eos_follow_the_file(metadata: dict[str, object], adds_bos: bool, adds_eos: bool) -> None:
@@ -150,16 +152,63 @@ def test_llama_defaults_hold_only_for_tokens_of_that_role() -> None:
 
 @FAMILIES
 def test_ends_of_generation(family: object) -> None:
-    """eos, stated eot and eom ids and well-known control tokens end a generation; look-alikes do not."""
+    """eos, stated eot and eom ids and well-known texts end a generation; look-alikes do not."""
     make = spm if family is spm else bpe
     tokenizer = load_tokenizer(make(eot_token_id=5, eom_token_id=6))
     ends = {tokenizer.vocabulary.tokens[i] for i in tokenizer.eog_ids - {5, 6}}
     assert ends == {"</s>", "<|im_end|>", "<|end|>", "<|return|>"}
     assert {5, 6} <= tokenizer.eog_ids
-    base = make()
-    types = list(base["tokenizer.ggml.token_type"])  # type: ignore[call-overload]
-    types[named(tokenizer, "<|im_end|>")] = 1
-    assert named(tokenizer, "<|im_end|>") not in load_tokenizer(make(token_type=types)).eog_ids
+    reasons = {tokenizer.name(i): why for i, why in tokenizer.vocabulary.ends.items()}
+    assert reasons["</s>"] == "eos_token_id"
+    assert reasons["<|im_end|>"] == "its text"
+    assert [tokenizer.vocabulary.ends[i] for i in (5, 6)] == ["eot_token_id", "eom_token_id"]
+
+
+@FAMILIES
+@pytest.mark.parametrize("kind", [1, 3, 4, 5])
+def test_a_known_end_is_one_whatever_its_type(family: object, kind: int) -> None:
+    """A text known to end a turn ends it as any type, is cut out of a text whole, and is not shown."""
+    make = spm if family is spm else bpe
+    types = list(make()["tokenizer.ggml.token_type"])  # type: ignore[call-overload]
+    end = named(SPM if family is spm else BPE, "<|im_end|>")
+    types[end] = kind
+    tokenizer = load_tokenizer(make(token_type=types))
+    assert end in tokenizer.eog_ids
+    assert tokenizer.encode("a<|im_end|>", add_special=False)[-1] == end
+    assert end not in tokenizer.encode("a<|im_end|>", add_special=False, parse_special=False)
+    assert tokenizer.piece(end) == b""
+
+
+@FAMILIES
+@pytest.mark.parametrize(
+    ("texts", "ending"),
+    [
+        (("<|end|>", "<|call|>"), {"<|end|>", "<|call|>"}),
+        (("<|end|>", "<|call|>", "<|flush|>"), {"<|call|>", "<|flush|>"}),
+        (("<|tool_response>", "<turn|>"), {"<|tool_response>", "<turn|>"}),
+        (("<fim_pad>", "<reponame>", "<|file_sep|>"), {"<fim_pad>", "<reponame>", "<|file_sep|>"}),
+        (("<｜end▁of▁sentence｜>", "[EOS]", "<eos>"), {"<｜end▁of▁sentence｜>", "[EOS]", "<eos>"}),
+        (("<|im_start|>", "<|fim_prefix|>", "</S>", "im_end"), set()),
+    ],
+)
+def test_the_ends_of_a_vocabulary(family: object, texts: tuple[str, ...], ending: set[str]) -> None:
+    """Which texts end a generation depends on the other texts of the vocabulary, never on their types."""
+    make, base = (spm, SPM) if family is spm else (bpe, BPE)
+    tokens = [f"w{i}" if text in CONTROL else text for i, text in enumerate(base.vocabulary.tokens)]
+    types = [*base.vocabulary.types, *[1] * len(texts)]
+    scores = {"scores": [0.0] * len(types)} if family is spm else {}
+    tokenizer = load_tokenizer(make(tokens=[*tokens, *texts], token_type=types, eos_token_id=None, **scores))
+    assert {tokenizer.name(i) for i in tokenizer.eog_ids - {2}} == ending
+
+
+def test_a_stated_end_of_fill_in_silences_the_texts() -> None:
+    """Where the file names its fill-in pad, another token of such a name ends nothing."""
+    tokens = [*SPM.vocabulary.tokens, "<|fim_pad|>", "<PAD>"]
+    more = {"tokens": tokens, "token_type": [*SPM.vocabulary.types, 1, 1], "scores": [0.0] * len(tokens)}
+    assert {len(tokens) - 2, len(tokens) - 1} <= load_tokenizer(spm(**more)).eog_ids
+    stated = load_tokenizer(spm(**more, fim_pad_token_id=len(tokens) - 2))
+    assert len(tokens) - 1 not in stated.eog_ids
+    assert stated.vocabulary.ends[len(tokens) - 2] == "fim_pad_token_id"
 
 
 def test_end_closes_a_message_where_return_and_call_exist() -> None:
@@ -296,7 +345,6 @@ BROKEN: list[tuple[str, dict[str, object], str]] = [
     ("no tokens at all", spm(tokens=[]), r"tokens: array is empty"),
     ("tokens of numbers", spm(tokens=[1, 2]), r"tokens: wrong type: expected an array of strings"),
     ("token not Unicode", spm(tokens=["a", "\udc80"]), r"tokens\[1\]: string is not valid UTF-8"),
-    ("no scores", spm(scores=None), r"scores: key is missing"),
     ("too few scores", spm(scores=[0.0]), r"scores: length differs.*expected \d+ entries, got 1"),
     ("too many scores", spm(scores=[0.0] * 999), r"scores: length differs.*got 999"),
     ("scores of strings", spm(scores=["x"] * 273), r"scores: wrong type: expected an array of numbers"),
@@ -309,7 +357,6 @@ BROKEN: list[tuple[str, dict[str, object], str]] = [
     ("eos negative", bpe(eos_token_id=-1), r"eos_token_id: id is outside"),
     ("bos a string", bpe(bos_token_id="<s>"), r"bos_token_id: id is outside"),
     ("eot outside", bpe(eot_token_id=2**32 - 1), r"eot_token_id: id is outside"),
-    ("add_bos without bos", bpe(add_bos_token=True, bos_token_id=None), r"add_bos_token: a bos token is"),
     ("add_eos a number", bpe(add_eos_token=1), r"add_eos_token: wrong type: expected a boolean"),
     ("no merges", bpe(merges=None), r"merges: key is missing"),
     ("merge part", bpe(merges=["a b", "zz a"]), r"merges\[1\]: part 'zz' of merge 'zz a' is not a text"),
