@@ -12,7 +12,6 @@ from functools import cached_property
 from typing import ClassVar
 
 from prill_runtime.errors import InvalidParameter
-from prill_runtime.tokenizer_ends import BY_TEXT
 from prill_runtime.tokenizer_vocab import BYTE_TOKEN, TokenType, Vocabulary
 
 REPLACEMENT = "\ufffd".encode()
@@ -59,8 +58,7 @@ class Tokenizer(ABC):
         self.bos_id, self.eos_id = vocabulary.bos_id, vocabulary.eos_id
         self.eog_ids = frozenset(vocabulary.ends)
         self.add_bos, self.add_eos = vocabulary.add_bos, vocabulary.add_eos
-        by_text = {token_id for token_id, reason in vocabulary.ends.items() if reason == BY_TEXT}
-        self._control = by_text.union(vocabulary.of_type(TokenType.CONTROL))
+        self._control = vocabulary.closing.union(vocabulary.of_type(TokenType.CONTROL))
         special = self._control.union(vocabulary.of_type(TokenType.UNKNOWN, TokenType.USER_DEFINED))
         self._special = sorted(
             (token_id for token_id in special if vocabulary.tokens[token_id]),

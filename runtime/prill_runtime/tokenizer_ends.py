@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 # Keys that name an end, in the order in which one is credited with it.
 END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
@@ -29,11 +29,11 @@ NO_END = (
 BY_TEXT = "its text"
 
 
-def ends(stated: Mapping[str, int], ids: Mapping[str, int]) -> dict[int, str]:
-    """The ids that end a text: id -> the key that names it, or BY_TEXT.
+def known_ends(stated: Collection[str], ids: Mapping[str, int]) -> frozenset[int]:
+    """The ids whose text ends a generation.
 
     Args:
-        stated: the keys of END_KEYS and FILL_IN that the file holds, or that its family has by default.
+        stated: the keys of FILL_IN that the file holds: their texts say nothing then.
         ids: spelling -> id.
     """
     texts = [text for text in END_TEXTS if text in ids]
@@ -41,5 +41,15 @@ def ends(stated: Mapping[str, int], ids: Mapping[str, int]) -> dict[int, str]:
         if text in texts and all(other in texts for other in others):
             texts.remove(text)
     texts += [text for key, names in FILL_IN.items() if key not in stated for text in names if text in ids]
+    return frozenset(ids[text] for text in texts)
+
+
+def ends(stated: Mapping[str, int], known: Collection[int]) -> dict[int, str]:
+    """The ids that end a text: id -> the key that names it, or BY_TEXT.
+
+    Args:
+        stated: the keys of END_KEYS and FILL_IN that the file holds, or that its family has by default.
+        known: the ids whose text ends a generation.
+    """
     by_key = {stated[key]: key for key in reversed((*END_KEYS, *FILL_IN)) if key in stated}
-    return {ids[text]: BY_TEXT for text in texts} | by_key
+    return dict.fromkeys(known, BY_TEXT) | by_key

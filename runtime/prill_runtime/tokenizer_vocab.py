@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prill_runtime.errors import ModelFileError
-from prill_runtime.tokenizer_ends import END_KEYS, FILL_IN, ends
+from prill_runtime.tokenizer_ends import END_KEYS, FILL_IN, ends, known_ends
 
 PREFIX = "tokenizer.ggml."
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
@@ -47,6 +47,7 @@ class Vocabulary:
         types: as the file gives them, or as guessed where it does not.
         ids: finds a token by its spelling (empty spellings excepted).
         ends: the ids that end a text, each with the key that names it or "its text".
+        closing: those of them whose text says so, whatever else does.
     """
 
     tokens: tuple[str, ...]
@@ -56,6 +57,7 @@ class Vocabulary:
     eos_id: int | None
     unk_id: int | None
     ends: Mapping[int, str]
+    closing: frozenset[int]
     add_bos: bool
     add_eos: bool
 
@@ -96,6 +98,9 @@ def read_vocabulary(metadata: Mapping[str, object], vocab_size: int | None, defa
 
     bos = given["bos"] if given["bos"] is not None else default(defaults.bos_id, TokenType.CONTROL)
     eos = given["eos"] if given["eos"] is not None else default(defaults.eos_id, TokenType.CONTROL)
+    named = {key: _token_id(metadata, key, size) for key in (*END_KEYS, *FILL_IN)} | {"eos_token_id": eos}
+    stated = {key: token_id for key, token_id in named.items() if token_id is not None}
+    closing = known_ends(stated, ids)
     return Vocabulary(
         tokens=tuple(tokens),
         types=tuple(types),
@@ -103,7 +108,8 @@ def read_vocabulary(metadata: Mapping[str, object], vocab_size: int | None, defa
         bos_id=bos,
         eos_id=eos,
         unk_id=unk if unk is not None else default(defaults.unk_id, TokenType.UNKNOWN),
-        ends=_ends(metadata, ids, size, eos),
+        ends=ends(stated, closing),
+        closing=closing,
         # A file may ask for a token that it does not name: there is nothing to add then.
         add_bos=flag(metadata, "add_bos_token", default=defaults.add_bos) and bos is not None,
         add_eos=flag(metadata, "add_eos_token", default=False) and eos is not None,
@@ -241,11 +247,3 @@ def _guessed_types(
         if role is not None and role < len(tokens):
             types[role] = kind
     return types
-
-
-def _ends(
-    metadata: Mapping[str, object], ids: Mapping[str, int], size: int, eos: int | None
-) -> dict[int, str]:
-    named = {key: _token_id(metadata, key, size) for key in (*END_KEYS, *FILL_IN)}
-    named["eos_token_id"] = eos
-    return ends({key: token_id for key, token_id in named.items() if token_id is not None}, ids)

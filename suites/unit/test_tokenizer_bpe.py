@@ -211,6 +211,7 @@ def test_ids_equal_tiktoken(name: str, text: str) -> None:
         ("starcoder", "a 12!", ["a", " ", "1", "2", "!"]),
         ("seed-coder", "a 12!\n", ["a", " ", "1", "2", "!", "\n"]),
         ("bloom", "a 12, b", ["a", " 12", ",", " b"]),
+        ("chameleon", "a  12 it's", ["a", "  ", "1", "2", " it", "'", "s"]),
         ("viking", "a 12, b", ["a", " ", "1", "2", ",", " b"]),
     ],
 )
