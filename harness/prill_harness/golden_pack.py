@@ -15,6 +15,7 @@ from prill_runtime.errors import UsageError
 
 SCHEMA = 1
 LADDER = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.2, 0.5, 1.0, 2.0)
+ALONE = 1e9  # the gap between the only token of a vocabulary and none: no noise closes it
 QUANTILES = (0.0, 0.001, 0.01, 0.05, 0.1, 0.5, 0.9)
 
 
@@ -60,13 +61,14 @@ class SampledGolden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return {name: getattr(self, name) for name in self.__struct_fields__ if name != "tokens"}
 
 
-class GoldenPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class GoldenPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One prompt and its greedy continuation.
 
     Attributes:
         tokens: greedy ids; end-of-text did not stop them, so that every bucket of positions is filled.
         first_eos: index of the first end-of-text id among them.
         top_ids, top_logprobs: (tokens, 20), best first; natural logprobs at each step.
+        unspelled: the ids are not those of the text: no text has ids in this vocabulary.
     """
 
     text: str
@@ -76,6 +78,7 @@ class GoldenPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     top_ids: Packed
     top_logprobs: Packed
     sampled: list[SampledGolden]
+    unspelled: bool = False
 
     @property
     def sequence(self) -> list[int]:
@@ -84,8 +87,10 @@ class GoldenPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def margins(self) -> NDArray[np.float64]:
-        """Gap between the best two logits at each step, exact to float32: (tokens,)."""
+        """Gap between the best two logits at each step, exact to float32: (tokens,). ALONE for one token."""
         best = self.top_logprobs.array.astype(np.float64)
+        if best.shape[1] < 2:
+            return np.full(len(best), ALONE)
         return np.asarray(best[:, 0] - best[:, 1])
 
 

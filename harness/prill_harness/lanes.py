@@ -34,6 +34,7 @@ from prill_runtime.errors import UnsupportedModel
 EXACT_RATIO = 100.0
 TYPE_RATIO = 9.0
 CONFIDENCE = 0.999
+AGAINST_ZEROS = 1e300
 SIGMAS = 4.0
 """A largest error over thousands of values lies about four standard deviations out."""
 
@@ -212,8 +213,10 @@ class Tally:
     def figures(self) -> Figures:
         """Of everything added; at least one position must have been."""
         kl, ranks = np.concatenate(self.kl), np.concatenate(self.ranks)
+        # Against logits that are zeros any error is infinite, in a floor too, and a file holds no infinity.
+        most = AGAINST_ZEROS if math.isfinite(self.error) else math.inf
         return Figures(
-            nmse=compare.nmse_of(self.error, self.energy),
+            nmse=min(compare.nmse_of(self.error, self.energy), most),
             kl_mean=float(kl.mean()),
             kl_p99=compare.p99(kl),
             kl_max=float(kl.max()),

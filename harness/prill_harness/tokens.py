@@ -21,7 +21,7 @@ from prill_harness.engines import open_engine, resolve_model
 from prill_harness.engines.base import Engine
 from prill_harness.engines.embedded import Embedded
 from prill_harness.evidence import Status
-from prill_harness.golden import stale_at
+from prill_harness.golden import PROMPTS, beyond_storage, stale_at
 from prill_harness.golden_pack import Golden, GoldenPrompt
 from prill_harness.lanes import Figures
 from prill_runtime.errors import EngineError, Inconclusive, InvalidParameter
@@ -92,6 +92,8 @@ def oracle_for(engine: Engine) -> Embedded:
 @_step("tokenizer")
 def compare_prompt_ids(engine: Engine, golden: Golden, oracle: Embedded) -> Finding:
     """Step 1: the engine's ids of every prompt are the golden's, special tokens included."""
+    if golden.prompts[0].unspelled:
+        return _compare_refusals(engine, oracle)
     observed = 0
     for number, prompt in enumerate(golden.prompts):
         got, expected = list(engine.tokenize(prompt.text)), prompt.ids
@@ -110,6 +112,27 @@ def compare_prompt_ids(engine: Engine, golden: Golden, oracle: Embedded) -> Find
     return Finding(
         "tokenizer", True, f"{observed} ids of {len(golden.prompts)} prompts equal the golden's", observed
     )
+
+
+def _compare_refusals(engine: Engine, oracle: Embedded) -> Finding:
+    """Of a vocabulary that spells no text: the engine refuses the texts that the oracle refuses."""
+    for text in PROMPTS:
+        expected, got = _ids_of(oracle, text), _ids_of(engine, text)
+        if expected != got:
+            found = "refuses it" if got is None else f"gives {len(got)} ids"
+            wanted = "a refusal" if expected is None else f"{len(expected)} ids"
+            sentence = f"tokenizer: {text[:20]!r}: expected {wanted}, the engine {found}"
+            return Finding("tokenizer", False, sentence, len(PROMPTS), detail={"got": got})
+    sentence = f"the vocabulary spells no text: {len(PROMPTS)} are refused, as the oracle refuses them"
+    return Finding("tokenizer", True, sentence, len(PROMPTS))
+
+
+def _ids_of(engine: Engine, text: str) -> list[int] | None:
+    """Ids of a text, None where the engine refuses it."""
+    try:
+        return list(engine.tokenize(text))
+    except (EngineError, InvalidParameter):
+        return None
 
 
 @_step("config")
@@ -264,8 +287,8 @@ def _own_logits(engine: Engine, ids: Sequence[int]) -> Row:
 
 
 def _golden_gap(prompt: GoldenPrompt, forced: Row) -> float:
-    """max |Δ logprob| against the golden's stored best ids; infinite when anything is not finite."""
+    """max |Δ logprob| against the golden's best ids, beyond what storing them explains; infinite when
+    anything is not finite."""
     if not np.isfinite(forced).all():
         return float("inf")
-    own = np.take_along_axis(measure.log_softmax(forced), prompt.top_ids.array, axis=-1)
-    return float(np.abs(own - prompt.top_logprobs.array).max())
+    return float(beyond_storage(prompt, forced).max())

@@ -7,17 +7,18 @@ import pytest
 
 from prill_harness.checks import Observer, check
 from prill_harness.engines.base import Capability, Engine
+from prill_harness.engines.embedded import Embedded
 from prill_harness.golden import Golden
-from prill_suites.common import control, embedded, fed, refusal, same
+from prill_suites.common import embedded, fed, refusal
+from prill_suites.controls import Pair, Trial
 
 FULL_CONTEXT = 2048  # a longer context is tested through a session of a smaller capacity
 ONE_PASS = "the engine's own logits in one pass"
 
 
-@pytest.fixture(scope="module")
-def texts(golden: Golden) -> list[list[int]]:
-    """Golden prompts with their continuations: realistic ids, 300 positions and more."""
-    return [list(prompt.ids) + list(prompt.tokens) for prompt in golden.prompts]
+@pytest.fixture
+def trial(observe: Observer, engine: Engine, oracle: Embedded, golden: Golden) -> Trial:
+    return Trial(observe, engine, oracle, golden)
 
 
 @check(
@@ -30,24 +31,28 @@ def texts(golden: Golden) -> list[list[int]]:
     ),
     needs=(Capability.SESSIONS, Capability.LOGITS),
 )
-def test_exactly_full(observe: Observer, engine: Engine, texts: list[list[int]]) -> None:
+def test_exactly_full(trial: Trial, observe: Observer, engine: Engine) -> None:
     """A cache of n takes n positions; one more is refused with both numbers and harms nothing."""
-    ids = texts[0][:40]
+    full = min(40, trial.context)
+    most, free = 3 * full // 4, full - 3 * full // 4
+    ids, says = trial.texts[0][:full], (str(full), str(full + 1))
     expected = engine.logits(ids)
-    session = engine.session(len(ids))
+    session = engine.session(full)
     try:
-        first = session.feed(ids[:30])
-        refusal(observe, "11 ids into 10 free positions", lambda: session.feed([*ids[30:], 1]), 1, "40", "41")
-        observe.expect(session.length == 30, f"after the refusal: expected length 30, got {session.length}")
-        rest = session.feed(ids[30:])
-        observe.expect(session.length == 40, f"full: expected length 40, got {session.length}")
-        refusal(observe, "one id into a full cache", lambda: session.feed([ids[0]]), 1, "40", "41")
+        first = session.feed(ids[:most])
+        what = f"{free + 1} ids into {free} free positions"
+        refusal(observe, what, lambda: session.feed([*ids[most:], ids[0]]), 1, *says)
+        kept = session.length
+        observe.expect(kept == most, f"after the refusal: expected length {most}, got {kept}")
+        rest = session.feed(ids[most:])
+        observe.expect(session.length == full, f"full: expected length {full}, got {session.length}")
+        refusal(observe, "one id into a full cache", lambda: session.feed([ids[0]]), 1, *says)
     finally:
         session.close()
     observe.saw(expected.size, oracle=ONE_PASS)
-    error = same(observe, engine, "exactly full", expected, np.concatenate([first, rest]))
+    error = trial.same("exactly full", expected, np.concatenate([first, rest]))
     observe.say(
-        f"40 of 40 positions, NMSE {error:.2g}; the 41st refused twice, the cache still right after it"
+        f"{full} of {full} positions, NMSE {error:.2g}; one more refused twice, the cache still right after"
     )
 
 
@@ -56,9 +61,9 @@ def test_exactly_full(observe: Observer, engine: Engine, texts: list[list[int]])
     kills=("context_full_off_by_one", "cache_capacity_new_tokens_only"),
     needs=(Capability.GENERATE,),
 )
-def test_context_full(observe: Observer, engine: Engine, texts: list[list[int]]) -> None:
+def test_context_full(trial: Trial, observe: Observer, engine: Engine) -> None:
     """The context holds prompt and new tokens: generation ends at its last position, and says so."""
-    context = int(engine.info.config["context_length"])
+    texts, context = trial.texts, int(engine.info.config["context_length"])
     if context > FULL_CONTEXT:
         # Filling it would take minutes; the refusal of one too many is seen without filling.
         ids = (texts[0] * (context // len(texts[0]) + 1))[: context + 1]
@@ -83,9 +88,11 @@ def test_context_full(observe: Observer, engine: Engine, texts: list[list[int]])
 
 
 @check("cache.sessions_apart", kills=("sessions_share_cache",), needs=(Capability.SESSIONS,))
-def test_sessions_apart(observe: Observer, engine: Engine, texts: list[list[int]]) -> None:
+def test_sessions_apart(trial: Trial, observe: Observer, engine: Engine) -> None:
     """Two sessions fed in turns give what each gives alone."""
-    pieces = [[text[i : i + 8] for i in range(0, 32, 8)] for text in (texts[0], texts[1][1:])]
+    step = min(8, trial.context // 8)  # one cache has to hold both texts
+    two = trial.texts[0], trial.texts[1][1:]
+    pieces = [[text[i : i + step] for i in range(0, 4 * step, step)] for text in two]
     sessions = [engine.session(), engine.session()]
     got: list[list[np.ndarray]] = [[], []]
     try:
@@ -98,11 +105,14 @@ def test_sessions_apart(observe: Observer, engine: Engine, texts: list[list[int]
     mixed = [piece for turn in zip(*pieces, strict=True) for piece in turn]
     apart = [fed(engine, own) for own in pieces]
     for which, expected in enumerate(apart):
-        same(observe, engine, f"session {which}", expected, np.concatenate(got[which]))
+        trial.same(f"session {which}", expected, np.concatenate(got[which]))
         observe.saw(expected.size, oracle="each session alone")
-    shared = fed(engine, mixed)
-    gap = control(observe, engine, "one cache for both", apart[1][-8:], shared[-8:])
-    observe.say(f"two sessions in turns equal each alone; sharing one cache would give NMSE {gap:.2g}")
+
+    def shared(engine: Engine) -> Pair:
+        return fed(engine, pieces[1])[-step:], fed(engine, mixed)[-step:]
+
+    gap = trial.control("one cache for both", shared)
+    observe.say(f"two sessions in turns equal each alone; one cache for both: {gap}")
 
 
 @check(
@@ -110,12 +120,13 @@ def test_sessions_apart(observe: Observer, engine: Engine, texts: list[list[int]
     kills=("cache_not_cleared", "results_overwritten"),
     needs=(Capability.GENERATE, Capability.LOGITS),
 )
-def test_cleared_between_requests(observe: Observer, engine: Engine, texts: list[list[int]]) -> None:
+def test_cleared_between_requests(trial: Trial, observe: Observer, engine: Engine) -> None:
     """A request gives the same tokens whatever request came before it."""
-    one, two = texts[0][:24], texts[1][:24]
-    first = engine.generate(one, max_tokens=12, ignore_eos=True)
-    other = engine.generate(two, max_tokens=12, ignore_eos=True)
-    again = engine.generate(one, max_tokens=12, ignore_eos=True)
+    one, two = trial.prompt(0, 24), trial.prompt(1, 24)
+    count = trial.room(one, 12)
+    first = engine.generate(one, max_tokens=count, ignore_eos=True)
+    engine.generate(two, max_tokens=count, ignore_eos=True)
+    again = engine.generate(one, max_tokens=count, ignore_eos=True)
     observe.saw(len(again.ids), oracle="the same request before the other")
     observe.expect(first.ids == again.ids, f"after another request: expected {first.ids}, got {again.ids}")
     observe.expect(first.logprobs == again.logprobs, "after another request the logprobs moved")
@@ -126,20 +137,27 @@ def test_cleared_between_requests(observe: Observer, engine: Engine, texts: list
     after = engine.logits(one)
     observe.saw(before.size, oracle="the same request before the other")
     observe.expect(bool(np.array_equal(before, after)), "after another request the logits are not bit-equal")
-    # A cache that still held the first request would answer as if both had been one text.
-    gap = control(observe, engine, "cache kept", before, engine.logits([*two, *one])[-len(one) :])
-    observe.expect(other.logprobs != first.logprobs, "the control did not differ: both requests agree")
-    observe.say(f"tokens, logprobs and logits bit-equal; a kept cache would give NMSE {gap:.2g}")
+
+    def kept_cache(engine: Engine) -> Pair:
+        """A cache that still held the other request would answer as if both had been one text."""
+        return engine.logits(one), engine.logits([*two, *one])[-len(one) :]
+
+    def two_answers(engine: Engine) -> bool:
+        answers = [engine.generate(ids, max_tokens=count, ignore_eos=True).logprobs for ids in (one, two)]
+        return answers[0] != answers[1]
+
+    gap, answer = trial.control("cache kept", kept_cache), trial.differs("both requests agree", two_answers)
+    observe.say(f"tokens, logprobs and logits bit-equal; a kept cache: {gap}; the other answer: {answer}")
 
 
 @check("cache.reset", kills=("reset_keeps_rows", "truncate_keeps_a_row"), needs=(Capability.SESSIONS,))
-def test_reset(observe: Observer, engine: Engine, texts: list[list[int]]) -> None:
+def test_reset(trial: Trial, observe: Observer, engine: Engine) -> None:
     """A reset session is as good as a fresh one, bit for bit."""
-    one, two = texts[0][:24], texts[1][:24]
+    one, two = trial.prompt(0, 24), trial.prompt(1, 24)
     session = engine.session()
     try:
         session.feed(two)
-        kept = session.feed(one)
+        session.feed(one)
         session.reset()
         observe.expect(session.length == 0, f"after reset: expected length 0, got {session.length}")
         reused = session.feed(one)
@@ -148,8 +166,12 @@ def test_reset(observe: Observer, engine: Engine, texts: list[list[int]]) -> Non
     fresh = fed(engine, [one])
     observe.saw(fresh.size, oracle="a fresh session")
     observe.expect(bool(np.array_equal(fresh, reused)), "a reset session is not bit-equal to a fresh one")
-    gap = control(observe, engine, "no reset", fresh, kept)
-    observe.say(f"{fresh.size} logits bit-equal after reset; without reset NMSE {gap:.2g}")
+
+    def kept(engine: Engine) -> Pair:
+        return fed(engine, [one]), fed(engine, [two, one])[len(two) :]
+
+    gap = trial.control("no reset", kept)
+    observe.say(f"{fresh.size} logits bit-equal after reset; without reset: {gap}")
 
 
 @check("cache.size", kills=("cache_size_wrong", "cache_in_double"), needs=(Capability.SESSIONS,))
@@ -158,7 +180,7 @@ def test_size(observe: Observer, engine: Engine) -> None:
     model, config = embedded(engine), engine.info.config
     per_position = 2 * int(config["n_layers"]) * int(config["n_kv_heads"]) * int(config["head_dim"])
     width = model.backend.dtype.itemsize  # keys and values have the type of the activations
-    for capacity in (1, 33, 256):
+    for capacity in sorted({min(capacity, model.context_length) for capacity in (1, 33, 256)}):
         before = engine.memory()["cache"]
         session = engine.session(capacity)
         held = engine.memory()["cache"] - before

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prill_harness.checks import Observer
-from prill_harness.compare import nmse
 from prill_harness.engines.base import Engine
 from prill_runtime.engine import Model
 from prill_runtime.errors import MissingCapability, PrillError
@@ -84,32 +83,6 @@ def rounding(engine: Engine) -> float:
     if engine.info.arithmetic not in SAME:
         raise MissingCapability(f"no bound for the arithmetic {engine.info.arithmetic!r}")
     return SAME[engine.info.arithmetic]
-
-
-def same(observe: Observer, engine: Engine, what: str, expected: NDArray[Any], got: NDArray[Any]) -> float:
-    """Hold two results of the same work, grouped differently, to the engine's rounding; the NMSE."""
-    limit = rounding(engine)
-    observe.expect(expected.shape == got.shape, f"{what}: expected shape {expected.shape}, got {got.shape}")
-    error = nmse(expected, got)
-    observe.metric(
-        f"{what} NMSE", error, at_most=limit, otherwise=f"{what}: NMSE {error:.3g}, at most {limit:.0e}"
-    )
-    return error
-
-
-def control(observe: Observer, engine: Engine, what: str, expected: NDArray[Any], got: NDArray[Any]) -> float:
-    """Hold a negative control to being different, or the check proved nothing; the NMSE."""
-    least = max(DIFFERENT, 10 * rounding(engine))
-    if expected.shape != got.shape:
-        return float("inf")
-    error = nmse(expected, got)
-    observe.metric(
-        f"control {what} NMSE",
-        error,
-        at_least=least,
-        otherwise=f"the control did not differ ({what}): NMSE {error:.3g}, at least {least:.0e}",
-    )
-    return error
 
 
 def fed(engine: Engine, pieces: Sequence[Sequence[int]], capacity: int | None = None) -> NDArray[np.float32]:

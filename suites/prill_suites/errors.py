@@ -15,6 +15,7 @@ from prill_harness.checks import Observer, check
 from prill_harness.engines.base import Capability, Engine
 from prill_harness.golden import Golden
 from prill_suites.common import refusal
+from prill_suites.sequences import context_of
 
 USAGE, ENGINE = 4, 1
 OpenModel = Callable[[str, str], Engine]
@@ -29,7 +30,7 @@ def still_right(observe: Observer, engine: Engine, ids: list[int], before: NDArr
 
 @pytest.fixture
 def ids(golden: Golden) -> list[int]:
-    return list(golden.prompts[0].ids[:12])
+    return golden.prompts[0].ids[: min(12, context_of(golden) // 2)]
 
 
 @check(

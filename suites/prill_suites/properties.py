@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,25 +12,25 @@ from numpy.typing import NDArray
 
 from prill_harness.checks import Observer, check
 from prill_harness.compare import log_softmax
-from prill_harness.divergence import first_difference
 from prill_harness.engines.base import Capability, Engine
+from prill_harness.engines.embedded import Embedded
 from prill_harness.golden import Golden
 from prill_harness.lanes import bounds, lane_for
-from prill_suites.common import SAME, control, embedded, fed, file_fields, rounding, same
+from prill_suites.common import embedded, fed, file_fields
+from prill_suites.controls import Pair, Trial
+from prill_suites.properties_batch import texts_alone
 from prill_suites.properties_ends import BEYOND, NEVER, ending, endless, stopping
 from prill_suites.tokenizer_twins import Twin
 
 ONE_PASS = "the engine's own logits in one pass"
 CHUNKS = (1, 7, 31, 32, 33, 64)
-TEXT, LATE = 230, 256  # tokens; positions, of which the last bucket begins after LATE
 OTHER = {"llama": "fixture:gpt2-tiny", "gpt2": "fixture:llama-tiny"}
 OpenModel = Callable[[str, str], Engine]
 
 
-@pytest.fixture(scope="module")
-def texts(golden: Golden) -> list[list[int]]:
-    """Golden prompts with their continuations."""
-    return [[*prompt.ids, *prompt.tokens] for prompt in golden.prompts]
+@pytest.fixture
+def trial(observe: Observer, engine: Engine, oracle: Embedded, golden: Golden) -> Trial:
+    return Trial(observe, engine, oracle, golden)
 
 
 @pytest.fixture(scope="module")
@@ -48,17 +49,21 @@ def twin(model_path: Path) -> Twin:
     ),
     needs=(Capability.SESSIONS, Capability.LOGITS),
 )
-def test_prefill_decode(observe: Observer, engine: Engine, texts: list[list[int]]) -> None:
+def test_prefill_decode(trial: Trial, observe: Observer, engine: Engine) -> None:
     """A prompt of n and k single tokens give what a prompt of n + k gives."""
-    ids = texts[0][:72]
-    expected = engine.logits(ids)
-    got = fed(engine, [ids[:48], *([i] for i in ids[48:])])
+    ids = trial.texts[0][: min(72, trial.context)]
+    first = 2 * len(ids) // 3
+    expected, rest = engine.logits(ids), len(ids) - first
+    got = fed(engine, [ids[:first], *([i] for i in ids[first:])])
     observe.saw(expected.size, oracle=ONE_PASS)
-    error = same(observe, engine, "48 + 24 x 1", expected, got)
-    gap = control(
-        observe, engine, "the last tokens without their prompt", expected[48:], fed(engine, [ids[48:]])
-    )
-    observe.say(f"48 and 24 single tokens equal 72 at once, NMSE {error:.2g}; without the prompt {gap:.2g}")
+    error = trial.same(f"{first} + {rest} x 1", expected, got)
+
+    def without_prompt(engine: Engine) -> Pair:
+        return engine.logits(ids)[first:], fed(engine, [ids[first:]])
+
+    gap = trial.control("the last tokens without their prompt", without_prompt)
+    said = f"{first} and {rest} single tokens equal {len(ids)} at once, NMSE {error:.2g}"
+    observe.say(f"{said}; without the prompt: {gap}")
 
 
 @check(
@@ -66,20 +71,21 @@ def test_prefill_decode(observe: Observer, engine: Engine, texts: list[list[int]
     kills=("chunk_start_ignored", "mask_off_by_one", "rope_position_restarts"),
     needs=(Capability.SESSIONS, Capability.LOGITS),
 )
-def test_chunking(observe: Observer, engine: Engine, texts: list[list[int]]) -> None:
-    """Any chunking of a prompt gives what one chunk gives, past 256 positions too."""
-    ids = texts[0][:300]
-    expected, worst = engine.logits(ids), 0.0
-    for sizes in (CHUNKS, CHUNKS[::-1], (255, 1), (256, 2)):
+def test_chunking(trial: Trial, observe: Observer, engine: Engine) -> None:
+    """Any chunking of a prompt gives what one chunk gives, past 256 positions too where there are as many."""
+    ids = trial.texts[0][: min(300, trial.context)]
+    expected, worst, last, half = engine.logits(ids), 0.0, min(256, len(ids) - 2), len(ids) // 2
+    for sizes in (CHUNKS, CHUNKS[::-1], (last - 1, 1), (last, 2)):
         starts = np.cumsum((0, *sizes)).tolist()
         pieces = [ids[a:b] for a, b in zip(starts, [*starts[1:], len(ids)], strict=True) if ids[a:b]]
         observe.saw(expected.size, oracle=ONE_PASS)
-        worst = max(
-            worst, same(observe, engine, f"chunks {[len(p) for p in pieces]}", expected, fed(engine, pieces))
-        )
-    swapped = fed(engine, [ids[150:], ids[:150]])
-    gap = control(observe, engine, "chunks swapped", expected, swapped)
-    observe.say(f"4 chunkings of {len(ids)} ids, worst NMSE {worst:.2g}; swapped chunks {gap:.2g}")
+        worst = max(worst, trial.same(f"chunks {[len(p) for p in pieces]}", expected, fed(engine, pieces)))
+
+    def swapped(engine: Engine) -> Pair:
+        return engine.logits(ids), fed(engine, [ids[half:], ids[:half]])
+
+    gap = trial.control("chunks swapped", swapped)
+    observe.say(f"4 chunkings of {len(ids)} ids, worst NMSE {worst:.2g}; swapped chunks: {gap}")
 
 
 @check(
@@ -87,9 +93,10 @@ def test_chunking(observe: Observer, engine: Engine, texts: list[list[int]]) -> 
     kills=("batch_rows_mixed", "batch_positions_of_first"),
     needs=(Capability.BATCH, Capability.LOGITS),
 )
-def test_batch(observe: Observer, engine: Engine, texts: list[list[int]]) -> None:
+def test_batch(trial: Trial, observe: Observer, engine: Engine) -> None:
     """A prompt gives the same alone and in any company, in any order."""
-    batch = [texts[0][:90], texts[1][:1], texts[2][:17], texts[0][:33]]
+    sizes = ((0, 90), (1, 1), (2, 17), (0, 33))
+    batch = [trial.texts[which][: min(size, trial.context)] for which, size in sizes]
     alone = [engine.logits(ids) for ids in batch]
     worst = 0.0
     for order in ((0, 1, 2, 3), (3, 2, 1, 0), (2,), (1, 3)):
@@ -97,41 +104,28 @@ def test_batch(observe: Observer, engine: Engine, texts: list[list[int]]) -> Non
         observe.expect(len(together) == len(order), f"{len(order)} prompts gave {len(together)} results")
         for place, i in enumerate(order):
             observe.saw(alone[i].size, oracle="each prompt alone")
-            worst = max(
-                worst, same(observe, engine, f"prompt {i} in batch {order}", alone[i], together[place])
-            )
-    gap = control(observe, engine, "a neighbour's rows", alone[0][:17], alone[2])
-    prompts = [texts[0][:40], texts[1][:70], texts[2][:5]]
-    written = engine.generate_batch(prompts, max_tokens=TEXT, ignore_eos=True)
-    for place, prompt in enumerate(prompts[:2]):
-        own = engine.generate(prompt, max_tokens=TEXT, ignore_eos=True)
-        observe.saw(len(own.ids), oracle="each prompt alone")
-        last = len(prompt) + len(own.ids)
-        observe.expect(last > LATE, f"asked for {TEXT} tokens, got {len(own.ids)}: none is late")
-        parted = first_difference(own.ids, written[place].ids)
-        # An engine that rounds activations may flip a near tie where a batch rounds elsewhere.
-        exact = rounding(engine) <= SAME["float32"]
-        observe.expect(
-            parted is None or not exact,
-            f"prompt {place} in a batch of 3 parts from itself alone at token {parted}",
-        )
-    observe.expect(written[0].ids != written[1].ids, "the control did not differ: two prompts wrote one text")
+            worst = max(worst, trial.same(f"prompt {i} in batch {order}", alone[i], together[place]))
+
+    def neighbour(engine: Engine) -> Pair:
+        return engine.logits(batch[0])[: len(batch[2])], engine.logits(batch[2])
+
+    gap = trial.control("a neighbour's rows", neighbour)
+    said = texts_alone(trial)
     observe.say(
-        f"4 compositions equal each prompt alone, worst NMSE {worst:.2g}; a neighbour's rows {gap:.2g}; "
-        + (f"2 texts of {TEXT} tokens in a batch are those alone" if exact else "texts are not compared")
+        f"4 compositions equal each prompt alone, worst NMSE {worst:.2g}; a neighbour's rows: {gap}; {said}"
     )
 
 
 @check("properties.switching", kills=("models_share_state",), needs=(Capability.LOGITS,))
 def test_switching(
+    trial: Trial,
     observe: Observer,
     engine: Engine,
     open_model: OpenModel,
     pytestconfig: pytest.Config,
-    texts: list[list[int]],
 ) -> None:
     """Model A, then model B, then A again gives A's bits."""
-    ids = texts[0][:40]
+    ids = trial.texts[0][: min(40, trial.context)]
     before = engine.logits(ids)
     spec = OTHER.get(str(engine.info.config["architecture"]), OTHER["gpt2"])
     other = open_model(pytestconfig.getoption("prill_engine"), spec)
@@ -144,30 +138,32 @@ def test_switching(
         bool(np.array_equal(before, after)), f"after {spec} the model gives other logits than before"
     )
     observe.expect(bool(np.array_equal(between, again)), f"{spec} gives other logits the second time")
-    gap = control(observe, engine, "the other model", before, between)
-    observe.say(f"A, {spec}, A: {before.size} logits bit-equal; the other model's differ (NMSE {gap:.2g})")
+    gap = trial.control("the other model", lambda engine: (engine.logits(ids), between))
+    observe.say(f"A, {spec}, A: {before.size} logits bit-equal; the other model's: {gap}")
 
 
 @check("properties.same_seed", kills=("seed_ignored",), needs=(Capability.GENERATE,))
-def test_same_seed(observe: Observer, engine: Engine, texts: list[list[int]]) -> None:
+def test_same_seed(trial: Trial, observe: Observer, engine: Engine) -> None:
     """Two runs of one seed are bit-equal; another seed differs."""
-    runs = [
-        engine.generate(texts[0][:12], max_tokens=24, temperature=1.2, seed=seed, ignore_eos=True)
-        for seed in (1, 1, 2)
-    ]
+    prompt = trial.prompt(0, 12)
+    asked: dict[str, Any] = {"max_tokens": trial.room(prompt, 24), "temperature": 1.2, "ignore_eos": True}
+    runs = [engine.generate(prompt, seed=1, **asked) for _ in range(2)]
     observe.saw(len(runs[0].ids) * 2, oracle="the same request again")
     observe.expect(runs[0].ids == runs[1].ids, f"seed 1 twice: {runs[0].ids} and {runs[1].ids}")
     observe.expect(runs[0].logprobs == runs[1].logprobs, "seed 1 twice: the logprobs are not bit-equal")
-    observe.expect(
-        runs[0].ids != runs[2].ids, "the control did not differ: seeds 1 and 2 give the same tokens"
-    )
-    observe.say(f"{len(runs[0].ids)} tokens and logprobs of one seed bit-equal; another seed differs")
+
+    def two_seeds(engine: Engine) -> bool:
+        return engine.generate(prompt, seed=1, **asked).ids != engine.generate(prompt, seed=2, **asked).ids
+
+    other = trial.differs("seeds 1 and 2 give the same tokens", two_seeds)
+    observe.say(f"{len(runs[0].ids)} tokens and logprobs of one seed bit-equal; another seed's text: {other}")
 
 
 def logprob_bound(engine: Engine, golden: Golden) -> float:
     """How far two ways to one logprob may be apart: what its lane's noise may do, of engines that round."""
     if engine.info.arithmetic in ("float32", "float64"):
-        return 1e-4
+        # Or what the exact lane measured on this model, once for each of the two ways.
+        return max(1e-4, 2 * golden.floors["exact"].dlogprob_max)
     lane = lane_for(golden.type, engine.info.arithmetic)
     return bounds(lane, golden.floors[lane.name]).dlogprob_max
 
@@ -177,30 +173,33 @@ def logprob_bound(engine: Engine, golden: Golden) -> float:
     kills=("logprob_base_two", "logprob_of_best", "logprob_not_normalised", "logprob_after_temperature"),
     needs=(Capability.GENERATE, Capability.LOGITS),
 )
-def test_logprobs(observe: Observer, engine: Engine, golden: Golden, texts: list[list[int]]) -> None:
+def test_logprobs(trial: Trial, observe: Observer, engine: Engine, golden: Golden) -> None:
     """The logprob of a generated token is the natural log-softmax of the engine's raw logits at it."""
-    prompt, worst, told = texts[0][:12], 0.0, list[tuple[int, float]]()
-    for drawn in ({}, {"temperature": 3.0, "top_k": 40, "seed": 7}):
+    prompt, worst, told = trial.prompt(0, 12), 0.0, list[tuple[int, float]]()
+    count = trial.room(prompt, 16)
+    greedy: dict[str, Any] = {"max_tokens": count, "ignore_eos": True}
+    hot = greedy | {"temperature": 3.0, "top_k": 40, "seed": 7}
+    for drawn in (greedy, hot):
         told.clear()
-        done = engine.generate(
-            prompt,
-            max_tokens=16,
-            ignore_eos=True,
-            on_token=lambda token, logprob: told.append((token, logprob)),
-            **drawn,  # type: ignore[arg-type]
-        )
+        done = engine.generate(prompt, on_token=lambda token, logprob: told.append((token, logprob)), **drawn)
         rows = engine.logits([*prompt, *done.ids[:-1]])[len(prompt) - 1 :]
         expected = log_softmax(rows)[np.arange(len(done.ids)), list(done.ids)]
         observe.saw(len(done.ids), oracle="log-softmax of the engine's own logits")
-        observe.expect(len(done.logprobs) == len(done.ids) == 16, f"16 tokens, {len(done.logprobs)} logprobs")
+        as_many = len(done.logprobs) == len(done.ids) == count
+        observe.expect(as_many, f"{count} tokens, {len(done.logprobs)} logprobs")
         heard = told == list(zip(done.ids, done.logprobs, strict=True))
         observe.expect(heard, f"the callback heard {told[:2]}…, the text has {done.logprobs[:2]}…")
         worst = max(worst, float(np.abs(expected - done.logprobs).max()))
     observe.metric("largest difference of a logprob", worst, at_most=logprob_bound(engine, golden))
-    second = int(np.count_nonzero(rows.argmax(axis=-1) != done.ids))
-    observe.metric("control: drawn tokens that are not the most probable", second, at_least=1)
+
+    def others(engine: Engine) -> bool:
+        made = engine.generate(prompt, **hot).ids
+        rows = engine.logits([*prompt, *made[:-1]])[len(prompt) - 1 :]
+        return bool(np.any(rows.argmax(axis=-1) != made))
+
+    other = trial.differs("all tokens drawn are the most probable", others)
     observe.say(
-        f"{observe.observed} logprobs, largest difference {worst:.1e}; {second} are not of the best token"
+        f"{observe.observed} logprobs, largest difference {worst:.1e}; drawn beside the best token: {other}"
     )
 
 
@@ -240,10 +239,12 @@ def test_end_of_text(observe: Observer, engine: Engine, golden: Golden, twin: Tw
     kills=("max_tokens_off_by_one", "first_token_dropped"),
     needs=(Capability.GENERATE,),
 )
-def test_max_tokens(observe: Observer, engine: Engine, texts: list[list[int]]) -> None:
+def test_max_tokens(trial: Trial, observe: Observer, engine: Engine) -> None:
     """Exactly as many tokens come as were asked for, and asking for more only adds to them."""
-    prompt = texts[0][:12]
-    runs = {n: engine.generate(prompt, max_tokens=n, ignore_eos=True) for n in (0, 1, 5, 6)}
+    prompt = trial.prompt(0, 12)
+    most = trial.room(prompt, 6)
+    asked = (0, 1, most - 1, most)
+    runs = {n: engine.generate(prompt, max_tokens=n, ignore_eos=True) for n in asked}
     for n, done in runs.items():
         observe.saw(n + 1, oracle="the number asked for")
         observe.expect(
@@ -251,9 +252,9 @@ def test_max_tokens(observe: Observer, engine: Engine, texts: list[list[int]]) -
             f"max_tokens {n}: {len(done.ids)} tokens, {len(done.logprobs)} logprobs, {done.finish_reason!r}",
         )
         observe.expect(
-            done.ids == runs[6].ids[:n], f"the first {n} of 6 tokens are not those of max_tokens {n}"
+            done.ids == runs[most].ids[:n], f"the first {n} of {most} tokens are not those of max_tokens {n}"
         )
-    observe.say("0, 1, 5 and 6 tokens asked for, as many given, each the beginning of the next")
+    observe.say(f"{', '.join(map(str, asked))} tokens asked for, as many given, each the start of the next")
 
 
 @check(
@@ -280,24 +281,25 @@ def test_stop_strings(observe: Observer, engine: Engine, golden: Golden, twin: T
 
 
 @check("properties.cancel", kills=("cancel_ignored", "callback_missing"), needs=(Capability.GENERATE,))
-def test_cancel(observe: Observer, engine: Engine, texts: list[list[int]]) -> None:
+def test_cancel(trial: Trial, observe: Observer, engine: Engine) -> None:
     """A callback that says no ends the text at once; one that says nothing does not."""
-    prompt, seen = texts[0][:12], list[int]()
+    prompt, seen = trial.prompt(0, 12), list[int]()
+    count = trial.room(prompt, 9)
 
     def three(token: int, logprob: float) -> bool:
         seen.append(token)
         return len(seen) < 3
 
-    done = engine.generate(prompt, max_tokens=9, ignore_eos=True, on_token=three)
-    free = engine.generate(prompt, max_tokens=9, ignore_eos=True, on_token=lambda token, logprob: None)
+    done = engine.generate(prompt, max_tokens=count, ignore_eos=True, on_token=three)
+    free = engine.generate(prompt, max_tokens=count, ignore_eos=True, on_token=lambda token, logprob: None)
     observe.saw(3, oracle="the tokens the callback saw")
     observe.expect(
         done.finish_reason == "cancelled" and list(done.ids) == seen and len(seen) == 3,
         f"cancelled at the third token: got {len(done.ids)} tokens and {done.finish_reason!r}",
     )
-    going_on = len(free.ids) == 9 and free.ids[:3] == done.ids
+    going_on = len(free.ids) == count and free.ids[:3] == done.ids
     observe.expect(going_on, "the control did not differ: without a refusal the text did not go on")
-    observe.say("cancelled after 3 of 9 tokens; without a refusal all 9 came")
+    observe.say(f"cancelled after 3 of {count} tokens; without a refusal all of them came")
 
 
 def at_offset(engine: Engine, pieces: list[list[int]], offsets: list[int]) -> NDArray[np.floating]:
@@ -315,18 +317,21 @@ def at_offset(engine: Engine, pieces: list[list[int]], offsets: list[int]) -> ND
     "properties.position_offset",
     kills=("rope_keys_not_rotated", "learned_positions_ignored", "rope_ignored"),
 )
-def test_position_offset(observe: Observer, engine: Engine, texts: list[list[int]]) -> None:
+def test_position_offset(trial: Trial, observe: Observer, engine: Engine) -> None:
     """Moving all positions together changes nothing under RoPE, and must change a learned-position model."""
-    ids, shift = texts[0][:48], 16
-    halves = [ids[:24], ids[24:]]
-    plain = at_offset(engine, halves, [0, 0])
-    moved = at_offset(engine, halves, [shift, shift])
-    torn = at_offset(engine, halves, [0, shift])
+    length, shift = min(48, 3 * trial.context // 4), min(16, trial.context // 4)
+    half, ids = length // 2, trial.texts[0][:length]
+    halves = [ids[:half], ids[half:]]
+    plain, moved = at_offset(engine, halves, [0, 0]), at_offset(engine, halves, [shift, shift])
     observe.saw(plain.size, oracle="the same ids from position 0")
-    gap = control(observe, engine, "half of the positions moved", plain[24:], torn[24:])
+
+    def by(first: int, second: int) -> Callable[[Engine], Pair]:
+        return lambda e: (at_offset(e, halves, [0, 0])[half:], at_offset(e, halves, [first, second])[half:])
+
+    gap = trial.control("half of the positions moved", by(0, shift))
     if "rope_base" in engine.info.config:
-        error = same(observe, engine, f"all positions + {shift}", plain, moved)
-        observe.say(f"RoPE: all positions + {shift} change nothing, NMSE {error:.2g}; half of them {gap:.2g}")
+        error = trial.same(f"all positions + {shift}", plain, moved)
+        observe.say(f"RoPE: all positions + {shift} change nothing, NMSE {error:.2g}; half of them: {gap}")
     else:
-        error = control(observe, engine, f"all positions + {shift}", plain, moved)
-        observe.say(f"learned positions: + {shift} changes the logits, NMSE {error:.2g}")
+        change = trial.control(f"all positions + {shift}", by(shift, shift))
+        observe.say(f"learned positions: + {shift} and the logits: {change}; half of them: {gap}")

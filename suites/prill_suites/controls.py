@@ -1,0 +1,127 @@
+"""An engine, an oracle and a golden come in; whether two results agree and a control differs goes out.
+
+A control shows that a check could have failed: with the mechanism off, the result differs. There are sound
+models on which it cannot: constant weights, a vocabulary of one token, norm weights of 0. Whether this is one
+of them is not for the engine to say: the float64 oracle runs the very same control, free of faults. Where the
+oracle's differs, the engine's has to; where it does not, no engine can be told apart by it on this model, the
+sentence says so, and the check stands on what else it compared (docs/adr/0009-sound-models.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prill_harness import faults, lanes
+from prill_harness.checks import Observer
+from prill_harness.compare import nmse
+from prill_harness.engines.base import Engine
+from prill_harness.engines.embedded import Embedded
+from prill_harness.golden import Golden
+from prill_suites.common import DIFFERENT, rounding
+from prill_suites.sequences import context_of, texts_of
+
+Pair = tuple[NDArray[Any], NDArray[Any]]
+AGREES = 2.0  # the engine's control and the oracle's lie on either side of one threshold, this far at most
+ORACLE = "the float64 oracle's own control"
+
+
+@dataclass
+class Trial:
+    """One check's engine, on a model of any size, beside the oracle and the golden of that model."""
+
+    observe: Observer
+    engine: Engine
+    oracle: Embedded
+    golden: Golden
+
+    @cached_property
+    def context(self) -> int:
+        """Positions of the model: a check that wants more shrinks."""
+        return context_of(self.golden)
+
+    @cached_property
+    def texts(self) -> list[list[int]]:
+        """Three texts of the model and more."""
+        return texts_of(self.golden)
+
+    def prompt(self, which: int, length: int) -> list[int]:
+        """The beginning of a text, that leaves at least half of the context free."""
+        return self.texts[which][: min(length, self.context // 2)]
+
+    def room(self, prompt: Sequence[int], tokens: int) -> int:
+        """As many tokens as were wanted, or as the context has positions for after the prompt."""
+        return min(tokens, self.context - len(prompt))
+
+    @cached_property
+    def limit(self) -> float:
+        """The NMSE that two ways to the same result may be apart: the arithmetic's, or the noise of a model
+        whose logits are small sums of large terms, as its exact lane measured it."""
+        return max(rounding(self.engine), lanes.bounds(lanes.EXACT, self.golden.floors["exact"]).nmse)
+
+    def same(self, what: str, expected: NDArray[Any], got: NDArray[Any]) -> float:
+        """Hold two results of the same work, grouped differently, to the engine's rounding; the NMSE."""
+        shapes = f"{what}: expected shape {expected.shape}, got {got.shape}"
+        self.observe.expect(expected.shape == got.shape, shapes)
+        error = distance(expected, got)
+        sentence = f"{what}: NMSE {error:.3g}, at most {self.limit:.0e}"
+        self.observe.metric(f"{what} NMSE", error, at_most=self.limit, otherwise=sentence)
+        return error
+
+    def control(self, what: str, run: Callable[[Engine], Pair]) -> str:
+        """Hold a negative control to being different, or the check proved nothing; a clause with the NMSE.
+
+        Args:
+            run: the result, and what it would be with the mechanism off, of the engine it is called with.
+        """
+        expected, got = run(self.engine)
+        if expected.shape != got.shape:
+            return "another shape"
+        least = max(DIFFERENT, 10 * self.limit)
+        error = distance(expected, got)
+        if error >= least:
+            self.observe.metric(f"control {what} NMSE", error, at_least=least)
+            return f"NMSE {error:.2g}"
+        with faults.only(()):
+            truth = distance(*run(self.oracle))
+        self.observe.metric(
+            f"control {what}: NMSE of the oracle's own",
+            truth,
+            at_most=AGREES * least,
+            otherwise=f"the control did not differ ({what}): NMSE {error:.3g}, at least {least:.0e}; "
+            f"the oracle's is {truth:.3g}",
+        )
+        return self._cannot_tell(what, expected.size, f"NMSE {truth:.2g}")
+
+    def differs(self, what: str, run: Callable[[Engine], bool]) -> str:
+        """As `control`, for a difference that is there or not; a clause."""
+        if run(self.engine):
+            return "another"
+        with faults.only(()):
+            told = run(self.oracle)
+        self.observe.expect(not told, f"the control did not differ: {what}")
+        return self._cannot_tell(what, 1, "none")
+
+    def _cannot_tell(self, what: str, seen: int, measured: str) -> str:
+        self.observe.saw(seen, oracle=ORACLE)
+        self.observe.note(not_applicable=[*self.observe.detail.get("not_applicable", []), what])
+        return f"not to be told on this model (the oracle's own difference: {measured})"
+
+    def tied(self, prefix: Sequence[int], a: int, b: int) -> bool:
+        """Whether noise may decide between two ids after a prefix: the oracle's logits are that close."""
+        row = self.oracle.exact_logits(prefix)[-1]
+        lane = lanes.lane_for(self.golden.type, self.engine.info.arithmetic)
+        tau = lanes.tau(lane, self.golden.floors[lane.name], float(np.abs(row).max()))
+        return bool(abs(float(row[a]) - float(row[b])) <= tau)
+
+
+def distance(expected: NDArray[Any], got: NDArray[Any]) -> float:
+    """The NMSE; finite against an oracle of zeros, as in a floor, unless a value is not finite."""
+    error = nmse(expected, got)
+    whole = bool(np.isfinite(expected).all() and np.isfinite(got).all())
+    return min(error, lanes.AGAINST_ZEROS) if whole else error

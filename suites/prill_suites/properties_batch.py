@@ -1,0 +1,45 @@
+"""An engine on a model of any size in; whether its batches write what each prompt does alone, out."""
+
+from __future__ import annotations
+
+from prill_harness.divergence import first_difference
+from prill_harness.engines.base import Engine
+from prill_suites.common import SAME, rounding
+from prill_suites.controls import Trial
+
+TEXT, LATE = 230, 256  # tokens; positions, of which the last bucket begins after LATE
+
+
+def texts_alone(trial: Trial) -> str:
+    """Texts that are written in a batch are those that each prompt is answered with alone; a clause."""
+    observe, engine = trial.observe, trial.engine
+    wanted = (
+        (0, min(40, trial.context // 4)),
+        (1, min(70, trial.context // 3)),
+        (2, min(5, trial.context // 4)),
+    )
+    prompts = [trial.texts[which][:size] for which, size in wanted]
+    count, late = trial.room(prompts[1], TEXT), min(LATE, trial.context // 2)
+    written = engine.generate_batch(prompts, max_tokens=count, ignore_eos=True)
+    # An engine that rounds activations may flip a near tie where a batch rounds elsewhere.
+    exact = rounding(engine) <= SAME["float32"]
+    for place, prompt in enumerate(prompts[:2]):
+        own = engine.generate(prompt, max_tokens=count, ignore_eos=True)
+        observe.saw(len(own.ids), oracle="each prompt alone")
+        last = len(prompt) + len(own.ids)
+        observe.expect(last > late, f"asked for {count} tokens, got {len(own.ids)}: none is late")
+        batched = written[place].ids
+        parted = first_difference(own.ids, batched)
+        if parted is None or not exact:
+            continue
+        both = parted < min(len(own.ids), len(batched))
+        near = both and trial.tied([*prompt, *own.ids[:parted]], own.ids[parted], batched[parted])
+        observe.expect(near, f"prompt {place} in a batch of 3 parts from itself alone at token {parted}")
+
+    def two_texts(engine: Engine) -> bool:
+        made = engine.generate_batch(prompts, max_tokens=count, ignore_eos=True)
+        return made[0].ids != made[1].ids
+
+    other = trial.differs("two prompts wrote one text", two_texts)
+    told = f"2 texts of {count} tokens in a batch are those alone" if exact else "texts are not compared"
+    return f"{told}; another prompt's text: {other}"

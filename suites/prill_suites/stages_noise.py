@@ -1,0 +1,60 @@
+"""An engine, a golden and ids come in; which stages the lane's own noise puts out of bound goes out.
+
+The bound of every stage is that of the logits, which average over a whole model. A single stage may be
+noisier: a norm of equal values, a sum whose terms cancel, a model whose last norm is 0. Where the lane's own
+forward pass is out of that bound itself, or within reach of it, a stage is held to what the lane leaves
+there, in the very sums of the NMSE: no quotient is taken, so where the oracle and the lane have zeros only
+zeros are right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prill_harness import faults, trace
+from prill_harness.compare import squares
+from prill_harness.engines import resolve_model
+from prill_harness.engines.base import Engine
+from prill_harness.golden import Golden
+from prill_harness.lanes import lane_for
+from prill_runtime.backends.rounded import RoundedBackend
+from prill_runtime.engine import Model
+
+Array = NDArray[np.float64]
+ORDERS = 4.0  # another order of summation leaves up to 3.6 times a floor (lanes.py)
+
+
+class Noise:
+    """The lane's own forward pass over `ids`, its stages from row `first` on; made when first asked for."""
+
+    def __init__(self, engine: Engine, golden: Golden, ids: Sequence[int], first: int) -> None:
+        self._model, self._ids, self._first = engine.info.model, list(ids), first
+        self._lane = lane_for(golden.type, engine.info.arithmetic)
+        self._stages: dict[str, Array] = {}
+
+    def explains(self, stage: str, expected: Array, got: Array, limit: float) -> bool:
+        """Whether a stage (row, …) that is beyond an NMSE of `limit` is what the lane's noise makes of it."""
+        own = self.stages.get(stage)
+        if own is None or own.shape != expected.shape:
+            return False
+        noise, energy = squares(expected, own)
+        error, _ = squares(expected, got)
+        beyond = np.isfinite(noise) and noise > limit * energy / ORDERS
+        return bool(beyond and error <= self._lane.ratio * noise)
+
+    @property
+    def stages(self) -> dict[str, Array]:
+        """Every stage by name, rows from the first one asked for."""
+        if not self._stages:
+            activations = "exact" if self._lane.activations == "f32" else self._lane.activations
+            backend = RoundedBackend("float32", activations)  # type: ignore[arg-type]
+            kept: list[tuple[str, NDArray[np.floating]]] = []
+            with faults.only(()), Model.load(resolve_model(self._model), backend=backend) as model:
+                cache = model.new_cache(len(self._ids))
+                model.forward([(cache, self._ids)], trace=lambda name, array: kept.append((name, array)))
+            found = trace.collect(self._ids, kept).stages
+            self._stages = {name: trace.rows(array)[self._first :] for name, array in found.items()}
+        return self._stages
