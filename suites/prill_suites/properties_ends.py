@@ -20,13 +20,13 @@ from prill_runtime.sampler import SamplingParams, filtered_distribution
 HOT = 50.0  # temperature at which a distribution is almost flat
 BEYOND = 4  # tokens asked for past an end
 NEVER = "\x00never\x00"  # a stop string that no text holds
-# How the texts are drawn in which a stop string is looked for, and their tokens.
+# How the texts are drawn in which a stop string is looked for, their tokens, and how many are drawn so.
 WAYS: tuple[dict[str, Any], ...] = (
     {},
     {"temperature": 1.5, "seed": 7},
     {"temperature": HOT, "seed": 8},
 )
-LENGTH = 24
+LENGTH, PROMPTS = 24, 4
 
 
 def room(engine: Engine, ids: Sequence[int]) -> int:
@@ -131,7 +131,7 @@ class Written:
 def written(engine: Engine, golden: Golden) -> Iterator[Written]:
     """What the model writes behind the beginnings of its golden texts, in several ways of drawing."""
     for arguments in WAYS:
-        for prompt in golden.prompts:
+        for prompt in golden.prompts[:PROMPTS]:
             ids = [*prompt.ids, *prompt.tokens][: min(12, max(1, room(engine, ()) // 2))]
             count = min(LENGTH, room(engine, ids))
             free = engine.generate(ids, max_tokens=count, ignore_eos=True, **arguments)

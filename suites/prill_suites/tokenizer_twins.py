@@ -204,8 +204,7 @@ class Twin:
         out = b""
         for known, symbols in groupby(self._symbols(part), self._has):
             if known:
-                texts = (s.replace(SPACE, " ") if s in self.words else s for s in symbols)
-                out += "".join(texts).encode()
+                out += b"".join(self.piece(self.words[s]) if s in self.words else s.encode() for s in symbols)
             elif self.unk is not None:
                 out += self.piece(self.unk)
         return out
