@@ -135,6 +135,10 @@ class Tokenizer(ABC):
         return TextStream(self, continuation)
 
     @abstractmethod
+    def unspelled_bytes(self) -> int:
+        """How many of the 256 bytes have no token of their own."""
+
+    @abstractmethod
     def _encode_text(self, text: str) -> list[int | None]:
         """Ids of a stretch of text, not empty, between special tokens or the ends; None for what is lost."""
 

@@ -46,6 +46,7 @@ class ByteLevelTokenizer(Tokenizer, model="gpt2"):
         words = _words(vocabulary)
         self._merges = _merges(strings(metadata, "merges"), words)
         pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in self._merges)]
+        self._unspelled = sum(letter not in words for letter in BYTE_ALPHABET.values())
         # The library drops what it has no token for, and then merges what was apart: a token past the
         # vocabulary keeps the place. No merge names it, for a merge holds a space.
         self._bpe = tokenizers.Tokenizer(
@@ -57,6 +58,9 @@ class ByteLevelTokenizer(Tokenizer, model="gpt2"):
             )
         )
         self._bpe.pre_tokenizer = self._pre.build()
+
+    def unspelled_bytes(self) -> int:
+        return self._unspelled
 
     def _encode_text(self, text: str) -> list[int | None]:
         ids: list[int] = self._bpe.encode(text, add_special_tokens=False).ids

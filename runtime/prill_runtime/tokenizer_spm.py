@@ -53,6 +53,9 @@ class SentencePieceTokenizer(Tokenizer, model="llama"):
         self._unused = {vocabulary.tokens[i] for i in vocabulary.of_type(TokenType.UNUSED)}
         self._bytes = {int(vocabulary.tokens[i][3:5], 16): i for i in vocabulary.of_type(TokenType.BYTE)}
 
+    def unspelled_bytes(self) -> int:
+        return 256 - len(self._bytes)
+
     def _encode_text(self, text: str) -> list[int | None]:
         prefix = " " if self.strips_prefix else ""
         ids: list[int | None] = []
