@@ -22,6 +22,7 @@ from prill_runtime.sampler import SamplingParams, filtered_distribution, sample
 
 CONTEXT = 8
 SHOWN = 5
+REORDERED = 1e-9  # what float64 sums in another order may leave of a tie
 Row = NDArray[np.floating]
 
 
@@ -65,13 +66,14 @@ def first_difference(expected: Sequence[int], got: Sequence[int]) -> int | None:
 
 @dataclass
 class Divergences:
-    """First divergences of several generations, sorted into near ties and wrong ones."""
+    """First divergences of several generations, sorted into ties, near ties and wrong ones."""
 
     engine: Engine
     golden: Golden
     oracle: Embedded
     observed: int = 0
     runs: int = 0
+    ties: list[str] = field(default_factory=list)
     near: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     details: list[Mapping[str, Any]] = field(default_factory=list)
@@ -93,9 +95,12 @@ class Divergences:
         detail = self._detail(number, prompt, at, prompt.tokens, got, row, own)
         detail |= {"margin": margin.margin, "tau": margin.tau}
         today = int(measure.best_ids(row))
-        if today != expected and not measure.margin_of(row, expected, 1e-9).near_tie:
+        if today != expected and not measure.margin_of(row, expected, REORDERED).near_tie:
             best = named(self.oracle, [today], 0)
             self._blame(f"{here}; the golden is stale: today's oracle puts {best} first", detail)
+            return
+        if margin.margin <= REORDERED:
+            self._tie(here, detail)
             return
         own_fault = self._own_choice(own, expected, taken, margin.tau)
         if own_fault:
@@ -135,8 +140,11 @@ class Divergences:
         distance = min(inside, share_distance(row, params, prefix, int(got[at]), uniform, reach))
         detail = self._detail(number, prompt, at, tokens, got, row, own)
         detail |= {"uniform": uniform, "boundary_distance": distance, "reach": reach}
-        if share_distance(row, params, prefix, tokens[at], uniform) > 1e-9:
+        if share_distance(row, params, prefix, tokens[at], uniform, REORDERED) > REORDERED:
             self._blame(f"{here}; the golden is stale: today's oracle draws another token", detail)
+            return
+        if equally_likely(row, params, prefix, tokens[at], int(got[at])):
+            self._tie(here, detail)
             return
         drawn = None if own is None else sample(own, params, len(prefix), prefix)
         to = "the boundary of the expected token" if distance == inside else "the drawn token's reach"
@@ -155,6 +163,7 @@ class Divergences:
         allowed = min(lanes.poisson_upper(predicted), self.runs)
         detail = {
             "divergences": self.details,
+            "ties": len(self.ties),
             "near_ties": len(self.near),
             "near_ties_allowed": allowed,
             "near_ties_predicted": predicted,
@@ -169,7 +178,10 @@ class Divergences:
                 f"{self.near[0]}",
                 detail,
             )
-        equal = f"{self.runs - len(self.near)} of {self.runs} runs equal the golden's, {self.observed} tokens"
+        equal = f"{self.runs - len(self.near) - len(self.ties)} of {self.runs} runs equal the golden's, "
+        equal += f"{self.observed} tokens"
+        if self.ties:
+            equal += f"; {len(self.ties)} part at ties: {self.ties[0]}"
         if self.near:
             equal += f"; {len(self.near)} near ties of {allowed} allowed: {self.near[0]}"
         return True, equal, detail
@@ -212,6 +224,12 @@ class Divergences:
             f"first divergence at token {at}: expected {named(self.oracle, expected, at)}, "
             f"got {named(self.oracle, got, at)}"
         )
+
+    def _tie(self, here: str, detail: Mapping[str, Any]) -> None:
+        """Rows of the head that are equal give equal logits, whose last bits any order of sums decides."""
+        sentence = f"{here}; the oracle's logits of the two are equal"
+        self.ties.append(sentence)
+        self.details.append({**detail, "sentence": sentence, "near_tie": True})
 
     def _excuse(self, sentence: str, detail: Mapping[str, Any]) -> None:
         self.near.append(sentence)
@@ -288,3 +306,15 @@ def share_distance(
     low = float(before[before > own + 2 * noise].sum() if noise else before.sum())
     high = float(before.sum() + own + after[after >= own - 2 * noise].sum() if noise else before.sum() + own)
     return max(0.0, low - uniform, uniform - high)
+
+
+def equally_likely(
+    row: Row, params: SamplingParams, history: Sequence[int], expected: int, taken: int
+) -> bool:
+    """Whether two ids tie before any filter, so that only their order decides which of them is drawn."""
+    if not 0 <= taken < len(row):
+        return False
+    plain = SamplingParams(temperature=1.0, repetition_penalty=params.repetition_penalty)
+    ids, probabilities = filtered_distribution(row, plain, history)
+    of = {token: float(probabilities[ids == token].sum()) for token in (expected, taken)}
+    return of[taken] > 0 and abs(math.log(of[expected] / of[taken])) <= REORDERED

@@ -301,22 +301,14 @@ def check_stale(golden: Golden, oracle: Embedded) -> str | None:
 
 def stale_at(number: int, prompt: GoldenPrompt, logits: Rows) -> str | None:
     """As `check_stale` for one prompt, from the oracle's logits of its sequence (position, vocab)."""
-    gap = beyond_storage(prompt, logits[len(prompt.ids) - 1 :])
-    wrong = ~(gap <= 0)
+    ids, stored = prompt.top_ids.array, prompt.top_logprobs.array.astype(np.float64)
+    today = np.take_along_axis(compare.log_softmax(logits[len(prompt.ids) - 1 :]), ids, axis=-1)
+    gap = np.abs(today - stored)
+    wrong = ~(gap <= np.abs(stored) * STORED + REORDERED)
     if not wrong.any():
         return None
     at, place = np.argwhere(wrong)[0]
     return (
         f"the golden is stale: today's oracle differs from it by {gap[at, place]:.2g} in the logprob of "
-        f"token {prompt.top_ids.array[at, place]} at prompt {number}, token {at}"
+        f"token {ids[at, place]} at prompt {number}, token {at}"
     )
-
-
-def beyond_storage(prompt: GoldenPrompt, rows: Rows) -> NDArray[np.float64]:
-    """How much further each stored logprob is from that of `rows` (token, vocab) than storing explains.
-
-    A golden keeps float32: where nothing else is rounded, a difference of that size is none at all.
-    """
-    stored = prompt.top_logprobs.array.astype(np.float64)
-    own = np.take_along_axis(compare.log_softmax(rows), prompt.top_ids.array, axis=-1)
-    return np.asarray(np.maximum(np.abs(own - stored) - np.abs(stored) * STORED - REORDERED, 0.0))

@@ -21,7 +21,7 @@ from prill_harness.engines import open_engine, resolve_model
 from prill_harness.engines.base import Engine
 from prill_harness.engines.embedded import Embedded
 from prill_harness.evidence import Status
-from prill_harness.golden import PROMPTS, beyond_storage, stale_at
+from prill_harness.golden import PROMPTS, REORDERED, STORED, stale_at
 from prill_harness.golden_pack import Golden, GoldenPrompt
 from prill_harness.lanes import Figures
 from prill_runtime.errors import EngineError, Inconclusive, InvalidParameter
@@ -287,8 +287,13 @@ def _own_logits(engine: Engine, ids: Sequence[int]) -> Row:
 
 
 def _golden_gap(prompt: GoldenPrompt, forced: Row) -> float:
-    """max |Δ logprob| against the golden's best ids, beyond what storing them explains; infinite when
-    anything is not finite."""
+    """max |Δ logprob| against the golden's best ids; infinite when anything is not finite.
+
+    A golden keeps float32: where nothing else is rounded, a difference of that size is none.
+    """
     if not np.isfinite(forced).all():
         return float("inf")
-    return float(beyond_storage(prompt, forced).max())
+    own = np.take_along_axis(measure.log_softmax(forced), prompt.top_ids.array, axis=-1)
+    stored = prompt.top_logprobs.array.astype(np.float64)
+    gap = np.abs(own - stored)
+    return float(np.where(gap <= np.abs(stored) * STORED + REORDERED, 0.0, gap).max())

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from prill_harness import faults, lanes
 from prill_harness.checks import Observer
 from prill_harness.compare import nmse
+from prill_harness.divergence import first_difference
 from prill_harness.engines.base import Engine
 from prill_harness.engines.embedded import Embedded
 from prill_harness.golden import Golden
@@ -27,6 +28,7 @@ from prill_suites.common import DIFFERENT, rounding
 from prill_suites.sequences import context_of, texts_of
 
 Pair = tuple[NDArray[Any], NDArray[Any]]
+Texts = tuple[Sequence[int], Sequence[int]]
 AGREES = 2.0  # the engine's control and the oracle's lie on either side of one threshold, this far at most
 ORACLE = "the float64 oracle's own control"
 
@@ -107,6 +109,18 @@ class Trial:
         self.observe.expect(not told, f"the control did not differ: {what}")
         return self._cannot_tell(what, 1, "none")
 
+    def two_texts(self, what: str, prompts: Sequence[list[int]], write: Callable[[Engine], Texts]) -> str:
+        """As `differs`, for two texts: where the oracle's part at a tie, neither is the model's own."""
+
+        def apart(engine: Engine) -> bool:
+            one, two = write(engine)
+            at = first_difference(one, two)
+            if at is None or engine is not self.oracle or at >= min(len(one), len(two)):
+                return at is not None
+            return not self.tied([*prompts[0], *one[:at]], one[at], two[at])
+
+        return self.differs(what, apart)
+
     def _cannot_tell(self, what: str, seen: int, measured: str) -> str:
         self.observe.saw(seen, oracle=ORACLE)
         self.observe.note(not_applicable=[*self.observe.detail.get("not_applicable", []), what])
@@ -115,9 +129,12 @@ class Trial:
     def tied(self, prefix: Sequence[int], a: int, b: int) -> bool:
         """Whether noise may decide between two ids after a prefix: the oracle's logits are that close."""
         row = self.oracle.exact_logits(prefix)[-1]
+        return bool(abs(float(row[a]) - float(row[b])) <= self.tau(row))
+
+    def tau(self, logits: NDArray[Any]) -> float:
+        """The largest gap between two of these logits that the lane's noise explains."""
         lane = lanes.lane_for(self.golden.type, self.engine.info.arithmetic)
-        tau = lanes.tau(lane, self.golden.floors[lane.name], float(np.abs(row).max()))
-        return bool(abs(float(row[a]) - float(row[b])) <= tau)
+        return lanes.tau(lane, self.golden.floors[lane.name], float(np.abs(logits).max()))
 
 
 def distance(expected: NDArray[Any], got: NDArray[Any]) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prill_harness.divergence import first_difference
 from prill_harness.engines.base import Engine
 from prill_suites.common import SAME, rounding
-from prill_suites.controls import Trial
+from prill_suites.controls import Texts, Trial
 
 TEXT, LATE = 230, 256  # tokens; positions, of which the last bucket begins after LATE
 
@@ -36,10 +36,10 @@ def texts_alone(trial: Trial) -> str:
         near = both and trial.tied([*prompt, *own.ids[:parted]], own.ids[parted], batched[parted])
         observe.expect(near, f"prompt {place} in a batch of 3 parts from itself alone at token {parted}")
 
-    def two_texts(engine: Engine) -> bool:
+    def two(engine: Engine) -> Texts:
         made = engine.generate_batch(prompts, max_tokens=count, ignore_eos=True)
-        return made[0].ids != made[1].ids
+        return made[0].ids, made[1].ids
 
-    other = trial.differs("two prompts wrote one text", two_texts)
+    other = trial.two_texts("two prompts wrote one text", prompts, two)
     told = f"2 texts of {count} tokens in a batch are those alone" if exact else "texts are not compared"
     return f"{told}; another prompt's text: {other}"

@@ -26,7 +26,7 @@ def invoke(*args: str, stdin: str | None = None) -> Result:
 def child(*args: str, **options: object) -> subprocess.CompletedProcess[str]:
     """The real command in a process of its own, with pipes for its streams."""
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
-    options.setdefault("input", "")
+    options = {"input": "", "timeout": 120, **options}
     return subprocess.run(
-        [*PRILL, *args], capture_output=True, text=True, timeout=120, env=environment, check=False, **options
+        [*PRILL, *args], capture_output=True, text=True, env=environment, check=False, **options
     )  # type: ignore[call-overload, no-any-return]

@@ -1,0 +1,142 @@
+"""Controls and equality in suites: the oracle alone may excuse a control, and noise is what was measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prill_fixtures import TYPES, sound
+from prill_harness import faults, lanes
+from prill_harness.checks import CheckFailed, Observer
+from prill_harness.engines import open_engine
+from prill_harness.engines.base import Engine
+from prill_harness.engines.embedded import Embedded
+from prill_harness.golden import golden_for
+from prill_suites.common import SAME
+from prill_suites.controls import Pair, Texts, Trial, distance
+from prill_suites.stages_noise import Noise
+
+from .test_sound_models import PLAIN
+
+
+@pytest.fixture
+def trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trial]:
+    """A trial of the NumPy engine on a small random Llama."""
+    monkeypatch.setenv("PRILL_CACHE", str(tmp_path / "cache"))
+    with trial_on(sound.build(replace(PLAIN, context=16), tmp_path / "model.gguf")) as made:
+        yield made
+
+
+@contextmanager
+def trial_on(file: Path) -> Iterator[Trial]:
+    with ExitStack() as stack:
+        engine, oracle = (stack.enter_context(open_engine(spec, str(file))) for spec in ("numpy", "numpy64"))
+        assert isinstance(oracle, Embedded)
+        yield Trial(Observer(), engine, oracle, golden_for(str(file)))
+
+
+def results(engines: float, oracles: float, trial: Trial) -> Pair:
+    """A run in which the control moves the engine's result by one NMSE and the oracle's by another."""
+
+    def run(engine: Engine) -> Pair:
+        return np.ones(4), np.ones(4) + np.sqrt(oracles if engine is trial.oracle else engines)
+
+    return run  # type: ignore[return-value]
+
+
+def test_a_control_that_differs_is_a_figure(trial: Trial) -> None:
+    """The engine's own difference is enough; the oracle is not asked."""
+    assert trial.control("moved", results(0.5, float("nan"), trial)) == "NMSE 0.5"  # type: ignore[arg-type]
+    assert trial.observe.detail == {}
+    assert [metric.name for metric in trial.observe.metrics] == ["control moved NMSE"]
+
+
+def test_only_the_oracle_excuses_a_control(trial: Trial) -> None:
+    """An engine that does not differ where the oracle does fails; where neither does, that is said."""
+    with pytest.raises(
+        CheckFailed, match=r"the control did not differ \(moved\): NMSE 0, .* oracle's is 0.5"
+    ):
+        trial.control("moved", results(0.0, 0.5, trial))  # type: ignore[arg-type]
+    clause = trial.control("moved", results(0.0, 1e-6, trial))  # type: ignore[arg-type]
+    assert clause == "not to be told on this model (the oracle's own difference: NMSE 1e-06)"
+    assert trial.observe.detail == {"not_applicable": ["moved"]}
+    assert trial.observe.observed == 4
+
+
+def test_the_oracles_control_is_free_of_faults(trial: Trial) -> None:
+    """A fault that is active in the process makes no control of the oracle equal."""
+    seen: list[bool] = []
+
+    def run(engine: Engine) -> Pair:
+        seen.append(Embedded.tokenize is plain)
+        return np.ones(2), np.ones(2)
+
+    plain = Embedded.tokenize
+    faults.ambient(faults.named(["bos_missing"]))
+    try:
+        trial.control("nothing", run)
+    finally:
+        faults.ambient(())
+    assert len(seen) == 2
+
+
+def test_texts_that_part_at_a_tie_are_no_control(trial: Trial) -> None:
+    """Two texts of the oracle that only the last bits of equal logits tell apart excuse the engine's one."""
+    row = trial.oracle.exact_logits([1])[-1]
+    best, worst = int(row.argmax()), int(row.argmin())
+
+    def write(other: int) -> Texts:
+        return lambda engine: ([best], [other if engine is trial.oracle else best])  # type: ignore[return-value]
+
+    with pytest.raises(CheckFailed, match="the control did not differ: texts"):
+        trial.two_texts("texts", [[1]], write(worst))  # type: ignore[arg-type]
+    trial.tau = lambda logits: 1e9  # type: ignore[method-assign]
+    assert "not to be told" in trial.two_texts("texts", [[1]], write(worst))  # type: ignore[arg-type]
+
+
+def test_equality_is_as_tight_as_it_was_on_the_fixtures() -> None:
+    """The bound of the exact lane lies below the arithmetic's on every packaged model, so it widens none."""
+    for name in ("llama-tiny", "gpt2-tiny"):
+        for type in TYPES:
+            floor = golden_for(f"fixture:{name}:{type}").floors["exact"]
+            assert lanes.bounds(lanes.EXACT, floor).nmse < SAME["float32"]
+            assert math.sqrt(2) * floor.dlogprob_max < 1e-4
+
+
+def test_distance_from_zeros_is_finite_and_from_a_nan_is_not() -> None:
+    """Against zeros an error is the largest figure, so that a floor of zeros can bound it; a NaN is none."""
+    zeros, ones = np.zeros(3), np.ones(3)
+    assert distance(zeros, zeros) == 0.0
+    assert distance(zeros, ones) == lanes.AGAINST_ZEROS
+    assert distance(ones, np.array([1.0, 1.0, np.nan])) == np.inf
+
+
+@pytest.mark.parametrize("norms", ["random", "zero"])
+def test_a_stage_is_excused_by_its_own_noise_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, norms: str
+) -> None:
+    """Beyond the logits' bound a stage may be as far off as the lane is there; more, or where the lane leaves
+    nothing anything at all, is wrong. A stage that the lane has well within is not excused."""
+    monkeypatch.setenv("PRILL_CACHE", str(tmp_path / "cache"))
+    file = sound.build(replace(PLAIN, context=16, norms=norms), tmp_path / "model.gguf")
+    with trial_on(file) as trial:
+        ids = trial.texts[0][:8]
+        noise = Noise(trial.engine, trial.golden, ids, 2)
+        truth = {name: np.asarray(a, np.float64).reshape(8, -1)[2:] for name, a in trial.oracle.trace(ids)}
+        own, right = noise.stages["blk.1.out"], truth["blk.1.out"]
+        error = own - right
+        if norms == "zero":
+            assert np.array_equal(own, right)
+            assert not noise.explains("blk.1.out", right, right + 1e-12, 0.0)
+            return
+        assert error.any()
+        assert noise.explains("blk.1.out", right, right + 9 * error, 0.0)
+        assert not noise.explains("blk.1.out", right, right + 11 * error, 0.0)
+        assert not noise.explains("blk.1.out", right, right + 9 * error, 1e-9)
+        assert not noise.explains("no.such.stage", right, right, 0.0)

@@ -1,0 +1,121 @@
+"""A gate is green on every sound model: suites that look at the model, on models that a seed draws.
+
+Ten in CI. By hand, two hundred and more, of full size:
+
+    PRILL_SOUND_MODELS=200 PRILL_SOUND_SIZE=full pytest suites/unit/test_sound_models.py -k green
+
+A model that fails is named by its recipe; `sound.build(recipe, path)` writes it again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from prill_fixtures import sound
+from prill_fixtures.sound_vocab import Vocabulary
+from prill_harness.evidence import Evidence, Status, read
+
+from .commandline import child
+
+SUITES = ("tokens", "stages", "cache", "properties", "sampler", "errors", "harness")
+# Of a text that no model ends, and of two letters on both sides of a border, some models have none.
+MAY_LACK = {"properties.end_of_text", "properties.stop_strings"}
+MODELS = int(os.environ.get("PRILL_SOUND_MODELS", "10"))
+SMALL = os.environ.get("PRILL_SOUND_SIZE", "small") == "small"
+PLAIN = sound.Recipe(
+    seed=1,
+    family="llama",
+    vocabulary=Vocabulary("spm", 300),
+    context=64,
+    layers=2,
+    width=32,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    rope_dim=8,
+    ffn=48,
+)
+GPT2 = replace(PLAIN, family="gpt2", vocabulary=Vocabulary("bpe", 300), kv_heads=4, biases=True)
+
+
+def judged(out: Path, models: list[Path], what: Iterable[str], *engines: str) -> list[Evidence]:
+    """The evidence that `prill run` leaves of these suites or checks."""
+    options = [word for model in models for word in ("--model", str(model))]
+    options += [word for engine in engines or ("numpy",) for word in ("--engine", engine)]
+    child("run", *options, "--jobs", "2", "--out", str(out), *what, timeout=60 + 60 * MODELS)
+    return [record for record in read(out / "ledger.jsonl") if isinstance(record, Evidence)]
+
+
+def red(evidence: list[Evidence]) -> list[str]:
+    """What a gate on a sound model may not have."""
+    return [
+        f"{e.cell.model}: {e.check} {e.status}: {e.sentence}"
+        for e in evidence
+        if e.status is not Status.PASSED and not (e.status is Status.INCONCLUSIVE and e.check in MAY_LACK)
+    ]
+
+
+def test_suites_are_green_on_random_sound_models(tmp_path: Path) -> None:
+    """No check is failed, broken or inconclusive on any model that the generator draws."""
+    recipes = {f"{seed}.gguf": sound.draw(seed, small=SMALL) for seed in range(MODELS)}
+    files = [sound.build(recipe, tmp_path / name) for name, recipe in recipes.items()]
+    evidence = judged(tmp_path / "out", files, SUITES)
+    assert len({e.cell.model for e in evidence}) == MODELS
+    assert len(evidence) >= 40 * MODELS
+    found = red(evidence)
+    told = [f"{name}: {recipe}" for name, recipe in recipes.items() if f"/{name}:" in str(found)]
+    assert not found, "\n".join([*found, *told])
+
+
+ENDS = {
+    "a context of 8": replace(PLAIN, context=8),
+    "one token, that spells nothing": replace(PLAIN, vocabulary=Vocabulary("spm", 1, 0, False, False, False)),
+    "norms of 0": replace(GPT2, norms="zero", biases=False, context=9),
+    "constant weights": replace(GPT2, weights="constant", head="equal", context=24),
+}
+
+
+def test_suites_are_green_at_the_ends(tmp_path: Path) -> None:
+    """The smallest context, a vocabulary without any text, and models that show next to nothing are green."""
+    files = [sound.build(recipe, tmp_path / f"{name}.gguf") for name, recipe in ENDS.items()]
+    evidence = judged(tmp_path / "out", files, ("tokens", "stages", "cache", "properties"))
+    assert len(evidence) >= 28 * len(ENDS)
+    assert not red(evidence)
+    refused = [e.sentence for e in evidence if e.check == "tokens.prompt_ids" and "no text" in e.sentence]
+    assert len(refused) == 1  # and what cannot be told is named in the record and in the sentence
+    blind = [e for e in evidence if e.check == "properties.prefill_decode" and e.detail]
+    assert len(blind) >= 2
+    for record in blind:
+        assert record.detail["not_applicable"] == ["the last tokens without their prompt"]
+        assert "not to be told on this model" in record.sentence
+
+
+def test_late_positions_of_a_middling_context(tmp_path: Path) -> None:
+    """A context of 64 to 299 has its later half compared, and the sentence says what was looked at."""
+    file = sound.build(replace(PLAIN, context=128), tmp_path / "model.gguf")
+    checks = ("tokens.late_positions", "stages.late", "cache.size", "properties.chunking")
+    found = {e.check: e for e in judged(tmp_path / "out", [file], checks)}
+    assert {name: e.status for name, e in found.items()} == dict.fromkeys(checks, Status.PASSED)
+    assert "past 64, all that a context of 128 has" in found["tokens.late_positions"].sentence
+    assert "positions 64-127" in found["stages.late"].sentence
+
+
+FAULTS = {
+    "mask_off_by_one": ("stages.early", "tokens.teacher_forced", "properties.chunking"),
+    "cache_last_row_not_written": ("cache.exactly_full", "properties.prefill_decode"),
+    "rope_ignored": ("properties.position_offset", "stages.early"),
+    "seed_ignored": ("properties.same_seed",),
+}
+
+
+def test_a_short_model_still_kills(tmp_path: Path) -> None:
+    """Shrunk to a context of 16, checks see the bugs that they see on a long model: none is excused."""
+    file = sound.build(replace(PLAIN, context=16), tmp_path / "model.gguf")
+    checks = sorted({check for checks in FAULTS.values() for check in checks})
+    evidence = judged(tmp_path / "out", [file], checks, *(f"numpy+fault:{name}" for name in FAULTS))
+    found = {(e.cell.engine.rpartition(":")[2], e.check): e.status for e in evidence}
+    for fault, killers in FAULTS.items():
+        assert {found[fault, check] for check in killers} == {Status.FAILED}, fault
