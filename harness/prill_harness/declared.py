@@ -39,11 +39,21 @@ def declared(file: GGUFFile) -> dict[str, Value]:
     out.setdefault("head_dim", int(out["width"]) // int(out["n_heads"]))
     if file.architecture in ROTARY:
         out.setdefault("rope_dim", out["head_dim"])
+        out |= _scaling(stated, file.metadata.get(f"{prefix}rope.scale_linear"))
     if out.get("window") == 0:
         del out["window"]
     out["vocab_size"] = file.tensors["token_embd.weight"].shape[0]
     out["tied_head"] = "output.weight" not in file.tensors
     return out
+
+
+def _scaling(stated: dict[str, Value], older: Any) -> dict[str, Value]:
+    """Kind and factor of the rotary scaling: a factor alone is linear, and beside "none" there is none."""
+    factor = stated.get("rope_factor", None if older is None else _single(older))
+    if factor is None:
+        return {}
+    kind = stated.get("rope_scaling", "none" if factor == 1.0 else "linear")
+    return {"rope_scaling": kind, "rope_factor": 1.0 if kind == "none" else factor}
 
 
 def same(expected: Value, got: Value) -> bool:

@@ -61,13 +61,18 @@ class Metric(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CellStarted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="cell"):
-    """First record of a cell: what it is going to report."""
+    """First record of a cell: what it is going to report.
+
+    Attributes:
+        assumptions: (key, assumed, why) of what the model's file leaves open.
+    """
 
     cell: Cell
     planned: tuple[str, ...]
     at: float
     versions: dict[str, str] = {}
     schema: int = SCHEMA
+    assumptions: tuple[tuple[str, str, str], ...] = ()
 
 
 class CheckStarted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="start"):

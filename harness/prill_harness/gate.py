@@ -16,7 +16,7 @@ from prill_harness.faults.kills import Kills
 from prill_harness.plan import Plan
 from prill_harness.policy import Policy
 from prill_harness.rules import Case, judge
-from prill_harness.verdict import CellResult, CheckResult, ItemStatus, Verdict
+from prill_harness.verdict import AssumptionResult, CellResult, CheckResult, ItemStatus, Verdict
 from prill_harness.version import version
 from prill_harness.waivers import Key, Waiver
 from prill_harness.waivers import apply as apply_waivers
@@ -96,7 +96,17 @@ def decide(
         policy_sha256=policy.sha256,
         prill_version=version(),
         duration_s=round(math.fsum(cell.duration_s for cell in cells), 6),
+        assumptions=_assumptions(index.starts.values()),
     )
+
+
+def _assumptions(starts: Iterable[CellStarted]) -> tuple[AssumptionResult, ...]:
+    """Each assumption once, with the models it was made of."""
+    models: dict[tuple[str, str, str], set[str]] = defaultdict(set)
+    for start in starts:
+        for assumed in start.assumptions:
+            models[assumed].add(start.cell.model)
+    return tuple(AssumptionResult(*each, models=tuple(sorted(of))) for each, of in sorted(models.items()))
 
 
 @dataclass(frozen=True)

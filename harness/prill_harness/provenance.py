@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import platform
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -48,6 +49,18 @@ def model_facts(spec: str) -> dict[str, str]:
     except (PrillError, OSError):
         pass
     return facts
+
+
+@cache
+def assumed(spec: str) -> tuple[tuple[str, str, str], ...]:
+    """(key, assumed, why) of what the file of a model spec leaves open; nothing of what cannot be read."""
+    from prill_harness.engines import resolve_model
+    from prill_runtime.assumptions import assumptions
+    from prill_runtime.gguf import open_gguf
+
+    with suppress(PrillError, OSError), open_gguf(resolve_model(spec)) as file:
+        return tuple((each.key, each.assumed, each.why) for each in assumptions(file))
+    return ()
 
 
 def file_digest(path: Path) -> str:

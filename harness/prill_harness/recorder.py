@@ -150,7 +150,9 @@ class Recorder:
         for cell, plan in cells.items():
             checks = self.config.getoption("prill_check") or ()
             versions = provenance.describe(cell, Path(plan[0].file), checks) if self._ledger else {}
-            self._write(CellStarted(cell, tuple(sorted(p.check for p in plan)), self._began, versions))
+            assumed = provenance.assumed(cell.model) if self._ledger else ()
+            checks = tuple(sorted(p.check for p in plan))
+            self._write(CellStarted(cell, checks, self._began, versions, assumptions=assumed))
 
     # --- one check --------------------------------------------------------------------------------------
 

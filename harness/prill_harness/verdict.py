@@ -98,6 +98,15 @@ class WaiverResult(msgspec.Struct, frozen=True):
     sentence: str = ""
 
 
+class AssumptionResult(msgspec.Struct, frozen=True):
+    """What prill took in place of something that the files of `models` leave open, where engines disagree."""
+
+    key: str
+    assumed: str
+    why: str
+    models: tuple[str, ...]
+
+
 class Verdict(msgspec.Struct, frozen=True):
     """status: passed, failed or inconclusive; exit_code 0, 1 or 10. `sentence` names the rule that broke."""
 
@@ -116,3 +125,4 @@ class Verdict(msgspec.Struct, frozen=True):
     prill_version: str
     duration_s: float = 0.0
     schema: int = 1
+    assumptions: tuple[AssumptionResult, ...] = ()

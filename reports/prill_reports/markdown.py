@@ -24,7 +24,7 @@ def render(verdict: Verdict, *, options: Mapping[str, str]) -> str:
     What would pass the size limit is left out from the end, and said to be.
     """
     parts = [_head(verdict), _rules(verdict), _items(verdict), _failures(verdict), _figures(verdict)]
-    parts += [_cells(verdict), _waivers(verdict), _foot(verdict)]
+    parts += [_cells(verdict), _assumptions(verdict), _waivers(verdict), _foot(verdict)]
     kept: list[str] = []
     size = 0
     for line in (line for part in parts for line in part):
@@ -171,6 +171,19 @@ def _cells(verdict: Verdict) -> Lines:
             for c in sorted(verdict.cells, key=lambda c: (c.status == "complete", c.cell))
         ),
     )
+
+
+def _assumptions(verdict: Verdict) -> Lines:
+    if verdict.assumptions:
+        yield "## Assumed where files are silent and engines disagree"
+        yield ""
+        yield from table(
+            ("key", "assumed", "because", "models"),
+            (
+                (code(a.key), text(a.assumed), text(a.why), text(", ".join(a.models)))
+                for a in verdict.assumptions
+            ),
+        )
 
 
 def _waivers(verdict: Verdict) -> Lines:

@@ -25,11 +25,13 @@ class Generation:
         ids: generated ids, without the end-of-generation id.
         logprobs: natural log-softmax of the raw logits at each id, before penalty and filters.
         finish_reason: "eos", "length", "stop", "context" or "cancelled".
+        end_id: the end-of-generation id that ended the text; None where something else did.
     """
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: str
+    end_id: int | None = None
 
 
 class StopStrings:
@@ -90,6 +92,7 @@ class Writer:
         self._stops, self._ignore_eos, self._on_token = StopStrings(stop), ignore_eos, on_token
         self._ids: list[int] = []
         self._logprobs: list[float] = []
+        self._end_id: int | None = None
 
     @property
     def history(self) -> Sequence[int]:
@@ -115,6 +118,7 @@ class Writer:
     def accept(self, token: int, chosen: float) -> Generation | None:
         """Go on with an id that was chosen elsewhere, and its logprob; the whole text once it has ended."""
         if token in self._model.tokenizer.eog_ids and not self._ignore_eos:
+            self._end_id = token
             return self._ended("eos")
         self._ids.append(token)
         self._history.append(token)
@@ -131,7 +135,7 @@ class Writer:
         return None
 
     def _ended(self, reason: str) -> Generation:
-        return Generation(tuple(self._ids), tuple(self._logprobs), reason)
+        return Generation(tuple(self._ids), tuple(self._logprobs), reason, self._end_id)
 
 
 def generate(

@@ -40,6 +40,15 @@ DEEPSEEK_V3 = (
     rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}"
 )
 SEED_CODER = rf"{_ENGLISH}|{_WORD}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_SPACES}"
+# The last one leaves out what the others end with: a single space before no word stays between the matches.
+CHAMELEON = (
+    r"<sentinel:[0-9]+>",
+    r"(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z",
+    r"([\t\n]|    |  )",
+    r"\p{N}",
+    r"[\p{P}!-/:-@\[-`{-~]",
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
+)
 BLOOM = r" ?[^(\s|.,!?…。，、।۔،)]+"
 
 
@@ -69,13 +78,14 @@ _GROUPS: Mapping[PreTokenizer, str] = {
         "gpt-2 phi-2 mpt olmo jais trillion granite-docling exaone4 gigachat mellum modern-bert a.x-4.0"
     ),
     PreTokenizer((LLAMA3,), ignore_merges=True, add_bos=True): (
-        "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2"
+        "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano"
     ),
     PreTokenizer((LLAMA3,)): "dbrx smaug-bpe chatglm-bpe glm4",
     PreTokenizer((QWEN2,)): "qwen2 deepseek-r1-qwen stablelm2 megrez hunyuan solar-open grok-2 kormo",
     PreTokenizer((QWEN35,)): "qwen35",
     PreTokenizer((O200K,)): "gpt-4o o200k llama4 kanana2 minimax-m2",
     PreTokenizer((TEKKEN,), ignore_merges=True, add_bos=True): "tekken",
+    PreTokenizer(CHAMELEON, add_bos=True): "chameleon",
     PreTokenizer((r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", DEEPSEEK_V3)): "deepseek-v3 hunyuan-dense joyai-llm",
     PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}")): "deepseek-coder",
     PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", GPT2, "[0-9][0-9][0-9]")): "falcon",

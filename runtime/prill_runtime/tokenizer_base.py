@@ -22,7 +22,11 @@ class Tokenizer(ABC):
 
     Special tokens (CONTROL, UNKNOWN, USER_DEFINED) are cut out of the text whole before anything else
     sees it, the longest spelling (in bytes) first over the whole text, as llama.cpp does. With
-    `parse_special=False` only USER_DEFINED ones are, and no control token can come out of plain text.
+    `parse_special=False` only USER_DEFINED ones are, and no control token can come out of plain text. A text
+    that is known to end a generation makes a control token, whatever type the file gives it.
+
+    What no token stands for becomes the unknown token where the family has one, and is left out where not:
+    `lost` tells how much that is.
 
     BOS and EOS come from `add_bos_token` and `add_eos_token`. Where the file is silent, llama.cpp's
     defaults hold: EOS is not added; BOS is added by family "llama" and by the pre-tokenizers of Llama 3
@@ -32,7 +36,7 @@ class Tokenizer(ABC):
         vocab_size: number of ids.
         bos_id, eos_id: None where the file has none.
         eog_ids: ids that end a generation: eos, eot, eom, the fill-in-the-middle ends, and well-known
-            names such as <|im_end|> where they are control tokens.
+            texts such as <|im_end|> of any type; `vocabulary.ends` says what makes each an end.
         add_bos, add_eos: whether `encode` adds them.
     """
 
@@ -51,9 +55,11 @@ class Tokenizer(ABC):
     def _adopt(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
         self.vocab_size = len(vocabulary.tokens)
-        self.bos_id, self.eos_id, self.eog_ids = vocabulary.bos_id, vocabulary.eos_id, vocabulary.eog_ids
+        self.bos_id, self.eos_id = vocabulary.bos_id, vocabulary.eos_id
+        self.eog_ids = frozenset(vocabulary.ends)
         self.add_bos, self.add_eos = vocabulary.add_bos, vocabulary.add_eos
-        special = vocabulary.of_type(TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED)
+        self._control = vocabulary.closing.union(vocabulary.of_type(TokenType.CONTROL))
+        special = self._control.union(vocabulary.of_type(TokenType.UNKNOWN, TokenType.USER_DEFINED))
         self._special = sorted(
             (token_id for token_id in special if vocabulary.tokens[token_id]),
             key=lambda token_id: (-len(vocabulary.tokens[token_id].encode()), token_id),
@@ -63,7 +69,7 @@ class Tokenizer(ABC):
     def digest(self) -> str:
         """sha256, in hexadecimal, of everything that decides tokenization, and of nothing else."""
         v = self.vocabulary
-        shared = [v.tokens, v.types, v.bos_id, v.eos_id, v.unk_id, sorted(v.eog_ids), v.add_bos, v.add_eos]
+        shared = [v.tokens, v.types, v.bos_id, v.eos_id, v.unk_id, sorted(v.ends), v.add_bos, v.add_eos]
         canonical = json.dumps([1, self.model, shared, self._decisive()], separators=(",", ":"))
         return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
@@ -75,7 +81,7 @@ class Tokenizer(ABC):
             parse_special: read spelled-out control tokens as tokens, not as text.
 
         Raises:
-            InvalidParameter: the text holds a lone surrogate, or something no token stands for.
+            InvalidParameter: the text holds a lone surrogate.
         """
         _require_unicode(text)
         ids = [self.bos_id] if add_special and self.add_bos and self.bos_id is not None else []
@@ -83,10 +89,16 @@ class Tokenizer(ABC):
             if isinstance(part, int):
                 ids.append(part)
             else:
-                ids.extend(self._encode_text(part))
+                ids.extend(token_id for token_id in self._encode_text(part) if token_id is not None)
         if add_special and self.add_eos and self.eos_id is not None:
             ids.append(self.eos_id)
         return ids
+
+    def lost(self, text: str) -> int:
+        """How many pieces of a text (bytes or characters) no token stands for: `encode` leaves them out."""
+        _require_unicode(text)
+        parts = [part for part in self._partition(text, True) if isinstance(part, str)]
+        return sum(self._encode_text(part).count(None) for part in parts)
 
     def decode(self, ids: Sequence[int], *, continuation: bool = False) -> bytes:
         """The bytes that ids stand for: the inverse of `encode` without special tokens.
@@ -106,7 +118,7 @@ class Tokenizer(ABC):
         """The bytes one id stands for, wherever it is: nothing is ever stripped; control tokens give b""."""
         token_id = self._require_id(token_id)
         token, kind = self.vocabulary.tokens[token_id], self.vocabulary.types[token_id]
-        if kind == TokenType.CONTROL:
+        if token_id in self._control:
             return b""
         if kind == TokenType.UNKNOWN:
             return REPLACEMENT
@@ -123,8 +135,12 @@ class Tokenizer(ABC):
         return TextStream(self, continuation)
 
     @abstractmethod
-    def _encode_text(self, text: str) -> list[int]:
-        """Ids of a stretch of text, not empty, between special tokens or the ends."""
+    def unspelled_bytes(self) -> int:
+        """How many of the 256 bytes have no token of their own."""
+
+    @abstractmethod
+    def _encode_text(self, text: str) -> list[int | None]:
+        """Ids of a stretch of text, not empty, between special tokens or the ends; None for what is lost."""
 
     @abstractmethod
     def _text(self, token: str) -> bytes:
@@ -138,10 +154,14 @@ class Tokenizer(ABC):
         parts: list[int | str] = [text] if text else []
         for token_id in self._special:
             token = self.vocabulary.tokens[token_id]
-            wanted = parse_special or self.vocabulary.types[token_id] == TokenType.USER_DEFINED
+            wanted = parse_special or self._is_user_defined(token_id)
             if wanted and token in text:
                 parts = [piece for part in parts for piece in _cut(part, token, token_id)]
         return iter(parts)
+
+    def _is_user_defined(self, token_id: int) -> bool:
+        kind = self.vocabulary.types[token_id]
+        return kind == TokenType.USER_DEFINED and token_id not in self._control
 
     def _require_id(self, token_id: int) -> int:
         index = operator.index(token_id)
@@ -192,8 +212,7 @@ class _PieceReader:
 
     def read(self, token_id: int) -> bytes:
         piece = self._tokenizer.piece(token_id)
-        kind = self._tokenizer.vocabulary.types[token_id]
-        if kind in (TokenType.CONTROL, TokenType.USER_DEFINED):
+        if token_id in self._tokenizer._control or self._tokenizer._is_user_defined(token_id):
             self._at_prefix = self._tokenizer.strips_prefix
             return piece
         stripped = piece[1:] if self._at_prefix and piece.startswith(b" ") else piece

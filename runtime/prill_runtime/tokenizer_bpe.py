@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import tokenizers
 from tokenizers.models import BPE
 
-from prill_runtime.errors import InvalidParameter, ModelFileError, UnsupportedModel
+from prill_runtime.errors import ModelFileError, UnsupportedModel
 from prill_runtime.pretokenizers import PRE_TOKENIZERS, PreTokenizer
 from prill_runtime.tokenizer_base import Tokenizer
 from prill_runtime.tokenizer_vocab import PREFIX, Defaults, TokenType, Vocabulary, read_vocabulary, strings
@@ -21,6 +21,7 @@ def _byte_alphabet() -> dict[int, str]:
 
 
 BYTE_ALPHABET = _byte_alphabet()
+GAP = " "  # byte-level text has no space: it is spelled U+0120
 _TO_BYTE = {ord(character): byte for byte, character in BYTE_ALPHABET.items()}
 
 
@@ -29,8 +30,9 @@ class ByteLevelTokenizer(Tokenizer, model="gpt2"):
 
     `tokenizer.ggml.pre` names the pre-tokenizer; where it is missing, "default" holds, as in llama.cpp. A
     merge listed twice counts where it comes first. BPE gives NORMAL tokens, and USER_DEFINED ones that are
-    plain ASCII. A byte without a token of its own is no fault of the file until a text needs it: then
-    `encode` raises. `add_space_prefix` has no meaning here, as in llama.cpp.
+    plain ASCII. A byte without a token of its own is left out of a text, and nothing merges over the gap (as
+    in llama.cpp); a whole word may still stand for it. `add_space_prefix` has no meaning here, nor has the
+    unk id (both as in llama.cpp).
 
     Raises:
         UnsupportedModel: the pre-tokenizer is not known.
@@ -44,23 +46,25 @@ class ByteLevelTokenizer(Tokenizer, model="gpt2"):
         words = _words(vocabulary)
         self._merges = _merges(strings(metadata, "merges"), words)
         pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in self._merges)]
-        self._lacking = {byte for byte, character in BYTE_ALPHABET.items() if character not in words}
+        self._unspelled = sum(letter not in words for letter in BYTE_ALPHABET.values())
+        # The library drops what it has no token for, and then merges what was apart: a token past the
+        # vocabulary keeps the place. No merge names it, for a merge holds a space.
         self._bpe = tokenizers.Tokenizer(
-            BPE(vocab=words, merges=pairs, ignore_merges=self._pre.ignore_merges)
+            BPE(
+                vocab={**words, GAP: self.vocab_size},
+                merges=pairs,
+                unk_token=GAP,
+                ignore_merges=self._pre.ignore_merges,
+            )
         )
         self._bpe.pre_tokenizer = self._pre.build()
 
-    def _encode_text(self, text: str) -> list[int]:
+    def unspelled_bytes(self) -> int:
+        return self._unspelled
+
+    def _encode_text(self, text: str) -> list[int | None]:
         ids: list[int] = self._bpe.encode(text, add_special_tokens=False).ids
-        lacking = self._lacking.intersection(data := text.encode()) if self._lacking else set()
-        # The library drops what it has no token for; a whole word may still stand for such a byte.
-        if lacking and sum(len(self.piece(token_id)) for token_id in ids) != len(data):
-            index, byte = next((i, byte) for i, byte in enumerate(data) if byte in lacking)
-            raise InvalidParameter(
-                f"the vocabulary has no token for byte 0x{byte:02X}",
-                where=f"text, byte {index} of the stretch {text[:20]!r}",
-            )
-        return ids
+        return [token_id if token_id < self.vocab_size else None for token_id in ids]
 
     def _text(self, token: str) -> bytes:
         try:

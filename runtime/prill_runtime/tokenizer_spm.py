@@ -7,7 +7,7 @@ from heapq import heapify, heappop, heappush
 
 import numpy as np
 
-from prill_runtime.errors import InvalidParameter, ModelFileError
+from prill_runtime.errors import ModelFileError
 from prill_runtime.tokenizer_base import Tokenizer
 from prill_runtime.tokenizer_vocab import PREFIX, Defaults, TokenType, flag, numbers, read_vocabulary
 
@@ -21,14 +21,13 @@ class SentencePieceTokenizer(Tokenizer, model="llama"):
     `add_space_prefix` (default true) every stretch of text at the start or after a special token gets one
     space in front. Characters merge by the highest score of the merged token, the leftmost on ties. What
     no token spells goes to `<0xXX>` byte tokens, or, where one of its bytes has none, to the unk token: one
-    for a run of such characters. Control, unknown and byte tokens never come out of merging; UNUSED tokens
-    take part in it, and are taken apart again at the end (both as SentencePiece).
+    for a run of such characters, and none where there is no unk. Control, unknown and byte tokens never come
+    out of merging; UNUSED tokens take part in it, and are taken apart again at the end (as SentencePiece).
 
-    Where the file is silent: bos 1, eos 2, unk 0 and add_bos true, as llama.cpp.
+    Where the file is silent: bos 1, eos 2, unk 0, add_bos true and all scores 0, as llama.cpp.
 
     Raises:
-        ModelFileError: what `read_vocabulary` raises; the scores are missing, of another length or not
-            finite.
+        ModelFileError: what `read_vocabulary` raises; the scores are of another length or not finite.
     """
 
     def __init__(self, metadata: Mapping[str, object], vocab_size: int | None = None) -> None:
@@ -37,11 +36,8 @@ class SentencePieceTokenizer(Tokenizer, model="llama"):
         )
         self._adopt(vocabulary)
         scores = numbers(metadata, "scores", self.vocab_size, "iuf")
-        if scores is None:
-            raise ModelFileError(
-                "key is missing", where=PREFIX + "scores", expected="an array of one score for each token"
-            )
-        self._all_scores = scores.astype(np.float32)  # (vocab,)
+        given = np.zeros(self.vocab_size) if scores is None else scores
+        self._all_scores = given.astype(np.float32)  # (vocab,)
         for token_id in np.flatnonzero(~np.isfinite(self._all_scores))[:1]:
             raise ModelFileError(
                 "score is not finite",
@@ -57,9 +53,12 @@ class SentencePieceTokenizer(Tokenizer, model="llama"):
         self._unused = {vocabulary.tokens[i] for i in vocabulary.of_type(TokenType.UNUSED)}
         self._bytes = {int(vocabulary.tokens[i][3:5], 16): i for i in vocabulary.of_type(TokenType.BYTE)}
 
-    def _encode_text(self, text: str) -> list[int]:
+    def unspelled_bytes(self) -> int:
+        return 256 - len(self._bytes)
+
+    def _encode_text(self, text: str) -> list[int | None]:
         prefix = " " if self.strips_prefix else ""
-        ids: list[int] = []
+        ids: list[int | None] = []
         in_unknown_run = False
         for symbol in merge_by_score((prefix + text).replace(" ", SPACE), self._scores, self._unused):
             token_id = self._ids.get(symbol)
@@ -73,17 +72,9 @@ class SentencePieceTokenizer(Tokenizer, model="llama"):
                 ids.extend(in_bytes)
                 in_unknown_run = False
             elif not in_unknown_run:
-                ids.append(self._unknown(symbol))
-                in_unknown_run = True
+                ids.append(self.vocabulary.unk_id)
+                in_unknown_run = self.vocabulary.unk_id is not None
         return ids
-
-    def _unknown(self, symbol: str) -> int:
-        if self.vocabulary.unk_id is None:
-            raise InvalidParameter(
-                f"no token stands for U+{ord(symbol[0]):04X}: the vocabulary has neither its bytes nor unk",
-                where="text",
-            )
-        return self.vocabulary.unk_id
 
     def _text(self, token: str) -> bytes:
         return token.replace(SPACE, " ").encode()

@@ -12,20 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prill_runtime.errors import ModelFileError
+from prill_runtime.tokenizer_ends import END_KEYS, FILL_IN, ends, known_ends
 
 PREFIX = "tokenizer.ggml."
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
-
-# Tokens that end a generation wherever they are control tokens (llama.cpp, llama-vocab.cpp).
-EOG_NAMES = (
-    "</s>", "<eos>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>",
-    "<|return|>", "<|call|>", "<|calls|>", "<|flush|>", "<end_of_turn>", "<end_of_utterance>", "<EOT>",
-    "_<EOT>", "[EOT]", "[EOS]", "<｜end▁of▁sentence｜>", "[e~[", "<|fim_pad|>", "<|fim_repo|>",
-    "<|repo_name|>", "<|file_sep|>",
-)  # fmt: skip
-EOG_KEYS = ("eot_token_id", "eom_token_id", "fim_pad_token_id", "fim_rep_token_id", "fim_sep_token_id")
-# In these vocabularies <|end|> closes a message, not the generation.
-END_IS_NOT_EOG = (("<|return|>", "<|call|>"), ("<|calls|>", "<|flush|>"), ("<|call|>", "<|flush|>"))
 
 
 class TokenType(IntEnum):
@@ -51,7 +41,14 @@ class Defaults:
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """The tokens of a file, checked; `ids` finds a token by its spelling (empty spellings excepted)."""
+    """The tokens of a file, checked.
+
+    Attributes:
+        types: as the file gives them, or as guessed where it does not.
+        ids: finds a token by its spelling (empty spellings excepted).
+        ends: the ids that end a text, each with the key that names it or "its text".
+        closing: those of them whose text says so, whatever else does.
+    """
 
     tokens: tuple[str, ...]
     types: tuple[int, ...]
@@ -59,7 +56,8 @@ class Vocabulary:
     bos_id: int | None
     eos_id: int | None
     unk_id: int | None
-    eog_ids: frozenset[int]
+    ends: Mapping[int, str]
+    closing: frozenset[int]
     add_bos: bool
     add_eos: bool
 
@@ -100,6 +98,9 @@ def read_vocabulary(metadata: Mapping[str, object], vocab_size: int | None, defa
 
     bos = given["bos"] if given["bos"] is not None else default(defaults.bos_id, TokenType.CONTROL)
     eos = given["eos"] if given["eos"] is not None else default(defaults.eos_id, TokenType.CONTROL)
+    named = {key: _token_id(metadata, key, size) for key in (*END_KEYS, *FILL_IN)} | {"eos_token_id": eos}
+    stated = {key: token_id for key, token_id in named.items() if token_id is not None}
+    closing = known_ends(stated, ids)
     return Vocabulary(
         tokens=tuple(tokens),
         types=tuple(types),
@@ -107,9 +108,11 @@ def read_vocabulary(metadata: Mapping[str, object], vocab_size: int | None, defa
         bos_id=bos,
         eos_id=eos,
         unk_id=unk if unk is not None else default(defaults.unk_id, TokenType.UNKNOWN),
-        eog_ids=_eog_ids(metadata, ids, types, eos),
-        add_bos=_adds(metadata, "bos", bos, default=defaults.add_bos),
-        add_eos=_adds(metadata, "eos", eos, default=False),
+        ends=ends(stated, closing),
+        closing=closing,
+        # A file may ask for a token that it does not name: there is nothing to add then.
+        add_bos=flag(metadata, "add_bos_token", default=defaults.add_bos) and bos is not None,
+        add_eos=flag(metadata, "add_eos_token", default=False) and eos is not None,
     )
 
 
@@ -244,25 +247,3 @@ def _guessed_types(
         if role is not None and role < len(tokens):
             types[role] = kind
     return types
-
-
-def _eog_ids(
-    metadata: Mapping[str, object], ids: Mapping[str, int], types: Sequence[int], eos: int | None
-) -> frozenset[int]:
-    named = {name: ids[name] for name in EOG_NAMES if name in ids and types[ids[name]] == TokenType.CONTROL}
-    if any(all(name in named for name in pair) for pair in END_IS_NOT_EOG):
-        named.pop("<|end|>", None)
-    stated = [eos, *(_token_id(metadata, key, len(types)) for key in EOG_KEYS)]
-    return frozenset(named.values()) | {token_id for token_id in stated if token_id is not None}
-
-
-def _adds(metadata: Mapping[str, object], role: str, token_id: int | None, *, default: bool) -> bool:
-    key = f"add_{role}_token"
-    wanted = flag(metadata, key, default=default)
-    if wanted and token_id is None and PREFIX + key in metadata:
-        raise ModelFileError(
-            f"a {role} token is to be added, but the file names none",
-            where=PREFIX + key,
-            expected=f"{PREFIX}{role}_token_id",
-        )
-    return wanted and token_id is not None

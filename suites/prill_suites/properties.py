@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,11 @@ from prill_harness.engines.base import Capability, Engine
 from prill_harness.engines.embedded import Embedded
 from prill_harness.golden import Golden
 from prill_harness.lanes import bounds, lane_for
-from prill_runtime.errors import Inconclusive
-from prill_suites.common import embedded, fed
+from prill_suites.common import embedded, fed, file_fields
 from prill_suites.controls import Pair, Texts, Trial
 from prill_suites.properties_batch import texts_alone
-from prill_suites.properties_ends import ending
+from prill_suites.properties_ends import BEYOND, NEVER, ending, endless, stopping
+from prill_suites.tokenizer_twins import Twin
 
 ONE_PASS = "the engine's own logits in one pass"
 CHUNKS = (1, 7, 31, 32, 33, 64)
@@ -31,6 +32,12 @@ OpenModel = Callable[[str, str], Engine]
 @pytest.fixture
 def trial(observe: Observer, engine: Engine, oracle: Embedded, golden: Golden) -> Trial:
     return Trial(observe, engine, oracle, golden)
+
+
+@pytest.fixture(scope="module")
+def twin(model_path: Path) -> Twin:
+    """What the file's metadata, as gguf reads it, says about text."""
+    return Twin(file_fields(model_path))
 
 
 @check(
@@ -199,14 +206,17 @@ def test_logprobs(trial: Trial, observe: Observer, engine: Engine, golden: Golde
 
 @check(
     "properties.end_of_text",
-    kills=("eos_ignored", "eos_included", "ignore_eos_ignored", "finish_reason_lost"),
+    kills=("eos_ignored", "eos_included", "ignore_eos_ignored", "finish_reason_lost", "ends_forgotten"),
     needs=(Capability.GENERATE,),
 )
-def test_end_of_text(observe: Observer, engine: Engine, golden: Golden) -> None:
+def test_end_of_text(observe: Observer, engine: Engine, golden: Golden, twin: Twin) -> None:
     """Text ends at the end-of-text token, which is no part of it; told to ignore that, the engine goes on."""
-    prompt, at, arguments = ending(observe, engine, golden)
-    free = engine.generate(prompt, max_tokens=at + 4, ignore_eos=True, **arguments)
-    ended = engine.generate(prompt, max_tokens=at + 4, **arguments)
+    if not twin.ends:
+        endless(observe, engine, golden)
+        return
+    prompt, at, arguments = ending(observe, engine, golden, twin.ends)
+    free = engine.generate(prompt, max_tokens=at + BEYOND, ignore_eos=True, **arguments)
+    ended = engine.generate(prompt, max_tokens=at + BEYOND, **arguments)
     observe.saw(at + 1, oracle="the same request, told to ignore the end")
     observe.expect(
         ended.finish_reason == "eos", f"expected 'eos' after {at} tokens, got {ended.finish_reason!r}"
@@ -214,10 +224,14 @@ def test_end_of_text(observe: Observer, engine: Engine, golden: Golden) -> None:
     observe.expect(
         ended.ids == free.ids[:at], f"expected the {at} tokens before the end, got {len(ended.ids)}"
     )
-    longer = len(free.ids) == at + 4 and free.finish_reason == "length"
+    longer = len(free.ids) == at + BEYOND and free.finish_reason == "length"
     observe.expect(longer, f"the control did not differ: ignoring the end gave {len(free.ids)} tokens")
+    observe.expect(
+        ended.end_id in (None, free.ids[at]), f"ended by id {free.ids[at]}, but reports {ended.end_id}"
+    )
     observe.say(
-        f"stopped after {at} tokens at id {free.ids[at]}; told to ignore it, went on to {len(free.ids)}"
+        f"stopped after {at} tokens at id {free.ids[at]} {twin.tokens[free.ids[at]]!r}; told to ignore it, "
+        f"went on to {len(free.ids)}"
     )
 
 
@@ -249,41 +263,22 @@ def test_max_tokens(trial: Trial, observe: Observer, engine: Engine) -> None:
     kills=("stop_within_token_only", "stop_ignored", "stop_from_half"),
     needs=(Capability.GENERATE,),
 )
-def test_stop_strings(trial: Trial, observe: Observer, engine: Engine) -> None:
-    """A stop string split over two tokens ends the text at the token that completes it."""
-    tried = 0
-    for which in range(len(trial.texts)):
-        prompt = trial.prompt(which, 12)
-        free = engine.generate(prompt, max_tokens=24, ignore_eos=True)
-        lengths = [len(engine.detokenize([*prompt, *free.ids[:n]])) for n in range(len(free.ids) + 1)]
-        whole = engine.detokenize([*prompt, *free.ids])[lengths[0] :].decode("utf-8", "replace")
-        for n in range(4, len(free.ids) - 2):
-            at = lengths[n] - lengths[0]
-            stop = whole[at - 2 : at + 2]
-            split = lengths[n] - lengths[n - 1] >= 2 and lengths[n + 1] - lengths[n] >= 2
-            if not (stop.isascii() and split and whole.find(stop) == at - 2):
-                continue
-            done = engine.generate(prompt, max_tokens=24, ignore_eos=True, stop=[stop])
-            observe.saw(n + 1, oracle="the same request without a stop string")
-            observe.expect(
-                done.finish_reason == "stop" and done.ids == free.ids[: n + 1],
-                f"stop {stop!r} over tokens {n - 1} and {n}: expected {n + 1} tokens and 'stop', "
-                f"got {len(done.ids)} and {done.finish_reason!r}",
-            )
-            never = engine.generate(prompt, max_tokens=24, ignore_eos=True, stop=["\x00never\x00"])
-            same_text = never.ids == free.ids and never.finish_reason == "length"
-            observe.expect(
-                same_text, "the control differed: a stop string that never occurs changed the text"
-            )
-            tried += 1
-            break
-        if tried == 2:
-            break
-    if not tried:
-        raise Inconclusive("no generated text had two letters on both sides of a token's border")
-    observe.say(
-        f"{tried} stop strings split over two tokens, each ended the text at the token that completes it"
-    )
+def test_stop_strings(observe: Observer, engine: Engine, golden: Golden, twin: Twin) -> None:
+    """A stop string split over two tokens ends the text at the token that completes it, in any script."""
+    found, where = stopping(engine, golden, twin.special)
+    for text in found:
+        stopped, never = text.again(engine, text.stop), text.again(engine, NEVER)
+        observe.saw(text.count, oracle="the same request without a stop string")
+        observe.expect(
+            stopped.ids == text.free.ids[: text.count] and stopped.finish_reason == text.reason,
+            f"stop {text.stop!r}: expected {text.count} tokens and {text.reason!r}, "
+            f"got {len(stopped.ids)} and {stopped.finish_reason!r}",
+        )
+        observe.expect(
+            never.ids == text.free.ids and never.finish_reason == "length",
+            "the control differed: a stop string that never occurs changed the text",
+        )
+    observe.say(f"{len(found)} stop strings {where}")
 
 
 @check("properties.cancel", kills=("cancel_ignored", "callback_missing"), needs=(Capability.GENERATE,))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,9 +13,8 @@ from prill_harness.engines.base import Capability, Engine
 from prill_harness.golden import Golden
 from prill_runtime.errors import MissingCapability
 from prill_suites.common import FILE_READER, embedded, file_fields
-from prill_suites.tokenizer_twins import bpe_word_ids, longest_text, spm_ids
+from prill_suites.tokenizer_twins import NORMAL, UNUSED, USER_DEFINED, Ambiguous, Twin, longest_text, words
 
-CONTROL = 3  # gguf.TokenType.CONTROL
 HARD_TEXTS = (
     "plain words, then a full stop.",
     "  two leading and two trailing spaces  ",
@@ -35,10 +33,30 @@ HARD_TEXTS = (
 )
 
 
+NO_SPECIAL = ("<s>", "<|im_start|>", "[control]")
+RARE = tuple(map(chr, (0xDF, 0x3A9, 0x416, 0x5D0, 0x20AC, 0x65E5, 0xAC00, 0x1F9EA, 0x10FFFF)))
+OWN = 48  # tokens of the vocabulary itself that are tried as texts
+TWIN = "naive tokenizer by the file's vocabulary"
+
+
 @pytest.fixture(scope="module")
-def fields(model_path: Path) -> dict[str, Any]:
-    """The file's metadata as gguf reads it."""
-    return file_fields(model_path)
+def twin(model_path: Path) -> Twin:
+    """What the file's metadata, as gguf reads it, says about text."""
+    return Twin(file_fields(model_path))
+
+
+def own_texts(twin: Twin) -> list[str]:
+    """Texts that tokens of the vocabulary stand for, alone and two by two, evenly out of all of it."""
+    wanted = [i for i, kind in enumerate(twin.types) if kind in (NORMAL, USER_DEFINED, UNUSED)]
+    pieces = [twin.piece(i) for i in wanted[:: max(1, len(wanted) // OWN)]]
+    texts = [piece.decode() for piece in pieces if piece and longest_text(piece).encode() == piece]
+    return list(dict.fromkeys([*texts, *map("".join, pairwise(texts))]))
+
+
+def spelled_texts(twin: Twin, texts: Iterable[str]) -> list[tuple[str, bytes]]:
+    """The texts of which the twin can tell what comes back, with that."""
+    found = [(text, twin.spelled(text)) for text in texts]
+    return [(text, spelled) for text, spelled in found if spelled is not None]
 
 
 @check(
@@ -46,16 +64,18 @@ def fields(model_path: Path) -> dict[str, Any]:
     kills=("bos_missing", "bos_twice", "space_prefix_lost", "merge_order"),
     needs=(Capability.TOKENIZE,),
 )
-def test_prompt_ids(observe: Observer, engine: Engine, golden: Golden) -> None:
+def test_prompt_ids(observe: Observer, engine: Engine, golden: Golden, twin: Twin) -> None:
     """Every golden prompt becomes exactly its golden ids, special tokens included."""
     for number, prompt in enumerate(golden.prompts):
         ids = engine.tokenize(prompt.text)
-        observe.saw(len(prompt.ids), oracle="golden ids")
+        # A prompt that no text spells is ids alone: the empty text gives what the file adds to any.
+        expected = prompt.ids if prompt.text else [*twin.begin, *twin.end]
+        observe.saw(max(1, len(expected)), oracle="golden ids")
         observe.expect(
-            ids == prompt.ids,
-            f"prompt {number}: expected {len(prompt.ids)} ids {prompt.ids[:8]}…, got {len(ids)}: {ids[:8]}…",
+            ids == expected,
+            f"prompt {number}: expected {len(expected)} ids {expected[:8]}…, got {len(ids)}: {ids[:8]}…",
             prompt=prompt.text,
-            expected=prompt.ids,
+            expected=expected,
             got=ids,
         )
     observe.say(f"{len(golden.prompts)} prompts, {observe.observed} ids, all equal to the golden ids")
@@ -66,22 +86,22 @@ def test_prompt_ids(observe: Observer, engine: Engine, golden: Golden) -> None:
     kills=("merge_order", "merge_ranks_reversed", "space_prefix_lost", "space_prefix_kept"),
     needs=(Capability.TOKENIZE,),
 )
-def test_merges(observe: Observer, engine: Engine, golden: Golden, fields: dict[str, Any]) -> None:
+def test_merges(observe: Observer, engine: Engine, golden: Golden, twin: Twin) -> None:
     """The pieces are those that a naive twin merges from the file's scores or merge list."""
-    texts = [prompt.text for prompt in golden.prompts]
-    twin: Callable[[str, Mapping[str, Any]], list[int]]
-    if fields["tokenizer.ggml.model"] == "llama":
-        twin, samples = spm_ids, sorted({*texts, *HARD_TEXTS})
-    else:
-        # A run of letters after one space is one pre-token under every byte-level pre-tokenizer.
-        words = {word for text in [*texts, *HARD_TEXTS] for word in re.findall(r" [a-z]+", text)}
-        twin, samples = bpe_word_ids, sorted(words)
-    for text in samples:
-        expected, got = twin(text, fields), engine.tokenize(text, add_special=False)
-        observe.saw(len(expected), oracle="naive merging by the file's scores or merge list")
+    texts = [*(prompt.text for prompt in golden.prompts), *HARD_TEXTS, *own_texts(twin)]
+    # Byte-level pre-tokenizers agree on single words alone.
+    samples = sorted(set(texts if twin.spm else [word for text in texts for word in words(text)]))
+    tried = 0
+    for text in samples or [""]:
+        try:
+            expected = twin.ids(text)
+        except Ambiguous:
+            continue
+        got = engine.tokenize(text, add_special=False)
+        tried += 1
+        observe.saw(max(1, len(expected)), oracle=TWIN)
         observe.expect(got == expected, f"{text[:40]!r}: expected ids {expected}, got {got}")
-    observe.expect(observe.observed > 0, "no text of the golden has a word to merge")
-    observe.say(f"{len(samples)} texts, {observe.observed} ids, all as the naive twin merges them")
+    observe.say(f"{tried} texts, {observe.observed} ids, all as the naive twin merges them")
 
 
 @check(
@@ -95,54 +115,72 @@ def test_merges(observe: Observer, engine: Engine, golden: Golden, fields: dict[
     ),
     needs=(Capability.TOKENIZE,),
 )
-def test_round_trip(observe: Observer, engine: Engine) -> None:
-    """Text goes to ids and back without losing a byte, on texts chosen to hurt."""
-    for text in HARD_TEXTS:
-        back = engine.detokenize(engine.tokenize(text))
-        observe.saw(len(text.encode()), oracle="the text itself")
-        observe.expect(back == text.encode(), f"{text!r} came back as {back!r}")
-    observe.say(f"{len(HARD_TEXTS)} hard texts, {observe.observed} bytes, all came back")
+def test_round_trip(observe: Observer, engine: Engine, twin: Twin) -> None:
+    """Text goes to ids and back without losing a byte that the vocabulary can spell, on texts that hurt."""
+    tried = spelled_texts(twin, [*HARD_TEXTS, *own_texts(twin), ""])
+    silent = twin.control.issuperset([*twin.begin, *twin.end])  # a BOS that is no control token would be read
+    whole = 0
+    for text, expected in tried:
+        back = engine.detokenize(engine.tokenize(text, add_special=silent))
+        observe.saw(max(1, len(expected)), oracle="the text itself, as far as the vocabulary can spell it")
+        observe.expect(back == expected, f"{text!r} came back as {back!r}, expected {expected!r}")
+        whole += back == text.encode()
+    lost = f"; {len(tried) - whole} hold what the vocabulary cannot spell" if whole < len(tried) else ""
+    observe.say(f"{len(tried)} texts, {observe.observed} bytes, all came back{lost}")
+
+
+def times(twin: Twin, text: str, token_id: int) -> int | None:
+    """How often an id stands in a text; None where the twin cannot tell.
+
+    Of a byte-level vocabulary special tokens are cut out of the text alone; of the other family the unknown
+    one also stands for what it cannot spell.
+    """
+    try:
+        return (twin.ids(text) if twin.spm else twin.parts(text)).count(token_id)
+    except Ambiguous:
+        return None
 
 
 @check("tokenizer.special_whole", kills=("special_token_split",), needs=(Capability.TOKENIZE,))
-def test_special_whole(observe: Observer, engine: Engine, fields: dict[str, Any]) -> None:
-    """The text of a control token becomes that one id, between other text too."""
-    types = fields.get("tokenizer.ggml.token_type", [])
-    tokens = fields["tokenizer.ggml.tokens"]
-    special = {i: tokens[i] for i, kind in enumerate(types) if kind == CONTROL}
-    for token_id, text in special.items():
+def test_special_whole(observe: Observer, engine: Engine, twin: Twin) -> None:
+    """The text of a special token becomes that one id, between other text too; no other text does."""
+    for token_id in twin.special:
+        text = twin.tokens[token_id]
         alone = engine.tokenize(text, add_special=False)
         inside = engine.tokenize(f"before{text}after", add_special=False)
         observe.saw(2, oracle=FILE_READER)
         observe.expect(alone == [token_id], f"{text!r}: expected the one id [{token_id}], got {alone}")
+        wanted = times(twin, f"before{text}after", token_id)
         observe.expect(
-            inside.count(token_id) == 1, f"'before{text}after': id {token_id} expected once in {inside}"
+            wanted in (None, inside.count(token_id)),
+            f"'before{text}after': id {token_id} expected {wanted} times in {inside}",
         )
-    observe.say(f"{len(special)} control tokens, each one id alone and inside a text")
+    others = [text for text in NO_SPECIAL if not any(isinstance(part, int) for part in twin.parts(text))]
+    for text, spelled in spelled_texts(twin, others):
+        back = engine.detokenize(engine.tokenize(text, add_special=False))
+        observe.saw(1, oracle=FILE_READER)
+        observe.expect(back == spelled, f"{text!r} is no special token: expected {spelled!r}, got {back!r}")
+    observe.say(
+        f"{len(twin.special)} special tokens, each one id alone and inside a text; "
+        f"{len(others)} texts that look like one and are none stay text"
+    )
 
 
 @check("tokenizer.bos_once", kills=("bos_missing", "bos_twice", "eos_added"), needs=(Capability.TOKENIZE,))
-def test_bos_once(observe: Observer, engine: Engine, fields: dict[str, Any]) -> None:
-    """BOS and EOS are added exactly when the file asks for them, exactly once."""
-    spm = fields["tokenizer.ggml.model"] == "llama"
-    rules = (
-        ("bos", fields.get("tokenizer.ggml.add_bos_token", spm)),
-        ("eos", fields.get("tokenizer.ggml.add_eos_token", False)),
-    )
+def test_bos_once(observe: Observer, engine: Engine, twin: Twin) -> None:
+    """BOS and EOS are added exactly when the file or its pre-tokenizer asks for them, exactly once."""
     for text in ("", "one", HARD_TEXTS[0]):
         plain, full = engine.tokenize(text, add_special=False), engine.tokenize(text)
-        ends: dict[str, list[int]] = {
-            name: [fields[f"tokenizer.ggml.{name}_token_id"]] if wanted else [] for name, wanted in rules
-        }
-        expected = ends["bos"] + plain + ends["eos"]
+        expected = [*twin.begin, *plain, *twin.end]
         observe.saw(len(expected) + 1, oracle=FILE_READER)
         observe.expect(full == expected, f"{text!r}: expected {expected}, got {full}")
-        for name, _ in rules:
-            token_id = fields.get(f"tokenizer.ggml.{name}_token_id")
-            observe.expect(
-                token_id not in plain, f"{text!r}: {name} {token_id} added without being asked for"
-            )
-    bos, eos = ("once" if wanted else "never" for _, wanted in rules)
+        spelled = [part for part in twin.parts(text) if isinstance(part, int)]
+        for name, token_id in (("bos", twin.bos), ("eos", twin.eos)):
+            if token_id in twin.control and token_id not in spelled:
+                observe.expect(
+                    token_id not in plain, f"{text!r}: {name} {token_id} added without being asked for"
+                )
+    bos, eos = ("once" if added else "never" for added in (twin.begin, twin.end))
     observe.say(f"BOS {bos}, EOS {eos}, as the file asks")
 
 
@@ -151,26 +189,24 @@ def test_bos_once(observe: Observer, engine: Engine, fields: dict[str, Any]) -> 
     kills=("byte_fallback_lost", "pieces_decoded_alone"),
     needs=(Capability.TOKENIZE,),
 )
-def test_byte_fallback(observe: Observer, engine: Engine, fields: dict[str, Any]) -> None:
-    """Characters that the vocabulary lacks become exactly their UTF-8 bytes, and no unknown token."""
-    tokens = set(fields["tokenizer.ggml.tokens"])
-    unknown = fields.get("tokenizer.ggml.unknown_token_id")
-    rare = [chr(c) for c in (0xDF, 0x3A9, 0x416, 0x5D0, 0x20AC, 0x65E5, 0xAC00, 0x1F9EA, 0x10FFFF)]
-    for character in rare:
-        ids = engine.tokenize(character, add_special=False)
-        pieces = [engine.detokenize([i]) for i in ids]
-        observe.saw(len(character.encode()), oracle="UTF-8")
-        observe.expect(
-            b"".join(pieces).strip(b" ") == character.encode(),
-            f"{character!r}: expected the bytes {character.encode()!r}, got {pieces}",
-        )
-        observe.expect(unknown not in ids, f"{character!r} became the unknown token {unknown}")
-        if fields["tokenizer.ggml.model"] == "llama" and character not in tokens:
-            bytes_only = [fields["tokenizer.ggml.tokens"].index(f"<0x{b:02X}>") for b in character.encode()]
+def test_byte_fallback(observe: Observer, engine: Engine, twin: Twin) -> None:
+    """Characters that the vocabulary lacks become exactly their UTF-8 bytes; where it has no tokens for them,
+    the unknown token; and where it has none, nothing."""
+    whole = 0
+    for character in RARE:
+        ids, expected = engine.tokenize(character, add_special=False), twin.ids(character)
+        pieces, spelled = [engine.detokenize([i]) for i in ids], twin.spelled(character)
+        observe.saw(len(character.encode()), oracle="UTF-8, and the file's vocabulary")
+        observe.expect(ids == expected, f"{character!r}: expected {expected}, got {ids}")
+        if spelled == character.encode():
+            whole += 1
             observe.expect(
-                ids[-len(bytes_only) :] == bytes_only, f"{character!r}: expected {bytes_only}, got {ids}"
+                b"".join(pieces).strip(b" ") == character.encode(),
+                f"{character!r}: expected the bytes {character.encode()!r}, got {pieces}",
             )
-    observe.say(f"{len(rare)} rare characters, {observe.observed} bytes, none lost")
+    lost = len(RARE) - whole
+    rest = f"{lost} that it cannot spell are unknown or left out" if lost else "none lost"
+    observe.say(f"{len(RARE)} rare characters, {observe.observed} bytes, {rest}")
 
 
 @check(
@@ -178,23 +214,43 @@ def test_byte_fallback(observe: Observer, engine: Engine, fields: dict[str, Any]
     kills=("character_split_in_stream", "stream_holds_back", "every_space_stripped"),
     needs=(Capability.TOKENIZE,),
 )
-def test_streaming(observe: Observer, engine: Engine) -> None:
+def test_streaming(observe: Observer, engine: Engine, twin: Twin) -> None:
     """Streamed text never splits a character and never holds a whole one back."""
     tokenizer = embedded(engine).tokenizer
+    streams = [engine.tokenize(text, add_special=False) for text in [*HARD_TEXTS, *own_texts(twin)]]
+    halves = [i for i in range(len(twin.tokens)) if longest_text(twin.piece(i)).encode() != twin.piece(i)]
+    # Ids in any order too: halves of characters that no text would put together.
+    streams += [halves[:OWN], list(range(min(len(twin.tokens), OWN)))]
     split = 0
-    for text in HARD_TEXTS:
-        stream, shown, ids = tokenizer.stream(), "", engine.tokenize(text, add_special=False)
+    for ids in streams:
+        stream, shown = tokenizer.stream(), ""
         for count, token_id in enumerate(ids, 1):
             shown += stream.push(token_id)
-            data = tokenizer.decode(ids[:count])
-            split += data.decode(errors="replace").endswith("\ufffd")
-            observe.saw(1, oracle="the longest whole-character prefix of the bytes")
+            data = twin.text(ids[:count])
             expected = longest_text(data)
+            split += expected.encode() != data
+            observe.saw(1, oracle="the longest whole-character prefix of the bytes")
             observe.expect(
-                shown == expected, f"after {count} ids of {text!r}: expected {expected!r}, got {shown!r}"
+                shown == expected, f"after {count} of the ids {ids}: expected {expected!r}, got {shown!r}"
             )
-        shown += stream.finish()
-        observe.expect(shown == text, f"{text!r} was streamed as {shown!r}")
-    if split == 0:
+        shown, whole = shown + stream.finish(), twin.text(ids).decode(errors="replace")
+        observe.expect(shown == whole, f"the ids {ids} were streamed as {shown!r}, expected {whole!r}")
+    if halves and not split:
         raise MissingCapability("no text ends a token inside a character: streaming was not put to the test")
-    observe.say(f"{observe.observed} ids streamed, {split} of them ending inside a character, none split")
+    ending = f"{split} of them ending inside a character, none split" if halves else "of whole characters all"
+    observe.say(f"{observe.observed} ids streamed, {ending}")
+
+
+@check("tokenizer.ends", kills=("ends_forgotten",), needs=(Capability.TOKENIZE,))
+def test_ends(observe: Observer, engine: Engine, twin: Twin) -> None:
+    """A text ends at the ids that the file names, and at texts known to end one, whatever their type."""
+    got = embedded(engine).tokenizer.eog_ids
+    observe.saw(len(twin.tokens), oracle=FILE_READER)
+    wrong = sorted(got ^ twin.ends)
+    observe.expect(
+        not wrong,
+        f"{len(wrong)} ids end a text for one and not for the other, the first {wrong[:1]} "
+        f"{[twin.tokens[i] for i in wrong[:1]]}: expected {sorted(twin.ends)}, got {sorted(got)}",
+    )
+    names = ", ".join(repr(twin.tokens[i]) for i in sorted(twin.ends)) or "none"
+    observe.say(f"of {len(twin.tokens)} tokens {len(twin.ends)} end a text: {names}")

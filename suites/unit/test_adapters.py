@@ -269,6 +269,8 @@ def test_optional_metadata_reaches_the_pass(tmp_path: Path) -> None:
     older = logits(tiny(tmp_path / "old.gguf", metadata=key("llama.rope.scale_linear", 2.0, F32)))
     newer = logits(tiny(tmp_path / "new.gguf", metadata=scaled))
     np.testing.assert_array_equal(older, newer)
+    bare = logits(tiny(tmp_path / "bare.gguf", metadata=key("llama.rope.scaling.factor", 2.0, F32)))
+    np.testing.assert_array_equal(bare, newer)  # a factor without its type is linear
     changed = [
         newer,
         logits(tiny(tmp_path / "base.gguf", metadata=key("llama.rope.freq_base", 5e5, F32))),

@@ -390,3 +390,21 @@ def test_green_means_that_everything_passed(records: list[Record]) -> None:
     found, seen = decide(records), {r.status for r in records if isinstance(r, Evidence)}
     assert (found.exit_code == 0) == (seen == {Status.PASSED})
     assert (found.exit_code == 1) == (Status.FAILED in seen)
+
+
+def test_what_files_leave_open_is_in_the_verdict() -> None:
+    """Each assumption once, with the models it was made of, whatever the order of the records."""
+    records = whole()
+    pre, bos = ("pre", "default", "none is named"), ("add_bos_token", "true", "the file does not say")
+    open_ = {"llama": (bos,), "gpt": (pre, bos)}
+    told: list[Record] = [
+        msgspec.structs.replace(r, assumptions=open_[r.cell.model]) if isinstance(r, CellStarted) else r
+        for r in records
+    ]
+    found = decide(told).assumptions
+    assert [(a.key, a.assumed, a.why, a.models) for a in found] == [
+        (*bos, ("gpt", "llama")),
+        (*pre, ("gpt",)),
+    ]
+    assert decide(told[::-1]).assumptions == found
+    assert decide(records).assumptions == ()

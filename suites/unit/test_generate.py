@@ -76,7 +76,8 @@ def test_it_ends_at_an_end_of_generation_id(model: Model, monkeypatch: pytest.Mo
     at = next(i for i, token in enumerate(free.ids) if token not in free.ids[:i] and i > 2)
     monkeypatch.setattr(model.tokenizer, "eog_ids", frozenset([free.ids[at]]))
     ended = generate(model, IDS, max_tokens=12, params=params)
-    assert ended == Generation(free.ids[:at], free.logprobs[:at], "eos")
+    assert ended == Generation(free.ids[:at], free.logprobs[:at], "eos", free.ids[at])
+    assert free.end_id is None
     assert generate(model, IDS, max_tokens=12, params=params, ignore_eos=True) == free
 
 

@@ -14,7 +14,7 @@ from lxml import etree
 from lxml import html as parser
 
 from prill_harness.evidence import Status
-from prill_harness.verdict import Verdict
+from prill_harness.verdict import AssumptionResult, Verdict
 from prill_reports import html, view
 
 VERDICT = msgspec.json.decode((Path(__file__).parent / "data/verdict.json").read_bytes(), type=Verdict)
@@ -189,3 +189,12 @@ def test_the_divergence_is_found_in_unequal_lists() -> None:
     assert (same.tables, dict(same.facts)) == ((), {"expected": "1", "got": "1"})
     long = view.finding({"expected": list(range(100)), "got": [*range(50), -1, *range(51, 100)]}).tables[0]
     assert [row[0] for row in long.rows] == [str(n) for n in range(42, 59)]
+
+
+def test_what_was_assumed_is_a_table_of_text() -> None:
+    """Each assumption has a row that says key, value, reason and models, as text."""
+    odd = AssumptionResult("tokenizer.ggml.pre", "<b>default</b>", "none & nothing", ("a<b.gguf", "c.gguf"))
+    found = page(msgspec.structs.replace(VERDICT, assumptions=(odd,)))
+    cells = found.xpath("//h2[@id='assumptions']/following::table[1]/tbody/tr/*")
+    assert [words(cell) for cell in cells] == [odd.key, odd.assumed, odd.why, "a<b.gguf, c.gguf"]
+    assert not page().xpath("//h2[@id='assumptions']")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prill_harness.evidence import Status
-from prill_harness.verdict import Verdict
+from prill_harness.verdict import AssumptionResult, Verdict
 from prill_reports import markdown
 
 VERDICT = msgspec.json.decode((Path(__file__).parent / "data/verdict.json").read_bytes(), type=Verdict)
@@ -137,3 +137,17 @@ def test_text_is_no_markup() -> None:
     assert markdown.text("\x1b") == "\\\\x1b"
     assert markdown.code("a`b|c") == "`` a`b\\|c ``"
     assert markdown.code("a\\|b") == "a\\\\\\|b", "in a code span the backslash would free the pipe"
+
+
+def test_what_was_assumed_is_a_table_of_text() -> None:
+    """Each assumption has a row with key, value, reason and models; a verdict without any has no table."""
+    odd = AssumptionResult(
+        "tokenizer.ggml.pre", "<b>|default|</b>", "@none *is* named", ("a|b.gguf", "c.gguf")
+    )
+    made = markdown.render(msgspec.structs.replace(VERDICT, assumptions=(odd,)), options={})
+    (row,) = rows(made, "## Assumed")
+    assert row[0] == "`tokenizer.ggml.pre`"
+    assert row[1] == r"&lt;b&gt;\|default\|&lt;/b&gt;"
+    assert row[2] == "@\u2060none \\*is\\* named"
+    assert row[3] == r"a\|b.gguf, c.gguf"
+    assert "## Assumed" not in markdown.render(VERDICT, options={})

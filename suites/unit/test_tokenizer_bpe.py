@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from prill_runtime.errors import InvalidParameter, UnsupportedModel
+from prill_runtime.errors import UnsupportedModel
 from prill_runtime.pretokenizers import PRE_TOKENIZERS
 from prill_runtime.tokenizer import load_tokenizer
 
@@ -211,6 +211,7 @@ def test_ids_equal_tiktoken(name: str, text: str) -> None:
         ("starcoder", "a 12!", ["a", " ", "1", "2", "!"]),
         ("seed-coder", "a 12!\n", ["a", " ", "1", "2", "!", "\n"]),
         ("bloom", "a 12, b", ["a", " 12", ",", " b"]),
+        ("chameleon", "a  12 it's", ["a", "  ", "1", "2", " it", "'", "s"]),
         ("viking", "a 12, b", ["a", " ", "1", "2", ",", " b"]),
     ],
 )
@@ -302,13 +303,25 @@ def without_byte(byte: int) -> dict[str, object]:
     return {**base, "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": [1] * len(tokens)}
 
 
-def test_a_byte_without_token_is_an_error_that_names_it() -> None:
-    """Text that needs a byte the vocabulary lacks is refused; what does not need it is encoded."""
+def test_a_byte_without_token_is_left_out_and_counted() -> None:
+    """A byte that no token spells is left out, nothing merges over the gap, and `lost` counts it."""
     tokenizer = load_tokenizer(without_byte(ord("q")))
-    with pytest.raises(InvalidParameter, match="no token for byte 0x71"):
-        tokenizer.encode("ab q")
+    pieces = [tokenizer.piece(i) for i in tokenizer.encode("ab aqb qq")]
+    assert pieces == [b"ab", b" ", b"a", b"b", b" "]
+    assert tokenizer.lost("ab aqb qq") == 3
     assert [tokenizer.piece(i) for i in tokenizer.encode("qb")] == [b"qb"]
     assert tokenizer.decode(tokenizer.encode("ab r")) == b"ab r"
+    assert (tokenizer.lost("ab r qb"), tokenizer.lost("qb")) == (1, 0)
+
+
+def test_a_token_that_is_one_space_is_no_gap() -> None:
+    """A user-defined space is its own token, and bytes without one are still left out."""
+    base = without_byte(ord("q"))
+    tokens = [*base["tokenizer.ggml.tokens"], " "]  # type: ignore[misc]
+    types = [*base["tokenizer.ggml.token_type"], 4]  # type: ignore[misc]
+    tokenizer = load_tokenizer({**base, "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types})
+    assert tokenizer.encode("q aq")[0] == len(tokens) - 1
+    assert tokenizer.decode(tokenizer.encode("q aq")) == b" a"
 
 
 def test_a_user_defined_token_is_raw_text() -> None:

@@ -12,7 +12,6 @@ import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from prill_runtime.errors import InvalidParameter
 from prill_runtime.tokenizer import Tokenizer, load_tokenizer
 
 CORPUS = (
@@ -202,14 +201,26 @@ def test_the_leftmost_pair_merges_first_on_ties() -> None:
     ]
 
 
-def test_a_character_without_token_bytes_or_unk_is_an_error() -> None:
-    """Text that nothing stands for is refused with a sentence, never lost."""
+def test_a_character_without_token_bytes_or_unk_is_left_out_and_counted() -> None:
+    """Text that nothing stands for is left out, each character counted; nothing merges over the gap."""
     tokenizer = load_tokenizer({
-        "tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": ["▁", "a"],
-        "tokenizer.ggml.scores": [0.0, 0.0], "tokenizer.ggml.token_type": [1, 1],
+        "tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": ["▁", "a", "aa"],
+        "tokenizer.ggml.scores": [0.0, 0.0, 0.0], "tokenizer.ggml.token_type": [1, 1, 1],
     })  # fmt: skip
-    with pytest.raises(InvalidParameter, match=r"no token stands for U\+00E9"):
-        tokenizer.encode("aé")
+    assert tokenizer.encode("aéa") == [0, 1, 1]
+    assert tokenizer.lost("aéaÿé") == 3
+    assert tokenizer.lost("aa") == 0
+
+
+def test_without_scores_the_leftmost_pair_merges_first() -> None:
+    """A file without scores is one whose scores are all 0, as in llama.cpp."""
+    tokens = ["▁", "a", "b", "ab", "ba"]
+    shared = {f"tokenizer.ggml.{key}": value for key, value in
+              {"model": "llama", "tokens": tokens, "token_type": [1] * 5}.items()}  # fmt: skip
+    bare = load_tokenizer(shared)
+    assert bare.encode("bab") == [0, 4, 2]
+    scored = load_tokenizer({**shared, "tokenizer.ggml.scores": [0.0, 0.0, 0.0, 1.0, 0.0]})
+    assert scored.encode("bab") == [0, 2, 3]
 
 
 def test_a_character_with_only_some_byte_tokens_is_unk() -> None:

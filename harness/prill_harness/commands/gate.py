@@ -145,6 +145,8 @@ def show(console: Console, verdict: Verdict, written: Sequence[Path]) -> None:
     for rule in verdict.rules:
         if rule.status is not Status.PASSED:
             console.line(f"rule {rule.id} {rule.status.value}: {rule.sentence}", status=rule.status.value)
+    for assumed in verdict.assumptions:
+        console.line(f"assumed {assumed.key}: {assumed.assumed}, for {assumed.why}{_of(assumed.models)}")
     console.line(verdict.sentence, status=verdict.status.value)
     say = console.remark if console.json else console.line
     say(f"written: {', '.join(map(str, written))}")
@@ -153,6 +155,11 @@ def show(console: Console, verdict: Verdict, written: Sequence[Path]) -> None:
         if first is not None:
             say(f"reproduce {first.check}: {first.reproduce}")
             return
+
+
+def _of(models: Sequence[str]) -> str:
+    """The models of an assumption, where it is not of the only one."""
+    return f" ({', '.join(models[:3])}{', ...' if len(models) > 3 else ''})"
 
 
 def _cut(sentence: str) -> str:

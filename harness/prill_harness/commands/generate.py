@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import click
 
@@ -97,10 +97,13 @@ def command(
 ) -> int:
     """Stream the continuation of a prompt; the speed goes to stderr."""
     from prill_harness.engines import open_engine
+    from prill_harness.given_prompt import about, ended_by
 
     text = _stdin() if prompt == "-" else prompt
     with open_engine(engine, model) as opened:
         ids = opened.tokenize(text)
+        for sentence in about(opened, text, ids):
+            console.remark(sentence)
         stream = TextStream(opened.detokenize, ids, stop)
         pieces: list[str] = []
         times: list[float] = []
@@ -129,6 +132,7 @@ def command(
             ignore_eos=ignore_eos,
             on_token=on_token,
         )
+        end = ended_by(opened, made)
         show(stream.finish())
     if not console.json:
         write(sys.stdout, "\n")
@@ -139,6 +143,7 @@ def command(
             "ids": made.ids,
             "logprobs": made.logprobs,
             "finish_reason": made.finish_reason,
+            "ended_by": end,
             "prompt_ids": ids,
             "first_token_s": first,
             "tokens_per_s": speed,
@@ -146,10 +151,14 @@ def command(
     )
     rate = f", {speed:.1f} tokens/s" if speed else ""
     console.remark(
-        f"{len(ids)} prompt tokens, {len(made.ids)} generated, ended by {made.finish_reason}; "
+        f"{len(ids)} prompt tokens, {len(made.ids)} generated, ended by {made.finish_reason}{_named(end)}; "
         f"first token after {first:.3f} s{rate}"
     )
     return 0
+
+
+def _named(end: Mapping[str, object] | None) -> str:
+    return f" (id {end['id']} {end['text']!r}, by {end['by']})" if end else ""
 
 
 def _stdin() -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +48,8 @@ def record(console: Console, model: str, output: Path | None, tokens: int, promp
             progress=_steps(bar),
             name=model.split(":")[1] if model.startswith("fixture:") else path.stem,
         )
+    for sentence in dict.fromkeys(_remarks(path, made)):
+        console.remark(sentence)
     golden.save(made, target)
     count = sum(len(p.tokens) for p in made.prompts)
     console.emit({"file": str(target), "prompts": len(made.prompts), "tokens": count, **_summary(made)})
@@ -133,6 +135,19 @@ def compare(console: Console, engine: str, model: str, file: Path | None) -> int
     if Status.FAILED in statuses or not findings:
         return 1
     return 0 if statuses == {Status.PASSED} else Inconclusive.exit_code
+
+
+def _remarks(path: Path, made: Golden) -> Iterator[str]:
+    """What is odd about the prompts of a golden, and what it assumes of the file."""
+    from prill_runtime.assumptions import assumptions, remarks
+    from prill_runtime.gguf import open_gguf
+    from prill_runtime.tokenizer import load_tokenizer
+
+    with open_gguf(path) as file:
+        yield from (f"assumed {each}" for each in assumptions(file))
+        tokenizer = load_tokenizer(file.metadata)
+    for number, prompt in enumerate(made.prompts):
+        yield from (f"prompt {number}: {each}" for each in remarks(tokenizer, prompt.text, prompt.ids))
 
 
 def _steps(bar: Any) -> Callable[[int, int], None]:

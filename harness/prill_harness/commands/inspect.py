@@ -24,6 +24,7 @@ def command(console: Console, model: str, full: bool) -> int:
     A malformed file gives one sentence and exit code 4.
     """
     from prill_harness.engines import resolve_model
+    from prill_runtime.assumptions import assumptions
     from prill_runtime.gguf import open_gguf
 
     path = resolve_model(model)
@@ -46,12 +47,23 @@ def command(console: Console, model: str, full: bool) -> int:
             "alignment": file.alignment,
             "sha256": file.sha256,
         }
+        assumed = assumptions(file)
     by_type: dict[str, int] = {}
     for tensor in tensors:
         by_type[tensor["type"]] = by_type.get(tensor["type"], 0) + tensor["nbytes"]
-    console.emit({**head, "metadata": metadata, "tensors": tensors, "bytes_by_type": by_type})
+    console.emit(
+        {
+            **head,
+            "metadata": metadata,
+            "tensors": tensors,
+            "bytes_by_type": by_type,
+            "assumptions": [each._asdict() for each in assumed],
+        }
+    )
     for key, value in head.items():
         console.line(f"{key:14}{value}")
+    for each in assumed:
+        console.line(f"{'assumed':14}{each}")
     console.line()
     console.table(("key", "value"), [(key, _shown(value, full)) for key, value in metadata.items()])
     console.line()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from prill_harness import catalog
+from prill_harness import catalog, provenance
 from prill_harness.commands import command as declare
 from prill_harness.commands import runs, vram_option
 from prill_harness.console import Console
@@ -69,6 +69,9 @@ def command(
     for record in outcome.evidence:
         if record.status in (Status.FAILED, Status.ERROR):
             console.line(f"reproduce {record.check}: {record.reproduce}")
+    for spec in dict.fromkeys(specs):
+        for key, assumed, why in provenance.assumed(spec):
+            console.remark(f"{spec}: assumed {key}: {assumed}, for {why}")
     told = ", ".join(f"{count} {status}" for status, count in outcome.counts.items())
     console.line(
         f"{told}; evidence in {out / 'ledger.jsonl'}", status="ok" if not outcome.exit_code else "failed"

@@ -54,11 +54,12 @@ class EngineInfo:
 @dataclass(frozen=True)
 class Generation:
     """Generated ids, the natural logprob of each under the engine's own distribution, and why it stopped:
-    "eos", "length", "stop", "context" or "cancelled"."""
+    "eos", "length", "stop", "context" or "cancelled"; `end_id` is the id behind "eos", where it is known."""
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: str
+    end_id: int | None = None
 
 
 class Session(ABC):

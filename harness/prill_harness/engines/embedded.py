@@ -146,7 +146,7 @@ class Embedded(Engine):
             ignore_eos=ignore_eos,
             on_token=on_token,
         )
-        return Generation(tuple(done.ids), tuple(done.logprobs), done.finish_reason)
+        return Generation(tuple(done.ids), tuple(done.logprobs), done.finish_reason, done.end_id)
 
     def generate_batch(
         self,
@@ -160,7 +160,7 @@ class Embedded(Engine):
         done = generate_batch(
             self.model, prompts, max_tokens=max_tokens, params=params, ignore_eos=ignore_eos
         )
-        return [Generation(text.ids, text.logprobs, text.finish_reason) for text in done]
+        return [Generation(text.ids, text.logprobs, text.finish_reason, text.end_id) for text in done]
 
     def trace(
         self, ids: Sequence[int], replace: Mapping[str, NDArray[np.float64]] | None = None

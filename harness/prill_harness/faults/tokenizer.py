@@ -55,6 +55,12 @@ def eos_added() -> Iterator[Patch]:
 
 
 @fault(area="tokenizer", blames=BLAMES)
+def ends_forgotten() -> Iterator[Patch]:
+    """No token of the vocabulary is known to end a text."""
+    yield Patch("prill_runtime.tokenizer_vocab:ends", lambda ends: lambda stated, known: {})
+
+
+@fault(area="tokenizer", blames=BLAMES)
 def special_token_split() -> Iterator[Patch]:
     """The spelling of a control token is split into pieces like any text."""
 

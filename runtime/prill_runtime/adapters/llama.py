@@ -112,13 +112,14 @@ class Llama(Adapter, arch="llama"):
 
 
 def rope_scaling(keys: Keys) -> tuple[str, float]:
-    """The kind of rotary scaling and its factor; a bare factor (the older `scale_linear`) is linear.
+    """The kind of rotary scaling and its factor; a factor without a kind, and the older `scale_linear`, are
+    linear.
 
     Raises:
         UnsupportedModel: a kind other than none and linear.
     """
-    bare = keys.positive("rope.scale_linear", default=1.0)
-    kind = keys.text("rope.scaling.type", default="none" if bare == 1.0 else "linear")
+    factor = keys.positive("rope.scaling.factor", default=keys.positive("rope.scale_linear", default=1.0))
+    kind = keys.text("rope.scaling.type", default="none" if factor == 1.0 else "linear")
     if kind not in ("none", "linear"):
         raise UnsupportedModel(
             "this rotary scaling is not implemented",
@@ -126,5 +127,4 @@ def rope_scaling(keys: Keys) -> tuple[str, float]:
             expected="none or linear",
             got=repr(kind),
         )
-    factor = keys.positive("rope.scaling.factor", default=bare)
     return kind, factor if kind == "linear" else 1.0
