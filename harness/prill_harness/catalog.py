@@ -7,6 +7,7 @@ import importlib.util
 from functools import cache
 from pathlib import Path
 
+from prill_harness.names import look_up
 from prill_runtime.errors import UsageError
 
 
@@ -31,12 +32,7 @@ def suite_file(name: str, folder: Path | None = None) -> Path:
     folder = folder or packaged()
     file = folder / f"{name}.py"
     if not name.isidentifier() or not file.is_file():
-        raise UsageError(
-            "no such suite",
-            where=str(folder),
-            expected=" or ".join(suites(folder)) or "a file",
-            got=repr(name),
-        )
+        look_up(name, suites(folder), "no such suite", where=str(folder))
     return file
 
 

@@ -16,7 +16,7 @@ from prill_harness.faults.kills import Kills
 from prill_harness.plan import Plan
 from prill_harness.policy import Policy
 from prill_harness.rules import Case, judge
-from prill_harness.verdict import CellResult, CheckResult, ItemStatus, Verdict
+from prill_harness.verdict import CellResult, CheckResult, ItemResult, ItemStatus, Verdict
 from prill_harness.version import version
 from prill_harness.waivers import Key, Waiver
 from prill_harness.waivers import apply as apply_waivers
@@ -24,7 +24,7 @@ from prill_runtime.errors import PolicyError
 
 EXIT_CODES = {Status.PASSED: 0, Status.FAILED: 1, Status.INCONCLUSIVE: 10}
 # Of several records of one check in one cell the worst counts, so that a lucky repetition hides nothing.
-WORST_FIRST = (Status.FAILED, Status.ERROR, Status.INCONCLUSIVE, Status.WAIVED, Status.PASSED)
+WORST_FIRST = (Status.FAILED, Status.ERROR, Status.INCONCLUSIVE, Status.PASSED)
 
 
 def decide(
@@ -75,12 +75,7 @@ def decide(
     broken = [r for s in (Status.FAILED, Status.INCONCLUSIVE) for r in rules if r.status is s]
     status = broken[0].status if broken else Status.PASSED
     counts = Counter(check.status.value for check in checks)
-    proven = sum(item.status is ItemStatus.PROVEN for item in items)
-    reason = (
-        broken[0].sentence
-        if broken
-        else (f"{counts['passed']} checks in {len(cells)} cells, {proven} of {len(items)} items proven")
-    )
+    reason = broken[0].sentence if broken else _told(counts, cells, items)
     return Verdict(
         gate=gate.name,
         status=status,
@@ -97,6 +92,14 @@ def decide(
         prill_version=version(),
         duration_s=round(math.fsum(cell.duration_s for cell in cells), 6),
     )
+
+
+def _told(counts: Mapping[str, int], cells: Sequence[CellResult], items: Sequence[ItemResult]) -> str:
+    """What stands behind a pass, and what was let through without proof."""
+    proven = sum(item.status is ItemStatus.PROVEN for item in items)
+    waived = sum(item.status is ItemStatus.WAIVED for item in items)
+    told = f"{counts['passed']} checks in {len(cells)} cells, {proven} of {len(items)} items proven"
+    return told + (f", {waived} waived and not proven" if waived else "")
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("prill", "prill: evidence about an inference engine")
     group.addoption("--prill-engine", metavar="SPEC", default="numpy", help="engine under test")
     group.addoption("--prill-model", metavar="SPEC", help="model: a path, or fixture:NAME[:TYPE]")
+    group.addoption(
+        "--prill-model-name", metavar="NAME", help="what the cell calls the model (default: SPEC)"
+    )
     group.addoption("--prill-ledger", metavar="PATH", help="append evidence to this JSONL file")
     group.addoption("--prill-suite", metavar="NAME", help="suite name of the cell (default: file name)")
     group.addoption("--prill-device", metavar="NAME", default="cpu", help="device of the cell")

@@ -10,7 +10,8 @@ from prill_harness.evidence import Cell, Status
 
 
 class ItemStatus(StrEnum):
-    """PROVEN needs passed evidence from every planned cell that carries the item's checks."""
+    """PROVEN needs passed evidence from every planned cell that carries the item's checks; WAIVED is unproven
+    too, for a failure that a waiver covers."""
 
     PROVEN = "proven"
     FAILED = "failed"

@@ -21,7 +21,7 @@ from prill_harness.version import version
 from prill_runtime.errors import UsageError
 
 DEFAULT = Path("out/ledger.jsonl")
-WORST_FIRST = (Status.FAILED, Status.ERROR, Status.INCONCLUSIVE, Status.WAIVED, Status.PASSED)
+WORST_FIRST = (Status.FAILED, Status.ERROR, Status.INCONCLUSIVE, Status.PASSED)
 CODES = {Status.PASSED: 0, Status.FAILED: 1, Status.INCONCLUSIVE: 10}
 
 

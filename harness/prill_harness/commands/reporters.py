@@ -10,7 +10,7 @@ import msgspec
 
 from prill_harness.commands import read_text
 from prill_harness.verdict import Verdict
-from prill_runtime.errors import PolicyError, UsageError
+from prill_runtime.errors import UsageError, VerdictError
 
 GROUP = "prill.reporters"
 FILES = {"junit": "junit.xml", "markdown": "report.md", "html": "report.html"}
@@ -43,10 +43,10 @@ def read_verdict(path: Path) -> Verdict:
 
     Raises:
         UsageError: the file cannot be read.
-        PolicyError: it is not a verdict of this version.
+        VerdictError: it is not a verdict of this version.
     """
     text = read_text(path, "verdict")
     try:
         return msgspec.json.decode(text.encode("utf-8", "replace"), type=Verdict, strict=True)
     except msgspec.DecodeError as error:
-        raise PolicyError("not a verdict of this version", where=str(path), got=str(error)) from error
+        raise VerdictError("not a verdict of this version", where=str(path), got=str(error)) from error
