@@ -35,7 +35,7 @@ from pathlib import Path
 
 import msgspec
 
-from prill_harness.catalog import check_ids, packaged
+from prill_harness.catalog import check_ids, packaged, shown
 from prill_harness.evidence import Cell, Evidence, Status
 from prill_harness.names import look_up
 from prill_harness.strict import load_toml
@@ -233,7 +233,7 @@ def _item(
         cells=dict(sorted(by_cell.items())),
         docs=item.docs,
         waivers=tuple(sorted(used)),
-        file=_shown(checklist.path),
+        file=shown(checklist.path),
         line=line,
     )
 
@@ -278,10 +278,3 @@ def _manual(manual: Manual, as_of: dt.date) -> tuple[ItemStatus, str]:
     if manual.verify_again <= as_of:
         return ItemStatus.UNPROVEN, f"{signed}, to be verified again since {manual.verify_again}"
     return ItemStatus.PROVEN, f"{signed}, evidence {manual.evidence_sha256[:12]}"
-
-
-def _shown(path: Path) -> str:
-    """The path as CI annotates it: from the current folder when it lies inside, else from its package."""
-    absolute, here = path.resolve(), Path.cwd()
-    base = here if absolute.is_relative_to(here) else absolute.parents[2]
-    return absolute.relative_to(base).as_posix()

@@ -7,9 +7,11 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
+from prill_harness.catalog import shown
 from prill_harness.checklist import Checklist, Item, Observed, carriers, evaluate
 from prill_harness.evidence import Cell, CellEnded, CellStarted, Evidence, Record, Status
 from prill_harness.faults.kills import Kills
@@ -24,6 +26,7 @@ from prill_runtime.errors import PolicyError
 
 EXIT_CODES = {Status.PASSED: 0, Status.FAILED: 1, Status.INCONCLUSIVE: 10}
 # Of several records of one check in one cell the worst counts, so that a lucky repetition hides nothing.
+NOWHERE: Mapping[str, tuple[Path, int]] = {}
 WORST_FIRST = (Status.FAILED, Status.ERROR, Status.INCONCLUSIVE, Status.PASSED)
 
 
@@ -36,6 +39,7 @@ def decide(
     kills: Kills,
     waivers: Sequence[Waiver] = (),
     as_of: dt.date,
+    sources: Mapping[str, tuple[Path, int]] = NOWHERE,
 ) -> Verdict:
     """The verdict on a run: a pure function of its arguments, whatever the order of the records.
 
@@ -44,6 +48,7 @@ def decide(
         checklists: at least those the gate names; others are left out.
         kills: which checks were seen to kill planted faults; without a kill a pass is inconclusive.
         as_of: the day on which waivers and signatures are judged.
+        sources: file and line that declare each check, by id without parameter.
 
     Raises:
         PolicyError: a checklist that the gate names is not given.
@@ -55,7 +60,7 @@ def decide(
     covered, waived = apply_waivers(waivers, counted, never=gate.never_waive, as_of=as_of)
     observed = msgspec.structs.replace(index.observed, waived=covered)
     items = evaluate(lists, plan.cells, observed, as_of)
-    checks = _checks(index, counted, covered)
+    checks = _checks(index, counted, covered, sources)
     cells = tuple(_cell(cell, index) for cell in sorted(plan.cells))
     case = Case(
         gate=gate,
@@ -91,6 +96,8 @@ def decide(
         policy_sha256=policy.sha256,
         prill_version=version(),
         duration_s=round(math.fsum(cell.duration_s for cell in cells), 6),
+        models={s.cell.model: s.versions.get("model_sha256", "") for _, s in sorted(index.starts.items())},
+        policy=shown(policy.path),
     )
 
 
@@ -200,7 +207,10 @@ def _counted(checklists: Sequence[Checklist], plan: Plan, seen: Observed) -> lis
 
 
 def _checks(
-    index: _Index, counted: Sequence[tuple[str, Evidence]], covered: Mapping[Key, str]
+    index: _Index,
+    counted: Sequence[tuple[str, Evidence]],
+    covered: Mapping[Key, str],
+    sources: Mapping[str, tuple[Path, int]],
 ) -> tuple[CheckResult, ...]:
     """Every record as the gate counts it: waived only where each item that counts it is covered."""
     owners: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -212,11 +222,11 @@ def _checks(
             items = owners[cell, check]
             ids = [covered.get((item, cell, check), "") for item in items]
             waived = bool(ids) and all(ids) and evidence.status is Status.FAILED
-            results.append(_check(evidence, ids[0] if waived else ""))
+            results.append(_check(evidence, ids[0] if waived else "", sources.get(evidence.base)))
     return tuple(results)
 
 
-def _check(evidence: Evidence, waiver: str) -> CheckResult:
+def _check(evidence: Evidence, waiver: str, source: tuple[Path, int] | None) -> CheckResult:
     return CheckResult(
         check=evidence.check,
         cell=evidence.cell,
@@ -229,6 +239,8 @@ def _check(evidence: Evidence, waiver: str) -> CheckResult:
         oracle=evidence.oracle,
         metrics=tuple(msgspec.to_builtins(metric) for metric in evidence.metrics),
         detail=evidence.detail,
+        file=shown(source[0]) if source else "",
+        line=source[1] if source else 0,
     )
 
 
@@ -256,4 +268,5 @@ def _cell(cell: Cell, index: _Index) -> CellResult:
         passed=sum(e.status is Status.PASSED for e in evidence.values()),
         duration_s=end.duration_s if end else 0.0,
         sentence=sentence,
+        at=start.at if start else 0.0,
     )

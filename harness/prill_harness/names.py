@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-from prill_runtime.errors import UsageError
+from prill_runtime.errors import PrillError, UsageError
 
 LISTED = 16  # words that a sentence can list
 
@@ -17,7 +17,7 @@ def look_up(
     *,
     where: str = "",
     hint: str = "",
-    error: type[UsageError] = UsageError,
+    error: type[PrillError] = UsageError,
 ) -> None:
     """Raise `error` with the clause `what` unless `word` is among the words that are known.
 

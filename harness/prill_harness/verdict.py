@@ -33,7 +33,7 @@ class Severity(StrEnum):
 
 
 class CheckResult(msgspec.Struct, frozen=True):
-    """One check in one cell, as the gate counts it (waivers applied)."""
+    """One check in one cell, as the gate counts it (waivers applied); file and line declare it."""
 
     check: str
     cell: Cell
@@ -46,6 +46,8 @@ class CheckResult(msgspec.Struct, frozen=True):
     oracle: str = ""
     metrics: tuple[dict[str, float | str | None], ...] = ()
     detail: dict[str, object] = {}
+    file: str = ""
+    line: int = 0
 
 
 class ItemResult(msgspec.Struct, frozen=True):
@@ -67,7 +69,10 @@ class ItemResult(msgspec.Struct, frozen=True):
 
 
 class CellResult(msgspec.Struct, frozen=True):
-    """One planned cell. status: "complete", "missing" (no ledger), "incomplete" (died) or "error"."""
+    """One planned cell. status: "complete", "missing" (no ledger), "incomplete" (died) or "error".
+
+    `at` is when it started, in seconds since 1970 UTC; 0 when it did not.
+    """
 
     cell: Cell
     status: str
@@ -76,6 +81,7 @@ class CellResult(msgspec.Struct, frozen=True):
     passed: int
     duration_s: float
     sentence: str = ""
+    at: float = 0.0
 
 
 class RuleResult(msgspec.Struct, frozen=True):
@@ -100,7 +106,10 @@ class WaiverResult(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """status: passed, failed or inconclusive; exit_code 0, 1 or 10. `sentence` names the rule that broke."""
+    """status: passed, failed or inconclusive; exit_code 0, 1 or 10. `sentence` names the rule that broke.
+
+    `models` maps the name of each model that ran to the sha256 of its file; `policy` is the file decided by.
+    """
 
     gate: str
     status: Status
@@ -116,4 +125,6 @@ class Verdict(msgspec.Struct, frozen=True):
     policy_sha256: str
     prill_version: str
     duration_s: float = 0.0
+    models: dict[str, str] = {}
+    policy: str = ""
     schema: int = 1

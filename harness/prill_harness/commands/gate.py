@@ -90,6 +90,7 @@ def command(
     Writes ledger.jsonl, verdict.json, junit.xml, report.md and report.html into --out.
     """
     from prill_harness import entries, faults
+    from prill_harness.catalog import check_ids
     from prill_harness.checklist import load_checklists
     from prill_harness.faults import kills as matrix
     from prill_harness.gate import decide
@@ -111,7 +112,16 @@ def command(
     if part:
         return _shard(console, shard(plan, *part), out, jobs, resume)
     records = _merged(plan, ledgers, out) if ledgers else _run(console, plan, out, jobs, resume)
-    verdict = decide(policy, plan, records, checklists=checklists, kills=kills, waivers=waivers, as_of=as_of)
+    verdict = decide(
+        policy,
+        plan,
+        records,
+        checklists=checklists,
+        kills=kills,
+        waivers=waivers,
+        as_of=as_of,
+        sources=check_ids(),
+    )
     written = [out / "ledger.jsonl", *write_reports(verdict, out)]
     console.emit(verdict)
     show(console, verdict, written)

@@ -14,6 +14,7 @@ from prill_harness.commands import door, runs, vram_option
 from prill_harness.console import Console
 from prill_harness.evidence import Cell, Status
 from prill_harness.given import named
+from prill_harness.names import look_up
 from prill_harness.plan import Plan, openers
 from prill_harness.plan import run as run_plan
 from prill_runtime.errors import NothingSelected
@@ -86,12 +87,7 @@ def selected(names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """
     suites, declared = catalog.suites(), catalog.check_ids()
     for name in names:
-        if name not in suites and name.split("[", 1)[0] not in declared:
-            raise NothingSelected(
-                "no such suite or check",
-                expected=f"a check, or one of {', '.join(suites)}",
-                got=repr(name),
-            )
+        look_up(name.split("[", 1)[0], [*suites, *declared], "no such suite or check", error=NothingSelected)
     chosen = dict.fromkeys(name.partition(".")[0] for name in names or suites)
     if all(name in suites for name in names):
         return tuple(chosen), ()
