@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from prill_harness.catalog import check_ids, suites
 from prill_harness.checklist import checklist_names, load_checklists
@@ -62,8 +62,12 @@ def examine_waivers(waivers: Sequence[Waiver], path: Path) -> None:
         look_up(base, counted[waiver.item], what, where=where, error=WaiverError)
         _within(where, WaiverError, check_engine, waiver.conditions.engine)
         _within(where, WaiverError, check_device, waiver.conditions.device)
-        if waiver.conditions.model:
-            _within(where, WaiverError, lambda spec: check_model(spec, opened=False), waiver.conditions.model)
+        model = waiver.conditions.model
+        if PurePath(model).is_absolute():
+            what = "names a model by a machine's path, which no cell carries"
+            raise WaiverError(what, where=where, expected="its name in the reports", got=repr(model))
+        if model:
+            _within(where, WaiverError, lambda spec: check_model(spec, opened=False), model)
 
 
 def _items() -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from prill_harness.waivers import LOCAL
 from prill_runtime.errors import UsageError
 
 from .commandline import invoke
+from .test_plugin import SUITE, run
 
 DATA = Path(__file__).parent / "data"
 FIXTURE = "fixture:llama-tiny"
@@ -133,6 +134,13 @@ def test_the_oracle_of_a_bisect_is_the_one_it_names() -> None:
     assert "never its own oracle" in result.stderr
 
 
+def test_pytest_refuses_the_oracle_too(tmp_path: Path) -> None:
+    """A suite of one's own, run by pytest itself: usage error, and nothing is recorded."""
+    code, records, printed = run(tmp_path, SUITE, "--prill-engine", "numpy64+fault:rope_pairing")
+    assert (code, records) == (4, ())
+    assert "an engine is never its own oracle" in printed
+
+
 # --- policies, checklists and waivers ------------------------------------------------------------------
 
 POLICY = """default = "small"
@@ -244,6 +252,7 @@ def test_a_model_of_the_policy_must_be_there_before_anything_runs(
         ('engine = "numpy"', 'engine = "nump"', "unknown engine"),
         ('device = "cpu"', 'device = "gpu"', "unknown device"),
         ('model = "fixture:llama-tiny"', 'model = "fixture:lama-tiny"', "did you mean 'llama-tiny'?"),
+        ('model = "fixture:llama-tiny"', 'model = "/data/own.gguf"', "expected its name in the reports"),
     ],
 )
 def test_a_waiver_of_nothing_is_refused(

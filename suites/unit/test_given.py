@@ -22,12 +22,14 @@ PATHS = st.tuples(st.lists(PARTS, max_size=3), FILES).map(lambda p: "/".join([*p
     [
         (["own.gguf"], ["own.gguf"]),
         (["./models/../own.gguf"], ["own.gguf"]),
-        (["{here}/deep/own.gguf"], ["deep/own.gguf"]),
+        (["models/own.gguf"], ["models/own.gguf"]),
+        (["{here}/deep/own.gguf"], ["own.gguf"]),
         (["/far/away/own.gguf"], ["own.gguf"]),
         (["../own.gguf"], ["own.gguf"]),
         (["/far/q4/own.gguf", "/far/q8/own.gguf"], ["q4/own.gguf", "q8/own.gguf"]),
         (["own.gguf", "/far/own.gguf"], ["own.gguf", "far/own.gguf"]),
-        (["own.gguf", "{here}/own.gguf"], ["own.gguf", "own.gguf"]),
+        (["/m.gguf", "m.gguf"], ["{up}m.gguf", "m.gguf"]),
+        (["deep/own.gguf", "{here}/deep/own.gguf"], ["deep/own.gguf", "deep/own.gguf"]),
         (
             ["fixture:llama-tiny:q4_k", "synth:llama-1b:f16"],
             ["fixture:llama-tiny:q4_k", "synth:llama-1b:f16"],
@@ -37,9 +39,11 @@ PATHS = st.tuples(st.lists(PARTS, max_size=3), FILES).map(lambda p: "/".join([*p
 def test_a_name_is_what_a_person_would_call_it(
     specs: list[str], expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Inside the current folder the path from there, elsewhere the file's name and what tells it apart."""
+    """A relative path as it was given; of an absolute one the file's name and what tells it apart."""
     monkeypatch.chdir(tmp_path)
-    assert list(named([spec.format(here=tmp_path) for spec in specs]).values()) == expected
+    up = "../" * (len(tmp_path.parts) - 1)
+    found = named([spec.format(here=tmp_path) for spec in specs])
+    assert list(found.values()) == [name.format(up=up) for name in expected]
 
 
 def test_a_link_keeps_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,20 +59,17 @@ def test_a_link_keeps_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(PATHS, min_size=1, max_size=6), st.booleans(), st.randoms(use_true_random=False))
-def test_names_are_apart_and_hold_no_machine(relative: list[str], outside: bool, random: object) -> None:
+def test_names_are_apart_and_hold_no_machine(paths: list[str], absolute: bool, random: object) -> None:
     """Files that differ have names that differ, whatever the order; no name is absolute or has a workspace's
     folder in it; and two workspaces call the same files the same."""
     found: list[dict[str, str]] = []
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
         for work in (Path(one).resolve(), Path(two).resolve()):
-            inner = work / "in"
-            inner.mkdir()
-            base = work / "elsewhere" if outside else inner
-            specs = [str(base / path) for path in relative]
+            specs = [str(work / path) if absolute else path for path in paths]
             random.shuffle(specs)  # type: ignore[attr-defined]
-            with chdir(inner):
+            with chdir(work):
                 names = named(specs)
-            found.append({spec.removeprefix(f"{base}/"): name for spec, name in names.items()})
+            found.append({spec.removeprefix(f"{work}/"): name for spec, name in names.items()})
             assert not any(name.startswith("/") or work.name in name for name in names.values())
-    assert len(set(found[0].values())) == len(set(relative))
+    assert len(set(found[0].values())) == len(set(paths))
     assert found[0] == found[1]

@@ -194,14 +194,6 @@ def evidence(records: tuple[Record, ...]) -> dict[str, Evidence]:
     return {r.check: r for r in records if isinstance(r, Evidence)}
 
 
-@pytest.mark.parametrize("spec", ["numpy64", "numpy64+fault:rope_pairing"])
-def test_the_oracle_is_not_put_to_its_own_test(tmp_path: Path, spec: str) -> None:
-    """pytest itself refuses it too: usage error, nothing recorded."""
-    code, records, printed = run(tmp_path, SUITE, "--prill-engine", spec)
-    assert (code, records) == (4, ())
-    assert "an engine is never its own oracle" in printed
-
-
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, tuple[Record, ...], str]:
     return run(tmp_path_factory.mktemp("alone"), SUITE)
