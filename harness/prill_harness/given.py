@@ -34,7 +34,7 @@ def _relative(path: Path) -> str:
 
 
 def _apart(alike: Sequence[Path], taken: Collection[str], here: Path) -> dict[Path, str]:
-    """Paths of one file name by where they lie in the folder that they share, or in the nearest above it where
+    """Paths of one file name by where they lie in the folder that they share, or in the nearest above where
     none of these names is taken."""
     shared = Path(os.path.commonpath([path.parent for path in alike]))
     for base in (shared, *shared.parents):
