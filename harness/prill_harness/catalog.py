@@ -7,6 +7,7 @@ import importlib.util
 from functools import cache
 from pathlib import Path
 
+from prill_harness.names import look_up
 from prill_runtime.errors import UsageError
 
 
@@ -22,6 +23,16 @@ def packaged() -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
+def shown(path: Path) -> str:
+    """A file as reports and CI services name it: from the current folder when it lies inside, else from its
+    package or the folder that holds it; never the machine's own path."""
+    absolute, here, package = path.resolve(), Path.cwd(), packaged().parent
+    for base in (here, package):
+        if absolute.is_relative_to(base):
+            return absolute.relative_to(base).as_posix()
+    return f"{absolute.parent.name}/{absolute.name}"
+
+
 def suite_file(name: str, folder: Path | None = None) -> Path:
     """The file of suite `name` in `folder` (None: the packaged suites).
 
@@ -31,12 +42,7 @@ def suite_file(name: str, folder: Path | None = None) -> Path:
     folder = folder or packaged()
     file = folder / f"{name}.py"
     if not name.isidentifier() or not file.is_file():
-        raise UsageError(
-            "no such suite",
-            where=str(folder),
-            expected=" or ".join(suites(folder)) or "a file",
-            got=repr(name),
-        )
+        look_up(name, suites(folder), "no such suite", where=str(folder))
     return file
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import threading
 from collections.abc import Sequence
@@ -15,9 +16,26 @@ from prill_harness.evidence import Cell
 PYTHON = (sys.executable, "-m", "prill_harness.cells")
 
 
-def arguments(cell: Cell, ledger: Path, folder: Path | None, checks: Sequence[str] = ()) -> list[str]:
-    """What `main` gets to run `cell`, in a process of its own, and append to `ledger`."""
-    words = ["--model", cell.model, "--engine", cell.engine, "--suite", cell.suite, "--device", cell.device]
+def arguments(
+    cell: Cell, ledger: Path, folder: Path | None, checks: Sequence[str] = (), spec: str = ""
+) -> list[str]:
+    """What `main` gets to run `cell`, in a process of its own, and append to `ledger`.
+
+    Args:
+        spec: opens the cell's model here; empty where that is its name.
+    """
+    words = [
+        "--model",
+        spec or cell.model,
+        "--model-name",
+        cell.model,
+        "--engine",
+        cell.engine,
+        "--suite",
+        cell.suite,
+        "--device",
+        cell.device,
+    ]
     words += ["--ledger", str(ledger), *(["--suite-path", str(folder)] if folder else [])]
     return words + [word for check in checks for word in ("--check", check)]
 
@@ -25,6 +43,12 @@ def arguments(cell: Cell, ledger: Path, folder: Path | None, checks: Sequence[st
 def command(cell: Cell, ledger: Path, folder: Path | None, checks: Sequence[str] = ()) -> list[str]:
     """The command that does it."""
     return [*PYTHON, *arguments(cell, ledger, folder, checks)]
+
+
+def reproduce(cell: Cell, spec: str, check: str) -> str:
+    """The shell command that runs one check of a cell alone, in the folder where the cell ran."""
+    device = [] if cell.device == "cpu" else ["--device", cell.device]
+    return shlex.join(["prill", "run", "--engine", cell.engine, "--model", spec, *device, check])
 
 
 # glibc: large arrays that are freed stay with the process, which asks for them again at once. A tenth of a
@@ -50,6 +74,7 @@ def main(given: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m prill_harness.cells", description=__doc__)
     for name in ("model", "engine", "suite", "device", "ledger"):
         parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--model-name", required=True)
     parser.add_argument("--suite-path", type=Path)
     parser.add_argument("--check", action="append", default=[])
     asked = parser.parse_args(given)
@@ -63,6 +88,7 @@ def main(given: Sequence[str] | None = None) -> int:
     options += ["--import-mode=importlib", f"--rootdir={file.parent}", f"--confcutdir={file.parent}"]
     for name in ("model", "engine", *("suite",)[: len(suites) == 1], "device", "ledger"):
         options.append(f"--prill-{name}={getattr(asked, name)}")
+    options.append(f"--prill-model-name={asked.model_name}")
     options += [f"--prill-check={check}" for check in asked.check]
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     import pytest

@@ -35,11 +35,12 @@ from pathlib import Path
 
 import msgspec
 
-from prill_harness.catalog import check_ids, packaged
+from prill_harness.catalog import check_ids, packaged, shown
 from prill_harness.evidence import Cell, Evidence, Status
+from prill_harness.names import look_up
 from prill_harness.strict import load_toml
 from prill_harness.verdict import ItemResult, ItemStatus, Severity
-from prill_runtime.errors import PolicyError
+from prill_runtime.errors import ChecklistError
 
 HEADER = re.compile(r"^\s*\[\[\s*items\s*\]\]")
 # Worst first: what a cell, and then an item, comes to.
@@ -101,11 +102,16 @@ def load_checklists(
         known: check ids that exist; None: those of the packaged suites.
 
     Raises:
-        PolicyError: unreadable, unknown keys, a repeated item id, an item without proof, or a check that no
-            suite declares.
+        UsageError: no checklist of that name.
+        ChecklistError: unreadable, unknown keys, a repeated item id, an item without proof, or a check
+            that no suite declares.
     """
     folder = folder or packaged() / "checklists"
-    paths = sorted(folder.glob("*.toml")) if names is None else [folder / f"{name}.toml" for name in names]
+    there = checklist_names(folder)
+    names = there if names is None else tuple(names)
+    for name in names:
+        look_up(name, there, "no such checklist")
+    paths = [folder / f"{name}.toml" for name in names]
     known = check_ids() if known is None else known
     lists = tuple(_load(path) for path in paths)
     seen: dict[str, Path] = {}
@@ -113,37 +119,47 @@ def load_checklists(
         for number, item in enumerate(checklist.items):
             where = f"{checklist.path} - at `$.items[{number}]`"
             if item.id in seen:
-                raise PolicyError(f"item id {item.id!r} is used twice", where=where, got=str(seen[item.id]))
+                raise ChecklistError(
+                    f"item id {item.id!r} is used twice", where=where, got=str(seen[item.id])
+                )
             seen[item.id] = checklist.path
             _validate(item, where, known)
     return lists
 
 
+def checklist_names(folder: Path | None = None) -> tuple[str, ...]:
+    """Names of the checklists in `folder` (None: the packaged ones)."""
+    return tuple(sorted(path.stem for path in (folder or packaged() / "checklists").glob("*.toml")))
+
+
 def _load(path: Path) -> Checklist:
-    file = load_toml(path, _ChecklistFile)
+    file = load_toml(path, _ChecklistFile, ChecklistError)
     lines = [n for n, text in enumerate(path.read_text("utf-8").splitlines(), 1) if HEADER.match(text)]
     lines = lines if len(lines) == len(file.items) else [1] * len(file.items)
     if file.id != path.stem or not file.items:
         what = "a checklist needs at least one item" if not file.items else "id and file name differ"
-        raise PolicyError(what, where=str(path), expected=repr(path.stem), got=repr(file.id))
+        raise ChecklistError(what, where=str(path), expected=repr(path.stem), got=repr(file.id))
     return Checklist(file.id, file.title, file.items, path, tuple(lines))
 
 
 def _validate(item: Item, where: str, known: Collection[str]) -> None:
     blank = [name for name in ("id", "title", "why") if not getattr(item, name).strip()]
     if blank:
-        raise PolicyError(f"{blank[0]} is empty", where=where)
+        raise ChecklistError(f"{blank[0]} is empty", where=where)
     if bool(item.checks) == (item.manual is not None):
-        raise PolicyError("an item is proven by checks or by a manual signature, by one of them", where=where)
+        raise ChecklistError(
+            "an item is proven by checks or by a manual signature, by one of them", where=where
+        )
     for check in item.checks:
-        if check not in known:
-            raise PolicyError("names a check that no suite declares", where=where, got=repr(check))
+        look_up(check, known, "names a check that no suite declares", where=where, error=ChecklistError)
     manual = item.manual
     if manual is not None:
         if not re.fullmatch(r"[0-9a-f]{64}", manual.evidence_sha256) or not manual.signer.strip():
-            raise PolicyError("a manual item needs a signer and 64 hex digits of evidence", where=where)
+            raise ChecklistError("a manual item needs a signer and 64 hex digits of evidence", where=where)
         if manual.verify_again <= manual.date:
-            raise PolicyError("verify_again must lie after date", where=where, got=str(manual.verify_again))
+            raise ChecklistError(
+                "verify_again must lie after date", where=where, got=str(manual.verify_again)
+            )
 
 
 class Observed(msgspec.Struct, frozen=True):
@@ -217,7 +233,7 @@ def _item(
         cells=dict(sorted(by_cell.items())),
         docs=item.docs,
         waivers=tuple(sorted(used)),
-        file=_shown(checklist.path),
+        file=shown(checklist.path),
         line=line,
     )
 
@@ -262,10 +278,3 @@ def _manual(manual: Manual, as_of: dt.date) -> tuple[ItemStatus, str]:
     if manual.verify_again <= as_of:
         return ItemStatus.UNPROVEN, f"{signed}, to be verified again since {manual.verify_again}"
     return ItemStatus.PROVEN, f"{signed}, evidence {manual.evidence_sha256[:12]}"
-
-
-def _shown(path: Path) -> str:
-    """The path as CI annotates it: from the current folder when it lies inside, else from its package."""
-    absolute, here = path.resolve(), Path.cwd()
-    base = here if absolute.is_relative_to(here) else absolute.parents[2]
-    return absolute.relative_to(base).as_posix()

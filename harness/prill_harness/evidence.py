@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 
 import msgspec
 
-from prill_runtime.errors import PolicyError
+from prill_runtime.errors import LedgerError
 
 SCHEMA = 1
 
@@ -115,6 +115,8 @@ class Evidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
+        if self.status is Status.WAIVED:
+            raise ValueError(f"{self.check} cannot be waived by its own record: a gate waives, by a waiver")
         if self.status is Status.PASSED and not (self.observed > 0 and self.oracle and self.kills):
             raise ValueError(
                 f"{self.check} cannot pass: observed {self.observed} values, oracle {self.oracle!r}, "
@@ -177,7 +179,7 @@ def read(path: str | Path) -> tuple[Record, ...]:
     """All records of a ledger in order; lines a hard kill tore are left out.
 
     Raises:
-        PolicyError: a whole line is not a record of this schema.
+        LedgerError: a whole line is not a record of this schema.
     """
     lines = Path(path).read_bytes().split(b"\n")
     records: list[Record] = []
@@ -187,13 +189,13 @@ def read(path: str | Path) -> tuple[Record, ...]:
         try:
             records.append(_decoder.decode(line))
         except msgspec.ValidationError as error:
-            raise PolicyError(
+            raise LedgerError(
                 "ledger line is not a record of this version", where=f"{path} line {number}", got=str(error)
             ) from error
         except msgspec.DecodeError as error:
             # What a killed writer leaves is the beginning of a record: it goes wrong at its end, not before.
             if "truncated" not in str(error) and not str(error).endswith(f"(byte {len(line)})"):
-                raise PolicyError(
+                raise LedgerError(
                     "ledger line is not JSON", where=f"{path} line {number}", got=repr(line[:40])
                 ) from None
     return tuple(records)

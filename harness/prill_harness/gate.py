@@ -7,16 +7,25 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
+from prill_harness.catalog import shown
 from prill_harness.checklist import Checklist, Item, Observed, carriers, evaluate
 from prill_harness.evidence import Cell, CellEnded, CellStarted, Evidence, Record, Status
 from prill_harness.faults.kills import Kills
 from prill_harness.plan import Plan
 from prill_harness.policy import Policy
 from prill_harness.rules import Case, judge
-from prill_harness.verdict import AssumptionResult, CellResult, CheckResult, ItemStatus, Verdict
+from prill_harness.verdict import (
+    AssumptionResult,
+    CellResult,
+    CheckResult,
+    ItemResult,
+    ItemStatus,
+    Verdict,
+)
 from prill_harness.version import version
 from prill_harness.waivers import Key, Waiver
 from prill_harness.waivers import apply as apply_waivers
@@ -24,7 +33,8 @@ from prill_runtime.errors import PolicyError
 
 EXIT_CODES = {Status.PASSED: 0, Status.FAILED: 1, Status.INCONCLUSIVE: 10}
 # Of several records of one check in one cell the worst counts, so that a lucky repetition hides nothing.
-WORST_FIRST = (Status.FAILED, Status.ERROR, Status.INCONCLUSIVE, Status.WAIVED, Status.PASSED)
+NOWHERE: Mapping[str, tuple[Path, int]] = {}
+WORST_FIRST = (Status.FAILED, Status.ERROR, Status.INCONCLUSIVE, Status.PASSED)
 
 
 def decide(
@@ -36,6 +46,7 @@ def decide(
     kills: Kills,
     waivers: Sequence[Waiver] = (),
     as_of: dt.date,
+    sources: Mapping[str, tuple[Path, int]] = NOWHERE,
 ) -> Verdict:
     """The verdict on a run: a pure function of its arguments, whatever the order of the records.
 
@@ -44,6 +55,7 @@ def decide(
         checklists: at least those the gate names; others are left out.
         kills: which checks were seen to kill planted faults; without a kill a pass is inconclusive.
         as_of: the day on which waivers and signatures are judged.
+        sources: file and line that declare each check, by id without parameter.
 
     Raises:
         PolicyError: a checklist that the gate names is not given.
@@ -55,7 +67,7 @@ def decide(
     covered, waived = apply_waivers(waivers, counted, never=gate.never_waive, as_of=as_of)
     observed = msgspec.structs.replace(index.observed, waived=covered)
     items = evaluate(lists, plan.cells, observed, as_of)
-    checks = _checks(index, counted, covered)
+    checks = _checks(index, counted, covered, sources)
     cells = tuple(_cell(cell, index) for cell in sorted(plan.cells))
     case = Case(
         gate=gate,
@@ -75,12 +87,7 @@ def decide(
     broken = [r for s in (Status.FAILED, Status.INCONCLUSIVE) for r in rules if r.status is s]
     status = broken[0].status if broken else Status.PASSED
     counts = Counter(check.status.value for check in checks)
-    proven = sum(item.status is ItemStatus.PROVEN for item in items)
-    reason = (
-        broken[0].sentence
-        if broken
-        else (f"{counts['passed']} checks in {len(cells)} cells, {proven} of {len(items)} items proven")
-    )
+    reason = broken[0].sentence if broken else _told(counts, cells, items)
     return Verdict(
         gate=gate.name,
         status=status,
@@ -97,6 +104,8 @@ def decide(
         prill_version=version(),
         duration_s=round(math.fsum(cell.duration_s for cell in cells), 6),
         assumptions=_assumptions(index.starts.values()),
+        models={s.cell.model: s.versions.get("model_sha256", "") for _, s in sorted(index.starts.items())},
+        policy=shown(policy.path),
     )
 
 
@@ -107,6 +116,14 @@ def _assumptions(starts: Iterable[CellStarted]) -> tuple[AssumptionResult, ...]:
         for assumed in start.assumptions:
             models[assumed].add(start.cell.model)
     return tuple(AssumptionResult(*each, models=tuple(sorted(of))) for each, of in sorted(models.items()))
+
+
+def _told(counts: Mapping[str, int], cells: Sequence[CellResult], items: Sequence[ItemResult]) -> str:
+    """What stands behind a pass, and what was let through without proof."""
+    proven = sum(item.status is ItemStatus.PROVEN for item in items)
+    waived = sum(item.status is ItemStatus.WAIVED for item in items)
+    told = f"{counts['passed']} checks in {len(cells)} cells, {proven} of {len(items)} items proven"
+    return told + (f", {waived} waived and not proven" if waived else "")
 
 
 @dataclass(frozen=True)
@@ -207,7 +224,10 @@ def _counted(checklists: Sequence[Checklist], plan: Plan, seen: Observed) -> lis
 
 
 def _checks(
-    index: _Index, counted: Sequence[tuple[str, Evidence]], covered: Mapping[Key, str]
+    index: _Index,
+    counted: Sequence[tuple[str, Evidence]],
+    covered: Mapping[Key, str],
+    sources: Mapping[str, tuple[Path, int]],
 ) -> tuple[CheckResult, ...]:
     """Every record as the gate counts it: waived only where each item that counts it is covered."""
     owners: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -219,11 +239,11 @@ def _checks(
             items = owners[cell, check]
             ids = [covered.get((item, cell, check), "") for item in items]
             waived = bool(ids) and all(ids) and evidence.status is Status.FAILED
-            results.append(_check(evidence, ids[0] if waived else ""))
+            results.append(_check(evidence, ids[0] if waived else "", sources.get(evidence.base)))
     return tuple(results)
 
 
-def _check(evidence: Evidence, waiver: str) -> CheckResult:
+def _check(evidence: Evidence, waiver: str, source: tuple[Path, int] | None) -> CheckResult:
     return CheckResult(
         check=evidence.check,
         cell=evidence.cell,
@@ -236,6 +256,8 @@ def _check(evidence: Evidence, waiver: str) -> CheckResult:
         oracle=evidence.oracle,
         metrics=tuple(msgspec.to_builtins(metric) for metric in evidence.metrics),
         detail=evidence.detail,
+        file=shown(source[0]) if source else "",
+        line=source[1] if source else 0,
     )
 
 
@@ -263,4 +285,5 @@ def _cell(cell: Cell, index: _Index) -> CellResult:
         passed=sum(e.status is Status.PASSED for e in evidence.values()),
         duration_s=end.duration_s if end else 0.0,
         sentence=sentence,
+        at=start.at if start else 0.0,
     )

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -15,9 +15,10 @@ import msgspec
 from prill_harness import evidence, pool, provenance
 from prill_harness.catalog import suite_file
 from prill_harness.evidence import Cell, CellEnded, CellStarted, Evidence, Record
+from prill_harness.given import named
 from prill_harness.policy import Gate
 from prill_harness.pool import TIMEOUT_S, Event
-from prill_runtime.errors import NothingSelected, PolicyError, PrillError, UsageError
+from prill_runtime.errors import LedgerError, NothingSelected, PrillError, UsageError
 
 __all__ = ["Event", "Plan", "build", "ledger_path", "merge", "resumable", "run", "shard"]
 
@@ -29,6 +30,7 @@ class Plan(msgspec.Struct, frozen=True):
         narrowed: models were overridden, so items of other architectures are left out of the verdict.
         checks: run these check ids alone; empty for all.
         folder: where the suites lie; None: the packaged ones.
+        given: the spec that opens a model here, by the name that its cells carry; absent where they are one.
     """
 
     gate: str
@@ -36,6 +38,11 @@ class Plan(msgspec.Struct, frozen=True):
     narrowed: bool = False
     checks: tuple[str, ...] = ()
     folder: Path | None = None
+    given: Mapping[str, str] = {}
+
+    def spec(self, cell: Cell) -> str:
+        """The spec that opens the cell's model on this machine."""
+        return self.given.get(cell.model, cell.model)
 
 
 def build(
@@ -49,6 +56,8 @@ def build(
 ) -> Plan:
     """The gate's cells, engines and models replaced where given, suites and checks restricted where given.
 
+    Cells carry the names of their models, which are the same on every machine.
+
     Raises:
         UsageError: a suite that the gate does not run, or that does not exist.
         NothingSelected: no cell is left.
@@ -61,12 +70,22 @@ def build(
             raise UsageError(
                 "the gate has no such suite", where=gate.name, expected=expected, got=repr(suite)
             )
-    cells = [cell for cell in cells_of(gate, engines, models) if not wanted or cell.suite in wanted]
+    names = named(models or [model for entry in gate.plan for model in entry.models])
+    cells = [
+        msgspec.structs.replace(cell, model=names[cell.model])
+        for cell in cells_of(gate, engines, models)
+        if not wanted or cell.suite in wanted
+    ]
     for suite in dict.fromkeys(cell.suite for cell in cells):
         suite_file(suite, folder)
     if not cells:
         raise NothingSelected("the selection leaves no cell", where=f"gate {gate.name}")
-    return Plan(gate.name, tuple(cells), bool(models), tuple(checks), folder)
+    return Plan(gate.name, tuple(dict.fromkeys(cells)), bool(models), tuple(checks), folder, openers(names))
+
+
+def openers(names: Mapping[str, str]) -> dict[str, str]:
+    """Name -> the first spec of it, from `given.named`'s spec -> name."""
+    return {name: spec for spec, name in reversed(list(names.items()))}
 
 
 def cells_of(gate: Gate, engines: Sequence[str] = (), models: Sequence[str] = ()) -> tuple[Cell, ...]:
@@ -125,8 +144,8 @@ def run(
     paths = {cell: ledger_path(out, cell) for cell in plan.cells}
     (out / "cells").mkdir(parents=True, exist_ok=True)
     kept = [cell for cell in plan.cells if resume and resumable(paths[cell], cell, plan)]
-    todo = [(cell, paths[cell]) for cell in plan.cells if cell not in kept]
-    for _, path in todo:  # what an earlier run left may not stand in for this one
+    todo = [(cell, plan.spec(cell), paths[cell]) for cell in plan.cells if cell not in kept]
+    for *_, path in todo:  # what an earlier run left may not stand in for this one
         path.unlink(missing_ok=True)
     done = 0
 
@@ -179,7 +198,7 @@ def resumable(path: Path, cell: Cell, plan: Plan) -> bool:
     reported = {r.check for r in records if isinstance(r, Evidence)}
     if not starts[0].planned or set(starts[0].planned) != reported:
         return False
-    today = provenance.describe(cell, suite_file(cell.suite, plan.folder), plan.checks)
+    today = provenance.describe(plan.spec(cell), suite_file(cell.suite, plan.folder), plan.checks)
     return starts[0].versions == today
 
 
@@ -187,23 +206,23 @@ def merge(paths: Sequence[Path], plan: Plan | None = None) -> tuple[Record, ...]
     """One set of records from several ledgers; the same ledger twice counts once.
 
     Raises:
-        PolicyError: two ledgers differ about one cell, or, with `plan`, a cell is missing or not planned.
+        LedgerError: two ledgers differ about one cell, or, with `plan`, a cell is missing or not planned.
     """
     cells: dict[Cell, tuple[Path, list[Record]]] = {}
     for path in paths:
         if not path.is_file():
-            raise PolicyError("no such ledger", where=str(path))
+            raise LedgerError("no such ledger", where=str(path))
         mine: dict[Cell, list[Record]] = {}
         for record in evidence.read(path):
             mine.setdefault(record.cell, []).append(record)
         for cell, records in mine.items():
             first, known = cells.setdefault(cell, (path, records))
             if known != records:
-                raise PolicyError("a cell was run twice", where=f"{first} and {path}", got=cell.id)
+                raise LedgerError("a cell was run twice", where=f"{first} and {path}", got=cell.id)
     if plan is not None:
         missing = [cell.id for cell in plan.cells if cell not in cells]
         extra = sorted(cell.id for cell in cells.keys() - set(plan.cells))
         if missing or extra:
             what = "planned cells are missing" if missing else "cells are not in the plan"
-            raise PolicyError(what, where=f"gate {plan.gate}", got=", ".join(missing or extra))
+            raise LedgerError(what, where=f"gate {plan.gate}", got=", ".join(missing or extra))
     return tuple(r for cell in sorted(cells) for r in cells[cell][1])

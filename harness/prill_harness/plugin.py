@@ -24,6 +24,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("prill", "prill: evidence about an inference engine")
     group.addoption("--prill-engine", metavar="SPEC", default="numpy", help="engine under test")
     group.addoption("--prill-model", metavar="SPEC", help="model: a path, or fixture:NAME[:TYPE]")
+    group.addoption(
+        "--prill-model-name", metavar="NAME", help="what the cell calls the model (default: SPEC)"
+    )
     group.addoption("--prill-ledger", metavar="PATH", help="append evidence to this JSONL file")
     group.addoption("--prill-suite", metavar="NAME", help="suite name of the cell (default: file name)")
     group.addoption("--prill-device", metavar="NAME", default="cpu", help="device of the cell")
@@ -38,15 +41,21 @@ def pytest_configure(config: pytest.Config) -> None:
         from prill_harness.recorder import Recorder
 
         config.pluginmanager.register(Recorder(config), "prill-recorder")
-    if "+fault:" in config.getoption("prill_engine"):
-        from prill_harness import faults
-        from prill_harness.engines import EngineSpec
-        from prill_runtime.errors import UsageError
+        _look_at_engine(config.getoption("prill_engine"))
 
-        try:
-            faults.ambient(faults.named(EngineSpec.parse(config.getoption("prill_engine")).faults))
-        except UsageError as error:
-            raise pytest.UsageError(str(error)) from error
+
+def _look_at_engine(spec: str) -> None:
+    """Refuse the oracle as the engine under test, and make planted faults ambient."""
+    from prill_harness import engines, faults
+    from prill_runtime.errors import UsageError
+
+    try:
+        engines.check_judged(spec)
+        planted = engines.EngineSpec.parse(spec).faults
+        if planted:
+            faults.ambient(faults.named(planted))
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from error
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -29,10 +29,11 @@ from pathlib import Path
 import msgspec
 
 from prill_harness.catalog import packaged
+from prill_harness.names import look_up
 from prill_harness.provenance import file_digest
 from prill_harness.strict import load_toml
 from prill_harness.verdict import Severity
-from prill_runtime.errors import PolicyError
+from prill_runtime.errors import PolicyError, UsageError
 
 LOCAL = Path("ci/gates.toml")
 
@@ -92,13 +93,11 @@ class Policy(msgspec.Struct, frozen=True):
         """The gate of that name, or the default.
 
         Raises:
-            PolicyError: no such gate.
+            UsageError: no such gate. PolicyError: the default is none.
         """
-        name = name or self.default
-        if name not in self.gates:
-            expected = " or ".join(sorted(self.gates))
-            raise PolicyError("no such gate", where=str(self.path), expected=expected, got=repr(name))
-        return self.gates[name]
+        error = UsageError if name else PolicyError
+        look_up(name or self.default, self.gates, "no such gate", where=str(self.path), error=error)
+        return self.gates[name or self.default]
 
 
 def load_policy(path: Path | None = None) -> Policy:
@@ -122,8 +121,7 @@ def _resolve(path: Path, files: dict[str, _GateFile], name: str) -> Gate:
         where = f"{path} - at `$.gates.{chain[-1]}.extends`" if chain else str(path)
         if parent in chain:
             raise PolicyError("gates extend one another in a circle", where=where, got=repr(parent))
-        if parent not in files:
-            raise PolicyError("extends a gate that does not exist", where=where, got=repr(parent))
+        look_up(parent, files, "extends a gate that does not exist", where=where, error=PolicyError)
         chain.append(parent)
         parent = files[parent].extends
     oldest_first = [files[link] for link in reversed(chain)]

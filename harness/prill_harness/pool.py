@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -40,6 +39,7 @@ class Event:
 @dataclass
 class _Running:
     cell: Cell
+    spec: str
     ledger: Path
     process: subprocess.Popen[bytes] | Forked
     deadline: float
@@ -47,7 +47,7 @@ class _Running:
 
 
 def run(
-    todo: Sequence[tuple[Cell, Path]],
+    todo: Sequence[tuple[Cell, str, Path]],
     *,
     jobs: int,
     folder: Path | None,
@@ -56,7 +56,7 @@ def run(
     ended: Callable[[Cell], None],
     started: Callable[[Cell], None],
 ) -> None:
-    """Run every (cell, ledger path); returns when all are over.
+    """Run every (cell, spec of its model, ledger path); returns when all are over.
 
     Raises:
         KeyboardInterrupt: after the running cells were ended; their ledgers stay, unfinished.
@@ -70,14 +70,14 @@ def run(
                 # From both ends of the plan: its first cells start processes and compute, its last stream
                 # weights. Two that stream at once take a fifth longer each, for what the cores share.
                 forward = not any(one.forward for one in running)
-                cell, ledger = waiting.pop(0 if forward else -1)
+                cell, spec, ledger = waiting.pop(0 if forward else -1)
                 started(cell)
                 ledger.unlink(missing_ok=True)
                 log = ledger.with_suffix(".log")
                 log.write_bytes(b"")
-                words = cells.arguments(cell, ledger, folder, checks)
+                words = cells.arguments(cell, ledger, folder, checks, spec)
                 process = server.start(words, log) if server is not None else _execute(words, log, jobs)
-                running.append(_Running(cell, ledger, process, time.monotonic() + timeout_s, forward))
+                running.append(_Running(cell, spec, ledger, process, time.monotonic() + timeout_s, forward))
             for one in list(running):
                 late = time.monotonic() > one.deadline
                 if one.process.poll() is None and not late:
@@ -89,7 +89,7 @@ def run(
             time.sleep(POLL_S)
 
 
-def _server(stack: ExitStack, todo: Sequence[tuple[Cell, Path]], jobs: int) -> ForkServer | None:
+def _server(stack: ExitStack, todo: Sequence[tuple[Cell, str, Path]], jobs: int) -> ForkServer | None:
     """The server that starts cells, where it pays and where a process with NumPy in it may fork."""
     if jobs < 2 or len(todo) < 2 or not sys.platform.startswith("linux"):  # threads of BLAS do not fork
         return None
@@ -137,21 +137,20 @@ def _account(one: _Running, cause: str) -> None:
             ledger.append(CellStarted(one.cell, (f"{one.cell.suite}.process",), time.time()))
         check = flying[-1] if flying else f"{one.cell.suite}.process"
         where = f"while {check} ran" if flying else f"outside any check: {_last_words(one.ledger)}"
-        ledger.append(_error(one.cell, check, f"{cause} {where}"))
+        ledger.append(_error(one, check, f"{cause} {where}"))
 
 
-def _error(cell: Cell, check: str, sentence: str) -> Evidence:
-    words = ["prill", "run", "--engine", cell.engine, "--model", cell.model, check]
+def _error(one: _Running, check: str, sentence: str) -> Evidence:
     return Evidence(
         check=check,
         content="",
-        cell=cell,
+        cell=one.cell,
         status=Status.ERROR,
         observed=0,
         sentence=sentence,
         oracle="",
         kills=(),
-        reproduce=shlex.join(words),
+        reproduce=cells.reproduce(one.cell, one.spec, check),
         at=time.time(),
     )
 

@@ -1,4 +1,4 @@
-"""A cell in; digests and versions of everything that decides what its evidence is worth out."""
+"""A model spec and a suite in; digests and versions of all that decides what their evidence is worth out."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from prill_harness.evidence import Cell
 from prill_harness.version import version
 from prill_runtime.errors import PrillError
 
 SOURCES = ("prill_runtime", "prill_harness", "prill_fixtures")
 
 
-def describe(cell: Cell, suite_file: Path, checks: Sequence[str] = ()) -> dict[str, str]:
+def describe(model: str, suite_file: Path, checks: Sequence[str] = ()) -> dict[str, str]:
     """What `CellStarted.versions` holds: library versions, code digest, model sha256 and architecture, and
     the check ids the run was restricted to.
 
@@ -30,7 +29,7 @@ def describe(cell: Cell, suite_file: Path, checks: Sequence[str] = ()) -> dict[s
         **{name: metadata.version(name) for name in ("numpy", "gguf", "pytest")},
         "code_sha256": code_digest(suite_file.resolve()),
         "selection": ",".join(sorted(checks)),
-        **model_facts(cell.model),
+        **model_facts(model),
     }
 
 

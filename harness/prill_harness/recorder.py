@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 import tempfile
 import time
@@ -13,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from prill_harness import outcomes, provenance
+from prill_harness import cells, outcomes, provenance
 from prill_harness.checks import Observer, content_hash
 from prill_harness.evidence import (
     Cell,
@@ -42,22 +41,12 @@ class Planned(msgspec.Struct, frozen=True):
     kills: tuple[str, ...]
     cell: Cell
     file: str
+    spec: str
 
     @property
     def reproduce(self) -> str:
         """The shell command that runs this check alone."""
-        device = [] if self.cell.device == "cpu" else ["--device", self.cell.device]
-        words = [
-            "prill",
-            "run",
-            "--engine",
-            self.cell.engine,
-            "--model",
-            self.cell.model,
-            *device,
-            self.check,
-        ]
-        return shlex.join(words)
+        return cells.reproduce(self.cell, self.spec, self.check)
 
     def evidence(self, status: Status, sentence: str, **rest: Any) -> Evidence:
         """Evidence of this check."""
@@ -133,24 +122,30 @@ class Recorder:
             check=check_id(item),
             content=content_hash(item.function),  # type: ignore[attr-defined]
             kills=tuple(marker.kwargs["kills"]),
-            cell=Cell(
-                model=option("prill_model") or "none",
-                engine=option("prill_engine"),
-                suite=option("prill_suite") or item.path.stem,
-                device=option("prill_device"),
-            ),
+            cell=self._cell(item.path.stem),
             file=str(item.path),
+            spec=option("prill_model") or "none",
+        )
+
+    def _cell(self, suite: str) -> Cell:
+        """The cell of this run; `suite` unless the run names one."""
+        option = self.config.getoption
+        return Cell(
+            model=option("prill_model_name") or option("prill_model") or "none",
+            engine=option("prill_engine"),
+            suite=option("prill_suite") or suite,
+            device=option("prill_device"),
         )
 
     def _begin(self) -> None:
         self._began = time.time()
-        cells: dict[Cell, list[Planned]] = {}
+        plans: dict[Cell, list[Planned]] = {}
         for p in self.planned.values():
-            cells.setdefault(p.cell, []).append(p)
-        for cell, plan in cells.items():
+            plans.setdefault(p.cell, []).append(p)
+        for cell, plan in plans.items():
             checks = self.config.getoption("prill_check") or ()
-            versions = provenance.describe(cell, Path(plan[0].file), checks) if self._ledger else {}
-            assumed = provenance.assumed(cell.model) if self._ledger else ()
+            versions = provenance.describe(plan[0].spec, Path(plan[0].file), checks) if self._ledger else {}
+            assumed = provenance.assumed(plan[0].spec) if self._ledger else ()
             checks = tuple(sorted(p.check for p in plan))
             self._write(CellStarted(cell, checks, self._began, versions, assumptions=assumed))
 
@@ -261,10 +256,10 @@ class Recorder:
 
     def _collection_broke(self) -> None:
         """A suite that cannot be collected still reports: one planned check, one error."""
-        option = self.config.getoption
-        suite = option("prill_suite") or "suite"
-        cell = Cell(option("prill_model") or "none", option("prill_engine"), suite, option("prill_device"))
-        planned = Planned("", f"{suite}.collection", "", (), cell, "")
+        cell = self._cell("suite")
+        planned = Planned(
+            "", f"{cell.suite}.collection", "", (), cell, "", self.config.getoption("prill_model") or "none"
+        )
         self.planned, self.evidence = {"": planned}, {}
         self._write(CellStarted(cell, (planned.check,), self._began, {}))
         self._settle(planned, planned.evidence(Status.ERROR, f"the suite did not load: {self.broken[0]}"))

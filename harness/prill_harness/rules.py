@@ -10,9 +10,15 @@ from prill_harness.evidence import CellStarted, Status
 from prill_harness.faults.kills import Kills, remedy
 from prill_harness.plan import Plan, cells_of
 from prill_harness.policy import Gate
-from prill_harness.verdict import CellResult, CheckResult, ItemResult, ItemStatus, RuleResult, WaiverResult
-
-ACCEPTED = (ItemStatus.PROVEN, ItemStatus.WAIVED)
+from prill_harness.verdict import (
+    CellResult,
+    CheckResult,
+    ItemResult,
+    ItemStatus,
+    RuleResult,
+    Severity,
+    WaiverResult,
+)
 
 
 @dataclass(frozen=True)
@@ -58,18 +64,36 @@ def judge(case: Case) -> tuple[RuleResult, ...]:
     return tuple(results)
 
 
-@rule("items", "every blocking item is proven or waived")
+@rule("items", "every blocking item is proven, or waived where it is not critical")
 def items_proven(case: Case) -> Broken | None:
+    """A waiver is an excuse, not a proof: it opens no gate that a critical item holds shut."""
     if not case.items:
         return Status.INCONCLUSIVE, "no item of its checklists applies to this plan"
-    open_items = [i for i in case.items if i.status not in ACCEPTED and case.gate.blocks(i.severity)]
+    open_items = [i for i in case.items if not _accepted(i) and case.gate.blocks(i.severity)]
     if not open_items:
         return None
     worst = min(open_items, key=lambda i: (i.status is not ItemStatus.FAILED, i.severity.rank, i.id))
     more = f" (and {len(open_items) - 1} more items)" if len(open_items) > 1 else ""
     if worst.status is ItemStatus.FAILED:
         return Status.FAILED, f"{worst.id} ({worst.severity}): {worst.sentence}{more}"
+    if worst.status is ItemStatus.WAIVED:
+        told = f"{worst.id} ({worst.severity}) is waived, which proves nothing: {worst.sentence}{more}"
+        return Status.INCONCLUSIVE, told
     return Status.INCONCLUSIVE, f"{worst.id} ({worst.severity}) is unproven: {worst.sentence}{more}"
+
+
+def _accepted(item: ItemResult) -> bool:
+    if item.status is ItemStatus.WAIVED:
+        return item.severity is not Severity.CRITICAL
+    return item.status is ItemStatus.PROVEN
+
+
+@rule("proof", "something is proven")
+def something_proven(case: Case) -> Broken | None:
+    """Where nothing blocks, or everything that does is waived, a gate would open on no evidence at all."""
+    if any(item.status is ItemStatus.PROVEN for item in case.items):
+        return None
+    return Status.INCONCLUSIVE, f"none of {len(case.items)} items is proven"
 
 
 @rule("unclaimed", "every failure belongs to an item of a checklist")
@@ -122,8 +146,9 @@ def few_flaky(case: Case) -> Broken | None:
 
 @rule("executed", "enough checks were executed")
 def enough_executed(case: Case) -> Broken | None:
-    """Only what ended in passed or failed, waived or not, was executed; a part of the plan owes its share."""
-    done = sum(c.status in (Status.PASSED, Status.FAILED, Status.WAIVED) for c in case.checks)
+    """Only what ended in passed or failed was executed, and a waived failure counts for nothing; a part of
+    the plan owes its share."""
+    done = sum(c.status in (Status.PASSED, Status.FAILED) for c in case.checks)
     whole = max(len(cells_of(case.gate)), len(case.plan.cells))
     required = math.ceil(case.gate.minimum_executed * len(case.plan.cells) / whole)
     if done >= required:

@@ -13,17 +13,17 @@ from prill_runtime.errors import PolicyError
 T = TypeVar("T")
 
 
-def load_toml(path: Path, schema: type[T]) -> T:
+def load_toml(path: Path, schema: type[T], error: type[PolicyError] = PolicyError) -> T:
     """Decode `path` by `schema`; a key the schema does not know is an error.
 
     Raises:
-        PolicyError: not readable, not TOML, or not what the schema asks for.
+        error: not readable, not TOML, or not what the schema asks for.
     """
     try:
         return msgspec.convert(tomllib.loads(path.read_text("utf-8")), schema, strict=True)
-    except OSError as error:
-        raise PolicyError("cannot be read", where=str(path), got=error.strerror) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise PolicyError("not a TOML file", where=str(path), got=str(error)) from error
-    except msgspec.ValidationError as error:
-        raise PolicyError(str(error), where=str(path)) from error
+    except OSError as reason:
+        raise error("cannot be read", where=str(path), got=reason.strerror) from reason
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as reason:
+        raise error("not a TOML file", where=str(path), got=str(reason)) from reason
+    except msgspec.ValidationError as reason:
+        raise error(str(reason), where=str(path)) from reason

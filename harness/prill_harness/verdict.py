@@ -10,7 +10,8 @@ from prill_harness.evidence import Cell, Status
 
 
 class ItemStatus(StrEnum):
-    """PROVEN needs passed evidence from every planned cell that carries the item's checks."""
+    """PROVEN needs passed evidence from every planned cell that carries the item's checks; WAIVED is unproven
+    too, for a failure that a waiver covers."""
 
     PROVEN = "proven"
     FAILED = "failed"
@@ -32,7 +33,7 @@ class Severity(StrEnum):
 
 
 class CheckResult(msgspec.Struct, frozen=True):
-    """One check in one cell, as the gate counts it (waivers applied)."""
+    """One check in one cell, as the gate counts it (waivers applied); file and line declare it."""
 
     check: str
     cell: Cell
@@ -45,6 +46,8 @@ class CheckResult(msgspec.Struct, frozen=True):
     oracle: str = ""
     metrics: tuple[dict[str, float | str | None], ...] = ()
     detail: dict[str, object] = {}
+    file: str = ""
+    line: int = 0
 
 
 class ItemResult(msgspec.Struct, frozen=True):
@@ -66,7 +69,10 @@ class ItemResult(msgspec.Struct, frozen=True):
 
 
 class CellResult(msgspec.Struct, frozen=True):
-    """One planned cell. status: "complete", "missing" (no ledger), "incomplete" (died) or "error"."""
+    """One planned cell. status: "complete", "missing" (no ledger), "incomplete" (died) or "error".
+
+    `at` is when it started, in seconds since 1970 UTC; 0 when it did not.
+    """
 
     cell: Cell
     status: str
@@ -75,6 +81,7 @@ class CellResult(msgspec.Struct, frozen=True):
     passed: int
     duration_s: float
     sentence: str = ""
+    at: float = 0.0
 
 
 class RuleResult(msgspec.Struct, frozen=True):
@@ -108,7 +115,10 @@ class AssumptionResult(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """status: passed, failed or inconclusive; exit_code 0, 1 or 10. `sentence` names the rule that broke."""
+    """status: passed, failed or inconclusive; exit_code 0, 1 or 10. `sentence` names the rule that broke.
+
+    `models` maps the name of each model that ran to the sha256 of its file; `policy` is the file decided by.
+    """
 
     gate: str
     status: Status
@@ -124,5 +134,7 @@ class Verdict(msgspec.Struct, frozen=True):
     policy_sha256: str
     prill_version: str
     duration_s: float = 0.0
+    models: dict[str, str] = {}
+    policy: str = ""
     schema: int = 1
     assumptions: tuple[AssumptionResult, ...] = ()

@@ -26,7 +26,7 @@ import msgspec
 from prill_harness.evidence import Evidence, Status
 from prill_harness.strict import load_toml
 from prill_harness.verdict import WaiverResult
-from prill_runtime.errors import PolicyError
+from prill_runtime.errors import WaiverError
 
 LOCAL = Path("ci/waivers.toml")
 SHORTEST_SIGNATURE = 8  # a shorter text would occur in other failures too
@@ -75,12 +75,12 @@ def load_waivers(path: Path | None = None) -> tuple[Waiver, ...]:
     """Read waivers: `path`, or ci/waivers.toml of the current folder if it exists, or none.
 
     Raises:
-        PolicyError: malformed, a field missing or empty, dates in the wrong order, or a duplicate.
+        WaiverError: malformed, a field missing or empty, dates in the wrong order, or a duplicate.
     """
     if path is None and not LOCAL.is_file():
         return ()
     path = path or LOCAL
-    waivers = load_toml(path, _WaiverFile).waivers
+    waivers = load_toml(path, _WaiverFile, WaiverError).waivers
     ids: set[str] = set()
     targets: set[tuple[object, ...]] = set()
     for number, waiver in enumerate(waivers):
@@ -88,7 +88,7 @@ def load_waivers(path: Path | None = None) -> tuple[Waiver, ...]:
         _validate(waiver, where)
         target = (waiver.item, waiver.conditions, waiver.check, waiver.signature)
         if waiver.id in ids or target in targets:
-            raise PolicyError("duplicate waiver", where=where, got=repr(waiver.id))
+            raise WaiverError("duplicate waiver", where=where, got=repr(waiver.id))
         ids.add(waiver.id)
         targets.add(target)
     return waivers
@@ -97,16 +97,16 @@ def load_waivers(path: Path | None = None) -> tuple[Waiver, ...]:
 def _validate(waiver: Waiver, where: str) -> None:
     for field in ("id", "item", "check", "signature", "owner", "issue", "reason"):
         if not getattr(waiver, field).strip():
-            raise PolicyError(f"{field} is empty", where=where)
+            raise WaiverError(f"{field} is empty", where=where)
     if not waiver.conditions.engine or not waiver.conditions.device:
-        raise PolicyError("conditions need engine and device", where=where)
+        raise WaiverError("conditions need engine and device", where=where)
     if len(waiver.signature.strip()) < SHORTEST_SIGNATURE:
         expected = f"at least {SHORTEST_SIGNATURE} characters of the failure's sentence"
-        raise PolicyError(
+        raise WaiverError(
             "signature is too short", where=where, expected=expected, got=repr(waiver.signature)
         )
     if waiver.expires < waiver.created:
-        raise PolicyError(
+        raise WaiverError(
             "expires before it was created", where=where, expected=f">= {waiver.created}", got=waiver.expires
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from collections.abc import Iterable, Mapping
 
@@ -9,7 +10,7 @@ from junitparser import Error, Failure, JUnitXml, Properties, Property, Skipped,
 from junitparser.junitparser import FinalResult
 
 from prill_harness.evidence import Cell, Status
-from prill_harness.verdict import CheckResult, ItemResult, Verdict
+from prill_harness.verdict import CellResult, CheckResult, Verdict
 from prill_reports.text import bound, one_line, seconds, unique, visible
 from prill_runtime.errors import InvalidParameter
 
@@ -26,7 +27,7 @@ def render(verdict: Verdict, *, options: Mapping[str, str]) -> str:
     the verdict itself are cases of the suite `prill.gate`, so the file is never greener than the verdict.
 
     Args:
-        options: `dialect` "default" (case properties, file and line of the checklist item) or
+        options: `dialect` "default" (properties, file and line of the checklist item, check or policy) or
             "jenkins-strict" (what the schema of Jenkins's xUnit plugin allows, nothing else).
 
     Raises:
@@ -40,10 +41,16 @@ def render(verdict: Verdict, *, options: Mapping[str, str]) -> str:
     rich = dialect == "default"
     document = JUnitXml(one_line(f"prill gate {verdict.gate}"))
     names: set[str] = set()
-    for cell, results in _groups(verdict.checks).items():
-        name = unique(_class(cell), names)
-        document.append(_suite(name, [_check_case(r, verdict, name, rich) for r in results]))
-    document.append(_suite(unique(GATE, names), list(_gate_cases(verdict))))
+    for group, results in _groups(verdict.checks).items():
+        name = unique(_class(group), names)
+        suite = TestSuite(name)
+        suite.timestamp = _began(verdict, [c for c in verdict.cells if _group(c.cell) == group])
+        if rich:
+            _say_model(suite, group.model, verdict.models.get(group.model, ""))
+        document.append(_filled(suite, (_check_case(r, verdict, name, rich) for r in results)))
+    gate = TestSuite(unique(GATE, names))
+    gate.timestamp = _began(verdict, verdict.cells)
+    document.append(_filled(gate, _gate_cases(verdict, rich)))
     document.update_statistics()
     if not rich:
         del document._elem.attrib["skipped"]
@@ -55,9 +62,27 @@ def _groups(checks: Iterable[CheckResult]) -> dict[Cell, list[CheckResult]]:
     """Checks by model, engine and device; the key's suite is left empty."""
     groups: dict[Cell, list[CheckResult]] = {}
     for result in sorted(checks, key=lambda r: (r.cell, r.check)):
-        key = Cell(result.cell.model, result.cell.engine, "", result.cell.device)
-        groups.setdefault(key, []).append(result)
+        groups.setdefault(_group(result.cell), []).append(result)
     return groups
+
+
+def _group(cell: Cell) -> Cell:
+    return Cell(cell.model, cell.engine, "", cell.device)
+
+
+def _began(verdict: Verdict, cells: Iterable[CellResult]) -> str:
+    """When the first of the cells started, in ISO 8601; where none did, the day of the verdict."""
+    starts = [cell.at for cell in cells if cell.at > 0]
+    if not starts:
+        return f"{verdict.as_of}T00:00:00+00:00"
+    return dt.datetime.fromtimestamp(min(starts), dt.UTC).isoformat(timespec="seconds")
+
+
+def _say_model(suite: TestSuite, name: str, sha256: str) -> None:
+    """The model's name as it was given, and the digest of its file beside it."""
+    suite.add_property("model", one_line(name))
+    if sha256:
+        suite.add_property("model_sha256", one_line(sha256))
 
 
 def _class(cell: Cell) -> str:
@@ -65,8 +90,9 @@ def _class(cell: Cell) -> str:
     return ".".join(re.sub(r"[^\w:+-]", "_", one_line(p)) for p in (cell.model, cell.engine, cell.device))
 
 
-def _suite(name: str, cases: list[TestCase]) -> TestSuite:
-    suite, taken = TestSuite(name), set[str]()
+def _filled(suite: TestSuite, cases: Iterable[TestCase]) -> TestSuite:
+    """The suite with its cases, each under a name of its own."""
+    taken = set[str]()
     for case in cases:
         case.name = unique(case.name, taken)
         suite.append(case)
@@ -76,16 +102,16 @@ def _suite(name: str, cases: list[TestCase]) -> TestSuite:
 def _check_case(result: CheckResult, verdict: Verdict, classname: str, rich: bool) -> TestCase:
     case = TestCase(one_line(result.check), classname, seconds(result.duration_s))
     if rich:
-        _enrich(case, result, verdict.items)
+        _enrich(case, result, verdict)
     if result.status is not Status.PASSED:
         case.append(_result(result.status, _sentence(result, verdict), _body(result)))
     return case
 
 
-def _enrich(case: TestCase, result: CheckResult, items: Iterable[ItemResult]) -> None:
-    """Where the checklist item stands, and what was seen, as attributes and properties of the case."""
+def _enrich(case: TestCase, result: CheckResult, verdict: Verdict) -> None:
+    """Where the checklist item stands, or else the check, as attributes; what was seen as properties."""
     base = result.check.split("[", 1)[0]
-    here = (i for i in items if base in i.checks and result.cell.id in i.cells)
+    here = (i for i in verdict.items if base in i.checks and result.cell.id in i.cells)
     proving = sorted(here, key=lambda i: i.severity.rank)
     facts = [
         ("suite", result.cell.suite),
@@ -98,13 +124,22 @@ def _enrich(case: TestCase, result: CheckResult, items: Iterable[ItemResult]) ->
         *(("metric", bound(m)) for m in result.metrics),
     ]
     if proving and proving[0].file:
-        case._elem.set("file", one_line(proving[0].file))
-        case._elem.set("line", str(proving[0].line))
+        _place(case, proving[0].file, proving[0].line)
+    elif result.file:
+        _place(case, result.file, result.line)
+    else:
+        _place(case, verdict.policy or GATE)
     properties = Properties()
     for name, value in facts:
         if value:
             properties.add_property(Property(name, one_line(value)))
     case.append(properties)
+
+
+def _place(case: TestCase, file: str, line: int = 1) -> None:
+    """Where a reader finds what the case speaks of; CI services split runs by it."""
+    case._elem.set("file", one_line(file))
+    case._elem.set("line", str(line))
 
 
 def _sentence(result: CheckResult, verdict: Verdict) -> str:
@@ -131,7 +166,15 @@ def _result(status: Status, sentence: str, body: str = "") -> FinalResult:
     return child
 
 
-def _gate_cases(verdict: Verdict) -> Iterable[TestCase]:
+def _gate_cases(verdict: Verdict, rich: bool) -> Iterable[TestCase]:
+    """What the gate itself says; each case lies in the policy."""
+    for case in _gate_results(verdict):
+        if rich:
+            _place(case, verdict.policy or GATE)
+        yield case
+
+
+def _gate_results(verdict: Verdict) -> Iterable[TestCase]:
     """The verdict, its rules, its broken waivers and the cells that were planned and did not report."""
     yield _gate_case("verdict", verdict.status, f"{verdict.sentence} (exit code {verdict.exit_code})")
     for rule in verdict.rules:

@@ -19,12 +19,12 @@ Lines = Iterator[str]
 
 
 def render(verdict: Verdict, *, options: Mapping[str, str]) -> str:
-    """The verdict line first, then the rule that broke, items, failures, figures, cells, waivers.
+    """The verdict line first, then the rule that broke, items, failures, figures, cells, models, waivers.
 
     What would pass the size limit is left out from the end, and said to be.
     """
     parts = [_head(verdict), _rules(verdict), _items(verdict), _failures(verdict), _figures(verdict)]
-    parts += [_cells(verdict), _assumptions(verdict), _waivers(verdict), _foot(verdict)]
+    parts += [_cells(verdict), _models(verdict), _assumptions(verdict), _waivers(verdict), _foot(verdict)]
     kept: list[str] = []
     size = 0
     for line in (line for part in parts for line in part):
@@ -184,6 +184,18 @@ def _assumptions(verdict: Verdict) -> Lines:
                 for a in verdict.assumptions
             ),
         )
+
+
+def _models(verdict: Verdict) -> Lines:
+    yield f"## Models: {len(verdict.models)}"
+    yield ""
+    yield from table(
+        ("model", "sha256 of its file"),
+        (
+            (code(name), code(digest or "could not be read"))
+            for name, digest in sorted(verdict.models.items())
+        ),
+    )
 
 
 def _waivers(verdict: Verdict) -> Lines:

@@ -5,7 +5,12 @@ PrillError                     exit 3  the harness itself broke
 │   ├── InvalidParameter               an argument of a call is out of range
 │   ├── ModelFileError                 a model file is malformed, truncated or inconsistent
 │   ├── UnsupportedModel               a sound file of an architecture, type or tokenizer prill does not know
-│   └── PolicyError                    a gate, checklist, waiver or plan file is invalid
+│   └── PolicyError                    a gate or plan file is invalid
+│       ├── ChecklistError             a checklist is
+│       ├── WaiverError                a file of waivers is
+│       ├── KillsError                 a kill matrix is
+│       ├── LedgerError                a ledger is, or ledgers do not belong together
+│       └── VerdictError               a verdict is, or it is not of the ledger beside it
 ├── NothingSelected            exit 5  the selection matched nothing
 ├── EngineError                exit 1  the engine under test failed while it worked
 │   ├── ContextLengthExceeded          more positions asked for than the context holds
@@ -76,9 +81,39 @@ class UnsupportedModel(UsageError):
 
 
 class PolicyError(UsageError):
-    """A gate, checklist, waiver or plan file is invalid."""
+    """What a gate decides by is invalid: its policy, or one of the files that its subclasses name."""
 
     noun = "invalid policy"
+
+
+class ChecklistError(PolicyError):
+    """A checklist file is invalid."""
+
+    noun = "invalid checklist"
+
+
+class WaiverError(PolicyError):
+    """A file of waivers is invalid."""
+
+    noun = "invalid waivers"
+
+
+class KillsError(PolicyError):
+    """A kill matrix cannot be read."""
+
+    noun = "invalid kill matrix"
+
+
+class LedgerError(PolicyError):
+    """A ledger cannot be read, or several contradict one another."""
+
+    noun = "invalid ledger"
+
+
+class VerdictError(PolicyError):
+    """A verdict cannot be read, or was not computed from the ledger beside it."""
+
+    noun = "invalid verdict"
 
 
 class NothingSelected(PrillError):

@@ -264,7 +264,7 @@ def said(*options: str) -> Said:
 def result(ratio: float) -> Result:
     """Two engines of which the first takes `ratio` times as long to decode."""
     rows = (Row("copy", None), Row("prompt", Sample("tokens/s", 9, 9, 9, 1)), Row("decode", None))
-    timed = tuple(Timed(name, name, "1", "cpu", "float32", rows) for name in ("mine", "theirs"))
+    timed = tuple(Timed(name, name, "1", "cpu", "float32", rows) for name in ("numpy", "numpy64"))
     ratios = (Ratio("prompt", 0.5, 0.5, 0.5, 1), Ratio("decode", ratio, ratio, ratio, 1))
     return Result("m", "ab" * 32, 10, 8, 6, 0, timed, ratios)
 
@@ -273,13 +273,13 @@ def result(ratio: float) -> Result:
 def test_a_budget_is_kept_or_exit_1(ratio: float, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Above the budget the command fails and says by which phase; without a budget nothing is judged."""
     monkeypatch.setattr("prill_harness.commands.bench.measure", lambda *a, **k: result(ratio))
-    judged = said("--engine", "mine", "--against", "theirs", "--budget", "1.10")
+    judged = said("--engine", "numpy", "--against", "numpy64", "--budget", "1.10")
     assert judged.exit_code == code
     assert ("over the budget of 1.1: decode" in judged.stdout) == bool(code)
-    assert f"decode: mine takes {ratio:.3f} times as long as theirs" in judged.stdout
+    assert f"decode: numpy takes {ratio:.3f} times as long as numpy64" in judged.stdout
     assert "not reported" in judged.stdout
-    assert said("--engine", "mine", "--against", "theirs").exit_code == 0
-    shown = json.loads(said("--against", "theirs", "--budget", "1.1", "--json").stdout)
+    assert said("--engine", "numpy", "--against", "numpy64").exit_code == 0
+    shown = json.loads(said("--against", "numpy64", "--budget", "1.1", "--json").stdout)
     assert shown["over"] == (["decode"] if code else [])
 
 

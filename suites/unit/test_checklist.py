@@ -131,7 +131,11 @@ def test_items_know_their_lines(tmp_path: Path) -> None:
         ('severity = "critical"', 'severity = "fatal"', r"'fatal'.*severity"),
         ('why = "so"', 'why = " "', "why is empty"),
         ('why = "so"', "", "missing required field `why`"),
-        ('"tokens.exact"', '"tokens.exakt"', r"no suite declares: got 'tokens.exakt'"),
+        (
+            '"tokens.exact"',
+            '"tokens.exakt"',
+            r"no suite declares: .*got 'tokens.exakt'; did you mean 'tokens.exact'",
+        ),
         ('checks = ["tokens.exact", "cache.reuse"]', "", "by one of them"),
         ('id = "demo.read"', 'id = "demo.tokens"', "used twice"),
         ("verify_again = 2026-07-01", "", "missing required field `verify_again`"),

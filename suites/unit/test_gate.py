@@ -16,7 +16,7 @@ from prill_harness.evidence import Cell, CellEnded, CellStarted, CheckStarted, E
 from prill_harness.faults.kills import Kills, Trial
 from prill_harness.plan import Plan
 from prill_harness.policy import Gate, Policy
-from prill_harness.verdict import Severity, Verdict
+from prill_harness.verdict import ItemStatus, Severity, Verdict
 from prill_harness.waivers import Conditions, Waiver
 from prill_runtime.errors import PolicyError
 
@@ -101,6 +101,11 @@ def waiver(**changes: object) -> Waiver:
     return msgspec.structs.replace(base, **changes)
 
 
+# The same items below critical, which is what a waiver may let through.
+EXCUSABLE = checklist(
+    item("demo.exact", "tokens.exact", severity=Severity.HIGH),
+    item("demo.greedy", "tokens.greedy", severity=Severity.HIGH),
+)
 FAILURE = {("llama", "tokens.exact"): (Status.FAILED, "KL is above 1 at blk.0")}
 
 
@@ -285,9 +290,13 @@ def test_models_of_the_callers_choice_leave_other_architectures_out() -> None:
 
 
 def test_a_waiver_covers_its_failure_alone() -> None:
-    """The named failure is waived and counted; the gate passes and says which waiver was used."""
-    found = decide(whole(FAILURE), waivers=(waiver(),))
+    """The named failure is waived and counted; the gate passes and says which waiver was used, and that the
+    item is not proven."""
+    found = decide(whole(FAILURE), lists=EXCUSABLE, waivers=(waiver(),))
     assert found.exit_code == 0
+    assert found.sentence == (
+        "gate demo passed: 3 checks in 2 cells, 1 of 2 items proven, 1 waived and not proven"
+    )
     assert found.counts["waived"] == 1
     assert [i.status.value for i in found.items] == ["waived", "proven"]
     assert found.items[0].waivers == ("W-1",)
@@ -317,8 +326,35 @@ def test_a_waiver_covers_nothing_else(changes: dict[str, object], state: str) ->
 def test_the_last_day_of_a_waiver_is_its_expiry() -> None:
     """A waiver holds on the day it expires and not on the next, whatever today is."""
     day = dt.date(2026, 12, 31)
-    assert decide(whole(FAILURE), waivers=(waiver(),), as_of=day).exit_code == 0
-    assert decide(whole(FAILURE), waivers=(waiver(),), as_of=day + dt.timedelta(1)).exit_code == 1
+    for today, code in ((day, 0), (day + dt.timedelta(1), 1)):
+        assert decide(whole(FAILURE), lists=EXCUSABLE, waivers=(waiver(),), as_of=today).exit_code == code
+
+
+def test_a_waived_critical_item_holds_the_gate_shut() -> None:
+    """A waiver turns its failure into no failure and into no proof: inconclusive, whatever else is proven."""
+    found = decide(whole(FAILURE), waivers=(waiver(),))
+    assert (found.status, found.exit_code) == (Status.INCONCLUSIVE, 10)
+    assert rules(found) == {"items": Status.INCONCLUSIVE}
+    assert "demo.exact (critical) is waived, which proves nothing" in found.sentence
+    assert found.counts["waived"] == 1
+
+
+def test_everything_failed_and_everything_waived_is_not_green() -> None:
+    """Nothing but waived failures proves nothing and executed nothing, even where nothing is critical."""
+    failed = {(cell.model, check): (Status.FAILED, "KL is above 1") for cell in CELLS for check in CHECKS}
+    waivers = tuple(
+        waiver(id=f"W-{name}", item=f"demo.{name}", check=f"tokens.{name}") for name in ("exact", "greedy")
+    )
+    found = decide(whole(failed), lists=EXCUSABLE, waivers=waivers)
+    assert found.exit_code == 10
+    assert rules(found) == dict.fromkeys(("proof", "executed"), Status.INCONCLUSIVE)
+    assert "none of 2 items is proven" in found.sentence
+
+
+def test_a_record_cannot_waive_itself() -> None:
+    """Waived is what a gate makes of a failure; a record that says it of itself is none."""
+    with pytest.raises(ValueError, match="cannot be waived by its own record"):
+        record(CELLS[0], "tokens.exact", Status.WAIVED)
 
 
 def test_an_item_on_the_never_list_cannot_be_waived() -> None:
@@ -369,18 +405,22 @@ def test_a_verdict_with_anything_missing_never_passes(records: list[Record], dat
 @settings(max_examples=100, deadline=None)
 @given(RUNS)
 def test_waivers_turn_nothing_but_failures(records: list[Record]) -> None:
-    """A waiver that matches every sentence leaves errors and doubts what they are, and the gate not green."""
+    """A waiver that matches every sentence leaves errors and doubts what they are, and the gate not green; a
+    gate opens on waived failures only where some item is proven, and none of the waived is critical."""
     waivers = tuple(
         waiver(id=f"W-{n}", item=f"demo.{name}", check=f"tokens.{name}", signature="KL is above")
         for n, name in enumerate(("exact", "greedy"))
     )
-    found = decide(records, waivers=waivers)
+    found = decide(records, lists=EXCUSABLE, waivers=waivers)
     before = {(r.cell, r.check): r.status for r in records if isinstance(r, Evidence)}
     for check in found.checks:
         status = before[check.cell, check.check]
         assert check.status is (Status.WAIVED if status is Status.FAILED else status)
     broken = {Status.ERROR, Status.INCONCLUSIVE} & set(before.values())
-    assert (found.status is Status.PASSED) == (not broken)
+    proven = any(item.status is ItemStatus.PROVEN for item in found.items)
+    assert (found.status is Status.PASSED) == (not broken and proven)
+    green = decide(records, waivers=waivers).status is Status.PASSED
+    assert green == (set(before.values()) == {Status.PASSED})
 
 
 @settings(max_examples=100, deadline=None)

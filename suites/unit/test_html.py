@@ -71,6 +71,15 @@ def test_the_worst_cell_decides_a_field() -> None:
         assert view.matrix_row(item, VERDICT) == {"fixture:llama-tiny · numpy · cpu": "failed"}
 
 
+def test_each_model_stands_beside_the_digest_of_its_file() -> None:
+    """A model is called as it was given; what could not be read is said to be so."""
+    page = html.render(
+        msgspec.structs.replace(VERDICT, models={"own.gguf": "ab" * 32, "lost.gguf": ""}), options={}
+    )
+    assert f"<code>own.gguf</code></th><td><code>{'ab' * 32}</code>" in page
+    assert "<code>lost.gguf</code></th><td><code>could not be read</code>" in page
+
+
 def test_findings_show_divergence_and_command() -> None:
     """Each check that did not pass has its sentence, the tokens around the divergence and the command."""
     articles = {words(a.xpath("./h3")[0]): a for a in page().xpath("//article")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,49 @@ def test_a_case_says_where_its_item_stands() -> None:
     assert facts["reproduce"] == "prill run --engine numpy --model fixture:llama-tiny tokens.greedy"
     assert facts["observed"] == "2400"
     assert facts["item"].startswith("llama.greedy-tokens")
+
+
+def test_every_suite_has_a_time_and_every_case_a_place() -> None:
+    """Suites carry the start of their first cell in ISO 8601, in both dialects; cases a file: of their item,
+    of their check where no item counts it, of the policy where the gate itself speaks."""
+    began = {"fixture:llama-tiny": 1_767_225_600.0, "fixture:gpt2-tiny": 1_767_225_660.5}
+    cells = tuple(msgspec.structs.replace(c, at=began.get(c.cell.model, 0.0)) for c in VERDICT.cells)
+    first, second, *rest = VERDICT.checks
+    checks = (
+        msgspec.structs.replace(first, check="harness.new", file="suites/prill_suites/harness.py", line=7),
+        msgspec.structs.replace(second, check="harness.process"),
+        *rest,
+    )
+    verdict = msgspec.structs.replace(VERDICT, cells=cells, checks=checks, policy="ci/gates.toml")
+    for dialect in junit.DIALECTS:
+        times = {suite.name: dt.datetime.fromisoformat(suite.timestamp) for suite in parse(verdict, dialect)}
+        assert times["fixture:llama-tiny.numpy.cpu"] == dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+        assert times["fixture:gpt2-tiny.numpy.cpu"] == dt.datetime(2026, 1, 1, 0, 1, tzinfo=dt.UTC)
+        assert times[junit.GATE] == min(times.values())
+    places = {name: (c._elem.get("file"), c._elem.get("line")) for (_, name), c in cases(verdict).items()}
+    assert all(file and line for file, line in places.values())
+    assert places["harness.new"] == ("suites/prill_suites/harness.py", "7")
+    assert places["harness.process"] == places["prill.gate.verdict"] == ("ci/gates.toml", "1")
+    assert {file for name, (file, _) in places.items() if name.startswith("prill.gate.")} == {"ci/gates.toml"}
+
+
+def test_a_verdict_of_no_cell_is_of_its_day() -> None:
+    """Where nothing ran, the suite's time is the day on which it was decided."""
+    bare = msgspec.structs.replace(VERDICT, cells=(), checks=())
+    (suite,) = parse(bare)
+    assert suite.timestamp == f"{VERDICT.as_of}T00:00:00+00:00"
+
+
+def test_the_digest_stands_beside_the_models_name() -> None:
+    """A suite says under which name its model was given, and which file it was; the strict one does not."""
+    verdict = msgspec.structs.replace(VERDICT, models={"fixture:llama-tiny": "ab" * 32})
+    facts = {
+        suite.name: {p.name: p.value for p in suite.properties()}
+        for suite in parse(verdict)
+        if suite.name != junit.GATE
+    }
+    assert facts["fixture:llama-tiny.numpy.cpu"] == {"model": "fixture:llama-tiny", "model_sha256": "ab" * 32}
+    assert "ab" * 32 not in junit.render(verdict, options={"dialect": "jenkins-strict"})
 
 
 def test_a_waived_case_gives_the_reason() -> None:

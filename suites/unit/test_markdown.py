@@ -91,6 +91,13 @@ def test_cells_that_did_not_report_come_first() -> None:
     assert len(found) == len(VERDICT.cells)
 
 
+def test_each_model_stands_beside_the_digest_of_its_file() -> None:
+    """A model is called as it was given; what could not be read is said to be so."""
+    verdict = msgspec.structs.replace(VERDICT, models={"own.gguf": "ab" * 32, "lost.gguf": ""})
+    found = rows(markdown.render(verdict, options={}), "## Models: 2")
+    assert found == [["`lost.gguf`", "`could not be read`"], ["`own.gguf`", f"`{'ab' * 32}`"]]
+
+
 def test_it_stays_under_a_mebibyte() -> None:
     """Thousands of failing checks are cut, with the cut said and the verdict still first."""
     failed = next(r for r in VERDICT.checks if r.status is Status.FAILED)

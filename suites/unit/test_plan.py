@@ -96,12 +96,12 @@ def verdict(folder: Path, work: Plan, records: tuple[Record, ...]) -> Verdict:
 
 
 def timeless(found: Verdict) -> bytes:
-    """The verdict without what a clock wrote and without the folder of its checklist."""
+    """The verdict without what a clock wrote and without the folder of its checklist and policy."""
     items = tuple(msgspec.structs.replace(i, file=Path(i.file).name) for i in found.items)
     checks = tuple(msgspec.structs.replace(c, duration_s=0.0) for c in found.checks)
-    cells = tuple(msgspec.structs.replace(c, duration_s=0.0) for c in found.cells)
+    cells = tuple(msgspec.structs.replace(c, duration_s=0.0, at=0.0) for c in found.cells)
     return msgspec.json.encode(
-        msgspec.structs.replace(found, items=items, checks=checks, cells=cells, duration_s=0.0),
+        msgspec.structs.replace(found, items=items, checks=checks, cells=cells, duration_s=0.0, policy=""),
         order="deterministic",
     )
 

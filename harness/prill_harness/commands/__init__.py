@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from prill_harness.commands import door
 from prill_harness.console import Console
 from prill_runtime.errors import UsageError
 
@@ -35,13 +36,24 @@ def debug_option(function: F) -> F:
 
 
 def command(
-    *, example: str, parent: click.Group | None = None, name: str | None = None
+    *,
+    example: str,
+    parent: click.Group | None = None,
+    name: str | None = None,
+    judges: bool = False,
+    own: str = "",
 ) -> Callable[[Callable[..., int]], click.Command]:
-    """Make a command of `function(console, **options) -> exit code`; its help ends with the example."""
+    """Make a command of `function(console, **options) -> exit code`; its help ends with the example.
+
+    Args:
+        judges: it judges its engines, so that none of them may be the oracle.
+        own: a prefix of engine specs that it opens by itself.
+    """
 
     def declare(function: Callable[..., int]) -> click.Command:
         @functools.wraps(function)
         def run(*, as_json: bool, **options: Any) -> None:
+            door.pass_through(options, judges=judges, own=own)
             code = function(Console(json=as_json), **options)
             click.get_current_context().exit(code)
 
@@ -60,9 +72,6 @@ def _several(value: str | Sequence[str]) -> Sequence[str]:
     return [value] if isinstance(value, str) else value
 
 
-ENGINES = ("engine", "engines", "against")  # parameters that hold engine specs
-
-
 def vram_option(function: F) -> F:
     """Add --vram-budget, which becomes part of the spec of every engine on a device."""
 
@@ -71,7 +80,7 @@ def vram_option(function: F) -> F:
         if vram_budget is not None:
             from prill_harness.engines import with_budget
 
-            given = {name: _several(options[name]) for name in ENGINES if options.get(name)}
+            given = {name: _several(options[name]) for name in door.ENGINES if options.get(name)}
             limited = iter(with_budget([spec for specs in given.values() for spec in specs], vram_budget))
             for name, specs in given.items():
                 own = [next(limited) for _ in specs]

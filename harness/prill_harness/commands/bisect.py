@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from prill_harness.commands import command as declare
-from prill_harness.commands import vram_option
+from prill_harness.commands import door, vram_option
 from prill_harness.commands.texts import checked_ids, ids_for, text_options
 from prill_harness.console import Console
 from prill_runtime.errors import UsageError
@@ -27,6 +27,7 @@ HALF, DECADES = 10, 5  # marks, and powers of ten, on either side of the bound i
     name="bisect",
     example="prill bisect --engine numpy+fault:rope_pairing --model fixture:llama-tiny\n"
     "prill bisect --trace t.npz --arithmetic half --model model.gguf",
+    judges=True,
 )
 @click.option("--engine", help="Engine spec; default numpy.")
 @vram_option
@@ -77,6 +78,8 @@ def command(
         raise UsageError(
             "a trace file brings its own ids", where="--trace", expected="no --engine and no text beside it"
         )
+    if file is None:
+        door.judged([engine or "numpy"], against)
     path = resolve_model(model)
     with open_gguf(path) as opened:
         kind = file_type(opened)

@@ -21,7 +21,7 @@ from prill_harness.version import version
 from prill_runtime.errors import UsageError
 
 DEFAULT = Path("out/ledger.jsonl")
-WORST_FIRST = (Status.FAILED, Status.ERROR, Status.INCONCLUSIVE, Status.WAIVED, Status.PASSED)
+WORST_FIRST = (Status.FAILED, Status.ERROR, Status.INCONCLUSIVE, Status.PASSED)
 CODES = {Status.PASSED: 0, Status.FAILED: 1, Status.INCONCLUSIVE: 10}
 
 
@@ -42,13 +42,14 @@ def command(console: Console, names: Sequence[str], form: str, ledger: Path | No
     """
     if ledger is not None and not ledger.is_file():
         raise UsageError("no such ledger", where=str(ledger))
+    checklists = load_checklists(names or None)
     path = ledger or DEFAULT
     records = evidence.read(path) if path.is_file() else ()
     if not records:
         console.remark(f"no evidence in {path}: every item is unproven; run prill gate first")
     cells = sorted({r.cell for r in records if isinstance(r, CellStarted)})
     today = dt.datetime.now(dt.UTC).date()
-    items = evaluate(load_checklists(names or None), cells, _observed(records), today)
+    items = evaluate(checklists, cells, _observed(records), today)
     verdict = _verdict(names, items, records, today)
     machine = Console(json=console.json or form == "json")
     machine.emit({"status": verdict.status, "counts": verdict.counts, "ledger": str(path), "items": items})

@@ -14,7 +14,8 @@ import click
 from prill_harness.commands import command as declare
 from prill_harness.commands import runs, write_file
 from prill_harness.console import Console
-from prill_runtime.errors import NothingSelected, UsageError
+from prill_harness.names import look_up
+from prill_runtime.errors import NothingSelected
 
 if TYPE_CHECKING:
     from prill_harness.evidence import Cell, Record
@@ -198,11 +199,8 @@ def _selected(only: Sequence[str]) -> tuple[str, ...]:
 
     known = faults.catalogue()
     for word in only:
-        if word not in known and word not in faults.AREAS:
-            hint = "`prill faults list` shows both"
-            raise UsageError(
-                "no such fault or area", expected=f"one of {len(known)}", got=repr(word), hint=hint
-            )
+        hint = "`prill faults list` shows both"
+        look_up(word, [*known, *faults.AREAS], "no such fault or area", hint=hint)
     chosen = tuple(name for name, f in known.items() if not only or name in only or f.area in only)
     if not chosen:
         raise NothingSelected("no fault is meant", got=" ".join(only))

@@ -11,7 +11,7 @@ import msgspec
 
 from prill_harness import evidence
 from prill_harness.commands import command as declare
-from prill_harness.commands import reporters, runs, vram_option, write_file
+from prill_harness.commands import door, reporters, runs, vram_option, write_file
 from prill_harness.console import Console
 from prill_harness.evidence import Ledger, Record, Status
 from prill_harness.plan import Plan, build, merge, run, shard
@@ -44,6 +44,7 @@ def _day(ctx: click.Context, param: click.Parameter, value: dt.datetime | None) 
     name="gate",
     example="prill gate -j 2\nprill gate foundation --shard 1/4 --out out/1\n"
     "prill gate --engine numpy --model ./my-llama.gguf",
+    judges=True,
 )
 @click.argument("name", required=False)
 @click.option("--engine", "engines", multiple=True, metavar="SPEC", help="Replaces the plan's; repeatable.")
@@ -88,27 +89,39 @@ def command(
 
     Writes ledger.jsonl, verdict.json, junit.xml, report.md and report.html into --out.
     """
-    from prill_harness import faults
+    from prill_harness import entries, faults
+    from prill_harness.catalog import check_ids
     from prill_harness.checklist import load_checklists
     from prill_harness.faults import kills as matrix
     from prill_harness.gate import decide
     from prill_harness.policy import load_policy
-    from prill_harness.waivers import load_waivers
+    from prill_harness.waivers import LOCAL, load_waivers
 
     if ledgers and (part or resume):
         raise UsageError("--from runs nothing, so it goes with neither --shard nor --resume")
     policy = load_policy(policy_file)
     gate = policy.gate(name)
+    entries.examine(policy)
     checklists = load_checklists(gate.checklists)
     waivers = load_waivers(waivers_file)
+    entries.examine_waivers(waivers, waivers_file or LOCAL)
     kills = matrix.fresh(matrix.load(kills_file), faults.catalogue())
-    runs.examine(engines, models)
-    plan = build(gate, engines, runs.local(models))
+    plan = build(gate, engines, models)
+    door.examine((), () if models else plan.given.values(), opened=not ledgers)
     forget(out)
     if part:
         return _shard(console, shard(plan, *part), out, jobs, resume)
     records = _merged(plan, ledgers, out) if ledgers else _run(console, plan, out, jobs, resume)
-    verdict = decide(policy, plan, records, checklists=checklists, kills=kills, waivers=waivers, as_of=as_of)
+    verdict = decide(
+        policy,
+        plan,
+        records,
+        checklists=checklists,
+        kills=kills,
+        waivers=waivers,
+        as_of=as_of,
+        sources=check_ids(),
+    )
     written = [out / "ledger.jsonl", *write_reports(verdict, out)]
     console.emit(verdict)
     show(console, verdict, written)

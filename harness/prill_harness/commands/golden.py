@@ -102,7 +102,10 @@ def show(console: Console, model: str) -> int:
 
 
 @declare(
-    parent=command, name="compare", example="prill golden compare --engine numpy --model fixture:gpt2-tiny"
+    parent=command,
+    name="compare",
+    example="prill golden compare --engine numpy --model fixture:gpt2-tiny",
+    judges=True,
 )
 @click.option("--engine", default="numpy", show_default=True, help="Engine spec.")
 @vram_option

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from prill_harness.commands import command as declare
-from prill_harness.commands import runs, vram_option, write_file
+from prill_harness.commands import vram_option, write_file
 from prill_harness.console import Console
 from prill_runtime.errors import UsageError
 
@@ -26,6 +26,7 @@ STATUS = {"clean": "passed", "leak": "failed", "broken": "failed", "inconclusive
     example="prill leak --engine numpy --model fixture:llama-tiny\n"
     "prill leak --engine numpy --model fixture:llama-tiny --path all --html leaks.html\n"
     "prill leak --selftest --quick",
+    own="control:",
 )
 @click.option("--engine", default="numpy", show_default=True, metavar="SPEC")
 @vram_option
@@ -81,9 +82,6 @@ def command(
     from prill_harness.leaks.probe import probe
     from prill_harness.leaks.report import Probe
 
-    if not engine.startswith("control:"):
-        runs.examine([engine], [model])
-        (model,) = runs.local([model])
     wanted = Probe(engine, model, PATHS[0] if path == "all" else path, calls, timeout)
     with Live() as live:
         report = probe(wanted, PATHS if path == "all" else (path,), live.watch)

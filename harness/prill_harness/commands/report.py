@@ -13,7 +13,7 @@ from prill_harness.commands import reporters, write_file
 from prill_harness.console import Console, write
 from prill_harness.evidence import Evidence, Status
 from prill_harness.verdict import Verdict
-from prill_runtime.errors import PolicyError, UsageError
+from prill_runtime.errors import UsageError, VerdictError
 
 
 @declare(
@@ -73,7 +73,7 @@ def _agree(verdict: Verdict, ledger: Path) -> None:
     """A verdict is shown only beside the ledger it was computed from.
 
     Raises:
-        PolicyError: a check of the verdict is not in the ledger, or has another status there.
+        VerdictError: a check of the verdict is not in the ledger, or has another status there.
     """
     records = [r for r in evidence.read(ledger) if isinstance(r, Evidence)]
     seen = {(r.cell.id, r.check, r.status, r.sentence) for r in records}
@@ -83,7 +83,7 @@ def _agree(verdict: Verdict, ledger: Path) -> None:
             found = sorted(
                 {s for cell, check, s, _ in seen if (cell, check) == (result.cell.id, result.check)}
             )
-            raise PolicyError(
+            raise VerdictError(
                 "the verdict is of another run than the ledger",
                 where=f"{ledger}, {result.check} in {result.cell.id}",
                 expected=f"{expected}: {result.sentence}",

@@ -9,8 +9,9 @@ from pathlib import Path
 import msgspec
 
 from prill_harness.commands import read_text
+from prill_harness.names import look_up
 from prill_harness.verdict import Verdict
-from prill_runtime.errors import PolicyError, UsageError
+from prill_runtime.errors import VerdictError
 
 GROUP = "prill.reporters"
 FILES = {"junit": "junit.xml", "markdown": "report.md", "html": "report.html"}
@@ -33,9 +34,8 @@ def render(name: str, verdict: Verdict, options: Mapping[str, str] | None = None
 
 
 def _find(name: str) -> EntryPoint:
-    for point in entry_points(group=GROUP, name=name):
-        return point
-    raise UsageError("no such reporter", expected=" or ".join(names()) or "none installed", got=repr(name))
+    look_up(name, names(), "no such reporter")
+    return next(iter(entry_points(group=GROUP, name=name)))
 
 
 def read_verdict(path: Path) -> Verdict:
@@ -43,10 +43,10 @@ def read_verdict(path: Path) -> Verdict:
 
     Raises:
         UsageError: the file cannot be read.
-        PolicyError: it is not a verdict of this version.
+        VerdictError: it is not a verdict of this version.
     """
     text = read_text(path, "verdict")
     try:
         return msgspec.json.decode(text.encode("utf-8", "replace"), type=Verdict, strict=True)
     except msgspec.DecodeError as error:
-        raise PolicyError("not a verdict of this version", where=str(path), got=str(error)) from error
+        raise VerdictError("not a verdict of this version", where=str(path), got=str(error)) from error

@@ -10,10 +10,12 @@ import click
 
 from prill_harness import catalog, provenance
 from prill_harness.commands import command as declare
-from prill_harness.commands import runs, vram_option
+from prill_harness.commands import door, runs, vram_option
 from prill_harness.console import Console
 from prill_harness.evidence import Cell, Status
-from prill_harness.plan import Plan
+from prill_harness.given import named
+from prill_harness.names import look_up
+from prill_harness.plan import Plan, openers
 from prill_harness.plan import run as run_plan
 from prill_runtime.errors import NothingSelected
 
@@ -21,6 +23,7 @@ from prill_runtime.errors import NothingSelected
 @declare(
     name="run",
     example="prill run tokens\nprill run --engine numpy --model fixture:gpt2-tiny tokens.greedy cache",
+    judges=True,
 )
 @click.argument("names", nargs=-1, metavar="[SUITE|CHECK]...")
 @click.option("--engine", "engines", multiple=True, default=("numpy",), show_default=True, help="Repeatable.")
@@ -45,12 +48,12 @@ def command(
     The exit code is that of the worst check: 1 failed, 3 error, 10 inconclusive.
     """
     suites, checks = selected(names)
-    runs.examine(engines, models)
-    specs = runs.local(models) or _default_models()
+    called = named(models or _default_models())
     cells = tuple(
-        Cell(model, engine, suite, device) for model, engine, suite in product(specs, engines, suites)
+        Cell(model, engine, suite, device)
+        for model, engine, suite in product(called.values(), engines, suites)
     )
-    plan = Plan("run", tuple(dict.fromkeys(cells)), bool(models), checks)
+    plan = Plan("run", tuple(dict.fromkeys(cells)), bool(models), checks, given=openers(called))
     with console.progress(len(plan.cells), "cells") as bar:
         outcome = runs.outcome(plan, run_plan(plan, out, jobs, progress=runs.teller(bar)))
     if not outcome.evidence and not outcome.lost:
@@ -87,12 +90,7 @@ def selected(names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """
     suites, declared = catalog.suites(), catalog.check_ids()
     for name in names:
-        if name not in suites and name.split("[", 1)[0] not in declared:
-            raise NothingSelected(
-                "no such suite or check",
-                expected=f"a check, or one of {', '.join(suites)}",
-                got=repr(name),
-            )
+        look_up(name.split("[", 1)[0], [*suites, *declared], "no such suite or check", error=NothingSelected)
     chosen = dict.fromkeys(name.partition(".")[0] for name in names or suites)
     if all(name in suites for name in names):
         return tuple(chosen), ()
@@ -104,4 +102,6 @@ def selected(names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def _default_models() -> tuple[str, ...]:
     from prill_harness.policy import load_policy
 
-    return tuple(dict.fromkeys(model for entry in load_policy().gate().plan for model in entry.models))
+    models = tuple(dict.fromkeys(model for entry in load_policy().gate().plan for model in entry.models))
+    door.examine((), models)
+    return models

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from importlib import import_module
-from pathlib import Path
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -63,29 +61,3 @@ def teller(bar: Progress) -> Callable[[Event], None]:
         bar.at(event.done, f"{event.cell.id}: {counts}{kept}")
 
     return tell
-
-
-def examine(engines: Sequence[str], models: Sequence[str]) -> None:
-    """Refuse before anything runs what no cell could open.
-
-    Raises:
-        UsageError: unknown engine, fixture, shape or block type.
-        ModelFileError, UnsupportedModel: a model file is missing or malformed.
-    """
-    from prill_harness.engines import CONNECTORS, EngineSpec, resolve_model
-    from prill_harness.engines.base import engine_class
-    from prill_runtime.gguf import open_gguf
-
-    for connector in CONNECTORS:
-        import_module(f"prill_harness.engines.{connector}")
-    for spec in engines:
-        engine_class(EngineSpec.parse(spec).name)
-    for model in models:
-        open_gguf(resolve_model(model)).close()
-
-
-def local(models: Sequence[str]) -> tuple[str, ...]:
-    """Model specs whose paths mean the same in every cell, whatever folder it runs in."""
-    return tuple(
-        m if m.startswith(("fixture:", "synth:")) else str(Path(m).expanduser().resolve()) for m in models
-    )

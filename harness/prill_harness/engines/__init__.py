@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from prill_harness.engines.base import Engine, engine_class
+from prill_harness.names import look_up
 from prill_runtime.errors import ModelFileError, UsageError
+
+if TYPE_CHECKING:
+    from prill_harness.faults import Fault
 
 CONNECTORS = ("embedded", "device")
 """Modules of this package that declare engines; imported when the first engine is opened."""
 
 FAULT = "+fault:"
+ORACLE = "numpy64"
+"""The engine by which the others are judged."""
 
 
 @dataclass(frozen=True)
@@ -75,16 +82,80 @@ def open_engine(spec: str, model: str | Path) -> Engine:
         UsageError: unknown engine, fault or fixture.
         ModelFileError, UnsupportedModel: the model file is missing or cannot be loaded.
     """
-    parsed = EngineSpec.parse(str(spec))
-    for connector in CONNECTORS:
-        import_module(f"{__name__}.{connector}")
-    cls, argument = engine_class(f"{parsed.name}:{parsed.argument}")
+    cls, argument, planted = _known_engine(str(spec))
     from prill_harness import faults
 
-    planted = faults.named(parsed.faults) if parsed.faults else ()
     if not planted and not faults.active():
         return cls.open(argument, str(model))
     return faults.scoped(lambda: cls.open(argument, str(model)), planted)
+
+
+def _known_engine(spec: str) -> tuple[type[Engine], str, tuple[Fault, ...]]:
+    """The class a spec names, the argument for it, and the faults to plant."""
+    parsed = EngineSpec.parse(spec)
+    for connector in CONNECTORS:
+        import_module(f"{__name__}.{connector}")
+    cls, argument = engine_class(f"{parsed.name}:{parsed.argument}")
+    cls.accepts(argument)
+    from prill_harness import faults
+
+    return cls, argument, faults.named(parsed.faults) if parsed.faults else ()
+
+
+def check_engine(spec: str) -> None:
+    """Refuse a spec that `open_engine` would refuse, and open nothing.
+
+    Raises:
+        UsageError: unknown engine, argument or fault.
+    """
+    _known_engine(spec)
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that no cell can be of.
+
+    Raises:
+        UsageError: neither cpu nor cuda, with or without a number.
+    """
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise UsageError("unknown device", expected="cpu, cuda or cuda:N", got=repr(name))
+
+
+def check_judged(spec: str, oracle: str = ORACLE) -> None:
+    """Refuse to judge an engine by itself; a planted fault or an argument makes no other engine of it, since
+    what they leave alone would be compared with itself.
+
+    Raises:
+        UsageError: engine and oracle are one.
+    """
+    if EngineSpec.parse(spec).name == EngineSpec.parse(oracle).name:
+        raise UsageError(
+            "an engine is never its own oracle",
+            where=repr(spec),
+            expected=f"another engine than {oracle}",
+            got=repr(spec),
+            hint=f"judge it by another with prill bisect --engine {spec} --against ENGINE",
+        )
+
+
+def check_model(spec: str, *, opened: bool = True) -> None:
+    """Refuse a model spec that names nothing: packaged models by name, files by opening them.
+
+    Args:
+        opened: False where only records of the model are looked at, so that its file need not be there.
+
+    Raises:
+        UsageError: unknown fixture, shape or block type.
+        ModelFileError, UnsupportedModel: no such file, or it is malformed.
+    """
+    if fixture_name(spec) is not None:
+        return
+    if spec.startswith("synth:"):
+        _synth_name(spec)
+    elif opened:
+        from prill_runtime.gguf import open_gguf
+
+        open_gguf(resolve_model(spec)).close()
 
 
 def resolve_model(spec: str | Path) -> Path:
@@ -124,18 +195,23 @@ def fixture_name(spec: str | Path) -> tuple[str, str] | None:
 
 
 def _known(text: str, parts: Mapping[str, tuple[str, Iterable[str]]]) -> None:
-    for what, (value, known) in parts.items():
-        if value not in (names := tuple(known)):
-            raise UsageError(
-                f"unknown {what}", where=repr(text), expected=" or ".join(names), got=repr(value)
-            )
+    for what, (value, names) in parts.items():
+        look_up(value, names, f"unknown {what}", where=repr(text))
+
+
+def _synth_name(text: str) -> tuple[str, str]:
+    """(shape, type) of a synthetic model's spec."""
+    from prill_fixtures import synth
+
+    shape, _, quant = text.removeprefix("synth:").lower().partition(":")
+    _known(text, {"shape": (shape, synth.SHAPES), "block type": (quant, synth.QUANTS)})
+    return shape, quant
 
 
 def _synth(text: str) -> Path:
     from prill_fixtures import FixtureError, synth
 
-    shape, _, quant = text.removeprefix("synth:").lower().partition(":")
-    _known(text, {"shape": (shape, synth.SHAPES), "block type": (quant, synth.QUANTS)})
+    shape, quant = _synth_name(text)
     try:
         return synth.path(shape, quant)
     except FixtureError as error:

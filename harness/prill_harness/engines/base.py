@@ -12,7 +12,8 @@ from typing import Any, ClassVar, NoReturn, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from prill_runtime.errors import MissingCapability, UsageError
+from prill_harness.names import look_up
+from prill_runtime.errors import MissingCapability
 from prill_runtime.ops import Backend
 
 LOAD_PHASES = ("init", "module load", "upload and repack", "capture")
@@ -92,6 +93,10 @@ class Engine(ABC):
         super().__init_subclass__(**rest)
         if spec is not None:
             Engine.registry[spec] = cls
+
+    @classmethod
+    def accepts(cls, argument: str) -> None:
+        """Raise UsageError for an argument that `open` would refuse; nothing is opened."""
 
     @classmethod
     def open(cls, argument: str, model: str) -> Engine:
@@ -210,8 +215,5 @@ def engine_class(spec: str) -> tuple[type[Engine], str]:
         UsageError: no engine of that name.
     """
     name, _, argument = spec.partition(":")
-    if name not in Engine.registry:
-        raise UsageError(
-            "unknown engine", where=repr(spec), expected=" or ".join(sorted(Engine.registry)), got=repr(name)
-        )
+    look_up(name, Engine.registry, "unknown engine")
     return Engine.registry[name], argument

@@ -54,6 +54,10 @@ class OnDevice(Embedded):
         )
 
     @classmethod
+    def accepts(cls, argument: str) -> None:
+        Options.parse(cls.device_name, argument)
+
+    @classmethod
     def open(cls, argument: str, model: str) -> Engine:
         options = Options.parse(cls.device_name, argument)
         return cls(DeviceModel.open(resolve_model(model), options), model)

@@ -78,9 +78,13 @@ class Embedded(Engine):
         )
 
     @classmethod
-    def open(cls, argument: str, model: str) -> Engine:
+    def accepts(cls, argument: str) -> None:
         if argument:
             raise UsageError("this engine takes no argument", where="engine spec", got=repr(argument))
+
+    @classmethod
+    def open(cls, argument: str, model: str) -> Engine:
+        cls.accepts(argument)
         return cls(Model.load(resolve_model(model), dtype=cls.dtype), model)
 
     @property

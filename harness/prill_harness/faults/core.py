@@ -18,7 +18,7 @@ from types import CodeType
 from typing import Any, TypeVar
 
 from prill_harness.engines.base import Engine, Session
-from prill_runtime.errors import UsageError
+from prill_harness.names import look_up
 
 Wrap = Callable[[Any], Any]
 Patches = Callable[[], Iterable["Patch"]]
@@ -153,14 +153,10 @@ def named(names: Iterable[str]) -> tuple[Fault, ...]:
     Raises:
         UsageError: a name nobody declared.
     """
-    known = catalogue() | catalogue("emu")
+    declared = catalogue() | catalogue("emu")
     for name in (names := tuple(names)):
-        if name not in known:
-            hint = "`prill faults list` shows them"
-            raise UsageError(
-                "unknown planted fault", expected=f"one of {len(known)}", got=repr(name), hint=hint
-            )
-    return tuple(known[name] for name in names)
+        look_up(name, declared, "unknown planted fault", hint="`prill faults list` shows them")
+    return tuple(declared[name] for name in names)
 
 
 _active: tuple[Fault, ...] = ()

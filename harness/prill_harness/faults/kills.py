@@ -14,7 +14,7 @@ import msgspec
 
 from prill_harness.catalog import packaged
 from prill_harness.faults.core import Fault
-from prill_runtime.errors import PolicyError
+from prill_runtime.errors import KillsError
 
 FILE = "kills.json"
 
@@ -110,7 +110,7 @@ def load(path: Path | None = None, folder: Path | None = None) -> Kills:
     """Read a matrix: `path`, or the one beside the suites; without that, an empty one, which proves nothing.
 
     Raises:
-        PolicyError: `path` does not exist, or a file is not such a matrix.
+        KillsError: `path` does not exist, or a file is not such a matrix.
     """
     file = path or default_file(folder)
     try:
@@ -119,11 +119,11 @@ def load(path: Path | None = None, folder: Path | None = None) -> Kills:
         if path is None:
             return Kills()
         hint = "write it with `prill faults matrix -o`"
-        raise PolicyError("no such kill matrix", where=str(file), hint=hint) from None
+        raise KillsError("no such kill matrix", where=str(file), hint=hint) from None
     except OSError as error:
-        raise PolicyError("the kill matrix cannot be read", where=str(file), got=error.strerror) from error
+        raise KillsError("the kill matrix cannot be read", where=str(file), got=error.strerror) from error
     except msgspec.DecodeError as error:
-        raise PolicyError("not a kill matrix", where=str(file), got=str(error)) from error
+        raise KillsError("not a kill matrix", where=str(file), got=str(error)) from error
 
 
 def encode(kills: Kills) -> str:

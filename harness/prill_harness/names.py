@@ -1,0 +1,37 @@
+"""A word and the words that would be right in; nothing, or one sentence with the nearest of them, out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from prill_runtime.errors import PrillError, UsageError
+
+LISTED = 16  # words that a sentence can list
+
+
+def look_up(
+    word: str,
+    words: Iterable[str],
+    what: str,
+    *,
+    where: str = "",
+    hint: str = "",
+    error: type[PrillError] = UsageError,
+) -> None:
+    """Raise `error` with the clause `what` unless `word` is among the words that are known.
+
+    Args:
+        hint: what to do when no known word is near.
+    """
+    among = sorted(set(words))
+    if word in among:
+        return
+    near = get_close_matches(word, among, n=1)
+    raise error(
+        what,
+        where=where,
+        expected=" or ".join(among) if 0 < len(among) <= LISTED else f"one of {len(among)}",
+        got=repr(word),
+        hint=f"did you mean {near[0]!r}?" if near else hint,
+    )

@@ -1,0 +1,102 @@
+"""Each rule of the gate alone: of a green run, the one change that this rule, and no other, turns down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from prill_harness.evidence import CellStarted, Evidence, Status
+from prill_harness.faults.kills import Kills
+from prill_harness.rules import RULES
+from prill_harness.verdict import Severity, Verdict
+
+from .test_gate import ALL, CELLS, CHECKS, EXCUSABLE, FAILURE, checklist, decide, item, record, waiver, whole
+
+NOISY = {("gpt", "tokens.exact"): (Status.INCONCLUSIVE, "noisy")}
+BROKE = {("gpt", "tokens.exact"): (Status.ERROR, "boom")}
+# The item of `tokens.exact` does not block, so that what becomes of the check is left to the rule under test.
+LOW = checklist(
+    item("demo.exact", "tokens.exact", severity=Severity.LOW), item("demo.greedy", "tokens.greedy")
+)
+NONE_BLOCKS = checklist(item("demo.exact", "tokens.exact", severity=Severity.LOW))
+ONE = checklist(item("demo.greedy", "tokens.greedy"))
+EVERYTHING = {(cell.model, "tokens.exact"): (Status.FAILED, "KL is above 1") for cell in CELLS}
+
+
+def unplanned() -> Verdict:
+    return decide([*whole(), record(CELLS[0], "tokens.extra")])
+
+
+def another_file() -> Verdict:
+    other = msgspec.structs.replace(CELLS[1], device="cuda")
+    records = [
+        msgspec.structs.replace(r, versions=r.versions | {"model_sha256": "another"})
+        if isinstance(r, CellStarted) and r.cell == other
+        else r
+        for r in whole(cells=(*CELLS, other))
+    ]
+    return decide(records, cells=(*CELLS, other))
+
+
+def contradicting() -> Verdict:
+    again = record(CELLS[0], "tokens.exact", Status.FAILED, "sometimes")
+    return decide([*whole(), again], lists=LOW)
+
+
+ALONE: dict[str, tuple[Callable[[], Verdict], Callable[[], Verdict]]] = {
+    # rule: (what it alone turns down, the nearest run that it lets through)
+    "items": (
+        lambda: decide(whole(FAILURE), waivers=(waiver(),)),
+        lambda: decide(whole(FAILURE), lists=EXCUSABLE, waivers=(waiver(),)),
+    ),
+    "proof": (
+        lambda: decide(whole(FAILURE), lists=NONE_BLOCKS),
+        lambda: decide(whole(FAILURE), lists=LOW),
+    ),
+    "unclaimed": (lambda: decide(whole(FAILURE), lists=ONE), lambda: decide(whole(), lists=ONE)),
+    "cells": (unplanned, lambda: decide(whole())),
+    "errors": (lambda: decide(whole(BROKE), lists=LOW), lambda: decide(whole(), lists=LOW)),
+    "inconclusive": (
+        lambda: decide(whole(NOISY), lists=LOW),
+        lambda: decide(whole(NOISY), lists=LOW, max_inconclusive=1),
+    ),
+    "flaky": (
+        contradicting,
+        lambda: decide(
+            [*whole(), record(CELLS[0], "tokens.exact", Status.FAILED, "sometimes")], lists=LOW, max_flaky=1
+        ),
+    ),
+    "executed": (
+        lambda: decide(whole(EVERYTHING), lists=EXCUSABLE, waivers=(waiver(),), minimum_executed=3),
+        lambda: decide(whole(EVERYTHING), lists=EXCUSABLE, waivers=(waiver(),), minimum_executed=2),
+    ),
+    "provenance": (another_file, lambda: decide(whole())),
+    "kills": (lambda: decide(whole(), kills=Kills()), lambda: decide(whole())),
+    "waivers": (
+        lambda: decide(whole(), waivers=(waiver(),), never_waive=frozenset({"demo.exact"})),
+        lambda: decide(whole(), waivers=(waiver(),)),
+    ),
+}
+
+
+def broken(found: Verdict) -> list[str]:
+    return [rule.id for rule in found.rules if rule.status is not Status.PASSED]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_each_rule_alone_keeps_a_gate_shut(name: str) -> None:
+    """One change breaks this rule and no other, and the gate is not green; without the change it is."""
+    wrong, right = (run() for run in ALONE[name])
+    assert broken(wrong) == [name]
+    assert wrong.exit_code in (1, 10)
+    assert name in wrong.sentence or wrong.rules[list(RULES).index(name)].sentence in wrong.sentence
+    assert (broken(right), right.exit_code) == ([], 0)
+
+
+def test_the_sample_run_is_whole() -> None:
+    """What the cases above change is a run of every check in every cell, all of it passed."""
+    records = [r for r in whole() if isinstance(r, Evidence)]
+    assert len(records) == len(CELLS) * len(CHECKS)
+    assert broken(decide(whole(), lists=ALL)) == []
