@@ -14,9 +14,9 @@ def texts_alone(trial: Trial) -> str:
     """Texts that are written in a batch are those that each prompt is answered with alone; a clause."""
     observe, engine = trial.observe, trial.engine
     wanted = (
-        (0, min(40, trial.context // 4)),
-        (1, min(70, trial.context // 3)),
-        (2, min(5, trial.context // 4)),
+        (0, max(1, min(40, trial.context // 4))),
+        (1, max(1, min(70, trial.context // 3))),
+        (2, max(1, min(5, trial.context // 4))),
     )
     prompts = [trial.texts[which][:size] for which, size in wanted]
     count, late = trial.room(prompts[1], TEXT), min(LATE, trial.context // 2)
