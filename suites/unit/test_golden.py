@@ -147,11 +147,13 @@ def test_a_users_file_is_recorded_once(model: Path, tmp_path: Path, monkeypatch:
     assert first.fingerprint.model_sha256 in {file.name.split(".")[0] for file in (tmp_path).rglob("*.json")}
 
 
-def test_prompts_that_do_not_fit_are_left_out_and_none_is_an_error(model: Path) -> None:
-    """A context of 64 leaves out 100 bytes of text; with nothing left, recording refuses."""
-    assert len(record(model, ["ab", "x" * 100], tokens=2).prompts) == 1
-    with pytest.raises(UsageError, match="nothing to record"):
-        record(model, ["x" * 100], tokens=2)
+def test_prompts_that_do_not_fit_give_way_to_others(model: Path) -> None:
+    """A context of 64 leaves out 100 bytes of text, for which another text stands; no tokens is refused."""
+    made = record(model, ["ab", "x" * 100], tokens=2).prompts
+    assert made[0].text == "ab"
+    assert len(made) == 2
+    assert all(len(prompt.ids) <= 32 for prompt in made)
+    assert len(record(model, ["x" * 100], tokens=2).prompts) == 1
     with pytest.raises(UsageError, match="nothing to record"):
         record(model, ["ab"], tokens=0)
 
