@@ -23,7 +23,8 @@ from prill_runtime.tokenizer import load_tokenizer
 from .sound_models import recipes
 from .test_sound_models import PLAIN
 
-SILENT = replace(PLAIN, context=12, vocabulary=Vocabulary("spm", 1, unused=1, unk=False, bos=False, eos=False))
+UNUSED = Vocabulary("spm", 1, unused=1, unk=False, bos=False, eos=False)
+SILENT = replace(PLAIN, context=12, vocabulary=UNUSED)
 
 
 @settings(max_examples=12, deadline=None)
@@ -64,7 +65,7 @@ def test_given_ids_are_in_the_vocabulary() -> None:
 
 
 def test_a_golden_without_texts(tmp_path: Path) -> None:
-    """A vocabulary that spells nothing has a golden of given ids, kept as such; step 1 compares what texts give."""
+    """A vocabulary that spells nothing has a golden of given ids; step 1 compares what texts give."""
     file = sound.build(SILENT, tmp_path / "model.gguf")
     golden = record(file, tokens=4)
     save(golden, tmp_path / "golden.json")
