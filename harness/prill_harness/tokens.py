@@ -115,7 +115,7 @@ def compare_prompt_ids(engine: Engine, golden: Golden, oracle: Embedded) -> Find
 
 
 def _compare_refusals(engine: Engine, oracle: Embedded) -> Finding:
-    """Of a vocabulary that spells no text: the engine refuses the texts that the oracle refuses."""
+    """Of a vocabulary that spells no text: the engine gives no ids, or refuses, where the oracle does."""
     for text in PROMPTS:
         expected, got = _ids_of(oracle, text), _ids_of(engine, text)
         if expected != got:
@@ -123,7 +123,7 @@ def _compare_refusals(engine: Engine, oracle: Embedded) -> Finding:
             wanted = "a refusal" if expected is None else f"{len(expected)} ids"
             sentence = f"tokenizer: {text[:20]!r}: expected {wanted}, the engine {found}"
             return Finding("tokenizer", False, sentence, len(PROMPTS), detail={"got": got})
-    sentence = f"the vocabulary spells no text: {len(PROMPTS)} are refused, as the oracle refuses them"
+    sentence = f"the vocabulary spells no text: {len(PROMPTS)} give no ids, as they give the oracle none"
     return Finding("tokenizer", True, sentence, len(PROMPTS))
 
 

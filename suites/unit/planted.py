@@ -19,7 +19,7 @@ from prill_harness.engines.base import Engine
 from prill_harness.engines.embedded import EmbeddedSession, NumPy, NumPy64
 from prill_harness.leaks import PathReport, Probe
 from prill_harness.leaks import probe as leaks
-from prill_runtime import philox, quants, sampler
+from prill_runtime import philox, quants, sampler, tokenizer_vocab
 from prill_runtime.backends.numpy import NumpyBackend
 from prill_runtime.errors import PrillError
 from prill_runtime.gguf import GGUFFile
@@ -76,6 +76,11 @@ def byte_fallback_lost(patch: Patch) -> None:
     wrap(
         patch, NumPy, "tokenize", lambda o, s, t, add_special=True: o(s, t.encode("ascii", "ignore").decode())
     )
+
+
+@breaks("tokenizer.ends")
+def ends_forgotten(patch: Patch) -> None:
+    patch.setattr(tokenizer_vocab, "ends", lambda stated, known: {})
 
 
 @breaks("tokenizer.streaming")
