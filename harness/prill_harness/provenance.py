@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import platform
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -41,19 +42,22 @@ def model_facts(spec: str) -> dict[str, str]:
 
     facts = {"model_sha256": "", "architecture": ""}
     try:
-        path = resolve_model(spec)
-        facts["model_sha256"] = file_digest(path)
-        with open_gguf(path) as file:
-            facts["architecture"] = str(file.architecture)
+        paths: tuple[Path, ...] = (resolve_model(spec),)
+        with suppress(PrillError), open_gguf(paths[0]) as file:
+            paths, facts["architecture"] = file.paths, file.architecture
+        facts["model_sha256"] = file_digest(*paths)
     except (PrillError, OSError):
         pass
     return facts
 
 
-def file_digest(path: Path) -> str:
-    """sha256 of a file (hex)."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def file_digest(*paths: Path) -> str:
+    """sha256 of files, one behind the other (hex)."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
 
 
 @cache

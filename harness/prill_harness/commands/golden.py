@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prill_harness.commands import command as declare
-from prill_harness.commands import quoted, vram_option
+from prill_harness.commands import quoted, runs, vram_option
 from prill_harness.console import Console
 from prill_harness.evidence import Status, builtin
 from prill_runtime.errors import Inconclusive
@@ -38,6 +38,7 @@ def record(console: Console, model: str, output: Path | None, tokens: int, promp
     from prill_harness import golden
     from prill_harness.engines import resolve_model
 
+    runs.examine([], [model])
     path = resolve_model(model)
     target = output or Path(f"{path.name}.golden.json")
     with console.progress(1, "recording") as bar:
@@ -62,6 +63,7 @@ def show(console: Console, model: str) -> int:
 
     A user's file is recorded on first use.
     """
+    runs.examine([], [model])
     made = _golden(console, model)
     texts = _texts(model, made)
     console.emit(
@@ -114,6 +116,7 @@ def compare(console: Console, engine: str, model: str, file: Path | None) -> int
     from prill_harness import golden, lanes, tokens
     from prill_harness.engines import open_engine
 
+    runs.examine([engine], [model])
     expected = golden.load(file) if file else _golden(console, model)
     with open_engine(engine, model) as opened:
         findings = tokens.compare(opened, expected)

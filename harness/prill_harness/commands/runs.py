@@ -66,22 +66,23 @@ def teller(bar: Progress) -> Callable[[Event], None]:
 
 
 def examine(engines: Sequence[str], models: Sequence[str]) -> None:
-    """Refuse before anything runs what no cell could open.
+    """Refuse before anything runs what no cell could open: the one door of every command that takes a model.
 
     Raises:
         UsageError: unknown engine, fixture, shape or block type.
-        ModelFileError, UnsupportedModel: a model file is missing or malformed.
+        ModelFileError, UnsupportedModel: a model file is missing, malformed, not a model, or one that
+            nothing here can judge.
     """
     from prill_harness.engines import CONNECTORS, EngineSpec, resolve_model
     from prill_harness.engines.base import engine_class
-    from prill_runtime.gguf import open_gguf
+    from prill_runtime.engine import require_loadable
 
     for connector in CONNECTORS:
         import_module(f"prill_harness.engines.{connector}")
     for spec in engines:
         engine_class(EngineSpec.parse(spec).name)
     for model in models:
-        open_gguf(resolve_model(model)).close()
+        require_loadable(resolve_model(model))
 
 
 def local(models: Sequence[str]) -> tuple[str, ...]:
