@@ -4,7 +4,7 @@
 
 **A run of zeros that pruning does not explain.** Zeros alone are no damage: pruned rows, rows of tokens that
 are never used, blocks whose scale is 0. What a write that stopped leaves is a *run*. Rows are looked at in
-blocks (those of the format, 32 weights otherwise), and each run of blocks with nothing but zeros, in the
+blocks (those of the format, 16 weights otherwise), and each run of blocks with nothing but zeros, in the
 order of the file and over the ends of rows, is held against chance:
 
     expected = places * p^L * product of q_j over the blocks at its ends
@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gguf
@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 
 CHANCE, SHUFFLED = 1e-6, 0.05
 RANGE = 1e3
-BLOCK = 32  # weights looked at together in types without blocks
+BLOCK = 16  # weights looked at together in types without blocks
 STRIP = 1 << 18  # weights dequantised at a time, one row at least
 FLOATS = (T.F32, T.F16)
 E8M0_NAN = 0xFF
@@ -92,16 +92,19 @@ class Survey:
 
 def strips(tensor: gguf.ReaderTensor) -> Iterator[tuple[int, Floats]]:
     """(first row, values (rows, columns)) from top to bottom; a vector is one row."""
-    data = tensor.data.reshape(-1, tensor.data.shape[-1])
     columns = int(tensor.shape[0])
-    step = max(1, STRIP // columns)
-    for low in range(0, len(data), step):
-        part = data[low : low + step]
-        with np.errstate(all="ignore"):  # scales that are not finite are the file's own, and are found below
-            values = (
-                part if tensor.tensor_type in FLOATS else gguf.quants.dequantize(part, tensor.tensor_type)
-            )
-        yield low, np.asarray(values, np.float32)
+    rows, step = tensor.n_elements // columns, max(1, STRIP // columns)
+    for low in range(0, rows, step):
+        yield low, values_of(tensor, low, low + step)
+
+
+def values_of(tensor: gguf.ReaderTensor, low: int, high: int) -> Floats:
+    """Rows low to high - 1, dequantised by gguf: (rows, columns)."""
+    part = tensor.data.reshape(-1, tensor.data.shape[-1])[low:high]
+    if tensor.tensor_type in FLOATS:
+        return np.asarray(part, np.float32)
+    with np.errstate(all="ignore"):  # scales that are not finite are the file's own, and are found below
+        return np.asarray(gguf.quants.dequantize(part, tensor.tensor_type), np.float32)
 
 
 def survey(tensor: gguf.ReaderTensor, unused: NDArray[np.bool_] | None = None) -> Survey:
@@ -126,20 +129,36 @@ def survey(tensor: gguf.ReaderTensor, unused: NDArray[np.bool_] | None = None) -
     finite = None
     if wrong:
         finite = Finding(tensor.name, first, wrong, tensor.n_elements, "are not finite (NaN or infinity)")
-    elif tensor.tensor_type == T.MXFP4:
-        finite = _scales_of_255(tensor)
+    if tensor.tensor_type == T.MXFP4:  # 2^128 times a small number is finite, and still no number
+        finite = _scales_of_255(tensor) or finite
     matrix = len(tensor.shape) > 1
-    judged = Judged(tensor.name, rows, columns, width, peaks) if matrix and not finite else None
+    judged = Judged(tensor.name, rows, columns, width, peaks) if matrix else None
+    zeros = judged.zero_run(unused) if judged and peaks.any() else None
     return Survey(
         tensor=tensor.name,
         size=tensor.n_elements,
         matrix=matrix,
-        judged=judged.with_neighbours if judged else 0,
+        judged=judged.with_neighbours if judged and not finite else 0,
         not_finite=finite,
-        zero_run=judged.zero_run(unused) if judged and high > low else None,
-        out_of_range=judged.out_of_range() if judged else None,
+        zero_run=_to_the_weight(tensor, zeros) if zeros else None,
+        out_of_range=judged.out_of_range() if judged and not finite else None,
         constant=low if low == high else None,
     )
+
+
+def _to_the_weight(tensor: gguf.ReaderTensor, run: Finding) -> Finding:
+    """A run that was found by blocks, with the zeros before and behind it in the blocks at its ends."""
+    columns = int(tensor.shape[0])
+    row, last = run.first // columns, (run.first + run.count - 1) // columns
+    before = values_of(tensor, max(0, row - 1), row + 1).ravel()[: run.first - max(0, row - 1) * columns]
+    behind = values_of(tensor, last, last + 2).ravel()[run.first + run.count - last * columns :]
+    more, rest = _leading_zeros(before[::-1]), _leading_zeros(behind)
+    return replace(run, first=run.first - more, count=more + run.count + rest)
+
+
+def _leading_zeros(values: Floats) -> int:
+    other = np.flatnonzero(values)
+    return int(other[0]) if other.size else values.size
 
 
 def _scales_of_255(tensor: gguf.ReaderTensor) -> Finding | None:
@@ -148,7 +167,8 @@ def _scales_of_255(tensor: gguf.ReaderTensor) -> Finding | None:
     if not bad.size:
         return None
     what = "have a scale that is not finite (255, NaN)"
-    return Finding(tensor.name, int(bad[0]) * BLOCK, bad.size * BLOCK, tensor.n_elements, what)
+    per_block = tensor.n_elements // len(blocks)
+    return Finding(tensor.name, int(bad[0]) * per_block, bad.size * per_block, tensor.n_elements, what)
 
 
 @dataclass(frozen=True)
@@ -196,7 +216,8 @@ class Judged:
         aligned = (begin % per_row == 0) & (end % per_row == 0)
         places = np.where(aligned, n, n * per_row)
         chance = np.log(places) + length * rate + ends
-        chance[np.log(places) + shuffled + ends > np.log(SHUFFLED)] = 0.0
+        common = np.log(places * (n - length + 1) / n) + shuffled + ends > np.log(SHUFFLED)
+        chance[common] = 0.0
         worst = int(chance.argmin())
         if chance[worst] > np.log(CHANCE):
             return None
