@@ -124,7 +124,7 @@ def tensors_exchanged() -> Iterator[Patch]:
 
 
 @functools.cache
-def _damaged(path: Path, tensor: str, damage: Damage) -> Path:
+def damaged(path: Path, tensor: str, damage: Damage) -> Path:
     """A copy of the file in which the bytes of one tensor are damaged; it goes away with the process."""
     folder = tempfile.mkdtemp(prefix="prill-fault-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -139,7 +139,7 @@ def _damaged(path: Path, tensor: str, damage: Damage) -> Path:
 
 def on_disk(tensor: str, damage: Damage) -> Patch:
     """A packaged file whose tensor `damage` changes in place, given its bytes (nbytes,)."""
-    return around("prill_harness.engines:_fixture", lambda o, text: _damaged(o(text), tensor, damage))
+    return around("prill_harness.engines:_fixture", lambda o, text: damaged(o(text), tensor, damage))
 
 
 @fault(area="file", blames=FILE, models=LLAMA)
