@@ -164,12 +164,13 @@ def test_every_command_has_the_same_door(
     """One sentence on stderr, exit 4, nothing on stdout and nothing written."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PRILL_CACHE", str(tmp_path / "cache"))
-    path = write(tmp_path / "lora.gguf", "llama", typed("adapter"), LORA)
-    result = invoke(*COMMANDS[command], str(path))
-    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (4, "", 1)
-    assert "is a LoRA adapter" in result.stderr
-    assert "merge it into its base model" in result.stderr
-    assert list(tmp_path.iterdir()) == [path]
+    path = tmp_path / "thing.gguf"
+    for arch, keys, tensors, says in FILES.values():
+        write(path, arch, keys, tensors)
+        result = invoke(*COMMANDS[command], str(path))
+        assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (4, "", 1), result.stderr
+        assert says in result.stderr
+        assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("kind", FILES)

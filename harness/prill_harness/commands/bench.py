@@ -8,7 +8,7 @@ import click
 
 from prill_harness.bench import Ratio, Result, Row, Sample, Settings, Timed, measure, steps
 from prill_harness.commands import command as declare
-from prill_harness.commands import runs, vram_option
+from prill_harness.commands import vram_option
 from prill_harness.console import Console
 from prill_runtime.errors import UsageError
 
@@ -52,7 +52,6 @@ def command(
     if budget is not None and against is None:
         raise UsageError("a budget needs something to hold against", hint="name an engine with --against")
     specs = (engine,) if against is None else (engine, against)
-    runs.examine(specs, [model])
     settings = Settings(prompt, tokens, repeat, loads, seed)
     with console.progress(steps(settings, len(specs)), f"timing {model}") as bar:
         result = measure(model, specs, settings, tell=bar.step)

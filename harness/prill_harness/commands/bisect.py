@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from prill_harness.commands import command as declare
-from prill_harness.commands import runs, vram_option
+from prill_harness.commands import vram_option
 from prill_harness.commands.texts import checked_ids, ids_for, text_options
 from prill_harness.console import Console
 from prill_runtime.errors import UsageError
@@ -77,7 +77,6 @@ def command(
         raise UsageError(
             "a trace file brings its own ids", where="--trace", expected="no --engine and no text beside it"
         )
-    runs.examine([against, *((engine or "numpy",) if file is None else ())], [model])
     path = resolve_model(model)
     with open_gguf(path) as opened:
         kind = file_type(opened)

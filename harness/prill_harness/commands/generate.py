@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import click
 
 from prill_harness.commands import command as declare
-from prill_harness.commands import runs, vram_option
+from prill_harness.commands import vram_option
 from prill_harness.console import Console, write
 from prill_runtime.errors import UsageError
 
@@ -98,7 +98,6 @@ def command(
     """Stream the continuation of a prompt; the speed goes to stderr."""
     from prill_harness.engines import open_engine
 
-    runs.examine([engine], [model])
     text = _stdin() if prompt == "-" else prompt
     with open_engine(engine, model) as opened:
         ids = opened.tokenize(text)

@@ -22,11 +22,11 @@ LONGEST = 72  # characters of a string value on a terminal
     example="prill inspect fixture:llama-tiny\nprill inspect model.gguf --json --full --sha\n"
     "prill inspect model-f16.gguf model-q8_0.gguf",
 )
-@click.argument("model")
+@click.argument("first", metavar="MODEL")
 @click.argument("other", required=False)
 @click.option("--full", is_flag=True, help="Show whole arrays and strings.")
 @click.option("--sha", is_flag=True, help="Show the sha256 of each tensor's bytes.")
-def command(console: Console, model: str, other: str | None, full: bool, sha: bool) -> int:
+def command(console: Console, first: str, other: str | None, full: bool, sha: bool) -> int:
     """Show the header, metadata and tensors of MODEL, a path or fixture:NAME[:TYPE].
 
     With OTHER, compare the two tensor by tensor: types, shapes, NMSE of the dequantised weights; and the
@@ -38,7 +38,7 @@ def command(console: Console, model: str, other: str | None, full: bool, sha: bo
     from prill_harness.engines import resolve_model
     from prill_runtime.gguf import open_gguf
 
-    path = resolve_model(model)
+    path = resolve_model(first)
     if other is not None:
         if sha:
             raise UsageError("digests are shown of one file", where="--sha", expected="no second file")

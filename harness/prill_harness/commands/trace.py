@@ -8,7 +8,7 @@ import click
 import numpy as np
 
 from prill_harness.commands import command as declare
-from prill_harness.commands import runs, vram_option
+from prill_harness.commands import vram_option
 from prill_harness.commands.texts import ids_for, text_options
 from prill_harness.console import Console
 
@@ -41,7 +41,6 @@ def command(
     from prill_harness import trace
     from prill_harness.engines import open_engine
 
-    runs.examine([engine], [model])
     with open_engine("numpy", model) as reader:
         wanted = ids_for(reader, model, prompt=prompt, ids=ids, tokens=tokens)
     with open_engine(engine, model) as opened:
