@@ -41,10 +41,10 @@ def model_facts(spec: str) -> dict[str, str]:
 
     facts = {"model_sha256": "", "architecture": ""}
     try:
-        path = resolve_model(spec)
-        facts["model_sha256"] = file_digest(path)
-        with open_gguf(path) as file:
-            facts["architecture"] = str(file.architecture)
+        paths: tuple[Path, ...] = (resolve_model(spec),)
+        with suppress(PrillError), open_gguf(paths[0]) as file:
+            paths, facts["architecture"] = file.paths, file.architecture
+        facts["model_sha256"] = file_digest(*paths)
     except (PrillError, OSError):
         pass
     return facts
@@ -62,10 +62,13 @@ def assumed(spec: str) -> tuple[tuple[str, str, str], ...]:
     return ()
 
 
-def file_digest(path: Path) -> str:
-    """sha256 of a file (hex)."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def file_digest(*paths: Path) -> str:
+    """sha256 of files, one behind the other (hex)."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
 
 
 @cache

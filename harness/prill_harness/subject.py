@@ -37,14 +37,14 @@ def open_subject(path: str | Path) -> Iterator[Subject]:
                     "no stage table", where=str(path), expected=known, got=repr(file.architecture)
                 )
             config = declared(file)
-            tensors, whole = dict(file.tensors), Path(file.path)
+            tensors, parts = dict(file.tensors), file.paths
         known_weights: dict[str, NDArray[np.float64]] = {}
 
         def raw(name: str, shift: int = 0) -> tuple[NDArray[np.uint8], str] | None:
             info = tensors.get(name)
             if info is None:
                 return None
-            with whole.open("rb") as stream:
+            with parts[info.part].open("rb") as stream:
                 stream.seek(max(0, info.offset + shift))
                 data = np.frombuffer(stream.read(info.nbytes), dtype=np.uint8)
             return np.pad(data, (0, info.nbytes - data.size)), info.type.name

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from prill_runtime.adapters import Step, Tap, adapter_for
+from prill_runtime.adapters import Step, Tap, adapter_of
 from prill_runtime.adapters.base import untouched
 from prill_runtime.adapters.config import Config
 from prill_runtime.backends import sampling
@@ -118,7 +118,7 @@ class DeviceModel(Model):
             ModelFileError, UnsupportedModel: as `Model.load`.
         """
         with open_gguf(path) as file:
-            adapter_class = adapter_for(file.architecture)
+            adapter_class = adapter_of(file)
             config, _ = adapter_class.read_config(file)
             wanted = sizes(file, config, options)
             owned = device is None

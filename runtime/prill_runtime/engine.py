@@ -9,7 +9,7 @@ from typing import Self
 
 import numpy as np
 
-from prill_runtime.adapters import Adapter, LoadReport, Step, Tap, adapter_for
+from prill_runtime.adapters import Adapter, LoadReport, Step, Tap, adapter_of
 from prill_runtime.adapters.base import untouched
 from prill_runtime.backends import NumpyBackend
 from prill_runtime.backends.numpy import Precision
@@ -24,6 +24,17 @@ __all__ = ["Generation", "KVCache", "Model", "generate", "generate_batch"]
 
 # Gets a copy of every stage; an array it returns takes the stage's place in the rest of the pass.
 Trace = Callable[[str, Array], Array | None]
+
+
+def require_loadable(path: str | Path) -> None:
+    """Refuse, without reading its weights, every file that `Model.load` would refuse.
+
+    Raises:
+        ModelFileError, UnsupportedModel: as Model.load.
+    """
+    with open_gguf(path) as file:
+        config, _, _ = adapter_of(file).examine(file)
+        load_tokenizer(file.metadata, config.vocab_size)
 
 
 class Model:
@@ -53,7 +64,7 @@ class Model:
         """
         ops = backend or NumpyBackend(dtype)
         with open_gguf(path) as file:
-            adapter, report = adapter_for(file.architecture).load(file, ops)
+            adapter, report = adapter_of(file).load(file, ops)
             tokenizer = load_tokenizer(file.metadata, adapter.config.vocab_size)
             return cls(adapter, ops, tokenizer, report, file.sha256)
 

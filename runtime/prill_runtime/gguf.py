@@ -7,7 +7,8 @@ import io
 import mmap
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -17,6 +18,7 @@ import numpy as np
 from gguf import GGUF_DEFAULT_ALIGNMENT, GGUFValueType
 from numpy.typing import NDArray
 
+from prill_runtime import split
 from prill_runtime.errors import InvalidParameter, ModelFileError, UnsupportedModel
 from prill_runtime.gguf_header import (
     MAX_KEY,
@@ -41,15 +43,17 @@ PIECE: Final = 8 << 20  # bytes that are digested at a time
 
 
 class GGUFFile:
-    """One open file whose every header byte was checked; a context manager.
+    """One open file, or all parts of a split one, whose every header byte was checked; a context manager.
 
     Attributes:
-        path: as given.
+        path: as given; of a split model, the first part's.
         version: 2 or 3.
         alignment: of tensor data, bytes.
-        metadata: key to value; arrays are lists.
-        tensors: name to TensorInfo, in file order.
-        size: bytes.
+        metadata: key to value; arrays are lists. Of a split model, the first part's.
+        tensors: name to TensorInfo, in file order, part after part.
+        size: bytes, all parts together.
+        place: which part of how many the file is, (0, 1) when it is whole.
+        further: the other parts of a model that was opened by its first.
     """
 
     def __init__(
@@ -64,28 +68,46 @@ class GGUFFile:
         self.path, self.version, self.alignment = path, version, alignment
         self.metadata: Mapping[str, Value] = MappingProxyType(dict(metadata))
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(dict(tensors))
+        self.place = split.place(metadata)
+        self.further: tuple[GGUFFile, ...] = ()
         self._file = file
         self._map: mmap.mmap | None = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.size = len(self._map)
 
+    def join(self, further: Sequence[GGUFFile]) -> None:
+        """Become the whole of a split model: take over the other parts, their tensors and their closing."""
+        tensors = dict(self.tensors)
+        for number, part in enumerate(further, 1):
+            tensors |= {name: replace(info, part=number) for name, info in part.tensors.items()}
+        self.further, self.tensors = tuple(further), MappingProxyType(tensors)
+        self.size += sum(part.size for part in further)
+
     @property
     def architecture(self) -> str:
-        """The metadata's general.architecture."""
-        return str(self.metadata[ARCHITECTURE])
+        """The metadata's general.architecture; empty in a part that is not the first."""
+        return str(self.metadata.get(ARCHITECTURE, ""))
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files that the model lies in; a tensor's `part` counts along them."""
+        return (self.path, *(part.path for part in self.further))
 
     @cached_property
     def sha256(self) -> str:
         """Hex digest of the whole file, made on first use; other threads run meanwhile.
+
+        That of a split model is over all parts in their order, as `cat PARTS | sha256sum` gives it.
 
         Raises:
             InvalidParameter: first used after close(), or closed before the end.
         """
         self._require_open()
         digest, piece = hashlib.sha256(), memoryview(bytearray(min(PIECE, self.size)))
-        self._file.seek(0)
-        while count := self._file.readinto(piece):
-            digest.update(piece[:count])
-            self._require_open()
+        for part in (self, *self.further):
+            part._file.seek(0)
+            while count := part._file.readinto(piece):
+                digest.update(piece[:count])
+                self._require_open()
         return digest.hexdigest()
 
     def raw(self, name: str) -> NDArray[np.uint8]:
@@ -101,8 +123,9 @@ class GGUFFile:
             raise ModelFileError(
                 f"tensor {quoted(name)} is missing", where=_shown(self.path), expected="it in the table"
             )
-        assert self._map is not None
-        return np.frombuffer(self._map, np.uint8, info.nbytes, info.offset)
+        mapped = (self, *self.further)[info.part]._map
+        assert mapped is not None
+        return np.frombuffer(mapped, np.uint8, info.nbytes, info.offset)
 
     def close(self) -> None:
         """Give the mapping back; views that are still held keep it alive until they go."""
@@ -113,6 +136,8 @@ class GGUFFile:
             except BufferError:
                 del mapped
         self._file.close()
+        for part in self.further:
+            part.close()
 
     def _require_open(self) -> None:
         if self._map is None:
@@ -128,13 +153,34 @@ class GGUFFile:
 
 
 def open_gguf(path: str | Path) -> GGUFFile:
-    """Check the whole header, then map the file.
+    """Check the whole header, then map the file; the first part of a split model brings all others with it.
 
     Raises:
-        ModelFileError: the file cannot be read, breaks the GGUF format, or contradicts itself.
+        ModelFileError: the file cannot be read, breaks the GGUF format, or contradicts itself; a part of a
+            split model is missing or belongs to another.
         UnsupportedModel: a big-endian file.
     """
-    path = Path(path)
+    first = _open_one(Path(path))
+    number, count = first.place
+    if number or count == 1:
+        return first
+    further: list[GGUFFile] = []
+    try:
+        for other in range(1, count):
+            further.append(_open_one(split.sibling(first.path, other, count)))
+        split.check(
+            _shown(first.path), [(part.place, part.metadata, part.tensors) for part in (first, *further)]
+        )
+    except BaseException:
+        for part in (first, *further):
+            part.close()
+        raise
+    first.join(further)
+    return first
+
+
+def _open_one(path: Path) -> GGUFFile:
+    """One file, by itself."""
     file, size = _open_regular(path)
     try:
         return _parse(path, file, size)
@@ -183,6 +229,7 @@ def _parse(path: Path, file: io.FileIO, size: int) -> GGUFFile:
     _check_architecture(cursor, packed, offsets)
     tensors = read_table(cursor, n_tensors, alignment)
     check_tokenizer(packed, path=_shown(path), offsets=offsets)
+    split.check_keys(packed, path=_shown(path))
     metadata = {key: unpacked(value) for key, value in packed.items()}
     return GGUFFile(path, file, version, alignment, metadata, tensors)
 
@@ -238,6 +285,8 @@ def _alignment(
 
 def _check_architecture(cursor: Cursor, packed: Mapping[str, Packed], offsets: Mapping[str, int]) -> None:
     if ARCHITECTURE not in packed:
+        if split.place(packed)[0]:
+            return  # only the first part of a split model says what it is
         raise cursor.fail(f"{ARCHITECTURE} is missing", expected="it among the metadata")
     value = packed[ARCHITECTURE]
     if not isinstance(value, str) or not value:

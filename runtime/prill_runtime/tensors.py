@@ -28,6 +28,7 @@ class TensorInfo:
         type: the block format of the bytes.
         offset: of the first byte, from the start of the file.
         nbytes: length in bytes, padding excluded.
+        part: of a split model, the file that holds it, counted from 0.
     """
 
     name: str
@@ -35,6 +36,7 @@ class TensorInfo:
     type: GGMLQuantizationType
     offset: int
     nbytes: int
+    part: int = 0
 
 
 def read_table(cursor: Cursor, count: int, alignment: int) -> dict[str, TensorInfo]:
@@ -95,7 +97,7 @@ def _read_entry(cursor: Cursor, alignment: int) -> TensorInfo:
     nbytes = prod(dims) // per_block * block_bytes
     if nbytes > cursor.size:
         raise cursor.fail(
-            f"{tensor} is larger than the file",
+            f"{tensor} is larger than the file and runs past the end of it",
             at=type_at,
             expected=f"at most {cursor.size} bytes",
             got=f"{nbytes} ({type.name}, {dims})",

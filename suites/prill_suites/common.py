@@ -51,6 +51,21 @@ def file_fields(path: Path) -> dict[str, Any]:
     return {name: field.contents() for name, field in gguf.GGUFReader(path).fields.items()}
 
 
+def file_parts(path: Path) -> tuple[Path, ...]:
+    """The files of a model, in their order: more than one when gguf reads that the first is split."""
+    count = int(file_fields(path).get("split.count", 1))
+    first = f"-00001-of-{count:05}.gguf"
+    if count < 2 or not path.name.endswith(first):
+        return (path,)
+    name = path.name.removesuffix(first)
+    return tuple(path.with_name(f"{name}-{part:05}-of-{count:05}.gguf") for part in range(1, count + 1))
+
+
+def file_tensors(path: Path) -> list[gguf.ReaderTensor]:
+    """Every tensor of a model, as gguf reads it in whichever part it lies."""
+    return [tensor for part in file_parts(path) for tensor in gguf.GGUFReader(part).tensors]
+
+
 def refusal(observe: Observer, what: str, call: Callable[[], object], exit_code: int, *says: str) -> str:
     """The one sentence with which `call` refuses; anything else fails the check.
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 import prill_fixtures
 from prill_fixtures import malformed
@@ -18,17 +18,45 @@ from prill_harness.checks import Observer, check
 from prill_harness.engines import fixture_name, resolve_model
 from prill_harness.engines.base import Engine
 from prill_runtime.gguf import open_gguf
-from prill_suites.common import FILE_READER, embedded, file_fields, refusal, weight_values
+from prill_suites.common import (
+    FILE_READER,
+    embedded,
+    file_fields,
+    file_parts,
+    file_tensors,
+    refusal,
+    weight_values,
+)
+from prill_suites.file_values import RANGE, Finding, Survey, constants, strips, survey, unused_tokens
 
 LARGEST_BASE = 32 << 20  # of a real file that is broken in a copy, bytes
 EPS = {"llama": "layer_norm_rms_epsilon", "gpt2": "layer_norm_epsilon"}
-FLOATS = (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16)
+VOCABULARY = ("token_embd.weight", "output.weight")  # tensors with a row for each token
 OpenModel = Callable[[str, str], Engine]
 
 
 @pytest.fixture(scope="module")
-def reader(model_path: Path) -> gguf.GGUFReader:
-    return gguf.GGUFReader(model_path)
+def tensors(model_path: Path) -> list[gguf.ReaderTensor]:
+    """Every tensor of the model, of all parts when it is split."""
+    return file_tensors(model_path)
+
+
+@pytest.fixture(scope="module")
+def surveys(model_path: Path, tensors: list[gguf.ReaderTensor]) -> list[Survey]:
+    """What one walk over all values of the file saw."""
+    tables = {tensor.name: int(tensor.shape[1]) for tensor in tensors if tensor.name in VOCABULARY}
+    unused = unused_tokens(file_fields(model_path), max(tables.values(), default=0))
+    return [survey(t, unused[: tables[t.name]] if t.name in tables else None) for t in tensors]
+
+
+def digest(path: Path) -> tuple[str, int]:
+    """sha256 (hex) and size of a model, of all its parts one behind the other when it is split."""
+    whole, size = hashlib.sha256(), 0
+    for part in file_parts(path):
+        with part.open("rb") as file:
+            hashlib.file_digest(file, lambda: whole)
+            size += file.tell()
+    return whole.hexdigest(), size
 
 
 @check("file.digest", kills=("weight_flipped", "digest_of_header_alone"))
@@ -40,27 +68,21 @@ def test_digest(observe: Observer, model_spec: str) -> None:
     except prill_fixtures.FixtureError as error:
         observe.saw(1, oracle="digest recorded with the fixture")
         observe.fail(str(error))
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found, size = digest(path)
     with open_gguf(path) as opened:
         said = opened.sha256
-    observe.saw(
-        path.stat().st_size, oracle="digest recorded with the fixture" if named else "hashlib on the file"
-    )
+    observe.saw(size, oracle="digest recorded with the fixture" if named else "hashlib on the file")
     observe.digests["model"] = found
     wanted = prill_fixtures.sha256(*named) if named else found
     observe.expect(found == wanted, f"{model_spec}: sha256 expected {wanted}, got {found}")
     observe.expect(said == found, f"{model_spec}: the loader names sha256 {said}, the file has {found}")
-    observe.say(
-        f"{path.stat().st_size} bytes, sha256 {found[:16]}…, as {'recorded' if named else 'the loader says'}"
-    )
+    observe.say(f"{size} bytes, sha256 {found[:16]}…, as {'recorded' if named else 'the loader says'}")
 
 
 @check("file.engine_digest", kills=("file_swapped", "digest_of_header_alone"))
 def test_engine_digest(observe: Observer, engine: Engine, model_path: Path) -> None:
     """The engine works on the file it was given."""
-    with model_path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found, _ = digest(model_path)
     observe.saw(1, oracle="hashlib on the file")
     said = engine.info.model_sha256
     observe.expect(said == found, f"the engine names sha256 {said or 'none'}, the file has {found}")
@@ -99,9 +121,11 @@ def stated_configuration(fields: dict[str, Any], shapes: dict[str, list[int]]) -
     "file.configuration",
     kills=("rms_eps_from_wrong_key", "head_not_tied", "context_length_halved"),
 )
-def test_configuration(observe: Observer, engine: Engine, model_path: Path, reader: gguf.GGUFReader) -> None:
+def test_configuration(
+    observe: Observer, engine: Engine, model_path: Path, tensors: list[gguf.ReaderTensor]
+) -> None:
     """The engine's configuration is complete, consistent, and the file's own."""
-    shapes = {tensor.name: [int(n) for n in tensor.shape] for tensor in reader.tensors}
+    shapes = {tensor.name: [int(n) for n in tensor.shape] for tensor in tensors}
     stated, config = stated_configuration(file_fields(model_path), shapes), engine.info.config
     for name, expected in stated.items():
         observe.saw(1, oracle=FILE_READER)
@@ -118,31 +142,42 @@ def test_configuration(observe: Observer, engine: Engine, model_path: Path, read
     )
 
 
-def independent(tensor: gguf.ReaderTensor) -> NDArray[np.float32]:
-    """A tensor's values as gguf reads and dequantises them, row-major."""
-    if tensor.tensor_type in FLOATS:
-        return np.asarray(tensor.data, np.float32)
-    return np.asarray(gguf.quants.dequantize(tensor.data, tensor.tensor_type), np.float32)
-
-
 @check(
     "file.tensors",
-    kills=("tensor_zero_filled", "qkv_bias_dropped", "ffn_down_not_wired"),
+    kills=(
+        "tensor_zero_filled",
+        "qkv_bias_dropped",
+        "ffn_down_not_wired",
+        "file_zero_run",
+        "file_zero_tail",
+        "file_tensor_constant",
+    ),
 )
-def test_tensors(observe: Observer, engine: Engine, reader: gguf.GGUFReader) -> None:
-    """Every tensor of the file is loaded, and no matrix is nothing but zeros."""
+def test_tensors(
+    observe: Observer, engine: Engine, tensors: list[gguf.ReaderTensor], surveys: list[Survey]
+) -> None:
+    """Every tensor of the file is loaded, and no matrix is zero, constant, or zero in a run without reason.
+
+    What counts as such a run is defined in file_values.
+    """
     model = embedded(engine)
     weights = model.adapter.weights
-    names = {tensor.name for tensor in reader.tensors}
+    names = {tensor.name for tensor in tensors}
     observe.saw(len(names), oracle=FILE_READER)
     observe.expect(bool(names), "the file holds no tensor")
     lost, invented = sorted(names - set(weights)), sorted(set(weights) - names)
     observe.expect(not lost, f"{len(lost)} tensors of the file were never loaded: {', '.join(lost[:5])}")
     observe.expect(not invented, f"{len(invented)} weights are not in the file: {', '.join(invented[:5])}")
-    for name, weight in weights.items():
-        found = weight_values(model.backend, weight)
-        observe.expect(bool(found.any()), f"{name} is nothing but zeros")
-    observe.say(f"{len(names)} tensors loaded, none all zero")
+    for seen in surveys:
+        found = weight_values(model.backend, weights[seen.tensor])
+        observe.expect(
+            not seen.matrix or not seen.zero,
+            f"{seen.tensor} is nothing but zeros, {seen.size} from index 0 on",
+        )
+        observe.expect(seen.zero or bool(found.any()), f"{seen.tensor} is loaded as nothing but zeros")
+    runs = [seen.zero_run for seen in surveys if seen.zero_run]
+    none_found(observe, [*runs, *constants(surveys)])
+    observe.say(f"{len(names)} tensors loaded, none all zero, constant or zero in a run")
 
 
 @check(
@@ -156,27 +191,48 @@ def test_tensors(observe: Observer, engine: Engine, reader: gguf.GGUFReader) -> 
         "f32_norm_read_as_f16",
         "matrix_transposed",
         "tensors_exchanged",
+        "file_scale_not_a_number",
+        "file_infinity",
     ),
 )
-def test_weights(observe: Observer, engine: Engine, reader: gguf.GGUFReader) -> None:
-    """Every weight the engine works with is the file's, bit for bit."""
+def test_weights(
+    observe: Observer, engine: Engine, tensors: list[gguf.ReaderTensor], surveys: list[Survey]
+) -> None:
+    """Every weight of the file is finite, and what the engine works with is the file's, bit for bit."""
     model = embedded(engine)
-    for tensor in reader.tensors:
-        held, expected = model.adapter.weights.get(tensor.name), independent(tensor)
+    none_found(observe, [seen.not_finite for seen in surveys if seen.not_finite])
+    for tensor in tensors:
+        held, shape = model.adapter.weights.get(tensor.name), tuple(int(n) for n in reversed(tensor.shape))
         observe.expect(held is not None, f"{tensor.name} was never loaded")
         got = weight_values(model.backend, held)
-        observe.expect(
-            got.shape == expected.shape, f"{tensor.name}: expected shape {expected.shape}, got {got.shape}"
-        )
-        observe.saw(expected.size, oracle=f"{FILE_READER}, dequantised by gguf")
-        wrong = np.flatnonzero(got.ravel() != expected.ravel())
-        if wrong.size:
-            at = int(wrong[0])
-            observe.fail(
-                f"{tensor.name}: {wrong.size} of {expected.size} weights differ, the first at {at}: "
-                f"expected {expected.ravel()[at]!r}, got {got.ravel()[at]!r}"
-            )
-    observe.say(f"{len(reader.tensors)} tensors, {observe.observed} weights, all equal to gguf's")
+        observe.expect(got.shape == shape, f"{tensor.name}: expected shape {shape}, got {got.shape}")
+        wrong, first = 0, ""
+        for row, expected in strips(tensor):
+            observe.saw(expected.size, oracle=f"{FILE_READER}, dequantised by gguf")
+            strip = got.reshape(-1, shape[-1])[row : row + len(expected)]
+            different = np.flatnonzero(strip.ravel() != expected.ravel())
+            if different.size and not wrong:
+                at = int(different[0])
+                values = f"expected {expected.flat[at]:.9g}, got {strip.flat[at]:.9g}"
+                first = f"the first at {row * shape[-1] + at}: {values}"
+            wrong += different.size
+        observe.expect(not wrong, f"{tensor.name}: {wrong} of {tensor.n_elements} weights differ, {first}")
+    observe.say(f"{len(tensors)} tensors, {observe.observed} weights, all finite and equal to gguf's")
+
+
+@check("file.scales", kills=("file_scale_times_4096",))
+def test_scales(observe: Observer, surveys: list[Survey]) -> None:
+    """No block's scale lies 10^3 above those of its row and of its column: a warning, it may be meant."""
+    observe.saw(sum(seen.judged for seen in surveys), oracle="the blocks beside it, as gguf reads the file")
+    none_found(observe, [seen.out_of_range for seen in surveys if seen.out_of_range])
+    observe.say(f"{observe.observed} blocks within {RANGE:.0e} of their neighbours")
+
+
+def none_found(observe: Observer, findings: Sequence[Finding]) -> None:
+    """Fail with the first finding, and keep all of them."""
+    if findings:
+        more = f" (and {len(findings) - 1} more tensors)" if len(findings) > 1 else ""
+        observe.fail(findings[0].sentence + more, findings=[asdict(finding) for finding in findings])
 
 
 @check(

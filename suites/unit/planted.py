@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 import prill_runtime.generate as generation
-from prill_harness import cells, compare, golden, lanes
+from prill_harness import cells, compare, engines, golden, lanes
 from prill_harness.engines.base import Engine
 from prill_harness.engines.embedded import EmbeddedSession, NumPy, NumPy64
+from prill_harness.faults import file as damage
 from prill_harness.leaks import PathReport, Probe
 from prill_harness.leaks import probe as leaks
 from prill_runtime import philox, quants, sampler, tokenizer_vocab
@@ -101,6 +102,17 @@ def weight_flipped(patch: Patch) -> None:
 @breaks("file.tensors", "file.weights")
 def tensor_zero_filled(patch: Patch) -> None:
     op(patch, "weight", lambda o, s, raw, info: o(s, raw, info) * ("blk.1.ffn_down" not in info.name))
+
+
+@breaks("file.scales")
+def block_scale_enlarged(patch: Patch) -> None:
+    def enlarge(raw: damage.Bytes) -> None:
+        raw.view("<f2")[4096:4112] *= 4096
+
+    original = engines._fixture
+    patch.setattr(
+        engines, "_fixture", lambda text: damage.damaged(original(text), "blk.2.ffn_gate.weight", enlarge)
+    )
 
 
 @breaks("file.digest", "file.engine_digest")

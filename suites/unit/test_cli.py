@@ -105,7 +105,7 @@ def test_an_unknown_option_exits_4_with_one_sentence(path: tuple[str, ...]) -> N
     [
         ("frobnicate",),
         ("inspect",),
-        ("inspect", "a", "b"),
+        ("inspect", "a", "b", "c"),
         ("generate", "--model", "x", "--seed", "many"),
     ],
 )

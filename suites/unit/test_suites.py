@@ -63,10 +63,10 @@ def marked() -> dict[str, Any]:
 CHECKS = marked()
 
 
-def run(tmp_path: Path, suite: str, *checks: str) -> dict[str, Evidence]:
+def run(tmp_path: Path, suite: str, *checks: str, model: str = MODEL) -> dict[str, Evidence]:
     """Run checks of a suite in this process, through the plugin; their evidence by id."""
     ledger = tmp_path / f"{suite}.jsonl"
-    options = [f"--prill-model={MODEL}", "--prill-engine=numpy", f"--prill-ledger={ledger}"]
+    options = [f"--prill-model={model}", "--prill-engine=numpy", f"--prill-ledger={ledger}"]
     options += [f"--prill-check={check}" for check in checks]
     plain = [
         "-q",

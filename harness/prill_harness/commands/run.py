@@ -72,9 +72,9 @@ def command(
     for record in outcome.evidence:
         if record.status in (Status.FAILED, Status.ERROR):
             console.line(f"reproduce {record.check}: {record.reproduce}")
-    for spec in dict.fromkeys(specs):
+    for spec, name in called.items():
         for key, assumed, why in provenance.assumed(spec):
-            console.remark(f"{spec}: assumed {key}: {assumed}, for {why}")
+            console.remark(f"{name}: assumed {key}: {assumed}, for {why}")
     told = ", ".join(f"{count} {status}" for status, count in outcome.counts.items())
     console.line(
         f"{told}; evidence in {out / 'ledger.jsonl'}", status="ok" if not outcome.exit_code else "failed"

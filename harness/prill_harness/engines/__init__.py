@@ -146,16 +146,17 @@ def check_model(spec: str, *, opened: bool = True) -> None:
 
     Raises:
         UsageError: unknown fixture, shape or block type.
-        ModelFileError, UnsupportedModel: no such file, or it is malformed.
+        ModelFileError, UnsupportedModel: no such file, or one that is malformed, no model, or of a kind that
+            nothing here can judge.
     """
     if fixture_name(spec) is not None:
         return
     if spec.startswith("synth:"):
         _synth_name(spec)
     elif opened:
-        from prill_runtime.gguf import open_gguf
+        from prill_runtime.engine import require_loadable
 
-        open_gguf(resolve_model(spec)).close()
+        require_loadable(resolve_model(spec))
 
 
 def resolve_model(spec: str | Path) -> Path:

@@ -7,17 +7,22 @@ import functools
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prill_harness.faults.core import Patch, fault
 from prill_harness.faults.planting import GPT2, LLAMA, around, op, wiring
+from prill_runtime.gguf import open_gguf
 
 FILE = ("file",)
+Q8_0 = ("fixture:llama-tiny:q8_0",)
+Bytes = NDArray[np.uint8]
+Damage = Callable[[Bytes], None]
 
 
 @fault(area="file", blames=FILE, models=LLAMA)
@@ -119,21 +124,92 @@ def tensors_exchanged() -> Iterator[Patch]:
 
 
 @functools.cache
-def _flipped(path: Path) -> Path:
-    """A copy of the file in which one bit of the last weight is another; it goes away with the process."""
+def damaged(path: Path, tensor: str, damage: Damage) -> Path:
+    """A copy of the file in which the bytes of one tensor are damaged; it goes away with the process."""
     folder = tempfile.mkdtemp(prefix="prill-fault-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 0x40
+    data = np.fromfile(path, np.uint8)
+    with open_gguf(path) as file:
+        info = file.tensors[tensor]
+    damage(data[info.offset : info.offset + info.nbytes])
     copy = Path(folder, path.name)
-    copy.write_bytes(data)
+    data.tofile(copy)
     return copy
+
+
+def on_disk(tensor: str, damage: Damage) -> Patch:
+    """A packaged file whose tensor `damage` changes in place, given its bytes (nbytes,)."""
+    return around("prill_harness.engines:_fixture", lambda o, text: damaged(o(text), tensor, damage))
 
 
 @fault(area="file", blames=FILE, models=LLAMA)
 def weight_flipped() -> Iterator[Patch]:
     """One bit of the packaged file is another than when it was recorded."""
-    yield around("prill_harness.engines:_fixture", lambda o, text: _flipped(o(text)))
+
+    def flip(raw: Bytes) -> None:
+        raw[-1] ^= 0x40
+
+    yield on_disk("blk.3.ffn_up.weight", flip)
+
+
+@fault(area="file", blames=FILE, models=Q8_0)
+def file_scale_not_a_number() -> Iterator[Patch]:
+    """The scale of one Q8_0 block in the file is NaN."""
+
+    def spoil(raw: Bytes) -> None:
+        raw.reshape(-1, 34)[100, :2] = 0x00, 0x7E
+
+    yield on_disk("blk.1.ffn_down.weight", spoil)
+
+
+@fault(area="file", blames=FILE, models=LLAMA)
+def file_infinity() -> Iterator[Patch]:
+    """One weight of the embedding table in the file is infinite, in a row that hardly a text reads."""
+
+    def spoil(raw: Bytes) -> None:
+        raw.view("<u2")[-7] = 0x7C00
+
+    yield on_disk("token_embd.weight", spoil)
+
+
+@fault(area="file", blames=FILE, models=LLAMA)
+def file_zero_tail() -> Iterator[Patch]:
+    """The write of one tensor stopped inside a row, and the rest of it in the file is zero."""
+
+    def stop(raw: Bytes) -> None:
+        raw[raw.size // 2 + 37 :] = 0
+
+    yield on_disk("blk.1.ffn_up.weight", stop)
+
+
+@fault(area="file", blames=FILE, models=("fixture:llama-tiny:q4_k",))
+def file_zero_run() -> Iterator[Patch]:
+    """A piece in the middle of a quantised tensor was never written, and is zero in the file."""
+
+    def skip(raw: Bytes) -> None:
+        raw[raw.size // 3 + 5 : raw.size // 2] = 0
+
+    yield on_disk("blk.2.attn_output.weight", skip)
+
+
+@fault(area="file", blames=FILE, models=LLAMA)
+def file_tensor_constant() -> Iterator[Patch]:
+    """Every weight of one matrix in the file is the same."""
+
+    def fill(raw: Bytes) -> None:
+        raw.view("<f2")[:] = 0.0625
+
+    yield on_disk("blk.0.attn_v.weight", fill)
+
+
+@fault(area="file", blames=FILE, models=Q8_0)
+def file_scale_times_4096() -> Iterator[Patch]:
+    """The scale of one Q8_0 block in the file is 4096 times what it was."""
+
+    def enlarge(raw: Bytes) -> None:
+        raw.reshape(-1, 34)[77, :2].view("<f2")[:] *= 4096
+
+    yield on_disk("blk.2.ffn_gate.weight", enlarge)
 
 
 @fault(area="file", blames=FILE, models=LLAMA)

@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from prill_runtime.adapters import gpt2, llama
-from prill_runtime.adapters.base import Adapter, LoadReport, Step, Tap, TensorSpec, adapter_for
+from prill_runtime.adapters.base import Adapter, LoadReport, Step, Tap, TensorSpec, adapter_for, adapter_of
 from prill_runtime.adapters.config import Config
 
-__all__ = ["Adapter", "Config", "LoadReport", "Step", "Tap", "TensorSpec", "adapter_for", "gpt2", "llama"]
+__all__ = [
+    "Adapter",
+    "Config",
+    "LoadReport",
+    "Step",
+    "Tap",
+    "TensorSpec",
+    "adapter_for",
+    "adapter_of",
+    "gpt2",
+    "llama",
+]

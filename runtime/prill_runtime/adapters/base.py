@@ -12,8 +12,10 @@ import numpy as np
 from prill_runtime.adapters.config import Config, Keys
 from prill_runtime.errors import ModelFileError, UnsupportedModel
 from prill_runtime.gguf import GGUFFile
+from prill_runtime.kinds import require_model
 from prill_runtime.kvcache import KVCache
 from prill_runtime.ops import Array, Backend, Ids
+from prill_runtime.quants import supported_types
 from prill_runtime.tensors import TensorInfo
 
 EMBEDDING = "token_embd.weight"
@@ -163,6 +165,20 @@ class Adapter(ABC):
         return config, keys
 
     @classmethod
+    def examine(cls, file: GGUFFile) -> tuple[Config, Keys, tuple[str, ...]]:
+        """Everything that can be wrong with a file, without a byte of its weights.
+
+        Returns:
+            The configuration, the keys it was read from, and the tensors to load.
+
+        Raises:
+            ModelFileError, UnsupportedModel: as `load`.
+        """
+        config, keys = cls.read_config(file)
+        names = check_tensors(str(file.path), file.tensors, cls.layout(config))
+        return config, keys, names
+
+    @classmethod
     def load(cls, file: GGUFFile, ops: Backend) -> tuple[Self, LoadReport]:
         """Check and read a whole file of this architecture.
 
@@ -170,8 +186,7 @@ class Adapter(ABC):
             ModelFileError: metadata or tensors that are missing, superfluous or of the wrong shape.
             UnsupportedModel: something sound that the architecture's forward pass does not implement.
         """
-        config, keys = cls.read_config(file)
-        names = check_tensors(str(file.path), file.tensors, cls.layout(config))
+        config, keys, names = cls.examine(file)
         weights = {name: ops.weight(file.raw(name), file.tensors[name]) for name in names}
         report = LoadReport(
             tensors=len(weights),
@@ -191,6 +206,7 @@ def check_tensors(
 
     Raises:
         ModelFileError: a tensor that is missing, that nothing reads, or of another shape.
+        UnsupportedModel: a tensor of a type without decoder.
     """
     specs = {spec.name: spec for spec in wanted}
     missing = [name for name, spec in specs.items() if not spec.optional and name not in found]
@@ -212,12 +228,33 @@ def check_tensors(
             raise ModelFileError(
                 "wrong tensor shape", where=name, expected=specs[name].shape, got=found[name].shape
             )
+        if found[name].type not in supported_types():
+            raise UnsupportedModel(
+                f"the type of tensor {name} is not implemented",
+                where=where,
+                expected=f"one of {', '.join(known.name for known in supported_types())}",
+                got=found[name].type.name,
+            )
     return names
 
 
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
+
+
+def adapter_of(file: GGUFFile) -> type[Adapter]:
+    """The adapter of a file that holds a model.
+
+    Raises:
+        UnsupportedModel: it holds something else, part of a model, or one of an unknown architecture.
+    """
+    require_model(file)
+    try:
+        return adapter_for(file.architecture)
+    except UnsupportedModel as error:
+        error.where = f"{file.path}, {error.where}"
+        raise
 
 
 def adapter_for(architecture: str) -> type[Adapter]:
