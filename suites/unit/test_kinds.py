@@ -104,12 +104,12 @@ def of_type(path: Path, type: gguf.GGMLQuantizationType) -> Path:
 
 def refused(path: Path, says: str) -> None:
     """The door and the loader refuse the file with the same sentence."""
-    with pytest.raises(PrillError) as door:
+    with pytest.raises(PrillError) as asked:
         door.examine(["numpy"], [str(path)])
     with pytest.raises(PrillError) as loader:
         open_engine("numpy", path)
-    sentence = str(door.value)
-    assert (door.value.exit_code, sentence) == (4, str(loader.value))
+    sentence = str(asked.value)
+    assert (asked.value.exit_code, sentence) == (4, str(loader.value))
     assert says in sentence
     assert "\n" not in sentence
 
