@@ -21,6 +21,7 @@ LENGTH = 12
 FULL_CONTEXT = 8192  # a prompt one longer than a larger context is not worth its time
 SESSIONS = 4
 CANCEL_AT = 3
+PROMPTS = 1000  # distinct ones that a vocabulary and a length have to allow
 
 
 def opened(spec: str, model: str) -> Engine:
@@ -54,6 +55,8 @@ class Path(ABC):
         self.engine: Engine | None = opened(probe.engine, probe.model)
         self.info = self.engine.info
         self.ids = self._prompt(self.engine)
+        self._digits = next((n for n in range(1, len(self.ids) + 1) if self._known**n >= PROMPTS), 0)
+        self.varies = self.varies and self._digits > 0
 
     @abstractmethod
     def call(self, number: int, ids: Sequence[int]) -> None:
@@ -70,18 +73,29 @@ class Path(ABC):
 
     def distinct(self, number: int) -> list[int]:
         """A prompt like the usual one that no other call has."""
-        ids, known = list(self.ids), self._known()
-        for at in range(min(4, len(ids))):
-            ids[-1 - at] = 1 + (number * 7 + number // known * 3 * at + at) % (known - 1)
+        ids = list(self.ids)
+        for at in range(self._digits):  # the number itself, its digits being ids
+            number, ids[-1 - at] = divmod(number, self._known)
         return ids
 
+    @property
     def _known(self) -> int:
-        return max(3, int(self.info.config.get("vocab_size", 256)))
+        """Ids of the vocabulary; of an engine that does not say, as many as any has."""
+        return int(self.info.config.get("vocab_size", 256))
+
+    @property
+    def _context(self) -> int:
+        """Positions; 0: the engine does not say."""
+        return int(self.info.config.get("context_length", 0))
 
     def _prompt(self, engine: Engine) -> list[int]:
-        if Capability.TOKENIZE in engine.info.capabilities:
-            return engine.tokenize(PROMPT)[:LENGTH]
-        return list(range(1, LENGTH + 1))
+        """At most LENGTH ids, fewer where a context would not hold the tokens of a cancelled request.
+
+        Not of a text where the vocabulary's size is known: it need not have tokens for any.
+        """
+        texts = "vocab_size" not in self.info.config and Capability.TOKENIZE in self.info.capabilities
+        ids = engine.tokenize(PROMPT) if texts else [n % self._known for n in range(1, LENGTH + 1)]
+        return ids[: max(1, min(LENGTH, self._context - CANCEL_AT) if self._context else LENGTH)]
 
     def _needs(self, capability: Capability) -> Engine:
         if self.engine is None or capability not in self.info.capabilities:
@@ -106,16 +120,15 @@ class Error(Path, name="error"):
 
     def __init__(self, probe: Probe) -> None:
         super().__init__(probe)
-        context = int(self.info.config.get("context_length", 0))
-        over = self._known() if "vocab_size" in self.info.config else 2**31 - 1
+        over = self._known if "vocab_size" in self.info.config else 2**31 - 1
         self._requests: list[tuple[str, list[int], dict[str, Any]]] = [
             ("an id outside the vocabulary", [*self.ids, over], {}),
             ("an empty prompt", [], {}),
             ("a temperature below 0", self.ids, {"temperature": -1.0}),
             ("top-p above 1", self.ids, {"top_p": 1.5}),
         ]
-        if 0 < context <= FULL_CONTEXT:
-            long = (self.ids * (context // len(self.ids) + 1))[: context + 1]
+        if 0 < self._context <= FULL_CONTEXT:
+            long = (self.ids * (self._context // len(self.ids) + 1))[: self._context + 1]
             self._requests.append(("a prompt longer than the context", long, {}))
 
     def call(self, number: int, ids: Sequence[int]) -> None:
