@@ -7,10 +7,11 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from prill_harness.leaks import Verdict, curves, walk
 from prill_harness.leaks.probe import run
@@ -22,7 +23,7 @@ from .preloaded import preloaded
 @pytest.fixture(autouse=True)
 def _no_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pretended load leaves none, and collecting that of the tests takes most of their time."""
-    monkeypatch.setattr(walk, "gc", SimpleNamespace(collect=lambda: 0))
+    monkeypatch.setattr(walk, "settled", lambda: None)
 
 
 class FakeInterposer:
@@ -51,8 +52,13 @@ class FakeInterposer:
             seen += [sum(size >= least for size in self.sizes), self._hit, 0]
             self._nth = 0
 
-    def spare(self, libraries: tuple[str, ...]) -> None:
-        """The pretended load calls no driver."""
+    failed_at = "load in libpretended.so+0x10"
+
+    def attribute(self) -> None:
+        """The pretended load calls no library."""
+
+    def last_word(self) -> None:
+        """It does not die."""
 
     def totals(self) -> tuple[int, int, int]:
         return 0, self._held, 0
@@ -111,18 +117,50 @@ def test_when_time_is_over_the_report_says_how_far_it_came(monkeypatch: pytest.M
     assert max(fake.failed) >= 960
 
 
-def test_no_time_at_all_is_inconclusive() -> None:
+def test_a_load_longer_than_the_time_is_failed_once() -> None:
+    """However long one load takes an allocation is failed, and one of how many is said."""
+    verdict, done = walked(FakeInterposer([8192] * 10), budget_s=-1)
+    assert verdict is Verdict.CLEAN
+    assert (done.failed, done.of) == (1, 10)
+
+
+def test_a_load_that_allocates_nothing_is_inconclusive() -> None:
     """A walk that failed nothing claims nothing."""
-    assert walked(FakeInterposer([8192] * 10), budget_s=-1)[0] is Verdict.INCONCLUSIVE
     assert walked(FakeInterposer([]))[0] is Verdict.INCONCLUSIVE
 
 
+@given(st.integers(1, 20), st.integers(1, 4096))
+def test_a_store_that_fills_is_no_leak(entries: int, size: int) -> None:
+    """What the first failures leave, be it at each of twenty, and later ones do not, is a cache."""
+    left = itertools.chain([size] * entries, itertools.repeat(0))
+    fake: Any = FakeInterposer([8192] * 3, lambda nth: next(left) if nth == 2 else 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(walk, "settled", lambda: None)
+        judged, done = walk.walk_over(fake.load, fake, 4096)
+    assert judged.verdict is Verdict.CLEAN, judged.sentence
+    assert done.filled == (entries > walk.SUSPECT)
+    assert ("1 filled a store that has an end" in done.sentence) == bool(done.filled)
+
+
+@given(st.integers(1, 4096))
+def test_what_stays_each_time_is_a_leak(size: int) -> None:
+    """The same beside a store that fills: what grows on once that is full is found, with its size."""
+    left = itertools.chain([size + 64] * 6, itertools.repeat(size))
+    fake: Any = FakeInterposer([8192] * 3, lambda nth: next(left) if nth == 2 else 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(walk, "settled", lambda: None)
+        judged, _ = walk.walk_over(fake.load, fake, 4096)
+    assert judged.verdict is Verdict.LEAK
+    assert f"leaves {size} B behind each time" in judged.sentence
+
+
 def test_one_leaking_failure_among_many_is_found() -> None:
-    """Only the failure of the 77th of 151 allocations leaves 24 bytes: found, with its number."""
+    """Only the failure of the 77th of 151 allocations leaves 24 bytes: found, with its number and frames."""
     fake: Any = FakeInterposer([8192] * 151, lambda nth: 24 * (nth == 77))
     judged, _ = walk.walk_over(fake.load, fake, 4096)
     assert judged.verdict is Verdict.LEAK
-    assert judged.sentence == "host: a load whose allocation 77 of 151 fails leaves 24 B behind each time"
+    assert judged.sentence.startswith("host: a load whose allocation 77 of 151, load (test_leaks_walk.py:")
+    assert judged.sentence.endswith("load in libpretended.so+0x10, fails leaves 24 B behind each time")
 
 
 def test_a_load_that_breaks_afterwards_is_broken() -> None:
@@ -137,7 +175,8 @@ def test_a_load_that_breaks_afterwards_is_broken() -> None:
     fake: Any = Breaks([8192] * 5)
     judged, _ = walk.walk_over(fake.load, fake)
     assert judged.verdict is Verdict.BROKEN
-    assert judged.sentence.endswith("allocation 3 of 5 failed the next load breaks: still locked")
+    assert judged.sentence.endswith("failed the next load breaks: still locked")
+    assert "allocation 3 of 5, load (test_leaks_walk.py:" in judged.sentence
 
 
 def test_a_library_of_c_is_walked_whole_and_evidence_says_so() -> None:
@@ -165,10 +204,10 @@ int driver_open(void) { /* forgets 1512 bytes when it is refused memory, or libc
 
 ENGINE = """
 import ctypes, sys
-from prill_harness.leaks import walk
+from prill_harness.leaks import owners, walk
 from prill_harness.leaks.native import Interposer
 driver = ctypes.CDLL(sys.argv[1])
-if sys.argv[2] == "fail": walk.DRIVERS = ("libother",)
+if sys.argv[2] == "fail": owners.DRIVERS = ("libother",)
 def load():
     own = bytearray(10000)
     if driver.driver_open(): raise MemoryError
@@ -194,7 +233,7 @@ def test_what_a_gpus_driver_forgets_is_not_the_engines(tmp_path: Path, driver: s
         return
     assert (verdict, failed, spared) == ("clean", of, "2")
     assert int(of) >= 1
-    assert "nor were 2 of the GPU's driver" in said
+    assert "nor were 2 that libraries made for themselves" in said
 
 
 def test_a_path_without_a_walk_notes_none() -> None:

@@ -6,22 +6,20 @@ This process measures and does not judge: what judging allocates would be in the
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import msgspec
 
 from prill_harness.engines import EngineSpec
-from prill_harness.leaks import ledgers, paths, protocol, walk
-from prill_harness.leaks.protocol import Call, Finished, Message, Opened, Refused, Rows
+from prill_harness.leaks import ledgers, paths, protocol, settle, walk
+from prill_harness.leaks.protocol import Call, Control, Finished, Message, Opened, Refused, Rows
 from prill_harness.leaks.report import Judged, Probe
 from prill_runtime.errors import Inconclusive, PrillError
 
+CONTROL_FIRST = 2  # calls of a control before those that count
 SECOND_WARMUP = 2  # calls with distinct prompts before they are measured
-TEXT_FILES = 256
 REMOTE = ("http", "exec")  # their memory is another process's
 
 
@@ -48,10 +46,10 @@ class Run:
         """Measure as `order` commands; the command that ended it."""
         probe, first, distinct = self.probe, self.probe.warmup + 1, False
         self._tell(Opened(self.book.series, self.missing, self.path.varies and probe.vary))
-        _open_text_files()
-        _settle()
+        settle.begin()
+        self._control()
         self._calls(probe.warmup)
-        _settle()
+        settle.freeze()
         self._calls(probe.measured)
         while True:
             self._tell(Rows.of(self.book, first))
@@ -66,25 +64,23 @@ class Run:
                 first = self.book.calls + 1
             self._calls(probe.measured, distinct)
 
+    def _control(self) -> None:
+        """As many calls as are measured of the path's control, if it has one."""
+        if self.path.control is None:
+            return
+        book = self.book.beside(self.probe.measured + CONTROL_FIRST)
+        for _ in range(self.probe.measured + CONTROL_FIRST):
+            self.path.control()
+            book.close_call()
+        book.unplant()
+        self._tell(Control(Rows.of(book, CONTROL_FIRST + 1)))
+
     def _calls(self, count: int, distinct: bool = False) -> None:
         for _ in range(count):
             number = self.book.calls + 1
             self.path.call(number, self.path.distinct(number) if distinct else self.path.ids)
             self.book.close_call()
             self._tell(Call(self.book.calls, max(self._total, self.book.calls), self.book.last()))
-
-
-def _open_text_files() -> None:
-    """CPython keeps a block of each of the first hundred or so text files it opens: not in the readings."""
-    for _ in range(TEXT_FILES):
-        with Path(os.devnull).open(encoding="utf-8"):
-            pass
-
-
-def _settle() -> None:
-    """What lives now is not looked at again by the collection after each call."""
-    gc.collect()
-    gc.freeze()
 
 
 def serve(probe: Probe, tell: Callable[[Message], None], order: Callable[[], bytes]) -> None:
@@ -108,7 +104,7 @@ def serve(probe: Probe, tell: Callable[[Message], None], order: Callable[[], byt
         command = Run(probe, path, tell, device).carry_out(order)
         extra, done = list[Judged](), None
         if command == protocol.WALK and isinstance(path, paths.Load):
-            extra, done = walk.walked(probe, path.model)
+            extra, done = walk.walked(probe, path.model, tell)
         constant = None
         if not device and path.memory() and path.engine and not paths.counters_move(path.engine, path.ids):
             constant = tuple(ledgers.counter_names(path.engine.memory()))

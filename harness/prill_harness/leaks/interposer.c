@@ -14,10 +14,12 @@
 #include <fcntl.h>
 #include <malloc.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -39,81 +41,137 @@ static atomic_long mapped;
 static atomic_uint threads_seen;
 static LOCAL unsigned my_shard; /* 0: none yet; else shard + 1 */
 
+/* --- whose code asks ------------------------------------------------------------------------------------- */
+
+/* Executable ranges of loaded files. What lies in none of them (libc, the interpreter, this library) acts for its
+ * caller, so the innermost frame that does lie in one decides whose an allocation, or a death, is. */
+enum whose { NOBODY, LIBRARY, ENGINE };
+#define CODES 1024
+#define FRAMES 64
+static struct { uintptr_t low, high; enum whose whose; } codes[CODES];
+static int codes_count;
+static LOCAL int looking;
+
+/* Requests that a library promises to refuse with an error: a hash of its frames, innermost to where it was called. */
+#define PROMISES 64
+static uint64_t promised[PROMISES];
+static int promised_count;
+static atomic_int learning;
+
+static enum whose whose_code(const void *frame)
+{
+    for (int n = 0; n < codes_count; n++)
+        if ((uintptr_t)frame - codes[n].low < codes[n].high - codes[n].low)
+            return codes[n].whose;
+    return NOBODY;
+}
+
+/* Index of the frame that decides; -1 when all act for their callers. */
+static int deciding(void *const *frames, int depth)
+{
+    for (int i = 0; i < depth; i++)
+        if (whose_code(frames[i]) != NOBODY)
+            return i;
+    return -1;
+}
+
+static uint64_t hash_of(void *const *frames, int first, int depth)
+{
+    uint64_t hash = 14695981039346656037ULL;
+    for (int i = first; i < depth && whose_code(frames[i]) == LIBRARY; i++)
+        hash = (hash ^ (uintptr_t)frames[i]) * 1099511628211ULL;
+    return hash;
+}
+
+static int promises(uint64_t hash)
+{
+    for (int n = 0; n < promised_count; n++)
+        if (promised[n] == hash)
+            return 1;
+    return 0;
+}
+
 /* --- failing the Nth allocation ------------------------------------------------------------------------- */
 
 static atomic_int fail_on;
-static atomic_long fail_seen, fail_hits;
+static atomic_long fail_seen, fail_hits, spared_seen;
 static long fail_nth;
 static size_t fail_min;
 static int fail_everywhere;
 static LOCAL int fail_here;
+static void *failed_at; /* the frame that asked for what was failed; NULL when all acted for their callers */
 
-/* Code whose allocations are never failed, by whomever it was called and whatever it calls. */
-#define SPARED 32
-#define FRAMES 64
-static struct { uintptr_t low, high; } spared[SPARED];
-static int spared_count;
-static atomic_long spared_seen;
-static LOCAL int looking;
-
-static __attribute__((noinline)) int inside_spared(void)
+/* Whether the engine asks, or a library that promises to survive a refusal; *at: the frame that decides. */
+static __attribute__((noinline)) int may_fail(void **at)
 {
     void *frames[FRAMES];
-    if (!spared_count)
-        return 0;
+    *at = NULL;
+    if (!codes_count)
+        return 1;
     looking = 1; /* what looking itself allocates is nobody's */
     int depth = backtrace(frames, FRAMES);
     looking = 0;
-    for (int i = 0; i < depth; i++)
-        for (int n = 0; n < spared_count; n++)
-            if ((uintptr_t)frames[i] - spared[n].low < spared[n].high - spared[n].low) {
-                atomic_fetch_add(&spared_seen, 1);
-                return 1;
-            }
+    int decides = deciding(frames, depth);
+    if (decides < 0)
+        return 1;
+    *at = frames[decides];
+    if (whose_code(*at) == ENGINE)
+        return 1;
+    uint64_t hash = hash_of(frames, decides, depth);
+    if (atomic_load(&learning) && !promises(hash) && promised_count < PROMISES)
+        promised[promised_count++] = hash;
+    if (promises(hash))
+        return 1;
+    atomic_fetch_add(&spared_seen, 1);
     return 0;
 }
 
 static inline int fails(size_t size)
 {
+    void *at;
     if (__builtin_expect(!atomic_load_explicit(&fail_on, memory_order_relaxed), 1))
         return 0;
-    if ((!fail_everywhere && !fail_here) || size < fail_min || looking || inside_spared())
+    if ((!fail_everywhere && !fail_here) || size < fail_min || looking || !may_fail(&at))
         return 0;
     if (atomic_fetch_add(&fail_seen, 1) + 1 != fail_nth)
         return 0;
+    failed_at = at;
     atomic_fetch_add(&fail_hits, 1);
     errno = ENOMEM;
     return 1;
 }
 
 /* Fail the `nth` allocation from now on of at least `least` bytes; of every thread, or of this one alone.
- * nth 0 fails none and only counts. */
+ * nth 0 fails none and only counts; below 0 what libraries ask for is what they promise to survive from now on. */
 EXPORT void prill_leaks_fail(long nth, long least, int everywhere)
 {
     fail_nth = nth;
     fail_min = (size_t)least;
     fail_everywhere = everywhere;
     fail_here = 1;
+    failed_at = NULL;
     atomic_store(&fail_seen, 0);
     atomic_store(&fail_hits, 0);
     atomic_store(&spared_seen, 0);
+    atomic_store(&learning, nth < 0);
     atomic_store(&fail_on, 1);
 }
 
-/* Never fail an allocation that code from `low` up to `high` is in the middle of; 0 when there is no room. */
-EXPORT int prill_leaks_spare(unsigned long low, unsigned long high)
+/* Code from `low` up to `high` is a library's or the engine's; 0 when there is no room. */
+EXPORT int prill_leaks_code(unsigned long low, unsigned long high, int whose)
 {
     void *frame[1];
-    if (spared_count == SPARED)
+    if (codes_count == CODES)
         return 0;
     backtrace(frame, 1); /* loads what it needs now, not inside an allocation */
-    spared[spared_count].low = low;
-    spared[spared_count].high = high;
-    spared_count++;
+    codes[codes_count].low = low;
+    codes[codes_count].high = high;
+    codes[codes_count].whose = (enum whose)whose;
+    codes_count++;
     return 1;
 }
 
-/* Allocations that were spared since the last `prill_leaks_fail`. */
+/* Allocations of libraries that were spared since the last `prill_leaks_fail`. */
 EXPORT long prill_leaks_spared(void)
 {
     return atomic_load(&spared_seen);
@@ -126,6 +184,60 @@ EXPORT long prill_leaks_fail_end(void)
     fail_here = 0;
     long seen = atomic_load(&fail_seen);
     return atomic_load(&fail_hits) ? -seen : seen;
+}
+
+static void said(char *out, size_t room, const void *frame)
+{
+    Dl_info about;
+    if (!frame || !dladdr(frame, &about) || !about.dli_fname) {
+        out[0] = 0;
+        return;
+    }
+    const char *name = strrchr(about.dli_fname, '/');
+    name = name ? name + 1 : about.dli_fname;
+    const char *function = about.dli_sname ? about.dli_sname : "";
+    snprintf(out, room, "%s%s%s+0x%lx", function, *function ? " in " : "", name,
+             (unsigned long)((uintptr_t)frame - (uintptr_t)about.dli_fbase));
+}
+
+/* Where the failed allocation was asked for: function, file and offset; empty when by the interpreter. */
+EXPORT void prill_leaks_failed_at(char *out, long room)
+{
+    said(out, (size_t)room, failed_at);
+}
+
+/* --- the last word of a process that dies of a failed allocation ------------------------------------------ */
+
+static const int DEADLY[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT};
+#define DEADLIES (sizeof DEADLY / sizeof *DEADLY)
+static struct sigaction before[DEADLIES];
+
+static void died(int number)
+{
+    static const char *const whose[] = {"interpreter", "library", "engine"};
+    void *frames[FRAMES];
+    char where[512], line[640];
+    for (size_t n = 0; n < DEADLIES; n++)
+        sigaction(DEADLY[n], &before[n], NULL);
+    if (atomic_load(&fail_hits)) {
+        looking = 1;
+        int depth = backtrace(frames, FRAMES);
+        int decides = deciding(frames, depth);
+        said(where, sizeof where, decides < 0 ? failed_at : frames[decides]);
+        int length = snprintf(line, sizeof line, "prill: died in %s %s\n",
+                              whose[decides < 0 ? NOBODY : whose_code(frames[decides])], where);
+        if (write(STDERR_FILENO, line, (size_t)length) < 0)
+            _exit(128 + number);
+    }
+    raise(number); /* to whoever listened before */
+}
+
+/* From now on a deadly signal after a failed allocation is preceded by a line on standard error. */
+EXPORT void prill_leaks_last_word(void)
+{
+    struct sigaction ours = {.sa_handler = died, .sa_flags = SA_NODEFER | SA_ONSTACK};
+    for (size_t n = 0; n < DEADLIES; n++)
+        sigaction(DEADLY[n], &ours, &before[n]);
 }
 
 /* --- counting ------------------------------------------------------------------------------------------- */

@@ -9,7 +9,7 @@ import msgspec
 
 from prill_harness.leaks.ledgers import LIMIT, PLANT_BYTES, PLANT_EVERY, Book, Series
 from prill_harness.leaks.report import Judged, PathReport, Probe, Verdict, amount, worst
-from prill_harness.leaks.verdict import ROUGH, WINDOWS, Rule, Shape, State, shape, state
+from prill_harness.leaks.verdict import CLEAR, ROUGH, WINDOWS, Rule, Shape, State, shape, state
 
 CACHE_SLACK = 1.5  # a cache's entry costs more than the bytes the engine counts for it
 CACHE_KEYS = 1024
@@ -17,13 +17,26 @@ CACHE_KEYS = 1024
 
 @dataclass(frozen=True)
 class Reading:
-    """One series, measured: without the plants, and whether it shows them."""
+    """One series, measured: without the plants, whether it shows them, and how far the control moved it."""
 
     series: Series
     values: tuple[int, ...]
     shape: Shape
     state: State
     shows_plant: bool
+    control: int = 0
+
+
+class Control:
+    """Calls of a run that did no work of the engine, from call `first` on."""
+
+    def __init__(self, book: Book, first: int) -> None:
+        self._book, self._first = book, first
+
+    def noise(self, series: Series) -> int:
+        """How far a series moved all the same, in its unit."""
+        seen = shape(self._book.values(series, self._first))
+        return max(seen.fall, seen.growth, seen.last)
 
 
 class Phase:
@@ -32,9 +45,19 @@ class Phase:
     Args:
         doubled: the calls were doubled already; what is unclear now stays so.
         distinct: every call had a prompt of its own.
+        control: calls of the same run that did no work of the engine.
     """
 
-    def __init__(self, book: Book, first: int, *, doubled: bool = False, distinct: bool = False) -> None:
+    def __init__(
+        self,
+        book: Book,
+        first: int,
+        *,
+        doubled: bool = False,
+        distinct: bool = False,
+        control: Control | None = None,
+    ) -> None:
+        self._control = control
         self.first, self.last, self.doubled, self.distinct = first, book.calls, doubled, distinct
         self.readings = [self._read(book, s) for s in book.series if s.rule is not None and not s.part]
         parts = [self._read(book, s) for s in book.series if s.part]
@@ -51,10 +74,13 @@ class Phase:
         values = book.values(series, self.first)
         seen = shape(values)
         found = state(seen, series.rule or Rule.EXACT, doubled=self.doubled)
+        noise = self._control.noise(series) if self._control else 0
+        if found is State.LEAK and series.rule is not Rule.NEVER and seen.growth < CLEAR * noise:
+            found = State.UNCLEAR
         if series.ledger == "process" and series.rule is Rule.RESIDENT and found is not State.CLEAN:
             found = min(found, self._resident(book), key=(State.CLEAN, State.UNCLEAR, State.LEAK).index)
         shows = shape(book.values(series, self.first, planted=True)).visible
-        return Reading(series, values, seen, found, shows)
+        return Reading(series, values, seen, found, shows, noise)
 
     def _full(self, r: Reading) -> bool:
         """Whether this counts a cache that grew to a limit the engine tells, and no further."""
@@ -103,10 +129,10 @@ class Phase:
 
     def _judged(self, r: Reading) -> Judged:
         verdict, sentence = self._verdict(r)
-        grown = sum(g > 0 for g in r.shape.grown)
         return Judged(
             r.series.ledger, r.series.name, r.series.unit, verdict, sentence, r.values,
-            r.shape.slope, r.shape.low, r.shape.high, r.shape.growth, r.shape.fall, grown, WINDOWS,
+            r.shape.slope, r.shape.low, r.shape.high, r.shape.growth, r.shape.fall, grown_in(r.shape),
+            WINDOWS,
         )  # fmt: skip
 
     def _verdict(self, r: Reading) -> tuple[Verdict, str]:
@@ -132,12 +158,10 @@ class Phase:
                 f"{name}: the planted leak of {PLANT_BYTES} bytes in every {PLANT_EVERY}th call was not "
                 f"found: readings fall by up to {amount(r.shape.fall, r.series.unit)}"
             )
-        moved = f" ({r.shape.last:+d} {r.series.unit} in all)" if r.shape.last else ""
-        return Verdict.CLEAN, f"{name}: no growth{moved}"
+        return Verdict.CLEAN, f"{name}: {moved(r.shape.last, r.series.unit, grown_in(r.shape))}"
 
     def _rate(self, r: Reading) -> str:
-        s = r.shape
-        grown = sum(g > 0 for g in s.grown)
+        s, grown = r.shape, grown_in(r.shape)
         unit = "" if r.series.unit == "B" else f" {r.series.unit}"
         low, high = (amount(v) if not unit else f"{v:.3g}" for v in (s.low, s.high))
         slope = amount(s.slope) if not unit else f"{s.slope:.3g}{unit}"
@@ -151,6 +175,8 @@ class Phase:
         return f"; {part.shape.growth} more {part.series.name}"
 
     def _doubt(self, r: Reading) -> str:
+        if r.shape.growth < CLEAR * r.control:
+            return f"calls that do no work of the engine moved it by {amount(r.control, r.series.unit)}"
         if r.shape.settling:
             return "growth is coming to an end"
         if not r.shape.even() and r.shape.every_window:
@@ -178,6 +204,43 @@ class Phase:
                     "filled; give it more calls"
                 )
         return ""
+
+
+def grown_in(seen: Shape) -> int:
+    """How many windows grew."""
+    return sum(g > 0 for g in seen.grown)
+
+
+def moved(last: int, unit: str, windows: int) -> str:
+    """What a series that is no leak did, in the words of its figures."""
+    if not last:
+        return "no growth"
+    return f"{last:+d} {unit} in all, in {windows} of {WINDOWS} windows"
+
+
+def quiet(found: Sequence[Judged]) -> str:
+    """Of a path without a leak: that no ledger grew, or which did, how far and in how many windows."""
+    grew = [(j, j.values[-1] - j.values[0]) for j in found if j.values and j.values[-1] > j.values[0]]
+    calls = max((len(j.values) - 1 for j in found), default=0)
+    if not grew:
+        return f"no ledger grew in {calls} calls"
+    told = ", ".join(f"{j.ledger} {j.series} {moved(last, j.unit, j.windows)}" for j, last in grew)
+    return f"no ledger kept growing in {calls} calls ({told})"
+
+
+def with_distinct(found: Sequence[Judged], distinct: Sequence[Judged]) -> list[Judged]:
+    """The series of calls with one prompt; where those of calls with distinct ones are worse, these instead.
+
+    What moved with distinct prompts and is no leak stands beside it under a name of its own.
+    """
+    later = {(j.ledger, j.series): j for j in distinct}
+    worse = {key: j for key, j in later.items() if j.verdict is not Verdict.CLEAN}
+    rest = [
+        msgspec.structs.replace(j, series=f"{j.series} with distinct prompts")
+        for key, j in later.items()
+        if key not in worse and j.values[-1] != j.values[0]
+    ]
+    return [*(worse.get((j.ledger, j.series), j) for j in found), *rest]
 
 
 def _replaced(judged: Judged, verdict: Verdict, sentence: str) -> Judged:
@@ -217,8 +280,8 @@ def concluded(
         sentence = why or "the planted leak was not found"
     elif verdict is Verdict.CLEAN:
         sentence = (
-            f"no ledger grew in {book.calls - probe.warmup} calls after {probe.warmup} of warm-up; a planted "
-            f"leak of {PLANT_BYTES} bytes in every {PLANT_EVERY}th call was found"
+            f"{quiet(found)} after {probe.warmup} of warm-up; a planted leak of {PLANT_BYTES} bytes in every "
+            f"{PLANT_EVERY}th call was found"
         )
     else:
         sentence = told(telling)

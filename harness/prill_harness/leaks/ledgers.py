@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -12,6 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from prill_harness.leaks import settle
 from prill_harness.leaks.native import Interposer
 from prill_harness.leaks.verdict import Rule
 from prill_runtime.errors import PrillError
@@ -78,13 +78,8 @@ class Host(Ledger):
         self._interposer.unplant()
 
 
-# CPython remembers attributes it looked up, and keeps the names: one that is composed for each lookup, as
-# extensions in C do, stays until another falls on its place. Thousands of calls later that has an end.
-_forget_lookups: Callable[[], None] = getattr(sys, "_clear_internal_caches", sys._clear_type_cache)
-
-
 class Python(Ledger):
-    """Blocks that Python's own allocator has handed out, but for names of attributes it remembers."""
+    """Blocks that Python's own allocator has handed out."""
 
     def __init__(self, room: int) -> None:
         self.series = (Series("python", "blocks", "blocks", Rule.EXACT),)
@@ -92,7 +87,6 @@ class Python(Ledger):
         self._planted = 0
 
     def read(self) -> Sequence[int]:
-        _forget_lookups()
         return (sys.getallocatedblocks(),)
 
     def plant(self) -> Mapping[str, int]:
@@ -187,10 +181,10 @@ class Measured(Book):
         self._sum: NDArray[np.int64] = np.zeros(len(series), np.int64)
 
     def close_call(self) -> None:
-        """Plant what is due, collect garbage and read every ledger."""
+        """Plant what is due and read every ledger."""
         if (self.calls + 1) % PLANT_EVERY == 0:
             self._plant()
-        gc.collect()  # empties Python's free lists too, which count as blocks
+        settle.settled()
         at = 0
         for ledger in self._ledgers:
             for value in ledger.read():
@@ -198,6 +192,10 @@ class Measured(Book):
                 at += 1
         self.planted[self.calls] = self._sum
         self.calls += 1
+
+    def beside(self, calls: int) -> Measured:
+        """An empty book of the same ledgers, for the calls of a control."""
+        return Measured(self._ledgers, calls)
 
     def _plant(self) -> None:
         for ledger in self._ledgers:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from prill_harness.leaks.owners import Code, mapped
 from prill_runtime.errors import Inconclusive
 
 PROCESS = ("rss_anon", "swap", "threads", "descriptors")
 EVERY_THREAD, THIS_THREAD = 1, 0
+LEARN = -1
+WHERE = 512  # bytes of a place's name
 
 
 class Interposer:
@@ -29,14 +32,17 @@ class Interposer:
         self._read, self._process = loaded.prill_leaks_read, loaded.prill_leaks_process
         self._fail, self._fail_end = loaded.prill_leaks_fail, loaded.prill_leaks_fail_end
         self._plant, self._unplant = loaded.prill_leaks_plant, loaded.prill_leaks_unplant
-        self._spare, self._spared = loaded.prill_leaks_spare, loaded.prill_leaks_spared
+        self._code, self._spared = loaded.prill_leaks_code, loaded.prill_leaks_spared
+        self._failed_at, self._last_word = loaded.prill_leaks_failed_at, loaded.prill_leaks_last_word
         loaded.prill_leaks_class_size.restype = ctypes.c_long
         self._fail.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_int)
         self._fail_end.restype = self._plant.restype = ctypes.c_long
         self._plant.argtypes = (ctypes.c_long,)
-        self._spare.argtypes = (ctypes.c_ulong, ctypes.c_ulong)
+        self._code.argtypes = (ctypes.c_ulong, ctypes.c_ulong, ctypes.c_int)
+        self._failed_at.argtypes = (ctypes.c_char_p, ctypes.c_long)
         self._spared.restype = ctypes.c_long
-        self._sparing: set[tuple[int, int]] = set()
+        self._told: set[Code] = set()
+        self._where = ctypes.create_string_buffer(WHERE)
         self.sizes = tuple(int(loaded.prill_leaks_class_size(c)) for c in range(self._classes))
         self._counts = (ctypes.c_long * (2 * self._classes + 1))()
         self._about = (ctypes.c_long * len(PROCESS))()
@@ -65,15 +71,27 @@ class Interposer:
         """Free every planted block."""
         self._unplant()
 
-    def spare(self, libraries: Sequence[str]) -> None:
-        """Never fail what loaded libraries allocate, or others for them, whose file names begin like this."""
-        for at in code_of(libraries) - self._sparing:
-            if self._spare(*at):
-                self._sparing.add(at)
+    def attribute(self) -> None:
+        """Tell libraries from the engine in what is loaded by now: what libraries ask for is not failed."""
+        with Path("/proc/self/maps").open() as maps:
+            fresh = mapped(maps) - self._told
+        self._told |= {code for code in fresh if self._code(*code)}
+
+    def last_word(self) -> None:
+        """Let this process say, before it dies of a failed allocation, in whose code it does."""
+        self._last_word()
+
+    @property
+    def failed_at(self) -> str:
+        """Function, file and offset that asked for what was failed last; empty: the interpreter."""
+        self._failed_at(self._where, WHERE)
+        return self._where.value.decode("utf-8", "replace")
 
     @contextmanager
     def failing(self, nth: int, *, least: int = 0, scope: int = THIS_THREAD) -> Iterator[list[int]]:
         """Fail the nth allocation of at least `least` bytes inside; 0 fails none.
+
+        LEARN fails none either: what libraries ask for inside may be failed from then on.
 
         Yields:
             A list that holds, after the block, candidates seen, 1 when one was failed, and spared ones.
@@ -85,14 +103,3 @@ class Interposer:
         finally:
             count = int(self._fail_end())
             seen += [abs(count), int(count < 0), int(self._spared())]
-
-
-def code_of(libraries: Sequence[str]) -> set[tuple[int, int]]:
-    """First address and end of the executable parts of loaded files whose names begin like one of these."""
-    found = set()
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        span, rights, *_, path = line.split(maxsplit=5)
-        if "x" in rights and Path(path).name.startswith(tuple(libraries)):
-            low, _, high = span.partition("-")
-            found.add((int(low, 16), int(high, 16)))
-    return found

@@ -9,6 +9,8 @@ from importlib import import_module
 from threading import Barrier
 from typing import Any, ClassVar
 
+import numpy as np
+
 from prill_harness.engines import CONNECTORS, EngineSpec, open_engine, resolve_model
 from prill_harness.engines.base import Capability, Engine, engine_class
 from prill_harness.leaks.report import Probe
@@ -19,6 +21,7 @@ LENGTH = 12
 FULL_CONTEXT = 8192  # a prompt one longer than a larger context is not worth its time
 SESSIONS = 4
 CANCEL_AT = 3
+PROMPTS = 1000  # distinct ones that a vocabulary and a length have to allow
 
 
 def opened(spec: str, model: str) -> Engine:
@@ -42,6 +45,7 @@ class Path(ABC):
 
     registry: ClassVar[dict[str, type[Path]]] = {}
     varies = False  # whether distinct prompts make a difference
+    control: Callable[[], None] | None = None  # a call like this path's that does no work of the engine
 
     def __init_subclass__(cls, name: str) -> None:
         Path.registry[name] = cls
@@ -51,6 +55,8 @@ class Path(ABC):
         self.engine: Engine | None = opened(probe.engine, probe.model)
         self.info = self.engine.info
         self.ids = self._prompt(self.engine)
+        self._digits = next((n for n in range(1, len(self.ids) + 1) if self._known**n >= PROMPTS), 0)
+        self.varies = self.varies and self._digits > 0
 
     @abstractmethod
     def call(self, number: int, ids: Sequence[int]) -> None:
@@ -67,18 +73,29 @@ class Path(ABC):
 
     def distinct(self, number: int) -> list[int]:
         """A prompt like the usual one that no other call has."""
-        ids, known = list(self.ids), self._known()
-        for at in range(min(4, len(ids))):
-            ids[-1 - at] = 1 + (number * 7 + number // known * 3 * at + at) % (known - 1)
+        ids = list(self.ids)
+        for at in range(self._digits):  # the number itself, its digits being ids
+            number, ids[-1 - at] = divmod(number, self._known)
         return ids
 
+    @property
     def _known(self) -> int:
-        return max(3, int(self.info.config.get("vocab_size", 256)))
+        """Ids of the vocabulary; of an engine that does not say, as many as any has."""
+        return int(self.info.config.get("vocab_size", 256))
+
+    @property
+    def _context(self) -> int:
+        """Positions; 0: the engine does not say."""
+        return int(self.info.config.get("context_length", 0))
 
     def _prompt(self, engine: Engine) -> list[int]:
-        if Capability.TOKENIZE in engine.info.capabilities:
-            return engine.tokenize(PROMPT)[:LENGTH]
-        return list(range(1, LENGTH + 1))
+        """At most LENGTH ids, fewer where a context would not hold the tokens of a cancelled request.
+
+        Not of a text where the vocabulary's size is known: it need not have tokens for any.
+        """
+        texts = "vocab_size" not in self.info.config and Capability.TOKENIZE in self.info.capabilities
+        ids = engine.tokenize(PROMPT) if texts else [n % self._known for n in range(1, LENGTH + 1)]
+        return ids[: max(1, min(LENGTH, self._context - CANCEL_AT) if self._context else LENGTH)]
 
     def _needs(self, capability: Capability) -> Engine:
         if self.engine is None or capability not in self.info.capabilities:
@@ -103,16 +120,15 @@ class Error(Path, name="error"):
 
     def __init__(self, probe: Probe) -> None:
         super().__init__(probe)
-        context = int(self.info.config.get("context_length", 0))
-        over = self._known() if "vocab_size" in self.info.config else 2**31 - 1
+        over = self._known if "vocab_size" in self.info.config else 2**31 - 1
         self._requests: list[tuple[str, list[int], dict[str, Any]]] = [
             ("an id outside the vocabulary", [*self.ids, over], {}),
             ("an empty prompt", [], {}),
             ("a temperature below 0", self.ids, {"temperature": -1.0}),
             ("top-p above 1", self.ids, {"top_p": 1.5}),
         ]
-        if 0 < context <= FULL_CONTEXT:
-            long = (self.ids * (context // len(self.ids) + 1))[: context + 1]
+        if 0 < self._context <= FULL_CONTEXT:
+            long = (self.ids * (self._context // len(self.ids) + 1))[: self._context + 1]
             self._requests.append(("a prompt longer than the context", long, {}))
 
     def call(self, number: int, ids: Sequence[int]) -> None:
@@ -171,21 +187,31 @@ class Session(Path, name="session"):
 
 
 class Concurrent(Path, name="concurrent"):
-    """Several requests at once, each in a thread of its own that stays."""
+    """Several requests at once, each in a thread of its own that stays.
+
+    What threads that meet leave in the stores of the interpreter and of libraries is a matter of chance, and
+    more so on a busy machine: control calls of the same run show how much.
+    """
 
     def __init__(self, probe: Probe) -> None:
         super().__init__(probe)
-        self._pool, all_there = ThreadPoolExecutor(SESSIONS), Barrier(SESSIONS)
-        for task in [self._pool.submit(all_there.wait) for _ in range(SESSIONS)]:
-            task.result()  # the pool starts its threads as it needs them: now it has all
+        self._pool, self._all_there = ThreadPoolExecutor(SESSIONS), Barrier(SESSIONS)
+        self.control()  # the pool starts its threads as it needs them: now it has all
 
     def call(self, number: int, ids: Sequence[int]) -> None:
-        engine = self._needs(Capability.GENERATE)
-        tasks = [
-            self._pool.submit(engine.generate, ids, max_tokens=CANCEL_AT, ignore_eos=True)
-            for _ in range(SESSIONS)
-        ]
-        for task in tasks:
+        generate = self._needs(Capability.GENERATE).generate
+        self._at_once(lambda: generate(ids, max_tokens=CANCEL_AT, ignore_eos=True))
+
+    def control(self) -> None:
+        """As many threads at once, at work on arrays of nobody."""
+        self._at_once(arithmetic)
+
+    def _at_once(self, work: Callable[[], object]) -> None:
+        def meet() -> None:
+            self._all_there.wait()  # or one thread would do all, and the last first come in when measured
+            work()
+
+        for task in [self._pool.submit(meet) for _ in range(SESSIONS)]:
             task.result()
 
     def close(self) -> None:
@@ -194,6 +220,16 @@ class Concurrent(Path, name="concurrent"):
 
 
 NAMES = tuple(Path.registry)
+
+
+def arithmetic() -> None:
+    """What engines do to arrays, done to nobody's: products, exponentials, small results."""
+    with np.errstate(all="ignore"):
+        for size in (1, 7, 12, 64, 288):
+            row = np.ones((size, 64), np.float32)
+            scores = np.exp(row @ row.T - size)
+            scores /= scores.sum(-1, keepdims=True)
+            np.argsort(scores[-1])
 
 
 def counters_move(engine: Engine, ids: Sequence[int]) -> bool:

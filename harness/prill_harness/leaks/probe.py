@@ -17,9 +17,9 @@ from typing import Self
 import msgspec
 
 from prill_harness.engines import EngineSpec
-from prill_harness.leaks import build, judge, paths, protocol
+from prill_harness.leaks import build, judge, lastwords, paths, protocol
 from prill_harness.leaks.ledgers import Book
-from prill_harness.leaks.protocol import Call, Finished, Message, Opened, Refused, Rows
+from prill_harness.leaks.protocol import Call, Control, Failing, Finished, Message, Opened, Refused, Rows
 from prill_harness.leaks.report import Judged, PathReport, Probe, Report, Verdict, worst
 from prill_harness.outcomes import one_line
 from prill_runtime.errors import Inconclusive, UsageError
@@ -114,6 +114,8 @@ class Conversation:
         self._planted = self._doubled = self._distinct = False
         self._opened: Opened | None = None
         self._book: Book | None = None
+        self._control: judge.Control | None = None
+        self._failing: Failing | None = None
         self._done = 0
 
     def report(self) -> PathReport:
@@ -126,6 +128,11 @@ class Conversation:
                 self._opened = message
             elif isinstance(message, Rows):
                 self._hosted.command(self._next(message))
+            elif isinstance(message, Control) and self._opened is not None:
+                book = message.rows.book(self._opened.series)
+                self._control = judge.Control(book, message.rows.first)
+            elif isinstance(message, Failing):
+                self._failing = message
             elif isinstance(message, Refused):
                 verdict = Verdict.BROKEN if message.broken else Verdict.INCONCLUSIVE
                 return PathReport(self._wanted.path, verdict, message.sentence, self._done)
@@ -137,13 +144,14 @@ class Conversation:
         """Judge; the command for what is worth doing then."""
         assert self._opened is not None
         self._book = book = rows.book(self._opened.series)
-        phase = judge.Phase(book, rows.first, doubled=self._doubled, distinct=self._distinct)
+        phase = judge.Phase(
+            book, rows.first, doubled=self._doubled, distinct=self._distinct, control=self._control
+        )
         if phase.open and (self._distinct or not phase.leaks):
             self._doubled = True
             return protocol.AGAIN
         if self._distinct:  # where that grows, it takes the place of what was found before
-            grows = {(j.ledger, j.series): j for j in phase.judged() if j.verdict is not Verdict.CLEAN}
-            self._found = [grows.get((j.ledger, j.series), j) for j in self._found]
+            self._found = judge.with_distinct(self._found, phase.judged())
             return protocol.END
         self._found, self._planted = phase.judged(), all(phase.planted.values())
         clean = worst([j.verdict for j in self._found]) is Verdict.CLEAN
@@ -168,6 +176,10 @@ class Conversation:
         if self._hosted.late:
             limit = f"{self._wanted.timeout_s:g} s and {self._done} of {self._wanted.calls} calls"
             return PathReport(path, Verdict.INCONCLUSIVE, f"timed out after {limit}", self._done)
+        if self._failing is not None and (end := lastwords.read(lines)) is not None:
+            return self._died_refused(
+                self._failing, end, signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            )
         where = f"in call {self._done + 1}"
         if code >= 0:  # an exception nobody expected: no verdict on the engine's memory
             words = one_line(lines[-1]) if lines else "it printed nothing"
@@ -175,6 +187,15 @@ class Conversation:
         words, name = one_line(lines[0]) if lines else "it printed nothing", signal.Signals(-code).name
         sentence = f"the engine's process was ended by {name} {where}: {words}"
         return PathReport(path, Verdict.BROKEN, sentence, self._done)
+
+    def _died_refused(self, failing: Failing, end: lastwords.LastWord, how: str) -> PathReport:
+        """A load that died of a refused allocation: broken only where it died in the engine's own code."""
+        which = f"allocation {failing.nth} of {failing.of} of a load failed"
+        sentence = f"host: {which}, and the process was ended by {how} {end.sentence}"
+        verdict = Verdict.BROKEN if end.engine else Verdict.INCONCLUSIVE
+        found = (*self._found, Judged("host", "failed allocations", "B", verdict, sentence))
+        first = self._wanted.warmup + 1
+        return PathReport(self._wanted.path, verdict, sentence, self._done, first, self._planted, found)
 
 
 class Hosted:

@@ -48,6 +48,12 @@ class Rows(msgspec.Struct, frozen=True, tag="rows"):
         return Book(series, _array(self.rows, len(series)), _array(self.planted, len(series)), self.calls)
 
 
+class Control(msgspec.Struct, frozen=True, tag="control"):
+    """Readings of calls like the path's that do no work of the engine."""
+
+    rows: Rows
+
+
 class Finished(msgspec.Struct, frozen=True, tag="finished"):
     """The end.
 
@@ -59,6 +65,13 @@ class Finished(msgspec.Struct, frozen=True, tag="finished"):
     extra: tuple[Judged, ...] = ()
     constant: tuple[str, ...] | None = None
     walk: Walk | None = None
+
+
+class Failing(msgspec.Struct, frozen=True, tag="failing"):
+    """Loads begin whose allocation `nth` of `of` is failed, again and again."""
+
+    nth: int
+    of: int
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
@@ -74,7 +87,7 @@ class Traced(msgspec.Struct, frozen=True, tag="traced"):
     sites: tuple[Site, ...]
 
 
-Message = Opened | Call | Rows | Finished | Refused | Traced
+Message = Opened | Call | Control | Rows | Failing | Finished | Refused | Traced
 
 
 def _array(packed: bytes, width: int) -> NDArray[np.int64]:

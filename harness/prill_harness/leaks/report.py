@@ -71,7 +71,8 @@ class Walk(msgspec.Struct, frozen=True):
         failed, of: how many of how many of at least `least` bytes.
         swallowed: failures that the load made good.
         smaller: allocations below `least` bytes, which were not failed.
-        spared: of a GPU's driver, at least as large, which were not failed either.
+        spared: of libraries for themselves, at least as large, which were not failed either.
+        filled: failures that left something at first, and nothing more when they were repeated.
     """
 
     failed: int
@@ -80,6 +81,7 @@ class Walk(msgspec.Struct, frozen=True):
     least: int = 0
     smaller: int = 0
     spared: int = 0
+    filled: int = 0
     seconds: float = 0.0
 
     @property
@@ -87,10 +89,11 @@ class Walk(msgspec.Struct, frozen=True):
         kind = f" of {self.least} bytes and more" if self.least else ""
         spread = ", spread over it," if self.failed < self.of else ""
         rest = f"; its {self.smaller} smaller allocations were not failed" if self.smaller else ""
-        rest += f"; nor were {self.spared} of the GPU's driver" if self.spared else ""
+        rest += f"; nor were {self.spared} that libraries made for themselves" if self.spared else ""
+        kept = f"; {self.filled} filled a store that has an end" if self.filled else ""
         return (
             f"{self.failed} of the {self.of} allocations{kind} of a load{spread} failed in turn: nothing "
-            f"remained and the next load worked ({self.swallowed} of them were made good){rest}"
+            f"remained and the next load worked ({self.swallowed} of them were made good{kept}){rest}"
         )
 
 
