@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 STATE_BYTES: Final = SEQUENCE.itemsize
 """Of every open cache, besides its keys and values."""
+SESSIONS: Final = 1024
+"""Caches of a model that may be open at once, where there are positions for so many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,31 +56,25 @@ class DeviceCache(KVCache):
         self._bytes = int(np.prod(self.shape)) * dtype.itemsize
         self._block: Block | None = None
         self._state: Block | None = None
+        pool, each = self.ops.arena.regions["cache"], 2 * self._bytes // self.capacity
+        if pool.live >= SESSIONS:
+            raise OutOfDeviceMemory(
+                "too many sequences are open at once", where="KV cache",
+                expected=f"at most {SESSIONS}", got=pool.live + 1, hint="close one",
+            )  # fmt: skip
         try:
             # Keys and values in one block: the pool is cut into as few pieces as there are caches.
             self._block = self.ops.block(2 * self._bytes, "cache")
-            self._state = self.ops.block(STATE_BYTES, "scratch")
         except OutOfDeviceMemory:
-            found = self._no_room()
-            self.close()  # whoever keeps the error keeps no memory
-            raise found from None
-
-    def _no_room(self) -> OutOfDeviceMemory:
-        """Why there is no memory for this cache, in positions."""
-        pool, each = self.ops.arena.regions["cache"], 2 * self._bytes // self.capacity
-        held = f"{pool.held // each} positions in {pool.live} open sequences"
-        if self._block is not None:
-            return OutOfDeviceMemory(
-                "too many sequences are open at once", where="KV cache",
-                expected=f"at most {pool.live - 1}", got=pool.live, hint="close one",
-            )  # fmt: skip
-        return OutOfDeviceMemory(
-            "no room for another sequence",
-            where="KV cache",
-            expected=f"at most {max(0, pool.gap - padded(0)) // each} positions, beside {held}",
-            got=f"{self.capacity} positions",
-            hint="close a session, ask for a smaller capacity, or open the engine with cache=POSITIONS",
-        )
+            held = f"{pool.held // each} positions in {pool.live} open sequences"
+            raise OutOfDeviceMemory(
+                "no room for another sequence",
+                where="KV cache",
+                expected=f"at most {max(0, pool.gap - padded(0)) // each} positions, beside {held}",
+                got=f"{self.capacity} positions",
+                hint="close a session, ask for a smaller capacity, or open the engine with cache=POSITIONS",
+            ) from None
+        self._state = self.ops.block(STATE_BYTES, "scratch")
 
     @property
     def state(self) -> Pointer:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from traceback import clear_frames
 from typing import Any, Final
 
 import numpy as np
@@ -235,7 +236,11 @@ class DeviceModel(Model):
         return done[-1] if last_only else np.concatenate(done)
 
     def _run(self, step: Step, wanted: Ids | None, tap: Tap) -> Array:
-        return run(self.adapter, self.backend, step, wanted, tap)
+        try:
+            return run(self.adapter, self.backend, step, wanted, tap)
+        except BaseException as error:
+            clear_frames(error.__traceback__)  # whoever keeps the error keeps no activation
+            raise
 
     def memory(self) -> dict[str, int]:
         """Bytes held on the device, by purpose; nothing once the model is closed."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from traceback import clear_frames
 from typing import Any, Final
 
 import numpy as np
@@ -22,24 +21,17 @@ def rows_of_logits(vocab: int) -> int:
 
 
 def run(adapter: Adapter, ops: CudaBackend, step: Step, wanted: Ids | None, tap: Tap) -> Array:
-    """Logits (row, vocab) of the wanted rows of a step, all when None, on the host.
-
-    A pass that fails leaves no activation behind, whoever keeps its error.
-    """
-    try:
-        for cache, _ in step.sequences:
-            assert isinstance(cache, DeviceCache)
-            cache.arm()
-        backend: Any = ops
-        on_device = Step(backend.ids(step.ids), backend.ids(step.positions), step.sequences)
-        hidden: Any = ops.on(adapter.forward(backend, on_device, tap))
-        hidden = hidden if wanted is None else hidden[wanted]
-        most, pieces = rows_of_logits(adapter.config.vocab_size), []
-        for low in range(0, len(hidden), most):
-            some: Any = hidden[low : low + most]
-            with ops.results("logits"):
-                pieces.append(np.asarray(adapter.head(backend, some, untouched)))
-        return np.asarray(tap("logits", np.concatenate(pieces)))
-    except BaseException as error:
-        clear_frames(error.__traceback__)
-        raise
+    """Logits (row, vocab) of the wanted rows of a step, all when None, on the host."""
+    for cache, _ in step.sequences:
+        assert isinstance(cache, DeviceCache)
+        cache.arm()
+    backend: Any = ops
+    on_device = Step(backend.ids(step.ids), backend.ids(step.positions), step.sequences)
+    hidden: Any = ops.on(adapter.forward(backend, on_device, tap))
+    hidden = hidden if wanted is None else hidden[wanted]
+    most, pieces = rows_of_logits(adapter.config.vocab_size), []
+    for low in range(0, len(hidden), most):
+        some: Any = hidden[low : low + most]
+        with ops.results("logits"):
+            pieces.append(np.asarray(adapter.head(backend, some, untouched)))
+    return np.asarray(tap("logits", np.concatenate(pieces)))

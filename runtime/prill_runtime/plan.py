@@ -14,7 +14,7 @@ from prill_runtime.adapters.config import Config
 from prill_runtime.backends.cuda import CudaBackend, most_partial
 from prill_runtime.backends.tensor import LEAST, most_sums
 from prill_runtime.decode import Decoder
-from prill_runtime.device_cache import STATE_BYTES, DeviceCache, nbytes_of
+from prill_runtime.device_cache import SESSIONS, STATE_BYTES, DeviceCache, nbytes_of
 from prill_runtime.device_step import rows_of_logits, run
 from prill_runtime.dry_device import ROOM, DryDevice
 from prill_runtime.gguf import GGUFFile
@@ -27,8 +27,6 @@ CONTEXTS: Final = 64
 """Sequences of the whole context that the caches have room for, unless that takes more than both of these."""
 POOL_POSITIONS: Final = 16384
 POOL_BYTES: Final = 64 << 20
-SESSIONS: Final = 1024
-"""Caches that may be open at once, where there are positions for so many."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ def plan(adapter: type[Adapter], file: GGUFFile, config: Config, mode: str, posi
     names = check_tensors(str(file.path), file.tensors, adapter.layout(config))
     tensors = {name: file.tensors[name] for name in names}
     positions = positions or positions_of(config)
-    sessions, rows = min(positions, SESSIONS), min(positions, MAX_ROWS)
+    rows = min(positions, MAX_ROWS)
     device = DryDevice()
     ops = CudaBackend(device, Arena(device, dict.fromkeys(PURPOSES, ROOM), None, str(file.path)), mode)
     weights: Any = {name: ops.place(info) for name, info in tensors.items()}
@@ -66,7 +64,7 @@ def plan(adapter: type[Adapter], file: GGUFFile, config: Config, mode: str, posi
     regions = ops.arena.regions
     scratch = regions["scratch"]
     # What stays fills holes that closed sessions left; up to a state of one then lies idle beside each of it.
-    kept = scratch.peak + scratch.live * ALIGNMENT + sessions * padded(STATE_BYTES)
+    kept = scratch.peak + scratch.live * ALIGNMENT + SESSIONS * padded(STATE_BYTES)
     logits = regions["logits"].peak + padded(
         4 * config.vocab_size * min(rows, rows_of_logits(config.vocab_size))
     )
@@ -78,7 +76,7 @@ def plan(adapter: type[Adapter], file: GGUFFile, config: Config, mode: str, posi
     return Plan(
         {
             "weights": regions["weights"].peak,
-            "cache": nbytes_of(config, positions) + sessions * (padded(1) - 1),
+            "cache": nbytes_of(config, positions) + min(positions, SESSIONS) * (padded(1) - 1),
             "activations": rows * max(per_row(ops, model, decoder.prompt)),
             "scratch": kept + padded(max(passing)),
             "logits": logits,
