@@ -73,11 +73,13 @@ def plan(adapter: type[Adapter], file: GGUFFile, config: Config, mode: str, posi
     passing.append(most_partial(rows, config.n_heads, config.head_dim, config.context_length))
     if mode == "fast":
         passing += [most_sums(rows, info.shape[0]) for info in matrices]
+    # A trace may put any of the stages in place: one more of the widest where a place that was kept is missing.
+    widest = max(info.shape[0] for info in matrices if info.name.startswith("blk."))
     return Plan(
         {
             "weights": regions["weights"].peak,
             "cache": nbytes_of(config, positions) + min(positions, SESSIONS) * (padded(1) - 1),
-            "activations": rows * max(per_row(ops, model, decoder.prompt)),
+            "activations": rows * (max(per_row(ops, model, decoder.prompt)) + padded(4 * widest)),
             "scratch": kept + padded(max(passing)),
             "logits": logits,
         },

@@ -19,6 +19,7 @@ from prill_runtime import plan as plans
 from prill_runtime.adapters import adapter_for
 from prill_runtime.adapters.config import Config
 from prill_runtime.backends.cuda import CudaBackend
+from prill_runtime.backends.tensor import LEAST
 from prill_runtime.device_cache import SESSIONS
 from prill_runtime.device_model import DeviceModel, Options
 from prill_runtime.dry_device import DryDevice
@@ -139,6 +140,56 @@ def test_no_step_takes_more_than_was_planned(config: Config, mode: str, type: T,
         assert model.memory()["activations"] == 0
     peaks = {purpose: region.peak for purpose, region in model.backend.arena.regions.items()}
     assert min(peaks["weights"], peaks["cache"], peaks["activations"], peaks["scratch"], peaks["logits"]) > 0
+
+
+@settings(max_examples=15, deadline=None)
+@given(configs(), st.sampled_from(["exact", "fast"]), st.lists(st.integers(2, 99), min_size=1, max_size=9))
+def test_places_for_n_rows_are_n_times_those_for_few(config: Config, mode: str, lengths: list[int]) -> None:
+    """What is rehearsed with a few rows is true of many, to the byte: of one sequence and of a batch.
+
+    In `fast`, for sequences of enough rows for the tensor cores, and for those of fewer in a larger batch.
+    """
+    model, ops = dry(config, mode), dry(config, mode).backend
+    for least in (2, LEAST) if mode == "fast" else (2,):
+        few = [n for n in lengths if n < LEAST] or [least - 1, 1] if least == 2 else lengths
+        many = [n + least for n in few] if least == LEAST else few
+        if mode == "exact" or (least == 2 and 1 < sum(many) < LEAST):
+            expected = plans.rehearsed(ops, model.adapter, (1, 1) if len(many) > 1 else (2,), plans.copied)
+        elif least == LEAST:
+            expected = plans.rehearsed(ops, model.adapter, (LEAST,) * min(len(many), 2), plans.copied)
+        else:
+            continue
+        assert plans.rehearsed(ops, model.adapter, tuple(many), plans.copied) == expected
+
+
+def test_the_shape_of_a_story_model_fits() -> None:
+    """A vocabulary of 32,000 beside a width of 288: all rows of a whole context, in both arithmetics."""
+    for mode in ("exact", "fast"):
+        model = dry(
+            Config("llama", 32_000, 6, 288, 6, 6, 48, 768, 256, 1e-5, True, 10000.0, 48), mode, T.Q8_0
+        )
+        assert model.forward(batch(model, [256]))[0].shape == (256, 32_000)
+        assert model.backend.arena.regions["logits"].peak > 16_000_000
+
+
+def test_a_sequence_opened_during_a_step_is_in_nobodys_way() -> None:
+    """Another thread opens one while attention runs: the next, longer prompt finds its sums in one piece."""
+    model = dry(Config("llama", 320, 1, 64, 8, 8, 16, 96, 4096, 1e-5, True, 10000.0, 16))
+    device: Any = model.device
+    opened: list[Any] = []
+
+    def launch(kernel: str, *rest: Any, **named: Any) -> None:
+        if kernel == "attention_split":
+            opened.append(model.new_cache(1))
+
+    device.launch = launch
+    for rows in (256, 512, 1024):
+        cache = model.new_cache()
+        cache.length = cache.capacity - rows
+        model.forward([(cache, [0] * rows)], last_only=True)
+    assert len(opened) >= 3
+    scratch = model.backend.arena.regions["scratch"]
+    assert scratch.peak > 0.9 * scratch.size  # so that a second piece of this size has no room
 
 
 @pytest.mark.parametrize("mode", ["exact", "fast"])
