@@ -73,7 +73,7 @@ def plan(adapter: type[Adapter], file: GGUFFile, config: Config, mode: str, posi
     passing.append(most_partial(rows, config.n_heads, config.head_dim, config.context_length))
     if mode == "fast":
         passing += [most_sums(rows, info.shape[0]) for info in matrices]
-    # A trace may put any of the stages in place: one more of the widest where a place that was kept is missing.
+    # A trace may put any stages in place, each of them somewhere else than what it stands for: one more.
     widest = max(info.shape[0] for info in matrices if info.name.startswith("blk."))
     return Plan(
         {
