@@ -289,3 +289,29 @@ def test_sequences_that_come_and_go_leave_room_for_prompts_and_texts(seed: int) 
             model.forward([(cache, [0] * 20)])
             cache.close()
     assert model.memory()["cache"] == sum(cache.nbytes for cache in held)
+
+
+def test_results_of_a_batch_are_one_array() -> None:
+    """Attention of each sequence writes its rows of one block, and joining them moves and takes nothing."""
+    ops = small().backend
+    region = ops.arena.regions["activations"]
+    q = ops.empty(10, 2, 16)
+    parts = [q[rows].beside(32) for rows in (slice(0, 3), slice(3, 4), slice(4, 10))]
+    blocks = region.live
+    joined = ops.concatenate(parts)
+    assert (region.live, blocks) == (2, 2)
+    assert [part.pointer - joined.pointer for part in parts] == [0, 3 * 128, 4 * 128]
+    assert joined.shape == (10, 32)
+    assert ops.concatenate([parts[1], parts[0]]).block is not joined.block
+    del parts, joined
+    assert region.live == 1
+    assert q[0:3].beside(32).block is not q.block
+
+
+def test_a_batch_is_joined_without_a_copy() -> None:
+    """Nothing is copied to join what a batch's sequences attended to."""
+    model, copies = small(), []
+    device: Any = model.device
+    device.launch = lambda kernel, *rest, **named: copies.append(kernel) if kernel == "copy_rows" else None
+    model.forward(batch(model, [3, 1, 7]))
+    assert not copies
