@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -13,9 +13,15 @@ from prill_runtime.device_base import Pointer
 from prill_runtime.errors import PrillError
 from prill_runtime.kvcache import KVCache
 from prill_runtime.slot import SEQUENCE
+from prill_runtime.vram import OutOfDeviceMemory, padded
 
 if TYPE_CHECKING:
     from prill_runtime.adapters.config import Config
+
+STATE_BYTES: Final = SEQUENCE.itemsize
+"""Of every open cache, besides its keys and values."""
+SESSIONS: Final = 1024
+"""Caches of a model that may be open at once, where there are positions for so many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +40,11 @@ class CacheView:
     start: int | None
 
 
+def nbytes_of(config: Config, positions: int) -> int:
+    """Bytes of the keys and values of so many positions."""
+    return 2 * F32.itemsize * config.n_layers * config.n_kv_heads * config.head_dim * positions
+
+
 class DeviceCache(KVCache):
     """KVCache whose rows lie in the arena; the host counts positions and tells the device before a step."""
 
@@ -43,9 +54,38 @@ class DeviceCache(KVCache):
 
     def _reserve(self, dtype: np.dtype[Any]) -> None:
         self._bytes = int(np.prod(self.shape)) * dtype.itemsize
-        # Keys and values in one block: the pool is cut into as few pieces as there are caches.
-        self._block: Block | None = self.ops.block(2 * self._bytes, "cache")
-        self._state = self.ops.block(SEQUENCE.itemsize, "scratch")
+        self._block: Block | None = None
+        self._state: Block | None = None
+        pool, each = self.ops.arena.regions["cache"], 2 * self._bytes // self.capacity
+        if pool.live >= SESSIONS:
+            raise OutOfDeviceMemory(
+                "too many sequences are open at once", where="KV cache",
+                expected=f"at most {SESSIONS}", got=pool.live + 1, hint="close one",
+            )  # fmt: skip
+        try:
+            # Keys and values in one block: the pool is cut into as few pieces as there are caches.
+            self._block = self.ops.block(2 * self._bytes, "cache")
+        except OutOfDeviceMemory:
+            held = f"{pool.held // each} positions in {pool.live} open sequences"
+            raise OutOfDeviceMemory(
+                "no room for another sequence",
+                where="KV cache",
+                expected=f"at most {max(0, pool.gap - padded(0)) // each} positions, beside {held}",
+                got=f"{self.capacity} positions",
+                hint="close a session, ask for a smaller capacity, or open the engine with cache=POSITIONS",
+            ) from None
+        self._state = self.ops.block(STATE_BYTES, "scratch")
+
+    @property
+    def state(self) -> Pointer:
+        """The kernel's struct Sequence.
+
+        Raises:
+            PrillError: the cache is closed.
+        """
+        if self._state is None:
+            raise PrillError("the cache is closed", where="KV cache", hint="open a new one")
+        return self._state.pointer
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -66,23 +106,23 @@ class DeviceCache(KVCache):
 
     def arm(self) -> None:
         """Tell the device where the sequence stands; once before every step."""
-        self.ops.device.upload(self._state.pointer, self.record())
+        self.ops.device.upload(self.state, self.record())
 
     def append(self, layer: int, k: Any, v: Any) -> None:
         if self._pending[layer]:
             raise PrillError("a layer was appended to twice in one step", where="KV cache", got=layer)
         self.require(len(k))
-        append(self.ops, self._state.pointer, self.shape, layer, k, v)
+        append(self.ops, self.state, self.shape, layer, k, v)
         self._pending[layer] += len(k)
 
     def view(self, layer: int) -> tuple[Any, Any]:
         reach = self.length + self._pending[layer]
-        view = CacheView(self._state.pointer, layer, self.shape[1], reach, self.length)
+        view = CacheView(self.state, layer, self.shape[1], reach, self.length)
         return view, view
 
     def close(self) -> None:
         """Give the memory back."""
-        self._block = None
+        self._block = self._state = None
 
 
 class SlotCache(DeviceCache):
@@ -99,7 +139,7 @@ class SlotCache(DeviceCache):
         self._bytes, self._block, self._state = 0, None, self._slot
 
     def view(self, layer: int) -> tuple[Any, Any]:
-        view = CacheView(self._state.pointer, layer, self.shape[1], self.capacity, None)
+        view = CacheView(self.state, layer, self.shape[1], self.capacity, None)
         return view, view
 
 

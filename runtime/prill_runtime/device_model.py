@@ -7,35 +7,31 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from traceback import clear_frames
 from typing import Any, Final
 
 import numpy as np
 
 from prill_runtime.adapters import Step, Tap, adapter_of
-from prill_runtime.adapters.base import untouched
-from prill_runtime.adapters.config import Config
-from prill_runtime.backends import sampling
-from prill_runtime.backends.cuda import PARTIAL_BYTES, SPLIT, CudaBackend
-from prill_runtime.backends.tensor import activation_bytes
+from prill_runtime.backends.cuda import CudaBackend
 from prill_runtime.decode import Decoder
 from prill_runtime.device import Device, open_device
 from prill_runtime.device_base import in_turn
 from prill_runtime.device_cache import DeviceCache
+from prill_runtime.device_step import run
 from prill_runtime.engine import Model, Trace, checked_ids
 from prill_runtime.errors import InvalidParameter
-from prill_runtime.gguf import GGUFFile, open_gguf
+from prill_runtime.gguf import open_gguf
 from prill_runtime.kvcache import KVCache
 from prill_runtime.ops import Array, Ids
+from prill_runtime.plan import Plan, plan
 from prill_runtime.prefill import MAX_ROWS
 from prill_runtime.tokenizer import load_tokenizer
-from prill_runtime.vram import Arena, padded, parse_size
-from prill_runtime.weights import STAGING, DeviceMatrix, estimate
+from prill_runtime.vram import Arena, parse_size
+from prill_runtime.weights import DeviceMatrix
 
 MODES: Final = ("exact", "fast")
 PHASES: Final = ("init", "module load", "upload and repack")
-LOGIT_BYTES: Final = 16 << 20
-POOL_POSITIONS: Final = 16384
-SMALL: Final = 4 << 20  # for ids, states, tables and fragments
 
 
 @dataclass(frozen=True)
@@ -80,30 +76,6 @@ class Options:
         )
 
 
-def sizes(file: GGUFFile, config: Config, options: Options) -> dict[str, int]:
-    """Bytes of the arena by purpose, from the file's shapes alone."""
-    c = config
-    rows = min(c.context_length, MAX_ROWS)
-    positions = options.positions or max(min(16 * c.context_length, POOL_POSITIONS), 1)
-    cache = 2 * 4 * c.n_layers * c.n_kv_heads * c.head_dim
-    inner = c.n_heads * c.head_dim
-    wide = 10 * c.width + 5 * c.ffn + 8 * inner
-    halves = activation_bytes(rows, max(c.width, c.ffn, inner)) if options.mode == "fast" else 0
-    largest = max(
-        (info.nbytes // info.shape[0] for info in file.tensors.values() if len(info.shape) > 1), default=0
-    )
-    staging = max(min(STAGING, max((t.nbytes for t in file.tensors.values()), default=0)), largest)
-    splits = -(-c.context_length // SPLIT)
-    partial = max(PARTIAL_BYTES, 4 * c.n_heads * splits * (c.head_dim + 2))
-    return {
-        "weights": sum(estimate(info) for info in file.tensors.values()),
-        "cache": padded(cache) * positions if positions < 64 else cache * positions + 64 * padded(0),
-        "activations": 4 * rows * wide + halves + SMALL,
-        "scratch": padded(max(staging, partial)) + sampling.nbytes(c.vocab_size) + SMALL,
-        "logits": padded(4 * c.vocab_size * max(1, LOGIT_BYTES // (4 * c.vocab_size))),
-    }
-
-
 class DeviceModel(Model):
     """A Model whose weights, caches and activations lie in one arena of a device."""
 
@@ -120,7 +92,7 @@ class DeviceModel(Model):
         with open_gguf(path) as file:
             adapter_class = adapter_of(file)
             config, _ = adapter_class.read_config(file)
-            wanted = sizes(file, config, options)
+            planned = plan(adapter_class, file, config, options.mode, options.positions)
             owned = device is None
             marks = [time.perf_counter()]
             arena = None
@@ -129,7 +101,7 @@ class DeviceModel(Model):
                 digest = beside.submit(lambda: file.sha256)
                 try:
                     device = device or open_device(options.device)
-                    arena = Arena(device, wanted, options.budget, Path(path).name)
+                    arena = Arena(device, planned.sizes, options.budget, Path(path).name)
                     marks.append(time.perf_counter())
                     backend: Any = CudaBackend(device, arena, options.mode)
                     marks.append(time.perf_counter())
@@ -149,12 +121,12 @@ class DeviceModel(Model):
                     raise
             model = cls(adapter, backend, tokenizer, report, digest.result())
             model.phases = dict(zip(PHASES, np.diff(marks).tolist(), strict=True))
-            model.options, model.estimate = options, wanted
+            model.options, model.plan = options, planned
             model._owned, model._decoder = owned, None
             return model
 
     options: Options
-    estimate: Mapping[str, int]
+    plan: Plan
     phases: dict[str, float]
     _owned: bool
     _decoder: Decoder | None
@@ -163,6 +135,16 @@ class DeviceModel(Model):
     def device(self) -> Device:
         device: Device = self.backend.device
         return device
+
+    @property
+    def estimate(self) -> Mapping[str, int]:
+        """Bytes of the arena by purpose, as they were planned."""
+        return self.plan.sizes
+
+    @property
+    def most_rows(self) -> int:
+        """Rows of one step."""
+        return min(MAX_ROWS, self.plan.rows)
 
     @property
     def arithmetic(self) -> str:
@@ -202,11 +184,11 @@ class DeviceModel(Model):
         last_only: bool = False,
     ) -> list[Array]:
         rows = sum(len(ids) for _, ids in batch)
-        if rows <= MAX_ROWS:
+        if rows <= self.most_rows:
             return super().forward(batch, trace, last_only=last_only)
         if trace is not None:
             raise InvalidParameter(
-                "too long to be traced", where="trace", expected=f"at most {MAX_ROWS} ids", got=rows
+                "too long to be traced", where="trace", expected=f"at most {self.most_rows} ids", got=rows
             )
         lengths = [cache.length for cache, _ in batch]
         for cache, ids in batch:
@@ -240,10 +222,10 @@ class DeviceModel(Model):
             cache.truncate(length)
             raise
 
-    @staticmethod
-    def _pieces(ids: Sequence[int] | Ids) -> list[Any]:
+    def _pieces(self, ids: Sequence[int] | Ids) -> list[Any]:
         """The ids of one sequence, as many as a step takes at a time."""
-        return [ids[low : low + MAX_ROWS] for low in range(0, len(ids), MAX_ROWS)] or [ids]
+        most = self.most_rows
+        return [ids[low : low + most] for low in range(0, len(ids), most)] or [ids]
 
     def _in_pieces(self, cache: KVCache, ids: Sequence[int], last_only: bool) -> Array:
         """Logits of one sequence whose new ids go through in several steps."""
@@ -254,21 +236,11 @@ class DeviceModel(Model):
         return done[-1] if last_only else np.concatenate(done)
 
     def _run(self, step: Step, wanted: Ids | None, tap: Tap) -> Array:
-        ops = self.backend
-        for cache, _ in step.sequences:
-            assert isinstance(cache, DeviceCache)
-            cache.arm()
-        on_device: Any = Step(ops.ids(step.ids), ops.ids(step.positions), step.sequences)
-        hidden: Any = ops.on(self.adapter.forward(ops, on_device, tap))
-        hidden = hidden if wanted is None else hidden[wanted]
-        vocab = self.adapter.config.vocab_size
-        most = max(1, LOGIT_BYTES // (4 * vocab))
-        pieces = []
-        for low in range(0, len(hidden), most):
-            some: Any = hidden[low : low + most]
-            logits: Any = self.adapter.head(ops, some, untouched)
-            pieces.append(np.asarray(logits))
-        return np.asarray(tap("logits", np.concatenate(pieces)))
+        try:
+            return run(self.adapter, self.backend, step, wanted, tap)
+        except BaseException as error:
+            clear_frames(error.__traceback__)  # whoever keeps the error keeps no activation
+            raise
 
     def memory(self) -> dict[str, int]:
         """Bytes held on the device, by purpose; nothing once the model is closed."""
@@ -293,4 +265,4 @@ def pointers(weights: Mapping[str, Any]) -> list[int]:
     return found
 
 
-__all__ = ["DeviceModel", "Options", "sizes"]
+__all__ = ["DeviceModel", "Options"]

@@ -48,7 +48,7 @@ class Prefill:
         if (graph := self._graph(rows)) is not None:
             graph.replay()
         else:
-            self._record(rows, cache.length + rows)
+            self.record(rows, cache.length + rows)
         cache.length += rows
 
     def head(self, logits: DeviceArray) -> None:
@@ -71,11 +71,11 @@ class Prefill:
             while len(self._graphs) >= KEPT:
                 self._graphs.pop(next(iter(self._graphs))).close()
             with self.ops.device.capture() as made:
-                self._record(rows, self.adapter.config.context_length)
+                self.record(rows, self.adapter.config.context_length)
             self._graphs[rows] = made[0]
         return self._graphs.get(rows)
 
-    def _record(self, rows: int, reach: int) -> None:
+    def record(self, rows: int, reach: int) -> None:
         """Queue the pass over the piece's sequence, whose attention covers `reach` positions."""
         fields: Any = PIECE.fields
         ids, positions = (DeviceIds(self._piece, rows, fields[name][1]) for name in ("ids", "positions"))

@@ -27,9 +27,14 @@ class NotResident(EngineError):
     noun = "not in device memory"
 
 
-def padded(nbytes: int) -> int:
-    """Bytes that a block of this size takes in an arena, guard included."""
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT + GUARD
+def padded(nbytes: int, rows: int = 1) -> int:
+    """Bytes that a block of this size takes in an arena, guard included.
+
+    A block of rows is padded row by row: where every block of a step is, their places for n rows are n times
+    those for one, and what is enough for n is enough for fewer.
+    """
+    each = -(-nbytes // max(1, rows))
+    return (-(-each // ALIGNMENT) * ALIGNMENT + GUARD) * max(1, rows)
 
 
 def shown(nbytes: int) -> str:
@@ -53,34 +58,53 @@ def parse_size(text: str) -> int:
 
 
 class Region:
-    """Part of the arena for one purpose: first fit, neighbours joined when they are given back."""
+    """Part of the arena for one purpose: first fit, neighbours joined when they are given back.
+
+    Attributes:
+        held: bytes asked for and not given back.
+    """
 
     def __init__(self, purpose: str, base: Pointer, size: int) -> None:
         self.purpose, self.base, self.size = purpose, base, size
-        self.held = self.peak = 0
+        self.held = self._front = self._back = 0
         self._free: list[tuple[Pointer, Pointer]] = [(base, base + size)] if size else []
-        self._live: dict[Pointer, int] = {}
+        self._live: dict[Pointer, tuple[int, int]] = {}  # bytes asked for, bytes taken
 
-    def alloc(self, nbytes: int) -> Pointer:
-        """Raises OutOfDeviceMemory: no gap is long enough."""
-        need = padded(nbytes)
-        for at, (low, high) in enumerate(self._free):
-            if high - low >= need:
-                self._free[at : at + 1] = [(low + need, high)] if high - low > need else []
-                self._live[low] = nbytes
-                self.held += nbytes
-                self.peak = max(self.peak, self.held)
-                return low
-        raise OutOfDeviceMemory(
-            f"{self.purpose} do not fit into the arena",
-            expected=f"at most {shown(self.size - self.held)} more",
-            got=f"{shown(nbytes)} besides {shown(self.held)}",
-        )
+    def alloc(self, nbytes: int, rows: int = 1, passing: bool = False) -> Pointer:
+        """A block.
+
+        Args:
+            rows: that it is padded by. passing: what one op needs for itself lies at the end, apart from what
+                stays: so one that is larger fits as well, wherever others have come to stay meanwhile.
+
+        Raises:
+            OutOfDeviceMemory: no gap is long enough.
+        """
+        need = padded(nbytes, rows)
+        found = [at for at, (low, high) in enumerate(self._free) if high - low >= need]
+        if not found:
+            raise OutOfDeviceMemory(
+                f"{self.purpose} do not fit into the arena",
+                expected=f"at most {shown(max(0, self.gap - GUARD))} in one piece",
+                got=f"{shown(nbytes)} besides {shown(self.held)} in {self.live} blocks",
+                hint="say what was run, with the model's sizes: the plan of the arena is too small for it",
+            )
+        at = found[-1 if passing else 0]
+        low, high = self._free[at]
+        pointer, rest = (high - need, (low, high - need)) if passing else (low, (low + need, high))
+        self._free[at : at + 1] = [rest] if high - low > need else []
+        self._live[pointer] = nbytes, need
+        self.held += nbytes
+        if passing:
+            self._back = max(self._back, self.base + self.size - pointer)
+        else:
+            self._front = max(self._front, pointer + need - self.base)
+        return pointer
 
     def free(self, pointer: Pointer) -> None:
-        nbytes = self._live.pop(pointer)
+        nbytes, need = self._live.pop(pointer)
         self.held -= nbytes
-        insort(self._free, (pointer, pointer + padded(nbytes)))
+        insort(self._free, (pointer, pointer + need))
         joined: list[tuple[Pointer, Pointer]] = []
         for low, high in self._free:
             if joined and joined[-1][1] == low:
@@ -96,6 +120,16 @@ class Region:
     def live(self) -> int:
         """Blocks that are held."""
         return len(self._live)
+
+    @property
+    def gap(self) -> int:
+        """Bytes of the longest gap."""
+        return max((high - low for low, high in self._free), default=0)
+
+    @property
+    def peak(self) -> int:
+        """Bytes that were enough for everything so far, padding and gaps included."""
+        return self._front + self._back
 
 
 class Arena:
@@ -113,6 +147,7 @@ class Arena:
         unknown = set(sizes) - set(PURPOSES)
         if unknown:
             raise PrillError("unknown purpose of device memory", expected=PURPOSES, got=sorted(unknown))
+        sizes = {purpose: -(-size // ALIGNMENT) * ALIGNMENT for purpose, size in sizes.items()}
         self.device, self.size = device, sum(sizes.values())
         free, _ = device.memory()
         available = free if budget is None else min(free, budget)
@@ -132,14 +167,14 @@ class Arena:
             self.regions[purpose] = Region(purpose, at, sizes.get(purpose, 0))
             at += sizes.get(purpose, 0)
 
-    def alloc(self, purpose: str, nbytes: int) -> Pointer:
-        """A block for one purpose.
+    def alloc(self, purpose: str, nbytes: int, rows: int = 1, passing: bool = False) -> Pointer:
+        """A block for one purpose, as `Region.alloc`.
 
         Raises:
             OutOfDeviceMemory: the purpose's part of the arena is used up.
         """
         with self._lock:
-            pointer = self.regions[purpose].alloc(nbytes)
+            pointer = self.regions[purpose].alloc(nbytes, rows, passing)
         self.device.freshen(pointer, nbytes)
         return pointer
 

@@ -15,7 +15,7 @@ from prill_runtime.device_base import Pointer
 from prill_runtime.errors import UnsupportedModel
 from prill_runtime.quants import STRIP, dequantize
 from prill_runtime.tensors import TensorInfo
-from prill_runtime.vram import Arena, padded
+from prill_runtime.vram import Arena
 
 STAGING: Final = 32 << 20
 """Bytes of the file that are on their way to the device at a time; one row at least."""
@@ -78,11 +78,9 @@ def streams(type: T, shape: tuple[int, ...]) -> dict[str, int]:
     return {name: size for name, size in sizes.items() if size}
 
 
-def estimate(info: TensorInfo) -> int:
-    """Bytes that a tensor takes in an arena."""
-    if len(info.shape) == 1:
-        return padded(4 * info.shape[0])
-    return sum(padded(size) for size in streams(info.type, info.shape).values())
+def staging_bytes(info: TensorInfo) -> int:
+    """Bytes of a matrix that are on their way to the device at a time."""
+    return min(max(STAGING, info.nbytes // prod(info.shape[:-1])), info.nbytes)
 
 
 class DeviceMatrix:

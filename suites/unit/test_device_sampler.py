@@ -147,6 +147,5 @@ def test_every_byte_is_in_the_estimate(ops: CudaBackend) -> None:
     before = ops.arena.ledger()["scratch"]
     made = sampling.DeviceSampler(ops, 1000)
     assert ops.arena.ledger()["scratch"] - before == sum(sampling.sizes(1000).values())
-    assert sampling.nbytes(1000) > sum(sampling.sizes(1000).values())
     del made
     assert ops.arena.ledger()["scratch"] == before

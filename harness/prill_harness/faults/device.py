@@ -87,8 +87,8 @@ def device_stale_slot() -> Iterator[Patch]:
     """Memory of activations goes back to the arena while it is still read."""
 
     def wrap(block: Any) -> Any:
-        def early(self: Any, nbytes: int, purpose: str = "activations") -> Any:
-            made = block(self, nbytes, purpose)
+        def early(self: Any, nbytes: int, purpose: str = "activations", **how: Any) -> Any:
+            made = block(self, nbytes, purpose, **how)
             if purpose == "activations" and nbytes > 4096:  # rows, not the ids that say which
                 self.arena.free(made.pointer)
                 made._free = lambda pointer: None

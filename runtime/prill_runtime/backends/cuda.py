@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
 from math import prod
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -20,7 +22,7 @@ from prill_runtime.sampler import SamplingParams
 from prill_runtime.slot import SEQUENCE
 from prill_runtime.tensors import TensorInfo
 from prill_runtime.vram import Arena
-from prill_runtime.weights import STAGING, DeviceMatrix, is_zero
+from prill_runtime.weights import DeviceMatrix, is_zero, staging_bytes
 
 if TYPE_CHECKING:
     from prill_runtime.device_cache import CacheView
@@ -36,6 +38,21 @@ SPLIT: Final = 128  # keys of one block of attention_split
 MATVEC_ROWS: Final = 4  # output rows of one block of a mat-vec
 FEW: Final = 4  # so many rows go through the mat-vec, more through the tiled product
 PARTIAL_BYTES: Final = 32 << 20
+"""Of partial sums of attention at a time; one row's at least."""
+
+
+def partial_sums(rows: int, heads: int, dim: int, reach: int) -> tuple[int, int, int]:
+    """Rows whose partial sums attention takes at a time over so many positions, their splits, their bytes."""
+    splits = -(-reach // SPLIT)
+    each = 4 * heads * splits * (dim + 2)
+    step = max(1, min(rows, PARTIAL_BYTES // each))
+    return step, splits, each * step
+
+
+def most_partial(rows: int, heads: int, dim: int, reach: int) -> int:
+    """Most bytes of partial sums for up to so many rows over up to so many positions."""
+    _, _, each = partial_sums(1, heads, dim, reach)
+    return min(each * rows, max(each, PARTIAL_BYTES))
 
 
 def blocks(count: int, threads: int = THREADS) -> tuple[int]:
@@ -57,19 +74,36 @@ class CudaBackend:
         self.name = f"{device.spec} {mode}"
         self._frequencies: dict[Any, DeviceArray] = {}
         self._tensor = TensorCores(self) if mode == "fast" else None
+        self._results: str | None = None
         device.module(*MODULES)
 
     def empty(self, *shape: int, purpose: str = "activations") -> DeviceArray:
         """Memory for an array that a kernel is about to write."""
-        return DeviceArray(self, self.block(4 * prod(shape), purpose), shape)
+        if purpose != "activations":
+            return DeviceArray(self, self.block(4 * prod(shape), purpose), shape)
+        if self._results is not None:
+            return DeviceArray(self, self.block(4 * prod(shape), self._results, passing=True), shape)
+        return DeviceArray(self, self.block(4 * prod(shape), rows=shape[0] if len(shape) > 1 else 1), shape)
 
-    def block(self, nbytes: int, purpose: str = "activations") -> Block:
-        return Block(self.arena.alloc(purpose, nbytes), self.arena.free)
+    def block(
+        self, nbytes: int, purpose: str = "activations", *, rows: int = 1, passing: bool = False
+    ) -> Block:
+        """Memory of the arena, as `Region.alloc`; activations of a step are padded by its rows."""
+        return Block(self.arena.alloc(purpose, nbytes, rows, passing), self.arena.free)
 
-    def upload(self, array: NDArray[Any], dtype: Any = np.float32) -> Block:
-        """A host array as a block."""
+    @contextmanager
+    def results(self, purpose: str) -> Iterator[None]:
+        """Results of the ops inside go to this part of the arena, to be read and given back at once."""
+        self._results = purpose
+        try:
+            yield
+        finally:
+            self._results = None
+
+    def upload(self, array: NDArray[Any], dtype: Any = np.float32, rows: int = 1) -> Block:
+        """A host array as a block, padded by so many rows."""
         host = np.ascontiguousarray(array, dtype)
-        block = self.block(host.nbytes)
+        block = self.block(host.nbytes, rows=rows)
         self.device.upload(block.pointer, host)
         return block
 
@@ -78,7 +112,7 @@ class CudaBackend:
         if isinstance(x, DeviceMatrix):
             return self.expand(x)
         if not isinstance(x, DeviceArray):
-            return DeviceArray(self, self.upload(x), x.shape)
+            return DeviceArray(self, self.upload(x, rows=len(x) if x.ndim > 1 else 1), x.shape)
         if x.contiguous:
             return x
         out = self.empty(*x.shape)
@@ -93,7 +127,9 @@ class CudaBackend:
 
     def ids(self, ids: Indices) -> DeviceIds:
         """Ids on the device."""
-        return ids if isinstance(ids, DeviceIds) else DeviceIds(self.upload(ids, np.int32), len(ids))
+        return (
+            ids if isinstance(ids, DeviceIds) else DeviceIds(self.upload(ids, np.int32, len(ids)), len(ids))
+        )
 
     def download(self, x: DeviceArray) -> NDArray[np.float32]:
         x = self.on(x)
@@ -101,18 +137,22 @@ class CudaBackend:
 
     def weight(self, raw: NDArray[np.uint8], info: TensorInfo) -> DeviceMatrix | DeviceArray:
         """A vector as float32, a matrix repacked."""
-        if len(info.shape) == 1:
-            values = dequantize(raw, info.type, info.shape)
-            vector = self.empty(*info.shape, purpose="weights")
-            self.device.upload(vector.pointer, values)
-            return vector
-        matrix = DeviceMatrix(self.arena, info.type, info.shape)
-        matrix.zero = is_zero(raw, info.type)
-        room = min(max(STAGING, raw.nbytes // matrix.rows), raw.nbytes)
-        staging = self.block(room, "scratch")
-        matrix.store(raw, staging.pointer, room)
+        place = self.place(info)
+        if isinstance(place, DeviceArray):
+            self.device.upload(place.pointer, dequantize(raw, info.type, info.shape))
+            return place
+        place.zero = is_zero(raw, info.type)
+        room = staging_bytes(info)
+        staging = self.block(room, "scratch", passing=True)
+        place.store(raw, staging.pointer, room)
         self.device.synchronize()
-        return matrix
+        return place
+
+    def place(self, info: TensorInfo) -> DeviceMatrix | DeviceArray:
+        """Memory for a weight."""
+        if len(info.shape) == 1:
+            return self.empty(*info.shape, purpose="weights")
+        return DeviceMatrix(self.arena, info.type, info.shape)
 
     def is_zero(self, weight: Any) -> bool:
         return weight.zero if isinstance(weight, DeviceMatrix) else not np.asarray(weight).any()
@@ -155,8 +195,16 @@ class CudaBackend:
         return self.concatenate(picked) if len(picked) != 1 else picked[0]
 
     def concatenate(self, arrays: Sequence[Any]) -> DeviceArray:
-        """Rows of all, one below the other."""
+        """Rows of all, one below the other; those that lie so already are not moved."""
         parts = [self.on(array) for array in arrays]
+        first = parts[0]
+        ends = accumulate((part.size for part in parts), initial=first.offset)
+        if all(
+            part.block is first.block and part.offset == end for part, end in zip(parts, ends, strict=False)
+        ):
+            return DeviceArray(
+                self, first.block, (sum(map(len, parts)), *first.shape[1:]), offset=first.offset
+            )
         out = self.empty(sum(map(len, parts)), *parts[0].shape[1:])
         low = 0
         for part in parts:
@@ -303,11 +351,9 @@ class CudaBackend:
         if self.any_reach(rows, dim):
             assert self._tensor is not None
             return self._tensor.attend(q, sequence, kv_heads, layer, scale, window)
-        out = self.empty(rows, heads * dim)
-        splits = -(-reach // SPLIT)
-        each = 4 * heads * splits * (dim + 2)
-        step = max(1, min(rows, PARTIAL_BYTES // each))
-        partial = self.block(each * step, "scratch")
+        out: DeviceArray = q.beside(heads * dim)
+        step, splits, nbytes = partial_sums(rows, heads, dim, reach)
+        partial = self.block(nbytes, "scratch", passing=True)
         for low in range(0, rows, step):
             some = q[low : low + step]
             args = {"sequence": sequence, "q": some.pointer, "partial": partial.pointer,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import prod
 from typing import TYPE_CHECKING, Any, Final
+from weakref import ref
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -46,6 +47,8 @@ class DeviceArray:
         self.pitch = prod(shape[1:]) if pitch is None else pitch
         self.offset = offset
         self.halves: Block | None = None  # the same rows in half precision, once a product has needed them
+        self.whole: DeviceArray | None = None  # the rows that these are a part of
+        self._beside: ref[Block] | None = None
 
     @property
     def pointer(self) -> Pointer:
@@ -93,7 +96,9 @@ class DeviceArray:
             if step != 1:
                 raise PrillError("rows are sliced one by one", where="device array", got=key)
             shape = (max(high - low, 0), *self.shape[1:])
-            return DeviceArray(self.ops, self.block, shape, self.pitch, self.offset + low * self.pitch)
+            part = DeviceArray(self.ops, self.block, shape, self.pitch, self.offset + low * self.pitch)
+            part.whole = None if shape == self.shape else self.whole or self
+            return part
         if isinstance(key, tuple) and len(key) == 2 and key[0] == slice(None) and self.ndim > 2:
             inner = prod(self.shape[2:])
             shape = (self.shape[0], *self.shape[2:])
@@ -101,6 +106,21 @@ class DeviceArray:
         if isinstance(key, np.ndarray):
             return self.ops.rows(self, key)
         raise PrillError("device arrays take rows alone", where="device array", got=repr(key))
+
+    def beside(self, width: int) -> DeviceArray:
+        """Memory (row, width) for what a kernel is about to compute of these rows.
+
+        For some rows of an array, the same rows of one result, as long as another part of that is held: what
+        is computed of a batch's sequences lies one below the other.
+        """
+        if (whole := self.whole) is None:
+            return self.ops.empty(len(self), width)
+        block = None if whole._beside is None else whole._beside()
+        if block is None:
+            block = self.ops.empty(len(whole), width).block
+            whole._beside = ref(block)
+        first = (self.offset - whole.offset) // whole.pitch
+        return DeviceArray(self.ops, block, (len(self), width), offset=first * width)
 
     def copy(self) -> NDArray[np.float32]:
         """A host copy."""

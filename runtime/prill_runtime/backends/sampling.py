@@ -12,7 +12,6 @@ from prill_runtime.device_base import Pointer
 from prill_runtime.errors import EngineError, InvalidParameter, NotANumber
 from prill_runtime.sampler import SamplingParams
 from prill_runtime.slot import SEQUENCE, Slot
-from prill_runtime.vram import padded
 
 if TYPE_CHECKING:
     from prill_runtime.backends.cuda import CudaBackend
@@ -38,11 +37,6 @@ def sizes(vocab: int) -> dict[str, int]:
         "params": SAMPLING.itemsize, "state": STATE_BYTES, "bins": BINS_BYTES, "values": 8 * LISTED,
         "which": 4 * LISTED, "partial": 64 * PARTS, "seen": vocab,
     }  # fmt: skip
-
-
-def nbytes(vocab: int) -> int:
-    """Bytes of the arena that a DeviceSampler takes."""
-    return sum(map(padded, sizes(vocab).values()))
 
 
 class DeviceSampler:

@@ -42,9 +42,9 @@ class Tiling:
         return cls(tile, -(-total // steps), steps)
 
 
-def activation_bytes(rows: int, widest: int) -> int:
-    """Device memory that a step of so many rows needs besides its float32 activations."""
-    return WORKSPACE + 2 * 2 * rows * (widest + DEPTH)
+def most_sums(rows: int, outs: int) -> int:
+    """Most bytes that the splits of a product of up to so many rows leave to be joined, on any device."""
+    return min(WORKSPACE, 4 * MOST_SPLITS * rows * outs)
 
 
 class TensorCores:
@@ -69,7 +69,7 @@ class TensorCores:
         """
         pitch = -(-x.width // DEPTH) * DEPTH
         if x.halves is None:
-            block = self.ops.block(2 * len(x) * pitch)
+            block = self.ops.block(2 * len(x) * pitch, rows=len(x))
             args = {"x": x.pointer, "out": block.pointer, "rows": len(x), "cols": x.width,
                     "pitch": x.pitch, "out_pitch": pitch}  # fmt: skip
             self.device.launch("tensor_halves", (-(-len(x) * pitch // 2048),), 256, args)
@@ -89,7 +89,8 @@ class TensorCores:
         source, pitch = self.halves(x)
         tiling = Tiling.of(rows, outs, pitch, device.multiprocessors)
         split = tiling.splits > 1
-        sums = self.ops.block(4 * tiling.splits * rows * outs) if split else out.block
+        nbytes = 4 * tiling.splits * rows * outs
+        sums = self.ops.block(nbytes, "scratch", passing=True) if split else out.block
         args: dict[str, Any] = {
             "m": fields, "x": source.pointer, "bias": 0 if split else bias, "residual": 0,
             "out": sums.pointer if split else out.pointer, "rows": rows, "x_pitch": pitch,
@@ -114,10 +115,12 @@ class TensorCores:
     ) -> DeviceArray:
         """Rows of q (row, head, dim) over one cache that holds their own keys already: (row, head · dim)."""
         rows, heads, dim = q.shape
-        out = self.ops.empty(rows, heads * dim)
+        out = q.beside(heads * dim)
         pitch = -(-heads * dim // DEPTH) * DEPTH
-        out.halves = self.ops.block(2 * rows * pitch)
-        args = {"sequence": sequence, "q": q.pointer, "out": out.pointer, "halves": out.halves.pointer,
+        if q.whole is None:  # halves of a batch's rows are made of all of them
+            out.halves = self.ops.block(2 * rows * pitch, rows=rows)
+        halves = 0 if out.halves is None else out.halves.pointer
+        args = {"sequence": sequence, "q": q.pointer, "out": out.pointer, "halves": halves,
                 "rows": rows, "heads": heads, "kv_heads": kv_heads, "q_pitch": q.pitch,
                 "halves_pitch": pitch, "layer": layer, "window": window or 0, "scale": scale}  # fmt: skip
         self.device.launch(f"prefill_attention_{dim}", (-(-rows // 64), heads), 128, args)
