@@ -53,7 +53,8 @@ WRONG = {
     ],
     ("device",): [("tpu", "unknown device")],
 }
-REQUIRED = {"model": FIXTURE, "names": "rope_pairing", "name": "rope_pairing"}
+WRONG[door.FILES] = WRONG[door.MODELS]
+REQUIRED = {"model": FIXTURE, "first": FIXTURE, "names": "rope_pairing", "name": "rope_pairing"}
 
 
 def words_for(path: tuple[str, ...], asked: click.Parameter, value: str) -> list[str]:

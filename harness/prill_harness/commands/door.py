@@ -12,6 +12,8 @@ from typing import Any
 ENGINES = ("engine", "engines", "against")
 """Parameters that hold engine specs, and those that hold model specs."""
 MODELS = ("model", "models")
+FILES = ("first", "other")
+"""Parameters that hold model specs of which only the file is read, whether it can be judged or not."""
 
 
 def pass_through(options: Mapping[str, Any], *, judges: bool, own: str = "") -> None:
@@ -33,17 +35,24 @@ def pass_through(options: Mapping[str, Any], *, judges: bool, own: str = "") -> 
         # Who decides on ledgers runs nothing, and needs no file.
         opened=not options.get("ledgers"),
     )
+    examine((), _given(options, FILES), loaded=False)
     if judges:
         judged(under_test, options.get("against"))
 
 
 def examine(
-    engines: Iterable[str], models: Iterable[str], *, devices: Iterable[str] = (), opened: bool = True
+    engines: Iterable[str],
+    models: Iterable[str],
+    *,
+    devices: Iterable[str] = (),
+    opened: bool = True,
+    loaded: bool = True,
 ) -> None:
     """Refuse specs that no cell could open.
 
     Args:
         opened: open the files of models; False: look at their specs alone.
+        loaded: refuse files that are no model, or none that could be loaded.
 
     Raises:
         UsageError, ModelFileError, UnsupportedModel: as `pass_through`.
@@ -55,7 +64,7 @@ def examine(
     for device in devices:
         check_device(device)
     for model in models:
-        check_model(model, opened=opened)
+        check_model(model, opened=opened, loaded=loaded)
 
 
 def judged(engines: Iterable[str], oracle: str | None = None) -> None:

@@ -138,11 +138,12 @@ def check_judged(spec: str, oracle: str = ORACLE) -> None:
         )
 
 
-def check_model(spec: str, *, opened: bool = True) -> None:
+def check_model(spec: str, *, opened: bool = True, loaded: bool = True) -> None:
     """Refuse a model spec that names nothing: packaged models by name, files by opening them.
 
     Args:
         opened: False where only records of the model are looked at, so that its file need not be there.
+        loaded: False where the file is only read, so that it need not be a model that can be judged.
 
     Raises:
         UsageError: unknown fixture, shape or block type.
@@ -155,8 +156,10 @@ def check_model(spec: str, *, opened: bool = True) -> None:
         _synth_name(spec)
     elif opened:
         from prill_runtime.engine import require_loadable
+        from prill_runtime.gguf import open_gguf
 
-        require_loadable(resolve_model(spec))
+        path = resolve_model(spec)
+        require_loadable(path) if loaded else open_gguf(path).close()
 
 
 def resolve_model(spec: str | Path) -> Path:
