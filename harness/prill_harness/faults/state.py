@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -21,9 +21,8 @@ STATE = ("state",)
 LLAMA = ("fixture:llama-tiny",)
 
 
-@fault(area="state", blames=STATE)
-def cache_not_cleared() -> Iterator[Patch]:
-    """A request takes over the cache of the one before it, with its rows still counted."""
+def left_behind(after: Collection[str]) -> Iterator[Patch]:
+    """A request takes over the cache of one that ended for such a reason, with its rows still counted."""
     idle: list[KVCache] = []
 
     def take(made: Any) -> Any:
@@ -39,13 +38,26 @@ def cache_not_cleared() -> Iterator[Patch]:
 
     def give(ended: Any) -> Any:
         def to_pool(self: Any, reason: str) -> Any:
-            idle.append(self.cache)
+            if reason in after:
+                idle.append(self.cache)
             return ended(self, reason)
 
         return to_pool
 
     yield Patch(f"{WRITER}.__init__", take)
     yield Patch(f"{WRITER}._ended", give)
+
+
+@fault(area="state", blames=STATE)
+def cache_not_cleared() -> Iterator[Patch]:
+    """A request takes over the cache of the one before it, with its rows still counted."""
+    yield from left_behind(("eos", "length", "stop", "context", "cancelled"))
+
+
+@fault(area="state", blames=STATE)
+def cancel_leaves_cache() -> Iterator[Patch]:
+    """A cancelled request leaves its rows in the cache of the next one."""
+    yield from left_behind(("cancelled",))
 
 
 @fault(area="state", blames=STATE)
