@@ -8,6 +8,7 @@ import pytest
 from prill_harness.checks import Observer, check
 from prill_harness.engines.base import Capability, Engine
 from prill_harness.golden import Golden
+from prill_runtime.errors import Inconclusive
 from prill_suites.common import control, embedded, fed, refusal, same
 
 FULL_CONTEXT = 2048  # a longer context is tested through a session of a smaller capacity
@@ -130,6 +131,35 @@ def test_cleared_between_requests(observe: Observer, engine: Engine, texts: list
     gap = control(observe, engine, "cache kept", before, engine.logits([*two, *one])[-len(one) :])
     observe.expect(other.logprobs != first.logprobs, "the control did not differ: both requests agree")
     observe.say(f"tokens, logprobs and logits bit-equal; a kept cache would give NMSE {gap:.2g}")
+
+
+@check("cache.cleared_after_cancel", kills=("cancel_leaves_cache",), needs=(Capability.GENERATE,))
+def test_cleared_after_cancel(observe: Observer, engine: Engine, texts: list[list[int]]) -> None:
+    """A request gives the same tokens after one that was cancelled, at its first token or a later one."""
+    one, two = texts[0][:24], texts[1][:24]
+    first = engine.generate(one, max_tokens=12, ignore_eos=True)
+    for at in (1, 5):
+        heard: list[int] = []
+
+        def refuse(token: int, logprob: float, at: int = at, heard: list[int] = heard) -> bool:
+            heard.append(token)
+            return len(heard) < at
+
+        ended = engine.generate(two, max_tokens=12, ignore_eos=True, on_token=refuse)
+        if len(ended.ids) != at:
+            raise Inconclusive(f"cancelled at token {at}, the engine wrote {len(ended.ids)}")
+        again = engine.generate(one, max_tokens=12, ignore_eos=True)
+        observe.saw(len(again.ids), oracle="the same request before the cancelled one")
+        observe.expect(
+            first.ids == again.ids,
+            f"after a request cancelled at token {at}: expected {first.ids}, got {again.ids}",
+        )
+        observe.expect(
+            first.logprobs == again.logprobs, f"after a request cancelled at token {at} the logprobs moved"
+        )
+    kept = engine.generate([*two, *one], max_tokens=12, ignore_eos=True)
+    gap = control(observe, engine, "cache kept", np.array(first.logprobs), np.array(kept.logprobs))
+    observe.say(f"{observe.observed} tokens and logprobs bit-equal; a kept cache would give NMSE {gap:.2g}")
 
 
 @check("cache.reset", kills=("reset_keeps_rows", "truncate_keeps_a_row"), needs=(Capability.SESSIONS,))

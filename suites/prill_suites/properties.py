@@ -16,6 +16,7 @@ from prill_harness.golden import Golden
 from prill_harness.lanes import bounds, lane_for
 from prill_runtime.errors import Inconclusive
 from prill_suites.common import SAME, control, embedded, fed, rounding, same
+from prill_suites.properties_crowd import CROWD, crowded
 from prill_suites.properties_ends import ending
 
 ONE_PASS = "the engine's own logits in one pass"
@@ -77,10 +78,10 @@ def test_chunking(observe: Observer, engine: Engine, texts: list[list[int]]) -> 
 
 @check(
     "properties.batch",
-    kills=("batch_rows_mixed", "batch_positions_of_first"),
+    kills=("batch_rows_mixed", "batch_positions_of_first", "batch_keys_of_neighbour"),
     needs=(Capability.BATCH, Capability.LOGITS),
 )
-def test_batch(observe: Observer, engine: Engine, texts: list[list[int]]) -> None:
+def test_batch(observe: Observer, engine: Engine, golden: Golden, texts: list[list[int]]) -> None:
     """A prompt gives the same alone and in any company, in any order."""
     batch = [texts[0][:90], texts[1][:1], texts[2][:17], texts[0][:33]]
     alone = [engine.logits(ids) for ids in batch]
@@ -109,8 +110,10 @@ def test_batch(observe: Observer, engine: Engine, texts: list[list[int]]) -> Non
             f"prompt {place} in a batch of 3 parts from itself alone at token {parted}",
         )
     observe.expect(written[0].ids != written[1].ids, "the control did not differ: two prompts wrote one text")
+    worst = max(worst, crowded(observe, engine, texts, logprob_bound(engine, golden)))
     observe.say(
-        f"4 compositions equal each prompt alone, worst NMSE {worst:.2g}; a neighbour's rows {gap:.2g}; "
+        f"4 compositions and {CROWD} prompts equal each alone, worst NMSE {worst:.2g}; "
+        f"a neighbour's rows {gap:.2g}; "
         + (f"2 texts of {TEXT} tokens in a batch are those alone" if exact else "texts are not compared")
     )
 
@@ -293,8 +296,9 @@ def test_cancel(observe: Observer, engine: Engine, texts: list[list[int]]) -> No
         seen.append(token)
         return len(seen) < 3
 
-    done = engine.generate(prompt, max_tokens=9, ignore_eos=True, on_token=three)
+    # First, so that nothing a cancelled request may leave behind is taken for a cancel that went wrong.
     free = engine.generate(prompt, max_tokens=9, ignore_eos=True, on_token=lambda token, logprob: None)
+    done = engine.generate(prompt, max_tokens=9, ignore_eos=True, on_token=three)
     observe.saw(3, oracle="the tokens the callback saw")
     observe.expect(
         done.finish_reason == "cancelled" and list(done.ids) == seen and len(seen) == 3,

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import prill_runtime.generate as generation
-from prill_harness import cells, compare, golden, lanes
+from prill_harness import cells, compare, lanes, sides
 from prill_harness.engines.base import Engine
 from prill_harness.engines.embedded import EmbeddedSession, NumPy, NumPy64
 from prill_harness.leaks import PathReport, Probe
@@ -204,6 +204,36 @@ def batch_rows_mixed(patch: Patch) -> None:
     wrap(patch, NumPy, "logits_batch", lambda o, s, batch: o(s, batch)[::-1])
 
 
+@breaks("properties.batch")
+def crowd_mixed(patch: Patch) -> None:
+    wrap(patch, NumPy, "logits_batch", lambda o, s, batch: o(s, batch)[:: -1 if len(batch) > 16 else 1])
+
+
+@breaks("properties.batch")
+def crowd_decodes_a_neighbour(patch: Patch) -> None:
+    def crossed(original: Any, self: Any, prompts: Any, **named: Any) -> Any:
+        texts = original(self, prompts, **named)
+        moved = [
+            replace(t, logprobs=(t.logprobs[0], *u.logprobs[1:]))
+            for t, u in zip(texts, texts[::-1], strict=True)
+        ]
+        return moved if len(prompts) > 16 else texts
+
+    wrap(patch, NumPy, "generate_batch", crossed)
+
+
+@breaks("cache.cleared_after_cancel")
+def cancelled_rows_kept(patch: Patch) -> None:
+    kept: list[int] = []
+
+    def after(original: Any, self: Any, ids: Any, **named: Any) -> Any:
+        done = original(self, [*kept, *ids], **named)
+        kept[:] = ids if done.finish_reason == "cancelled" else ()
+        return done
+
+    wrap(patch, NumPy, "generate", after)
+
+
 @breaks("properties.switching", "cache.cleared_between_requests")
 def models_share_state(patch: Patch) -> None:
     kept: list[int] = []
@@ -375,6 +405,7 @@ def trace_pointers_alias(patch: Patch) -> None:
 @breaks("tokens.golden_is_current")
 def golden_from_broken_engine(patch: Patch) -> None:
     wrap(patch, NumPy64, "exact_logits", lambda o, s, ids: o(s, ids) * 1.0001)
+    wrap(patch, NumPy64, "exact_decoded", lambda o, s, *given: [row * 1.0001 for row in o(s, *given)])
 
 
 @breaks("harness.oracle")
@@ -384,7 +415,7 @@ def oracle_in_single_precision(patch: Patch) -> None:
 
 @breaks("harness.golden")
 def stale_golden_unnoticed(patch: Patch) -> None:
-    patch.setattr(golden, "check_stale", lambda *given: None)
+    patch.setattr(sides, "check_stale", lambda *given: None)
 
 
 @breaks("harness.comparisons")

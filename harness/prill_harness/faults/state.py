@@ -146,7 +146,7 @@ def chunk_start_ignored() -> Iterator[Patch]:
     yield Patch(STEP, wrap)
 
 
-@fault(area="state", blames=STATE)
+@fault(area="state", blames=("batch",))
 def batch_rows_mixed() -> Iterator[Patch]:
     """The results of a batch come in the opposite order."""
 
@@ -156,7 +156,7 @@ def batch_rows_mixed() -> Iterator[Patch]:
     yield Patch(f"{MODEL}.forward", wrap)
 
 
-@fault(area="state", blames=STATE)
+@fault(area="state", blames=("batch",))
 def batch_positions_of_first() -> Iterator[Patch]:
     """In a batch every sequence goes on at the position where the first does."""
 

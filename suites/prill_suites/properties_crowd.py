@@ -1,0 +1,41 @@
+"""Texts come in; whether more prompts in one step than a tile or a warp holds are each as alone goes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prill_harness.checks import Observer
+from prill_harness.engines.base import Engine
+from prill_suites.common import same
+
+CROWD = 20
+ALONE = "each prompt alone"
+
+
+def crowded(observe: Observer, engine: Engine, texts: Sequence[Sequence[int]], bound: float) -> float:
+    """Hold CROWD prompts of 1 to CROWD ids in one step, and their first decoded token, to each alone.
+
+    Args:
+        bound: how far two ways to one logprob may be apart.
+
+    Returns:
+        The worst NMSE of the prompts. A token decoded after another first one, at a tie say, is not compared.
+    """
+    prompts = [[*texts[n % len(texts)][: n + 1]] for n in range(CROWD)]
+    worst, apart = 0.0, 0.0
+    for n, got in enumerate(engine.logits_batch(prompts)):
+        expected = engine.logits(prompts[n])
+        observe.saw(expected.size, oracle=ALONE)
+        worst = max(worst, same(observe, engine, f"prompt {n} of {CROWD}", expected, got))
+    for n, text in enumerate(engine.generate_batch(prompts, max_tokens=2, ignore_eos=True)):
+        own = engine.generate(prompts[n], max_tokens=2, ignore_eos=True)
+        if own.ids[0] == text.ids[0]:
+            observe.saw(1, oracle=ALONE)
+            apart = max(apart, abs(own.logprobs[1] - text.logprobs[1]))
+    observe.metric(
+        f"largest difference of a logprob in {CROWD} texts",
+        apart,
+        at_most=bound,
+        otherwise=f"a token of {CROWD} texts written together is {apart:.3g} off its logprob alone",
+    )
+    return worst
