@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from prill_harness import compare as measure
 from prill_harness import lanes
 from prill_harness.choices import SAID, culprit
+from prill_harness.compare import REORDERED
 from prill_harness.engines.base import Capability, Engine
 from prill_harness.engines.embedded import Embedded
 from prill_harness.golden_pack import Golden, GoldenPrompt
 from prill_harness.lanes import Figures, Lane
-from prill_harness.sides import REORDERED, oracle_logits, since
+from prill_harness.sides import oracle_logits, since
 from prill_runtime.errors import Inconclusive, UsageError
 from prill_runtime.philox import philox_uniform
 from prill_runtime.sampler import SamplingParams, filtered_distribution, sample

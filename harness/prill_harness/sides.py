@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prill_harness import compare
+from prill_harness.compare import REORDERED
 from prill_harness.engines import fixture_name, resolve_model
 from prill_harness.engines.embedded import Embedded
 from prill_harness.golden import Golden, GoldenPrompt, file_type, versions
@@ -21,9 +22,7 @@ from prill_runtime.errors import EngineError, Inconclusive, UsageError
 from prill_runtime.gguf import open_gguf
 
 Rows = NDArray[np.floating]
-# float32 logprobs keep half a unit in the last place; float64 sums in another order differ by far less.
-STORED = 2.0**-23
-REORDERED = 1e-9
+STORED = 2.0**-23  # float32 logprobs keep half a unit in the last place
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,7 @@ def compare_teacher_forced(engine: Engine, golden: Golden, oracle: Embedded) -> 
         tally.add(expected, got)
         largest = max(largest, float(np.abs(expected).max()))
         forced = got[len(prompt.ids) - 1 :]
-        flips += int(np.count_nonzero(measure.best_ids(forced) != prompt.top_ids.array[:, 0]))
+        flips += _flips(expected[len(prompt.ids) - 1 :], forced, prompt)
         gap = max(gap, _golden_gap(prompt, forced))
         at = int(np.argmax(tally.kl[-1]))
         worst = max(worst, (float(tally.kl[-1][at]), number, at))
@@ -281,6 +281,17 @@ def compare(engine: Engine, golden: Golden, oracle: Embedded | None = None) -> l
 def _own_logits(engine: Engine, ids: Sequence[int]) -> Row:
     """The engine's logits, unrounded where it is an embedded one."""
     return engine.exact_logits(ids) if isinstance(engine, Embedded) else np.asarray(engine.logits(ids))
+
+
+def _flips(expected: Row, forced: Row, prompt: GoldenPrompt) -> int:
+    """Positions where the best token is another than the golden's, and not its equal to the oracle."""
+    best, right = measure.best_ids(forced), prompt.top_ids.array[:, 0]
+    rows = np.arange(len(right))
+    return int(
+        np.count_nonzero(
+            (best != right) & (np.abs(expected[rows, right] - expected[rows, best]) > measure.REORDERED)
+        )
+    )
 
 
 def _golden_gap(prompt: GoldenPrompt, forced: Row) -> float:
