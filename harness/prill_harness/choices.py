@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from prill_harness.engines.base import Engine
+from prill_harness.engines.base import Capability, Engine
 
-Part = Literal["batch", "cache", "sampler"]
+Part = Literal["batch", "chance", "cache", "sampler"]
 SAID: dict[Part, str] = {
     "batch": "alone, its prompt gives the expected token: the batch",
+    "chance": "asked again, it gives the expected token: it does not reproduce itself",
     "cache": "begun anew at that token, it gives the expected one: what it kept of the tokens before",
     "sampler": "the sampler",
 }
@@ -22,7 +23,7 @@ def culprit(
 
     Args:
         ids, tokens: the prompt and what is expected after it; `at` is the first token that came out wrong,
-            in the company of other prompts.
+            in the company of other prompts where the engine takes them together.
         given: sampling arguments of the request.
 
     Raises:
@@ -33,7 +34,7 @@ def culprit(
         return list(engine.generate(prompt, max_tokens=count, ignore_eos=True, **given).ids)
 
     if written(ids, at + 1)[: at + 1] == list(tokens[: at + 1]):
-        return "batch"
+        return "batch" if Capability.BATCH in engine.info.capabilities else "chance"
     if written([*ids, *tokens[:at]], 1)[:1] == [tokens[at]]:
         return "cache"
     return "sampler"

@@ -365,4 +365,4 @@ def equally_likely(
     plain = SamplingParams(temperature=1.0, repetition_penalty=params.repetition_penalty)
     ids, probabilities = filtered_distribution(row, plain, history)
     of = {token: float(probabilities[ids == token].sum()) for token in (expected, taken)}
-    return of[taken] > 0 and abs(math.log(of[expected] / of[taken])) <= REORDERED
+    return min(of.values()) > 0 and abs(math.log(of[expected] / of[taken])) <= REORDERED

@@ -131,7 +131,7 @@ def _blaming(path: Path, who: str) -> Iterator[None]:
             where=str(path),
             expected="finite numbers",
             got=f"{error.what} in {error.where}",
-            hint="`prill run file` looks for the tensor that is damaged",
+            hint="the suite `file` looks for the tensor that is damaged",
         ) from error
 
 
@@ -231,7 +231,8 @@ def _floors(
     }
     tallies = {name: Tally() for name in models}
     for prompt in prompts:
-        expected = forced(oracle, prompt.sequence)
+        with _blaming(path, "the float64 oracle"):
+            expected = forced(oracle, prompt.sequence)
         for name, model in models.items():
             with _blaming(path, f"the lane {name}"):
                 tallies[name].add(expected, forced(model, prompt.sequence))

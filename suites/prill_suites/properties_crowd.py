@@ -29,7 +29,11 @@ def crowded(observe: Observer, engine: Engine, texts: Sequence[Sequence[int]], b
         worst = max(worst, same(observe, engine, f"prompt {n} of {CROWD}", expected, got))
     for n, text in enumerate(engine.generate_batch(prompts, max_tokens=2, ignore_eos=True)):
         own = engine.generate(prompts[n], max_tokens=2, ignore_eos=True)
-        if own.ids[0] == text.ids[0]:
+        lengths = len(own.ids), len(text.ids)
+        observe.expect(
+            lengths[0] == lengths[1], f"prompt {n} of {CROWD} wrote {lengths[1]} tokens, {lengths[0]} alone"
+        )
+        if own.ids[:1] == text.ids[:1] and lengths[0] > 1:
             observe.saw(1, oracle=ALONE)
             apart = max(apart, abs(own.logprobs[1] - text.logprobs[1]))
     observe.metric(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from prill_harness import Capability, Engine, Generation, open_engine
+from prill_harness import Capability, Engine, EngineInfo, Generation, open_engine
 from prill_harness.engines.embedded import Embedded, NumPy, NumPy64
 from prill_harness.evidence import Status
 from prill_harness.golden import Golden, record
@@ -138,6 +138,26 @@ def test_what_goes_wrong_after_some_tokens_is_not_the_samplers(
     assert finding.status is Status.FAILED
     assert finding.detail["divergences"][0]["cause"] == "cache"
     assert "begun anew at that token" in finding.sentence
+
+
+def test_a_token_that_does_not_come_again_is_not_the_batchs(
+    sound: Engine, golden: Golden, oracle: Embedded
+) -> None:
+    """An engine that takes one prompt at a time and goes wrong once does not reproduce itself."""
+    wrong = iter([off_by_one(9)])
+
+    class Once(Planted):
+        @property
+        def info(self) -> EngineInfo:
+            return replace(self.inner.info, capabilities=self.inner.info.capabilities - {Capability.BATCH})
+
+        def generate(self, ids: Sequence[int], **given: Any) -> Generation:
+            return next(wrong, lambda n, text: text)(0, super().generate(ids, **given))
+
+    finding = compare_greedy(Once(sound), golden, oracle)
+    assert finding.status is Status.FAILED
+    assert "it does not reproduce itself" in finding.sentence
+    assert "the batch" not in finding.sentence
 
 
 def test_a_stale_draw_is_not_blamed_on_the_engine(sound: Engine, golden: Golden, oracle: Embedded) -> None:

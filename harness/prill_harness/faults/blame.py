@@ -53,8 +53,8 @@ AFTER_STAGES = (
     ("file", ("file.configuration", "tokens.config")),
 )  # fmt: skip
 # Whom a text blames that parts from the golden, by the cause that the comparison found for it.
-CAUSES = {"batch": "batch", "cache": "state", "sampler": "sampler", "length": "generate", "logits": "logits",
-          "golden": "harness"}  # fmt: skip
+CAUSES = {"batch": "batch", "chance": "state", "cache": "state", "sampler": "sampler", "length": "generate",
+          "logits": "logits", "golden": "harness"}  # fmt: skip
 WHOLE = (("logits", ("tokens.", WHOLE_STEP)),)
 # The oracle and the golden are the harness's own: an engine cannot make them disagree.
 HARNESS = ("harness.", "tokens.golden_is_current")
