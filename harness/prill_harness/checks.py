@@ -125,9 +125,11 @@ def _files_used(module: ModuleType | None) -> set[Path]:
 
 JUDGES = (
     "checks.py",
+    "choices.py",
     "compare.py",
     "declared.py",
     "divergence.py",
+    "findings.py",
     "golden.py",
     "golden_pack.py",
     "lanes.py",
@@ -137,6 +139,7 @@ JUDGES = (
     "leaks/paths.py",
     "leaks/probe.py",
     "leaks/verdict.py",
+    "sides.py",
     "stages.py",
     "tokens.py",
     "trace.py",

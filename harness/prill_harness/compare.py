@@ -19,6 +19,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 TOP_K = 20
+REORDERED = 1e-9  # float64 logits whose sums were made in another order differ by far less
 BUCKETS = (("1-16", 16), ("17-64", 64), ("65-256", 256), ("257+", math.inf))
 """Position buckets: label, last position in it (positions count from 1)."""
 
@@ -137,12 +138,14 @@ def dlogprob_of(logprobs: Logprobs, k: int = TOP_K) -> Floats:
 
 
 def rank(oracle: ArrayLike, candidate: ArrayLike) -> Ints:
-    """Rank, from 1, that the candidate gives the oracle's best id; the vocabulary's size where not finite."""
+    """Rank, from 1, that the candidate gives the oracle's best id, or one that ties with it there; the
+    vocabulary's size where not finite."""
     a, b = pair(oracle, candidate)
     best = best_ids(a)[..., None]
     own = np.take_along_axis(b, best, -1)
     ids = np.arange(a.shape[-1])
-    before = (b > own) | ((b == own) & (ids < best))
+    other = np.take_along_axis(a, best, -1) - a > REORDERED
+    before = other & ((b > own) | ((b == own) & (ids < best)))
     return np.asarray(np.where(finite(a, b), 1 + before.sum(axis=-1), a.shape[-1]), np.int64)
 
 

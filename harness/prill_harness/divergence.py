@@ -12,17 +12,19 @@ from numpy.typing import NDArray
 
 from prill_harness import compare as measure
 from prill_harness import lanes
+from prill_harness.choices import SAID, culprit
+from prill_harness.compare import REORDERED
 from prill_harness.engines.base import Capability, Engine
 from prill_harness.engines.embedded import Embedded
 from prill_harness.golden_pack import Golden, GoldenPrompt
 from prill_harness.lanes import Figures, Lane
-from prill_runtime.errors import UsageError
+from prill_harness.sides import oracle_logits, since
+from prill_runtime.errors import Inconclusive, UsageError
 from prill_runtime.philox import philox_uniform
 from prill_runtime.sampler import SamplingParams, filtered_distribution, sample
 
 CONTEXT = 8
 SHOWN = 5
-REORDERED = 1e-9  # what float64 sums in another order may leave of a tie
 Row = NDArray[np.floating]
 
 
@@ -64,9 +66,35 @@ def first_difference(expected: Sequence[int], got: Sequence[int]) -> int | None:
     return None if len(expected) == len(got) else min(len(expected), len(got))
 
 
+@dataclass(frozen=True)
+class Parting:
+    """Where one run leaves what was expected of it: after `at` right tokens, with the id `taken`.
+
+    Attributes:
+        run: its name in a sentence. ids: its prompt. given: its sampling arguments; none is greedy.
+    """
+
+    run: str
+    ids: Sequence[int]
+    tokens: Sequence[int]
+    at: int
+    taken: int
+    given: Mapping[str, Any]
+    detail: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def expected(self) -> int:
+        return self.tokens[self.at]
+
+    @property
+    def prefix(self) -> list[int]:
+        return [*self.ids, *self.tokens[: self.at]]
+
+
 @dataclass
 class Divergences:
-    """First divergences of several generations, sorted into ties, near ties and wrong ones."""
+    """First divergences of several generations, sorted into ties, near ties, wrong ones, and those about
+    which the oracle contradicts itself."""
 
     engine: Engine
     golden: Golden
@@ -76,6 +104,7 @@ class Divergences:
     ties: list[str] = field(default_factory=list)
     near: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
+    undecided: list[str] = field(default_factory=list)
     details: list[Mapping[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -84,39 +113,27 @@ class Divergences:
 
     def greedy(self, number: int, prompt: GoldenPrompt, got: Sequence[int]) -> None:
         """Judge one greedy continuation."""
-        at = self._parted(f"prompt {number}", prompt.tokens, got)
-        if at is None:
+        parting = self._parted(f"prompt {number}", prompt.ids, prompt.tokens, got, {})
+        if parting is None:
             return
-        expected, taken = prompt.tokens[at], int(got[at])
-        prefix = prompt.ids + prompt.tokens[:at]
-        row, own = self._rows(prefix)
-        here = f"prompt {number}: {self._first(at, prompt.tokens, got)}"
-        margin = measure.margin_of(row, taken, lanes.tau(self.lane, self.floor, float(np.abs(row).max())))
-        detail = self._detail(number, prompt, at, prompt.tokens, got, row, own)
-        detail |= {"margin": margin.margin, "tau": margin.tau}
+        row, own = self._rows(parting.prefix)
+        largest = float(np.abs(row).max())
+        margin = measure.margin_of(row, parting.taken, lanes.tau(self.lane, self.floor, largest))
+        self._describe(parting, number, prompt, got, row, own)
+        parting.detail.update(margin=margin.margin, tau=margin.tau)
         today = int(measure.best_ids(row))
-        if today != expected and not measure.margin_of(row, expected, REORDERED).near_tie:
-            best = named(self.oracle, [today], 0)
-            self._blame(f"{here}; the golden is stale: today's oracle puts {best} first", detail)
-            return
-        if margin.margin <= REORDERED:
-            self._tie(here, detail)
-            return
-        own_fault = self._own_choice(own, expected, taken, margin.tau)
-        if own_fault:
-            self._blame(f"{here}; {own_fault}", detail)
+        if today != parting.expected and not measure.margin_of(row, parting.expected, REORDERED).near_tie:
+            self._doubt(parting, today, f"puts {named(self.oracle, [today], 0)} first")
+        elif margin.margin <= REORDERED:
+            self._tie(parting)
+        elif own_fault := self._own_choice(own, parting, margin.tau):
+            self._misplaced(parting, own_fault)
         elif margin.near_tie:
-            self._excuse(
-                f"{here}; the oracle puts its token {margin.margin:.2g} above the candidate's "
-                f"(near tie, tau {margin.tau:.2g})",
-                detail,
-            )
+            fact = f"the oracle puts its token {margin.margin:.2g} above the candidate's"
+            self._excuse(parting, f"{fact} (near tie, tau {margin.tau:.2g})")
         else:
-            self._blame(
-                f"{here}; the oracle's margin {margin.margin:.3g} is no near tie (tau {margin.tau:.2g}): "
-                "wrong numbers",
-                detail,
-            )
+            fact = f"the oracle's margin {margin.margin:.3g} is no near tie (tau {margin.tau:.2g})"
+            self._unexplained(parting, fact, own)
 
     def sampled(
         self,
@@ -128,38 +145,39 @@ class Divergences:
     ) -> None:
         """Judge one sampled continuation, drawn with these parameters."""
         params = SamplingParams(**given)
-        at = self._parted(f"prompt {number}, seed {params.seed}", tokens, got)
-        if at is None:
+        parting = self._parted(f"prompt {number}, seed {params.seed}", prompt.ids, tokens, got, given)
+        if parting is None:
             return
-        prefix = [*prompt.ids, *tokens[:at]]
+        prefix, expected, taken = parting.prefix, parting.expected, parting.taken
         row, own = self._rows(prefix)
-        here = f"prompt {number}, seed {params.seed}: {self._first(at, tokens, got)}"
         uniform = philox_uniform(params.seed, len(prefix))
         reach = math.sqrt(self.bound.kl_max / 2)
-        inside = boundary_distance(row, params, prefix, tokens[at], uniform)
-        distance = min(inside, share_distance(row, params, prefix, int(got[at]), uniform, reach))
-        detail = self._detail(number, prompt, at, tokens, got, row, own)
-        detail |= {"uniform": uniform, "boundary_distance": distance, "reach": reach}
-        if share_distance(row, params, prefix, tokens[at], uniform, REORDERED) > REORDERED:
-            self._blame(f"{here}; the golden is stale: today's oracle draws another token", detail)
-            return
-        if equally_likely(row, params, prefix, tokens[at], int(got[at])):
-            self._tie(here, detail)
-            return
+        inside = boundary_distance(row, params, prefix, expected, uniform)
+        distance = min(inside, share_distance(row, params, prefix, taken, uniform, reach))
+        self._describe(parting, number, prompt, got, row, own)
+        parting.detail.update(uniform=uniform, boundary_distance=distance, reach=reach)
         drawn = None if own is None else sample(own, params, len(prefix), prefix)
         to = "the boundary of the expected token" if distance == inside else "the drawn token's reach"
         draw = f"u = {uniform:.6f} lies {distance:.2g} from {to}"
-        if drawn == int(got[at]):
-            self._excuse(f"{here}; {draw}, and the candidate's own logits give what it drew", detail)
+        if share_distance(row, params, prefix, expected, uniform, REORDERED) > REORDERED:
+            self._doubt(parting, sample(row, params, len(prefix), prefix), "draws another token")
+        elif equally_likely(row, params, prefix, expected, taken):
+            self._tie(parting)
+        elif drawn == taken:
+            self._excuse(parting, f"{draw}, and the candidate's own logits give what it drew")
         elif distance <= reach:
-            self._excuse(f"{here}; {draw} (noise reaches {reach:.2g})", detail)
-        elif drawn == tokens[at]:
-            self._blame(f"{here}; {draw}; its own logits give the expected token: the sampler", detail)
+            self._excuse(parting, f"{draw} (noise reaches {reach:.2g})")
+        elif drawn == expected:
+            self._misplaced(parting, f"{draw}; its own logits give the expected token")
         else:
-            self._blame(f"{here}; {draw}, further than noise reaches ({reach:.2g}): wrong numbers", detail)
+            self._unexplained(parting, f"{draw}, further than noise reaches ({reach:.2g})", own)
 
     def result(self, predicted: float) -> tuple[bool, str, dict[str, Any]]:
-        """ok, sentence and detail, when noise predicts this many near ties."""
+        """ok, sentence and detail, when noise predicts this many near ties.
+
+        Raises:
+            Inconclusive: nothing is wrong, but where a run parts the oracle contradicts itself.
+        """
         allowed = min(lanes.poisson_upper(predicted), self.runs)
         detail = {
             "divergences": self.details,
@@ -178,78 +196,108 @@ class Divergences:
                 f"{self.near[0]}",
                 detail,
             )
-        equal = f"{self.runs - len(self.near) - len(self.ties)} of {self.runs} runs equal the golden's, "
-        equal += f"{self.observed} tokens"
+        if self.undecided:
+            raise Inconclusive(self.undecided[0])
+        equal = self.runs - len(self.near) - len(self.ties)
+        sentence = f"{equal} of {self.runs} runs equal the golden's, {self.observed} tokens"
         if self.ties:
-            equal += f"; {len(self.ties)} part at ties: {self.ties[0]}"
+            sentence += f"; {len(self.ties)} part at ties: {self.ties[0]}"
         if self.near:
-            equal += f"; {len(self.near)} near ties of {allowed} allowed: {self.near[0]}"
-        return True, equal, detail
+            sentence += f"; {len(self.near)} near ties of {allowed} allowed: {self.near[0]}"
+        return True, sentence, detail
 
-    def _parted(self, here: str, expected: Sequence[int], got: Sequence[int]) -> int | None:
+    def _parted(
+        self,
+        run: str,
+        ids: Sequence[int],
+        expected: Sequence[int],
+        got: Sequence[int],
+        given: Mapping[str, Any],
+    ) -> Parting | None:
         """Where they part, unless one merely ends before the other: that is wrong by itself."""
         self.runs += 1
         self.observed += len(expected)
         at = first_difference(expected, got)
-        if at is None or (at < len(expected) and at < len(got)):
-            return at
-        self._blame(
-            f"{here}: the output has {len(got)} of {len(expected)} tokens, equal up to there",
-            {"expected": list(expected), "got": list(map(int, got))},
-        )
+        if at is None:
+            return None
+        if at < len(expected) and at < len(got):
+            here = (
+                f"{run}: first divergence at token {at}: expected {named(self.oracle, expected, at)}, "
+                f"got {named(self.oracle, got, at)}"
+            )
+            return Parting(here, ids, expected, at, int(got[at]), given)
+        sentence = f"{run}: the output has {len(got)} of {len(expected)} tokens, equal up to there"
+        self.wrong.append(sentence)
+        texts = {"expected": list(expected), "got": list(map(int, got))}
+        self.details.append({**texts, "cause": "length", "sentence": sentence, "near_tie": False})
         return None
 
     def _rows(self, prefix: Sequence[int]) -> tuple[Row, Row | None]:
         """The oracle's and, where it offers them, the engine's own logits after the common prefix."""
-        row = self.oracle.exact_logits(prefix)[-1]
+        row = oracle_logits(self.oracle, prefix)[-1]
         if Capability.LOGITS not in self.engine.info.capabilities:
             return row, None
         own = np.asarray(self.engine.logits(prefix))[-1]
         return row, own if own.shape == row.shape and np.isfinite(own).all() else None
 
     @staticmethod
-    def _own_choice(own: Row | None, expected: int, taken: int, tau: float) -> str:
+    def _own_choice(own: Row | None, parting: Parting, tau: float) -> str:
         """What is wrong with the choice itself, judged by the engine's own logits; empty when nothing."""
-        if own is None or not 0 <= taken < own.size:
+        if own is None or not 0 <= parting.taken < own.size:
             return ""
-        gap = float(own[expected]) - float(own[taken])
-        if gap == 0 and expected < taken:
-            return "its own logits of the two are equal: a tie goes to the lowest id"
-        if gap > tau:
-            return f"its own logits put the expected token {gap:.3g} above it: the choice is wrong"
-        return ""
+        gap = float(own[parting.expected]) - float(own[parting.taken])
+        above = f"its own logits put the expected token {gap:.3g} above it: the choice is wrong"
+        return above if gap > tau else ""
 
-    def _first(self, at: int, expected: Sequence[int], got: Sequence[int]) -> str:
-        return (
-            f"first divergence at token {at}: expected {named(self.oracle, expected, at)}, "
-            f"got {named(self.oracle, got, at)}"
-        )
+    def _tie(self, parting: Parting) -> None:
+        self._sort(self.ties, "tie", parting, "the oracle's logits of the two are equal")
 
-    def _tie(self, here: str, detail: Mapping[str, Any]) -> None:
-        """Rows of the head that are equal give equal logits, whose last bits any order of sums decides."""
-        sentence = f"{here}; the oracle's logits of the two are equal"
-        self.ties.append(sentence)
-        self.details.append({**detail, "sentence": sentence, "near_tie": True})
+    def _excuse(self, parting: Parting, fact: str) -> None:
+        self._sort(self.near, "near tie", parting, fact)
 
-    def _excuse(self, sentence: str, detail: Mapping[str, Any]) -> None:
-        self.near.append(sentence)
-        self.details.append({**detail, "sentence": sentence, "near_tie": True})
+    def _doubt(self, parting: Parting, today: int, said: str) -> None:
+        """The golden's token is not the one of today's oracle, `today`, in one pass."""
+        again = self.oracle.generate(parting.ids, max_tokens=parting.at + 1, ignore_eos=True, **parting.given)
+        if again.ids == tuple(parting.tokens[: parting.at + 1]):
+            fact = f"today's oracle contradicts itself: in one pass it {said}, token by token it does not"
+            fact += "; neither the golden nor the engine can be judged by it"
+            self._sort(self.undecided, "oracle", parting, fact)
+            return
+        side = "so does the candidate" if parting.taken == today else "the candidate agrees with neither"
+        fact = f"the golden is stale: today's oracle {said}, {side}{since(self.golden)}"
+        self._sort(self.wrong, "golden", parting, fact)
 
-    def _blame(self, sentence: str, detail: Mapping[str, Any]) -> None:
-        self.wrong.append(sentence)
-        self.details.append({**detail, "sentence": sentence, "near_tie": False})
+    def _misplaced(self, parting: Parting, fact: str) -> None:
+        """The engine's logits are right and its token is not: it went wrong on the way between them."""
+        part = culprit(self.engine, parting.ids, parting.tokens, parting.at, parting.given)
+        self._sort(self.wrong, part, parting, f"{fact}: {SAID[part]}")
 
-    def _detail(
+    def _unexplained(self, parting: Parting, fact: str, own: Row | None) -> None:
+        """No noise explains the token; where the engine shows no logits, asking it again tells more."""
+        cause, more = "logits", ""
+        if own is None:
+            part = culprit(self.engine, parting.ids, parting.tokens, parting.at, parting.given)
+            cause, more = ("logits", "") if part == "sampler" else (part, f"; {SAID[part]}")
+        self._sort(self.wrong, cause, parting, f"{fact}: wrong numbers{more}")
+
+    def _sort(self, into: list[str], cause: str, parting: Parting, fact: str) -> None:
+        sentence = f"{parting.run}; {fact}"
+        into.append(sentence)
+        excused = into is self.near or into is self.ties
+        self.details.append({**parting.detail, "cause": cause, "sentence": sentence, "near_tie": excused})
+
+    def _describe(
         self,
+        parting: Parting,
         number: int,
         prompt: GoldenPrompt,
-        at: int,
-        expected: Sequence[int],
         got: Sequence[int],
         row: Row,
         own: Row | None,
-    ) -> dict[str, Any]:
-        around = slice(max(0, at - CONTEXT), at + CONTEXT + 1)
+    ) -> None:
+        """Keep what a report needs to draw the place."""
+        around = slice(max(0, parting.at - CONTEXT), parting.at + CONTEXT + 1)
+        expected = parting.tokens[around]
 
         def text(ids: Sequence[int]) -> str:
             known = [token for token in ids if 0 <= token < self.oracle.model.vocab_size]
@@ -260,17 +308,17 @@ class Divergences:
             best = measure.top_ids(logits, SHOWN).tolist()
             return [[token, named(self.oracle, [token], 0), float(logprobs[token])] for token in best]
 
-        return {
-            "prompt": number,
-            "text": prompt.text,
-            "position": at,
-            "expected": [*map(int, expected[around])],
-            "got": [*map(int, got[around])],
-            "expected_text": text(expected[around]),
-            "got_text": text(got[around]),
-            "oracle_top": top(row),
-            "candidate_top": [] if own is None else top(own),
-        }
+        parting.detail.update(
+            prompt=number,
+            text=prompt.text,
+            position=parting.at,
+            expected=[*map(int, expected)],
+            got=[*map(int, got[around])],
+            expected_text=text(expected),
+            got_text=text(got[around]),
+            oracle_top=top(row),
+            candidate_top=[] if own is None else top(own),
+        )
 
 
 def boundary_distance(
@@ -317,4 +365,4 @@ def equally_likely(
     plain = SamplingParams(temperature=1.0, repetition_penalty=params.repetition_penalty)
     ids, probabilities = filtered_distribution(row, plain, history)
     of = {token: float(probabilities[ids == token].sum()) for token in (expected, taken)}
-    return of[taken] > 0 and abs(math.log(of[expected] / of[taken])) <= REORDERED
+    return min(of.values()) > 0 and abs(math.log(of[expected] / of[taken])) <= REORDERED

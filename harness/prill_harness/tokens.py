@@ -21,9 +21,10 @@ from prill_harness.engines import open_engine, resolve_model
 from prill_harness.engines.base import Engine
 from prill_harness.engines.embedded import Embedded
 from prill_harness.evidence import Status
-from prill_harness.golden import PROMPTS, REORDERED, STORED, stale_at
+from prill_harness.golden import PROMPTS
 from prill_harness.golden_pack import Golden, GoldenPrompt
 from prill_harness.lanes import Figures
+from prill_harness.sides import Gap, allowed, explained, gap_at, of_another_file, oracle_logits, since
 from prill_runtime.errors import EngineError, Inconclusive, InvalidParameter
 from prill_runtime.gguf import open_gguf
 
@@ -62,12 +63,17 @@ class Finding:
 
 
 def _step(name: str) -> Callable[[Callable[..., Finding]], Callable[..., Finding]]:
-    """Turn what the engine cannot do, or fails at, into a finding of this step, and lend it an oracle."""
+    """Turn what the engine cannot do, or fails at, into a finding of this step, and lend it an oracle.
+
+    Against a golden of another file no step compares anything; the finding is the golden's.
+    """
 
     def wrap(body: Callable[[Engine, Golden, Embedded], Finding]) -> Callable[..., Finding]:
         def run(engine: Engine, golden: Golden, oracle: Embedded | None = None) -> Finding:
             with ExitStack() as stack:
                 judge = oracle or stack.enter_context(oracle_for(engine))
+                if (doubt := of_another_file(golden, judge)) is not None:
+                    return Finding("golden", False, doubt.sentence, detail={"side": doubt.side})
                 try:
                     return body(engine, golden, judge)
                 except Inconclusive as missing:
@@ -98,17 +104,24 @@ def compare_prompt_ids(engine: Engine, golden: Golden, oracle: Embedded) -> Find
     for number, prompt in enumerate(golden.prompts):
         got, expected = list(engine.tokenize(prompt.text)), prompt.ids
         observed += len(expected)
-        if got == expected:
-            continue
-        at = first_difference(expected, got) or 0
-        sentence = (
-            f"tokenizer: prompt {number} differs at id {at}: expected {named(oracle, expected, at)}, "
-            f"got {named(oracle, got, at)}"
-        )
         today = list(oracle.tokenize(prompt.text))
-        if today != expected:
-            sentence += f"; the golden is stale: today's tokenizer gives {named(oracle, today, at)} there"
-        return Finding("tokenizer", False, sentence, observed, detail={"expected": expected, "got": got})
+        if got == expected == today:
+            continue
+        detail = {"expected": expected, "got": got, "today": today}
+        if today == expected:
+            at = first_difference(expected, got) or 0
+            sentence = (
+                f"tokenizer: prompt {number} differs at id {at}: expected {named(oracle, expected, at)}, "
+                f"got {named(oracle, got, at)}"
+            )
+            return Finding("tokenizer", False, sentence, observed, detail=detail)
+        at = first_difference(expected, today) or 0
+        side = "the golden" if got == expected else "today's oracle" if got == today else "neither"
+        sentence = (
+            f"the golden is stale: prompt {number} has {named(oracle, expected, at)} at id {at}, today's "
+            f"tokenizer gives {named(oracle, today, at)}; the candidate agrees with {side}"
+        )
+        return Finding("tokenizer", False, sentence + since(golden), observed, detail=detail)
     return Finding(
         "tokenizer", True, f"{observed} ids of {len(golden.prompts)} prompts equal the golden's", observed
     )
@@ -164,16 +177,16 @@ def compare_teacher_forced(engine: Engine, golden: Golden, oracle: Embedded) -> 
     """Step 3: logits on the golden continuation, against the live oracle and the golden's own logprobs."""
     lane, floor, bound = lane_of(engine, golden)
     tally, flips, gap, largest = lanes.Tally(), 0, 0.0, 0.0
-    stale: str | None = None
+    stale: Gap | None = None
     worst: tuple[float, int, int] = (-1.0, 0, 0)
     for number, prompt in enumerate(golden.prompts):
-        expected = oracle.exact_logits(prompt.sequence)
+        expected = oracle_logits(oracle, prompt.sequence)
         got = _own_logits(engine, prompt.sequence)
-        stale = stale or stale_at(number, prompt, expected)
+        stale = stale or gap_at(number, prompt, expected)
         tally.add(expected, got)
         largest = max(largest, float(np.abs(expected).max()))
         forced = got[len(prompt.ids) - 1 :]
-        flips += int(np.count_nonzero(measure.best_ids(forced) != prompt.top_ids.array[:, 0]))
+        flips += _flips(expected[len(prompt.ids) - 1 :], forced, prompt)
         gap = max(gap, _golden_gap(prompt, forced))
         at = int(np.argmax(tally.kl[-1]))
         worst = max(worst, (float(tally.kl[-1][at]), number, at))
@@ -203,12 +216,20 @@ def compare_teacher_forced(engine: Engine, golden: Golden, oracle: Embedded) -> 
         return Finding("logits", ok, sentence, observed, figures=figures, bounds=bound, detail=detail)
 
     where = f"worst at prompt {worst[1]}, position {worst[2] + 1}"
+    facts = "; ".join(broken[:SHOWN]) + (f"; {len(broken) - SHOWN} more" if len(broken) > SHOWN else "")
     if stale:
-        side = "agrees with the golden" if not off_golden else "agrees with neither"
-        side = side if broken else "agrees with today's oracle"
-        return made(False, f"{stale}; the candidate {side}")
+        doubt = explained(stale, golden, oracle)
+        detail["side"] = doubt.side
+        if doubt.side == "oracle":
+            raise Inconclusive(doubt.sentence)
+        if not broken:
+            side = "today's oracle" + ("" if off_golden else " and, within the lane's noise, with the golden")
+        elif off_golden:
+            side = f"neither: {facts} against the oracle, {where}"
+        else:
+            side = "the golden: what has changed is the oracle, not the engine"
+        return made(False, f"{doubt.sentence}; the candidate agrees with {side}")
     if broken:
-        facts = "; ".join(broken[:SHOWN]) + (f"; {len(broken) - SHOWN} more" if len(broken) > SHOWN else "")
         return made(False, f"regressed in the {lane.name} lane: {facts}; {where}")
     if off_golden:
         limit = bound.dlogprob_max
@@ -286,6 +307,17 @@ def _own_logits(engine: Engine, ids: Sequence[int]) -> Row:
     return engine.exact_logits(ids) if isinstance(engine, Embedded) else np.asarray(engine.logits(ids))
 
 
+def _flips(expected: Row, forced: Row, prompt: GoldenPrompt) -> int:
+    """Positions where the best token is another than the golden's, and not its equal to the oracle."""
+    best, right = measure.best_ids(forced), prompt.top_ids.array[:, 0]
+    rows = np.arange(len(right))
+    return int(
+        np.count_nonzero(
+            (best != right) & (np.abs(expected[rows, right] - expected[rows, best]) > measure.REORDERED)
+        )
+    )
+
+
 def _golden_gap(prompt: GoldenPrompt, forced: Row) -> float:
     """max |Δ logprob| against the golden's best ids; infinite when anything is not finite.
 
@@ -296,4 +328,4 @@ def _golden_gap(prompt: GoldenPrompt, forced: Row) -> float:
     own = np.take_along_axis(measure.log_softmax(forced), prompt.top_ids.array, axis=-1)
     stored = prompt.top_logprobs.array.astype(np.float64)
     gap = np.abs(own - stored)
-    return float(np.where(gap <= np.abs(stored) * STORED + REORDERED, 0.0, gap).max())
+    return float(np.where(gap <= allowed(stored), 0.0, gap).max())

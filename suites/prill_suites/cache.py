@@ -9,6 +9,7 @@ from prill_harness.checks import Observer, check
 from prill_harness.engines.base import Capability, Engine
 from prill_harness.engines.embedded import Embedded
 from prill_harness.golden import Golden
+from prill_runtime.errors import Inconclusive
 from prill_suites.common import embedded, fed, refusal
 from prill_suites.controls import Pair, Trial
 
@@ -151,6 +152,42 @@ def test_cleared_between_requests(trial: Trial, observe: Observer, engine: Engin
 
     gap, other = trial.control("cache kept", kept_cache), trial.control("the other answer", two_answers)
     observe.say(f"tokens, logprobs and logits bit-equal; a kept cache: {gap}; the other answer: {other}")
+
+
+@check("cache.cleared_after_cancel", kills=("cancel_leaves_cache",), needs=(Capability.GENERATE,))
+def test_cleared_after_cancel(trial: Trial, observe: Observer, engine: Engine) -> None:
+    """A request gives the same tokens after one that was cancelled, at its first token or a later one."""
+    length = min(24, max(1, (trial.context - 1) // 2))
+    one, two = trial.texts[0][:length], trial.texts[1][:length]
+    count = max(1, trial.room([*two, *one], 12))
+    first = engine.generate(one, max_tokens=count, ignore_eos=True)
+    for at in sorted({1, min(5, count)}):
+        heard: list[int] = []
+
+        def refuse(token: int, logprob: float, at: int = at, heard: list[int] = heard) -> bool:
+            heard.append(token)
+            return len(heard) < at
+
+        ended = engine.generate(two, max_tokens=count, ignore_eos=True, on_token=refuse)
+        if len(ended.ids) != at:
+            raise Inconclusive(f"cancelled at token {at}, the engine wrote {len(ended.ids)}")
+        again = engine.generate(one, max_tokens=count, ignore_eos=True)
+        observe.saw(len(again.ids), oracle="the same request before the cancelled one")
+        observe.expect(
+            first.ids == again.ids,
+            f"after a request cancelled at token {at}: expected {first.ids}, got {again.ids}",
+        )
+        observe.expect(
+            first.logprobs == again.logprobs, f"after a request cancelled at token {at} the logprobs moved"
+        )
+
+    def kept(engine: Engine) -> Pair:
+        made = (engine.generate(ids, max_tokens=count, ignore_eos=True) for ids in (one, [*two, *one]))
+        fresh, late = (np.asarray(text.logprobs) for text in made)
+        return fresh, late
+
+    gap = trial.control("cache kept", kept)
+    observe.say(f"{observe.observed} tokens and logprobs bit-equal; a kept cache: {gap}")
 
 
 @check("cache.reset", kills=("reset_keeps_rows", "truncate_keeps_a_row"), needs=(Capability.SESSIONS,))

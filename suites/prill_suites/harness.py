@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from prill_harness import cells, compare, divergence, engines, evidence, faults, lanes, trace
-from prill_harness import golden as goldens
+from prill_harness import cells, compare, divergence, engines, evidence, faults, lanes, sides, trace
 from prill_harness.checks import Observer, check
 from prill_harness.engines.base import Capability, Engine
 from prill_harness.engines.embedded import Embedded
@@ -86,19 +85,18 @@ def test_golden(observe: Observer, oracle: Embedded, golden: Golden) -> None:
     """The golden names the oracle's file, and one that is off by 1e-4 anywhere is called stale."""
     said, found = golden.fingerprint.model_sha256, oracle.info.model_sha256
     first = golden.prompts[0]
-    short = msgspec.structs.replace(golden, prompts=[first])
     wrong = first.top_logprobs.array.copy()
     wrong[-1, 0] -= 1e-4
     moved = msgspec.structs.replace(first, top_logprobs=Packed.of(wrong))
-    stale = goldens.check_stale(msgspec.structs.replace(golden, prompts=[moved]), oracle)
-    sound = goldens.check_stale(short, oracle)
+    stale = sides.check_stale(msgspec.structs.replace(golden, prompts=[moved]), oracle)
+    sound = sides.check_stale(golden, oracle, 1)
     with faults.only(()):
         observe.saw(wrong.size, oracle="the golden with one logprob moved by 1e-4")
         observe.expect(
             said == found, f"the golden is of sha256 {said[:12]}…, the oracle's file has {found[:12]}…"
         )
         observe.expect(stale is not None, "a golden with one wrong logprob was not called stale")
-        observe.expect(sound is None, f"the control failed: {sound}")
+        observe.expect(sound is None, f"the control failed: {sound.sentence if sound else ''}")
     observe.say(
         f"of {wrong.size} logprobs one that is 1e-4 off makes the golden stale; as it is, it is current"
     )

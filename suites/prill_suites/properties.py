@@ -20,6 +20,7 @@ from prill_harness.lanes import bounds, lane_for
 from prill_suites.common import embedded, fed, file_fields
 from prill_suites.controls import Pair, Texts, Trial
 from prill_suites.properties_batch import texts_alone
+from prill_suites.properties_crowd import CROWD, crowded
 from prill_suites.properties_ends import BEYOND, NEVER, ending, endless, stopping
 from prill_suites.tokenizer_twins import Twin
 
@@ -91,10 +92,10 @@ def test_chunking(trial: Trial, observe: Observer, engine: Engine) -> None:
 
 @check(
     "properties.batch",
-    kills=("batch_rows_mixed", "batch_positions_of_first"),
+    kills=("batch_rows_mixed", "batch_positions_of_first", "batch_keys_of_neighbour"),
     needs=(Capability.BATCH, Capability.LOGITS),
 )
-def test_batch(trial: Trial, observe: Observer, engine: Engine) -> None:
+def test_batch(trial: Trial, observe: Observer, engine: Engine, golden: Golden) -> None:
     """A prompt gives the same alone and in any company, in any order."""
     sizes = ((0, 90), (1, 1), (2, 17), (0, 33))
     batch = [trial.texts[which][: min(size, trial.context)] for which, size in sizes]
@@ -112,8 +113,10 @@ def test_batch(trial: Trial, observe: Observer, engine: Engine) -> None:
 
     gap = trial.control("a neighbour's rows", neighbour)
     said = texts_alone(trial)
+    worst = max(worst, crowded(trial, logprob_bound(engine, golden)))
     observe.say(
-        f"4 compositions equal each prompt alone, worst NMSE {worst:.2g}; a neighbour's rows: {gap}; {said}"
+        f"4 compositions and {CROWD} prompts equal each alone, worst NMSE {worst:.2g}; "
+        f"a neighbour's rows: {gap}; {said}"
     )
 
 
@@ -292,8 +295,9 @@ def test_cancel(trial: Trial, observe: Observer, engine: Engine) -> None:
         seen.append(token)
         return len(seen) < most
 
-    done = engine.generate(prompt, max_tokens=count, ignore_eos=True, on_token=some)
+    # First, so that nothing a cancelled request may leave behind is taken for a cancel that went wrong.
     free = engine.generate(prompt, max_tokens=count, ignore_eos=True, on_token=lambda token, logprob: None)
+    done = engine.generate(prompt, max_tokens=count, ignore_eos=True, on_token=some)
     observe.saw(most, oracle="the tokens the callback saw")
     observe.expect(
         done.finish_reason == "cancelled" and list(done.ids) == seen and len(seen) == most,

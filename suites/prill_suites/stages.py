@@ -12,6 +12,7 @@ from prill_harness import trace as traces
 from prill_harness.checks import Observer, check
 from prill_harness.compare import nmse
 from prill_harness.engines.base import Capability, Engine
+from prill_harness.findings import hidden
 from prill_harness.golden import Golden
 from prill_harness.lanes import bounds, lane_for
 from prill_harness.stages import stage_table
@@ -46,6 +47,7 @@ def compare_stages(
     candidate, reference = traces.capture(engine, ids), traces.capture(oracle, ids)
     pairs = list(traces.pairs(candidate, reference))
     observe.expect(bool(pairs), "the traces have no stage in common")
+    table = stage_table(str(oracle.info.config["architecture"]), int(oracle.info.config["n_layers"]))
     errors: dict[str, float] = {}
     drowned: dict[str, float] = {}  # stages that the lane's own noise leaves as far off as the engine's
     for name, got, expected in pairs:
@@ -61,11 +63,14 @@ def compare_stages(
         if errors[name] > limit and noise.explains(name, expected, got, limit):
             drowned[name] = errors.pop(name)
             continue
+        unseen = hidden(table[name], table, candidate.stages)
+        gap = f", {len(unseen)} more were not shown, {unseen[0]} the first" if unseen else ""
         observe.expect(
             errors[name] <= limit,
             f"{name} is the first wrong stage: NMSE {errors[name]:.3g} at positions {first}-{len(ids) - 1}, "
-            f"at most {limit:.2g} in lane {lane}; the {len(before)} stages before it were within",
+            f"at most {limit:.2g} in lane {lane}; the {len(before)} stages before it were within{gap}",
             stages=errors,
+            unseen=list(unseen),
         )
     worst = max(errors, key=errors.__getitem__)
     observe.metric("worst NMSE", errors[worst], at_most=limit)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import prill_runtime.generate as generation
-from prill_harness import cells, compare, engines, golden, lanes
+from prill_harness import cells, compare, engines, lanes, sides
 from prill_harness.engines.base import Engine
 from prill_harness.engines.embedded import EmbeddedSession, NumPy, NumPy64
 from prill_harness.faults import file as damage
@@ -392,6 +392,7 @@ def trace_pointers_alias(patch: Patch) -> None:
 @breaks("tokens.golden_is_current")
 def golden_from_broken_engine(patch: Patch) -> None:
     wrap(patch, NumPy64, "exact_logits", lambda o, s, ids: o(s, ids) * 1.0001)
+    wrap(patch, NumPy64, "exact_decoded", lambda o, s, *given: [row * 1.0001 for row in o(s, *given)])
 
 
 @breaks("harness.oracle")
@@ -401,7 +402,7 @@ def oracle_in_single_precision(patch: Patch) -> None:
 
 @breaks("harness.golden")
 def stale_golden_unnoticed(patch: Patch) -> None:
-    patch.setattr(golden, "check_stale", lambda *given: None)
+    patch.setattr(sides, "check_stale", lambda *given: None)
 
 
 @breaks("harness.comparisons")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prill_harness.choices import Part
 from prill_harness.evidence import Cell, Evidence, Status
-from prill_harness.faults.blame import OPS, blame, kills
+from prill_harness.faults.blame import CAUSES, OPS, blame, kills
 from prill_harness.stages import stage_table
 
 MODEL = "fixture:llama-tiny"
@@ -25,6 +27,7 @@ LADDER = (
     ("sampler.filters", "top-k keeps one too many", "sampler"),
     ("memory.total", "a buffer is left", "memory"),
     ("cache.sessions_apart", "the sessions differ", "state"),
+    ("properties.batch", "prompt 2 in batch", "batch"),
     ("cache.size", "holds twice as much", "memory"),
     ("properties.cancel", "went on", "generate"),
     ("sampler.engine_replay", "drew another token", "sampler"),
@@ -42,9 +45,12 @@ def seen(
     status: Status = Status.FAILED,
     engine: str = "numpy+fault:x",
     observed: int = 1,
+    **detail: Any,
 ) -> Evidence:
     cell = Cell(MODEL, engine, check.partition(".")[0])
-    return Evidence(check, "c" * 64, cell, status, observed, sentence, "oracle", ("x",), "prill run")
+    return Evidence(
+        check, "c" * 64, cell, status, observed, sentence, "oracle", ("x",), "prill run", detail=detail
+    )
 
 
 def sound(*checks: str) -> list[Evidence]:
@@ -150,6 +156,38 @@ def test_a_trace_is_blamed_only_while_the_logits_are_right() -> None:
     ]
     assert blame(shared).parts == ("trace",)
     assert blame([*shared, seen("tokens.teacher_forced")]).parts == ("embed",)
+
+
+@pytest.mark.parametrize("check", ["tokens.greedy", "tokens.sampled"])
+@pytest.mark.parametrize(("cause", "part"), CAUSES.items())
+def test_a_text_blames_the_cause_of_its_first_wrong_token(check: str, cause: str, part: str) -> None:
+    """What the comparison found out about a token decides, past what was excused before it."""
+    texts = [{"cause": "near tie", "near_tie": True}, {"cause": cause, "near_tie": False}]
+    assert blame([seen(check, divergences=texts)]).parts == (part,)
+
+
+def test_a_batch_explains_a_text_and_a_sequence_alone_explains_a_batch() -> None:
+    """Chunks go wrong without company; texts are written in it."""
+    text = seen("tokens.sampled", divergences=[{"cause": "batch", "near_tie": False}])
+    assert blame([text, seen("properties.batch")]).check == "properties.batch"
+    assert blame([text, seen("properties.batch"), seen("properties.chunking")]).parts == ("state",)
+
+
+def test_a_changed_file_is_blamed_and_not_the_harness() -> None:
+    """The golden's check says which of the two it was."""
+    assert blame([seen("tokens.golden_is_current", side="file")]).parts == ("file",)
+    assert blame([seen("tokens.golden_is_current", side="golden")]).parts == ("harness",)
+
+
+def test_stages_that_nobody_saw_are_blamed_before_the_first_wrong_one() -> None:
+    """A branch that is left out shows no stage, and the sum behind it is what is seen to be wrong."""
+    wrong = seen("stages.early", f"blk.0.out {WRONG}", unseen=["blk.0.act", "blk.0.down"])
+    assert blame([wrong]).parts == ("act", "down", "out")
+
+
+def test_every_cause_is_one_that_a_comparison_gives() -> None:
+    """The causes are those of the divergences, and nothing a comparison finds is without one."""
+    assert set(get_args(Part)) <= set(CAUSES)
 
 
 def test_every_op_belongs_to_stages_that_exist() -> None:

@@ -14,7 +14,7 @@ import pytest
 from prill_harness import golden as goldens
 from prill_harness import open_engine
 from prill_harness.engines.embedded import Embedded
-from prill_harness.golden import Golden, check_stale, golden_for, load, record, save
+from prill_harness.golden import Golden, golden_for, load, record, save
 from prill_harness.golden_pack import Packed
 from prill_runtime.engine import Model, generate
 from prill_runtime.errors import PrillError, UsageError
@@ -158,32 +158,6 @@ def test_prompts_that_do_not_fit_give_way_to_others(model: Path) -> None:
     assert len(record(model, ["x" * 100], tokens=2).prompts) == 1
     with pytest.raises(UsageError, match="nothing to record"):
         record(model, ["ab"], tokens=0)
-
-
-def test_a_fresh_golden_is_not_stale(golden: Golden, oracle: Embedded) -> None:
-    """Nothing is said of a golden that today's oracle reproduces."""
-    assert check_stale(golden, oracle) is None
-
-
-def test_a_stale_golden_says_where(golden: Golden, oracle: Embedded) -> None:
-    """One logprob off by 1e-4 is found, with prompt, token and size."""
-    prompt = golden.prompts[1]
-    logprobs = prompt.top_logprobs.array.copy()
-    logprobs[7, 3] += 1e-4
-    bad = msgspec.structs.replace(prompt, top_logprobs=Packed.of(logprobs))
-    stale = msgspec.structs.replace(golden, prompts=[golden.prompts[0], bad])
-    sentence = check_stale(stale, oracle)
-    assert sentence is not None
-    assert "0.0001" in sentence
-    assert "prompt 1, token 7" in sentence
-
-
-def test_a_golden_of_another_file_is_stale(golden: Golden, tmp_path: Path) -> None:
-    """Another model's digest is noticed before anything is computed."""
-    other = tiny(tmp_path / "other.gguf", seed=5)
-    with open_engine("numpy64", str(other)) as engine:
-        assert isinstance(engine, Embedded)
-        assert "sha256" in (check_stale(golden, engine) or "")
 
 
 def test_recording_a_broken_file_is_a_clean_error(tmp_path: Path) -> None:

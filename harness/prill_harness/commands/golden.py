@@ -114,14 +114,17 @@ def show(console: Console, model: str) -> int:
 def compare(console: Console, engine: str, model: str, file: Path | None) -> int:
     """Compare an engine with the golden: ids, configuration, logits, greedy and sampled tokens.
 
-    Each step that fails stops the next. Exit code 1 when one failed, 10 when one saw nothing.
+    Each step that fails stops the next. Exit code 1 when one failed, 10 when one saw nothing, 4 when the
+    golden that was given is another model's.
     """
-    from prill_harness import golden, lanes, tokens
+    from prill_harness import golden, lanes, sides, tokens
     from prill_harness.engines import open_engine
 
-    expected = golden.load(file) if file else _golden(console, model)
-    with open_engine(engine, model) as opened:
-        findings = tokens.compare(opened, expected)
+    given = golden.load(file) if file else None
+    with open_engine(engine, model) as opened, tokens.oracle_for(opened) as oracle:
+        if given is not None:
+            sides.refuse_another(given, oracle, where=str(file))
+        findings = tokens.compare(opened, given or _golden(console, model), oracle)
     console.emit({"engine": engine, "model": model, "findings": [_plain(f) for f in findings]})
     for finding in findings:
         console.line(

@@ -118,6 +118,21 @@ class Embedded(Engine):
         """As `logits_batch`, in the precision the engine computed in."""
         return list(self.model.forward([(self._cache_for(ids), ids) for ids in batch]))
 
+    def exact_decoded(
+        self, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]
+    ) -> list[NDArray[np.floating]]:
+        """What follows each prompt and its text: logits (vocab,), in the precision the engine computed in, of
+        all prompts together, their texts taken in token by token; whose text is short leaves the batch."""
+        caches = [self.model.new_cache(len(i) + len(t)) for i, t in zip(prompts, texts, strict=True)]
+        rows: list[NDArray[np.floating]] = [np.empty(0)] * len(prompts)
+        for step in range(max(map(len, texts)) + 1):
+            live = [number for number, text in enumerate(texts) if len(text) >= step]
+            fresh = [[texts[number][step - 1]] if step else prompts[number] for number in live]
+            batch = [(caches[number], ids) for number, ids in zip(live, fresh, strict=True)]
+            for number, logits in zip(live, self.model.forward(batch, last_only=True), strict=True):
+                rows[number] = logits[-1]
+        return rows
+
     def generate(
         self,
         ids: Sequence[int],

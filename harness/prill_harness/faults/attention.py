@@ -190,3 +190,14 @@ def cache_rows_overwritten() -> Iterator[Patch]:
             self._values[layer, :, low - 1] = v[0]
 
     yield around("prill_runtime.kvcache:KVCache.append", append)
+
+
+@fault(area="attention", blames=("batch",), models=LLAMA)
+def batch_keys_of_neighbour() -> Iterator[Patch]:
+    """With more than eight sequences in a step, every row's key is that of the row before it."""
+
+    def attend(original: Any, self: Any, ops: Any, step: Any, layer: int, q: Any, k: Any, v: Any) -> Any:
+        k = np.roll(k, 1, axis=0) if len(step.sequences) > 8 else k
+        return original(self, ops, step, layer, q, k, v)
+
+    yield around("prill_runtime.adapters.base:Adapter.attend", attend)

@@ -40,8 +40,10 @@ AFTER_STAGES = (
                                                      "full_vocabulary", "draw", "backend"))),
     ("memory", ("memory.",)),
     ("state", ("cache.exactly_full", "cache.context_full", "cache.sessions_apart", "cache.cleared",
-               "cache.reset", "properties.prefill_decode", "properties.chunking", "properties.batch",
+               "cache.reset", "properties.prefill_decode", "properties.chunking",
                "properties.switching", "properties.offset", "properties.position_offset")),
+    # What one sequence does wrong by itself, it does wrong in company too.
+    ("batch", ("properties.batch",)),
     # A capacity that is wrong is a wrong size too, and not the other way round.
     ("memory", ("cache.",)),
     ("generate", ("properties.",)),
@@ -49,10 +51,11 @@ AFTER_STAGES = (
     ("file", ("errors.model_file",)),
     ("errors", ("errors.",)),
     ("file", ("file.configuration", "tokens.config")),
-    ("sampler", ("tokens.sampled",)),
-    ("logits", ("tokens.",)),
-    ("logits", (WHOLE_STEP,)),
 )  # fmt: skip
+# Whom a text blames that parts from the golden, by the cause that the comparison found for it.
+CAUSES = {"batch": "batch", "chance": "state", "cache": "state", "sampler": "sampler", "length": "generate",
+          "logits": "logits", "golden": "harness"}  # fmt: skip
+WHOLE = (("logits", ("tokens.", WHOLE_STEP)),)
 # The oracle and the golden are the harness's own: an engine cannot make them disagree.
 HARNESS = ("harness.", "tokens.golden_is_current")
 TRACE = ("stages.complete", "stages.untouched")
@@ -103,7 +106,8 @@ def _one_refusal(seen: list[Evidence]) -> list[Evidence]:
 
 def blame(killed: Sequence[Evidence]) -> Blame | None:
     """Who is to blame, from the checks that count as kills; None when there are none."""
-    for step in (_harness, _file, _parts(BEFORE_STAGES), _trace, _stage, _op, _parts(AFTER_STAGES)):
+    late = (_parts(AFTER_STAGES), _text, _parts(WHOLE))
+    for step in (_harness, _file, _parts(BEFORE_STAGES), _trace, _stage, _op, *late):
         found = step(killed)
         if found is not None:
             return found
@@ -121,7 +125,9 @@ def _first(killed: Sequence[Evidence], *beginnings: str) -> Evidence | None:
 def _harness(killed: Sequence[Evidence]) -> Blame | None:
     """The harness's own checks, or checks that passed before and now say that they saw nothing."""
     found = _first(killed, *HARNESS) or next((e for e in killed if e.status is Status.INCONCLUSIVE), None)
-    return _made(found, "harness") if found else None
+    if found is None:
+        return None
+    return _made(found, "file" if found.detail.get("side") == "file" else "harness")
 
 
 def _file(killed: Sequence[Evidence]) -> Blame | None:
@@ -150,12 +156,23 @@ def _trace(killed: Sequence[Evidence]) -> Blame | None:
 
 
 def _stage(killed: Sequence[Evidence]) -> Blame | None:
-    """The first wrong stage on the early positions; on the late ones where those were right."""
+    """The first wrong stage on the early positions; on the late ones where those were right. Stages before it
+    that nobody saw come first: what is not computed is not shown either."""
     for beginning in ("stages.early", "stages."):
         for found in killed:
             if found.check.startswith(beginning) and (match := _FIRST_WRONG.search(found.sentence)):
-                return _made(found, match[1])
+                unseen = (name.rpartition(".")[2] for name in found.detail.get("unseen", ()))
+                return _made(found, *dict.fromkeys((*unseen, match[1])))
     return None
+
+
+def _text(killed: Sequence[Evidence]) -> Blame | None:
+    """A text that parts from the golden, with the cause of the first that noise does not excuse."""
+    found = _first(killed, "tokens.greedy", "tokens.sampled")
+    if found is None:
+        return None
+    wrong = (each["cause"] for each in found.detail.get("divergences", ()) if not each["near_tie"])
+    return _made(found, CAUSES[next(wrong, "sampler" if found.base == "tokens.sampled" else "logits")])
 
 
 def _op(killed: Sequence[Evidence]) -> Blame | None:

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from prill_harness.faults.core import Patch, fault
-from prill_harness.faults.planting import GPT2, LLAMA, op, wiring
+from prill_harness.faults.planting import GPT2, LLAMA, around, op, wiring
 
 ACT = ("act",)
 STREAM = ("ffn_in", "out")
+BRANCH = ("ffn_norm", "gate", "up", "act", "down")
 PRODUCTS = ("q", "k", "v", "attn_out", "gate", "up", "down", "logits")
 
 
@@ -89,6 +90,27 @@ def residual_in_bfloat16() -> Iterator[Patch]:
         return ((bits + 0x8000) & np.uint32(0xFFFF0000)).view(np.float32).astype(self.dtype)
 
     yield op("add", add)
+
+
+@fault(area="feed-forward", blames=BRANCH, models=LLAMA)
+def gross_no_ffn() -> Iterator[Patch]:
+    """The feed-forward branch is left out of every layer."""
+
+    def forward(original: Any, self: Any, ops: Any, step: Any, tap: Any) -> Any:
+        stream: dict[str, Any] = {}
+
+        def around_it(stage: str, x: Any) -> Any:
+            block, _, kind = stage.rpartition(".")
+            if kind in BRANCH:
+                return x  # nobody is shown what is not there
+            x = tap(stage, stream[block] if kind == "out" else x)
+            if kind == "ffn_in":
+                stream[block] = x
+            return x
+
+        return original(self, ops, step, around_it)
+
+    yield around("prill_runtime.adapters.llama:Llama.forward", forward)
 
 
 @fault(area="feed-forward", blames=("down",), models=LLAMA)

@@ -144,8 +144,8 @@ def golden_of_another_model() -> Iterator[Patch]:
 @fault(area="harness", blames=BLAMES)
 def stale_golden_unnoticed() -> Iterator[Patch]:
     """Whether a golden is still what the oracle says is never looked at."""
-    yield Patch("prill_harness.golden:check_stale", lambda check: lambda golden, oracle: None)
-    yield Patch("prill_harness.golden:stale_at", lambda stale: lambda number, prompt, logits: None)
+    yield Patch("prill_harness.sides:check_stale", lambda check: lambda golden, oracle, *rest: None)
+    yield Patch("prill_harness.sides:gap_at", lambda gap: lambda number, prompt, logits: None)
 
 
 @fault(area="harness", blames=BLAMES)

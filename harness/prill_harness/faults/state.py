@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -21,9 +21,8 @@ STATE = ("state",)
 LLAMA = ("fixture:llama-tiny",)
 
 
-@fault(area="state", blames=STATE)
-def cache_not_cleared() -> Iterator[Patch]:
-    """A request takes over the cache of the one before it, with its rows still counted."""
+def left_behind(after: Collection[str]) -> Iterator[Patch]:
+    """A request takes over the cache of one that ended for such a reason, with its rows still counted."""
     idle: list[KVCache] = []
 
     def take(made: Any) -> Any:
@@ -39,13 +38,26 @@ def cache_not_cleared() -> Iterator[Patch]:
 
     def give(ended: Any) -> Any:
         def to_pool(self: Any, reason: str) -> Any:
-            idle.append(self.cache)
+            if reason in after:
+                idle.append(self.cache)
             return ended(self, reason)
 
         return to_pool
 
     yield Patch(f"{WRITER}.__init__", take)
     yield Patch(f"{WRITER}._ended", give)
+
+
+@fault(area="state", blames=STATE)
+def cache_not_cleared() -> Iterator[Patch]:
+    """A request takes over the cache of the one before it, with its rows still counted."""
+    yield from left_behind(("eos", "length", "stop", "context", "cancelled"))
+
+
+@fault(area="state", blames=STATE)
+def cancel_leaves_cache() -> Iterator[Patch]:
+    """A cancelled request leaves its rows in the cache of the next one."""
+    yield from left_behind(("cancelled",))
 
 
 @fault(area="state", blames=STATE)
@@ -134,7 +146,7 @@ def chunk_start_ignored() -> Iterator[Patch]:
     yield Patch(STEP, wrap)
 
 
-@fault(area="state", blames=STATE)
+@fault(area="state", blames=("batch",))
 def batch_rows_mixed() -> Iterator[Patch]:
     """The results of a batch come in the opposite order."""
 
@@ -144,7 +156,7 @@ def batch_rows_mixed() -> Iterator[Patch]:
     yield Patch(f"{MODEL}.forward", wrap)
 
 
-@fault(area="state", blames=STATE)
+@fault(area="state", blames=("batch",))
 def batch_positions_of_first() -> Iterator[Patch]:
     """In a batch every sequence goes on at the position where the first does."""
 

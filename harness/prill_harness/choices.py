@@ -1,0 +1,40 @@
+"""An engine and a token that its own logits do not explain come in; the part of it that is wrong goes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from prill_harness.engines.base import Capability, Engine
+
+Part = Literal["batch", "chance", "cache", "sampler"]
+SAID: dict[Part, str] = {
+    "batch": "alone, its prompt gives the expected token: the batch",
+    "chance": "asked again, it gives the expected token: it does not reproduce itself",
+    "cache": "begun anew at that token, it gives the expected one: what it kept of the tokens before",
+    "sampler": "the sampler",
+}
+
+
+def culprit(
+    engine: Engine, ids: Sequence[int], tokens: Sequence[int], at: int, given: Mapping[str, Any]
+) -> Part:
+    """Ask again for the token that went wrong, with less of the engine at work each time.
+
+    Args:
+        ids, tokens: the prompt and what is expected after it; `at` is the first token that came out wrong,
+            in the company of other prompts where the engine takes them together.
+        given: sampling arguments of the request.
+
+    Raises:
+        EngineError: the engine stops.
+    """
+
+    def written(prompt: Sequence[int], count: int) -> list[int]:
+        return list(engine.generate(prompt, max_tokens=count, ignore_eos=True, **given).ids)
+
+    if written(ids, at + 1)[: at + 1] == list(tokens[: at + 1]):
+        return "batch" if Capability.BATCH in engine.info.capabilities else "chance"
+    if written([*ids, *tokens[:at]], 1)[:1] == [tokens[at]]:
+        return "cache"
+    return "sampler"

@@ -1,0 +1,42 @@
+"""Small bugs that show only beside other requests, in a crowd or after a cancelled one: for tests."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from prill_harness.engines.embedded import NumPy
+
+from .planted import FAULTS, Patch, breaks, wrap
+
+__all__ = ["FAULTS"]  # those of `planted` and these
+
+
+@breaks("properties.batch")
+def crowd_mixed(patch: Patch) -> None:
+    wrap(patch, NumPy, "logits_batch", lambda o, s, batch: o(s, batch)[:: -1 if len(batch) > 16 else 1])
+
+
+@breaks("properties.batch")
+def crowd_decodes_a_neighbour(patch: Patch) -> None:
+    def crossed(original: Any, self: Any, prompts: Any, **named: Any) -> Any:
+        texts = original(self, prompts, **named)
+        moved = [
+            replace(t, logprobs=(t.logprobs[0], *u.logprobs[1:]))
+            for t, u in zip(texts, texts[::-1], strict=True)
+        ]
+        return moved if len(prompts) > 16 else texts
+
+    wrap(patch, NumPy, "generate_batch", crossed)
+
+
+@breaks("cache.cleared_after_cancel")
+def cancelled_rows_kept(patch: Patch) -> None:
+    kept: list[int] = []
+
+    def after(original: Any, self: Any, ids: Any, **named: Any) -> Any:
+        done = original(self, [*kept, *ids], **named)
+        kept[:] = ids if done.finish_reason == "cancelled" else ()
+        return done
+
+    wrap(patch, NumPy, "generate", after)
