@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prill_harness import compare as measure
-from prill_harness import lanes
+from prill_harness import faults, lanes
 from prill_harness.choices import SAID, culprit
 from prill_harness.compare import REORDERED
 from prill_harness.engines.base import Capability, Engine
@@ -19,9 +19,9 @@ from prill_harness.engines.embedded import Embedded
 from prill_harness.golden_pack import Golden, GoldenPrompt
 from prill_harness.lanes import Figures, Lane
 from prill_harness.sides import oracle_logits, since
+from prill_runtime import philox, sampler  # by module: a planted fault is suspended, not imported
 from prill_runtime.errors import Inconclusive, UsageError
-from prill_runtime.philox import philox_uniform
-from prill_runtime.sampler import SamplingParams, filtered_distribution, sample
+from prill_runtime.sampler import SamplingParams
 
 CONTEXT = 8
 SHOWN = 5
@@ -143,24 +143,35 @@ class Divergences:
         got: Sequence[int],
         given: dict[str, Any],
     ) -> None:
-        """Judge one sampled continuation, drawn with these parameters."""
+        """Judge one sampled continuation, drawn with these parameters, by the sampler without faults."""
+        with faults.only(()):
+            self._sampled(number, prompt, tokens, got, given)
+
+    def _sampled(
+        self,
+        number: int,
+        prompt: GoldenPrompt,
+        tokens: Sequence[int],
+        got: Sequence[int],
+        given: dict[str, Any],
+    ) -> None:
         params = SamplingParams(**given)
         parting = self._parted(f"prompt {number}, seed {params.seed}", prompt.ids, tokens, got, given)
         if parting is None:
             return
         prefix, expected, taken = parting.prefix, parting.expected, parting.taken
         row, own = self._rows(prefix)
-        uniform = philox_uniform(params.seed, len(prefix))
+        uniform = philox.philox_uniform(params.seed, len(prefix))
         reach = math.sqrt(self.bound.kl_max / 2)
         inside = boundary_distance(row, params, prefix, expected, uniform)
         distance = min(inside, share_distance(row, params, prefix, taken, uniform, reach))
         self._describe(parting, number, prompt, got, row, own)
         parting.detail.update(uniform=uniform, boundary_distance=distance, reach=reach)
-        drawn = None if own is None else sample(own, params, len(prefix), prefix)
+        drawn = None if own is None else sampler.sample(own, params, len(prefix), prefix)
         to = "the boundary of the expected token" if distance == inside else "the drawn token's reach"
         draw = f"u = {uniform:.6f} lies {distance:.2g} from {to}"
         if share_distance(row, params, prefix, expected, uniform, REORDERED) > REORDERED:
-            self._doubt(parting, sample(row, params, len(prefix), prefix), "draws another token")
+            self._doubt(parting, sampler.sample(row, params, len(prefix), prefix), "draws another token")
         elif equally_likely(row, params, prefix, expected, taken):
             self._tie(parting)
         elif drawn == taken:
@@ -325,7 +336,7 @@ def boundary_distance(
     row: Row, params: SamplingParams, history: Sequence[int], token: int, uniform: float
 ) -> float:
     """How far the draw lies inside the token's share of the cumulative distribution, 0 when outside it."""
-    ids, probabilities = filtered_distribution(row, params, history)
+    ids, probabilities = sampler.filtered_distribution(row, params, history)
     place = np.flatnonzero(ids == token)
     if not place.size:
         return 0.0
@@ -345,7 +356,7 @@ def share_distance(
     when theirs differ by at most twice as much; a share then begins elsewhere altogether. Its own borders
     move by `noise` besides, which is for the caller to allow. Infinite for an id that is filtered out.
     """
-    ids, probabilities = filtered_distribution(row, params, history)
+    ids, probabilities = sampler.filtered_distribution(row, params, history)
     place = np.flatnonzero(ids == token)
     if not place.size:
         return math.inf
@@ -363,6 +374,6 @@ def equally_likely(
     if not 0 <= taken < len(row):
         return False
     plain = SamplingParams(temperature=1.0, repetition_penalty=params.repetition_penalty)
-    ids, probabilities = filtered_distribution(row, plain, history)
+    ids, probabilities = sampler.filtered_distribution(row, plain, history)
     of = {token: float(probabilities[ids == token].sum()) for token in (expected, taken)}
     return min(of.values()) > 0 and abs(math.log(of[expected] / of[taken])) <= REORDERED

@@ -77,7 +77,9 @@ def _step(name: str) -> Callable[[Callable[..., Finding]], Callable[..., Finding
                 try:
                     return body(engine, golden, judge)
                 except Inconclusive as missing:
-                    return Finding(name, False, str(missing), inconclusive=True)
+                    # Whoever raises it again says that word again.
+                    sentence = str(missing).removeprefix(f"{Inconclusive.noun}: ")
+                    return Finding(name, False, sentence, inconclusive=True)
                 except (EngineError, InvalidParameter) as error:
                     return Finding(name, False, f"the engine stopped: {error}")
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from prill_harness import Capability, Engine, EngineInfo, Generation, open_engine
+from prill_harness import Capability, Engine, EngineInfo, Generation, faults, open_engine
 from prill_harness.engines.embedded import Embedded, NumPy, NumPy64
 from prill_harness.evidence import Status
 from prill_harness.golden import Golden, record
@@ -158,6 +158,21 @@ def test_a_token_that_does_not_come_again_is_not_the_batchs(
     assert finding.status is Status.FAILED
     assert "it does not reproduce itself" in finding.sentence
     assert "the batch" not in finding.sentence
+
+
+@pytest.mark.parametrize("fault", ["seed_reused", "temperature_twice", "philox_rounds"])
+def test_a_fault_that_holds_in_the_whole_process_does_not_judge(
+    model: Path, golden: Golden, fault: str
+) -> None:
+    """The judge draws by the sound sampler: the engine's is convicted, golden and oracle are not doubted."""
+    faults.ambient(faults.named([fault]))
+    try:
+        with open_engine(f"numpy+fault:{fault}", str(model)) as engine:
+            finding = compare_sampled(engine, golden)
+    finally:
+        faults.ambient(())
+    assert finding.status is Status.FAILED
+    assert finding.detail["divergences"][0]["cause"] == "sampler", finding.sentence
 
 
 def test_a_stale_draw_is_not_blamed_on_the_engine(sound: Engine, golden: Golden, oracle: Embedded) -> None:
