@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import accumulate
 from math import prod
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prill_runtime.backends import sampling
-from prill_runtime.backends.device_array import F32, Block, DeviceArray, DeviceIds
+from prill_runtime.backends.device_array import F32, Block, DeviceArray, DeviceIds, neighbours
 from prill_runtime.backends.tensor import HEADS, LEAST, TensorCores
 from prill_runtime.device_base import Device, Pointer
 from prill_runtime.errors import InvalidParameter
@@ -197,14 +196,8 @@ class CudaBackend:
     def concatenate(self, arrays: Sequence[Any]) -> DeviceArray:
         """Rows of all, one below the other; those that lie so already are not moved."""
         parts = [self.on(array) for array in arrays]
-        first = parts[0]
-        ends = accumulate((part.size for part in parts), initial=first.offset)
-        if all(
-            part.block is first.block and part.offset == end for part, end in zip(parts, ends, strict=False)
-        ):
-            return DeviceArray(
-                self, first.block, (sum(map(len, parts)), *first.shape[1:]), offset=first.offset
-            )
+        if (whole := neighbours(parts)) is not None:
+            return whole
         out = self.empty(sum(map(len, parts)), *parts[0].shape[1:])
         low = 0
         for part in parts:

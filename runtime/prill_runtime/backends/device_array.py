@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from math import prod
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
@@ -133,6 +134,17 @@ class DeviceArray:
         if function is np.concatenate and len(args) == 1 and not kwargs:
             return self.ops.concatenate(list(args[0]))
         return function(*(np.asarray(a) if isinstance(a, DeviceArray) else a for a in args), **kwargs)
+
+
+def neighbours(parts: Sequence[DeviceArray]) -> DeviceArray | None:
+    """Contiguous arrays as one, where they lie one below the other already."""
+    first = parts[0]
+    ends = accumulate((part.size for part in parts), initial=first.offset)
+    if not all(
+        part.block is first.block and part.offset == end for part, end in zip(parts, ends, strict=False)
+    ):
+        return None
+    return DeviceArray(first.ops, first.block, (sum(map(len, parts)), *first.shape[1:]), offset=first.offset)
 
 
 class DeviceIds:
