@@ -221,18 +221,6 @@ def batch_rows_mixed(patch: Patch) -> None:
     wrap(patch, NumPy, "logits_batch", lambda o, s, batch: o(s, batch)[::-1])
 
 
-@breaks("properties.switching", "cache.cleared_between_requests")
-def models_share_state(patch: Patch) -> None:
-    kept: list[int] = []
-
-    def with_the_last_request(original: Any, self: Any, ids: Any) -> Any:
-        before = kept[-8:] if max(kept, default=0) < self.info.config["vocab_size"] else []
-        kept[:] = ids
-        return original(self, [*before, *ids])[len(before) :]
-
-    wrap(patch, NumPy, "logits", with_the_last_request)
-
-
 @breaks("errors.empty_prompt", "errors.id_out_of_vocabulary", "errors.too_long", "errors.sampling_parameters")
 def errors_swallowed(patch: Patch) -> None:
     def silent(original: Any, self: Any, ids: Any, **named: Any) -> Any:

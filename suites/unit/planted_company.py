@@ -12,6 +12,18 @@ from .planted import FAULTS, Patch, breaks, wrap
 __all__ = ["FAULTS"]  # those of `planted` and these
 
 
+@breaks("properties.switching", "cache.cleared_between_requests")
+def models_share_state(patch: Patch) -> None:
+    kept: list[int] = []
+
+    def with_the_last_request(original: Any, self: Any, ids: Any) -> Any:
+        before = kept[-8:] if max(kept, default=0) < self.info.config["vocab_size"] else []
+        kept[:] = ids
+        return original(self, [*before, *ids])[len(before) :]
+
+    wrap(patch, NumPy, "logits", with_the_last_request)
+
+
 @breaks("properties.batch")
 def crowd_mixed(patch: Patch) -> None:
     wrap(patch, NumPy, "logits_batch", lambda o, s, batch: o(s, batch)[:: -1 if len(batch) > 16 else 1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -16,16 +15,12 @@ import gguf
 import numpy as np
 import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from prill_fixtures import malformed
 from prill_fixtures.malformed import Malformed
 from prill_runtime.errors import InvalidParameter, ModelFileError, PrillError
 from prill_runtime.gguf import check_tokenizer, open_gguf
 from prill_runtime.quants import dequantize, supported_types
-
-from .tiny_gguf import Floats, tiny
 
 CORPUS = list(malformed.corpus(malformed.sound()))
 VALUES: list[tuple[str, Any, GGUFValueType]] = [
@@ -359,31 +354,3 @@ def test_a_type_known_only_by_name_still_opens(tmp_path: Path) -> None:
     path.write_bytes(malformed.Parts(tensors=(entry,), data=bytes(74)).build())
     with open_gguf(path) as file:
         assert file.tensors["a"].nbytes == 74
-
-
-@settings(max_examples=12, deadline=None)
-@given(data=st.data())
-def test_defects_of_a_real_file_are_named_whatever_its_sizes(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    """A tied table that is most of the file, a vocabulary that is, many small layers: the same sentences."""
-    arch = data.draw(st.sampled_from(["llama", "gpt2"]))
-    vocab_size = data.draw(st.sampled_from([300, 2_000, 20_000]))
-    sizes = {"n_layers": data.draw(st.integers(1, 3)), "width": data.draw(st.sampled_from([12, 48]))}
-    if arch == "llama":
-        sizes |= {"n_heads": 2, "n_kv_heads": 1}
-    tied = data.draw(st.booleans()) and arch == "llama"
-    folder = tmp_path_factory.mktemp("real")
-    path = tiny(folder / "real.gguf", arch, vocab_size=vocab_size, edit=_tied if tied else None, **sizes)
-    bad, found = folder / "bad.gguf", 0
-    for defect in malformed.corpus(path.read_bytes()):
-        if defect.name.startswith("real file"):
-            bad.write_bytes(defect.data)
-            with pytest.raises(ModelFileError, match=re.escape(defect.expects)):
-                open_gguf(bad)
-            found += 1
-    assert found >= 9
-
-
-def _tied(tensors: dict[str, Floats]) -> None:
-    del tensors["output.weight"]
