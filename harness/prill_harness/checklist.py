@@ -63,7 +63,7 @@ class When(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Item(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One line of a checklist."""
+    """One line of a checklist. `warns`: its failure is shown and holds no gate shut."""
 
     id: str
     title: str
@@ -73,6 +73,7 @@ class Item(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     docs: str = ""
     when: When = When()
     manual: Manual | None = None
+    warns: bool = False
 
 
 class _ChecklistFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -235,6 +236,7 @@ def _item(
         waivers=tuple(sorted(used)),
         file=shown(checklist.path),
         line=line,
+        warns=item.warns,
     )
 
 

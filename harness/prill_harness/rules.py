@@ -69,7 +69,9 @@ def items_proven(case: Case) -> Broken | None:
     """A waiver is an excuse, not a proof: it opens no gate that a critical item holds shut."""
     if not case.items:
         return Status.INCONCLUSIVE, "no item of its checklists applies to this plan"
-    open_items = [i for i in case.items if not _accepted(i) and case.gate.blocks(i.severity)]
+    open_items = [
+        i for i in case.items if not _accepted(i) and not _warning(i) and case.gate.blocks(i.severity)
+    ]
     if not open_items:
         return None
     worst = min(open_items, key=lambda i: (i.status is not ItemStatus.FAILED, i.severity.rank, i.id))
@@ -86,6 +88,11 @@ def _accepted(item: ItemResult) -> bool:
     if item.status is ItemStatus.WAIVED:
         return item.severity is not Severity.CRITICAL
     return item.status is ItemStatus.PROVEN
+
+
+def _warning(item: ItemResult) -> bool:
+    """A finding that people should see and no gate waits for; what could not be looked at is no finding."""
+    return item.warns and item.status is ItemStatus.FAILED
 
 
 @rule("proof", "something is proven")

@@ -51,7 +51,10 @@ class CheckResult(msgspec.Struct, frozen=True):
 
 
 class ItemResult(msgspec.Struct, frozen=True):
-    """One checklist item. `cells` maps a cell id to the worst status of the item's checks there."""
+    """One checklist item. `cells` maps a cell id to the worst status of the item's checks there.
+
+    `warns`: its failure is shown and holds no gate shut.
+    """
 
     checklist: str
     id: str
@@ -66,6 +69,7 @@ class ItemResult(msgspec.Struct, frozen=True):
     waivers: tuple[str, ...] = ()
     file: str = ""
     line: int = 0
+    warns: bool = False
 
 
 class CellResult(msgspec.Struct, frozen=True):

@@ -100,3 +100,14 @@ def test_the_sample_run_is_whole() -> None:
     records = [r for r in whole() if isinstance(r, Evidence)]
     assert len(records) == len(CELLS) * len(CHECKS)
     assert broken(decide(whole(), lists=ALL)) == []
+
+
+def test_a_warning_is_shown_and_holds_no_gate_shut() -> None:
+    """A failed item that warns lets a gate through that its severity would hold shut; one that could not be
+    looked at does not."""
+    exact, greedy = item("demo.exact", "tokens.exact"), item("demo.greedy", "tokens.greedy")
+    lists = checklist(msgspec.structs.replace(exact, warns=True), greedy)
+    found = decide(whole(FAILURE), lists=lists)
+    assert (found.exit_code, [i.status.value for i in found.items]) == (0, ["failed", "proven"])
+    assert decide(whole(FAILURE), lists=checklist(exact, greedy)).exit_code == 1
+    assert decide(whole(NOISY), lists=lists, max_inconclusive=1).exit_code == 10
