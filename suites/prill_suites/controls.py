@@ -98,7 +98,7 @@ class Trial:
             otherwise=f"the control did not differ ({what}): NMSE {error:.3g}, at least {least:.0e}; "
             f"the oracle's is {truth:.3g}",
         )
-        return self._cannot_tell(what, expected.size, f"NMSE {truth:.2g}")
+        return self.cannot_tell(what, expected.size, f"the oracle's own difference: NMSE {truth:.2g}")
 
     def differs(self, what: str, run: Callable[[Engine], bool]) -> str:
         """As `control`, for a difference that is there or not; a clause."""
@@ -107,7 +107,7 @@ class Trial:
         with faults.only(()):
             told = run(self.oracle)
         self.observe.expect(not told, f"the control did not differ: {what}")
-        return self._cannot_tell(what, 1, "none")
+        return self.cannot_tell(what, 1, "the oracle's own difference: none")
 
     def two_texts(self, what: str, prompts: Sequence[list[int]], write: Callable[[Engine], Texts]) -> str:
         """As `differs`, for two texts: where the oracle's part at a tie, neither is the model's own."""
@@ -121,10 +121,11 @@ class Trial:
 
         return self.differs(what, apart)
 
-    def _cannot_tell(self, what: str, seen: int, measured: str) -> str:
-        self.observe.saw(seen, oracle=ORACLE)
+    def cannot_tell(self, what: str, seen: int, measured: str, oracle: str = ORACLE) -> str:
+        """Record that no engine can be told apart by this control on this model; a clause."""
+        self.observe.saw(seen, oracle=oracle)
         self.observe.note(not_applicable=[*self.observe.detail.get("not_applicable", []), what])
-        return f"not to be told on this model (the oracle's own difference: {measured})"
+        return f"not to be told on this model ({measured})"
 
     def tied(self, prefix: Sequence[int], a: int, b: int) -> bool:
         """Whether noise may decide between two ids after a prefix: the oracle's logits are that close."""

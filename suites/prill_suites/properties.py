@@ -18,10 +18,11 @@ from prill_harness.engines.embedded import Embedded
 from prill_harness.golden import Golden
 from prill_harness.lanes import bounds, lane_for
 from prill_suites.common import embedded, fed, file_fields
-from prill_suites.controls import Pair, Texts, Trial
+from prill_suites.controls import Pair, Trial
 from prill_suites.properties_batch import texts_alone
 from prill_suites.properties_crowd import CROWD, crowded
 from prill_suites.properties_ends import BEYOND, NEVER, ending, endless, stopping
+from prill_suites.properties_seeds import another_seed
 from prill_suites.tokenizer_twins import Twin
 
 ONE_PASS = "the engine's own logits in one pass"
@@ -156,10 +157,7 @@ def test_same_seed(trial: Trial, observe: Observer, engine: Engine) -> None:
     observe.expect(runs[0].ids == runs[1].ids, f"seed 1 twice: {runs[0].ids} and {runs[1].ids}")
     observe.expect(runs[0].logprobs == runs[1].logprobs, "seed 1 twice: the logprobs are not bit-equal")
 
-    def two(engine: Engine) -> Texts:
-        return engine.generate(prompt, seed=1, **asked).ids, engine.generate(prompt, seed=2, **asked).ids
-
-    other = trial.two_texts("seeds 1 and 2 give the same tokens", [prompt], two)
+    other = another_seed(trial, prompt, asked)
     observe.say(f"{len(runs[0].ids)} tokens and logprobs of one seed bit-equal; another seed's text: {other}")
 
 

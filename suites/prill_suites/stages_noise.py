@@ -2,9 +2,10 @@
 
 The bound of every stage is that of the logits, which average over a whole model. A single stage may be
 noisier: a norm of equal values, a sum whose terms cancel, a model whose last norm is 0. Where the lane's own
-forward pass is out of that bound itself, or within reach of it, a stage is held to what the lane leaves
+rounding is out of that bound itself, or within reach of it, a stage is held to what that rounding leaves
 there, in the very sums of the NMSE: no quotient is taken, so where the oracle and the lane have zeros only
-zeros are right.
+zeros are right. The rounding is done to a float64 pass, never by float32 arithmetic: what an engine's own
+code leaves could excuse that code's mistakes.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ ORDERS = 4.0  # another order of summation leaves up to 3.6 times a floor (lanes
 
 
 class Noise:
-    """The lane's own forward pass over `ids`, its stages from row `first` on; made when first asked for."""
+    """A float64 pass over `ids`, rounded as the lane rounds: its stages from row `first`, when asked for."""
 
     def __init__(self, engine: Engine, golden: Golden, ids: Sequence[int], first: int) -> None:
         self._model, self._ids, self._first = engine.info.model, list(ids), first
@@ -49,8 +50,8 @@ class Noise:
     def stages(self) -> dict[str, Array]:
         """Every stage by name, rows from the first one asked for."""
         if not self._stages:
-            activations = "exact" if self._lane.activations == "f32" else self._lane.activations
-            backend = RoundedBackend("float32", activations)  # type: ignore[arg-type]
+            activations = "single" if self._lane.activations == "f32" else self._lane.activations
+            backend = RoundedBackend("float64", activations)  # type: ignore[arg-type]
             kept: list[tuple[str, NDArray[np.floating]]] = []
             with faults.only(()), Model.load(resolve_model(self._model), backend=backend) as model:
                 cache = model.new_cache(len(self._ids))

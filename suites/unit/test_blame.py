@@ -63,7 +63,7 @@ CLEAN = sound(*(check for check, _, _ in LADDER))
 
 def test_a_failed_check_that_passes_without_the_fault_is_a_kill() -> None:
     """Only a failure beside a pass counts: not an error, not silence, not a check that is always red."""
-    statuses = {f"ops.{status}": status for status in Status}
+    statuses = {f"ops.{status}": status for status in Status if status is not Status.WAIVED}
     found = [seen(check, status=status) for check, status in statuses.items()]
     assert [e.check for e in kills(found, sound(*statuses))] == ["ops.failed"]
     assert kills(found, []) == []

@@ -2,7 +2,7 @@
 
 Ten in CI. By hand, two hundred and more, of full size:
 
-    PRILL_SOUND_MODELS=200 PRILL_SOUND_SIZE=full pytest suites/unit/test_sound_models.py -k green
+    PRILL_SOUND_MODELS=200 PRILL_SOUND_SIZE=full pytest suites/unit/test_sound_models.py -k random
 
 A model that fails is named by its recipe; `sound.build(recipe, path)` writes it again.
 """
@@ -21,8 +21,6 @@ from prill_harness.evidence import Evidence, Status, read
 from .commandline import child
 
 SUITES = ("tokens", "stages", "cache", "properties", "sampler", "errors", "harness")
-# Of a text that no model ends, and of two letters on both sides of a border, some models have none.
-MAY_LACK = {"properties.end_of_text", "properties.stop_strings"}
 MODELS = int(os.environ.get("PRILL_SOUND_MODELS", "10"))
 SMALL = os.environ.get("PRILL_SOUND_SIZE", "small") == "small"
 PLAIN = sound.Recipe(
@@ -54,7 +52,7 @@ def red(evidence: list[Evidence]) -> list[str]:
     return [
         f"{e.cell.model}: {e.check} {e.status}: {e.sentence}"
         for e in evidence
-        if e.status is not Status.PASSED and not (e.status is Status.INCONCLUSIVE and e.check in MAY_LACK)
+        if e.status is not Status.PASSED
     ]
 
 
@@ -72,7 +70,10 @@ def test_suites_are_green_on_random_sound_models(tmp_path: Path) -> None:
 
 ENDS = {
     "a context of 8": replace(PLAIN, context=8),
-    "one token, that spells nothing": replace(PLAIN, vocabulary=Vocabulary("spm", 1, 0, False, False, False)),
+    "one token": replace(PLAIN, vocabulary=Vocabulary("spm", 1, 0, False, False, False)),
+    "one token, of no text": replace(
+        PLAIN, context=12, vocabulary=Vocabulary("spm", 1, unused=1, unk=False, bos=False, eos=False)
+    ),
     "norms of 0": replace(GPT2, norms="zero", biases=False, context=9),
     "constant weights": replace(GPT2, weights="constant", head="equal", context=24),
 }

@@ -27,10 +27,12 @@ def pass_through(options: Mapping[str, Any], *, judges: bool, own: str = "") -> 
         UsageError: unknown engine, fault, fixture, shape, type or device; an engine judged by itself.
         ModelFileError, UnsupportedModel: a model file is missing or malformed.
     """
-    under_test = [spec for spec in _given(options, ENGINES[:2]) if not (own and spec.startswith(own))]
+    engines = list(_given(options, ENGINES[:2]))
+    under_test = [spec for spec in engines if not (own and spec.startswith(own))]
     examine(
         [*under_test, *_given(options, ENGINES[2:])],
-        _given(options, MODELS),
+        # What a command opens by itself has no model.
+        _given(options, MODELS) if under_test or not engines else (),
         devices=_given(options, ("device",)),
         # Who decides on ledgers runs nothing, and needs no file.
         opened=not options.get("ledgers"),
