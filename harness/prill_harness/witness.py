@@ -1,10 +1,10 @@
 """A GGUF file and token ids come in; logits of a second, naive reading of the same file come out.
 
 The witness judges the oracle, so it shares nothing with it: it imports nothing of the runtime, reads and
-dequantises through the `gguf` package, and computes in float64 from the published descriptions of the models
-(Llama: Touvron et al. 2023, RoFormer's rotation on neighbouring pairs, as llama.cpp's converter lays them out;
-GPT-2: Radford et al. 2019, learned positions, GELU by tanh). It is slow and plain on purpose: one sequence, no
-cache, one query at a time. Matrices are dequantised a few rows at a time, so a large file needs little memory.
+dequantises through the `gguf` package, and computes in float64 from the published descriptions (Llama: Touvron
+et al. 2023, with RoFormer's rotation on neighbouring pairs, as llama.cpp's converter lays them out; GPT-2:
+Radford et al. 2019). It is slow and plain on purpose: one sequence, no cache, one query at a time. Matrices are
+dequantised a few rows at a time, so a large file needs little memory.
 """
 
 from __future__ import annotations
@@ -23,21 +23,24 @@ from numpy.typing import NDArray
 Float = NDArray[np.float64]
 Forward = Callable[["Reading", Sequence[int]], Float]
 VALUES_AT_ONCE = 1 << 22  # of a matrix, dequantised together: 32 MiB
+VALUES_HELD = 1 << 24  # kept for the next pass: 128 MiB
 PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf$")
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A file as the witness reads it: metadata, tensors, and what sensitivity tests changed in either.
+    """A file as the witness reads it: metadata, tensors, and what was changed in either to see it matter.
 
     Attributes:
         keys: every metadata value by its full name. tensors: as gguf maps them, by name.
-        scaled: tensor name -> factor for its values; a tensor at factor None is taken to be absent.
+        changed: tensor name -> other values (rows, columns) or (n,); None takes the tensor away.
+        held: what was dequantised before, shared by all readings of a file.
     """
 
     keys: Mapping[str, Any]
     tensors: Mapping[str, Any]
-    scaled: Mapping[str, float | None] = field(default_factory=dict)
+    changed: Mapping[str, Float | None] = field(default_factory=dict)
+    held: dict[tuple[str, int, int], Float] = field(default_factory=dict)
 
     @property
     def architecture(self) -> str:
@@ -48,26 +51,57 @@ class Reading:
         value = self.keys.get(f"{self.architecture}.{name}", default)
         return value[0] if isinstance(value, list) else value
 
+    @property
+    def head_size(self) -> int:
+        """Components of one head's query and key."""
+        return int(
+            self.key("attention.key_length", self.key("embedding_length") // self.key("attention.head_count"))
+        )
+
+    @property
+    def groups(self) -> int:
+        """Heads of the cache."""
+        return int(self.key("attention.head_count_kv", self.key("attention.head_count")))
+
+    @property
+    def rope_size(self) -> int:
+        """Components of a head that are rotated."""
+        return int(self.key("rope.dimension_count", self.head_size))
+
     def has(self, name: str) -> bool:
-        return name in self.tensors and self.scaled.get(name, 1.0) is not None
+        return self.changed[name] is not None if name in self.changed else name in self.tensors
+
+    def count(self, name: str) -> int:
+        """Rows of a matrix, or values of a vector."""
+        changed = self.changed.get(name)
+        return len(self.tensors[name].data if changed is None else changed)
 
     def rows(self, name: str, low: int, high: int) -> Float:
         """Rows [low, high) of a matrix, dequantised: (rows, columns)."""
+        changed = self.changed.get(name)
+        if changed is not None:
+            return changed[low:high]
+        if (name, low, high) in self.held:
+            return self.held[name, low, high]
         tensor = self.tensors[name]
         values = gguf.quants.dequantize(np.asarray(tensor.data[low:high]), tensor.tensor_type)
-        return np.asarray(values, np.float64) * (self.scaled.get(name) or 1.0)
+        rows = np.asarray(values, np.float64)
+        if sum(array.size for array in self.held.values()) + rows.size <= VALUES_HELD:
+            self.held[name, low, high] = rows
+        return rows
 
-    def vector(self, name: str) -> Float:
-        """A norm, bias or table of frequencies: (n,)."""
-        return self.rows(name, 0, len(self.tensors[name].data))
+    def all(self, name: str) -> Float:
+        """A whole tensor, for norms, biases and tables: (n,), or (rows, columns)."""
+        return self.rows(name, 0, self.count(name))
 
-    def with_key(self, name: str, value: Any) -> Reading:
-        """The same file with another value under the architecture's prefix."""
-        return replace(self, keys={**self.keys, f"{self.architecture}.{name}": value})
+    def with_keys(self, **values: Any) -> Reading:
+        """The same file with other values under the architecture's prefix; `__` stands for a dot."""
+        named = {f"{self.architecture}.{name.replace('__', '.')}": value for name, value in values.items()}
+        return replace(self, keys={**self.keys, **named})
 
-    def with_tensor(self, name: str, factor: float | None) -> Reading:
-        """The same file with a tensor's values multiplied, or (None) without the tensor."""
-        return replace(self, scaled={**self.scaled, name: factor})
+    def with_tensor(self, name: str, values: Float | None) -> Reading:
+        """The same file with other values in a tensor, or (None) without it."""
+        return replace(self, changed={**self.changed, name: values})
 
 
 def read(path: str | Path) -> Reading:
@@ -107,12 +141,12 @@ def knows(reading: Reading) -> bool:
 
 
 def linear(reading: Reading, name: str, x: Float) -> Float:
-    """x (n, columns) times the transpose of matrix `name` (rows, columns), plus its bias where there is one."""
-    count, columns = len(reading.tensors[f"{name}.weight"].data), x.shape[1]
-    step = max(1, VALUES_AT_ONCE // columns)
+    """x (n, columns) times the transpose of matrix `name` (rows, columns), plus its bias if it has one."""
+    count = reading.count(f"{name}.weight")
+    step = max(1, VALUES_AT_ONCE // x.shape[1])
     pieces = [x @ reading.rows(f"{name}.weight", low, low + step).T for low in range(0, count, step)]
     y = np.concatenate(pieces, axis=1)
-    return y + reading.vector(f"{name}.bias") if reading.has(f"{name}.bias") else y
+    return y + reading.all(f"{name}.bias") if reading.has(f"{name}.bias") else y
 
 
 def embedded(reading: Reading, name: str, ids: Sequence[int]) -> Float:
@@ -148,24 +182,22 @@ def attention(q: Float, k: Float, v: Float, window: int = 0) -> Float:
 
 
 def llama(r: Reading, ids: Sequence[int]) -> Float:
-    """RMSNorm, rotation, grouped queries, SwiGLU; biases, window, frequency factors where the file has them."""
-    heads, width, eps = r.key("attention.head_count"), r.key("embedding_length"), _eps(r, "rms_")
-    size = r.key("attention.key_length", width // heads)
-    groups = r.key("attention.head_count_kv", heads)
+    """RMSNorm, rotation, grouped queries, SwiGLU; biases, window, frequency factors if the file has them."""
+    heads, size, eps = r.key("attention.head_count"), r.head_size, _eps(r, "rms_")
     n, window = len(ids), int(r.key("attention.sliding_window", 0))
-    cos, sin = _rotation(r, n, int(r.key("rope.dimension_count", size)))
+    cos, sin = _rotation(r, n, r.rope_size)
 
     def norm(name: str, x: Float) -> Float:
         mean = np.mean(x * x, axis=-1, keepdims=True)
-        return np.asarray(x / np.sqrt(mean + eps) * r.vector(f"{name}.weight"))
+        return np.asarray(x / np.sqrt(mean + eps) * r.all(f"{name}.weight"))
 
     x = embedded(r, "token_embd.weight", ids)
     for layer in range(r.key("block_count")):
         at = f"blk.{layer}."
         h = norm(f"{at}attn_norm", x)
         q = _rotated(linear(r, f"{at}attn_q", h).reshape(n, heads, size), cos, sin)
-        k = _rotated(linear(r, f"{at}attn_k", h).reshape(n, groups, size), cos, sin)
-        v = linear(r, f"{at}attn_v", h).reshape(n, groups, size)
+        k = _rotated(linear(r, f"{at}attn_k", h).reshape(n, r.groups, size), cos, sin)
+        v = linear(r, f"{at}attn_v", h).reshape(n, r.groups, size)
         x = x + linear(r, f"{at}attn_output", attention(q, k, v, window))
         h = norm(f"{at}ffn_norm", x)
         gate = linear(r, f"{at}ffn_gate", h)
@@ -185,7 +217,7 @@ def _rotation(r: Reading, n: int, dim: int) -> tuple[Float, Float]:
     scale = float(r.key("rope.scaling.factor", bare)) if kind == "linear" else 1.0
     speed = base ** (-2.0 * np.arange(dim // 2) / dim)
     if r.has("rope_freqs.weight"):
-        speed = speed / r.vector("rope_freqs.weight")
+        speed = speed / r.all("rope_freqs.weight")
     angle = np.arange(n)[:, None] / scale * speed
     return np.cos(angle), np.sin(angle)
 
@@ -201,13 +233,12 @@ def _rotated(x: Float, cos: Float, sin: Float) -> Float:
 
 def gpt2(r: Reading, ids: Sequence[int]) -> Float:
     """LayerNorm with bias, learned positions, fused query, key and value, GELU by tanh."""
-    heads, width, eps, n = r.key("attention.head_count"), r.key("embedding_length"), _eps(r, ""), len(ids)
-    size = r.key("attention.key_length", width // heads)
+    heads, size, eps, n = r.key("attention.head_count"), r.head_size, _eps(r, ""), len(ids)
 
     def norm(name: str, x: Float) -> Float:
         centred = x - x.mean(axis=-1, keepdims=True)
         scale = np.sqrt(np.mean(centred * centred, axis=-1, keepdims=True) + eps)
-        return np.asarray(centred / scale * r.vector(f"{name}.weight") + r.vector(f"{name}.bias"))
+        return np.asarray(centred / scale * r.all(f"{name}.weight") + r.all(f"{name}.bias"))
 
     x = embedded(r, "token_embd.weight", ids) + r.rows("position_embd.weight", 0, n)
     for layer in range(r.key("block_count")):

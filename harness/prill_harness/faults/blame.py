@@ -55,6 +55,8 @@ AFTER_STAGES = (
 )  # fmt: skip
 # The oracle and the golden are the harness's own: an engine cannot make them disagree.
 HARNESS = ("harness.", "tokens.golden_is_current")
+# A second reading of the file contradicts the oracle: what it shares with the engine is wrong.
+WITNESS = ("witness.",)
 TRACE = ("stages.complete", "stages.untouched")
 # A trace is wrong, and not the model, when the logits themselves are seen to be right.
 LOGITS = ("ops.", "tokens.", "properties.", "cache.")
@@ -103,7 +105,7 @@ def _one_refusal(seen: list[Evidence]) -> list[Evidence]:
 
 def blame(killed: Sequence[Evidence]) -> Blame | None:
     """Who is to blame, from the checks that count as kills; None when there are none."""
-    for step in (_harness, _file, _parts(BEFORE_STAGES), _trace, _stage, _op, _parts(AFTER_STAGES)):
+    for step in (_witness, _harness, _file, _parts(BEFORE_STAGES), _trace, _stage, _op, _parts(AFTER_STAGES)):
         found = step(killed)
         if found is not None:
             return found
@@ -122,6 +124,11 @@ def _harness(killed: Sequence[Evidence]) -> Blame | None:
     """The harness's own checks, or checks that passed before and now say that they saw nothing."""
     found = _first(killed, *HARNESS) or next((e for e in killed if e.status is Status.INCONCLUSIVE), None)
     return _made(found, "harness") if found else None
+
+
+def _witness(killed: Sequence[Evidence]) -> Blame | None:
+    found = _first(killed, *WITNESS)
+    return _made(found, "oracle") if found else None
 
 
 def _file(killed: Sequence[Evidence]) -> Blame | None:
