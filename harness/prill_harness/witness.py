@@ -1,10 +1,10 @@
 """A GGUF file and token ids come in; logits of a second, naive reading of the same file come out.
 
 The witness judges the oracle, so it shares nothing with it: it imports nothing of the runtime, reads and
-dequantises through the `gguf` package, and computes in float64 from the published descriptions (Llama: Touvron
-et al. 2023, with RoFormer's rotation on neighbouring pairs, as llama.cpp's converter lays them out; GPT-2:
-Radford et al. 2019). It is slow and plain on purpose: one sequence, no cache, one query at a time. Matrices are
-dequantised a few rows at a time, so a large file needs little memory.
+dequantises through the `gguf` package, and computes in float64 from the published descriptions (Llama:
+Touvron et al. 2023, with RoFormer's rotation on neighbouring pairs, as llama.cpp's converter lays them out;
+GPT-2: Radford et al. 2019). It is slow and plain on purpose: one sequence, no cache, one query at a time.
+Matrices are dequantised a few rows at a time, so a large file needs little memory.
 """
 
 from __future__ import annotations

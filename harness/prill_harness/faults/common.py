@@ -1,7 +1,7 @@
 """Faults of the code that engine and oracle share: on a user's own file both are wrong alike.
 
-Such a fault is not suspended for the oracle: it is planted in everything that the process runs of the runtime,
-and only a reading of the file that shares nothing with it can tell. Most are faults of an engine, in both.
+Such a fault is not suspended for the oracle: it is planted in everything that the process runs of the
+runtime, and only a reading of the file that shares nothing with it can tell.
 """
 
 from __future__ import annotations
@@ -14,22 +14,15 @@ from prill_harness.faults.planting import GPT2, LLAMA, op
 
 BLAMES = ("oracle",)
 IN_BOTH = (
-    "rope_base_default", "rope_pairing", "rope_exponent", "rope_wrong_way",
-    "attention_scale_1_over_d", "attention_not_scaled", "gqa_interleaved", "kv_heads_ignored",
-    "mask_off_by_one", "rms_eps_too_small", "rms_eps_outside_root", "rms_mean_subtracted",
-    "norm_weight_offset", "layer_norm_no_bias", "variance_n_minus_1", "gate_up_swapped", "silu_without_gate", "gelu_erf",
-    "linear_bias_dropped", "embed_scaled", "learned_positions_from_one", "logits_scaled", "logits_capped",
+    "rope_base_default", "rope_pairing", "rope_exponent", "rope_wrong_way", "attention_scale_1_over_d",
+    "attention_not_scaled", "gqa_interleaved", "kv_heads_ignored", "mask_off_by_one", "rms_eps_too_small",
+    "rms_eps_outside_root", "rms_mean_subtracted", "norm_weight_offset", "layer_norm_no_bias",
+    "variance_n_minus_1", "gate_up_swapped", "silu_without_gate", "gelu_erf", "linear_bias_dropped",
+    "embed_scaled", "learned_positions_from_one", "logits_scaled", "logits_capped",
 )  # fmt: skip
 
 for each in IN_BOTH:
-    own = REGISTRY[each]
-    REGISTRY[f"common_{each}"] = replace(
-        own,
-        name=f"common_{each}",
-        area=COMMON,
-        blames=BLAMES,
-        summary=f"Engine and oracle alike: {own.summary}",
-    )
+    planted_in_both(each, BLAMES)
 
 
 @fault(area=COMMON, blames=BLAMES, models=LLAMA)
