@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from prill_harness.faults.core import COMMON, Patch, fault
+from prill_harness.faults.core import COMMON, Patch, fault, planted_in_both
 from prill_harness.faults.planting import GPT2, LLAMA, op
 
 BLAMES = ("oracle",)
