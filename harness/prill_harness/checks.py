@@ -139,8 +139,10 @@ JUDGES = (
     "leaks/paths.py",
     "leaks/probe.py",
     "leaks/verdict.py",
+    "sensitivity.py",
     "sides.py",
     "stages.py",
     "tokens.py",
     "trace.py",
+    "witness.py",
 )

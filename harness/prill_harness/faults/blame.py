@@ -58,6 +58,8 @@ CAUSES = {"batch": "batch", "chance": "state", "cache": "state", "sampler": "sam
 WHOLE = (("logits", ("tokens.", WHOLE_STEP)),)
 # The oracle and the golden are the harness's own: an engine cannot make them disagree.
 HARNESS = ("harness.", "tokens.golden_is_current")
+# A second reading of the file contradicts the oracle: what it shares with the engine is wrong.
+WITNESS = ("witness.",)
 TRACE = ("stages.complete", "stages.untouched")
 # A trace is wrong, and not the model, when the logits themselves are seen to be right.
 LOGITS = ("ops.", "tokens.", "properties.", "cache.")
@@ -123,7 +125,11 @@ def _first(killed: Sequence[Evidence], *beginnings: str) -> Evidence | None:
 
 
 def _harness(killed: Sequence[Evidence]) -> Blame | None:
-    """The harness's own checks, or checks that passed before and now say that they saw nothing."""
+    """The harness's own checks; the oracle that a second reading contradicts; a golden that is not the oracle's;
+    or checks that passed before and now say that they saw nothing."""
+    witness = _first(killed, *WITNESS)
+    if witness is not None and not _first(killed, HARNESS[0]):
+        return _made(witness, "oracle")
     found = _first(killed, *HARNESS) or next((e for e in killed if e.status is Status.INCONCLUSIVE), None)
     if found is None:
         return None

@@ -3,7 +3,8 @@
 Production code has no branch for faults: a fault replaces attributes of its modules and classes from
 outside. An engine opened as `numpy+fault:NAME` has its fault active only inside its own calls. A process that
 tests such an engine makes the fault ambient, so that code called without an engine (a sampler, a decoder) is
-faulty too; engines without a fault, the oracle above all, then suspend it inside their calls.
+faulty too; engines without a fault, the oracle above all, then suspend it inside their calls. A fault of the
+area `common` is in the code that all engines share: once ambient, nothing suspends it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import CodeType
 from typing import Any, TypeVar
 
@@ -24,8 +25,9 @@ Wrap = Callable[[Any], Any]
 Patches = Callable[[], Iterable["Patch"]]
 AREAS = (
     "file", "blocks", "embedding", "norm", "rope", "attention", "feed-forward", "head", "sampler",
-    "tokenizer", "generation", "state", "memory", "trace", "device", "harness",
+    "tokenizer", "generation", "state", "memory", "trace", "device", "harness", "common",
 )  # fmt: skip
+COMMON = "common"
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def _names(code: CodeType) -> set[str]:
 REGISTRY: dict[str, Fault] = {}
 MODULES = (
     "file", "blocks", "embedding", "norm", "rope", "attention", "feedforward", "head",
-    "sampler", "tokenizer", "generation", "state", "memory", "trace", "harness",
+    "sampler", "tokenizer", "generation", "state", "memory", "trace", "harness", "common",
 )  # fmt: skip
 DEVICE_MODULES = ("device",)
 """Faults that only an engine on a device can have; the matrix, which runs NumPy, leaves them out."""
@@ -140,6 +142,15 @@ def fault(
     return register
 
 
+def planted_in_both(name: str, blames: Sequence[str]) -> None:
+    """Register a fault that is declared already once more, as one of engine and oracle alike."""
+    own = REGISTRY[name]
+    summary = f"Engine and oracle alike: {own.summary[:1].lower()}{own.summary[1:]}"
+    REGISTRY[f"common_{name}"] = replace(
+        own, name=f"common_{name}", area=COMMON, blames=tuple(blames), summary=summary
+    )
+
+
 def catalogue(engine: str = "numpy") -> dict[str, Fault]:
     """Every fault of an engine by name, in the order of their files."""
     for module in (*MODULES, *DEVICE_MODULES):
@@ -160,13 +171,14 @@ def named(names: Iterable[str]) -> tuple[Fault, ...]:
 
 
 _active: tuple[Fault, ...] = ()
+_shared: tuple[Fault, ...] = ()  # of the area `common`, planted for the rest of the process
 _undo: list[tuple[Any, str, Any, bool]] = []
 
 
 @contextmanager
 def only(faults: tuple[Fault, ...]) -> Iterator[None]:
-    """Make exactly these faults active; what was active before is restored on the way out."""
-    before = _active
+    """Make exactly these faults active, beside shared ones; what was before is restored on the way out."""
+    before, faults = _active, (*_shared, *(each for each in faults if each not in _shared))
     if before == faults:
         yield
         return
@@ -179,7 +191,9 @@ def only(faults: tuple[Fault, ...]) -> Iterator[None]:
 
 def ambient(faults: tuple[Fault, ...]) -> None:
     """Make these faults active for the rest of the process."""
-    _install(faults)
+    global _shared
+    _shared = tuple(each for each in faults if each.area == COMMON)
+    _install((*_shared, *(each for each in faults if each not in _shared)))
 
 
 def active() -> tuple[Fault, ...]:

@@ -21,7 +21,7 @@ from prill_harness.plan import Event, Plan
 TIMEOUT_S = 240.0
 ENGINE = "numpy"
 # In the order of a diagnosis: suites that look at parts before those that run the whole, which they disturb.
-ORDER = ("harness", "file", "blocks", "ops", "tokenizer", "stages", "tokens", "sampler", "cache",
+ORDER = ("harness", "witness", "file", "blocks", "ops", "tokenizer", "stages", "tokens", "sampler", "cache",
          "properties", "errors", "memory")  # fmt: skip
 # CPU seconds of a suite where they are more than about one; the longest cells are started first.
 HEAVY = {"tokens": 6, "properties": 6, "harness": 2, "cache": 2, "errors": 2}
@@ -43,6 +43,7 @@ LOOK = {
     "trace": ("stages", "cache"),
     "device": ("ops", "stages"),
     "harness": ("harness", "stages"),
+    "common": ("witness",),
 }
 
 

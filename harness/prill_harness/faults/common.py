@@ -1,0 +1,60 @@
+"""Faults of the code that engine and oracle share: on a user's own file both are wrong alike.
+
+Such a fault is not suspended for the oracle: it is planted in everything that the process runs of the
+runtime, and only a reading of the file that shares nothing with it can tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from prill_harness.faults.core import COMMON, Patch, fault, planted_in_both
+from prill_harness.faults.planting import GPT2, LLAMA, op
+
+BLAMES = ("oracle",)
+IN_BOTH = (
+    "rope_base_default", "rope_pairing", "rope_exponent", "rope_wrong_way", "attention_scale_1_over_d",
+    "attention_not_scaled", "gqa_interleaved", "kv_heads_ignored", "mask_off_by_one", "rms_eps_too_small",
+    "rms_eps_outside_root", "rms_mean_subtracted", "norm_weight_offset", "layer_norm_no_bias",
+    "variance_n_minus_1", "gate_up_swapped", "silu_without_gate", "gelu_erf", "linear_bias_dropped",
+    "embed_scaled", "learned_positions_from_one", "logits_scaled", "logits_capped",
+)  # fmt: skip
+
+for each in IN_BOTH:
+    planted_in_both(each, BLAMES)
+
+
+@fault(area=COMMON, blames=BLAMES, models=LLAMA)
+def common_window_ignored() -> Iterator[Patch]:
+    """Engine and oracle alike: the file's sliding window is not looked at."""
+    yield op("attention", lambda o, self, *given, window=None, **rest: o(self, *given, **rest))
+
+
+@fault(area=COMMON, blames=BLAMES, models=LLAMA)
+def common_rope_freqs_ignored() -> Iterator[Patch]:
+    """Engine and oracle alike: the file's divisors of the rotary frequencies are not looked at."""
+    yield op("rope", lambda o, self, *given, freq_factors=None, **rest: o(self, *given, **rest))
+
+
+@fault(area=COMMON, blames=BLAMES, models=LLAMA)
+def common_rope_factor_ignored() -> Iterator[Patch]:
+    """Engine and oracle alike: positions are not divided by the file's scaling factor."""
+    yield op("rope", lambda o, self, *given, factor=1.0, **rest: o(self, *given, **rest))
+
+
+@fault(area=COMMON, blames=BLAMES, models=(*LLAMA, *GPT2))
+def common_residual_of_norm() -> Iterator[Patch]:
+    """Engine and oracle alike: the residual connection starts from the normed stream."""
+    last: dict[str, Any] = {}
+
+    def normed(original: Any, self: Any, *given: Any) -> Any:
+        last["normed"] = original(self, *given)
+        return last["normed"]
+
+    def add(original: Any, self: Any, a: Any, b: Any) -> Any:
+        return original(self, last.pop("normed", a), b)
+
+    yield op("rms_norm", normed)
+    yield op("layer_norm", normed)
+    yield op("add", add)

@@ -1,0 +1,115 @@
+"""Is the oracle right about this very file? A second reading, which shares no code with it, is asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from prill_harness import faults, sensitivity, witness
+from prill_harness.checks import Observer, check
+from prill_harness.compare import nmse
+from prill_harness.engines.embedded import Embedded
+from prill_harness.golden import Golden
+from prill_harness.witness import Reading
+from prill_runtime.errors import Inconclusive, PrillError
+
+SECOND = "the witness: a naive float64 forward pass that shares no code with the oracle"
+PROMPT = 24  # ids that the whole model is compared on
+SHORT = 10  # ids that a changed file is compared on
+# NMSE between two float64 passes that sum in another order: a rounding is worth 2^-108, a pass some thousand.
+SUMMED = 2.0**-88
+MOVED = 1e-12  # NMSE by which a change has to move the witness for the oracle to be judged by it
+
+
+@pytest.fixture(scope="module")
+def reading(model_path: Path) -> Reading:
+    """The file as the witness reads it.
+
+    Raises:
+        Inconclusive: an architecture that the witness does not know.
+    """
+    with faults.only(()):
+        found = witness.read(model_path)
+    if not witness.knows(found):
+        raise Inconclusive(
+            "the oracle shares its code with this engine, and no witness knows the architecture",
+            expected=" or ".join(witness.FORWARD),
+            got=found.architecture,
+        )
+    return found
+
+
+def moved(before: NDArray[np.float64], after: NDArray[np.float64]) -> bool:
+    """Whether a change shows in the logits at all."""
+    return nmse(before, after) > MOVED
+
+
+@check(
+    "witness.logits",
+    kills=(
+        "common_rope_pairing",
+        "common_attention_scale_1_over_d",
+        "common_residual_of_norm",
+        "common_rms_eps_too_small",
+    ),
+)
+def test_logits(observe: Observer, oracle: Embedded, golden: Golden, reading: Reading) -> None:
+    """The oracle's logits are the witness's; with another eps the witness's own are told apart from them."""
+    ids = golden.prompts[0].ids[:PROMPT]
+    expected, got = witness.logits(reading, ids), oracle.exact_logits(ids)
+    observe.saw(expected.size, oracle=SECOND)
+    error = nmse(expected, got)
+    observe.metric(
+        "oracle against witness NMSE",
+        error,
+        at_most=SUMMED,
+        otherwise=f"the oracle is wrong on this file: NMSE {error:.3g} to {SECOND}, at most {SUMMED:.2g}; "
+        "what the engine shares with it (loader, configuration, graph, ops) is to blame",
+    )
+    control = next(iter(sensitivity.variations(reading, len(ids))))
+    other = witness.logits(control.reading, ids)
+    if expected.any() and moved(expected, other):
+        observe.metric("control: another eps, NMSE", nmse(expected, other), at_least=SUMMED)
+    observe.say(f"{len(ids)} positions, {expected.size} logits of the oracle: NMSE {error:.2g} to {SECOND}")
+
+
+@check(
+    "witness.sensitivity",
+    kills=("common_window_ignored", "common_rope_freqs_ignored", "common_rope_factor_ignored"),
+)
+def test_sensitivity(observe: Observer, golden: Golden, reading: Reading, model_path: Path) -> None:
+    """Whatever the file says otherwise moves the oracle as it moves the witness: it was read."""
+    ids = golden.prompts[0].ids[:SHORT]
+    shallow = sensitivity.shallow(reading)
+    before = witness.logits(shallow, ids)
+    base = sensitivity.oracle_logits(model_path, shallow, ids)
+    seen, still = [], []
+    for variation in sensitivity.variations(shallow, len(ids)):
+        expected = witness.logits(variation.reading, ids)
+        if not moved(before, expected):
+            still.append(variation.name)
+            continue
+        try:
+            got = sensitivity.oracle_logits(model_path, variation.reading, ids)
+        except PrillError as refusal:
+            observe.fail(f"the oracle refuses the file with another {variation.name}: {refusal}")
+        observe.saw(expected.size, oracle=SECOND)
+        observe.expect(
+            moved(base, got),
+            f"{variation.name} is not read: changing it moves the witness (NMSE "
+            f"{nmse(before, expected):.3g}) and leaves the oracle where it was",
+        )
+        error = nmse(expected, got)
+        observe.metric(
+            f"{variation.name} NMSE",
+            error,
+            at_most=SUMMED,
+            otherwise=f"with another {variation.name} the oracle is at NMSE {error:.3g} from the witness, "
+            f"at most {SUMMED:.2g}",
+        )
+        seen.append(variation.name)
+    quiet = f"; nothing shows on this model for {', '.join(still)}" if still else ""
+    observe.say(f"{len(seen)} changes move oracle and witness alike: {', '.join(seen)}{quiet}")
