@@ -86,6 +86,8 @@ def test_sensitivity(observe: Observer, golden: Golden, reading: Reading, model_
     shallow = sensitivity.shallow(reading)
     before = witness.logits(shallow, ids)
     base = sensitivity.oracle_logits(model_path, shallow, ids)
+    observe.saw(before.size, oracle=SECOND)
+    observe.metric("first layers as the file has them, NMSE", nmse(before, base), at_most=SUMMED)
     seen, still = [], []
     for variation in sensitivity.variations(shallow, len(ids)):
         expected = witness.logits(variation.reading, ids)
