@@ -93,3 +93,11 @@ def test_every_kind_of_shape_is_drawn() -> None:
     assert max(one.context for one in made) == 4096
     assert {one.family for one in made} == {"llama", "gpt2"}
     assert len({one.type for one in made}) > 6
+
+
+def test_rows_of_zeros_are_right_where_they_are_zeros() -> None:
+    """Logits that are zeros throughout have no scale: equal ones are no difference, any other is infinite."""
+    zeros = np.zeros((3, 7), np.float32)
+    assert script.difference(zeros, zeros.astype(np.float64)) == (0.0, 0.0)
+    assert script.difference(zeros + 1e-9, zeros.astype(np.float64))[0] == float("inf")
+    assert script.difference(zeros + np.nan, zeros.astype(np.float64))[0] == float("inf")

@@ -125,8 +125,8 @@ def _first(killed: Sequence[Evidence], *beginnings: str) -> Evidence | None:
 
 
 def _harness(killed: Sequence[Evidence]) -> Blame | None:
-    """The harness's own checks, an oracle that a second reading contradicts, a golden that is not the oracle's,
-    or checks that passed before and now say that they saw nothing."""
+    """The harness's own checks, an oracle that a second reading contradicts, a golden that is not that of
+    the oracle, or checks that passed before and now say that they saw nothing."""
     witness = _first(killed, *WITNESS)
     if witness is not None and not _first(killed, HARNESS[0]):
         return _made(witness, "oracle")

@@ -1,0 +1,135 @@
+"""The witness: a second reading of a file that shares no code with the oracle, and judges it."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from numpy.typing import NDArray
+
+import prill_fixtures
+from prill_fixtures import sound
+from prill_harness import open_engine, sensitivity, witness
+from prill_harness.compare import nmse
+from prill_harness.engines.embedded import NumPy64
+from prill_harness.evidence import Evidence, Status, read
+from prill_harness.faults import catalogue
+from prill_suites.witness import SUMMED, moved
+
+from .commandline import child
+from .sound_models import recipes
+from .test_sound_models import PLAIN
+from .test_split import split
+from .tiny_gguf import tiny
+
+Floats = NDArray[np.floating[Any]]
+LLAMA = "fixture:llama-tiny"
+IDS = [1, 5, 9, 200, 7, 7, 31, 300, 2, 77]
+
+
+def oracle_and_witness(path: Path, ids: list[int]) -> tuple[Floats, Floats]:
+    """Logits (id, vocabulary) of both."""
+    with open_engine("numpy64", str(path)) as oracle:
+        assert isinstance(oracle, NumPy64)
+        return np.asarray(oracle.exact_logits(ids)), witness.logits(witness.read(path), ids)
+
+
+def test_the_witness_imports_nothing_of_prill() -> None:
+    """Its only libraries are gguf and NumPy, and it stays small enough to be read in one go."""
+    source = inspect.getsource(witness)
+    nodes = list(ast.walk(ast.parse(source)))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+    assert {name.split(".")[0] for name in names} == {
+        "__future__", "collections", "dataclasses", "pathlib", "typing", "math", "gguf", "numpy",
+    }  # fmt: skip
+    assert len(source.splitlines()) <= 300
+
+
+@pytest.mark.parametrize("name", prill_fixtures.NAMES)
+@pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_k", "q6_k"])
+def test_it_agrees_with_the_oracle_on_the_fixtures(name: str, kind: str) -> None:
+    """Ten positions of each fixture, to float64's own rounding."""
+    assert nmse(*oracle_and_witness(prill_fixtures.path(name, kind), IDS)) <= SUMMED
+
+
+@settings(max_examples=15, deadline=None)
+@given(recipe=recipes())
+def test_every_change_to_a_sound_model_moves_both_alike(
+    tmp_path_factory: pytest.TempPathFactory, recipe: sound.Recipe
+) -> None:
+    """As the file is, and with each thing changed that can be: oracle and witness give the same logits."""
+    path = sound.build(recipe, tmp_path_factory.mktemp("sound") / "model.gguf")
+    whole = witness.read(path)
+    ids = [n % recipe.vocabulary.size for n in IDS][: recipe.context]
+    base = sensitivity.shallow(whole)
+    before = witness.logits(base, ids)
+    varied = list(sensitivity.variations(base, len(ids)))
+    assert len({variation.name for variation in varied}) == len(varied) > 4
+    for variation in varied:
+        expected = witness.logits(variation.reading, ids)
+        got = sensitivity.oracle_logits(path, variation.reading, ids)
+        assert nmse(expected, got) <= SUMMED, f"{variation.name} of {recipe}"
+    assert nmse(before, sensitivity.oracle_logits(path, base, ids)) <= SUMMED
+
+
+def test_it_reads_all_parts_of_a_split_model(tmp_path: Path) -> None:
+    """The parts, opened by the first, give the logits of the whole."""
+    expected = witness.logits(witness.read(tiny(tmp_path / "whole.gguf")), IDS[:6])
+    assert np.array_equal(expected, witness.logits(witness.read(split(tmp_path)), IDS[:6]))
+
+
+def test_a_change_is_seen_by_its_size() -> None:
+    """What moves nothing is told from what does: a window as wide as the prompt, and a shorter one."""
+    reading = sensitivity.shallow(witness.read(prill_fixtures.path("llama-tiny")))
+    before = witness.logits(reading, IDS)
+    wide, narrow = (reading.with_keys(attention__sliding_window=n) for n in (len(IDS), len(IDS) - 1))
+    assert not moved(before, witness.logits(wide, IDS))
+    assert moved(before, witness.logits(narrow, IDS))
+
+
+@pytest.mark.parametrize("fault", ["common_rope_pairing", "common_residual_of_norm", "common_window_ignored"])
+def test_only_the_witness_sees_what_engine_and_oracle_share(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a user's file the shared mistake is in the golden too: every stage and token agrees, and the witness
+    alone says that the oracle is wrong."""
+    monkeypatch.setenv("PRILL_CACHE", str(tmp_path / "cache"))
+    mine, out = sound.build(PLAIN, tmp_path / "mine.gguf"), tmp_path / "out"
+    checks = ("witness", "stages.early", "tokens.greedy")
+    child("run", "--engine", f"numpy+fault:{fault}", "--model", str(mine), "--out", str(out), *checks)
+    found = {e.check: e for e in read(out / "ledger.jsonl") if isinstance(e, Evidence)}
+    assert found["stages.early"].status is Status.PASSED
+    assert found["tokens.greedy"].status is Status.PASSED
+    red = [e for name, e in found.items() if name.startswith("witness.") and e.status is Status.FAILED]
+    assert any("the oracle is wrong" in e.sentence or "is not read" in e.sentence for e in red)
+
+
+def printed(code: str) -> float:
+    """The number that a Python program of its own prints."""
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
+    return float(done.stdout)
+
+
+def test_a_fault_of_both_is_in_the_oracle_too() -> None:
+    """Planted for a process, a common fault stays where an engine's own is suspended."""
+    common = [name for name, fault in catalogue().items() if fault.area == "common"]
+    assert len(common) > 20
+    code = (
+        "from prill_harness import faults, open_engine\n"
+        "faults.ambient(faults.named([{!r}]))\n"
+        "with open_engine('numpy64', 'fixture:llama-tiny') as e: print(float(e.logits([1, 5, 9])[-1, 0]))\n"
+    )
+    said = {name: printed(code.format(name)) for name in ("rope_pairing", "common_rope_pairing")}
+    with open_engine("numpy64", LLAMA) as engine:
+        right = float(engine.logits([1, 5, 9])[-1, 0])
+    assert said["rope_pairing"] == right
+    assert said["common_rope_pairing"] != right
