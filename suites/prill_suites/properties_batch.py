@@ -36,8 +36,9 @@ def texts_alone(trial: Trial) -> str:
         near = both and trial.tied([*prompt, *own.ids[:parted]], own.ids[parted], batched[parted])
         observe.expect(near, f"prompt {place} in a batch of 3 parts from itself alone at token {parted}")
 
-    def two(engine: Engine) -> Texts:
-        made = engine.generate_batch(prompts, max_tokens=count, ignore_eos=True)
+    def two(writer: Engine) -> Texts:
+        own = writer is engine
+        made = written if own else writer.generate_batch(prompts, max_tokens=count, ignore_eos=True)
         return made[0].ids, made[1].ids
 
     other = trial.two_texts("two prompts wrote one text", prompts, two)
