@@ -1,0 +1,93 @@
+"""A seed goes in; the gate's verdict on random sound models, each in a gate of its own, comes out.
+
+    python ci/sound_gates.py --models 200 --seed 0 --jobs 16 --out sound.jsonl
+
+A sound model is green: exit code 0. Whatever else a gate says of one is a false alarm, and is printed with
+the recipe that `prill_fixtures.sound.build` writes the model from. Exit code: 0 when every gate was green, 1
+when one was not, 2 when there was none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from prill_fixtures import sound
+
+PRILL = [sys.executable, "-c", "from prill_harness.cli import main; main()"]
+LONGEST_S = 900.0
+
+
+def gate(seed: int, small: bool, engine: str) -> dict[str, Any]:
+    """One model, written and gated: exit code, the verdict's sentence, and the checks that are not green."""
+    recipe = sound.draw(seed, small=small)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        file, out = sound.build(recipe, Path(folder) / f"sound{seed}.gguf"), Path(folder) / "out"
+        words = [*PRILL, "gate", "--engine", engine, "--model", file.name, "-j", "1", "--out", str(out)]
+        environment = {**os.environ, "PRILL_CACHE": str(Path(folder) / "cache")}
+        done: dict[str, Any] = {"seed": seed, "exit_code": -1, "sentence": "", "red": []}
+        try:
+            ran = subprocess.run(
+                words,
+                cwd=folder,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=LONGEST_S,
+                check=False,
+            )
+            done |= {"exit_code": ran.returncode, "sentence": (ran.stderr.strip().splitlines() or [""])[-1]}
+            verdict = json.loads((out / "verdict.json").read_text(encoding="utf-8"))
+            done["sentence"] = verdict["sentence"]
+            done["red"] = [
+                f"{c['check']} {c['status']}: {c['sentence']}"
+                for c in verdict["checks"]
+                if c["status"] != "passed"
+            ]
+        except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+            done["sentence"] = f"{type(error).__name__}: {error}; {done['sentence']}"
+    seconds = round(time.monotonic() - began, 1)
+    return done | {"seconds": seconds, "recipe": asdict(recipe)}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--models", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0, help="of the first; the next ones count up")
+    parser.add_argument("--jobs", type=int, default=2, help="gates at a time")
+    parser.add_argument("--engine", default="numpy")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="no gate is begun after so many")
+    parser.add_argument("--small", action="store_true", help="smaller models")
+    parser.add_argument("--out", type=Path, help="a file for the lines, besides standard output")
+    asked = parser.parse_args(arguments)
+    deadline = time.monotonic() + asked.seconds
+    codes: Counter[int] = Counter()
+
+    def one(seed: int) -> dict[str, Any] | None:
+        return gate(seed, asked.small, asked.engine) if time.monotonic() < deadline else None
+
+    with ThreadPoolExecutor(asked.jobs) as pool, (asked.out or Path(os.devnull)).open("w") as out:
+        waiting = [pool.submit(one, asked.seed + n) for n in range(asked.models)]
+        for done in (future.result() for future in as_completed(waiting)):
+            if done is not None:
+                codes[done["exit_code"]] += 1
+                for target in (sys.stdout, out):
+                    print(json.dumps(done), file=target, flush=True)
+    print(json.dumps({"gates": codes.total(), "exit codes": dict(codes)}), flush=True)
+    return 2 if not codes else int(set(codes) != {0})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
