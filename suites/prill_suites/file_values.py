@@ -74,6 +74,7 @@ class Survey:
 
     Attributes:
         size: weights. judged: blocks that had neighbours. constant: the one value of a matrix.
+        varies: more than one value besides zero.
     """
 
     tensor: str
@@ -84,6 +85,7 @@ class Survey:
     zero_run: Finding | None
     out_of_range: Finding | None
     constant: float | None
+    varies: bool
 
     @property
     def zero(self) -> bool:
@@ -119,10 +121,14 @@ def survey(tensor: gguf.ReaderTensor, unused: NDArray[np.bool_] | None = None) -
     starts = np.arange(0, columns, width)
     peaks = np.empty((rows, len(starts)), np.float32)  # largest magnitude of each block
     wrong, first, low, high = 0, 0, np.inf, -np.inf
+    least, most = np.inf, -np.inf  # of what is finite and not zero
     for row, values in strips(tensor):
         magnitudes = np.abs(values)
         peaks[row : row + len(values)] = np.maximum.reduceat(magnitudes, starts, axis=1)
         low, high = min(low, float(values.min())), max(high, float(values.max()))
+        counted = np.isfinite(values) & (values != 0)
+        least = min(least, float(values.min(where=counted, initial=np.inf)))
+        most = max(most, float(values.max(where=counted, initial=-np.inf)))
         bad = np.flatnonzero(~np.isfinite(values.ravel()))
         if bad.size:
             first, wrong = (row * columns + int(bad[0]) if not wrong else first), wrong + bad.size
@@ -143,6 +149,7 @@ def survey(tensor: gguf.ReaderTensor, unused: NDArray[np.bool_] | None = None) -
         zero_run=_to_the_weight(tensor, zeros) if zeros else None,
         out_of_range=judged.out_of_range() if judged and not finite else None,
         constant=low if low == high else None,
+        varies=least < most,
     )
 
 
@@ -278,9 +285,9 @@ def unused_tokens(fields: Mapping[str, Any], rows: int) -> NDArray[np.bool_]:
 
 
 def constants(surveys: Iterable[Survey]) -> list[Finding]:
-    """Matrices of one value (other than zero) in a file whose other matrices vary."""
+    """Matrices of one value (not zero) in a file of which another varies; pruned zeros are no variety."""
     matrices = [s for s in surveys if s.matrix and s.size > 1]
-    if all(s.constant is not None for s in matrices):
+    if not any(s.varies for s in matrices):
         return []
     return [
         Finding(s.tensor, 0, s.size, s.size, f"are constant, {s.constant:.6g} throughout")
