@@ -33,12 +33,15 @@ class Reading:
         keys: every metadata value by its full name. tensors: as gguf maps them, by name.
         changed: tensor name -> other values (rows, columns) or (n,); None takes the tensor away.
         held: what was dequantised before, shared by all readings of a file.
+        jitter: moves every value that enters a product or a norm by up to 2^-52 of itself, to see what of the
+            logits is rounding.
     """
 
     keys: Mapping[str, Any]
     tensors: Mapping[str, Any]
     changed: Mapping[str, Float | None] = field(default_factory=dict)
     held: dict[tuple[str, int, int], Float] = field(default_factory=dict)
+    jitter: np.random.Generator | None = None
 
     @property
     def architecture(self) -> str:
@@ -92,6 +95,14 @@ class Reading:
         """A whole tensor, for norms, biases and tables: (n,), or (rows, columns)."""
         return self.rows(name, 0, self.count(name))
 
+    def moved(self, x: Float) -> Float:
+        """x itself, or with another last bit here and there."""
+        return x if self.jitter is None else x * (1 + 2.0**-52 * self.jitter.uniform(-1, 1, x.shape))
+
+    def rounded(self) -> Reading:
+        """The same file, read with other roundings."""
+        return replace(self, jitter=np.random.default_rng(0))
+
     def with_keys(self, **values: Any) -> Reading:
         """The same file with other values under the architecture's prefix; `__` stands for a dot."""
         named = {f"{self.architecture}.{name.replace('__', '.')}": value for name, value in values.items()}
@@ -133,7 +144,7 @@ def knows(reading: Reading) -> bool:
 def linear(reading: Reading, name: str, x: Float) -> Float:
     """x (n, columns) times the transpose of matrix `name` (rows, columns), plus its bias if it has one."""
     count = reading.count(f"{name}.weight")
-    step = max(1, VALUES_AT_ONCE // x.shape[1])
+    step, x = max(1, VALUES_AT_ONCE // x.shape[1]), reading.moved(x)
     pieces = [x @ reading.rows(f"{name}.weight", low, low + step).T for low in range(0, count, step)]
     y = np.concatenate(pieces, axis=1)
     return y + reading.all(f"{name}.bias") if reading.has(f"{name}.bias") else y
@@ -178,6 +189,7 @@ def llama(r: Reading, ids: Sequence[int]) -> Float:
     cos, sin = _rotation(r, n, r.rope_size)
 
     def norm(name: str, x: Float) -> Float:
+        x = r.moved(x)
         mean = np.mean(x * x, axis=-1, keepdims=True)
         return np.asarray(x / np.sqrt(mean + eps) * r.all(f"{name}.weight"))
 
@@ -226,6 +238,7 @@ def gpt2(r: Reading, ids: Sequence[int]) -> Float:
     heads, size, eps, n = r.key("attention.head_count"), r.head_size, _eps(r, ""), len(ids)
 
     def norm(name: str, x: Float) -> Float:
+        x = r.moved(x)
         centred = x - x.mean(axis=-1, keepdims=True)
         scale = np.sqrt(np.mean(centred * centred, axis=-1, keepdims=True) + eps)
         return np.asarray(centred / scale * r.all(f"{name}.weight") + r.all(f"{name}.bias"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import product
 from typing import Any
 
@@ -22,6 +22,7 @@ from prill_suites.sampler_rows import SEED, hurting_rows, tied_logits
 from prill_suites.sequences import context_of
 
 TWIN = "naive float64 twin"
+TIED = 1e-5  # of a share: what the last bits of two float32 logits make of it
 FULL_VOCABULARY = 201_088
 RANDOM123 = (  # counter, key, answer: kat_vectors of Random123 for philox4x32, 10 rounds
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
@@ -278,6 +279,13 @@ def borderline(
     return found
 
 
+def equally_probable(ids: Sequence[int], probabilities: Sequence[float], several: Collection[int]) -> bool:
+    """Whether several ids are as probable as one another, up to the last bits of float32 logits."""
+    share = dict(zip(ids, probabilities, strict=True))
+    found = [share.get(each, 0.0) for each in several]
+    return len(found) > 1 and max(found) - min(found) <= TIED * max(found)
+
+
 @check(
     "sampler.engine_replay",
     kills=("temperature_twice", "topk_off_by_one", "seed_reused", "sampling_ignored"),
@@ -286,7 +294,7 @@ def borderline(
 def test_engine_replay(observe: Observer, engine: Engine, golden: Golden) -> None:
     """The engine's sampled tokens are those a naive twin draws from the engine's own logits."""
     room = context_of(golden)
-    prompt, close = list(golden.prompts[0].ids[: min(16, room // 2)]), 0
+    prompt, close, tied = list(golden.prompts[0].ids[: min(16, room // 2)]), 0, 0
     count = min(16, room - len(prompt))
     for number, setting in enumerate(SETTINGS):
         seed = 11 + number
@@ -311,8 +319,12 @@ def test_engine_replay(observe: Observer, engine: Engine, golden: Golden) -> Non
                 exact = twins.draw(*twins.distribution(own, history=text[:position], **setting), fraction)
                 drawn |= {exact}
                 decided = exact == text[position]
-            close += not decided
             observe.saw(1, oracle="naive float64 twin on the engine's logits")
+            if position == len(prompt) and equally_probable(ids, probabilities, {*drawn, text[position]}):
+                # An engine may compute the row behind a prompt by itself: ids that tie there change places.
+                tied += 1
+                continue
+            close += not decided
             observe.expect(
                 text[position] in drawn,
                 f"{setting}, seed {seed}, position {position}: expected {drawn}, got {text[position]}",
@@ -321,4 +333,5 @@ def test_engine_replay(observe: Observer, engine: Engine, golden: Golden) -> Non
         raise MissingCapability(
             f"{close} of {observe.observed} draws lay on a border: the replay decided nothing"
         )
-    observe.say(f"{observe.observed} sampled tokens replayed, {close} of them on a border")
+    told = f", {tied} behind the prompt among ids that tie" if tied else ""
+    observe.say(f"{observe.observed} sampled tokens replayed, {close} of them on a border{told}")
