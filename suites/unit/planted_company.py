@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from prill_harness.engines.embedded import NumPy
+from prill_runtime.backends.numpy import NumpyBackend
 
 from .planted import FAULTS, Patch, breaks, wrap
 
@@ -52,3 +53,9 @@ def cancelled_rows_kept(patch: Patch) -> None:
         return done
 
     wrap(patch, NumPy, "generate", after)
+
+
+@breaks("witness.logits", "witness.sensitivity")
+def shared_attention_scale(patch: Patch) -> None:
+    """In the oracle too: the code that both run."""
+    wrap(patch, NumpyBackend, "attention", lambda o, s, *a, scale, **k: o(s, *a, scale=scale**2, **k))

@@ -21,7 +21,7 @@ from prill_runtime.errors import UsageError
 
 MODEL = "fixture:llama-tiny"
 IDS = [1, 5, 9, 300, 17, 5]
-PARTS = {part for part, _ in (*BEFORE_STAGES, *AFTER_STAGES)} | {"file", "harness", "trace"}
+PARTS = {part for part, _ in (*BEFORE_STAGES, *AFTER_STAGES)} | {"file", "harness", "trace", "oracle"}
 KINDS = {"embed", "output_norm", "logits", *BLOCKS["llama"], *BLOCKS["gpt2"]}
 
 

@@ -252,7 +252,7 @@ def test_an_unknown_precision_is_refused() -> None:
     """Only float32 and float64 exist; the sentence names them."""
     with pytest.raises(InvalidParameter, match="float32 or float64, got 'float16'"):
         NumpyBackend("float16")  # type: ignore[arg-type]
-    with pytest.raises(InvalidParameter, match="q8_k, got 'int4'"):
+    with pytest.raises(InvalidParameter, match="q8_k or single, got 'int4'"):
         RoundedBackend("float32", "int4")  # type: ignore[arg-type]
 
 

@@ -34,6 +34,7 @@ SUITES = (
     "stages",
     "tokenizer",
     "tokens",
+    "witness",
 )
 ALLOWED = {
     "prill_runtime",
