@@ -21,7 +21,7 @@ from prill_harness.compare import nmse
 from prill_harness.engines.embedded import NumPy64
 from prill_harness.evidence import Evidence, Status, read
 from prill_harness.faults import catalogue
-from prill_suites.witness import SUMMED, moved
+from prill_suites.witness import SUMMED, limit, moved
 
 from .commandline import child
 from .sound_models import recipes
@@ -133,3 +133,12 @@ def test_a_fault_of_both_is_in_the_oracle_too() -> None:
         right = float(engine.logits([1, 5, 9])[-1, 0])
     assert said["rope_pairing"] == right
     assert said["common_rope_pairing"] != right
+
+
+def test_a_wrong_reading_is_not_excused_by_rounding(tmp_path: Path) -> None:
+    """Asked how far other roundings move it, the witness excuses next to nothing on a model with contents."""
+    reading = witness.read(sound.build(PLAIN, tmp_path / "model.gguf"))
+    expected = witness.logits(reading, IDS[:6])
+    assert 0 < nmse(expected, witness.logits(reading.rounded(), IDS[:6])) < SUMMED
+    assert limit(0.0, reading, IDS[:6], expected) == SUMMED
+    assert limit(1.0, reading, IDS[:6], expected) < 1e-24
