@@ -171,10 +171,10 @@ class Divergences:
         drawn = None if own is None else sampler.sample(own, params, len(prefix), prefix)
         to = "the boundary of the expected token" if distance == inside else "the drawn token's reach"
         draw = f"u = {uniform:.6f} lies {distance:.2g} from {to}"
-        if share_distance(row, params, prefix, expected, uniform, REORDERED) > REORDERED:
-            self._doubt(parting, sampler.sample(row, params, len(prefix), prefix), "draws another token")
-        elif equally_likely(row, params, prefix, expected, taken):
+        if equally_likely(row, params, prefix, expected, taken):  # a filter may keep either of them
             self._tie(parting)
+        elif share_distance(row, params, prefix, expected, uniform, REORDERED) > REORDERED:
+            self._doubt(parting, sampler.sample(row, params, len(prefix), prefix), "draws another token")
         elif drawn == taken:
             self._excuse(parting, f"{draw}, and the candidate's own logits give what it drew")
         elif distance <= reach:
