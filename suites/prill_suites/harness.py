@@ -178,7 +178,7 @@ PROBES = '''
 import pytest
 from prill_harness.checks import check
 
-LAW = dict(kills=("probe",))
+LAW = dict(kills=("rope_pairing",))
 
 @check("probes.sound", **LAW)
 def test_sound(observe):

@@ -32,12 +32,12 @@ import os, signal, sys, time
 from pathlib import Path
 from prill_harness.checks import check
 
-@check("SUITE.first", kills=("planted",))
+@check("SUITE.first", kills=("rope_pairing",))
 def test_first(observe):
     Path(__file__).with_name("runs.txt").open("a").write("SUITE.first " + str(os.getpid()) + "\\n")
     observe.saw(1, oracle="numpy64")
 
-@check("SUITE.second", kills=("planted",))
+@check("SUITE.second", kills=("rope_pairing",))
 def test_second(observe):
     {body}
     observe.saw(os.environ.get("OMP_NUM_THREADS") != "weird", oracle="numpy64")

@@ -158,6 +158,11 @@ def catalogue(engine: str = "numpy") -> dict[str, Fault]:
     return {name: fault for name, fault in REGISTRY.items() if fault.engine == engine}
 
 
+def known() -> frozenset[str]:
+    """The names of all faults of all engines."""
+    return frozenset(catalogue() | catalogue("emu"))
+
+
 def named(names: Iterable[str]) -> tuple[Fault, ...]:
     """The faults of these names.
 
