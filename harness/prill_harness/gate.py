@@ -57,7 +57,8 @@ def decide(
     Args:
         records: of the plan's cells; records of other cells are left out.
         checklists: at least those the gate names; others are left out.
-        kills: which checks were seen to kill planted faults; without the kills it claims a pass is inconclusive.
+        kills: which checks were seen to kill planted faults; a pass without the kills that the check claims
+            is inconclusive.
         as_of: the day on which waivers and signatures are judged.
         sources: file and line that declare each check, by id without parameter.
         forgotten: kills and amounts that are no longer owed, each with its reason; the verdict shows them.

@@ -6,8 +6,8 @@ check: the plugin, whose fixtures count for the suites that name them, the recor
 The runtime is not a judge but what is judged; planted faults have digests of their own; commands and reports
 come after the evidence: none of them is in.
 
-Imports are read from the text, so that a fault planted in this process, or a module that was never run, changes
-nothing.
+Imports are read from the text, so that a fault planted in this process, or a module that was never run,
+changes nothing.
 """
 
 from __future__ import annotations
@@ -143,8 +143,8 @@ def _arguments(function: ast.FunctionDef) -> Iterator[str]:
 def _named(nodes: Iterable[ast.AST], file: Path) -> Iterator[str]:
     """Modules that imports and texts name, and files beside this one, with their paths from their room.
 
-    Of `from package import name` both, for the name may be a module. A text that ends in a dot is the beginning
-    of modules whose last names are texts too.
+    Of `from package import name` both, for the name may be a module. A text that ends in a dot is the
+    beginning of modules whose last names are texts too.
     """
     texts: set[str] = set()
     for node in nodes:

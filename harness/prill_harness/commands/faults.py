@@ -133,8 +133,8 @@ def matrix_(
 ) -> int:
     """Run the suites against every planted fault, and sound engines on random text.
 
-    Exit code 1 when a fault survives or is blamed wrongly, a check does not kill what it claims, a sound engine
-    alarms, or a kill or an amount that is on record was lost without a line in forgotten.toml.
+    Exit code 1 when a fault survives or is blamed wrongly, a check does not kill what it claims, a sound
+    engine alarms, or a kill or an amount on record was lost without a line in forgotten.toml.
     """
     from prill_harness import faults
     from prill_harness.faults import clean as sound

@@ -16,4 +16,16 @@ from prill_harness.faults.core import (
     scoped,
 )
 
-__all__ = ["AREAS", "Fault", "Patch", "active", "ambient", "catalogue", "fault", "known", "named", "only", "scoped"]
+__all__ = [
+    "AREAS",
+    "Fault",
+    "Patch",
+    "active",
+    "ambient",
+    "catalogue",
+    "fault",
+    "known",
+    "named",
+    "only",
+    "scoped",
+]

@@ -83,16 +83,17 @@ def kills(faulty: Iterable[Evidence], clean: Iterable[Evidence], *, silence: boo
     or to one check when that suite was not run.
 
     Args:
-        silence: where no check fails, those count that passed before and say now that they saw nothing, or
-            much less: for faults of the harness itself, which have to be noticed and cannot always be measured.
+        silence: for faults of the harness, which have to be noticed and cannot always be measured. What passes
+            and saw less than it owes counts too, as it does in a gate; and where nothing else does, checks
+            that passed before and say now that they saw nothing.
     """
     sound = {(e.cell.model, e.check): e.observed for e in clean if e.status is Status.PASSED}
     among = [e for e in faulty if (e.cell.model, e.check) in sound]
     seen = [e for e in among if e.status is Status.FAILED]
-    if silence and not seen:
+    if silence:
         owed = {key: LEAST * observed for key, observed in sound.items()}
-        less = [e for e in among if e.status is Status.PASSED and e.observed < owed[e.cell.model, e.check]]
-        seen = [e for e in among if e.status is Status.INCONCLUSIVE] or less
+        seen += [e for e in among if e.status is Status.PASSED and e.observed < owed[e.cell.model, e.check]]
+        seen = seen or [e for e in among if e.status is Status.INCONCLUSIVE]
     return _one_refusal(sorted(seen, key=lambda e: (e.cell, e.check)))
 
 
