@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ def judging(suite: Path) -> Mapping[str, bytes]:
         if file.suffix == ".py" and name != PLUGIN:
             text = _read(file)
             asked |= text.arguments if file.parent == suite.parent else frozenset()
-            pending += text.all_imports
+            pending += [*text.all_imports, *_packages(name)]
     plugin = _read(found[PLUGIN])
     more = {each for each in (*plugin.imports, *_of_fixtures(plugin, asked)) if each not in found}
     for name in sorted(more):
@@ -84,8 +85,13 @@ def _closure(name: str) -> Mapping[str, Path]:
         if file is None or name in found:
             continue
         found[name] = file
-        pending += _read(file).all_imports if file.suffix == ".py" else ()
+        pending += [*_read(file).all_imports, *_packages(name)] if file.suffix == ".py" else ()
     return found
+
+
+def _packages(name: str) -> tuple[str, ...]:
+    """The packages of a module, whose own files run first."""
+    return tuple(itertools.accumulate(name.split(".")[:-1], lambda outer, inner: f"{outer}.{inner}"))
 
 
 def _of_fixtures(plugin: Text, asked: Iterable[str]) -> set[str]:

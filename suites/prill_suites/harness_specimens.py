@@ -36,6 +36,7 @@ from prill_suites.common import file_fields, file_tensors, refusal
 from prill_suites.controls import Trial
 from prill_suites.ops_bench import BOUND, Bench
 from prill_suites.properties_batch import texts_alone
+from prill_suites.tokenizer_twins import Twin
 from prill_suites.tokens import judge as judge_finding
 
 MODEL = "fixture:llama-tiny"
@@ -183,7 +184,7 @@ def of_tokens(at: Judged) -> Iterator[Specimen]:
 
 def of_text(at: Judged) -> Iterator[Specimen]:
     """Texts with one kind of character."""
-    twin = tokenizer.Twin(file_fields(resolve_model(MODEL)))
+    twin = Twin(file_fields(resolve_model(MODEL)))
 
     def of(character: str) -> Callable[[Observer, bool], object]:
         return lambda observe, wrong: tokenizer.test_round_trip(observe, at.astray(character * wrong), twin)

@@ -83,9 +83,9 @@ def kills(faulty: Iterable[Evidence], clean: Iterable[Evidence], *, silence: boo
     or to one check when that suite was not run.
 
     Args:
-        silence: for faults of the harness, which have to be noticed and cannot always be measured. What passes
-            and saw less than it owes counts too, as it does in a gate; and where nothing else does, checks
-            that passed before and say now that they saw nothing.
+        silence: for faults of the harness, which have to be noticed and cannot always be measured. What
+            passes and saw less than it owes counts too, as it does in a gate; and where nothing else does,
+            checks that passed before and say now that they saw nothing.
     """
     sound = {(e.cell.model, e.check): e.observed for e in clean if e.status is Status.PASSED}
     among = [e for e in faulty if (e.cell.model, e.check) in sound]

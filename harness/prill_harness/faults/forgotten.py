@@ -88,9 +88,9 @@ def load(path: Path | None = None) -> Forgotten:
     """
     path = path or _packaged()
     lines = load_toml(path, Forgotten, KillsError)
-    for each in (*lines.kills, *lines.observed):
-        if not each.reason.strip():
-            raise KillsError("a forgotten kill or amount without a reason", where=str(path), got=str(each))
+    reasons = [each.reason for each in lines.kills] + [each.reason for each in lines.observed]
+    if not all(reason.strip() for reason in reasons):
+        raise KillsError("a kill or an amount is forgotten without a reason", where=str(path))
     return lines
 
 

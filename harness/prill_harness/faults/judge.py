@@ -106,7 +106,7 @@ def one_stage_recorded() -> Iterator[Patch]:
     """Of an engine's trace the first stage alone is kept."""
 
     def first(capture: Any, *given: Any) -> Trace:
-        trace = capture(*given)
+        trace: Trace = capture(*given)
         return replace(trace, stages=dict(list(trace.stages.items())[:1]))
 
     yield around("prill_harness.trace:capture", first)
