@@ -16,8 +16,9 @@ import msgspec
 from prill_harness import gate, plan
 from prill_harness.checklist import Checklist, Item
 from prill_harness.evidence import Cell, CellEnded, CellStarted, Evidence, Record, Status
+from prill_harness.faults.core import Fault
 from prill_harness.faults.forgotten import Forgotten, Kill
-from prill_harness.faults.kills import Kills, Trial
+from prill_harness.faults.kills import Kills, Trial, fresh
 from prill_harness.plan import Plan
 from prill_harness.policy import Gate, Policy
 from prill_harness.verdict import Severity, Verdict
@@ -69,7 +70,7 @@ def _list(*items: Item) -> Checklist:
 
 
 def cases(folder: Path) -> Iterator[tuple[str, str, Verdict]]:
-    """(what is wrong, the rule that has to break or nothing, the verdict)."""
+    """(what is wrong, the rules that have to break, the verdict)."""
     made = 0
 
     def case(records: Sequence[Record], **named: Any) -> Verdict:
@@ -103,20 +104,20 @@ def changes() -> Iterator[tuple[str, str, Change]]:
     """What can be wrong with the records."""
     for status, rule in (
         (Status.FAILED, "items"),
-        (Status.ERROR, "errors"),
-        (Status.INCONCLUSIVE, "inconclusive"),
+        (Status.ERROR, "items errors"),
+        (Status.INCONCLUSIVE, "items inconclusive"),
     ):
         yield f"a check that is {status}", rule, changed(LAST, status=status)
     yield "a check that saw half", "observed", changed(LAST, observed=SAW // 2)
-    yield "a check of other code", "kills", changed(LAST, content="d" * 64)
-    yield "a check that nobody planned", "cells", changed(LAST, check="demo.extra")
+    yield "a check of other code", "kills provenance", changed(LAST, content="d" * 64)
+    yield "a check that nobody planned", "items cells", changed(LAST, check="demo.extra")
 
     def without(kind: type) -> Change:
         return lambda record: [] if record.cell == CELLS[-1] and isinstance(record, kind) else [record]
 
-    yield "a cell without evidence", "cells", without(Evidence)
+    yield "a cell without evidence", "items cells", without(Evidence)
     yield "a cell that died", "cells", without(CellEnded)
-    yield "a cell that left nothing", "cells", without(object)
+    yield "a cell that left nothing", "items cells", without(object)
 
     def twice(status: Status) -> Change:
         return lambda record: [
@@ -124,8 +125,8 @@ def changes() -> Iterator[tuple[str, str, Change]]:
             *(new for new in changed(LAST, status=status)(record) if new != record),
         ]
 
-    yield "a check that failed the second time", "items", twice(Status.FAILED)
-    yield "a check that passed and broke", "flaky", twice(Status.ERROR)
+    yield "a check that failed the second time", "items flaky", twice(Status.FAILED)
+    yield "a check that passed and broke", "items errors flaky", twice(Status.ERROR)
 
     def other(record: Record) -> Sequence[Record]:
         versions = {"prill": "2", "model_sha256": record.cell.model}
@@ -144,10 +145,15 @@ def givens() -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """What can be wrong with what the gate holds the records against."""
     yield "no kill at all", "kills", {"kills": Kills()}
     half = {**KILLS.faults, FAULTS[-1]: msgspec.structs.replace(TRIAL, killed_by=(FIRST,))}
+    yield "kills of faults that have changed", "kills", {"kills": fresh(KILLS, CHANGED)}
     yield "one of two kills", "kills", {"kills": msgspec.structs.replace(KILLS, faults=half)}
     yield "a kill that was lost", "owed", {"kills": owing()}
 
 
+# Faults of these names whose code is not what it was when they were killed.
+CHANGED = {
+    name: Fault(name, TRIAL.area, TRIAL.blames, "is wrong", (TRIAL.model,), lambda: ()) for name in FAULTS
+}
 WAIVER = Waiver(
     id="W-1", item="demo.all", conditions=Conditions("numpy", "cpu"), check=LAST,
     signature="known to be wrong", owner="ada", issue="17", reason="known", created=DAY, expires=DAY,
