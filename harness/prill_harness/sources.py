@@ -16,7 +16,7 @@ import ast
 import importlib.util
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -107,6 +107,7 @@ def _of_fixtures(plugin: Text, asked: Iterable[str]) -> set[str]:
     return imports
 
 
+@cache
 def _file(name: str, beside: Path) -> Path | None:
     """The file of a module of prill's rooms, or of one that lies beside the suite; None for all others."""
     if "/" in name:
@@ -125,48 +126,58 @@ def _folder(room: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-@cache
-def _read(file: Path) -> Text:
-    tree = ast.parse(file.read_bytes(), str(file))
-    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
-    fixtures = {
-        f.name: (frozenset(_named(ast.walk(f), file)), frozenset(_arguments(f)))
-        for f in functions
-        if any("fixture" in ast.unparse(d) for d in f.decorator_list)
-    }
-    types = [n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)]
-    apart = [*types, *(f for f in functions if f.name in fixtures)]
-    inside = {id(n) for each in apart for n in ast.walk(each)}
-    outside = (n for n in ast.walk(tree) if id(n) not in inside)
-    arguments = frozenset(name for f in functions for name in _arguments(f))
-    return Text(frozenset(_named(outside, file)), fixtures, arguments)
-
-
-def _arguments(function: ast.FunctionDef) -> Iterator[str]:
-    return (a.arg for a in (*function.args.args, *function.args.kwonlyargs))
-
-
-def _named(nodes: Iterable[ast.AST], file: Path) -> Iterator[str]:
-    """Modules that imports and texts name, and files beside this one, with their paths from their room.
+class _Named:
+    """What one part of a file names: modules that imports and texts name, and files beside this one, with
+    their paths from their room.
 
     Of `from package import name` both, for the name may be a module. A text that ends in a dot is the
     beginning of modules whose last names are texts too.
     """
-    texts: set[str] = set()
-    for node in nodes:
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._modules: set[str] = set()
+        self._texts: set[str] = set()
+
+    def add(self, node: ast.AST) -> None:
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            self._modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            self._modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            texts.add(node.value)
-    yield from filter(_MODULE.fullmatch, texts)
-    begun = [t for t in texts if t.endswith(".") and t != CATALOGUE and _MODULE.fullmatch(t[:-1])]
-    yield from (first + last for first in begun for last in texts if last.isidentifier())
-    room = next((folder for folder in file.parents if folder.name in ROOMS), file.parent)
-    beside = (file.parent / text for text in texts if _BESIDE.fullmatch(text))
-    yield from (found.relative_to(room.parent).as_posix() for found in beside if found.is_file())
+            self._texts.add(node.value)
+
+    def whole(self) -> frozenset[str]:
+        file, texts = self._file, self._texts
+        begun = [t for t in texts if t.endswith(".") and t != CATALOGUE and _MODULE.fullmatch(t[:-1])]
+        modules = {first + last for first in begun for last in texts if last.isidentifier()}
+        modules |= {text for text in texts if _MODULE.fullmatch(text)}
+        room = next((folder for folder in file.parents if folder.name in ROOMS), file.parent)
+        beside = [file.parent / text for text in texts if _BESIDE.fullmatch(text)]
+        paths = {found.relative_to(room.parent).as_posix() for found in beside if found.is_file()}
+        return frozenset(self._modules | modules | paths)
+
+
+@cache
+def _read(file: Path) -> Text:
+    tree = ast.parse(file.read_bytes(), str(file))
+    outside, arguments = _Named(file), set[str]()
+    found: dict[str, tuple[_Named, frozenset[str]]] = {}
+    pending: list[tuple[ast.AST, _Named]] = [(tree, outside)]
+    while pending:
+        node, named = pending.pop()
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.FunctionDef):
+            own = frozenset(a.arg for a in (*node.args.args, *node.args.kwonlyargs))
+            arguments |= own
+            if any("fixture" in ast.unparse(decorator) for decorator in node.decorator_list):
+                named = _Named(file)
+                found[node.name] = named, own
+        named.add(node)
+        pending += [(child, named) for child in ast.iter_child_nodes(node)]
+    done = {name: (inner.whole(), own) for name, (inner, own) in found.items()}
+    return Text(outside.whole(), done, frozenset(arguments))
 
 
 def warm() -> int:

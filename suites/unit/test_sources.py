@@ -59,7 +59,7 @@ def rooms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(sources, "_folder", lambda room: tmp_path / room)
-    cached = (sources.judging, sources._closure, sources._read)
+    cached = (sources.judging, sources._closure, sources._file, sources._read)
     for each in cached:
         each.cache_clear()
     yield tmp_path / "prill_suites"
