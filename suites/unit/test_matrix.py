@@ -24,7 +24,7 @@ from prill_harness.faults.forgotten import Amount, Forgotten, Kill
 from prill_harness.faults.kills import Kills
 from prill_harness.faults.matrix import Subject
 from prill_harness.plan import Plan
-from prill_harness.policy import Gate, PlanEntry, Policy
+from prill_harness.policy import Gate, PlanEntry, Policy, default_gate
 from prill_harness.verdict import Severity, Verdict
 
 from .commandline import child, invoke
@@ -79,6 +79,15 @@ def test_every_trial_has_its_clean_control() -> None:
     assert {cell.engine for cell in trials} == {"numpy+fault:a", "numpy+fault:b"}
     owed = {(cell.model, suite) for cell in trials for suite in cell.suite.split("+")}
     assert owed == {(cell.model, cell.suite) for cell in set(cells) - trials}
+
+
+def test_a_whole_matrix_runs_the_gate_on_the_clean_engine() -> None:
+    """Every cell of the default gate is run without a fault, once, so that its checks' amounts are recorded."""
+    wanted = default_gate()
+    cells = matrix.cells_for([Subject((fault(),))], {}, gate=wanted)
+    assert {cell for cell in plan.build(wanted).cells if cell.engine == "numpy"} <= set(cells)
+    assert len(set(cells)) == len(cells) > 30
+    assert sum(cell.engine != "numpy" for cell in cells) == 1
 
 
 def test_every_means_all_suites() -> None:
