@@ -212,10 +212,11 @@ def nothing_owed(case: Case) -> Broken | None:
         return None
     fault, check = owed[0]
     more = f" (and {len(owed) - 1} more kills)" if len(owed) > 1 else ""
+    again = remedy({name for name, by in owed if by == check})
     return (
         Status.INCONCLUSIVE,
-        f"{check} killed {fault} once and was not seen to since{more}; see it with `{remedy({fault})}`, "
-        "or give the reason in forgotten.toml",
+        f"{check} killed {fault} once and was not seen to since{more}; see it with `{again}`, or give the "
+        "reason in forgotten.toml",
     )
 
 

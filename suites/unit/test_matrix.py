@@ -82,7 +82,7 @@ def test_every_trial_has_its_clean_control() -> None:
 
 
 def test_a_whole_matrix_runs_the_gate_on_the_clean_engine() -> None:
-    """Every cell of the default gate is run without a fault, once, so that its checks' amounts are recorded."""
+    """Every cell of the default gate is run without a fault, once, so that amounts are recorded."""
     wanted = default_gate()
     cells = matrix.cells_for([Subject((fault(),))], {}, gate=wanted)
     assert {cell for cell in plan.build(wanted).cells if cell.engine == "numpy"} <= set(cells)
