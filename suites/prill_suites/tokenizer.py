@@ -111,6 +111,7 @@ def test_merges(observe: Observer, engine: Engine, golden: Golden, twin: Twin) -
         "space_prefix_lost",
         "text_normalised",
         "text_stripped",
+        "text_in_lower_case",
         "newlines_translated",
     ),
     needs=(Capability.TOKENIZE,),

@@ -91,7 +91,7 @@ def verdict(folder: Path, work: Plan, records: tuple[Record, ...]) -> Verdict:
     loaded = policy.load_policy(folder / "gates.toml")
     checks = {r.base: r.content for r in records if isinstance(r, Evidence)}
     planted = Trial("", "head", "", ("logits",), "a.gguf", ("logits",), tuple(checks))
-    kills = Kills({"planted": planted}, checks)
+    kills = Kills({"rope_pairing": planted}, checks)
     return gate.decide(loaded, work, records, checklists=lists, kills=kills, as_of=TODAY)
 
 
