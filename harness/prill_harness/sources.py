@@ -152,9 +152,11 @@ class _Named:
         begun = [t for t in texts if t.endswith(".") and t != CATALOGUE and _MODULE.fullmatch(t[:-1])]
         modules = {first + last for first in begun for last in texts if last.isidentifier()}
         modules |= {text for text in texts if _MODULE.fullmatch(text)}
-        room = next((folder for folder in file.parents if folder.name in ROOMS), file.parent)
-        beside = [file.parent / text for text in texts if _BESIDE.fullmatch(text)]
-        paths = {found.relative_to(room.parent).as_posix() for found in beside if found.is_file()}
+        rooms = [
+            folder for folder in file.parents if folder.name in ROOMS
+        ]  # none of a suite of the user's own
+        beside = [file.parent / text for text in texts if rooms and _BESIDE.fullmatch(text)]
+        paths = {found.relative_to(rooms[0].parent).as_posix() for found in beside if found.is_file()}
         return frozenset(self._modules | modules | paths)
 
 

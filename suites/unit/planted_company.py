@@ -1,10 +1,12 @@
-"""Small bugs that show only beside other requests, in a crowd or after a cancelled one: for tests."""
+"""Small bugs that show only beside other requests, in a crowd or after a cancelled one, and two of the
+judge's: for tests."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
+from prill_harness import compare, plan
 from prill_harness.engines.embedded import NumPy
 from prill_runtime.backends.numpy import NumpyBackend
 
@@ -59,3 +61,13 @@ def cancelled_rows_kept(patch: Patch) -> None:
 def shared_attention_scale(patch: Patch) -> None:
     """In the oracle too: the code that both run."""
     wrap(patch, NumpyBackend, "attention", lambda o, s, *a, scale, **k: o(s, *a, scale=scale**2, **k))
+
+
+@breaks("harness.gate")
+def records_lost(patch: Patch) -> None:
+    wrap(patch, plan, "gather", lambda o, *given: o(*given)[:-1])
+
+
+@breaks("harness.specimens")
+def beginnings_compared(patch: Patch) -> None:
+    wrap(patch, compare, "squares", lambda o, a, b: o(a.ravel()[:64], b.ravel()[:64]))

@@ -111,6 +111,15 @@ def test_corpora_and_twins_are_in(suite: str, judge: str) -> None:
     assert judge in judging(suite_file(suite))
 
 
+def test_a_suite_of_the_users_own_is_judged_with_the_modules_beside_it(tmp_path: Path) -> None:
+    """A helper that it imports counts, and a data file that it names does not: it may write it."""
+    (tmp_path / "mine.py").write_text('import helper\nFILE = "runs.txt"\ndef test_a(observe): ...\n')
+    (tmp_path / "helper.py").write_text("")
+    (tmp_path / "runs.txt").write_text("1")
+    own = [name for name in judging(tmp_path / "mine.py") if not name.startswith("prill_")]
+    assert own == ["helper", "mine.py"]
+
+
 def test_names_of_files_do_not_depend_on_the_machine() -> None:
     """A hash is the same wherever prill lies."""
     assert not [name for name in judging(suite_file("memory")) if name.startswith("/") or ".." in name]
