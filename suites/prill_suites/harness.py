@@ -30,6 +30,7 @@ EXACT = 100.0  # what the exact lane allows over its floor (docs/adr/0002-lanes.
 BY_HAND = "arithmetic by hand"
 LEAST_BEYOND = 0.9  # share of a float64 array's values that float32 cannot hold
 ROOTS = np.sqrt(np.arange(2.0, 1026.0)).reshape(64, 16)
+LEAST_NOISE = 1e-20  # NMSE that float64 logits can hold to a hundredth
 USUAL = 1e-13  # the exact lane's floor of an ordinary model
 
 
@@ -180,7 +181,7 @@ def test_comparisons(observe: Observer) -> None:
 def test_bounds(observe: Observer, golden: Golden) -> None:
     """Noise at its bound is told from noise beyond it, by every figure; the bounds are those by hand."""
     floor = golden.floors["exact"]
-    if not EXACT * floor.nmse < 1 or not floor.nmse:  # a model without noise, or without anything else
+    if not LEAST_NOISE < EXACT * floor.nmse < 1:  # a model without noise, or without anything else
         floor = replace(floor, nmse=USUAL)
     bound = lanes.bounds(lanes.EXACT, floor)
     rng = np.random.default_rng(7)
