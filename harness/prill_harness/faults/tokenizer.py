@@ -100,8 +100,8 @@ def text_stripped() -> Iterator[Patch]:
 
 @fault(area="tokenizer", blames=BLAMES)
 def text_in_lower_case() -> Iterator[Patch]:
-    """Capital letters are read as small ones."""
-    yield from other_text(str.lower)
+    """Capital letters of ASCII are read as small ones."""
+    yield from other_text(lambda text: text.encode().lower().decode())
 
 
 @fault(area="tokenizer", blames=BLAMES)
