@@ -8,13 +8,13 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any, TypeVar
 
 import pytest
 
 from prill_harness.engines.base import Capability
 from prill_harness.evidence import Metric, builtin
+from prill_harness.sources import judging
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -104,47 +104,10 @@ def check(
 
 
 def content_hash(function: Callable[..., object]) -> str:
-    """sha256 over the check's module, the modules beside it that it uses, and the harness's judges (hex)."""
+    """sha256 over the check's module and all code of the harness that judges for it (hex)."""
     digest = hashlib.sha256(function.__qualname__.encode())
     module = sys.modules.get(function.__module__)  # what a decorator returns may not know its own file
     own = Path(getattr(module, "__file__", None) or inspect.getfile(inspect.unwrap(function)))
-    sources = {own} | {file for file in _files_used(module) if file.parent == own.parent}
-    here = Path(__file__).parent
-    sources |= {here / name for name in JUDGES if (here / name).exists()}
-    for source in sorted(sources, key=lambda p: (p.name, p.parent.name)):  # two rooms have a tokens.py
-        digest.update(source.read_bytes())
+    for name, source in judging(own).items():
+        digest.update(f"\0{name}\0".encode() + hashlib.sha256(source).digest())
     return digest.hexdigest()
-
-
-def _files_used(module: ModuleType | None) -> set[Path]:
-    """Files of the modules that a module's global names are, or come from."""
-    values = list(vars(module).values()) if module else []
-    used = [v if inspect.ismodule(v) else sys.modules.get(str(getattr(v, "__module__", ""))) for v in values]
-    return {Path(file) for m in used if (file := getattr(m, "__file__", None))}
-
-
-JUDGES = (
-    "checks.py",
-    "choices.py",
-    "compare.py",
-    "declared.py",
-    "divergence.py",
-    "draws.py",
-    "findings.py",
-    "golden.py",
-    "golden_pack.py",
-    "lanes.py",
-    "leaks/host.py",
-    "leaks/judge.py",
-    "leaks/ledgers.py",
-    "leaks/paths.py",
-    "leaks/probe.py",
-    "leaks/verdict.py",
-    "sensitivity.py",
-    "sequential.py",
-    "sides.py",
-    "stages.py",
-    "tokens.py",
-    "trace.py",
-    "witness.py",
-)

@@ -18,13 +18,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from prill_harness import cells
+from prill_harness import cells, sources
+from prill_harness.faults import core as faults
 
 MODULES = (  # what cells import, but for modules whose asserts pytest rewrites
     "pytest",
     "prill_harness.engines.device",
     "prill_harness.engines.embedded",
-    "prill_harness.faults",
+    *(f"prill_harness.faults.{name}" for name in (*faults.MODULES, *faults.DEVICE_MODULES)),
     "prill_harness.golden",
     "prill_harness.recorder",
     "prill_harness.tokens",
@@ -158,5 +159,6 @@ def _cell(arguments: list[str], log: str) -> int:
 if __name__ == "__main__":
     for name in MODULES:
         importlib.import_module(name)
+    sources.warm()
     gc.freeze()  # what is shared stays shared: a collection would write to every page
     sys.exit(serve(socket.socket(fileno=int(sys.argv[1]))))

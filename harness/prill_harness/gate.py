@@ -14,6 +14,7 @@ import msgspec
 from prill_harness.catalog import shown
 from prill_harness.checklist import Checklist, Item, Observed, carriers, evaluate
 from prill_harness.evidence import Cell, CellEnded, CellStarted, Evidence, Record, Status
+from prill_harness.faults.forgotten import Forgotten, excused
 from prill_harness.faults.kills import Kills
 from prill_harness.plan import Plan
 from prill_harness.policy import Policy
@@ -22,6 +23,7 @@ from prill_harness.verdict import (
     AssumptionResult,
     CellResult,
     CheckResult,
+    ForgottenResult,
     ItemResult,
     ItemStatus,
     Verdict,
@@ -34,6 +36,7 @@ from prill_runtime.errors import PolicyError
 EXIT_CODES = {Status.PASSED: 0, Status.FAILED: 1, Status.INCONCLUSIVE: 10}
 # Of several records of one check in one cell the worst counts, so that a lucky repetition hides nothing.
 NOWHERE: Mapping[str, tuple[Path, int]] = {}
+NOTHING = Forgotten()
 WORST_FIRST = (Status.FAILED, Status.ERROR, Status.INCONCLUSIVE, Status.PASSED)
 
 
@@ -47,15 +50,18 @@ def decide(
     waivers: Sequence[Waiver] = (),
     as_of: dt.date,
     sources: Mapping[str, tuple[Path, int]] = NOWHERE,
+    forgotten: Forgotten = NOTHING,
 ) -> Verdict:
     """The verdict on a run: a pure function of its arguments, whatever the order of the records.
 
     Args:
         records: of the plan's cells; records of other cells are left out.
         checklists: at least those the gate names; others are left out.
-        kills: which checks were seen to kill planted faults; without a kill a pass is inconclusive.
+        kills: which checks were seen to kill planted faults; a pass without the kills that the check claims
+            is inconclusive.
         as_of: the day on which waivers and signatures are judged.
         sources: file and line that declare each check, by id without parameter.
+        forgotten: kills and amounts that are no longer owed, each with its reason; the verdict shows them.
 
     Raises:
         PolicyError: a checklist that the gate names is not given.
@@ -80,7 +86,7 @@ def decide(
         starts=index.starts,
         contents=index.contents,
         flaky=index.flaky,
-        kills=kills,
+        kills=excused(kills, forgotten),
         faults=index.faults,
     )
     rules = judge(case)
@@ -106,7 +112,18 @@ def decide(
         assumptions=_assumptions(index.starts.values()),
         models={s.cell.model: s.versions.get("model_sha256", "") for _, s in sorted(index.starts.items())},
         policy=shown(policy.path),
+        forgotten=_forgotten(forgotten),
     )
+
+
+def _forgotten(lines: Forgotten) -> tuple[ForgottenResult, ...]:
+    """What checks were let off, kills before amounts."""
+    kills = [ForgottenResult(line.check, f"the kill of {line.fault}", line.reason) for line in lines.kills]
+    amounts = [
+        ForgottenResult(line.check, f"all but {line.values} values in {line.cell}", line.reason)
+        for line in lines.observed
+    ]
+    return tuple(kills + amounts)
 
 
 def _assumptions(starts: Iterable[CellStarted]) -> tuple[AssumptionResult, ...]:

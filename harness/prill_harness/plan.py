@@ -170,11 +170,11 @@ def run(
             ended=lambda cell: tell("ended", cell),
         )
     finally:
-        records = _gather(paths.values(), out / "ledger.jsonl")
+        records = gather(paths.values(), out / "ledger.jsonl")
     return records
 
 
-def _gather(paths: Iterable[Path], target: Path) -> tuple[Record, ...]:
+def gather(paths: Iterable[Path], target: Path) -> tuple[Record, ...]:
     """The cells' ledgers as one file, written whole or not at all."""
     records = tuple(r for path in paths if path.exists() for r in evidence.read(path))
     partial = target.with_suffix(".partial")

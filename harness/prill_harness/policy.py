@@ -100,6 +100,11 @@ class Policy(msgspec.Struct, frozen=True):
         return self.gates[name or self.default]
 
 
+def default_gate() -> Gate:
+    """The default gate of the packaged policy, which is the same in every folder."""
+    return load_policy(packaged() / "gates.toml").gate()
+
+
 def load_policy(path: Path | None = None) -> Policy:
     """Read a policy: `path`, or ci/gates.toml of the current folder, or the packaged one.
 

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from prill_harness import cells, outcomes, provenance
+from prill_harness import cells, faults, outcomes, provenance
 from prill_harness.checks import Observer, content_hash
 from prill_harness.evidence import (
     Cell,
@@ -98,6 +98,13 @@ class Recorder:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         plan = [self._plan(item) for item in session.items if item.get_closest_marker("prill_check")]
         self.planned = {p.nodeid: p for p in plan}
+        known = faults.known()
+        for p in plan:
+            for name in (n for n in p.kills if n not in known):
+                raise pytest.UsageError(
+                    f"check {p.check} claims to kill {name!r}, which is no planted fault; "
+                    "`prill faults list` shows them"
+                )
         unmarked = [item.nodeid for item in session.items if item.nodeid not in self.planned]
         if unmarked and self.config.getoption("prill_ledger"):
             raise pytest.UsageError(f"{unmarked[0]} is not marked with @check, so it leaves no evidence")

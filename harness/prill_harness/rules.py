@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from prill_harness.evidence import CellStarted, Status
+from prill_harness.faults.forgotten import fallen
 from prill_harness.faults.kills import Kills, remedy
 from prill_harness.plan import Plan, cells_of
 from prill_harness.policy import Gate
@@ -35,7 +37,7 @@ class Case:
     starts: Mapping[str, CellStarted]
     contents: Mapping[str, frozenset[str]]  # content hashes seen, by (model-independent) check id
     flaky: Sequence[str]  # "check in cell" whose evidence disagrees with itself
-    kills: Kills
+    kills: Kills  # without what forgotten.toml gives a reason for
     faults: Mapping[str, frozenset[str]]  # planted faults claimed, by (model-independent) check id
 
 
@@ -178,9 +180,10 @@ def one_provenance(case: Case) -> Broken | None:
     return None
 
 
-@rule("kills", "every required check was seen to kill a planted fault")
+@rule("kills", "every required check was seen to kill the planted faults that it claims")
 def checks_kill(case: Case) -> Broken | None:
-    """A pass is worth something only from a check that, with its present code, was seen to fail."""
+    """A pass is worth something only from a check that, with its present code, was seen to fail: on every
+    fault that it says it finds."""
     passed = {
         c.check.split("[", 1)[0]
         for c in case.checks
@@ -192,11 +195,43 @@ def checks_kill(case: Case) -> Broken | None:
     if not lacking:
         return None
     more = f" (and {len(lacking) - 1} more checks)" if len(lacking) > 1 else ""
+    first, claimed = lacking[0], case.faults[lacking[0]]
+    unkept = case.kills.unkept(first, claimed) or sorted(claimed)
     return (
         Status.INCONCLUSIVE,
-        f"{lacking[0]} was not seen to kill a planted fault with its present code{more}; "
-        f"see it with `{remedy(case.faults[lacking[0]])}`",
+        f"{first} was not seen to kill {unkept[0]} with its present code{more}; "
+        f"see it with `{remedy(claimed)}`",
     )
+
+
+@rule("owed", "no kill that was seen once is missing")
+def nothing_owed(case: Case) -> Broken | None:
+    """A check that lost a kill was weakened, or the matrix was not run again; or a line says why."""
+    owed = [(f, c) for f, checks in sorted(case.kills.owed.items()) for c in checks if c in case.contents]
+    if not owed:
+        return None
+    fault, check = owed[0]
+    more = f" (and {len(owed) - 1} more kills)" if len(owed) > 1 else ""
+    again = remedy({name for name, by in owed if by == check})
+    return (
+        Status.INCONCLUSIVE,
+        f"{check} killed {fault} once and was not seen to since{more}; see it with `{again}`, or give the "
+        "reason in forgotten.toml",
+    )
+
+
+@rule("observed", "every check observed what it is on record with")
+def enough_observed(case: Case) -> Broken | None:
+    """On packaged models what a check compares is known; one that compares less was weakened."""
+    seen: dict[str, dict[str, int]] = defaultdict(dict)
+    for check in case.checks:
+        if check.status is Status.PASSED:
+            seen[check.cell.id][check.check] = check.observed
+    fell = fallen(case.kills.observed, seen)
+    if not fell:
+        return None
+    more = f" (and {len(fell) - 1} more checks)" if len(fell) > 1 else ""
+    return Status.FAILED, f"{fell[0].sentence}{more}"
 
 
 @rule("waivers", "no waiver is refused")

@@ -118,6 +118,14 @@ class AssumptionResult(msgspec.Struct, frozen=True):
     models: tuple[str, ...]
 
 
+class ForgottenResult(msgspec.Struct, frozen=True):
+    """What a check no longer owes, a kill or an amount of values, and the reason that somebody gave."""
+
+    check: str
+    what: str
+    reason: str
+
+
 class Verdict(msgspec.Struct, frozen=True):
     """status: passed, failed or inconclusive; exit_code 0, 1 or 10. `sentence` names the rule that broke.
 
@@ -142,3 +150,4 @@ class Verdict(msgspec.Struct, frozen=True):
     policy: str = ""
     schema: int = 1
     assumptions: tuple[AssumptionResult, ...] = ()
+    forgotten: tuple[ForgottenResult, ...] = ()

@@ -24,7 +24,8 @@ def render(verdict: Verdict, *, options: Mapping[str, str]) -> str:
     What would pass the size limit is left out from the end, and said to be.
     """
     parts = [_head(verdict), _rules(verdict), _items(verdict), _failures(verdict), _figures(verdict)]
-    parts += [_cells(verdict), _models(verdict), _assumptions(verdict), _waivers(verdict), _foot(verdict)]
+    parts += [_cells(verdict), _models(verdict), _assumptions(verdict), _forgotten(verdict)]
+    parts += [_waivers(verdict), _foot(verdict)]
     kept: list[str] = []
     size = 0
     for line in (line for part in parts for line in part):
@@ -183,6 +184,16 @@ def _assumptions(verdict: Verdict) -> Lines:
                 (code(a.key), text(a.assumed), text(a.why), text(", ".join(a.models)))
                 for a in verdict.assumptions
             ),
+        )
+
+
+def _forgotten(verdict: Verdict) -> Lines:
+    if verdict.forgotten:
+        yield f"## What checks no longer owe: {len(verdict.forgotten)}"
+        yield ""
+        yield from table(
+            ("check", "no longer owes", "reason"),
+            ((code(f.check), text(f.what), text(f.reason)) for f in verdict.forgotten),
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,21 +12,25 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from prill_harness import cells, compare, divergence, engines, evidence, faults, lanes, sides, trace
+from prill_harness import compare, divergence, engines, faults, lanes, sides, trace
 from prill_harness.checks import Observer, check
 from prill_harness.engines.base import Capability, Engine
 from prill_harness.engines.embedded import Embedded
-from prill_harness.evidence import Cell, CellEnded, Evidence, Status
+from prill_harness.evidence import CellEnded, Evidence, Status
 from prill_harness.golden import Golden
 from prill_harness.golden_pack import Packed
+from prill_harness.lanes import Figures
 from prill_runtime.engine import Model
 from prill_runtime.errors import EngineError
+from prill_suites import harness_gate, harness_probes, harness_specimens
+from prill_suites.harness_probes import OWED, SEEN
 
+NEAR = 0.99  # of a bound is within it
 EXACT = 100.0  # what the exact lane allows over its floor (docs/adr/0002-lanes.md)
 BY_HAND = "arithmetic by hand"
-LONGEST_S = 120.0
 LEAST_BEYOND = 0.9  # share of a float64 array's values that float32 cannot hold
 ROOTS = np.sqrt(np.arange(2.0, 1026.0)).reshape(64, 16)
+LEAST_NOISE = 1e-20  # NMSE that float64 logits can hold to a hundredth
 USUAL = 1e-13  # the exact lane's floor of an ordinary model
 
 
@@ -84,7 +87,7 @@ def short_values(oracle: Embedded, ids: Sequence[int]) -> dict[str, NDArray[np.f
 def test_golden(observe: Observer, oracle: Embedded, golden: Golden) -> None:
     """The golden names the oracle's file, and one that is off by 1e-4 anywhere is called stale."""
     said, found = golden.fingerprint.model_sha256, oracle.info.model_sha256
-    first = golden.prompts[0]
+    first = harness_specimens.cut(golden.prompts[0])  # whose tokens are decoded one by one
     wrong = first.top_logprobs.array.copy()
     wrong[-1, 0] -= 1e-4
     moved = msgspec.structs.replace(first, top_logprobs=Packed.of(wrong))
@@ -104,17 +107,44 @@ def test_golden(observe: Observer, oracle: Embedded, golden: Golden) -> None:
 
 @check(
     "harness.comparisons",
-    kills=("expected_is_actual", "nan_is_no_difference", "truncated_comparison", "truncated_tokens_agree"),
+    kills=(
+        "expected_is_actual",
+        "nan_is_no_difference",
+        "truncated_comparison",
+        "truncated_tokens_agree",
+        "sixty_four_values_only",
+        "nan_lost_in_maximum",
+        "last_bucket_lost",
+        "last_rows_forgotten",
+    ),
 )
 def test_comparisons(observe: Observer) -> None:
     """Two arrays that differ, in a value, in a NaN or in their length, are told apart by the right figure."""
+    ones, other = np.ones((333, 3)), np.ones((333, 3))
+    other[-1, -1] = 2
     told = {
         "one value of two": (compare.nmse([3.0, 4.0], [3.0, 5.0]), 1 / 25),
+        "the last of 999 values": (compare.nmse(ones, other), 1 / 999),
         "equal arrays": (compare.nmse([3.0, 4.0], [3.0, 4.0]), 0.0),
         "a NaN": (compare.nmse([3.0, 4.0], [3.0, math.nan]), math.inf),
     }
     tally = lanes.Tally()
     tally.add(np.log([[0.5, 0.5]]), np.log([[0.75, 0.25]]))
+    rows, bad = np.zeros((300, 4)), np.zeros((300, 4))
+    bad[-1, -1] = math.nan
+    late = lanes.Tally()
+    late.add(rows, bad)
+    figures = late.figures()
+    one = np.zeros((300, 4))
+    one[-1, 1] = 1.0
+    last = lanes.Tally()
+    last.add(rows, one)
+    moved = math.log((3 + math.e) / 4)  # of the logprobs of all but the one, KL and |Δ logprob| alike
+    told["KL of the last position"] = (last.figures().kl_max, moved - 0.25)
+    told["Δ logprob of the last position"] = (last.figures().dlogprob_max, 1 - moved)
+    told["KL past 256"] = (last.figures().buckets.get("257+", 0.0), moved - 0.25)
+    told |= {f"a NaN, {name}": (getattr(figures, name), math.inf) for name in ("kl_max", "dlogprob_max")}
+    told["a NaN at the last position"] = (figures.buckets.get("257+", 0.0), math.inf)
     told["KL of (1/2, 1/2) and (3/4, 1/4)"] = (tally.figures().kl_max, 0.5 * math.log(4 / 3))
     try:
         shorter = f"a figure: {compare.nmse([3.0, 4.0, 5.0], [3.0, 4.0]):g}"
@@ -123,6 +153,7 @@ def test_comparisons(observe: Observer) -> None:
     texts = {
         "a text cut short": (divergence.first_difference([1, 2, 3], [1, 2]), 2),
         "a text gone on": (divergence.first_difference([1, 2], [1, 2, 3]), 2),
+        "the last of 999 tokens": (divergence.first_difference([1] * 999, [*[1] * 998, 2]), 998),
         "another token": (divergence.first_difference([1, 2, 3], [1, 7, 3]), 1),
         "equal texts": (divergence.first_difference([1, 2], [1, 2]), None),
     }
@@ -140,12 +171,17 @@ def test_comparisons(observe: Observer) -> None:
 
 @check(
     "harness.bounds",
-    kills=("bounds_widened", "near_ties_unbudgeted", "every_flip_is_a_tie"),
+    kills=(
+        "bounds_widened",
+        "bounds_tripled",
+        "near_ties_unbudgeted",
+        "every_flip_is_a_tie",
+    ),
 )
 def test_bounds(observe: Observer, golden: Golden) -> None:
-    """Noise three times beyond what the exact lane allows is out of bound, half of the floor is within."""
+    """Noise at its bound is told from noise beyond it, by every figure; the bounds are those by hand."""
     floor = golden.floors["exact"]
-    if not EXACT * floor.nmse < 1 or not floor.nmse:  # a model without noise, or without anything else
+    if not LEAST_NOISE < EXACT * floor.nmse < 1:  # a model without noise, or without anything else
         floor = replace(floor, nmse=USUAL)
     bound = lanes.bounds(lanes.EXACT, floor)
     rng = np.random.default_rng(7)
@@ -153,87 +189,48 @@ def test_bounds(observe: Observer, golden: Golden) -> None:
     noise = rng.standard_normal(logits.shape)
     noise *= np.sqrt(np.sum(logits**2) / np.sum(noise**2))
     found = {}
-    for times in (0.5, 3 * EXACT):
+    for times in (0.5, NEAR, 1 / NEAR):
         tally = lanes.Tally()
-        tally.add(logits, logits + noise * math.sqrt(times * floor.nmse))
-        rows = {name: value for name, value, _, _ in lanes.broken(tally.figures(), bound)}
-        found[times] = "nmse" in rows
+        tally.add(logits, logits + noise * math.sqrt(times * EXACT * floor.nmse))
+        found[times] = "nmse" in broken_names(tally.figures(), bound)
+    by_hand = {name: EXACT * getattr(floor, name) for name in ("nmse", "kl_p99", "kl_max")}
+    by_hand |= {"dlogprob_max": math.sqrt(EXACT) * floor.dlogprob_max}
+    edges = {
+        name: [
+            name in broken_names(replace(bound, **{name: times * value}), bound) for times in (NEAR, 1 / NEAR)
+        ]
+        for name, value in by_hand.items()
+        if value
+    }
+    buckets = {label: EXACT * value for label, value in floor.buckets.items()}
+    late = {label: 1.01 * value for label, value in bound.buckets.items()}
+    over = broken_names(replace(bound, buckets=late), bound)
     allowed = [lanes.poisson_upper(mean) for mean in (0.0, 0.01, 1.0, 4.0)]
     margins = [compare.margin_of([5.0, 1.0], 1, tau=gap).near_tie for gap in (3.9, 4.0)]
     with faults.only(()):
         observe.saw(logits.size, oracle="noise of a known NMSE")
-        observe.expect(not found[0.5], "noise of half the floor is out of the exact lane's bound")
+        told = [found[times] for times in (0.5, NEAR, 1 / NEAR)]
         observe.expect(
-            found[3 * EXACT], f"noise of {3 * EXACT:g} times the floor is within the exact lane's bound"
+            told == [False, False, True],
+            f"noise of 0.5, {NEAR} and {1 / NEAR:.3f} times the exact lane's bound is out of bound: {told}",
         )
+        for name, out in edges.items():
+            observe.saw(2, oracle=BY_HAND)
+            sentence = f"{name} of {NEAR} and {1 / NEAR:.3f} times its bound is out of bound: {out}"
+            observe.expect(out == [False, True], sentence)
+        observe.saw(len(buckets), oracle=BY_HAND)
+        observe.expect(bound.buckets == buckets, f"the buckets' bounds are {bound.buckets}, not {buckets}")
+        lost = [label for label, value in late.items() if value and f"kl_max[{label}]" not in over]
+        observe.expect(not lost, f"a KL of 1.01 times its bound is within it at {', '.join(lost)}")
         observe.saw(len(allowed), oracle="quantiles of the Poisson distribution at 0.999")
         observe.expect(allowed == [0, 1, 5, 11], f"flips allowed at 0, 0.01, 1 and 4 expected: {allowed}")
         observe.expect(margins == [False, True], f"a margin of 4 at 3.9 and 4.0 explained: {margins}")
-    observe.say(
-        f"half the floor passes, {3 * EXACT:g} times the floor does not; flips are budgeted: {allowed}"
-    )
+    observe.say(f"what is {1 / NEAR:.3f} times its bound is out of it; flips are budgeted: {allowed}")
 
 
-PROBES = '''
-import pytest
-from prill_harness.checks import check
-
-LAW = dict(kills=("probe",))
-
-@check("probes.sound", **LAW)
-def test_sound(observe):
-    observe.saw(1, oracle="itself")
-
-@check("probes.expects", **LAW)
-def test_expects(observe):
-    observe.saw(1, oracle="itself")
-    observe.expect(False, "wrong")
-
-@check("probes.measures", **LAW)
-def test_measures(observe):
-    observe.saw(1, oracle="itself")
-    observe.metric("two", 2.0, at_most=1.0)
-
-@check("probes.not_a_number", **LAW)
-def test_not_a_number(observe):
-    observe.saw(1, oracle="itself")
-    observe.metric("nothing", float("nan"), at_most=1.0)
-
-@check("probes.sees_nothing", **LAW)
-def test_sees_nothing(observe):
-    """Nothing is done here."""
-
-@check("probes.no_oracle", **LAW)
-def test_no_oracle(observe):
-    observe.saw(1, oracle="")
-
-@check("probes.skips", **LAW)
-def test_skips(observe):
-    observe.saw(1, oracle="itself")
-    pytest.skip("the model is not there")
-
-@check("probes.expected_to_fail", **LAW)
-@pytest.mark.xfail
-def test_expected_to_fail(observe):
-    observe.saw(1, oracle="itself")
-    observe.expect(False, "wrong")
-
-@check("probes.crashes", **LAW)
-def test_crashes(observe):
-    observe.saw(1, oracle="itself")
-    raise RuntimeError("crashed")
-'''
-OWED = {
-    "probes.sound": Status.PASSED,
-    "probes.expects": Status.FAILED,
-    "probes.measures": Status.FAILED,
-    "probes.not_a_number": Status.FAILED,
-    "probes.sees_nothing": Status.INCONCLUSIVE,
-    "probes.no_oracle": Status.INCONCLUSIVE,
-    "probes.skips": Status.INCONCLUSIVE,
-    "probes.expected_to_fail": Status.INCONCLUSIVE,
-    "probes.crashes": Status.ERROR,
-}
+def broken_names(figures: Figures, bound: Figures) -> list[str]:
+    """The figures that are out of bound, by name."""
+    return [name for name, _, _, _ in lanes.broken(figures, bound)]
 
 
 @check(
@@ -244,29 +241,84 @@ OWED = {
         "metrics_unbounded",
         "crash_is_failure",
         "exit_code_lost",
+        "failure_is_skip",
+        "metric_bounds_loose",
+        "seen_counted_twice",
+        "dead_cells_forgotten",
     ),
 )
 def test_records(observe: Observer, pytestconfig: pytest.Config, tmp_path: Path) -> None:
-    """Dishonest checks in a process of their own: each is recorded as what it is, and the run is red."""
-    (tmp_path / "probes.py").write_text(PROBES, "utf-8")
-    ledger = tmp_path / "probes.jsonl"
-    cell = Cell("none", pytestconfig.getoption("prill_engine"), "probes")
-    words: Sequence[str] = cells.command(cell, ledger, tmp_path)
-    environment = cells.environment(2)
+    """Dishonest checks in processes of their own: each is recorded as what it is, and the run is red."""
+    records = harness_probes.run(tmp_path, pytestconfig.getoption("prill_engine"))
     with faults.only(()):
-        quiet = subprocess.DEVNULL
-        with subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, env=environment
-        ) as process:
-            process.wait(LONGEST_S)  # a cell ends with its parent, whose end of stdin stays open till here
-        records = evidence.read(ledger) if ledger.exists() else ()
-        found = {record.check: record.status for record in records if isinstance(record, Evidence)}
+        told = {record.check: record for record in records if isinstance(record, Evidence)}
         codes = [record.exit_code for record in records if isinstance(record, CellEnded)]
-        observe.saw(len(found), oracle="what each of the checks deserves")
-        observe.expect(set(found) == set(OWED), f"{len(OWED)} checks were run, {len(found)} left evidence")
+        observe.saw(len(told), oracle="what each of the checks deserves")
+        lost = sorted(OWED.keys() - told.keys())
+        observe.expect(not lost, f"{len(OWED)} checks were run, and {', '.join(lost)} left no evidence")
         for name, owed in OWED.items():
-            observe.expect(
-                found[name] is owed, f"{name} deserves to be {owed}, and was recorded as {found[name]}"
-            )
+            found = told[name].status
+            observe.expect(found is owed, f"{name} deserves to be {owed}, and was recorded as {found}")
+        seen = {name: told[name].observed for name in SEEN}
+        observe.expect(seen == SEEN, f"checks that saw {SEEN} were recorded as having seen {seen}")
         observe.expect(codes == [1], f"the run of failing checks ended with exit code {codes}")
-    observe.say(f"{len(found)} checks, one of them sound, each recorded as what it is; exit code 1")
+    observe.say(f"{len(told)} checks, two of them sound, each recorded as what it is; exit code 1")
+
+
+@check(
+    "harness.gate",
+    kills=(
+        "gathering_drops_failures",
+        "merge_prefers_passed",
+        "errors_are_nothing",
+        "cells_always_complete",
+        "kills_not_asked_for",
+        "one_kill_is_enough",
+        "lost_kills_forgiven",
+        "amounts_not_held",
+    ),
+)
+def test_gate(observe: Observer, tmp_path: Path) -> None:
+    """Of runs with one thing wrong none passes the gate, and the rule that is broken says so."""
+    cases = list(harness_gate.cases(tmp_path))
+    with faults.only(()):
+        for what, owed, verdict in cases:
+            observe.saw(1, oracle="the one thing that is wrong with the run")
+            broken = [result.id for result in verdict.rules if result.status is not Status.PASSED]
+            shut = verdict.exit_code != 0
+            observe.expect(
+                shut is bool(owed) and set(owed.split()) <= set(broken),
+                f"with {what} the gate says {verdict.status}, and breaks {', '.join(broken) or 'no rule'}; "
+                f"expected {owed or 'none'}",
+            )
+    observe.say(f"{len(cases)} runs decided, green where nothing is wrong")
+
+
+@check(
+    "harness.specimens",
+    kills=(
+        "first_row_only",
+        "sixty_four_values_only",
+        "one_stage_recorded",
+        "noise_explains_all",
+        "engine_errors_pass",
+        "batch_exception_swallowed",
+        "non_ascii_skipped",
+        "weights_sixty_four",
+        "own_sha",
+        "op_bounds_tripled",
+        "refused_by_anything",
+        "controls_excused",
+    ),
+)
+def test_specimens(observe: Observer, tmp_path: Path) -> None:
+    """What is wrong where it is hard to see is found by the suites' own code, and what is sound passes."""
+    with harness_specimens.opened(tmp_path) as specimens:
+        told = [(each.name, wrong, *each.verdict(wrong)) for each in specimens for wrong in (False, True)]
+    with faults.only(()):
+        for name, wrong, found, sentence in told:
+            observe.saw(1, oracle="what was made wrong, and what was not")
+            owed = Status.FAILED if wrong else Status.PASSED
+            case = f"{name}, {'wrong' if wrong else 'sound'}"
+            observe.expect(found is owed, f"{case}: expected {owed}, was found {found}: {sentence}")
+    observe.say(f"{len(told) // 2} cases, each passed as it is and failed with one thing wrong")

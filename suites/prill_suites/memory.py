@@ -15,6 +15,7 @@ from prill_runtime.errors import Inconclusive
 
 LeakProbe = Callable[..., PathReport]
 WALK_S = 3.0  # a gate's share of what `prill leak` takes for all
+FEWEST = 41  # readings of a series that count: where noise asks for it twice as many are taken
 READINGS = "the reading after warm-up, by ledgers that found a planted leak of 16 bytes in every 8th call"
 
 
@@ -27,7 +28,7 @@ def returns(observe: Observer, report: PathReport) -> None:
     observe.note(**noted(report))
     if report.verdict is Verdict.INCONCLUSIVE:
         raise Inconclusive(report.sentence)
-    observe.saw(sum(len(judged.values) for judged in report.seen), oracle=READINGS)
+    observe.saw(sum(min(len(judged.values), FEWEST) for judged in report.seen), oracle=READINGS)
     observe.expect(report.verdict is Verdict.CLEAN, f"{report.path}: {report.sentence}")
     observe.expect(report.planted, f"{report.path}: the planted leak was not found")
     walk = f"; {report.walk.sentence}" if report.walk else ""

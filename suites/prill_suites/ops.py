@@ -46,7 +46,10 @@ def test_embed(bench: Bench) -> None:
     bench.conclude()
 
 
-@check("ops.rms_norm", kills=("rms_eps_too_small", "rms_tail_dropped", "norm_weight_offset"))
+@check(
+    "ops.rms_norm",
+    kills=("rms_eps_too_small", "rms_tail_dropped", "norm_weight_offset", "norm_input_clipped"),
+)
 def test_rms_norm(bench: Bench) -> None:
     """RMSNorm at every length and magnitude; at denormals eps decides alone."""
     for width, rows, scale, eps in product(LENGTHS, (1, 3), SCALES, (1e-5, 1e-6)):
@@ -55,7 +58,10 @@ def test_rms_norm(bench: Bench) -> None:
     bench.conclude()
 
 
-@check("ops.layer_norm", kills=("layer_norm_no_bias", "variance_n_minus_1", "norm_weight_offset"))
+@check(
+    "ops.layer_norm",
+    kills=("layer_norm_no_bias", "variance_n_minus_1", "norm_weight_offset", "norm_input_clipped"),
+)
 def test_layer_norm(bench: Bench) -> None:
     """LayerNorm at every length and magnitude, a row of one value included."""
     for width, rows, scale in product(LENGTHS, (1, 3), SCALES):
@@ -164,7 +170,7 @@ def test_rope(bench: Bench) -> None:
     bench.conclude()
 
 
-@check("ops.softmax", kills=("softmax_no_max", "softmax_truncated"))
+@check("ops.softmax", kills=("softmax_no_max", "softmax_truncated", "scores_clipped"))
 def test_softmax(bench: Bench) -> None:
     """Softmax with huge values, with masked ones, and flat over a full vocabulary."""
     for width, scale in product(LENGTHS, SCALES):
@@ -185,6 +191,7 @@ def test_softmax(bench: Bench) -> None:
         "mask_off_by_one",
         "window_off_by_one",
         "softmax_no_max",
+        "scores_clipped",
     ),
 )
 def test_attention(bench: Bench) -> None:
@@ -238,7 +245,7 @@ def test_gelu_tanh(bench: Bench) -> None:
     bench.conclude()
 
 
-@check("ops.add", kills=("residual_dropped",))
+@check("ops.add", kills=("residual_dropped", "denormals_flushed"))
 def test_add(bench: Bench) -> None:
     """The residual sum at every length and magnitude."""
     for width, scale, other in product(LENGTHS, SCALES, SCALES):

@@ -192,6 +192,7 @@ def test_full_vocabulary(observe: Observer, engine: Engine) -> None:
         "topk_off_by_one",
         "penalty_forgets",
         "position_off_by_one",
+        "late_draws_of_another_seed",
     ),
 )
 def test_draw(observe: Observer, engine: Engine) -> None:

@@ -61,7 +61,7 @@ def spelled_texts(twin: Twin, texts: Iterable[str]) -> list[tuple[str, bytes]]:
 
 @check(
     "tokenizer.prompt_ids",
-    kills=("bos_missing", "bos_twice", "space_prefix_lost", "merge_order"),
+    kills=("bos_missing", "bos_twice", "space_prefix_lost", "merge_order", "golden_cut_short"),
     needs=(Capability.TOKENIZE,),
 )
 def test_prompt_ids(observe: Observer, engine: Engine, golden: Golden, twin: Twin) -> None:
@@ -111,6 +111,7 @@ def test_merges(observe: Observer, engine: Engine, golden: Golden, twin: Twin) -
         "space_prefix_lost",
         "text_normalised",
         "text_stripped",
+        "text_in_lower_case",
         "newlines_translated",
     ),
     needs=(Capability.TOKENIZE,),

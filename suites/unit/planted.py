@@ -405,7 +405,7 @@ def bounds_widened(patch: Patch) -> None:
 
 @breaks("harness.records")
 def probes_not_run(patch: Patch) -> None:
-    wrap(patch, cells, "command", lambda o, *given: [*o(*given), "--check", "probes.sound"])
+    wrap(patch, cells, "arguments", lambda o, *given: [*o(*given), "--check", "probes.sound"])
 
 
 def probed(patch: Patch, changed: Callable[[str], str]) -> None:

@@ -1,4 +1,5 @@
-"""Small bugs that show only beside other requests, in a crowd or after a cancelled one: for tests."""
+"""Small bugs that show only beside other requests, in a crowd or after a cancelled one, and two of the
+judge's: for tests."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from typing import Any
 import msgspec
 
 import prill_harness.golden
+from prill_harness import compare, plan
 from prill_harness.engines.embedded import NumPy
 from prill_runtime.backends.numpy import NumpyBackend
 
@@ -72,3 +74,13 @@ def floors_of_coarse_arithmetic(patch: Patch) -> None:
         return msgspec.structs.replace(golden, floors=floors)
 
     wrap(patch, prill_harness.golden, "golden_for", louder)
+
+
+@breaks("harness.gate")
+def records_lost(patch: Patch) -> None:
+    wrap(patch, plan, "gather", lambda o, *given: o(*given)[:-1])
+
+
+@breaks("harness.specimens")
+def beginnings_compared(patch: Patch) -> None:
+    wrap(patch, compare, "squares", lambda o, a, b: o(a.ravel()[:64], b.ravel()[:64]))

@@ -61,6 +61,20 @@ FAILURES = [seen(check, sentence) for check, sentence, _ in LADDER]
 CLEAN = sound(*(check for check, _, _ in LADDER))
 
 
+def test_a_fault_of_the_harness_is_noticed_by_what_is_no_longer_seen() -> None:
+    """Less than nine tenths of what the check saw on the clean engine, for faults of the harness alone;
+    silence only where nothing else tells."""
+    clean = [seen(f"ops.{n}", status=Status.PASSED, engine="numpy", observed=100) for n in ("a", "b", "c")]
+    found = [seen(f"ops.{n}", status=Status.PASSED, observed=o) for n, o in (("a", 90), ("b", 89))]
+    found.append(seen("ops.c", status=Status.INCONCLUSIVE, observed=0))
+    assert kills(found, clean) == []
+    assert [e.check for e in kills(found, clean, silence=True)] == ["ops.b"]
+    assert [e.check for e in kills([found[0], found[2]], clean, silence=True)] == ["ops.c"]
+    told = blame(kills(found, clean, silence=True))
+    assert told is not None
+    assert told.parts == ("harness",)
+
+
 def test_a_failed_check_that_passes_without_the_fault_is_a_kill() -> None:
     """Only a failure beside a pass counts: not an error, not silence, not a check that is always red."""
     statuses = {f"ops.{status}": status for status in Status if status is not Status.WAIVED}

@@ -6,11 +6,13 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from prill_harness.checks import CheckFailed, Observer, check, content_hash
+from prill_harness.sources import judging
 
 
 def test_a_check_names_a_fault_that_it_kills() -> None:
@@ -80,11 +82,14 @@ def test_expect_fails_with_its_sentence_and_detail() -> None:
 
 
 def test_the_content_hash_follows_the_code_that_judges(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two functions of one module differ, one function is stable, and a judge's file takes part."""
+    """Two functions of one module differ, one function is stable, and a judge's text takes part."""
     first = content_hash(test_an_observer_adds_what_it_saw)
     assert first == content_hash(test_an_observer_adds_what_it_saw)
     assert first != content_hash(test_a_check_names_a_fault_that_it_kills)
-    monkeypatch.setattr("prill_harness.checks.JUDGES", ("evidence.py",))
+    texts = dict(judging(Path(__file__)))
+    monkeypatch.setattr("prill_harness.checks.judging", lambda suite: texts)
+    assert first == content_hash(test_an_observer_adds_what_it_saw)
+    texts["prill_harness.outcomes"] += b"\n"
     assert first != content_hash(test_an_observer_adds_what_it_saw)
 
 

@@ -34,7 +34,7 @@ def judged(tmp_path: Path) -> Path:
                     observed=check["observed"],
                     sentence=check["sentence"],
                     oracle=check["oracle"],
-                    kills=("planted",),
+                    kills=("rope_pairing",),
                     reproduce=check["reproduce"],
                 )
             )

@@ -18,7 +18,7 @@ SUITE = """
 import os, signal
 from prill_harness.checks import check
 
-@check("demo.one", kills=("planted",))
+@check("demo.one", kills=("rope_pairing",))
 def test_one(observe):
     {body}
     observe.saw(1, oracle="numpy64")

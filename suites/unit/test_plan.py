@@ -32,12 +32,12 @@ import os, signal, sys, time
 from pathlib import Path
 from prill_harness.checks import check
 
-@check("SUITE.first", kills=("planted",))
+@check("SUITE.first", kills=("rope_pairing",))
 def test_first(observe):
     Path(__file__).with_name("runs.txt").open("a").write("SUITE.first " + str(os.getpid()) + "\\n")
     observe.saw(1, oracle="numpy64")
 
-@check("SUITE.second", kills=("planted",))
+@check("SUITE.second", kills=("rope_pairing",))
 def test_second(observe):
     {body}
     observe.saw(os.environ.get("OMP_NUM_THREADS") != "weird", oracle="numpy64")
@@ -91,7 +91,7 @@ def verdict(folder: Path, work: Plan, records: tuple[Record, ...]) -> Verdict:
     loaded = policy.load_policy(folder / "gates.toml")
     checks = {r.base: r.content for r in records if isinstance(r, Evidence)}
     planted = Trial("", "head", "", ("logits",), "a.gguf", ("logits",), tuple(checks))
-    kills = Kills({"planted": planted}, checks)
+    kills = Kills({"rope_pairing": planted}, checks)
     return gate.decide(loaded, work, records, checklists=lists, kills=kills, as_of=TODAY)
 
 

@@ -21,7 +21,7 @@ from prill_harness.checks import check
 from prill_harness.engines.base import Capability
 from prill_runtime.errors import EngineError, Inconclusive, InvalidParameter, ModelFileError
 
-KILLS = dict(kills=("planted",))
+KILLS = dict(kills=("rope_pairing",))
 
 @pytest.fixture(scope="session")
 def engine():
@@ -159,13 +159,13 @@ EXPECTED = {
 ONE = """
 import os, signal, pytest
 from prill_harness.checks import check
-@check("one.first", kills=("planted",))
+@check("one.first", kills=("rope_pairing",))
 def test_first(observe):
     observe.saw(1, oracle="numpy64")
-@check("one.second", kills=("planted",))
+@check("one.second", kills=("rope_pairing",))
 def test_second(observe):
     {body}
-@check("one.third", kills=("planted",))
+@check("one.third", kills=("rope_pairing",))
 def test_third(observe):
     observe.saw(1, oracle="numpy64")
 """

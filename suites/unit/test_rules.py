@@ -12,7 +12,20 @@ from prill_harness.faults.kills import Kills
 from prill_harness.rules import RULES
 from prill_harness.verdict import Severity, Verdict
 
-from .test_gate import ALL, CELLS, CHECKS, EXCUSABLE, FAILURE, checklist, decide, item, record, waiver, whole
+from .test_gate import (
+    ALL,
+    CELLS,
+    CHECKS,
+    EXCUSABLE,
+    FAILURE,
+    KILLS,
+    checklist,
+    decide,
+    item,
+    record,
+    waiver,
+    whole,
+)
 
 NOISY = {("gpt", "tokens.exact"): (Status.INCONCLUSIVE, "noisy")}
 BROKE = {("gpt", "tokens.exact"): (Status.ERROR, "boom")}
@@ -45,6 +58,15 @@ def contradicting() -> Verdict:
     return decide([*whole(), again], lists=LOW)
 
 
+def owing(check: str) -> Kills:
+    return msgspec.structs.replace(KILLS, owed={"of_old": (check,)})
+
+
+def on_record(values: int) -> Kills:
+    """The checks of one cell on record with so many values; they observe five."""
+    return msgspec.structs.replace(KILLS, observed={CELLS[0].id: {"tokens.exact": values}})
+
+
 ALONE: dict[str, tuple[Callable[[], Verdict], Callable[[], Verdict]]] = {
     # rule: (what it alone turns down, the nearest run that it lets through)
     "items": (
@@ -74,6 +96,11 @@ ALONE: dict[str, tuple[Callable[[], Verdict], Callable[[], Verdict]]] = {
     ),
     "provenance": (another_file, lambda: decide(whole())),
     "kills": (lambda: decide(whole(), kills=Kills()), lambda: decide(whole())),
+    "owed": (
+        lambda: decide(whole(), kills=owing("tokens.exact")),
+        lambda: decide(whole(), kills=owing("ops.of_another_gate")),
+    ),
+    "observed": (lambda: decide(whole(), kills=on_record(6)), lambda: decide(whole(), kills=on_record(5))),
     "waivers": (
         lambda: decide(whole(), waivers=(waiver(),), never_waive=frozenset({"demo.exact"})),
         lambda: decide(whole(), waivers=(waiver(),)),

@@ -182,11 +182,3 @@ def test_a_flipped_weight_in_a_packaged_fixture_is_named(
     (evidence,) = run(tmp_path, "file", "file.digest").values()
     assert evidence.status is Status.FAILED
     assert "sha256 expected" in evidence.sentence
-
-
-def test_a_twin_counts_in_the_content_of_its_checks() -> None:
-    """The hash of a check changes with the twin beside it, without which the check says nothing."""
-    from prill_harness.checks import _files_used
-
-    used = {file.name for file in _files_used(sys.modules["prill_suites.ops"])}
-    assert {"ops_twins.py", "ops_bench.py"} <= used

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from prill_harness.evidence import Cell, Record
     from prill_harness.faults.clean import Run
     from prill_harness.faults.matrix import Result, Subject
+    from prill_harness.policy import Gate
 
 JOBS = click.option(
     "-j", "--jobs", type=click.IntRange(min=0), default=0, help="Processes at a time; 0: one per core."
@@ -132,15 +133,18 @@ def matrix_(
 ) -> int:
     """Run the suites against every planted fault, and sound engines on random text.
 
-    Exit code 1 when a fault survives or is blamed wrongly, or a sound engine alarms.
+    Exit code 1 when a fault survives or is blamed wrongly, a check does not kill what it claims, a sound
+    engine alarms, or a kill or an amount on record was lost without a line in forgotten.toml.
     """
     from prill_harness import faults
     from prill_harness.faults import clean as sound
+    from prill_harness.faults import forgotten, matrix, page
     from prill_harness.faults import kills as data
-    from prill_harness.faults import matrix, page
+    from prill_harness.policy import default_gate
 
+    recorded, lines = data.load(output if output and output.is_file() else None), forgotten.load()
     subjects = [matrix.Subject((faults.catalogue()[name],)) for name in _selected(only)]
-    results, records = _trials(console, subjects, jobs)
+    results, records = _trials(console, subjects, jobs, None if only else default_gate())
     count = clean if clean is not None else (0 if only else CLEAN)
     drawn: list[Run] = []
     if count:
@@ -150,25 +154,30 @@ def matrix_(
             )
     alarms, checks = matrix.alarms(records)
     trials = {result.subject.name: result.trial() for result in results}
-    seen = data.Kills(trials, matrix.contents(records), sound.summary(drawn, checks, len(alarms)))
+    amounts = forgotten.amounts(records)
+    seen = data.Kills(
+        trials, matrix.contents(records), sound.summary(drawn, checks, len(alarms)), observed=amounts
+    )
     if only:
-        base = data.load(output if output and output.is_file() else None)
-        seen = data.merge(data.fresh(base, faults.catalogue()), seen)
+        seen = data.merge(data.fresh(recorded, faults.catalogue()), seen)
+    seen = forgotten.kept(recorded, seen, lines)
+    fell = forgotten.fallen(seen.observed, amounts, absent=True)
+    owed = {name: checks for name, checks in seen.owed.items() if not only or name in trials}
     if output:
         write_file(output, data.encode(seen))
     if docs:
         write_file(docs, page.render(seen))
     claimed = matrix.claims()
     unkept = matrix.unkept(claimed, {result.subject.name: result.killed_by for result in results})
-    idle = [check for check in sorted(claimed) if not set(claimed[check]) & set(seen.killed_by(check))]
     false = [f"{e.check} alarms on the clean engine with {e.cell.model}: {e.sentence}" for e in alarms]
     false += [f"clean run {r.seed} on {r.model} alarms: {r.alarm}" for r in drawn if r.alarm]
     console.emit(
         {
             "faults": [_described(r) for r in results],
             "alarms": false,
-            "without_kill": [] if only else idle,
             "unkept_claims": unkept,
+            "owed": owed,
+            "fell": [fall.sentence for fall in fell],
             "clean": seen.clean,
         }
     )
@@ -177,15 +186,19 @@ def matrix_(
     for sentence in false:
         console.line(sentence, status="failed")
     for check, names in unkept.items():
-        console.line(f"{check} claims {', '.join(names)} and does not kill it", status="inconclusive")
-    for check in () if only else idle:
-        console.line(f"{check} killed none of the faults it claims", status="inconclusive")
+        console.line(f"{check} claims {', '.join(names)} and does not kill it", status="failed")
+    for name, owing in owed.items():
+        told = "killed it once and did not now; forgotten.toml gives no reason"
+        console.line(f"{name}: {', '.join(owing)} {told}", status="failed")
+    for fall in fell:
+        console.line(f"{fall.sentence}; forgotten.toml gives no reason", status="failed")
     right = sum(result.right for result in results)
     killed = sum(bool(result.killed_by) for result in results)
     told = f"{len(results)} faults: {killed} killed, {right} blamed rightly; {len(false)} false alarms"
     told += f" in {checks} checks and {len(drawn)} runs on clean engines"
-    console.line(told, status="ok" if right == len(results) and not false else "failed")
-    return 0 if right == len(results) and not false else 1
+    sound_matrix = right == len(results) and not (false or unkept or owed or fell)
+    console.line(told, status="ok" if sound_matrix else "failed")
+    return 0 if sound_matrix else 1
 
 
 def _selected(only: Sequence[str]) -> tuple[str, ...]:
@@ -208,13 +221,17 @@ def _selected(only: Sequence[str]) -> tuple[str, ...]:
 
 
 def _trials(
-    console: Console, subjects: Sequence[Subject], jobs: int
+    console: Console, subjects: Sequence[Subject], jobs: int, gate: Gate | None = None
 ) -> tuple[tuple[Result, ...], tuple[Record, ...]]:
-    """Run the subjects beside clean engines, and those that survive against every suite there is."""
+    """Run the subjects beside clean engines, and those that survive against every suite there is.
+
+    Args:
+        gate: run its cells on clean engines too.
+    """
     from prill_harness.faults import matrix
 
     claimed = matrix.claims()
-    records = _records(console, matrix.cells_for(subjects, claimed), jobs, "faults")
+    records = _records(console, matrix.cells_for(subjects, claimed, gate=gate), jobs, "faults")
     results = matrix.judge(subjects, records)
     alive = [result.subject for result in results if not result.killed_by]
     if alive:

@@ -93,6 +93,7 @@ def command(
     from prill_harness import entries, faults
     from prill_harness.catalog import check_ids
     from prill_harness.checklist import load_checklists
+    from prill_harness.faults import forgotten as oblivion
     from prill_harness.faults import kills as matrix
     from prill_harness.gate import decide
     from prill_harness.policy import load_policy
@@ -106,7 +107,7 @@ def command(
     checklists = load_checklists(gate.checklists)
     waivers = load_waivers(waivers_file)
     entries.examine_waivers(waivers, waivers_file or LOCAL)
-    kills = matrix.fresh(matrix.load(kills_file), faults.catalogue())
+    kills, forgotten = matrix.fresh(matrix.load(kills_file), faults.catalogue()), oblivion.load()
     plan = build(gate, engines, models)
     door.examine((), () if models else plan.given.values(), opened=not ledgers)
     forget(out)
@@ -122,6 +123,7 @@ def command(
         waivers=waivers,
         as_of=as_of,
         sources=check_ids(),
+        forgotten=forgotten,
     )
     written = [out / "ledger.jsonl", *write_reports(verdict, out)]
     console.emit(verdict)
@@ -161,6 +163,8 @@ def show(console: Console, verdict: Verdict, written: Sequence[Path]) -> None:
             console.line(f"rule {rule.id} {rule.status.value}: {rule.sentence}", status=rule.status.value)
     for assumed in verdict.assumptions:
         console.line(f"assumed {assumed.key}: {assumed.assumed}, for {assumed.why}{_of(assumed.models)}")
+    for forgotten in verdict.forgotten:
+        console.line(f"{forgotten.check} no longer owes {forgotten.what}: {forgotten.reason}")
     console.line(verdict.sentence, status=verdict.status.value)
     say = console.remark if console.json else console.line
     say(f"written: {', '.join(map(str, written))}")

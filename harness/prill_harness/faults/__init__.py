@@ -10,9 +10,22 @@ from prill_harness.faults.core import (
     ambient,
     catalogue,
     fault,
+    known,
     named,
     only,
     scoped,
 )
 
-__all__ = ["AREAS", "Fault", "Patch", "active", "ambient", "catalogue", "fault", "named", "only", "scoped"]
+__all__ = [
+    "AREAS",
+    "Fault",
+    "Patch",
+    "active",
+    "ambient",
+    "catalogue",
+    "fault",
+    "known",
+    "named",
+    "only",
+    "scoped",
+]

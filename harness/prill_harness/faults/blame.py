@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from prill_harness.evidence import Evidence, Status
+from prill_harness.faults.forgotten import LEAST
 
 _FIRST_WRONG = re.compile(r"(?:^|[\s:])(?:blk\.\d+\.)?(\w+) is the first wrong stage")
 # Which stages an op computes, for faults that only its own test shapes show.
@@ -82,14 +83,17 @@ def kills(faulty: Iterable[Evidence], clean: Iterable[Evidence], *, silence: boo
     or to one check when that suite was not run.
 
     Args:
-        silence: where no check fails, those that say they saw nothing and passed before count: for faults of
-            the harness itself, which have to be noticed and cannot always be measured.
+        silence: for faults of the harness, which have to be noticed and cannot always be measured. What
+            passes and saw less than it owes counts too, as it does in a gate; and where nothing else does,
+            checks that passed before and say now that they saw nothing.
     """
-    sound = {(e.cell.model, e.check) for e in clean if e.status is Status.PASSED}
+    sound = {(e.cell.model, e.check): e.observed for e in clean if e.status is Status.PASSED}
     among = [e for e in faulty if (e.cell.model, e.check) in sound]
     seen = [e for e in among if e.status is Status.FAILED]
-    if silence and not seen:
-        seen = [e for e in among if e.status is Status.INCONCLUSIVE]
+    if silence:
+        owed = {key: LEAST * observed for key, observed in sound.items()}
+        seen += [e for e in among if e.status is Status.PASSED and e.observed < owed[e.cell.model, e.check]]
+        seen = seen or [e for e in among if e.status is Status.INCONCLUSIVE]
     return _one_refusal(sorted(seen, key=lambda e: (e.cell, e.check)))
 
 
@@ -126,11 +130,11 @@ def _first(killed: Sequence[Evidence], *beginnings: str) -> Evidence | None:
 
 def _harness(killed: Sequence[Evidence]) -> Blame | None:
     """The harness's own checks, an oracle that a second reading contradicts, a golden that is not that of
-    the oracle, or checks that passed before and now say that they saw nothing."""
+    the oracle, or checks that passed before and now say that they saw nothing, or saw much less."""
     witness = _first(killed, *WITNESS)
     if witness is not None and not _first(killed, HARNESS[0]):
         return _made(witness, "oracle")
-    found = _first(killed, *HARNESS) or next((e for e in killed if e.status is Status.INCONCLUSIVE), None)
+    found = _first(killed, *HARNESS) or next((e for e in killed if e.status is not Status.FAILED), None)
     if found is None:
         return None
     return _made(found, "file" if found.detail.get("side") == "file" else "harness")

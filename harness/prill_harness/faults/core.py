@@ -15,6 +15,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import CodeType
 from typing import Any, TypeVar
 
@@ -25,7 +26,8 @@ Wrap = Callable[[Any], Any]
 Patches = Callable[[], Iterable["Patch"]]
 AREAS = (
     "file", "blocks", "embedding", "norm", "rope", "attention", "feed-forward", "head", "sampler",
-    "tokenizer", "generation", "state", "memory", "trace", "device", "harness", "common",
+    "tokenizer", "requests", "generation", "state", "late", "shapes", "memory", "cost", "trace", "device",
+    "harness", "common",
 )  # fmt: skip
 COMMON = "common"
 
@@ -114,12 +116,14 @@ def _names(code: CodeType) -> set[str]:
 
 
 REGISTRY: dict[str, Fault] = {}
-MODULES = (
-    "file", "blocks", "embedding", "norm", "rope", "attention", "feedforward", "head",
-    "sampler", "tokenizer", "generation", "state", "memory", "trace", "harness", "floors", "common",
-)  # fmt: skip
-DEVICE_MODULES = ("device",)
-"""Faults that only an engine on a device can have; the matrix, which runs NumPy, leaves them out."""
+TOOLS = ("blame", "clean", "core", "forgotten", "kills", "matrix", "page", "planting")
+"""Modules of this folder that declare no faults; every other does, so a new file of faults is found."""
+
+
+def _modules() -> list[str]:
+    """Those that declare faults; `common` last, which plants others' once more, and devices' after all."""
+    names = [path.stem for path in Path(__file__).parent.glob("[a-z]*.py") if path.stem not in TOOLS]
+    return sorted(names, key=lambda name: (name.startswith("device"), name == COMMON, name))
 
 
 def fault(
@@ -153,9 +157,14 @@ def planted_in_both(name: str, blames: Sequence[str]) -> None:
 
 def catalogue(engine: str = "numpy") -> dict[str, Fault]:
     """Every fault of an engine by name, in the order of their files."""
-    for module in (*MODULES, *DEVICE_MODULES):
+    for module in _modules():
         importlib.import_module(f"prill_harness.faults.{module}")
     return {name: fault for name, fault in REGISTRY.items() if fault.engine == engine}
+
+
+def known() -> frozenset[str]:
+    """The names of all faults of all engines."""
+    return frozenset(catalogue() | catalogue("emu"))
 
 
 def named(names: Iterable[str]) -> tuple[Fault, ...]:

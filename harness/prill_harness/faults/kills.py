@@ -1,7 +1,8 @@
 """kills.json in; which check, with which code, was seen to kill which planted fault out.
 
 A kill is worth what its two sides were when it was seen: it counts only while the check's content hash and
-the fault's source are the recorded ones. A passing check without such a kill proves nothing to a gate.
+the fault's source are the recorded ones. A passing check that lacks one of the kills it claims proves nothing
+to a gate. What was seen once stays owed until it is seen again, or `forgotten.toml` says why it is not.
 """
 
 from __future__ import annotations
@@ -59,11 +60,19 @@ class Clean(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Kills(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The kill matrix as data: faults by name, content hashes of the checks by id, the clean runs."""
+    """The kill matrix as data: faults by name, content hashes of the checks by id, the clean runs.
+
+    Attributes:
+        owed: fault -> checks that once killed it and were not seen to since.
+        observed: id of a cell of packaged models and a clean engine -> check with its parameter -> how many
+            values it compared there.
+    """
 
     faults: dict[str, Trial] = {}
     checks: dict[str, str] = {}
     clean: Clean = Clean()
+    owed: dict[str, tuple[str, ...]] = {}
+    observed: dict[str, dict[str, int]] = {}
     schema: int = 1
 
     def killed_by(self, check: str) -> tuple[str, ...]:
@@ -71,9 +80,20 @@ class Kills(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return tuple(name for name, trial in sorted(self.faults.items()) if check in trial.killed_by)
 
     def current(self, check: str, contents: Collection[str], claimed: Collection[str]) -> bool:
-        """True when the check, as it is now, was seen to kill at least one of the faults it claims."""
+        """True when the check, as it is now, was seen to kill every fault that it claims."""
         same = set(contents) == {self.checks.get(check)}
-        return same and bool(set(claimed) & set(self.killed_by(check)))
+        return same and bool(claimed) and not self.unkept(check, claimed)
+
+    def unkept(self, check: str, claimed: Collection[str]) -> tuple[str, ...]:
+        """The faults that a check claims and was not seen to kill."""
+        return tuple(sorted(set(claimed) - set(self.killed_by(check))))
+
+    @property
+    def pairs(self) -> frozenset[tuple[str, str]]:
+        """Every (fault, check) that was seen once, whether it is still owed or not."""
+        seen = [(name, check) for name, trial in self.faults.items() for check in trial.killed_by]
+        owed = [(name, check) for name, checks in self.owed.items() for check in checks]
+        return frozenset(seen + owed)
 
 
 def digest(fault: Fault) -> str:
@@ -92,13 +112,14 @@ def fresh(kills: Kills, catalogue: Mapping[str, Fault]) -> Kills:
 
 
 def merge(old: Kills, new: Kills) -> Kills:
-    """Both matrices; where a check's code has changed, what its old code killed is forgotten."""
+    """Both matrices; where a check's code has changed, what its old code killed no longer counts."""
     changed = {check for check, content in new.checks.items() if old.checks.get(check, content) != content}
     kept = {
         name: msgspec.structs.replace(trial, killed_by=tuple(sorted(set(trial.killed_by) - changed)))
         for name, trial in old.faults.items()
     }
-    return Kills(kept | new.faults, old.checks | new.checks, new.clean if new.clean.runs else old.clean)
+    clean = new.clean if new.clean.runs else old.clean
+    return Kills(kept | new.faults, old.checks | new.checks, clean, observed=old.observed | new.observed)
 
 
 def default_file(folder: Path | None = None) -> Path:

@@ -17,6 +17,7 @@ from prill_harness.faults.blame import Blame
 from prill_harness.faults.core import Fault
 from prill_harness.faults.kills import Trial, digest
 from prill_harness.plan import Event, Plan
+from prill_harness.policy import Gate
 
 TIMEOUT_S = 240.0
 ENGINE = "numpy"
@@ -139,12 +140,17 @@ def suites_for(subject: Subject, claimed: Mapping[str, Sequence[str]]) -> tuple[
 
 
 def cells_for(
-    subjects: Iterable[Subject], claimed: Mapping[str, Sequence[str]], *, every: bool = False
+    subjects: Iterable[Subject],
+    claimed: Mapping[str, Sequence[str]],
+    *,
+    every: bool = False,
+    gate: Gate | None = None,
 ) -> tuple[Cell, ...]:
     """One process for each subject, and for each model and suite one on the clean engine.
 
     Args:
         every: all suites, whatever the subject: for those that the likely suites did not see.
+        gate: its cells are run too, so that what their checks observe on the clean engine is recorded.
     """
     trials, clean = [], defaultdict[str, dict[str, None]](dict)
     for subject in subjects:
@@ -152,6 +158,7 @@ def cells_for(
         clean[subject.model] |= dict.fromkeys(names)
         trials.append(Cell(subject.model, subject.engine, "+".join(names)))
     sound = [Cell(model, ENGINE, name) for model, names in sorted(clean.items()) for name in names]
+    sound += [cell for cell in plan.build(gate).cells if cell.engine == ENGINE] if gate else []
     # The longest first, so that no core is left alone with one at the end.
     return tuple(dict.fromkeys([*sound, *sorted(trials, key=_cost, reverse=True)]))
 

@@ -99,6 +99,12 @@ def text_stripped() -> Iterator[Patch]:
 
 
 @fault(area="tokenizer", blames=BLAMES)
+def text_in_lower_case() -> Iterator[Patch]:
+    """Capital letters of ASCII are read as small ones."""
+    yield from other_text(lambda text: text.encode().lower().decode())
+
+
+@fault(area="tokenizer", blames=BLAMES)
 def newlines_translated() -> Iterator[Patch]:
     """A carriage return before a line feed is swallowed."""
     yield from other_text(lambda text: text.replace("\r\n", "\n"))

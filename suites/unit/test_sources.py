@@ -1,0 +1,125 @@
+"""Which files judge for a check: all that it imports, however it is said, and nothing that comes after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from prill_harness import sources
+from prill_harness.catalog import suite_file, suites
+from prill_harness.sources import judging
+
+RUNS = {"prill_harness.plugin", "prill_harness.recorder", "prill_harness.outcomes", "prill_harness.checks"}
+AFTER = ("prill_harness.commands", "prill_harness.bench", "prill_harness.console", "prill_reports")
+FILES = {
+    "prill_harness/__init__.py": "",
+    "prill_harness/outcomes.py": "",
+    "prill_harness/recorder.py": "from prill_harness import checks\n",
+    "prill_harness/checks.py": "",
+    "prill_harness/plugin.py": (
+        "import pytest\nfrom typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    from prill_harness import types_only\n"
+        "@pytest.fixture\ndef probe(model):\n    from prill_harness.probes import run\n"
+        "@pytest.fixture\ndef model():\n    from prill_harness.models import resolve\n"
+        "@pytest.fixture\ndef unused():\n    from prill_harness import nobody\n"
+    ),
+    "prill_harness/types_only.py": "",
+    "prill_harness/models.py": "",
+    "prill_harness/nobody.py": "",
+    "prill_harness/probes/__init__.py": "",
+    "prill_harness/probes/run.py": (
+        'WORDS = ["-m", f"prill_harness.probes.{name}"]\nstart("child")\nbuild("probe.c")\n'
+    ),
+    "prill_harness/probes/child.py": "def main():\n    import prill_harness.lazily\n",
+    "prill_harness/probes/probe.c": "int main;\n",
+    "prill_harness/probes/other.py": "",
+    "prill_harness/lazily.py": "",
+    "prill_suites/__init__.py": "",
+    "prill_suites/plain.py": "from prill_suites.shared import twin\ndef test_a(observe): ...\n",
+    "prill_suites/probing.py": "def test_b(probe): ...\n",
+    "prill_suites/shared.py": "",
+    "prill_fixtures/__init__.py": "",
+}
+PLAIN = {
+    "plain.py", "prill_harness", "prill_harness.checks", "prill_harness.outcomes", "prill_harness.plugin",
+    "prill_harness.recorder", "prill_suites", "prill_suites.shared",
+}  # fmt: skip
+PROBING = {
+    "prill_harness.probes", "prill_harness.probes.run", "prill_harness.probes.child", "prill_harness.lazily",
+    "prill_harness.models", "prill_harness/probes/probe.c",
+}  # fmt: skip
+
+
+@pytest.fixture
+def rooms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Small rooms in place of prill's."""
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(sources, "_folder", lambda room: tmp_path / room)
+    cached = (sources.judging, sources._closure, sources._file, sources._read)
+    for each in cached:
+        each.cache_clear()
+    yield tmp_path / "prill_suites"
+    for each in cached:
+        each.cache_clear()
+
+
+def test_a_plain_suite_is_judged_by_what_it_imports_and_what_runs_it(rooms: Path) -> None:
+    """Its own file, what stands beside it, plugin, recorder, outcomes; no fixture's modules, no types."""
+    assert set(judging(rooms / "plain.py")) - {"prill_fixtures"} == PLAIN
+
+
+def test_a_fixture_counts_for_the_suites_that_ask_for_it(rooms: Path) -> None:
+    """With what it imports lazily, in a child process, and the file beside it that is compiled."""
+    found = set(judging(rooms / "probing.py"))
+    assert found - PLAIN >= PROBING
+    assert not found & {"prill_harness.probes.other", "prill_harness.nobody", "prill_harness.types_only"}
+
+
+@pytest.mark.parametrize("name", sorted(suites()))
+def test_what_runs_every_check_judges_for_every_suite(name: str) -> None:
+    """Recorder, plugin and outcomes are in each hash; commands, reports and planted faults in none."""
+    found = judging(suite_file(name))
+    assert set(found) >= RUNS
+    assert not [module for module in found if module.startswith(AFTER)]
+    assert not [m for m in found if m.startswith("prill_harness.faults.") and m.endswith(("rope", "judge"))]
+
+
+def test_leaks_judge_where_leaks_are_looked_for() -> None:
+    """The leak probe is in the hash of its own suite, and in no other's."""
+    probing = [n for n in suites() if "prill_harness.leaks.judge" in judging(suite_file(n))]
+    assert probing == ["memory"]
+    assert {"prill_harness.leaks.host", "prill_harness/leaks/interposer.c"} <= set(
+        judging(suite_file("memory"))
+    )
+
+
+@pytest.mark.parametrize(
+    ("suite", "judge"),
+    [
+        ("tokens", "prill_harness.golden_prompts"), ("tokens", "prill_harness.divergence"),
+        ("file", "prill_fixtures.malformed"), ("file", "prill_suites.file_values"),
+        ("witness", "prill_harness.sensitivity"), ("harness", "prill_harness.gate"),
+        ("harness", "prill_suites.stages"), ("ops", "prill_suites.ops_twins"),
+    ],
+)  # fmt: skip
+def test_corpora_and_twins_are_in(suite: str, judge: str) -> None:
+    """What a suite is tried on, and what it is compared with, is part of its code."""
+    assert judge in judging(suite_file(suite))
+
+
+def test_a_suite_of_the_users_own_is_judged_with_the_modules_beside_it(tmp_path: Path) -> None:
+    """A helper that it imports counts, and a data file that it names does not: it may write it."""
+    (tmp_path / "mine.py").write_text('import helper\nFILE = "runs.txt"\ndef test_a(observe): ...\n')
+    (tmp_path / "helper.py").write_text("")
+    (tmp_path / "runs.txt").write_text("1")
+    own = [name for name in judging(tmp_path / "mine.py") if not name.startswith("prill_")]
+    assert own == ["helper", "mine.py"]
+
+
+def test_names_of_files_do_not_depend_on_the_machine() -> None:
+    """A hash is the same wherever prill lies."""
+    assert not [name for name in judging(suite_file("memory")) if name.startswith("/") or ".." in name]
