@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -24,10 +25,23 @@ from prill_runtime.errors import MissingCapability, UnsupportedModel
 from prill_runtime.tensors import TensorInfo
 from prill_suites import ops_models, ops_twins
 from prill_suites.ops_bench import Bench, bound_of
+from prill_suites.ops_shapes import (
+    ATTENTION,
+    COUNTS,
+    HEAD_SIZES,
+    LINEAR,
+    STORED,
+    WIDTHS,
+    WINDOWS,
+    about,
+    drawn,
+)
 
 LENGTHS = (1, 31, 32, 33, 255, 257)
 SCALES = (1.0, 1e4, 1e-39)  # ordinary, huge, and denormal in float32
 FULL_VOCABULARY = 201_088
+# Types whose tiles arrive in ways of their own: as they are, by halves of a block, whole, by groups.
+BY_KERNEL = ("F16", "Q8_0", "Q4_0", "Q4_K")
 
 
 @pytest.fixture
@@ -43,13 +57,17 @@ def test_embed(bench: Bench) -> None:
         bench.hold(
             "embed", bench.normal(37, width, scale=scale), ids, case=f"table (37, {width}) x {scale:g}"
         )
+    for count, width in product(COUNTS, (4, 5)):
+        ids = bench.random.integers(0, 7, count)
+        bench.hold("embed", bench.normal(7, width), ids, case=f"{count} ids of a table (7, {width})")
     bench.conclude()
 
 
 @check("ops.rms_norm", kills=("rms_eps_too_small", "rms_tail_dropped", "norm_weight_offset"))
 def test_rms_norm(bench: Bench) -> None:
     """RMSNorm at every length and magnitude; at denormals eps decides alone."""
-    for width, rows, scale, eps in product(LENGTHS, (1, 3), SCALES, (1e-5, 1e-6)):
+    ordinary = product(LENGTHS, (1, 3), SCALES, (1e-5, 1e-6))
+    for width, rows, scale, eps in (*ordinary, *((width, 2, 1.0, 1e-5) for width in WIDTHS)):
         x, weight = bench.normal(rows, width, scale=scale), bench.normal(width)
         bench.hold("rms_norm", x, weight, eps, case=f"({rows}, {width}) x {scale:g}, eps {eps:g}")
     bench.conclude()
@@ -58,7 +76,7 @@ def test_rms_norm(bench: Bench) -> None:
 @check("ops.layer_norm", kills=("layer_norm_no_bias", "variance_n_minus_1", "norm_weight_offset"))
 def test_layer_norm(bench: Bench) -> None:
     """LayerNorm at every length and magnitude, a row of one value included."""
-    for width, rows, scale in product(LENGTHS, (1, 3), SCALES):
+    for width, rows, scale in (*product(LENGTHS, (1, 3), SCALES), *((width, 2, 1.0) for width in WIDTHS)):
         x, weight, bias = bench.normal(rows, width, scale=scale), bench.normal(width), bench.normal(width)
         bench.hold("layer_norm", x, weight, bias, 1e-5, case=f"({rows}, {width}) x {scale:g}")
     bench.conclude()
@@ -75,6 +93,12 @@ def test_linear(bench: Bench) -> None:
         x, weight = bench.normal(rows, inner, scale=scale), bench.normal(outer, inner)
         bias = (bench.normal(outer),) if biased else ()
         bench.hold("linear", x, weight, *bias, case=f"({rows}, {inner}) by ({outer}, {inner}) x {scale:g}")
+    for shape in drawn(bench.random, LINEAR, 30_000):
+        rows, inner, outer = shape["rows"], shape["inner"], shape["outer"]
+        weight = bench.normal(outer, inner)
+        bench.hold(
+            "linear", bench.beside(rows, weight), weight, case=f"({rows}, {inner}) by ({outer}, {inner})"
+        )
     bench.conclude()
 
 
@@ -115,9 +139,11 @@ def test_matvec(bench: Bench, name: str) -> None:
     kind = Type[name]
     block = int(gguf.GGML_QUANT_SIZES[kind][0])
     inner = (block, 3 * block) if block > 1 else (1, 31, 257)
-    for rows, outer, width in product((1, 2, 5, 33), (1, 3, 33, 65), inner):
-        if rows * outer > 1000:
-            continue
+    small = [shape for shape in product((1, 2, 5, 33), (1, 3, 33, 65), inner) if shape[0] * shape[1] <= 1000]
+    wide = [(2, 3, -(-1056 // block) * block)]  # columns past 1,024
+    sizes = dict(STORED, blocks=[n * max(block, 64) for n in STORED["blocks"]])
+    many = [(s["rows"], s["outer"], s["blocks"]) for s in drawn(bench.random, sizes, 40_000)]
+    for rows, outer, width in (*small, *wide, *(many if name in BY_KERNEL else ())):
         raw = random_blocks(bench.random, kind, (outer, width))
         plain = np.asarray(gguf.quants.dequantize(raw, kind), np.float64).reshape(outer, width)
         info = TensorInfo("matrix", (outer, width), kind, 0, raw.nbytes)
@@ -138,6 +164,8 @@ def rope_cases() -> Iterator[dict[str, Any]]:
         ("norm", "neox"), (10_000.0, 500_000.0), ((64, 64), (64, 32), (2, 2), (6, 4))
     ):
         yield {"layout": layout, "base": base, "head_dim": head_dim, "dim": dim}
+    for layout, head_dim in product(("norm", "neox"), HEAD_SIZES):
+        yield {"layout": layout, "base": 10_000.0, "head_dim": head_dim, "dim": head_dim}
     yield {"layout": "norm", "base": 10_000.0, "head_dim": 64, "dim": 64, "factor": 4.0}
     yield {"layout": "neox", "base": 10_000.0, "head_dim": 8, "dim": 8, "freq_factors": (1.0, 2.0, 5.0, 8.0)}
 
@@ -161,6 +189,9 @@ def test_rope(bench: Bench) -> None:
         if "freq_factors" in named:
             named["freq_factors"] = np.array(named["freq_factors"], dtype=bench.backend.dtype)
         bench.hold("rope", x, positions, case=says, **named)
+    for rows in (*about(128), 301):
+        x, positions = bench.normal(rows, 1, 2), np.arange(rows)[::-1].copy()
+        bench.hold("rope", x, positions, case=f"{rows} rows", layout="norm", base=10_000.0, dim=2)
     bench.conclude()
 
 
@@ -172,6 +203,8 @@ def test_softmax(bench: Bench) -> None:
         bench.hold("softmax", x, case=f"(3, {width}) x {scale:g}")
         x[:, 1::2] = -np.inf
         bench.hold("softmax", x, case=f"(3, {width}) x {scale:g}, every second one masked")
+    for width in WIDTHS:
+        bench.hold("softmax", bench.normal(2, width), case=f"(2, {width})")
     flat = np.zeros((1, FULL_VOCABULARY), bench.backend.dtype)
     bench.hold("softmax", flat, case=f"flat over {FULL_VOCABULARY}")
     bench.conclude()
@@ -218,6 +251,15 @@ def test_attention(bench: Bench) -> None:
     # One row a tile longer than any tile a backend is likely to use.
     q, k, v = bench.normal(257, 2, 4), bench.normal(1, 257, 4), bench.normal(1, 257, 4)
     bench.hold("attention", q, k, v, start=0, scale=0.5, case="257 rows at once")
+    for number, shape in enumerate(drawn(bench.random, ATTENTION, 2_000_000)):
+        rows, dim, group, length = shape["rows"], shape["dim"], shape["group"], shape["start"] + shape["rows"]
+        kv_heads, window = 1 + number % 2, WINDOWS[number % len(WINDOWS)]
+        k, v = bench.normal(kv_heads, length, dim), bench.normal(kv_heads, length, dim)
+        bench.hold(
+            "attention", bench.normal(rows, kv_heads * group, dim), k, v,
+            start=length - rows, scale=dim**-0.5, window=window,
+            case=f"{kv_heads * group}/{kv_heads} heads of {dim}, {rows} rows of {length}, window {window}",
+        )  # fmt: skip
     bench.conclude()
 
 
@@ -227,6 +269,8 @@ def test_swiglu(bench: Bench) -> None:
     for width, scale in product(LENGTHS, SCALES):
         gate, up = bench.normal(3, width, scale=scale), bench.normal(3, width)
         bench.hold("swiglu", gate, up, case=f"(3, {width}) x {scale:g}")
+    for count in COUNTS:
+        bench.hold("swiglu", bench.normal(1, count), bench.normal(1, count), case=f"(1, {count})")
     bench.conclude()
 
 
@@ -235,6 +279,8 @@ def test_gelu_tanh(bench: Bench) -> None:
     """GELU in its tanh form, at every length and magnitude."""
     for width, scale in product(LENGTHS, SCALES):
         bench.hold("gelu_tanh", bench.normal(3, width, scale=scale), case=f"(3, {width}) x {scale:g}")
+    for count in COUNTS:
+        bench.hold("gelu_tanh", bench.normal(1, count), case=f"(1, {count})")
     bench.conclude()
 
 
@@ -244,6 +290,8 @@ def test_add(bench: Bench) -> None:
     for width, scale, other in product(LENGTHS, SCALES, SCALES):
         a, b = bench.normal(3, width, scale=scale), bench.normal(3, width, scale=other)
         bench.hold("add", a, b, case=f"(3, {width}) x {scale:g} and {other:g}")
+    for count in COUNTS:
+        bench.hold("add", bench.normal(1, count), bench.normal(1, count), case=f"(1, {count})")
     bench.conclude()
 
 
@@ -261,7 +309,10 @@ def test_decode(
     bound, worst, at, seen = 0.0, 0.0, "", 0
     observe.seed = ops_models.SEED
     random = np.random.default_rng(ops_models.SEED)
-    for what, file, length in ops_models.models(tmp_path, quant):
+    shapes = defaultdict[str, set[int]](set)
+    for what, file, length, sizes in ops_models.models(tmp_path, quant):
+        for axis, some in sizes.items():
+            shapes[axis] |= some
         with (
             open_engine(pytestconfig.getoption("prill_engine"), file) as candidate,
             open_engine("numpy64", file) as oracle,
@@ -292,5 +343,6 @@ def test_decode(
                 seen += 1
                 if error >= worst:
                     worst, at = error, case
+    observe.note(shapes={axis: sorted(some) for axis, some in shapes.items()})
     observe.metric("worst NMSE", worst, at_most=bound)
     observe.say(f"{seen} texts, {observe.observed} tokens as the oracle says, worst NMSE {worst:.2g} at {at}")

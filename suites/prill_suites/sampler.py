@@ -18,6 +18,7 @@ from prill_runtime.errors import MissingCapability
 from prill_runtime.sampler import SamplingParams, filtered_distribution
 from prill_suites import sampler_twins as twins
 from prill_suites.common import embedded, fed, refusal
+from prill_suites.ops_shapes import about
 from prill_suites.sampler_rows import SEED, hurting_rows, tied_logits
 from prill_suites.sequences import context_of
 
@@ -251,6 +252,15 @@ def test_backend(observe: Observer, engine: Engine) -> None:
         got = int(draw(row, SamplingParams(**setting, seed=seed), position, history))
         observe.saw(1, oracle=TWIN)
         observe.expect(got in expected, f"{case}, {setting}: expected id {expected}, got {got}")
+    sizes = about(256, 512, 2048, 4096)
+    for number, (size, setting) in enumerate(product(sizes, (SETTINGS[0], SETTINGS[-1]))):
+        # Of one value, more ids tie than a list holds; in quarters, than a bin.
+        row = np.zeros(size, np.float32) if number % 4 < 2 else tied_logits(size)
+        expected = borderline(row, number, size, [size - 1], setting)
+        got = int(draw(row, SamplingParams(**setting, seed=number), size, [size - 1]))
+        observe.saw(1, oracle=TWIN)
+        observe.expect(got in expected, f"{size} ids, {setting}: expected id {expected}, got {got}")
+    observe.note(shapes={"sampler.vocabulary": sizes})
     flat = np.zeros(FULL_VOCABULARY, np.float32)
     for position, top_p in ((5, 1.0), (6, 0.75)):
         got = int(draw(flat, SamplingParams(1.0, top_p=top_p, seed=SEED), position))
