@@ -12,7 +12,6 @@ import gguf
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Type
-from numpy.typing import NDArray
 
 from prill_fixtures import synth
 from prill_harness.checks import Observer, check
@@ -25,17 +24,7 @@ from prill_runtime.errors import MissingCapability, UnsupportedModel
 from prill_runtime.tensors import TensorInfo
 from prill_suites import ops_models, ops_twins
 from prill_suites.ops_bench import Bench, bound_of
-from prill_suites.ops_shapes import (
-    ATTENTION,
-    COUNTS,
-    HEAD_SIZES,
-    LINEAR,
-    STORED,
-    WIDTHS,
-    WINDOWS,
-    about,
-    drawn,
-)
+from prill_suites.ops_shapes import COUNTS, HEAD_SIZES, LINEAR, STORED, WIDTHS, about, attentions, drawn
 
 LENGTHS = (1, 31, 32, 33, 255, 257)
 SCALES = (1.0, 1e4, 1e-39)  # ordinary, huge, and denormal in float32
@@ -63,7 +52,10 @@ def test_embed(bench: Bench) -> None:
     bench.conclude()
 
 
-@check("ops.rms_norm", kills=("rms_eps_too_small", "rms_tail_dropped", "norm_weight_offset"))
+@check(
+    "ops.rms_norm",
+    kills=("rms_eps_too_small", "rms_tail_dropped", "norm_weight_offset", "shapes_norm_past_1024"),
+)
 def test_rms_norm(bench: Bench) -> None:
     """RMSNorm at every length and magnitude; at denormals eps decides alone."""
     ordinary = product(LENGTHS, (1, 3), SCALES, (1e-5, 1e-6))
@@ -82,7 +74,18 @@ def test_layer_norm(bench: Bench) -> None:
     bench.conclude()
 
 
-@check("ops.linear", kills=("linear_bias_dropped", "linear_tail_dropped", "linear_input_in_half"))
+@check(
+    "ops.linear",
+    kills=(
+        "linear_bias_dropped",
+        "linear_tail_dropped",
+        "linear_input_in_half",
+        "shapes_columns_past_1024",
+        "shapes_rows_past_4096",
+        "shapes_outputs_past_4096",
+        "shapes_odd_rows_past_300",
+    ),
+)
 def test_linear(bench: Bench) -> None:
     """Matrix products that are not square, of one row, of one column, with bias and without."""
     shapes = ((1, 1, 1), (1, 257, 3), (33, 31, 65), (2, 256, 1), (3, 1, 31), (7, 255, 32))
@@ -100,24 +103,6 @@ def test_linear(bench: Bench) -> None:
             "linear", bench.beside(rows, weight), weight, case=f"({rows}, {inner}) by ({outer}, {inner})"
         )
     bench.conclude()
-
-
-def random_blocks(random: np.random.Generator, kind: Type, shape: tuple[int, int]) -> NDArray[np.uint8]:
-    """The bytes of a matrix (out, in): every byte random, scales between 0.01 and 0.02 in size."""
-    block = quants.Block.registry[kind]
-    count = shape[0] * shape[1] // block.weights
-    raw: NDArray[np.uint8] = random.integers(0, 256, count * block.layout.itemsize, dtype=np.uint8)
-    fields = raw.view(block.layout)
-    for name in ("d", "dmin", "m"):
-        if name in (block.layout.names or ()):
-            fields[name] = random.uniform(0.01, 0.02, count) * random.choice((-1, 1), count)
-    if "e" in (block.layout.names or ()):
-        fields["e"] = random.integers(118, 124, count)
-    if kind in (Type.F32, Type.F16):
-        fields["x"] = random.standard_normal(count)
-    elif kind == Type.BF16:
-        fields["x"] = (random.standard_normal(count).astype("<f4").view("<u4") >> 16).astype("<u2")
-    return raw
 
 
 @pytest.mark.parametrize("name", [kind.name for kind in quants.supported_types()])
@@ -144,7 +129,7 @@ def test_matvec(bench: Bench, name: str) -> None:
     sizes = dict(STORED, blocks=[n * max(block, 64) for n in STORED["blocks"]])
     many = [(s["rows"], s["outer"], s["blocks"]) for s in drawn(bench.random, sizes, 40_000)]
     for rows, outer, width in (*small, *wide, *(many if name in BY_KERNEL else ())):
-        raw = random_blocks(bench.random, kind, (outer, width))
+        raw = ops_models.random_blocks(bench.random, kind, (outer, width))
         plain = np.asarray(gguf.quants.dequantize(raw, kind), np.float64).reshape(outer, width)
         info = TensorInfo("matrix", (outer, width), kind, 0, raw.nbytes)
         try:
@@ -178,6 +163,7 @@ def rope_cases() -> Iterator[dict[str, Any]]:
         "rope_exponent",
         "rope_positions_from_one",
         "rope_scaling_ignored",
+        "shapes_rope_pairs_past_32",
     ),
 )
 def test_rope(bench: Bench) -> None:
@@ -218,6 +204,10 @@ def test_softmax(bench: Bench) -> None:
         "mask_off_by_one",
         "window_off_by_one",
         "softmax_no_max",
+        "shapes_head_tail",
+        "shapes_head_past_128",
+        "shapes_fifth_split",
+        "shapes_group_not_power_of_two",
     ),
 )
 def test_attention(bench: Bench) -> None:
@@ -251,9 +241,7 @@ def test_attention(bench: Bench) -> None:
     # One row a tile longer than any tile a backend is likely to use.
     q, k, v = bench.normal(257, 2, 4), bench.normal(1, 257, 4), bench.normal(1, 257, 4)
     bench.hold("attention", q, k, v, start=0, scale=0.5, case="257 rows at once")
-    for number, shape in enumerate(drawn(bench.random, ATTENTION, 2_000_000)):
-        rows, dim, group, length = shape["rows"], shape["dim"], shape["group"], shape["start"] + shape["rows"]
-        kv_heads, window = 1 + number % 2, WINDOWS[number % len(WINDOWS)]
+    for rows, length, kv_heads, group, dim, window in attentions(bench.random):
         k, v = bench.normal(kv_heads, length, dim), bench.normal(kv_heads, length, dim)
         bench.hold(
             "attention", bench.normal(rows, kv_heads * group, dim), k, v,
@@ -263,7 +251,7 @@ def test_attention(bench: Bench) -> None:
     bench.conclude()
 
 
-@check("ops.swiglu", kills=("gate_up_swapped", "silu_without_gate"))
+@check("ops.swiglu", kills=("gate_up_swapped", "silu_without_gate", "shapes_last_thread_idle"))
 def test_swiglu(bench: Bench) -> None:
     """SwiGLU at every length and magnitude: large negative gates give 0, not NaN."""
     for width, scale in product(LENGTHS, SCALES):

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
 from prill_fixtures import synth
 from prill_fixtures.synth import Shape
 from prill_harness import faults
 from prill_harness.lanes import Lane
+from prill_runtime import quants
 from prill_runtime.backends import RoundedBackend
 from prill_runtime.engine import Model
 
@@ -49,6 +51,24 @@ def models(folder: Path, quant: str) -> Iterator[tuple[str, Path, int, dict[str,
             synth.write(file, file.stem, shape, quant, SEED)
             what = f"{heads}/{kv_heads} heads of {dim}, width {width}, ffn {ffn}, vocabulary {vocab}"
             yield what, file, length, divided(shape, length)
+
+
+def random_blocks(random: np.random.Generator, kind: Type, shape: tuple[int, int]) -> NDArray[np.uint8]:
+    """The bytes of a matrix (out, in): every byte random, scales between 0.01 and 0.02 in size."""
+    block = quants.Block.registry[kind]
+    count = shape[0] * shape[1] // block.weights
+    raw: NDArray[np.uint8] = random.integers(0, 256, count * block.layout.itemsize, dtype=np.uint8)
+    fields = raw.view(block.layout)
+    for name in ("d", "dmin", "m"):
+        if name in (block.layout.names or ()):
+            fields[name] = random.uniform(0.01, 0.02, count) * random.choice((-1, 1), count)
+    if "e" in (block.layout.names or ()):
+        fields["e"] = random.integers(118, 124, count)
+    if kind in (Type.F32, Type.F16):
+        fields["x"] = random.standard_normal(count)
+    elif kind == Type.BF16:
+        fields["x"] = (random.standard_normal(count).astype("<f4").view("<u4") >> 16).astype("<u2")
+    return raw
 
 
 def divided(shape: Shape, length: int) -> dict[str, set[int]]:

@@ -37,7 +37,7 @@ ATTENTION = {
     "rows": (1, 2, *about(16, 64), 301),
     "group": (1, 2, 3, 4, 5, 7, 8),
 }
-WINDOWS = (None, None, 63, 64, 65, 130)
+WINDOWS = (None, None, None, 63, 65, 130, 520)
 
 
 def drawn(
@@ -53,6 +53,16 @@ def drawn(
                 fitting = [each for each in axes[other] if each <= room] or [min(axes[other])]
                 shape[other] = int(random.choice(fitting))
             yield shape
+
+
+def attentions(random: np.random.Generator) -> Iterator[tuple[int, int, int, int, int, int | None]]:
+    """Rows, keys, cache heads, query heads of each, head size, window: one row at every length and of every
+    head size, then any number of rows."""
+    one = drawn(random, ATTENTION | {"rows": (1,)}, 500_000)
+    for number, shape in enumerate((*one, *drawn(random, ATTENTION, 2_000_000))):
+        window = WINDOWS[number % len(WINDOWS)]
+        length = shape["start"] + shape["rows"]
+        yield shape["rows"], length, 1 + number % 2, shape["group"], shape["dim"], window
 
 
 def sizes(op: str, arguments: Sequence[Any], named: Mapping[str, Any], stored: bool) -> dict[str, int]:

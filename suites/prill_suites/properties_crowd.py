@@ -1,7 +1,9 @@
-"""A trial comes in; whether more prompts in one step than a warp holds are each as alone goes out."""
+"""A trial comes in; whether more prompts in one step than a tile has rows are each as alone goes out."""
 
 from __future__ import annotations
 
+from prill_runtime.errors import MissingCapability
+from prill_suites.common import embedded
 from prill_suites.controls import Trial
 
 CROWD = 20
@@ -42,3 +44,34 @@ def crowded(trial: Trial, bound: float) -> float:
         otherwise=f"a token of {CROWD} texts written together is {apart:.3g} off its logprob alone",
     )
     return worst
+
+
+def mingled(trial: Trial) -> tuple[float, str]:
+    """Hold one step of CROWD sequences, of which some begin, some go on and some decode, to each alone.
+
+    Returns:
+        The worst NMSE, and a clause; an engine that is not embedded puts its steps together itself.
+    """
+    observe, engine, texts = trial.observe, trial.engine, trial.texts
+    try:
+        model = embedded(engine)
+    except MissingCapability:
+        return 0.0, "steps of prompts and single ids are the engine's own to make"
+    step, worst, singles = [], 0.0, 0
+    for n in range(CROWD):
+        ids = texts[n % len(texts)][: min(3 * n + 2, trial.context)]
+        held = (0, len(ids) - 1, len(ids) // 2)[n % 3]
+        cache = model.new_cache(len(ids))
+        if held:
+            model.forward([(cache, ids[:held])])
+        step.append((cache, ids, held))
+    together = model.forward([(cache, ids[held:]) for cache, ids, held in step])
+    observe.expect(len(together) == CROWD, f"{CROWD} sequences gave {len(together)} results")
+    for n, ((_, ids, held), got) in enumerate(zip(step, together, strict=True)):
+        expected = engine.logits(ids)[held:]
+        observe.saw(expected.size, oracle=ALONE)
+        singles += len(ids) - held == 1
+        worst = max(
+            worst, trial.same(f"ids {held} to {len(ids)} of sequence {n} in a mixed step", expected, got)
+        )
+    return worst, f"so do {singles} single ids and {CROWD - singles} pieces in one step"

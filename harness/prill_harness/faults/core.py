@@ -25,7 +25,7 @@ Wrap = Callable[[Any], Any]
 Patches = Callable[[], Iterable["Patch"]]
 AREAS = (
     "file", "blocks", "embedding", "norm", "rope", "attention", "feed-forward", "head", "sampler",
-    "tokenizer", "generation", "state", "memory", "trace", "device", "harness", "common",
+    "tokenizer", "generation", "state", "memory", "trace", "device", "harness", "common", "shapes",
 )  # fmt: skip
 COMMON = "common"
 
@@ -117,8 +117,9 @@ REGISTRY: dict[str, Fault] = {}
 MODULES = (
     "file", "blocks", "embedding", "norm", "rope", "attention", "feedforward", "head",
     "sampler", "tokenizer", "generation", "state", "memory", "trace", "harness", "common",
+    "shapes",
 )  # fmt: skip
-DEVICE_MODULES = ("device",)
+DEVICE_MODULES = ("device", "device_shapes")
 """Faults that only an engine on a device can have; the matrix, which runs NumPy, leaves them out."""
 
 
