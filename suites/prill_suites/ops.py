@@ -24,7 +24,7 @@ from prill_runtime.errors import MissingCapability, UnsupportedModel
 from prill_runtime.tensors import TensorInfo
 from prill_suites import ops_models, ops_twins
 from prill_suites.ops_bench import Bench, bound_of
-from prill_suites.ops_shapes import COUNTS, HEAD_SIZES, LINEAR, STORED, WIDTHS, about, attentions, drawn
+from prill_suites.ops_shapes import COUNTS, HEAD_SIZES, STORED, WIDTHS, about, attentions, drawn, products
 
 LENGTHS = (1, 31, 32, 33, 255, 257)
 SCALES = (1.0, 1e4, 1e-39)  # ordinary, huge, and denormal in float32
@@ -96,8 +96,7 @@ def test_linear(bench: Bench) -> None:
         x, weight = bench.normal(rows, inner, scale=scale), bench.normal(outer, inner)
         bias = (bench.normal(outer),) if biased else ()
         bench.hold("linear", x, weight, *bias, case=f"({rows}, {inner}) by ({outer}, {inner}) x {scale:g}")
-    for shape in drawn(bench.random, LINEAR, 30_000):
-        rows, inner, outer = shape["rows"], shape["inner"], shape["outer"]
+    for rows, inner, outer in products(bench.random):
         weight = bench.normal(outer, inner)
         bench.hold(
             "linear", bench.beside(rows, weight), weight, case=f"({rows}, {inner}) by ({outer}, {inner})"

@@ -21,15 +21,15 @@ from prill_runtime.engine import Model
 TOKENS = 6
 VOCABULARY = 320  # of the smallest; ids of prompts are below it
 SEED = 11
-# Heads, cache heads, head dimension, width, feed-forward, vocabulary: groups of 1 to 8, odd numbers of heads,
+# Heads, cache heads, head dimension, width, feed-forward, vocabulary: groups of 1 to 9, odd numbers of heads,
 # matrices that are not square, rows that fill no tile, more columns than a block of threads takes at once,
 # each beside a length of prompt at which tiles and splits of keys end.
 MODELS = (
     ((1, 1, 64, 256, 256, 320), 31),
     ((3, 3, 64, 256, 512, 320), 32),
-    ((4, 4, 64, 256, 768, 320), 33),
+    ((12, 4, 64, 256, 768, 320), 33),
     ((12, 3, 64, 512, 256, 513), 63),
-    ((24, 3, 32, 256, 256, 320), 255),
+    ((24, 3, 32, 256, 256, 320), 253),
     ((8, 1, 32, 256, 512, 320), 257),
     ((4, 1, 128, 256, 256, 320), 64),
     ((32, 4, 40, 256, 256, 511), 6),
@@ -37,6 +37,8 @@ MODELS = (
     ((8, 1, 96, 256, 256, 513), 62),
     ((5, 1, 256, 256, 256, 511), 126),
     ((2, 1, 64, 256, 256, 320), 509),
+    ((7, 1, 32, 256, 256, 320), 9),
+    ((9, 1, 32, 256, 256, 320), 3),
 )
 
 

@@ -25,18 +25,18 @@ def about(*edges: int) -> tuple[int, ...]:
 WIDTHS = about(256, 1024)
 COUNTS = about(256)
 LINEAR = {
-    "rows": (*about(4, 16, 64, 128, 256), 301, 4097),
-    "inner": (*about(4, 8, 16, 32, 64, 128, 512, 1024), 508),
+    "inner": (*about(4, 8, 16, 32, 64, 128, 512, 1024), 508, 516),
     "outer": about(4, 64, 128, 4096),
 }
+FEW_ROWS, MANY_ROWS = (1, 2, 3, 4), (5, *about(16, 64, 128, 256), 301, 4097)
 # Of a type with blocks, so many blocks a row; products of many rows may take another kernel.
-STORED = {"rows": about(16, 64, 128, 256), "blocks": (1, 2, 3, 4, 5), "outer": (1, 3, *about(128))}
+STORED = {"rows": (17, *about(64, 128, 256)), "blocks": (1, 2, 3, 4, 5), "outer": (1, 3, *about(128))}
 ATTENTION = {
     "dim": (*HEAD_SIZES, *about(128)),
-    "start": (*about(62, 126, 254, 510), 640, 1030),
-    "rows": (1, 2, *about(16, 64), 301),
-    "group": (1, 2, 3, 4, 5, 7, 8),
+    "keys": (*about(64, 128, 256, 512), 641, 1031),
+    "group": (1, 2, 3, 4, 5, 7, 8, 9),
 }
+ATTENDING = ((1,), (2, 15, 16), (17, *about(64), 301))  # rows: of a decoding step, of few, of a prompt
 WINDOWS = (None, None, None, 63, 65, 130, 520)
 
 
@@ -48,21 +48,33 @@ def drawn(
     for axis, sizes in axes.items():
         for size in sizes:
             shape, rest = {axis: size}, [other for other in axes if other != axis]
+            least = prod(min(axes[other]) for other in rest)
             for other in random.permutation(rest).tolist():
-                room = most // max(1, prod(shape.values()))
+                least //= min(axes[other])  # what the others take at least
+                room = most // (prod(shape.values()) * least)
                 fitting = [each for each in axes[other] if each <= room] or [min(axes[other])]
                 shape[other] = int(random.choice(fitting))
             yield shape
 
 
+def products(random: np.random.Generator) -> Iterator[tuple[int, int, int]]:
+    """Rows, columns, outputs: every size of a matrix by few rows and by many, every number of rows."""
+    for rows in (FEW_ROWS, MANY_ROWS):
+        for shape in drawn(random, LINEAR | {"rows": rows}, 30_000):
+            yield shape["rows"], shape["inner"], shape["outer"]
+
+
 def attentions(random: np.random.Generator) -> Iterator[tuple[int, int, int, int, int, int | None]]:
-    """Rows, keys, cache heads, query heads of each, head size, window: one row at every length and of every
-    head size, then any number of rows."""
-    one = drawn(random, ATTENTION | {"rows": (1,)}, 500_000)
-    for number, shape in enumerate((*one, *drawn(random, ATTENTION, 2_000_000))):
-        window = WINDOWS[number % len(WINDOWS)]
-        length = shape["start"] + shape["rows"]
-        yield shape["rows"], length, 1 + number % 2, shape["group"], shape["dim"], window
+    """Rows, keys, cache heads, query heads of each, head size, window: every length, head size and group of
+    heads for one row, for few and for many."""
+    number = 0
+    for rows in ATTENDING:
+        for shape in drawn(random, ATTENTION | {"rows": rows}, 1_000_000):
+            # Rows past the keys are cut, but where they were what the case is about.
+            few = min(shape["rows"], shape["keys"]) if next(iter(shape)) == "keys" else shape["rows"]
+            window = WINDOWS[number % len(WINDOWS)]
+            yield few, max(shape["keys"], few), 1 + number % 2, shape["group"], shape["dim"], window
+            number += 1
 
 
 def sizes(op: str, arguments: Sequence[Any], named: Mapping[str, Any], stored: bool) -> dict[str, int]:
