@@ -39,6 +39,7 @@ MODELS = (
     ((2, 1, 64, 256, 256, 320), 509),
     ((7, 1, 32, 256, 256, 320), 9),
     ((9, 1, 32, 256, 256, 320), 3),
+    ((4, 1, 64, 1280, 256, 1537), 2),
 )
 
 
@@ -82,6 +83,7 @@ def divided(shape: Shape, length: int) -> dict[str, set[int]]:
         "decode.group": {group},
         "decode.queries": {group * shape.head_dim // 4},
         "decode.inner": {shape.width, mixed, shape.ffn},
+        "decode.width": {shape.width},  # of what is normalised
         "decode.outer": {shape.vocab, shape.width, mixed, shape.ffn},
         "decode.vocabulary": {shape.vocab},
         "decode.appended": {size * shape.kv_heads * shape.head_dim for size in (1, length)},

@@ -23,14 +23,14 @@ def about(*edges: int) -> tuple[int, ...]:
 
 
 WIDTHS = about(256, 1024)
-COUNTS = about(256)
+COUNTS = (*about(256), (1 << 16) + 1)
 LINEAR = {
     "inner": (*about(4, 8, 16, 32, 64, 128, 512, 1024), 508, 516),
     "outer": about(4, 64, 128, 4096),
 }
 FEW_ROWS, MANY_ROWS = (1, 2, 3, 4), (5, *about(16, 64, 128, 256), 301, 4097)
 # Of a type with blocks, so many blocks a row; products of many rows may take another kernel.
-STORED = {"rows": (17, *about(64, 128, 256)), "blocks": (1, 2, 3, 4, 5), "outer": (1, 3, *about(128))}
+STORED = {"rows": (17, *about(64, 128, 256)), "blocks": (1, 2, 3, 4, 5, 17), "outer": (1, 3, *about(128))}
 ATTENTION = {
     "dim": (*HEAD_SIZES, *about(128)),
     "keys": (*about(64, 128, 256, 512), 641, 1031),

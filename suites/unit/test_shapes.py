@@ -67,7 +67,10 @@ AXES: dict[tuple[str, str], tuple[Axis, ...]] = {
     ("elementwise", "threads"): ELEMENTS,
     ("embed", "threads"): (Axis("embed.chunks"),),
     ("fused", "ROWS"): (Axis("decode.outer", tiled=True),),
-    ("fused", "BATCH"): (Axis("decode.inner", unit=4 * 64, step=256),),  # values of a quad, threads emulated
+    # Values of a quad, threads emulated.
+    ("fused", "BATCH"): (
+        Axis("decode.inner", unit=4 * 64, step=256), Axis("decode.width", unit=4 * 64, step=512),
+    ),
     ("matmul", "TILE"): (Axis("matmul.rows"), Axis("matmul.outer")),
     ("matmul", "DEPTH"): (Axis("matmul.inner"),),
     ("matvec", "ROWS"): (Axis("matvec.outer"),),
@@ -180,7 +183,11 @@ def test_shapes_that_models_have_are_tried(recorded: Shapes) -> None:
     for op in ("attention", "rope", "decode"):
         assert set(HEAD_SIZES) <= recorded[f"{op}.dim"]
     assert max(recorded["matvec.inner"]) > 1024
-    assert max(recorded["decode.inner"]) > 1024
+    assert max(recorded["decode.width"]) > 1024
+    assert max(recorded["decode.vocabulary"]) > 3 * 512  # parts that blocks choose from
+    for op in ("embed.chunks", "swiglu.count", "gelu_tanh.count", "add.count"):
+        assert max(recorded[op]) > 1 << 16
+    assert any(columns % 128 and columns > 1024 for columns in recorded["tensor.inner"])  # splits not alike
     assert max(recorded["matmul.rows"]) > 4096
     assert max(recorded["matvec.outer"] | recorded["matmul.outer"]) > 4096
     assert any(rows > 300 and rows % 2 for rows in recorded["matmul.rows"])
