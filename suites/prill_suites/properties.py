@@ -98,6 +98,7 @@ def test_chunking(trial: Trial, observe: Observer, engine: Engine) -> None:
         "batch_positions_of_first",
         "batch_keys_of_neighbour",
         "shapes_past_16_sequences",
+        "shapes_last_row_past_16",
         "shapes_mixed_step_keys",
         "shapes_mixed_step_positions",
     ),

@@ -78,6 +78,18 @@ def shapes_mixed_step_positions() -> Iterator[Patch]:
     yield around(STEP, stepped)
 
 
+@fault(area="shapes", blames=BATCH, models=LLAMA)
+def shapes_last_row_past_16() -> Iterator[Patch]:
+    """Where only the last rows are asked for, sequences past the 16th give the row before theirs."""
+
+    def run(original: Any, self: Any, step: Any, wanted: Any, tap: Any) -> Any:
+        if wanted is not None and len(wanted) > 16:
+            wanted = wanted - (np.arange(len(wanted)) >= 16)
+        return original(self, step, wanted, tap)
+
+    yield around("prill_runtime.engine:Model._run", run)
+
+
 @fault(area="shapes", blames=ATTN, models=LLAMA)
 def shapes_head_tail() -> Iterator[Patch]:
     """Scores are summed in whole pieces of 32 components: heads of 40 and 80 lose the rest."""
