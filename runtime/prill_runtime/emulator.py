@@ -23,6 +23,7 @@ POISON = 0xFF  # a float32 of these bytes is NaN
 FAILURES = {
     1: "not every thread reached the same barrier",
     2: "the launch shape does not suit the kernel",
+    3: "a block wrote behind its dynamic shared memory",
 }
 
 
@@ -44,7 +45,8 @@ class EmuGraph(Graph):
 class EmuDevice(Device):
     """Device memory is host memory of its own; a launch has run when it returns.
 
-    Memory is poisoned before it is written, so that a value nobody wrote is NaN. The sanitized build sees
+    Memory is poisoned before it is written, so that a value nobody wrote is NaN: the device's, and a block's
+    shared memory and statics before each block; local variables are -1.7e38. The sanitized build sees
     accesses outside the arena and the kernels' own arrays; inside the arena, guards keep blocks apart.
     """
 
@@ -130,7 +132,8 @@ class EmuDevice(Device):
         """Run one launch to its end.
 
         Raises:
-            EngineError: a barrier that not every thread reaches, or a launch shape the kernel cannot take.
+            EngineError: a barrier that not every thread reaches, a launch shape the kernel cannot take, or a
+                write behind dynamic shared memory.
         """
         with self._lock:
             self.launches += 1

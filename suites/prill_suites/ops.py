@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -11,7 +12,6 @@ import gguf
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Type
-from numpy.typing import NDArray
 
 from prill_fixtures import synth
 from prill_harness.checks import Observer, check
@@ -24,10 +24,13 @@ from prill_runtime.errors import MissingCapability, UnsupportedModel
 from prill_runtime.tensors import TensorInfo
 from prill_suites import ops_models, ops_twins
 from prill_suites.ops_bench import Bench, bound_of
+from prill_suites.ops_shapes import COUNTS, HEAD_SIZES, STORED, WIDTHS, about, attentions, drawn, products
 
 LENGTHS = (1, 31, 32, 33, 255, 257)
 SCALES = (1.0, 1e4, 1e-39)  # ordinary, huge, and denormal in float32
 FULL_VOCABULARY = 201_088
+# Types whose tiles arrive in ways of their own: as they are, by halves of a block, whole, by groups.
+BY_KERNEL = ("F16", "Q8_0", "Q4_0", "Q4_K")
 
 
 @pytest.fixture
@@ -43,16 +46,26 @@ def test_embed(bench: Bench) -> None:
         bench.hold(
             "embed", bench.normal(37, width, scale=scale), ids, case=f"table (37, {width}) x {scale:g}"
         )
+    for count, width in (*product(COUNTS[:-1], (4, 5)), (COUNTS[-1], 1)):
+        ids = bench.random.integers(0, 7, count)
+        bench.hold("embed", bench.normal(7, width), ids, case=f"{count} ids of a table (7, {width})")
     bench.conclude()
 
 
 @check(
     "ops.rms_norm",
-    kills=("rms_eps_too_small", "rms_tail_dropped", "norm_weight_offset", "norm_input_clipped"),
+    kills=(
+        "rms_eps_too_small",
+        "rms_tail_dropped",
+        "norm_weight_offset",
+        "norm_input_clipped",
+        "shapes_norm_past_1024",
+    ),
 )
 def test_rms_norm(bench: Bench) -> None:
     """RMSNorm at every length and magnitude; at denormals eps decides alone."""
-    for width, rows, scale, eps in product(LENGTHS, (1, 3), SCALES, (1e-5, 1e-6)):
+    ordinary = product(LENGTHS, (1, 3), SCALES, (1e-5, 1e-6))
+    for width, rows, scale, eps in (*ordinary, *((width, 2, 1.0, 1e-5) for width in WIDTHS)):
         x, weight = bench.normal(rows, width, scale=scale), bench.normal(width)
         bench.hold("rms_norm", x, weight, eps, case=f"({rows}, {width}) x {scale:g}, eps {eps:g}")
     bench.conclude()
@@ -64,13 +77,24 @@ def test_rms_norm(bench: Bench) -> None:
 )
 def test_layer_norm(bench: Bench) -> None:
     """LayerNorm at every length and magnitude, a row of one value included."""
-    for width, rows, scale in product(LENGTHS, (1, 3), SCALES):
+    for width, rows, scale in (*product(LENGTHS, (1, 3), SCALES), *((width, 2, 1.0) for width in WIDTHS)):
         x, weight, bias = bench.normal(rows, width, scale=scale), bench.normal(width), bench.normal(width)
         bench.hold("layer_norm", x, weight, bias, 1e-5, case=f"({rows}, {width}) x {scale:g}")
     bench.conclude()
 
 
-@check("ops.linear", kills=("linear_bias_dropped", "linear_tail_dropped", "linear_input_in_half"))
+@check(
+    "ops.linear",
+    kills=(
+        "linear_bias_dropped",
+        "linear_tail_dropped",
+        "linear_input_in_half",
+        "shapes_columns_past_1024",
+        "shapes_rows_past_4096",
+        "shapes_outputs_past_4096",
+        "shapes_odd_rows_past_300",
+    ),
+)
 def test_linear(bench: Bench) -> None:
     """Matrix products that are not square, of one row, of one column, with bias and without."""
     shapes = ((1, 1, 1), (1, 257, 3), (33, 31, 65), (2, 256, 1), (3, 1, 31), (7, 255, 32))
@@ -81,25 +105,12 @@ def test_linear(bench: Bench) -> None:
         x, weight = bench.normal(rows, inner, scale=scale), bench.normal(outer, inner)
         bias = (bench.normal(outer),) if biased else ()
         bench.hold("linear", x, weight, *bias, case=f"({rows}, {inner}) by ({outer}, {inner}) x {scale:g}")
+    for rows, inner, outer in products(bench.random):
+        weight = bench.normal(outer, inner)
+        bench.hold(
+            "linear", bench.beside(rows, weight), weight, case=f"({rows}, {inner}) by ({outer}, {inner})"
+        )
     bench.conclude()
-
-
-def random_blocks(random: np.random.Generator, kind: Type, shape: tuple[int, int]) -> NDArray[np.uint8]:
-    """The bytes of a matrix (out, in): every byte random, scales between 0.01 and 0.02 in size."""
-    block = quants.Block.registry[kind]
-    count = shape[0] * shape[1] // block.weights
-    raw: NDArray[np.uint8] = random.integers(0, 256, count * block.layout.itemsize, dtype=np.uint8)
-    fields = raw.view(block.layout)
-    for name in ("d", "dmin", "m"):
-        if name in (block.layout.names or ()):
-            fields[name] = random.uniform(0.01, 0.02, count) * random.choice((-1, 1), count)
-    if "e" in (block.layout.names or ()):
-        fields["e"] = random.integers(118, 124, count)
-    if kind in (Type.F32, Type.F16):
-        fields["x"] = random.standard_normal(count)
-    elif kind == Type.BF16:
-        fields["x"] = (random.standard_normal(count).astype("<f4").view("<u4") >> 16).astype("<u2")
-    return raw
 
 
 @pytest.mark.parametrize("name", [kind.name for kind in quants.supported_types()])
@@ -121,10 +132,12 @@ def test_matvec(bench: Bench, name: str) -> None:
     kind = Type[name]
     block = int(gguf.GGML_QUANT_SIZES[kind][0])
     inner = (block, 3 * block) if block > 1 else (1, 31, 257)
-    for rows, outer, width in product((1, 2, 5, 33), (1, 3, 33, 65), inner):
-        if rows * outer > 1000:
-            continue
-        raw = random_blocks(bench.random, kind, (outer, width))
+    small = [shape for shape in product((1, 2, 5, 33), (1, 3, 33, 65), inner) if shape[0] * shape[1] <= 1000]
+    wide = [(2, 3, -(-1056 // block) * block)]  # columns past 1,024
+    sizes = dict(STORED, blocks=[n * max(block, 64) for n in STORED["blocks"]])
+    many = [(s["rows"], s["outer"], s["blocks"]) for s in drawn(bench.random, sizes, 40_000)]
+    for rows, outer, width in (*small, *wide, *(many if name in BY_KERNEL else ())):
+        raw = ops_models.random_blocks(bench.random, kind, (outer, width))
         plain = np.asarray(gguf.quants.dequantize(raw, kind), np.float64).reshape(outer, width)
         info = TensorInfo("matrix", (outer, width), kind, 0, raw.nbytes)
         try:
@@ -144,6 +157,8 @@ def rope_cases() -> Iterator[dict[str, Any]]:
         ("norm", "neox"), (10_000.0, 500_000.0), ((64, 64), (64, 32), (2, 2), (6, 4))
     ):
         yield {"layout": layout, "base": base, "head_dim": head_dim, "dim": dim}
+    for layout, head_dim in product(("norm", "neox"), HEAD_SIZES):
+        yield {"layout": layout, "base": 10_000.0, "head_dim": head_dim, "dim": head_dim}
     yield {"layout": "norm", "base": 10_000.0, "head_dim": 64, "dim": 64, "factor": 4.0}
     yield {"layout": "neox", "base": 10_000.0, "head_dim": 8, "dim": 8, "freq_factors": (1.0, 2.0, 5.0, 8.0)}
 
@@ -156,6 +171,7 @@ def rope_cases() -> Iterator[dict[str, Any]]:
         "rope_exponent",
         "rope_positions_from_one",
         "rope_scaling_ignored",
+        "shapes_rope_pairs_past_32",
     ),
 )
 def test_rope(bench: Bench) -> None:
@@ -167,6 +183,9 @@ def test_rope(bench: Bench) -> None:
         if "freq_factors" in named:
             named["freq_factors"] = np.array(named["freq_factors"], dtype=bench.backend.dtype)
         bench.hold("rope", x, positions, case=says, **named)
+    for rows in (*about(128), 301):
+        x, positions = bench.normal(rows, 1, 2), np.arange(rows)[::-1].copy()
+        bench.hold("rope", x, positions, case=f"{rows} rows", layout="norm", base=10_000.0, dim=2)
     bench.conclude()
 
 
@@ -178,6 +197,8 @@ def test_softmax(bench: Bench) -> None:
         bench.hold("softmax", x, case=f"(3, {width}) x {scale:g}")
         x[:, 1::2] = -np.inf
         bench.hold("softmax", x, case=f"(3, {width}) x {scale:g}, every second one masked")
+    for width in WIDTHS:
+        bench.hold("softmax", bench.normal(2, width), case=f"(2, {width})")
     flat = np.zeros((1, FULL_VOCABULARY), bench.backend.dtype)
     bench.hold("softmax", flat, case=f"flat over {FULL_VOCABULARY}")
     bench.conclude()
@@ -192,6 +213,10 @@ def test_softmax(bench: Bench) -> None:
         "window_off_by_one",
         "softmax_no_max",
         "scores_clipped",
+        "shapes_head_tail",
+        "shapes_head_past_128",
+        "shapes_fifth_split",
+        "shapes_group_not_power_of_two",
     ),
 )
 def test_attention(bench: Bench) -> None:
@@ -225,15 +250,24 @@ def test_attention(bench: Bench) -> None:
     # One row a tile longer than any tile a backend is likely to use.
     q, k, v = bench.normal(257, 2, 4), bench.normal(1, 257, 4), bench.normal(1, 257, 4)
     bench.hold("attention", q, k, v, start=0, scale=0.5, case="257 rows at once")
+    for rows, length, kv_heads, group, dim, window in attentions(bench.random):
+        k, v = bench.normal(kv_heads, length, dim), bench.normal(kv_heads, length, dim)
+        bench.hold(
+            "attention", bench.normal(rows, kv_heads * group, dim), k, v,
+            start=length - rows, scale=dim**-0.5, window=window,
+            case=f"{kv_heads * group}/{kv_heads} heads of {dim}, {rows} rows of {length}, window {window}",
+        )  # fmt: skip
     bench.conclude()
 
 
-@check("ops.swiglu", kills=("gate_up_swapped", "silu_without_gate"))
+@check("ops.swiglu", kills=("gate_up_swapped", "silu_without_gate", "shapes_last_thread_idle"))
 def test_swiglu(bench: Bench) -> None:
     """SwiGLU at every length and magnitude: large negative gates give 0, not NaN."""
     for width, scale in product(LENGTHS, SCALES):
         gate, up = bench.normal(3, width, scale=scale), bench.normal(3, width)
         bench.hold("swiglu", gate, up, case=f"(3, {width}) x {scale:g}")
+    for count in COUNTS:
+        bench.hold("swiglu", bench.normal(1, count), bench.normal(1, count), case=f"(1, {count})")
     bench.conclude()
 
 
@@ -242,6 +276,8 @@ def test_gelu_tanh(bench: Bench) -> None:
     """GELU in its tanh form, at every length and magnitude."""
     for width, scale in product(LENGTHS, SCALES):
         bench.hold("gelu_tanh", bench.normal(3, width, scale=scale), case=f"(3, {width}) x {scale:g}")
+    for count in COUNTS:
+        bench.hold("gelu_tanh", bench.normal(1, count), case=f"(1, {count})")
     bench.conclude()
 
 
@@ -251,6 +287,8 @@ def test_add(bench: Bench) -> None:
     for width, scale, other in product(LENGTHS, SCALES, SCALES):
         a, b = bench.normal(3, width, scale=scale), bench.normal(3, width, scale=other)
         bench.hold("add", a, b, case=f"(3, {width}) x {scale:g} and {other:g}")
+    for count in COUNTS:
+        bench.hold("add", bench.normal(1, count), bench.normal(1, count), case=f"(1, {count})")
     bench.conclude()
 
 
@@ -268,7 +306,10 @@ def test_decode(
     bound, worst, at, seen = 0.0, 0.0, "", 0
     observe.seed = ops_models.SEED
     random = np.random.default_rng(ops_models.SEED)
-    for what, file, length in ops_models.models(tmp_path, quant):
+    shapes = defaultdict[str, set[int]](set)
+    for what, file, length, sizes in ops_models.models(tmp_path, quant):
+        for axis, some in sizes.items():
+            shapes[axis] |= some
         with (
             open_engine(pytestconfig.getoption("prill_engine"), file) as candidate,
             open_engine("numpy64", file) as oracle,
@@ -299,5 +340,6 @@ def test_decode(
                 seen += 1
                 if error >= worst:
                     worst, at = error, case
+    observe.note(shapes={axis: sorted(some) for axis, some in shapes.items()})
     observe.metric("worst NMSE", worst, at_most=bound)
     observe.say(f"{seen} texts, {observe.observed} tokens as the oracle says, worst NMSE {worst:.2g} at {at}")

@@ -19,6 +19,7 @@ from prill_harness.checks import Observer
 from prill_harness.compare import nmse
 from prill_harness.engines.base import Engine
 from prill_runtime.errors import MissingCapability
+from prill_suites.ops_shapes import sizes
 
 SEED = 7
 # NMSE by the engine's arithmetic (VALIDATION.md, ops).
@@ -110,6 +111,7 @@ class Bench:
         self.random = np.random.default_rng(SEED)
         self.worst, self.cases, self.case = 0.0, 0, ""
         self.framed = 0
+        self.shapes: dict[str, set[int]] = {}
         observe.seed = SEED
 
     def normal(self, *shape: int, scale: float = 1.0) -> Array:
@@ -151,6 +153,8 @@ class Bench:
         self.observe.expect(
             error <= self.bound, f"{what}: NMSE {error:.3g}, at most {self.bound:.0e}", case=case
         )
+        for axis, size in sizes(op, twin or arguments, named, bool(twin)).items():
+            self.shapes.setdefault(axis, set()).add(size)
         self.cases += 1
         if error >= self.worst:
             self.worst, self.case = error, case
@@ -181,7 +185,8 @@ class Bench:
         return frames.place(argument) if floats and plain else argument
 
     def conclude(self) -> None:
-        """Record the worst figure and say it."""
+        """Record the worst figure and the sizes of all cases, and say it."""
+        self.observe.note(shapes={axis: sorted(seen) for axis, seen in sorted(self.shapes.items())})
         self.observe.metric("worst NMSE", self.worst, at_most=self.bound)
         inside = f", {self.framed} results inside sentinels" if self.framed else ""
         self.observe.say(

@@ -39,14 +39,9 @@ def layer_norm(x: Floats, weight: Floats, bias: Floats, eps: float) -> Floats:
 
 def linear(x: Floats, weight: Floats, bias: Floats | None = None) -> Floats:
     """Row r, output o: sum over i of x[r, i] weight[o, i], plus bias[o]."""
-    rows, outputs = x.tolist(), weight.tolist()
-    add = bias.tolist() if bias is not None else [0.0] * len(outputs)
-    return np.array(
-        [
-            [math.fsum(map(float.__mul__, row, out)) + b for out, b in zip(outputs, add, strict=True)]
-            for row in rows
-        ]
-    )
+    add = bias.tolist() if bias is not None else [0.0] * len(weight)
+    pairs = list(zip(weight, add, strict=True))
+    return np.array([[math.fsum((row * out).tolist()) + b for out, b in pairs] for row in x])
 
 
 def rope(
@@ -100,10 +95,9 @@ def attention(
         last = start + row
         first = 0 if window is None else max(0, last - window + 1)
         for head in range(heads):
-            keys, values = k[head // group], v[head // group]
-            scores = [float(np.dot(q[row, head], keys[j])) * scale for j in range(first, last + 1)]
-            for j, weight in zip(range(first, last + 1), softmax_row(scores), strict=True):
-                out[row, head] += weight * values[j]
+            seen = slice(first, last + 1)
+            scores = (k[head // group, seen] @ q[row, head] * scale).tolist()
+            out[row, head] = np.array(softmax_row(scores)) @ v[head // group, seen]
     return out.reshape(rows, heads * dim)
 
 

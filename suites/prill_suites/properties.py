@@ -20,7 +20,7 @@ from prill_harness.lanes import bounds, lane_for
 from prill_suites.common import embedded, fed, file_fields
 from prill_suites.controls import Pair, Trial
 from prill_suites.properties_batch import texts_alone
-from prill_suites.properties_crowd import CROWD, crowded
+from prill_suites.properties_crowd import CROWD, crowded, mingled
 from prill_suites.properties_ends import BEYOND, NEVER, ending, endless, stopping
 from prill_suites.properties_seeds import another_seed
 from prill_suites.tokenizer_twins import Twin
@@ -94,7 +94,15 @@ def test_chunking(trial: Trial, observe: Observer, engine: Engine) -> None:
 
 @check(
     "properties.batch",
-    kills=("batch_rows_mixed", "batch_positions_of_first", "batch_keys_of_neighbour"),
+    kills=(
+        "batch_rows_mixed",
+        "batch_positions_of_first",
+        "batch_keys_of_neighbour",
+        "shapes_past_16_sequences",
+        "shapes_last_row_past_16",
+        "shapes_mixed_step_keys",
+        "shapes_mixed_step_positions",
+    ),
     needs=(Capability.BATCH, Capability.LOGITS),
 )
 def test_batch(trial: Trial, observe: Observer, engine: Engine, golden: Golden) -> None:
@@ -116,9 +124,10 @@ def test_batch(trial: Trial, observe: Observer, engine: Engine, golden: Golden) 
 
     gap = trial.control("a neighbour's rows", neighbour)
     said = texts_alone(trial)
-    worst = max(worst, crowded(trial, logprob_bound(engine, golden)))
+    mixed, clause = mingled(trial)
+    worst = max(worst, mixed, crowded(trial, logprob_bound(engine, golden)))
     observe.say(
-        f"4 compositions and {CROWD} prompts equal each alone, worst NMSE {worst:.2g}; "
+        f"4 compositions and {CROWD} prompts equal each alone, {clause}, worst NMSE {worst:.2g}; "
         f"a neighbour's rows: {gap}; {said}"
     )
 

@@ -18,6 +18,7 @@ from prill_runtime.errors import MissingCapability
 from prill_runtime.sampler import SamplingParams, filtered_distribution
 from prill_suites import sampler_twins as twins
 from prill_suites.common import embedded, fed, refusal
+from prill_suites.sampler_borders import borderline, draws_of_sizes
 from prill_suites.sampler_rows import SEED, hurting_rows, tied_logits
 from prill_suites.sequences import context_of
 
@@ -252,6 +253,7 @@ def test_backend(observe: Observer, engine: Engine) -> None:
         got = int(draw(row, SamplingParams(**setting, seed=seed), position, history))
         observe.saw(1, oracle=TWIN)
         observe.expect(got in expected, f"{case}, {setting}: expected id {expected}, got {got}")
+    draws_of_sizes(observe, draw, (SETTINGS[0], SETTINGS[-1]))
     flat = np.zeros(FULL_VOCABULARY, np.float32)
     for position, top_p in ((5, 1.0), (6, 0.75)):
         got = int(draw(flat, SamplingParams(1.0, top_p=top_p, seed=SEED), position))
@@ -264,20 +266,6 @@ def test_backend(observe: Observer, engine: Engine) -> None:
         call = lambda row=row: draw(row, SamplingParams(temperature=1.0), 0)  # noqa: E731
         refusal(observe, f"logits {refused}", call, 1, says)
     observe.say(f"{observe.observed} draws and refusals, as the twin's")
-
-
-def borderline(
-    row: NDArray[np.float32], seed: int, position: int, history: list[int], setting: dict[str, Any]
-) -> set[int]:
-    """The ids that the twin draws, with the fraction and top-p's mass moved by what sums may be off."""
-    found = set()
-    for nudge in (0.0, -1e-11, 1e-11):
-        top_p = setting.get("top_p", 1.0)
-        named = setting | {"top_p": min(max(top_p + nudge, 0.0), 1.0) if top_p < 1 else 1.0}
-        ids, probabilities = twins.distribution(row.tolist(), history=history, **named)
-        fraction = twins.uniform(seed, position)
-        found |= {twins.draw(ids, probabilities, fraction + n) for n in (0.0, -1e-11, 1e-11)}
-    return found
 
 
 def equally_probable(ids: Sequence[int], probabilities: Sequence[float], several: Collection[int]) -> bool:

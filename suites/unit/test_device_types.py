@@ -16,7 +16,6 @@ from prill_harness.engines.embedded import Embedded
 from prill_runtime.device_model import DeviceModel
 from prill_runtime.quants import Block, dequantize
 from prill_suites import ops_models
-from prill_suites.ops import random_blocks
 from prill_suites.ops_bench import BOUND
 
 from . import tiny_gguf
@@ -37,7 +36,7 @@ MIXES: dict[str, tuple[T, Mapping[str, T]]] = {
 
 def matrix(random: np.random.Generator, kind: T, shape: tuple[int, int]) -> NDArray[np.uint8]:
     """Random blocks (rows, bytes), weights about 1 / sqrt(row length) in size: no score is huge."""
-    raw = random_blocks(random, kind, shape)
+    raw = ops_models.random_blocks(random, kind, shape)
     factor = shape[1] ** -0.5 / dequantize(raw, kind, shape).std()
     fields = raw.view(Block.registry[kind].layout)
     for name in {"d", "dmin"} & set(fields.dtype.names or ()):

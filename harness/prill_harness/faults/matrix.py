@@ -45,6 +45,7 @@ LOOK = {
     "device": ("ops", "stages"),
     "harness": ("harness", "stages"),
     "common": ("witness",),
+    "shapes": ("ops", "stages", "properties"),
 }
 
 

@@ -4,6 +4,10 @@
 // every thread of the block (or lane of the warp) reaches is reported, not waited for. PRILL_EMU_ORDER=reverse
 // runs the threads of a block from last to first: a result that changes lacks a barrier. The blocks of a cluster
 // run together, each with dynamic shared memory of its own; other shared memory they must not have.
+//
+// Nothing starts as zero: before a block runs, its shared memory and every other static of the kernels is filled
+// with NaN (bytes 0xFF), and what it wrote behind its dynamic shared memory is reported. A lane that takes no part
+// in a shuffle gives NaN. Local variables are filled by the compiler (flags in compile.py) with its bytes, 0xFE.
 #pragma once
 
 #include <sys/mman.h>
@@ -41,12 +45,20 @@ static inline float4 make_float4(float x, float y, float z, float w) { return {x
 static inline int min(int a, int b) { return a < b ? a : b; }
 static inline int max(int a, int b) { return a > b ? a : b; }
 
-static uint3 threadIdx, blockIdx, blockDim, gridDim;
+// The emulator's own variables: apart from the kernels' statics, which lie in the library's zeroed memory, all of it.
+#define EMU_OWN __attribute__((section("emu_own"))) static
+
+EMU_OWN uint3 threadIdx, blockIdx, blockDim, gridDim;
+extern "C" {
+extern unsigned char __bss_start[] __attribute__((visibility("hidden"))), _end[] __attribute__((visibility("hidden")));
+}
 
 namespace emu {
 
 enum Wait { RUN, BLOCK, WARP, CLUSTER, DONE };
 constexpr unsigned MAX_THREADS = 2048, MAX_CLUSTER = 8;  // threads of a cluster, and its blocks
+constexpr size_t MOST_SHARED = 256 << 10, GUARD = 1024;  // bytes of dynamic shared memory of a block, and behind it
+constexpr int POISON = 0xFF;
 #ifdef EMU_ASAN
 constexpr size_t STACK = 256 << 10;
 #else
@@ -67,17 +79,23 @@ struct Fiber {
     void* fake;
 };
 
-static Fiber fibers[MAX_THREADS];
-static Fiber host;
-static char* stacks;
-static Fiber* current;
-static uint64_t slots[2][MAX_THREADS];
-static void (*body)(const void*);
-static const void* arguments;
-static unsigned first_block;  // blockIdx.x of the cluster's first block
-static unsigned members, arrivals;  // threads of the cluster, and how often they arrived at its barrier
-static bool moved;                  // whether a thread ran
-static unsigned char dynamic_shared[MAX_CLUSTER][256 << 10] __attribute__((aligned(128)));
+struct Machine {
+    alignas(128) unsigned char dynamic_shared[MAX_CLUSTER][MOST_SHARED + GUARD];
+    uint64_t slots[2][MAX_THREADS];
+    Fiber fibers[MAX_THREADS];
+};
+
+EMU_OWN char* stacks;
+EMU_OWN unsigned char (*dynamic_shared)[MOST_SHARED + GUARD];
+EMU_OWN uint64_t (*slots)[MAX_THREADS];
+EMU_OWN Fiber* fibers;
+EMU_OWN Fiber host;
+EMU_OWN Fiber* current;
+EMU_OWN void (*body)(const void*);
+EMU_OWN const void* arguments;
+EMU_OWN unsigned first_block;  // blockIdx.x of the cluster's first block
+EMU_OWN unsigned members, arrivals;  // threads of the cluster, and how often they arrived at its barrier
+EMU_OWN bool moved;                  // whether a thread ran
 
 #if defined(__x86_64__)
 __attribute__((naked, noinline)) static void swap(void**, void*) {
@@ -91,8 +109,8 @@ static char* stack_of(const Fiber* f) { return stacks + (f - fibers) * STACK; }
 
 static void jump(Fiber* from, Fiber* to, [[maybe_unused]] bool for_good = false) {
 #ifdef EMU_ASAN
-    static const void* host_bottom;
-    static size_t host_size;
+    EMU_OWN const void* host_bottom;
+    EMU_OWN size_t host_size;
     const void* bottom = to == &host ? host_bottom : stack_of(to);
     __sanitizer_start_switch_fiber(for_good ? nullptr : &from->fake, bottom, to == &host ? host_size : STACK);
 #endif
@@ -205,26 +223,54 @@ static bool run_cluster(unsigned blocks, unsigned threads, bool reverse) {
     }
 }
 
-// shape: grid x y z, block x y z, bytes of dynamic shared memory, reverse order. 0; 1: a barrier not everybody reaches; 2: bad shape.
+// Memory for the machine and the threads' stacks, once.
+static bool begun() {
+    if (stacks) return true;
+    const size_t own = (sizeof(Machine) + 4095) & ~size_t(4095);
+    void* mapped =
+        mmap(nullptr, own + STACK * MAX_THREADS, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (mapped == MAP_FAILED) return false;
+    Machine* machine = static_cast<Machine*>(mapped);
+    dynamic_shared = machine->dynamic_shared, slots = machine->slots, fibers = machine->fibers;
+    stacks = static_cast<char*>(mapped) + own;
+    return true;
+}
+
+// All statics of the kernels: static shared memory, and whatever else they would carry from block to block.
+#ifdef EMU_ASAN
+__attribute__((no_sanitize_address)) static void poison_statics() {
+    for (volatile unsigned char* p = __bss_start; p < _end; ++p) *p = POISON;  // gaps between them included
+}
+#else
+static void poison_statics() { memset(__bss_start, POISON, _end - __bss_start); }
+#endif
+
+static bool kept_within(const unsigned char* behind) {
+    for (size_t i = 0; i < GUARD; ++i)
+        if (behind[i] != POISON) return false;
+    return true;
+}
+
+// shape: grid x y z, block x y z, bytes of dynamic shared memory, reverse order. 0; 1: a barrier not everybody
+// reaches; 2: bad shape; 3: written behind dynamic shared memory.
 static int run(void (*kernel)(const void*), const void* args, const unsigned* shape, unsigned most, unsigned cluster) {
     gridDim = {shape[0], shape[1], shape[2]};
     blockDim = {shape[3], shape[4], shape[5]};
     const unsigned threads = blockDim.x * blockDim.y * blockDim.z;
-    if (!threads || threads > most || cluster * threads > MAX_THREADS || shape[6] > sizeof dynamic_shared[0]) return 2;
+    if (!threads || threads > most || cluster * threads > MAX_THREADS || shape[6] > MOST_SHARED) return 2;
     if (cluster > 1 && (threads % 32 || gridDim.x % cluster)) return 2;
-    if (!stacks) {
-        void* mapped = mmap(nullptr, STACK * MAX_THREADS, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (mapped == MAP_FAILED) return 2;
-        stacks = static_cast<char*>(mapped);
-    }
+    if (!begun()) return 2;
     body = kernel;
     arguments = args;
     for (unsigned z = 0; z < gridDim.z; ++z)
         for (unsigned y = 0; y < gridDim.y; ++y)
             for (unsigned x = 0; x < gridDim.x; x += cluster) {
                 blockIdx = {first_block = x, y, z};
-                for (unsigned b = 0; b < cluster; ++b) memset(dynamic_shared[b], 0xFF, shape[6]);
+                poison_statics();
+                for (unsigned b = 0; b < cluster; ++b) memset(dynamic_shared[b], POISON, shape[6] + GUARD);
                 if (!run_cluster(cluster, threads, shape[7] != 0)) return 1;
+                for (unsigned b = 0; b < cluster; ++b)
+                    if (!kept_within(dynamic_shared[b] + shape[6])) return 3;
             }
     return 0;
 }
@@ -236,9 +282,11 @@ static T exchange(T value, unsigned (*source)(unsigned, unsigned), unsigned by) 
     uint64_t* slot = slots[current->exchanges++ % 2];
     memcpy(slot + self, &value, sizeof value);
     yield(WARP);
-    const unsigned from = source(lane, by);
+    const unsigned from = source(lane, by), giver = self - lane + from;
     T got = value;
-    if (from < 32) memcpy(&got, slot + (self - lane + from), sizeof got);
+    if (from < 32) memcpy(&got, slot + giver, sizeof got);
+    // Nobody there, or gone before this shuffle.
+    if (from < 32 && (giver >= members || fibers[giver].exchanges < current->exchanges)) memset(&got, POISON, sizeof got);
     return got;
 }
 
