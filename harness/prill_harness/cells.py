@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prill_harness.catalog import suite_file
+from prill_harness.children import python
 from prill_harness.evidence import Cell
 from prill_harness.second import asked
 
-PYTHON = (sys.executable, "-m", "prill_harness.cells")
+PYTHON = python("prill_harness.cells")
 
 
 def arguments(

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from prill_harness import cells
+from prill_harness.children import python
 
 MODULES = (  # what cells import, but for modules whose asserts pytest rewrites
     "pytest",
@@ -64,7 +65,7 @@ class ForkServer:
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "prill_harness.forkserver", str(theirs.fileno())],
+                [*python("prill_harness.forkserver"), str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 env=dict(environment),

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import msgspec
 
 from prill_harness import cells
+from prill_harness.children import python
 from prill_harness.leaks import build
 from prill_runtime.errors import PrillError
 
@@ -67,7 +68,7 @@ def _known(times: Sequence[float]) -> bool:
 
 def _timed(extra: dict[str, str]) -> float:
     done = subprocess.run(
-        [sys.executable, "-m", __spec__.name],
+        python(__spec__.name),
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,

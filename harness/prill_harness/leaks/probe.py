@@ -7,7 +7,6 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -16,6 +15,7 @@ from typing import Self
 
 import msgspec
 
+from prill_harness.children import python
 from prill_harness.engines import EngineSpec
 from prill_harness.leaks import build, judge, lastwords, paths, protocol
 from prill_harness.leaks.ledgers import Book
@@ -205,7 +205,7 @@ class Hosted:
         dropped = ("PYTHONMALLOC", "PYTHONTRACEMALLOC", "MALLOC_", "LD_PRELOAD")
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
         fixed = dict.fromkeys(THREADS, "1") | {"PYTHONHASHSEED": "0"}
-        words = [sys.executable, "-X", "faulthandler", "-m", f"prill_harness.leaks.{module}"]
+        words = python(f"prill_harness.leaks.{module}", "-X", "faulthandler")
         reading, writing = os.pipe()
         ordered, ordering = os.pipe()
         self._said = tempfile.TemporaryFile()  # noqa: SIM115
