@@ -12,9 +12,11 @@ from pathlib import Path
 
 import msgspec
 
-from prill_harness import evidence, pool, provenance
+from prill_harness import ledger as ledgers
+from prill_harness import pool, provenance
 from prill_harness.catalog import suite_file
-from prill_harness.evidence import Cell, CellEnded, CellStarted, Evidence, Record
+from prill_harness.engines import fixture_sha256
+from prill_harness.evidence import Cell, CellEnded, CellStarted, Evidence, Record, Status
 from prill_harness.given import named
 from prill_harness.policy import Gate
 from prill_harness.pool import TIMEOUT_S, Event
@@ -153,7 +155,7 @@ def run(
         nonlocal done
         done += kind != "started"
         over = kind != "started" and paths[cell].exists()
-        records = evidence.read(paths[cell]) if over else ()
+        records = ledgers.read(paths[cell]) if over else ()
         counts = Counter(r.status.value for r in records if isinstance(r, Evidence))
         progress(Event(kind, cell, done, len(plan.cells), dict(counts)))
 
@@ -176,9 +178,9 @@ def run(
 
 def _gather(paths: Iterable[Path], target: Path) -> tuple[Record, ...]:
     """The cells' ledgers as one file, written whole or not at all."""
-    records = tuple(r for path in paths if path.exists() for r in evidence.read(path))
+    records = tuple(r for path in paths if path.exists() for r in ledgers.read(path))
     partial = target.with_suffix(".partial")
-    partial.write_bytes(b"".join(msgspec.json.encode(r) + b"\n" for r in records))
+    partial.write_bytes(ledgers.lines(records))
     partial.replace(target)
     return records
 
@@ -188,18 +190,51 @@ def resumable(path: Path, cell: Cell, plan: Plan) -> bool:
     if not path.exists():
         return False
     try:
-        records = evidence.read(path)
+        records = ledgers.read(path)
     except PrillError:
         return False
     starts = [r for r in records if isinstance(r, CellStarted)]
     ends = [r for r in records if isinstance(r, CellEnded)]
     if len(starts) != 1 or len(ends) != 1 or any(r.cell != cell for r in records):
         return False
+    if any(isinstance(r, Evidence) and r.status is Status.ERROR for r in records):
+        return False  # what stopped once may go on now
     reported = {r.check for r in records if isinstance(r, Evidence)}
     if not starts[0].planned or set(starts[0].planned) != reported:
         return False
     today = provenance.describe(plan.spec(cell), suite_file(cell.suite, plan.folder), plan.checks)
     return starts[0].versions == today
+
+
+def _of_one_prill(cells: Mapping[Cell, tuple[Path, list[Record]]]) -> None:
+    """Ledgers that are put together come from one version of prill, and its fixtures are the committed ones.
+
+    Raises:
+        LedgerError: they do not.
+    """
+    first: tuple[Path, str] | None = None
+    for cell, (path, records) in cells.items():
+        for record in records:
+            if not isinstance(record, CellStarted) or not record.versions:
+                continue
+            mine = path, record.versions.get("prill", "")
+            first = first or mine
+            if mine[1] != first[1]:
+                raise LedgerError(
+                    "the ledgers come from two versions of prill",
+                    where=f"{first[0]} and {path}",
+                    expected=first[1],
+                    got=mine[1],
+                    hint="run all shards with one",
+                )
+            digest, recorded = record.versions.get("model_sha256", ""), fixture_sha256(cell.model)
+            if recorded and digest and digest != recorded:
+                raise LedgerError(
+                    "a cell ran on another file than the packaged fixture",
+                    where=f"{path}, {cell.id}",
+                    expected=f"sha256 {recorded[:16]}…",
+                    got=f"{digest[:16]}…",
+                )
 
 
 def merge(paths: Sequence[Path], plan: Plan | None = None) -> tuple[Record, ...]:
@@ -213,12 +248,13 @@ def merge(paths: Sequence[Path], plan: Plan | None = None) -> tuple[Record, ...]
         if not path.is_file():
             raise LedgerError("no such ledger", where=str(path))
         mine: dict[Cell, list[Record]] = {}
-        for record in evidence.read(path):
+        for record in ledgers.read(path):
             mine.setdefault(record.cell, []).append(record)
         for cell, records in mine.items():
             first, known = cells.setdefault(cell, (path, records))
             if known != records:
                 raise LedgerError("a cell was run twice", where=f"{first} and {path}", got=cell.id)
+    _of_one_prill(cells)
     if plan is not None:
         missing = [cell.id for cell in plan.cells if cell not in cells]
         extra = sorted(cell.id for cell in cells.keys() - set(plan.cells))

@@ -13,9 +13,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prill_harness import cells, evidence
-from prill_harness.evidence import Cell, CellEnded, CellStarted, CheckStarted, Evidence, Ledger, Status
+from prill_harness import cells
+from prill_harness import ledger as ledgers
+from prill_harness.evidence import Cell, CellEnded, CellStarted, CheckStarted, Evidence, Status
 from prill_harness.forkserver import Forked, ForkServer
+from prill_harness.ledger import Ledger
 from prill_harness.outcomes import one_line
 
 POLL_S = 0.02
@@ -124,7 +126,7 @@ def _end(one: _Running) -> None:
 
 def _account(one: _Running, cause: str) -> None:
     """A cell that ended without its last record leaves an error: of the check in flight, or of its own."""
-    records = evidence.read(one.ledger) if one.ledger.exists() else ()
+    records = ledgers.read(one.ledger) if one.ledger.exists() else ()
     if any(isinstance(r, CellEnded) for r in records):
         return
     code = one.process.wait() or 0

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from prill_harness import cells, compare, divergence, engines, evidence, faults, lanes, sides, trace
+from prill_harness import cells, compare, divergence, engines, faults, lanes, sides, trace
+from prill_harness import ledger as ledgers
 from prill_harness.checks import Observer, check
 from prill_harness.engines.base import Capability, Engine
 from prill_harness.engines.embedded import Embedded
@@ -259,7 +260,7 @@ def test_records(observe: Observer, pytestconfig: pytest.Config, tmp_path: Path)
             words, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, env=environment
         ) as process:
             process.wait(LONGEST_S)  # a cell ends with its parent, whose end of stdin stays open till here
-        records = evidence.read(ledger) if ledger.exists() else ()
+        records = ledgers.read(ledger) if ledger.exists() else ()
         found = {record.check: record.status for record in records if isinstance(record, Evidence)}
         codes = [record.exit_code for record in records if isinstance(record, CellEnded)]
         observe.saw(len(found), oracle="what each of the checks deserves")

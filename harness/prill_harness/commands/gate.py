@@ -9,12 +9,14 @@ from pathlib import Path
 import click
 import msgspec
 
-from prill_harness import evidence
 from prill_harness.commands import command as declare
 from prill_harness.commands import door, reporters, runs, second_option, vram_option, write_file
 from prill_harness.console import Console
-from prill_harness.evidence import Ledger, Record, Status
+from prill_harness.evidence import Record, Status
+from prill_harness.ledger import Ledger, read
+from prill_harness.outfolder import taken
 from prill_harness.plan import Plan, build, merge, run, shard
+from prill_harness.provenance import file_digest
 from prill_harness.verdict import ItemStatus, Verdict
 from prill_runtime.errors import UsageError
 
@@ -109,6 +111,7 @@ def command(
     kills = matrix.fresh(matrix.load(kills_file), faults.catalogue())
     plan = build(gate, engines, models)
     door.examine((), () if models else plan.given.values(), opened=not ledgers)
+    click.get_current_context().with_resource(taken(out))
     forget(out)
     if part:
         return _shard(console, shard(plan, *part), out, jobs, resume)
@@ -122,7 +125,7 @@ def command(
         waivers=waivers,
         as_of=as_of,
         sources=check_ids(),
-    )
+    ).sealed(file_digest(out / "ledger.jsonl"))
     written = [out / "ledger.jsonl", *write_reports(verdict, out)]
     console.emit(verdict)
     show(console, verdict, written)
@@ -205,7 +208,7 @@ def _merged(plan: Plan, ledgers: Sequence[Path], out: Path) -> tuple[Record, ...
     records = merge(ledgers)
     target = out / "ledger.jsonl"
     if target.resolve() in {path.resolve() for path in ledgers} and len(ledgers) == 1:
-        return evidence.read(target)
+        return read(target)
     fresh = target.with_name(".ledger.new")
     fresh.unlink(missing_ok=True)
     with Ledger(fresh) as ledger:

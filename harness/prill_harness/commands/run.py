@@ -15,6 +15,7 @@ from prill_harness.console import Console
 from prill_harness.evidence import Cell, Status
 from prill_harness.given import named
 from prill_harness.names import look_up
+from prill_harness.outfolder import taken
 from prill_harness.plan import Plan, openers
 from prill_harness.plan import run as run_plan
 from prill_runtime.errors import NothingSelected
@@ -55,6 +56,7 @@ def command(
         for model, engine, suite in product(called.values(), engines, suites)
     )
     plan = Plan("run", tuple(dict.fromkeys(cells)), bool(models), checks, given=openers(called))
+    click.get_current_context().with_resource(taken(out))
     with console.progress(len(plan.cells), "cells") as bar:
         outcome = runs.outcome(plan, run_plan(plan, out, jobs, progress=runs.teller(bar)))
     if not outcome.evidence and not outcome.lost:
