@@ -18,7 +18,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from prill_harness import cells
+from prill_harness import cells, orphans
 from prill_harness.children import python
 
 MODULES = (  # what cells import, but for modules whose asserts pytest rewrites
@@ -73,6 +73,11 @@ class ForkServer:
             )
         self.pid = self._process.pid
         self._ended: dict[int, int] = {}
+
+    @property
+    def gone(self) -> bool:
+        """Whether the server's process has ended."""
+        return self._process.poll() is not None
 
     def start(self, arguments: Sequence[str], log: Path) -> Forked:
         """Run `cells.main(arguments)` in a new process that leads its own group; output goes to `log`.
@@ -149,6 +154,7 @@ def serve(channel: socket.socket) -> int:
 
 def _cell(arguments: list[str], log: str) -> int:
     os.setsid()
+    os.environ[orphans.CELL] = str(Path(log).absolute())
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(out, 1)
     os.dup2(out, 2)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from prill_harness import compare, golden_prompts
 from prill_harness.engines import fixture_name, resolve_model
+from prill_harness.evidence import builtin
 from prill_harness.golden_pack import (
     SCHEMA,
     Fingerprint,
@@ -107,7 +108,7 @@ def record(
         floors = _floors(path, kind, oracle, recorded, step)
         return Golden(
             schema=SCHEMA,
-            name=name or path.stem,
+            name=name or builtin(path.stem),
             type=kind,
             fingerprint=Fingerprint(
                 oracle.sha256,
@@ -277,7 +278,7 @@ def golden_for(model_spec: str | Path, progress: Progress | None = None) -> Gold
     kept = user_cache.folder("goldens") / f"{digest}.{SCHEMA}.json"
     user_cache.kept(kept, lambda fresh: save(record(path, progress=progress), fresh))
     # It may have been recorded under another name of the same bytes.
-    return msgspec.structs.replace(load(kept), name=path.stem)
+    return msgspec.structs.replace(load(kept), name=builtin(path.stem))
 
 
 def _committed(name: str, kind: str) -> Golden:

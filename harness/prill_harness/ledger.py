@@ -28,6 +28,7 @@ from prill_harness.evidence import (
     Status,
 )
 from prill_runtime.errors import LedgerError
+from prill_runtime.files import refuse_pipe
 
 LINE = re.compile(rb'(\{.*),"digest":"([0-9a-f]{32})"\}', re.DOTALL)
 EXIT_CODES = ((Status.FAILED, 1), (Status.ERROR, 3), (Status.INCONCLUSIVE, 10))
@@ -64,7 +65,7 @@ class Chain:
             record = _decoder.decode(body)
         except msgspec.ValidationError as error:
             raise LedgerError("not a record of this version", where=where, got=str(error)) from error
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             raise LedgerError("ledger line is not JSON", where=where, got=repr(line[:40])) from None
         digest = self._digest(record.cell, body)
         if match[2].decode() != digest:
@@ -154,7 +155,12 @@ def read(path: str | Path) -> tuple[Record, ...]:
 
 def _read(path: Path) -> tuple[list[Record], Chain]:
     chain, records = Chain(), list[Record]()
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+    try:
+        refuse_pipe(path)
+        content = path.read_bytes()
+    except OSError as error:
+        raise LedgerError("cannot be read", where=str(path), got=error.strerror) from None
+    for number, line in enumerate(content.split(b"\n"), 1):
         if line.strip() and (record := chain.follow(line, f"{path} line {number}")) is not None:
             records.append(record)
     return records, chain

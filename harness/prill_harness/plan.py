@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -21,6 +22,8 @@ from prill_harness.given import named
 from prill_harness.policy import Gate
 from prill_harness.pool import TIMEOUT_S, Event
 from prill_runtime.errors import LedgerError, NothingSelected, PrillError, UsageError
+
+LEAST_S, TIMES = 120.0, 20.0
 
 __all__ = ["Event", "Plan", "build", "ledger_path", "merge", "resumable", "run", "shard"]
 
@@ -130,14 +133,15 @@ def run(
     resume: bool = False,
     progress: Callable[[Event], None] = lambda event: None,
     *,
-    timeout_s: float = TIMEOUT_S,
+    timeout_s: float | None = None,
 ) -> tuple[Record, ...]:
     """Run the cells, each in a fresh process; write out/cells/*.jsonl and out/ledger.jsonl; the records.
 
     Args:
         jobs: processes at a time; 0: one for each core.
         resume: keep cells whose final record stands and whose code and model are unchanged.
-        timeout_s: per cell; the check then in flight becomes an error.
+        timeout_s: per cell; the check then in flight becomes an error. None: TIMES times what the cell took
+            in this folder before, LEAST_S at least; TIMEOUT_S where it never ran.
 
     Raises:
         KeyboardInterrupt: the ledgers written so far are kept, the processes ended.
@@ -147,6 +151,7 @@ def run(
     (out / "cells").mkdir(parents=True, exist_ok=True)
     kept = [cell for cell in plan.cells if resume and resumable(paths[cell], cell, plan)]
     todo = [(cell, plan.spec(cell), paths[cell]) for cell in plan.cells if cell not in kept]
+    took = {cell: _took(path) for cell, _, path in todo}
     for *_, path in todo:  # what an earlier run left may not stand in for this one
         path.unlink(missing_ok=True)
     done = 0
@@ -167,13 +172,25 @@ def run(
             jobs=jobs,
             folder=plan.folder,
             checks=plan.checks,
-            timeout_s=timeout_s,
+            timeout_s={cell: timeout_s or patience(took[cell]) for cell in took},
             started=lambda cell: tell("started", cell),
             ended=lambda cell: tell("ended", cell),
         )
     finally:
         records = _gather(paths.values(), out / "ledger.jsonl")
     return records
+
+
+def patience(took_s: float | None) -> float:
+    """Seconds that a cell is given which took so many before; None: it never ran."""
+    return TIMEOUT_S if took_s is None else max(LEAST_S, TIMES * took_s)
+
+
+def _took(ledger: Path) -> float | None:
+    """What a cell's ledger says it took."""
+    with contextlib.suppress(PrillError, OSError):
+        return next((r.duration_s for r in ledgers.read(ledger) if isinstance(r, CellEnded)), None)
+    return None
 
 
 def _gather(paths: Iterable[Path], target: Path) -> tuple[Record, ...]:

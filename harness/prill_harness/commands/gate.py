@@ -9,8 +9,16 @@ from pathlib import Path
 import click
 import msgspec
 
+from prill_harness.commands import (
+    cell_timeout_option,
+    door,
+    reporters,
+    runs,
+    second_option,
+    vram_option,
+    write_file,
+)
 from prill_harness.commands import command as declare
-from prill_harness.commands import door, reporters, runs, second_option, vram_option, write_file
 from prill_harness.console import Console
 from prill_harness.evidence import Record, Status
 from prill_harness.ledger import Ledger, read
@@ -52,6 +60,7 @@ def _day(ctx: click.Context, param: click.Parameter, value: dt.datetime | None) 
 @click.option("--engine", "engines", multiple=True, metavar="SPEC", help="Replaces the plan's; repeatable.")
 @vram_option
 @second_option
+@cell_timeout_option
 @click.option("--model", "models", multiple=True, metavar="SPEC", help="Replaces the plan's; repeatable.")
 @click.option("-j", "--jobs", type=click.IntRange(min=0), default=0, help="Cells at a time; 0: one per core.")
 @click.option("--shard", "part", type=Part(), help="Run part I of N only; the verdict comes with --from.")
@@ -79,6 +88,7 @@ def command(
     engines: Sequence[str],
     models: Sequence[str],
     jobs: int,
+    cell_timeout: float | None,
     part: tuple[int, int] | None,
     ledgers: Sequence[Path],
     resume: bool,
@@ -114,8 +124,8 @@ def command(
     click.get_current_context().with_resource(taken(out))
     forget(out)
     if part:
-        return _shard(console, shard(plan, *part), out, jobs, resume)
-    records = _merged(plan, ledgers, out) if ledgers else _run(console, plan, out, jobs, resume)
+        return _shard(console, shard(plan, *part), out, jobs, resume, cell_timeout)
+    records = _merged(plan, ledgers, out) if ledgers else _run(console, plan, out, jobs, resume, cell_timeout)
     verdict = decide(
         policy,
         plan,
@@ -183,18 +193,22 @@ def _cut(sentence: str) -> str:
     return sentence if len(sentence) <= LONGEST else f"{sentence[:LONGEST]}..."
 
 
-def _run(console: Console, plan: Plan, out: Path, jobs: int, resume: bool) -> tuple[Record, ...]:
+def _run(
+    console: Console, plan: Plan, out: Path, jobs: int, resume: bool, cell_timeout: float | None
+) -> tuple[Record, ...]:
     with console.progress(len(plan.cells), f"gate {plan.gate}") as bar:
         try:
-            return run(plan, out, jobs, resume, runs.teller(bar))
+            return run(plan, out, jobs, resume, runs.teller(bar), timeout_s=cell_timeout)
         except KeyboardInterrupt:
             console.remark(f"{out}/cells holds what was seen; repeat with --resume to go on from there")
             raise
 
 
-def _shard(console: Console, plan: Plan, out: Path, jobs: int, resume: bool) -> int:
+def _shard(
+    console: Console, plan: Plan, out: Path, jobs: int, resume: bool, cell_timeout: float | None
+) -> int:
     """Run one part: its ledger is the result, and its exit code speaks of its own checks alone."""
-    records = _run(console, plan, out, jobs, resume)
+    records = _run(console, plan, out, jobs, resume, cell_timeout)
     outcome = runs.outcome(plan, records)
     console.emit({"ledger": str(out / "ledger.jsonl"), "cells": [c.id for c in plan.cells], **outcome.counts})
     told = ", ".join(f"{count} {status}" for status, count in outcome.counts.items())

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -133,9 +134,10 @@ def fault(
 
     def register(function: Patches) -> Patches:
         name = function.__name__
-        if name in REGISTRY or area not in AREAS or not blames or not models or not function.__doc__:
+        told = function.__doc__ or (name.replace("_", " ") if sys.flags.optimize > 1 else "")
+        if name in REGISTRY or area not in AREAS or not blames or not models or not told:
             raise ValueError(f"fault {name} is declared twice or incompletely")
-        summary = function.__doc__.strip().rstrip(".")
+        summary = told.strip().rstrip(".")
         REGISTRY[name] = Fault(name, area, tuple(blames), summary, tuple(models), function, engine)
         return function
 
