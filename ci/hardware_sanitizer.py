@@ -14,7 +14,7 @@ from pathlib import Path
 from hardware_account import Result
 from hardware_job import Job, end
 
-from prill_harness import evidence
+from prill_harness import ledger as ledgers
 from prill_harness.cells import command
 from prill_harness.evidence import Cell, CellStarted, Evidence
 
@@ -86,7 +86,7 @@ def checks_of(job: Job) -> tuple[str, ...]:
     words = command(Cell(job.asked.model, "numpy", "ops"), ledger, None)
     for _ in job.running(words, job.work / "sanitizer-planned.log"):
         pass
-    records = evidence.read(ledger) if ledger.is_file() else ()
+    records = ledgers.read(ledger) if ledger.is_file() else ()
     return next((tuple(r.planned) for r in records if isinstance(r, CellStarted)), ())
 
 
@@ -119,7 +119,7 @@ def seen(shard: Shard) -> Seen:
     """What a shard left on the disk."""
     log, ledger = Path(f"{shard.stem}.txt"), Path(f"{shard.stem}.jsonl")
     counts = SUMMARY.findall(log.read_text("utf-8", "replace")) if log.is_file() else []
-    records = [r for r in evidence.read(ledger) if isinstance(r, Evidence)] if ledger.is_file() else []
+    records = [r for r in ledgers.read(ledger) if isinstance(r, Evidence)] if ledger.is_file() else []
     passed = frozenset(r.check for r in records if r.status.value == "passed")
     failed = frozenset(r.check for r in records if r.status.value in ("failed", "error"))
     return Seen(sum(map(int, counts)) if counts else None, passed, failed)

@@ -20,6 +20,7 @@ from hardware_sanitizer import sanitizer
 
 from prill_harness import evidence
 from prill_harness.evidence import CellEnded, CellStarted, Evidence
+from prill_harness.ledger import read
 from prill_harness.policy import load_policy
 
 HERE = Path(__file__).resolve().parent
@@ -87,7 +88,7 @@ def _ended(
     for ledger in sorted(folder.glob("cells/*.jsonl")):
         if ledger in seen:
             continue
-        records = evidence.read(ledger)
+        records = read(ledger)
         whole = any(isinstance(r, CellEnded) for r in records)
         if whole or not only_whole:
             seen.add(ledger)

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prill_harness.catalog import suite_file
-from prill_harness.evidence import Cell
+from prill_harness.children import python
+from prill_harness.evidence import Cell, builtin
 from prill_harness.second import asked
 
-PYTHON = (sys.executable, "-m", "prill_harness.cells")
+PYTHON = python("prill_harness.cells")
 
 
 def arguments(
@@ -50,7 +51,8 @@ def reproduce(cell: Cell, spec: str, check: str) -> str:
     """The shell command that runs one check of a cell alone, in the folder where the cell ran."""
     device = [] if cell.device == "cpu" else ["--device", cell.device]
     second = ["--second", asked()] if asked() else []
-    return shlex.join(["prill", "run", "--engine", cell.engine, "--model", spec, *device, *second, check])
+    words = ["prill", "run", "--engine", cell.engine, "--model", spec, *device, *second, check]
+    return str(builtin(shlex.join(words)))
 
 
 # glibc: large arrays that are freed stay with the process, which asks for them again at once. A tenth of a
@@ -64,8 +66,9 @@ KEPT = {
 
 def environment(jobs: int) -> dict[str, str]:
     """A cell's environment: without the caller's pytest settings; one BLAS thread where cells share cores."""
-    # A gate starts dozens of processes: without kept bytecode each compiles everything again.
-    dropped = ("PYTEST_", "PYTHONDONTWRITEBYTECODE")
+    # A gate starts dozens of processes: without kept bytecode each compiles everything again. Without
+    # docstrings and assertions checks and faults are not what they say.
+    dropped = ("PYTEST_", "PYTHONDONTWRITEBYTECODE", "PYTHONOPTIMIZE")
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     return inherited | (threads if jobs > 1 else {})
@@ -87,6 +90,7 @@ def main(given: Sequence[str] | None = None) -> int:
     file = files[0]
     # A lone path, an empty ini file and no folders above it: nothing of the caller's project takes part.
     options = ["-p", "prill_harness.plugin", "-p", "no:cacheprovider", "-c", os.devnull, "-q", "--tb=short"]
+    options.append("--capture=no")  # what an engine prints goes to the cell's log, and into nobody's memory
     options += ["--import-mode=importlib", f"--rootdir={file.parent}", f"--confcutdir={file.parent}"]
     for name in ("model", "engine", *("suite",)[: len(suites) == 1], "device", "ledger"):
         options.append(f"--prill-{name}={getattr(asked, name)}")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -69,6 +73,8 @@ class Cli(click.Group):
             if error.filename is None:
                 return _fail(_internal(error), PrillError.exit_code, debug)
             return _fail(f"usage error in {error.filename}: {error.strerror}", UsageError.exit_code, debug)
+        except RecursionError:
+            return _fail("usage error: an input is nested too deeply to be read", 4, debug)
         except Exception as error:
             return _fail(_internal(error), PrillError.exit_code, debug)
 
@@ -76,7 +82,8 @@ class Cli(click.Group):
 def _fail(sentence: str, code: int, debug: bool) -> int:
     if debug:
         write(sys.stderr, traceback.format_exc())
-    write(sys.stderr, printable(sentence) + "\n")
+    with contextlib.suppress(PrillError):  # nobody can be told
+        write(sys.stderr, printable(sentence) + "\n")
     return code
 
 
@@ -122,6 +129,26 @@ def cli() -> None:
 def main() -> None:
     """Entry point of the `prill` script; SIGTERM ends a run like Ctrl-C."""
     signal.signal(signal.SIGTERM, _terminated)
+    _open_streams()
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # what matters of them is checked, and said in a sentence
+    try:
+        Path.cwd()
+    except OSError:
+        sys.exit(_fail("usage error: the current folder is gone; change to one that exists", 4, False))
+    cli.main()
+
+
+def _open_streams() -> None:
+    """Give closed standard streams a place: the next file opened would otherwise take theirs."""
+    for number, flags in enumerate((os.O_RDONLY, os.O_WRONLY, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, flags)  # takes the lowest number that is free: this one
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", closefd=False)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    cli.main()

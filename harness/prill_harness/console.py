@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 
 import msgspec
 
+from prill_harness.evidence import builtin
+from prill_runtime.errors import OutputError
+
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
@@ -27,7 +30,8 @@ COLOURS = {
     "waived": "yellow",
     "missing": "yellow",
 }
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# Controls, marks that turn or hide text, line separators, lone surrogates.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 
 
 def printable(text: object) -> str:
@@ -35,13 +39,33 @@ def printable(text: object) -> str:
     return _CONTROL.sub(lambda m: m.group().encode("unicode_escape").decode("ascii"), str(text))
 
 
+def _harmless(line: str) -> str:
+    """A line of JSON without raw control characters: \\u stands for each, which JSON reads back."""
+    return _CONTROL.sub(lambda m: f"\\u{ord(m.group()):04x}", line)
+
+
 def write(stream: TextIO, text: str) -> None:
-    """Write and flush; when nobody reads the pipe any more, what follows goes nowhere, quietly."""
+    """Write and flush; when nobody reads the pipe any more, what follows goes nowhere, quietly.
+
+    Raises:
+        OutputError: it cannot be written, to a full disk say.
+    """
     try:
         stream.write(text)
         stream.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        nowhere(stream)
+    except OSError as error:
+        nowhere(stream)  # what is left in its buffer would fail once more at the end
+        name = {1: "standard output", 2: "standard error"}.get(stream.fileno(), "the output")
+        raise OutputError("cannot write", where=name, got=error.strerror) from None
+
+
+def nowhere(stream: TextIO) -> None:
+    """Let what is still written to a stream be lost."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, stream.fileno())
+    os.close(devnull)
 
 
 class Console:
@@ -66,8 +90,12 @@ class Console:
     def emit(self, value: object) -> None:
         """The result for machines: one indented JSON document, under --json only."""
         if self.json:
-            encoded = msgspec.json.format(msgspec.json.encode(value), indent=2)
-            write(sys.stdout, encoded.decode("utf-8") + "\n")
+            try:
+                encoded = msgspec.json.encode(value)
+            except UnicodeEncodeError:  # a file's name that is no UTF-8
+                encoded = msgspec.json.encode(builtin(msgspec.to_builtins(value)))
+            text = msgspec.json.format(encoded, indent=2).decode("utf-8")
+            write(sys.stdout, "\n".join(map(_harmless, text.split("\n"))) + "\n")
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, status: int = -1) -> None:
         """Rows under column heads; `status` is the index of the column that gives a row its colour."""

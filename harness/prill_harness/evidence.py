@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import msgspec
 
-from prill_runtime.errors import LedgerError
-
-SCHEMA = 1
+SCHEMA = 2
 
 
 class Status(StrEnum):
@@ -139,66 +134,6 @@ class CellEnded(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fie
 
 
 Record = CellStarted | CheckStarted | Evidence | CellEnded
-
-_decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
-
-
-class Ledger:
-    """Append-only JSONL file; every record is on the disk before `append` returns."""
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        self._end_torn_line()
-
-    def _end_torn_line(self) -> None:
-        """A killed writer may leave half a line: end it, so that the next record stands on its own."""
-        size = os.fstat(self._fd).st_size
-        if size and os.pread(self._fd, 1, size - 1) != b"\n":
-            os.write(self._fd, b"\n")
-
-    def append(self, record: Record) -> None:
-        """Write one record with fsync; O_APPEND keeps concurrent writers' lines whole."""
-        os.write(self._fd, msgspec.json.encode(record) + b"\n")
-        os.fsync(self._fd)
-
-    def close(self) -> None:
-        os.close(self._fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def read(path: str | Path) -> tuple[Record, ...]:
-    """All records of a ledger in order; lines a hard kill tore are left out.
-
-    Raises:
-        LedgerError: a whole line is not a record of this schema.
-    """
-    lines = Path(path).read_bytes().split(b"\n")
-    records: list[Record] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            records.append(_decoder.decode(line))
-        except msgspec.ValidationError as error:
-            raise LedgerError(
-                "ledger line is not a record of this version", where=f"{path} line {number}", got=str(error)
-            ) from error
-        except msgspec.DecodeError as error:
-            # What a killed writer leaves is the beginning of a record: it goes wrong at its end, not before.
-            if "truncated" not in str(error) and not str(error).endswith(f"(byte {len(line)})"):
-                raise LedgerError(
-                    "ledger line is not JSON", where=f"{path} line {number}", got=repr(line[:40])
-                ) from None
-    return tuple(records)
 
 
 def checks(records: Iterable[Record]) -> dict[tuple[str, str], Evidence]:

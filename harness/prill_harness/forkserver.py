@@ -18,14 +18,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from prill_harness import cells, sources
+from prill_harness import cells, orphans, sources
+from prill_harness.children import python
 from prill_harness.faults import core as faults
 
 MODULES = (  # what cells import, but for modules whose asserts pytest rewrites
     "pytest",
     "prill_harness.engines.device",
     "prill_harness.engines.embedded",
-    *(f"prill_harness.faults.{name}" for name in (*faults.MODULES, *faults.DEVICE_MODULES)),
+    *(f"prill_harness.faults.{name}" for name in faults.modules()),
     "prill_harness.golden",
     "prill_harness.recorder",
     "prill_harness.tokens",
@@ -65,7 +66,7 @@ class ForkServer:
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "prill_harness.forkserver", str(theirs.fileno())],
+                [*python("prill_harness.forkserver"), str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 env=dict(environment),
@@ -73,6 +74,11 @@ class ForkServer:
             )
         self.pid = self._process.pid
         self._ended: dict[int, int] = {}
+
+    @property
+    def gone(self) -> bool:
+        """Whether the server's process has ended."""
+        return self._process.poll() is not None
 
     def start(self, arguments: Sequence[str], log: Path) -> Forked:
         """Run `cells.main(arguments)` in a new process that leads its own group; output goes to `log`.
@@ -149,6 +155,7 @@ def serve(channel: socket.socket) -> int:
 
 def _cell(arguments: list[str], log: str) -> int:
     os.setsid()
+    os.environ[orphans.CELL] = str(Path(log).absolute())
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(out, 1)
     os.dup2(out, 2)

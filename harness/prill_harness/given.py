@@ -12,6 +12,8 @@ from collections.abc import Collection, Sequence
 from itertools import groupby
 from pathlib import Path, PurePath
 
+from prill_harness.evidence import builtin
+
 PACKAGED = ("fixture:", "synth:")
 
 
@@ -24,7 +26,8 @@ def named(specs: Collection[str]) -> dict[str, str]:
     others = sorted({*paths.values()} - {*names}, key=lambda path: (path.name, path))
     for _, alike in groupby(others, key=lambda path: path.name):
         names |= _apart(list(alike), set(names.values()), here)
-    return {spec: names[paths[spec]] if spec in paths else spec for spec in specs}
+    # A path that is no UTF-8 has a name that JSON can carry.
+    return {spec: builtin(names[paths[spec]] if spec in paths else spec) for spec in specs}
 
 
 def _relative(path: Path) -> str:

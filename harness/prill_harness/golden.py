@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,12 +11,11 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
-from platformdirs import user_cache_dir
 
 from prill_harness import compare, golden_prompts
 from prill_harness.engines import fixture_name, resolve_model
+from prill_harness.evidence import builtin
 from prill_harness.golden_pack import (
     SCHEMA,
     Fingerprint,
@@ -30,6 +28,7 @@ from prill_harness.golden_pack import (
     save,
 )
 from prill_harness.lanes import Figures, Tally, type_lane
+from prill_runtime import user_cache
 from prill_runtime.backends.rounded import RoundedBackend
 from prill_runtime.engine import Model
 from prill_runtime.errors import ModelFileError, NotANumber, UsageError
@@ -109,7 +108,7 @@ def record(
         floors = _floors(path, kind, oracle, recorded, step)
         return Golden(
             schema=SCHEMA,
-            name=name or path.stem,
+            name=name or builtin(path.stem),
             type=kind,
             fingerprint=Fingerprint(
                 oracle.sha256,
@@ -276,18 +275,10 @@ def golden_for(model_spec: str | Path, progress: Progress | None = None) -> Gold
     path = resolve_model(model_spec)
     with open_gguf(path) as file:
         digest = file.sha256
-    kept = cache_folder() / "goldens" / f"{digest}.{SCHEMA}.json"
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(kept.with_suffix(".recording")):
-        if not kept.exists():
-            save(record(path, progress=progress), kept)
+    kept = user_cache.folder("goldens") / f"{digest}.{SCHEMA}.json"
+    user_cache.kept(kept, lambda fresh: save(record(path, progress=progress), fresh))
     # It may have been recorded under another name of the same bytes.
-    return msgspec.structs.replace(load(kept), name=path.stem)
-
-
-def cache_folder() -> Path:
-    """$PRILL_CACHE, or the user's cache folder."""
-    return Path(os.environ.get("PRILL_CACHE") or user_cache_dir("prill"))
+    return msgspec.structs.replace(load(kept), name=builtin(path.stem))
 
 
 def _committed(name: str, kind: str) -> Golden:

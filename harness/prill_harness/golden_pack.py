@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from prill_harness.lanes import Figures
 from prill_runtime.errors import UsageError
+from prill_runtime.files import refuse_pipe
 
 SCHEMA = 1
 LADDER = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.2, 0.5, 1.0, 2.0)
@@ -154,10 +155,11 @@ def load(path: str | Path) -> Golden:
     """
     file = Path(path)
     try:
+        refuse_pipe(file)
         return msgspec.json.decode(file.read_bytes(), type=Golden)
     except OSError as error:
         raise UsageError("cannot read the golden", where=str(file), got=error.strerror) from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise UsageError(
             "not a golden of this version", where=str(file), got=str(error), hint="record it again"
         ) from None

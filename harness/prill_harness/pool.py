@@ -8,18 +8,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prill_harness import cells, evidence
-from prill_harness.evidence import Cell, CellEnded, CellStarted, CheckStarted, Evidence, Ledger, Status
+from prill_harness import cells, orphans
+from prill_harness import ledger as ledgers
+from prill_harness.evidence import Cell, CellEnded, CellStarted, CheckStarted, Evidence, Status
 from prill_harness.forkserver import Forked, ForkServer
+from prill_harness.ledger import Ledger
 from prill_harness.outcomes import one_line
 
 POLL_S = 0.02
 TIMEOUT_S = 900.0
+LOG_BYTES = 16 << 20  # of what a cell prints; the log of one that prints more begins anew
+LAST_BYTES = 4096  # of a log, in which a dead cell's last words are looked for
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,15 @@ class _Running:
     deadline: float
     forward: bool
 
+    @property
+    def log(self) -> Path:
+        return self.ledger.with_suffix(".log")
+
+    @property
+    def finished(self) -> bool:
+        """Whether the cell's last record is there."""
+        return self.ledger.exists() and any(isinstance(r, CellEnded) for r in ledgers.read(self.ledger))
+
 
 def run(
     todo: Sequence[tuple[Cell, str, Path]],
@@ -52,11 +65,11 @@ def run(
     jobs: int,
     folder: Path | None,
     checks: Sequence[str],
-    timeout_s: float,
+    timeout_s: Mapping[Cell, float],
     ended: Callable[[Cell], None],
     started: Callable[[Cell], None],
 ) -> None:
-    """Run every (cell, spec of its model, ledger path); returns when all are over.
+    """Run every (cell, spec of its model, ledger path), each within its time; returns when all are over.
 
     Raises:
         KeyboardInterrupt: after the running cells were ended; their ledgers stay, unfinished.
@@ -76,14 +89,21 @@ def run(
                 log = ledger.with_suffix(".log")
                 log.write_bytes(b"")
                 words = cells.arguments(cell, ledger, folder, checks, spec)
-                process = server.start(words, log) if server is not None else _execute(words, log, jobs)
-                running.append(_Running(cell, spec, ledger, process, time.monotonic() + timeout_s, forward))
+                process = _start(server, words, log, jobs)
+                running.append(
+                    _Running(cell, spec, ledger, process, time.monotonic() + timeout_s[cell], forward)
+                )
             for one in list(running):
                 late = time.monotonic() > one.deadline
                 if one.process.poll() is None and not late:
+                    _bound(one.log)
                     continue
                 _end(one)
-                _account(one, f"timed out after {timeout_s:g} s" if late else "")
+                if isinstance(one.process, Forked) and server and server.gone and not one.finished:
+                    waiting.append((one.cell, one.spec, one.ledger))  # it died with the server: once more
+                    running.remove(one)
+                    continue
+                _account(one, f"timed out after {timeout_s[one.cell]:g} s" if late else "")
                 running.remove(one)
                 ended(one.cell)
             time.sleep(POLL_S)
@@ -96,6 +116,23 @@ def _server(stack: ExitStack, todo: Sequence[tuple[Cell, str, Path]], jobs: int)
     return stack.enter_context(ForkServer(cells.environment(jobs) | cells.KEPT))
 
 
+def _start(
+    server: ForkServer | None, words: Sequence[str], log: Path, jobs: int
+) -> subprocess.Popen[bytes] | Forked:
+    """From the server, or, where it has ended, as a process of its own."""
+    if server is not None and not server.gone:
+        with contextlib.suppress(ChildProcessError):
+            return server.start(words, log)
+    return _execute(words, log, jobs)
+
+
+def _bound(log: Path) -> None:
+    """An engine may print without end; what it printed first is given up."""
+    with contextlib.suppress(OSError):
+        if log.stat().st_size > LOG_BYTES:
+            os.truncate(log, 0)  # its writers append
+
+
 def _execute(words: Sequence[str], log: Path, jobs: int) -> subprocess.Popen[bytes]:
     with log.open("ab") as out:
         return subprocess.Popen(
@@ -103,7 +140,7 @@ def _execute(words: Sequence[str], log: Path, jobs: int) -> subprocess.Popen[byt
             stdin=subprocess.PIPE,
             stdout=out,
             stderr=subprocess.STDOUT,
-            env=cells.environment(jobs) | cells.KEPT,
+            env=cells.environment(jobs) | cells.KEPT | {orphans.CELL: str(log.absolute())},
             start_new_session=True,  # the whole group can be ended, and a Ctrl-C reaches the parent alone
         )
 
@@ -114,17 +151,18 @@ def _end_all(running: Sequence[_Running]) -> None:
 
 
 def _end(one: _Running) -> None:
-    """Kill what is left of the cell's process group and reap it."""
+    """Kill what is left of the cell's process group, and what left it for a session of its own; reap it."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(one.process.pid, signal.SIGKILL)
     one.process.wait()
+    orphans.end(one.log.absolute())
     if one.process.stdin:
         one.process.stdin.close()
 
 
 def _account(one: _Running, cause: str) -> None:
     """A cell that ended without its last record leaves an error: of the check in flight, or of its own."""
-    records = evidence.read(one.ledger) if one.ledger.exists() else ()
+    records = ledgers.read(one.ledger) if one.ledger.exists() else ()
     if any(isinstance(r, CellEnded) for r in records):
         return
     code = one.process.wait() or 0
@@ -156,5 +194,7 @@ def _error(one: _Running, check: str, sentence: str) -> Evidence:
 
 
 def _last_words(ledger: Path) -> str:
-    text = ledger.with_suffix(".log").read_text("utf-8", errors="backslashreplace").strip()
+    with ledger.with_suffix(".log").open("rb") as log:
+        log.seek(max(0, log.seek(0, os.SEEK_END) - LAST_BYTES))
+        text = log.read().decode("utf-8", "backslashreplace").strip()
     return one_line(text.splitlines()[-1]) if text else "it printed nothing"

@@ -20,16 +20,15 @@ from prill_harness.evidence import (
     CellStarted,
     CheckStarted,
     Evidence,
-    Ledger,
     Record,
     Status,
     builtin,
 )
+from prill_harness.ledger import EXIT_CODES, Ledger
 from prill_runtime.errors import MissingCapability
 
 OBSERVER = pytest.StashKey[Observer]()
 ATTRIBUTE = "prill_evidence"
-EXIT_CODES = ((Status.FAILED, 1), (Status.ERROR, 3), (Status.INCONCLUSIVE, 10))
 
 
 class Planned(msgspec.Struct, frozen=True):

@@ -9,6 +9,7 @@ from typing import TypeVar
 import msgspec
 
 from prill_runtime.errors import PolicyError
+from prill_runtime.files import refuse_pipe
 
 T = TypeVar("T")
 
@@ -20,10 +21,13 @@ def load_toml(path: Path, schema: type[T], error: type[PolicyError] = PolicyErro
         error: not readable, not TOML, or not what the schema asks for.
     """
     try:
+        refuse_pipe(path)
         return msgspec.convert(tomllib.loads(path.read_text("utf-8")), schema, strict=True)
     except OSError as reason:
         raise error("cannot be read", where=str(path), got=reason.strerror) from reason
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as reason:
         raise error("not a TOML file", where=str(path), got=str(reason)) from reason
+    except RecursionError:
+        raise error("nested too deeply", where=str(path)) from None
     except msgspec.ValidationError as reason:
         raise error(str(reason), where=str(path)) from reason

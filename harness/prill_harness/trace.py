@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from prill_harness.engines.base import Engine
 from prill_harness.stages import FUSED, canonical, preferred, rotated
 from prill_runtime.errors import UsageError
+from prill_runtime.files import refuse_pipe
 
 Array = NDArray[np.float64]
 Named = tuple[str, NDArray[Any]]
 
+PACKED, LARGEST_SMALL = 20, 64 << 20  # times, and bytes that any array may unpack to
 _COUNTED = re.compile(r"#\d+$")
 _UNREADABLE = (
     ValueError, OSError, EOFError, MemoryError, RuntimeError, KeyError, zipfile.BadZipFile, zlib.error,
@@ -109,6 +111,7 @@ def load(path: str | Path) -> Trace:
     where = str(path)
     hint = "write it with `prill trace -o t.npz` or numpy.savez(path, ids=…, **stages)"
     try:
+        refuse_pipe(Path(path))
         entries = list(_members(Path(path)))
     except FileNotFoundError:
         raise UsageError("no such trace file", where=where) from None
@@ -135,6 +138,11 @@ def _members(path: Path) -> Iterator[Named]:
     """Arrays of an .npz in the order they were written, those that share a name included."""
     with zipfile.ZipFile(path) as archive:
         for item in archive.infolist():
+            # What is stored plainly is as large as the file; packed, a zip may hold a thousand times that.
+            if item.file_size > PACKED * max(item.compress_size, LARGEST_SMALL // PACKED):
+                raise ValueError(
+                    f"{item.filename} unpacks from {item.compress_size} to {item.file_size} bytes"
+                )
             with archive.open(item) as stream:
                 array = np.lib.format.read_array(stream, allow_pickle=False)
                 yield item.filename.removesuffix(".npy"), array

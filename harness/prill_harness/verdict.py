@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from enum import StrEnum
 
 import msgspec
@@ -130,6 +131,7 @@ class Verdict(msgspec.Struct, frozen=True):
     """status: passed, failed or inconclusive; exit_code 0, 1 or 10. `sentence` names the rule that broke.
 
     `models` maps the name of each model that ran to the sha256 of its file; `policy` is the file decided by.
+    `ledger_sha256` and `digest` are empty until a gate wrote it (see `sealed`).
     """
 
     gate: str
@@ -151,3 +153,15 @@ class Verdict(msgspec.Struct, frozen=True):
     schema: int = 1
     assumptions: tuple[AssumptionResult, ...] = ()
     forgotten: tuple[ForgottenResult, ...] = ()
+    ledger_sha256: str = ""
+    digest: str = ""
+
+    def sealed(self, ledger_sha256: str) -> Verdict:
+        """This verdict, with the digests of the ledger it was computed from and of all it says itself."""
+        bare = msgspec.structs.replace(self, ledger_sha256=ledger_sha256, digest="")
+        return msgspec.structs.replace(bare, digest=bare.digest_of_all())
+
+    def digest_of_all(self) -> str:
+        """sha256 (hex) of everything but `digest`."""
+        bare = msgspec.structs.replace(self, digest="")
+        return hashlib.sha256(msgspec.json.encode(bare, order="sorted")).hexdigest()

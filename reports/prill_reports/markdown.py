@@ -15,6 +15,8 @@ LONGEST = 400  # characters of one sentence
 HEADLINE = {Status.PASSED: "PASSED", Status.FAILED: "FAILED", Status.INCONCLUSIVE: "INCONCLUSIVE"}
 # An underscore inside a word is no emphasis; a dash, plus, hash or equals sign matters at the start alone.
 _SPECIAL = re.compile(r"[\\`*\[\]|~$]|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])|^[-+#=]")
+# What a forge would turn into a mention of a person or of an issue: @name, owner/repo#2, #2, GH-2.
+_LINKED = re.compile(r"@|#(?=\d)|\bGH-(?=\d)", re.IGNORECASE)
 Lines = Iterator[str]
 
 
@@ -41,7 +43,7 @@ def text(value: str, longest: int = LONGEST) -> str:
     short = one_line(value)
     short = short if len(short) <= longest else f"{short[:longest]}…"
     short = short.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return _SPECIAL.sub(r"\\\g<0>", short).replace("@", "@\u2060")
+    return _LINKED.sub("\\g<0>\u2060", _SPECIAL.sub(r"\\\g<0>", short))
 
 
 def code(value: str, longest: int = LONGEST) -> str:

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 
 # Everything XML 1.0 forbids, the C1 controls, and the carriage return, which parsers turn into a newline.
 _UNPRINTABLE = re.compile("[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-# Direction overrides would let a sentence rearrange the report around it.
-_OVERRIDE = re.compile("[\u202a-\u202e\u2066-\u2069]")
+# Marks that turn or hide text would let a sentence rearrange the report around it.
+_OVERRIDE = re.compile("[\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 
 
 def visible(text: str) -> str:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,13 +15,11 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import platformdirs
-from filelock import FileLock
 
+from prill_runtime import user_cache
 from prill_runtime.errors import PrillError, UsageError
 
 FOLDER: Final = Path(__file__).parent / "kernels"
-CACHE: Final = "PRILL_CACHE"
 SANITIZE: Final = "PRILL_EMU_SANITIZE"
 """Set to 1: the emulator's kernels carry address and undefined-behaviour sanitizers (`make emu-sanitize`)."""
 
@@ -107,12 +106,6 @@ def headers() -> dict[str, str]:
     return {path.name: _text(path) for path in found}
 
 
-def folder() -> Path:
-    """Where compiled kernels lie."""
-    root = os.environ.get(CACHE)
-    return (Path(root) if root else Path(platformdirs.user_cache_dir("prill"))) / "kernels"
-
-
 @cache
 def compiler(name: str) -> tuple[str, str]:
     """Path and version of a compiler.
@@ -137,38 +130,28 @@ def build(name: str, target: Target, extra: Sequence[str] = ()) -> Path:
 
     Raises:
         CompilerMissing: no compiler, or it failed.
-        UsageError: no such kernel file.
+        UsageError: no such kernel file, or a cache folder that others may write.
     """
     program, version = compiler(target.compiler)
     text, shared, flags = source(name), headers(), [*target.flags, *extra]
     parts = [text, *(f"{file}\n{content}" for file, content in shared.items()), *flags, version]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
-    into = folder()
-    done = into / f"{name}-{target.name}-{key[:24]}{'.so' if target.emulated else '.cubin'}"
-    if done.is_file():
-        return done
-    into.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{done}.lock"):
-        if not done.is_file():
-            _compile(name, text, shared, [program, *flags], done)
-    return done
+    ending = ".so" if target.emulated else ".cubin"
+    done = user_cache.folder("kernels") / f"{name}-{target.name}-{key[:24]}{ending}"
+    return user_cache.kept(done, lambda file: _compile(name, text, shared, [program, *flags], file))
 
 
-def _compile(name: str, text: str, shared: dict[str, str], words: list[str], done: Path) -> None:
-    """Write the sources beside the result, compile, and put the result in place in one step."""
-    work = done.with_suffix(".build")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    for file, content in {f"{name}.cu": text, **shared}.items():
-        (work / file).write_text(content, encoding="utf-8")
-    said = subprocess.run(
-        [*words, "-o", "out", f"{name}.cu"], cwd=work, capture_output=True, text=True, check=False
-    )
+def _compile(name: str, text: str, shared: dict[str, str], words: list[str], into: Path) -> None:
+    """Write the sources into a folder of their own, and compile them into a file."""
+    with tempfile.TemporaryDirectory(dir=into.parent, prefix=f".{name}.") as work:
+        for file, content in {f"{name}.cu": text, **shared}.items():
+            (Path(work) / file).write_text(content, encoding="utf-8")
+        said = subprocess.run(
+            [*words, "-o", str(into), f"{name}.cu"], cwd=work, capture_output=True, text=True, check=False
+        )
     if said.returncode:
         first = next((line for line in said.stderr.splitlines() if "error" in line), said.stderr[-200:])
         raise CompilerMissing(f"{Path(words[0]).name} refused {name}.cu", got=first.strip())
-    (work / "out").replace(done)
-    shutil.rmtree(work, ignore_errors=True)
 
 
 _STRUCT = re.compile(r"^struct (\w+) \{\n(.*?)^\};", re.M | re.S)

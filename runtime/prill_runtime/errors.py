@@ -62,6 +62,12 @@ class UsageError(PrillError):
     exit_code = 4
 
 
+class OutputError(UsageError):
+    """What was to be written cannot be."""
+
+    noun = "output error"
+
+
 class InvalidParameter(UsageError):
     """One argument is out of its range."""
 

@@ -19,6 +19,7 @@ from prill_harness.evidence import Cell, CellEnded, CellStarted, Evidence, Recor
 from prill_harness.faults.core import Fault
 from prill_harness.faults.forgotten import Forgotten, Kill
 from prill_harness.faults.kills import Kills, Trial, fresh
+from prill_harness.ledger import lines
 from prill_harness.plan import Plan
 from prill_harness.policy import Gate, Policy
 from prill_harness.verdict import Severity, Verdict
@@ -56,7 +57,7 @@ def decide(folder: Path, records: Sequence[Record], **named: Any) -> Verdict:
         if mine:
             ledgers.append(plan.ledger_path(folder, cell))
             ledgers[-1].parent.mkdir(parents=True, exist_ok=True)
-            ledgers[-1].write_bytes(b"".join(msgspec.json.encode(record) + b"\n" for record in mine))
+            ledgers[-1].write_bytes(lines(mine))
     gathered = plan.gather(ledgers, folder / "ledger.jsonl")
     item = Item("demo.all", "All", "so", Severity.CRITICAL, CHECKS)
     wanted = Gate("demo", ("demo",), ("demo",), frozenset(), (), Severity.LOW, 1, 0, 0)

@@ -244,7 +244,8 @@ def of_parts(at: Judged) -> Iterator[Specimen]:
             return got
 
         engine: Any = SimpleNamespace(exact_logits=logits)
-        witness.test_logits(observe, engine, at.golden, read(resolve_model(MODEL)))
+        path = resolve_model(MODEL)
+        witness.test_logits(observe, engine, at.golden, read(path), path)
 
     yield Specimen("the last value of an op", op)
     yield Specimen("the last bit of a block", block)
@@ -301,12 +302,14 @@ def of_controls(at: Judged) -> Iterator[Specimen]:
         return trial.control("ones and twos", run)
 
     def same(observe: Observer, wrong: bool) -> float:
-        observe.saw(4, oracle="ones")
         trial = Trial(observe, at.astray(""), at.oracle, at.golden)
-        off = ones.copy()
+        ids = at.golden.prompts[0].ids[:4]
+        right = np.asarray(at.oracle.exact_logits(ids), np.float64)
+        observe.saw(right.size, oracle="the same logits")
+        off = right.copy()
         limit = max(ROUNDING, EXACT * at.golden.floors["exact"].nmse)
-        off[-1] += np.sqrt(4 * limit * (BEYOND if wrong else WITHIN))
-        return trial.same("ones", ones, off)
+        off[-1, -1] += np.sqrt(np.sum(right**2) * limit * (BEYOND if wrong else WITHIN))
+        return trial.same("logits", ids, right, off)
 
     yield Specimen("a control that did not differ", control)
     yield Specimen("two results that are not the same", same)

@@ -76,7 +76,6 @@ def mingled(trial: Trial) -> tuple[float, str]:
         expected = engine.logits(ids)[held:]
         observe.saw(expected.size, oracle=ALONE)
         singles += len(ids) - held == 1
-        worst = max(
-            worst, trial.same(f"ids {held} to {len(ids)} of sequence {n} in a mixed step", expected, got)
-        )
+        what = f"ids {held} to {len(ids)} of sequence {n} in a mixed step"
+        worst = max(worst, trial.same(what, ids, expected, got))
     return worst, f"so do {singles} single ids and {CROWD - singles} pieces in one step"

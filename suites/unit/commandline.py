@@ -23,10 +23,19 @@ def invoke(*args: str, stdin: str | None = None) -> Result:
     return CliRunner().invoke(cli.cli, list(args), input=stdin)
 
 
-def child(*args: str, **options: object) -> subprocess.CompletedProcess[str]:
-    """The real command in a process of its own, with pipes for its streams."""
+def child(*args: str, safe: bool = False, **options: object) -> subprocess.CompletedProcess[str]:
+    """The real command in a process of its own, with pipes for its streams.
+
+    Args:
+        safe: without the current folder among the places modules come from, as an installed script has it.
+    """
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
     options = {"input": "", "timeout": 120, **options}
     return subprocess.run(
-        [*PRILL, *args], capture_output=True, text=True, env=environment, check=False, **options
+        [PRILL[0], *(["-P"] if safe else []), *PRILL[1:], *args],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+        **options,
     )  # type: ignore[call-overload, no-any-return]

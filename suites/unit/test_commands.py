@@ -7,11 +7,15 @@ import re
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from prill_harness import evidence
+from prill_harness import ledger as ledgers
 from prill_harness.commands import run, runs
 from prill_harness.plan import Plan
+from prill_harness.provenance import file_digest
+from prill_harness.verdict import Verdict
 
 from .commandline import child, invoke
 
@@ -21,8 +25,7 @@ DATA = Path(__file__).parent / "data"
 @pytest.fixture
 def judged(tmp_path: Path) -> Path:
     """The sample verdict beside a ledger that agrees with it."""
-    (tmp_path / "verdict.json").write_bytes((DATA / "verdict.json").read_bytes())
-    with evidence.Ledger(tmp_path / "ledger.jsonl") as ledger:
+    with ledgers.Ledger(tmp_path / "ledger.jsonl") as ledger:
         for check in json.loads((DATA / "verdict.json").read_text())["checks"]:
             status = "failed" if check["status"] == "waived" else check["status"]
             ledger.append(
@@ -38,6 +41,9 @@ def judged(tmp_path: Path) -> Path:
                     reproduce=check["reproduce"],
                 )
             )
+    verdict = msgspec.json.decode((DATA / "verdict.json").read_bytes(), type=Verdict)
+    sealed = verdict.sealed(file_digest(tmp_path / "ledger.jsonl"))
+    (tmp_path / "verdict.json").write_bytes(msgspec.json.encode(sealed))
     return tmp_path / "ledger.jsonl"
 
 
@@ -64,9 +70,15 @@ def test_report_takes_the_dialect(judged: Path) -> None:
 
 
 def test_report_refuses_a_verdict_of_another_run(judged: Path) -> None:
-    """A ledger whose evidence contradicts the verdict is not rendered: exit 4."""
-    text = judged.read_text()
-    judged.write_text(text.replace('"status":"failed"', '"status":"inconclusive"', 1))
+    """A verdict whose ledger is this one, and whose evidence is another's, is not rendered: exit 4."""
+    records = list(ledgers.read(judged))
+    at = next(n for n, r in enumerate(records) if isinstance(r, evidence.Evidence) and r.status == "failed")
+    records[at] = msgspec.structs.replace(records[at], status=evidence.Status.INCONCLUSIVE)
+    judged.write_bytes(ledgers.lines(records))
+    assert "the verdict is of another ledger" in invoke("report", "--ledger", str(judged)).stderr
+    verdict = msgspec.json.decode((judged.parent / "verdict.json").read_bytes(), type=Verdict)
+    sealed = verdict.sealed(file_digest(judged))
+    (judged.parent / "verdict.json").write_bytes(msgspec.json.encode(sealed))
     result = invoke("report", "--ledger", str(judged))
     assert result.exit_code == 4
     assert "another run" in result.stderr
@@ -98,7 +110,15 @@ def test_gate_writes_everything_and_says_why(gated: tuple[Path, subprocess.Compl
     folder, result = gated
     assert result.returncode == 10, result.stderr
     written = {path.name for path in (folder / "out").iterdir()}
-    assert written == {"cells", "ledger.jsonl", "verdict.json", "junit.xml", "report.md", "report.html"}
+    assert written == {
+        ".lock",
+        "cells",
+        "ledger.jsonl",
+        "verdict.json",
+        "junit.xml",
+        "report.md",
+        "report.html",
+    }
     verdict = json.loads((folder / "out/verdict.json").read_text())
     assert (verdict["exit_code"], verdict["as_of"]) == (10, "2026-01-31")
     assert {i["status"] for i in verdict["items"] if i["id"] == "foundation.kernels.blocks"} == {"proven"}
@@ -146,7 +166,7 @@ def test_an_old_verdict_does_not_outlive_its_run(tmp_path: Path, monkeypatch: py
     result = invoke("gate", "--policy", str(tmp_path / "gates.toml"), "--out", str(tmp_path))
     assert result.exit_code == 2
     assert "--resume" in result.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {"gates.toml"}
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "gates.toml"}
 
 
 @pytest.mark.parametrize(

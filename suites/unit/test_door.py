@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import msgspec
 import pytest
 
 from prill_harness import cli
 from prill_harness.commands import door
+from prill_harness.provenance import file_digest
+from prill_harness.verdict import Verdict
 from prill_harness.waivers import LOCAL
 from prill_runtime.errors import UsageError
 
@@ -287,8 +289,9 @@ def test_the_nearest_word_is_suggested(
     """Whatever is named, a slip of the finger is told the word that was meant."""
     monkeypatch.chdir(tmp_path)
     Path("l.jsonl").touch()
-    sample = json.loads((DATA / "verdict.json").read_text("utf-8"))
-    Path("v.json").write_text(json.dumps(sample | {"checks": []}))
+    sample = msgspec.json.decode((DATA / "verdict.json").read_bytes(), type=Verdict)
+    sealed = msgspec.structs.replace(sample, checks=()).sealed(file_digest(Path("l.jsonl")))
+    Path("v.json").write_bytes(msgspec.json.encode(sealed))
     result = invoke(*words)
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (code, "", 1)
     assert f"did you mean '{near}'?" in result.stderr

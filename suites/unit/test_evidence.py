@@ -18,14 +18,13 @@ from prill_harness.evidence import (
     CellStarted,
     CheckStarted,
     Evidence,
-    Ledger,
     Metric,
     Record,
     Status,
     builtin,
     checks,
-    read,
 )
+from prill_harness.ledger import Ledger, read
 from prill_runtime.errors import PolicyError
 
 CELL = Cell("m", "numpy", "tokens")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from prill_harness import cells, evidence, forkserver
+from prill_harness import cells, forkserver
+from prill_harness import ledger as ledgers
 from prill_harness.evidence import Cell, Evidence
 from prill_harness.forkserver import ForkServer
 
@@ -43,7 +44,7 @@ def test_a_forked_cell_writes_its_ledger_and_its_log(server: ForkServer, tmp_pat
     words, ledger, log = suite(tmp_path, "assert os.getpgid(0) == os.getpid()")
     process = server.start(words, log)
     assert process.wait() == process.poll() == 0
-    (found,) = [record for record in evidence.read(ledger) if isinstance(record, Evidence)]
+    (found,) = [record for record in ledgers.read(ledger) if isinstance(record, Evidence)]
     assert found.status.value == "passed"
     assert "1 passed" in log.read_text()
 

@@ -16,10 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prill_harness import evidence, gate, plan, policy
+from prill_harness import gate, plan, policy
+from prill_harness import ledger as ledgers
 from prill_harness.checklist import load_checklists
-from prill_harness.evidence import Cell, CellEnded, CellStarted, Evidence, Ledger, Record, Status
+from prill_harness.evidence import Cell, CellEnded, CellStarted, Evidence, Record, Status
 from prill_harness.faults.kills import Kills, Trial
+from prill_harness.ledger import Ledger
 from prill_harness.plan import Event, Plan
 from prill_harness.policy import Gate, PlanEntry
 from prill_harness.verdict import Severity, Verdict
@@ -214,7 +216,7 @@ def test_every_cell_runs_in_its_own_process_and_a_resume_runs_none(tmp_path: Pat
     again = plan.run(work, tmp_path / "out", jobs=2, resume=True, progress=events.append)
     assert [e.kind for e in events] == ["resumed", "resumed"]
     assert msgspec.json.encode(verdict(tmp_path, work, again)) == msgspec.json.encode(first)
-    assert evidence.read(tmp_path / "out/ledger.jsonl") == again
+    assert ledgers.read(tmp_path / "out/ledger.jsonl") == again
 
 
 def test_cells_run_from_both_ends_of_the_plan(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from prill_harness.evidence import CellEnded, CellStarted, CheckStarted, Evidence, Record, Status, read
+from prill_harness.evidence import CellEnded, CellStarted, CheckStarted, Evidence, Record, Status
+from prill_harness.ledger import read
 
 SUITE = """
 import numpy as np

@@ -14,7 +14,8 @@ import pytest
 
 from prill_harness.catalog import check_ids, packaged, suite_file, suites
 from prill_harness.checklist import load_checklists
-from prill_harness.evidence import Evidence, Status, read
+from prill_harness.evidence import Evidence, Status
+from prill_harness.ledger import read
 from prill_harness.policy import load_policy
 
 from .planted_company import FAULTS

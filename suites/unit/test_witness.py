@@ -21,9 +21,10 @@ from prill_harness import open_engine, sensitivity, witness
 from prill_harness.checks import CheckFailed, Observer
 from prill_harness.compare import nmse
 from prill_harness.engines.embedded import NumPy64
-from prill_harness.evidence import Evidence, Status, read
+from prill_harness.evidence import Evidence, Status
 from prill_harness.faults import catalogue
 from prill_harness.golden import golden_for
+from prill_harness.ledger import read
 from prill_runtime import engine
 from prill_runtime.backends import NumpyBackend
 from prill_suites import witness as suite

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +14,8 @@ import click
 
 from prill_harness.commands import door
 from prill_harness.console import Console
-from prill_runtime.errors import UsageError
+from prill_runtime.errors import OutputError, UsageError
+from prill_runtime.files import refuse_pipe
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEBUG = "prill.debug"
@@ -112,12 +115,47 @@ def second_option(function: F) -> F:
     )(run)  # type: ignore[return-value]
 
 
+def cell_timeout_option(function: F) -> F:
+    """Add --cell-timeout: the seconds that one cell may take."""
+    return click.option(
+        "--cell-timeout",
+        "cell_timeout",
+        type=click.FloatRange(min=1),
+        metavar="SECONDS",
+        help="Most seconds for one cell; default: twenty times what it took before, never under two minutes.",
+    )(function)
+
+
 def write_file(path: Path, text: str) -> None:
-    """Replace a file as a whole: a reader sees the old text or the new, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text(text, encoding="utf-8", errors="backslashreplace")
-    fresh.replace(path)
+    """Replace a file as a whole: a reader sees the old text or the new, never half of it.
+
+    A link stays one, and its file is written; a file keeps its mode; what is no regular file (a device, a
+    pipe) is written to, not replaced.
+
+    Raises:
+        OutputError: it cannot be written; the old file is as it was.
+    """
+    content = text.encode("utf-8", "backslashreplace")
+    try:
+        place = path.resolve() if path.is_symlink() else path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if place.exists() and not place.is_file():
+            with place.open("wb") as out:
+                out.write(content)
+            return
+        fresh = place.with_name(f".{place.name}.{os.getpid()}.new")
+        try:
+            with fresh.open("wb") as out:
+                out.write(content)
+                out.flush()
+                os.fsync(out.fileno())
+            if place.exists():
+                shutil.copymode(place, fresh)
+            fresh.replace(place)
+        finally:
+            fresh.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError("cannot write", where=str(path), got=error.strerror or str(error)) from None
 
 
 def read_text(path: Path, what: str) -> str:
@@ -127,6 +165,7 @@ def read_text(path: Path, what: str) -> str:
         UsageError: absent, unreadable or not UTF-8.
     """
     try:
+        refuse_pipe(path)
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"not UTF-8 at byte {error.start}"

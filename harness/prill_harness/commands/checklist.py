@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from prill_harness import evidence
+from prill_harness import ledger as ledgers
 from prill_harness.checklist import Observed, evaluate, load_checklists
 from prill_harness.commands import command as declare
 from prill_harness.commands import reporters
@@ -44,7 +45,7 @@ def command(console: Console, names: Sequence[str], form: str, ledger: Path | No
         raise UsageError("no such ledger", where=str(ledger))
     checklists = load_checklists(names or None)
     path = ledger or DEFAULT
-    records = evidence.read(path) if path.is_file() else ()
+    records = ledgers.read(path) if path.is_file() else ()
     if not records:
         console.remark(f"no evidence in {path}: every item is unproven; run prill gate first")
     cells = sorted({r.cell for r in records if isinstance(r, CellStarted)})

@@ -101,9 +101,9 @@ def _threads() -> Iterator[Finding]:
 
 
 def _cache() -> Iterator[Finding]:
-    from prill_harness.golden import cache_folder
+    from prill_runtime import user_cache
 
-    folder = cache_folder()
+    folder = user_cache.root()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

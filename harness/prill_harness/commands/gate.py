@@ -9,12 +9,22 @@ from pathlib import Path
 import click
 import msgspec
 
-from prill_harness import evidence
+from prill_harness.commands import (
+    cell_timeout_option,
+    door,
+    reporters,
+    runs,
+    second_option,
+    vram_option,
+    write_file,
+)
 from prill_harness.commands import command as declare
-from prill_harness.commands import door, reporters, runs, second_option, vram_option, write_file
 from prill_harness.console import Console
-from prill_harness.evidence import Ledger, Record, Status
+from prill_harness.evidence import Record, Status
+from prill_harness.ledger import Ledger, read
+from prill_harness.outfolder import taken
 from prill_harness.plan import Plan, build, merge, run, shard
+from prill_harness.provenance import file_digest
 from prill_harness.verdict import ItemStatus, Verdict
 from prill_runtime.errors import UsageError
 
@@ -50,6 +60,7 @@ def _day(ctx: click.Context, param: click.Parameter, value: dt.datetime | None) 
 @click.option("--engine", "engines", multiple=True, metavar="SPEC", help="Replaces the plan's; repeatable.")
 @vram_option
 @second_option
+@cell_timeout_option
 @click.option("--model", "models", multiple=True, metavar="SPEC", help="Replaces the plan's; repeatable.")
 @click.option("-j", "--jobs", type=click.IntRange(min=0), default=0, help="Cells at a time; 0: one per core.")
 @click.option("--shard", "part", type=Part(), help="Run part I of N only; the verdict comes with --from.")
@@ -77,6 +88,7 @@ def command(
     engines: Sequence[str],
     models: Sequence[str],
     jobs: int,
+    cell_timeout: float | None,
     part: tuple[int, int] | None,
     ledgers: Sequence[Path],
     resume: bool,
@@ -110,10 +122,11 @@ def command(
     kills, forgotten = matrix.fresh(matrix.load(kills_file), faults.catalogue()), oblivion.load()
     plan = build(gate, engines, models)
     door.examine((), () if models else plan.given.values(), opened=not ledgers)
+    click.get_current_context().with_resource(taken(out))
     forget(out)
     if part:
-        return _shard(console, shard(plan, *part), out, jobs, resume)
-    records = _merged(plan, ledgers, out) if ledgers else _run(console, plan, out, jobs, resume)
+        return _shard(console, shard(plan, *part), out, jobs, resume, cell_timeout)
+    records = _merged(plan, ledgers, out) if ledgers else _run(console, plan, out, jobs, resume, cell_timeout)
     verdict = decide(
         policy,
         plan,
@@ -124,7 +137,7 @@ def command(
         as_of=as_of,
         sources=check_ids(),
         forgotten=forgotten,
-    )
+    ).sealed(file_digest(out / "ledger.jsonl"))
     written = [out / "ledger.jsonl", *write_reports(verdict, out)]
     console.emit(verdict)
     show(console, verdict, written)
@@ -184,18 +197,22 @@ def _cut(sentence: str) -> str:
     return sentence if len(sentence) <= LONGEST else f"{sentence[:LONGEST]}..."
 
 
-def _run(console: Console, plan: Plan, out: Path, jobs: int, resume: bool) -> tuple[Record, ...]:
+def _run(
+    console: Console, plan: Plan, out: Path, jobs: int, resume: bool, cell_timeout: float | None
+) -> tuple[Record, ...]:
     with console.progress(len(plan.cells), f"gate {plan.gate}") as bar:
         try:
-            return run(plan, out, jobs, resume, runs.teller(bar))
+            return run(plan, out, jobs, resume, runs.teller(bar), timeout_s=cell_timeout)
         except KeyboardInterrupt:
             console.remark(f"{out}/cells holds what was seen; repeat with --resume to go on from there")
             raise
 
 
-def _shard(console: Console, plan: Plan, out: Path, jobs: int, resume: bool) -> int:
+def _shard(
+    console: Console, plan: Plan, out: Path, jobs: int, resume: bool, cell_timeout: float | None
+) -> int:
     """Run one part: its ledger is the result, and its exit code speaks of its own checks alone."""
-    records = _run(console, plan, out, jobs, resume)
+    records = _run(console, plan, out, jobs, resume, cell_timeout)
     outcome = runs.outcome(plan, records)
     console.emit({"ledger": str(out / "ledger.jsonl"), "cells": [c.id for c in plan.cells], **outcome.counts})
     told = ", ".join(f"{count} {status}" for status, count in outcome.counts.items())
@@ -209,7 +226,7 @@ def _merged(plan: Plan, ledgers: Sequence[Path], out: Path) -> tuple[Record, ...
     records = merge(ledgers)
     target = out / "ledger.jsonl"
     if target.resolve() in {path.resolve() for path in ledgers} and len(ledgers) == 1:
-        return evidence.read(target)
+        return read(target)
     fresh = target.with_name(".ledger.new")
     fresh.unlink(missing_ok=True)
     with Ledger(fresh) as ledger:

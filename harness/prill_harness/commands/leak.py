@@ -79,9 +79,11 @@ def command(
     if model is None:
         raise UsageError("no model to probe", where="prill leak", hint="name one with --model")
     from prill_harness.leaks.live import Live
-    from prill_harness.leaks.probe import probe
+    from prill_harness.leaks.probe import lost_settings, probe
     from prill_harness.leaks.report import Probe
 
+    for name in lost_settings():
+        console.remark(f"{name} is not set where the engine is probed: it changes what is allocated")
     wanted = Probe(engine, model, PATHS[0] if path == "all" else path, calls, timeout)
     with Live() as live:
         report = probe(wanted, PATHS if path == "all" else (path,), live.watch)

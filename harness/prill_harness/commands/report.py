@@ -7,11 +7,12 @@ from pathlib import Path
 
 import click
 
-from prill_harness import evidence
+from prill_harness import ledger as ledgers
 from prill_harness.commands import command as declare
 from prill_harness.commands import reporters, write_file
 from prill_harness.console import Console, write
 from prill_harness.evidence import Evidence, Status
+from prill_harness.provenance import file_digest
 from prill_harness.verdict import Verdict
 from prill_runtime.errors import UsageError, VerdictError
 
@@ -73,9 +74,18 @@ def _agree(verdict: Verdict, ledger: Path) -> None:
     """A verdict is shown only beside the ledger it was computed from.
 
     Raises:
-        VerdictError: a check of the verdict is not in the ledger, or has another status there.
+        VerdictError: the ledger is another, or a check of the verdict is not in it as the verdict has it.
     """
-    records = [r for r in evidence.read(ledger) if isinstance(r, Evidence)]
+    digest = file_digest(ledger)
+    if verdict.ledger_sha256 != digest:
+        raise VerdictError(
+            "the verdict is of another ledger",
+            where=str(ledger),
+            expected=f"sha256 {verdict.ledger_sha256[:16]}…",
+            got=f"{digest[:16]}…",
+            hint="run prill gate again, or decide anew with prill gate --from",
+        )
+    records = [r for r in ledgers.read(ledger) if isinstance(r, Evidence)]
     seen = {(r.cell.id, r.check, r.status, r.sentence) for r in records}
     for result in verdict.checks:
         expected = Status.FAILED if result.status is Status.WAIVED else result.status

@@ -43,10 +43,19 @@ def read_verdict(path: Path) -> Verdict:
 
     Raises:
         UsageError: the file cannot be read.
-        VerdictError: it is not a verdict of this version.
+        VerdictError: it is not a verdict of this version, or was altered.
     """
     text = read_text(path, "verdict")
     try:
-        return msgspec.json.decode(text.encode("utf-8", "replace"), type=Verdict, strict=True)
-    except msgspec.DecodeError as error:
+        verdict = msgspec.json.decode(text.encode("utf-8", "replace"), type=Verdict, strict=True)
+    except (msgspec.DecodeError, RecursionError) as error:
         raise VerdictError("not a verdict of this version", where=str(path), got=str(error)) from error
+    if verdict.digest != (expected := verdict.digest_of_all()):
+        raise VerdictError(
+            "the verdict was altered after the gate wrote it",
+            where=str(path),
+            expected=f"digest {expected[:16]}…",
+            got=f"{verdict.digest[:16]}…" if verdict.digest else "none",
+            hint="run prill gate again, or decide anew with prill gate --from",
+        )
+    return verdict

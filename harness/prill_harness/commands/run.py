@@ -9,12 +9,13 @@ from pathlib import Path
 import click
 
 from prill_harness import catalog, provenance
+from prill_harness.commands import cell_timeout_option, door, runs, second_option, vram_option
 from prill_harness.commands import command as declare
-from prill_harness.commands import door, runs, second_option, vram_option
 from prill_harness.console import Console
 from prill_harness.evidence import Cell, Status
 from prill_harness.given import named
 from prill_harness.names import look_up
+from prill_harness.outfolder import taken
 from prill_harness.plan import Plan, openers
 from prill_harness.plan import run as run_plan
 from prill_runtime.errors import NothingSelected
@@ -29,6 +30,7 @@ from prill_runtime.errors import NothingSelected
 @click.option("--engine", "engines", multiple=True, default=("numpy",), show_default=True, help="Repeatable.")
 @vram_option
 @second_option
+@cell_timeout_option
 @click.option("--model", "models", multiple=True, metavar="SPEC", help="Default: those of the default gate.")
 @click.option("--device", default="cpu", show_default=True, help="Device of the cells.")
 @click.option("-j", "--jobs", type=click.IntRange(min=0), default=0, help="Cells at a time; 0: one per core.")
@@ -42,6 +44,7 @@ def command(
     models: Sequence[str],
     device: str,
     jobs: int,
+    cell_timeout: float | None,
     out: Path,
 ) -> int:
     """Run suites or single checks, all when none is named, and print what each check saw.
@@ -55,8 +58,11 @@ def command(
         for model, engine, suite in product(called.values(), engines, suites)
     )
     plan = Plan("run", tuple(dict.fromkeys(cells)), bool(models), checks, given=openers(called))
+    click.get_current_context().with_resource(taken(out))
     with console.progress(len(plan.cells), "cells") as bar:
-        outcome = runs.outcome(plan, run_plan(plan, out, jobs, progress=runs.teller(bar)))
+        outcome = runs.outcome(
+            plan, run_plan(plan, out, jobs, progress=runs.teller(bar), timeout_s=cell_timeout)
+        )
     if not outcome.evidence and not outcome.lost:
         raise NothingSelected("no check was carried out", got=" ".join(names) or "all suites")
     console.emit(

@@ -9,9 +9,8 @@ import msgspec
 
 from prill_harness.console import Progress
 from prill_harness.evidence import CellEnded, CellStarted, Evidence, Record, Status
+from prill_harness.ledger import EXIT_CODES
 from prill_harness.plan import Event, Plan
-
-EXIT_CODES = ((Status.FAILED, 1), (Status.ERROR, 3), (Status.INCONCLUSIVE, 10))
 
 
 class Outcome(msgspec.Struct, frozen=True):

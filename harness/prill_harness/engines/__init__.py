@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -196,6 +197,16 @@ def fixture_name(spec: str | Path) -> tuple[str, str] | None:
     kind = kind or "f16"
     _known(text, {"fixture": (name, prill_fixtures.NAMES), "block type": (kind, prill_fixtures.TYPES)})
     return name, kind
+
+
+def fixture_sha256(spec: str) -> str:
+    """The recorded digest of the packaged fixture that a spec names; empty for anything else."""
+    import prill_fixtures
+
+    with contextlib.suppress(UsageError, prill_fixtures.FixtureError):
+        named = fixture_name(spec)
+        return prill_fixtures.sha256(*named) if named else ""
+    return ""
 
 
 def _known(text: str, parts: Mapping[str, tuple[str, Iterable[str]]]) -> None:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from prill_fixtures import corpus
 from prill_harness import cells, faults, lanes, trace
 from prill_harness.bisect import bisect
+from prill_harness.children import python
 from prill_harness.engines import open_engine, resolve_model
 from prill_harness.faults.kills import Clean
 from prill_harness.golden import golden_for
@@ -114,7 +115,7 @@ def run(count: int, jobs: int, progress: Callable[[str], None]) -> list[Run]:
 
     def one(number: int) -> list[Run]:
         model, first = MODELS[number], number * each
-        words = [sys.executable, "-m", __spec__.name, model, str(first), str(first + each)]
+        words = [*python(__spec__.name), model, str(first), str(first + each)]
         done = subprocess.run(words, capture_output=True, env=cells.environment(2), check=False)
         if done.returncode:
             lines = done.stderr.decode("utf-8", "backslashreplace").strip().splitlines() or ["no output"]

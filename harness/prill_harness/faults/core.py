@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -120,7 +121,7 @@ TOOLS = ("blame", "clean", "core", "forgotten", "kills", "matrix", "page", "plan
 """Modules of this folder that declare no faults; every other does, so a new file of faults is found."""
 
 
-def _modules() -> list[str]:
+def modules() -> list[str]:
     """Those that declare faults; `common` last, which plants others' once more, and devices' after all."""
     names = [path.stem for path in Path(__file__).parent.glob("[a-z]*.py") if path.stem not in TOOLS]
     return sorted(names, key=lambda name: (name.startswith("device"), name == COMMON, name))
@@ -137,9 +138,10 @@ def fault(
 
     def register(function: Patches) -> Patches:
         name = function.__name__
-        if name in REGISTRY or area not in AREAS or not blames or not models or not function.__doc__:
+        told = function.__doc__ or (name.replace("_", " ") if sys.flags.optimize > 1 else "")
+        if name in REGISTRY or area not in AREAS or not blames or not models or not told:
             raise ValueError(f"fault {name} is declared twice or incompletely")
-        summary = function.__doc__.strip().rstrip(".")
+        summary = told.strip().rstrip(".")
         REGISTRY[name] = Fault(name, area, tuple(blames), summary, tuple(models), function, engine)
         return function
 
@@ -157,7 +159,7 @@ def planted_in_both(name: str, blames: Sequence[str]) -> None:
 
 def catalogue(engine: str = "numpy") -> dict[str, Fault]:
     """Every fault of an engine by name, in the order of their files."""
-    for module in _modules():
+    for module in modules():
         importlib.import_module(f"prill_harness.faults.{module}")
     return {name: fault for name, fault in REGISTRY.items() if fault.engine == engine}
 

@@ -10,9 +10,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from prill_harness.evidence import CellEnded, Evidence, Ledger, Status, read
+from prill_harness.evidence import CellEnded, Evidence, Status
 from prill_harness.faults.core import Patch, fault
 from prill_harness.faults.planting import around
+from prill_harness.ledger import Ledger, read
 from prill_harness.tokens import Finding
 from prill_harness.trace import Trace
 from prill_runtime.errors import EngineError

@@ -16,6 +16,7 @@ import msgspec
 from prill_harness.catalog import packaged
 from prill_harness.faults.core import Fault
 from prill_runtime.errors import KillsError
+from prill_runtime.files import refuse_pipe
 
 FILE = "kills.json"
 
@@ -135,6 +136,7 @@ def load(path: Path | None = None, folder: Path | None = None) -> Kills:
     """
     file = path or default_file(folder)
     try:
+        refuse_pipe(file)
         return msgspec.json.decode(file.read_bytes(), type=Kills)
     except FileNotFoundError:
         if path is None:
@@ -143,7 +145,7 @@ def load(path: Path | None = None, folder: Path | None = None) -> Kills:
         raise KillsError("no such kill matrix", where=str(file), hint=hint) from None
     except OSError as error:
         raise KillsError("the kill matrix cannot be read", where=str(file), got=error.strerror) from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise KillsError("not a kill matrix", where=str(file), got=str(error)) from error
 
 

@@ -8,13 +8,12 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
-
-from prill_harness.golden import cache_folder
 from prill_harness.outcomes import one_line
+from prill_runtime import user_cache
 from prill_runtime.errors import Inconclusive
 
 FLAGS = ("-std=c17", "-fPIC", "-shared", "-pthread", "-fno-builtin", "-Wall", "-Wextra")
@@ -41,6 +40,17 @@ def control() -> Path:
     return compiled("control.c", CONTROL)
 
 
+@contextmanager
+def preloaded(own: str = "") -> Iterator[tuple[str, tuple[int, ...]]]:
+    """What LD_PRELOAD holds for the library, `own` libraries behind it, and the descriptors to pass on.
+
+    LD_PRELOAD splits at blanks and colons, which a path may have; a descriptor's name has neither.
+    """
+    with interposer().open("rb") as library:
+        number = library.fileno()
+        yield ":".join(filter(None, (f"/proc/self/fd/{number}", own))), (number,)
+
+
 def compiled(source: str, flags: Sequence[str]) -> Path:
     """The library of a C file of this package, from the cache folder or made now under a lock."""
     if not sys.platform.startswith("linux") or sys.maxsize < 2**32:
@@ -51,12 +61,8 @@ def compiled(source: str, flags: Sequence[str]) -> Path:
     compiler = _compiler()
     parts = [file.read_bytes(), " ".join(flags).encode(), _version(compiler), platform.machine().encode()]
     digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-    library = cache_folder() / "leaks" / f"{file.stem}-{digest}.so"
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(library.with_suffix(".lock")):
-        if not library.is_file():
-            _compile(compiler, file, flags, library)
-    return library
+    library = user_cache.folder("leaks") / f"{file.stem}-{digest}.so"
+    return user_cache.kept(library, lambda fresh: _compile(compiler, file, flags, fresh))
 
 
 def _compiler() -> str:
@@ -77,17 +83,14 @@ def _version(compiler: str) -> bytes:
     return compiler.encode() + done.stdout
 
 
-def _compile(compiler: str, file: Path, flags: Sequence[str], library: Path) -> None:
-    fresh = library.with_suffix(f".{os.getpid()}.new")
+def _compile(compiler: str, file: Path, flags: Sequence[str], fresh: Path) -> None:
     words = [compiler, *flags, "-o", str(fresh), str(file), "-ldl"]
     environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
     done = subprocess.run(
         words, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment, check=False
     )
     if done.returncode:
-        fresh.unlink(missing_ok=True)
         said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr)
         raise Inconclusive(
             "the C compiler refuses the leak library", where=compiler, got=one_line(said) or "no message"
         )
-    fresh.replace(library)

@@ -128,7 +128,9 @@ def _device(probe: Probe) -> Sequence[ledgers.Ledger]:
 
 def main(arguments: Sequence[str]) -> int:
     """`host PROBE WRITE READ`: probe one path; messages to one descriptor, commands from the other."""
-    os.environ.pop("LD_PRELOAD", None)  # what this process starts is not what is probed
+    _, _, own = os.environ.pop("LD_PRELOAD", "").partition(":")
+    if own:  # the caller's; what this process starts is not what is probed
+        os.environ["LD_PRELOAD"] = own
     probe = msgspec.json.decode(arguments[0], type=Probe)
     writing, reading = map(int, arguments[1:3])
 

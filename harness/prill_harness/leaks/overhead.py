@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import msgspec
 
 from prill_harness import cells
+from prill_harness.children import python
 from prill_harness.leaks import build
 from prill_runtime.errors import PrillError
 
@@ -54,7 +55,8 @@ def measured(quick: bool = False) -> Cost:
     for _ in range(ROUNDS):
         for _ in range(pairs):
             plain.append(_timed({}))
-            preloaded.append(_timed({"LD_PRELOAD": str(build.interposer())}))
+            with build.preloaded() as (preload, files):
+                preloaded.append(_timed({"LD_PRELOAD": preload}, files))
         if _known(plain) and _known(preloaded):
             break
     return Cost(min(plain), min(preloaded), len(plain))
@@ -65,13 +67,14 @@ def _known(times: Sequence[float]) -> bool:
     return second <= NEAR * fastest
 
 
-def _timed(extra: dict[str, str]) -> float:
+def _timed(extra: dict[str, str], files: Sequence[int] = ()) -> float:
     done = subprocess.run(
-        [sys.executable, "-m", __spec__.name],
+        python(__spec__.name),
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,
         env=cells.environment(2) | extra,
+        pass_fds=tuple(files),
         check=False,
     )
     if done.returncode:

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from prill_harness import cells
+from prill_harness.children import python
 from prill_harness.leaks.probe import run
 from prill_harness.leaks.report import Probe, Verdict
 from prill_runtime.errors import UsageError
@@ -84,7 +85,7 @@ def _case(name: str, engine: str, leaks: bool, *, runs: int, limit_s: float, ver
 
 def _ask(engine: str, limit_s: float) -> Answer | None:
     """psleak's verdict; None when it has none within the limit."""
-    words = [sys.executable, "-m", __spec__.name, engine]
+    words = [*python(__spec__.name), engine]
     environment = cells.environment(2) | {"PYTHONMALLOC": "malloc"}  # psleak asks for it
     try:
         done = subprocess.run(words, capture_output=True, timeout=limit_s, env=environment, check=False)

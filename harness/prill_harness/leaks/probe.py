@@ -7,7 +7,6 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -16,6 +15,7 @@ from typing import Self
 
 import msgspec
 
+from prill_harness.children import python
 from prill_harness.engines import EngineSpec
 from prill_harness.leaks import build, judge, lastwords, paths, protocol
 from prill_harness.leaks.ledgers import Book
@@ -26,6 +26,7 @@ from prill_runtime.errors import Inconclusive, UsageError
 
 Watch = Callable[[Probe, Call], None]
 ON_DEVICE = ("cuda", "control_cuda")
+LOST = ("PYTHONMALLOC", "PYTHONTRACEMALLOC", "MALLOC_")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -100,7 +101,10 @@ def joined(host: PathReport, device: PathReport) -> PathReport:
 
 def _run(wanted: Probe, watch: Watch) -> PathReport:
     began = time.monotonic()
-    with Hosted(wanted, "host", {"LD_PRELOAD": str(build.interposer())}) as hosted:
+    with (
+        build.preloaded(os.environ.get("LD_PRELOAD", "")) as (preload, files),
+        Hosted(wanted, "host", {"LD_PRELOAD": preload}, files) as hosted,
+    ):
         report = Conversation(wanted, hosted, watch).report()
     return msgspec.structs.replace(report, duration_s=round(time.monotonic() - began, 3))
 
@@ -201,11 +205,11 @@ class Conversation:
 class Hosted:
     """The process that hosts the engine: its own group, one BLAS thread, fixed hashes; killed when late."""
 
-    def __init__(self, wanted: Probe, module: str, extra: dict[str, str]) -> None:
-        dropped = ("PYTHONMALLOC", "PYTHONTRACEMALLOC", "MALLOC_", "LD_PRELOAD")
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
+    def __init__(self, wanted: Probe, module: str, extra: dict[str, str], files: Sequence[int] = ()) -> None:
+        lost = (*lost_settings(), "LD_PRELOAD")
+        inherited = {name: value for name, value in os.environ.items() if name not in lost}
         fixed = dict.fromkeys(THREADS, "1") | {"PYTHONHASHSEED": "0"}
-        words = [sys.executable, "-X", "faulthandler", "-m", f"prill_harness.leaks.{module}"]
+        words = python(f"prill_harness.leaks.{module}", "-X", "faulthandler")
         reading, writing = os.pipe()
         ordered, ordering = os.pipe()
         self._said = tempfile.TemporaryFile()  # noqa: SIM115
@@ -214,7 +218,7 @@ class Hosted:
             stdin=subprocess.DEVNULL,
             stdout=self._said,
             stderr=subprocess.STDOUT,
-            pass_fds=(writing, ordered),
+            pass_fds=(writing, ordered, *files),
             env=inherited | fixed | extra,
             start_new_session=True,
         )
@@ -267,6 +271,11 @@ class Hosted:
         self._messages.close()
         self._said.close()
         os.close(self._ordering)
+
+
+def lost_settings() -> tuple[str, ...]:
+    """The caller's variables that the probed process does not get: they change what it allocates."""
+    return tuple(sorted(name for name in os.environ if name.startswith(LOST)))
 
 
 def attached() -> str:

@@ -162,6 +162,13 @@ class Adapter(ABC):
                 expected=f"{config.vocab_size}, the rows of {EMBEDDING}",
                 got=stated,
             )
+        if config.n_layers > len(file.tensors):  # every block has tensors; a table of a million is not made
+            raise ModelFileError(
+                "more blocks than tensors",
+                where=f"{keys.prefix}block_count",
+                expected=f"at most {len(file.tensors)}, the tensors of the file",
+                got=config.n_layers,
+            )
         return config, keys
 
     @classmethod

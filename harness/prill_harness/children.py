@@ -1,0 +1,14 @@
+"""A module of prill goes in; the command that runs it in an interpreter of its own comes out."""
+
+from __future__ import annotations
+
+import sys
+
+
+def python(module: str, *flags: str) -> list[str]:
+    """The beginning of a command line; the module's arguments follow.
+
+    -P: nothing is imported from the current folder. Whoever can put a `random.py` or a `tokenizers/` there
+    would otherwise run in every cell, and could write the cell's verdict.
+    """
+    return [sys.executable, "-P", *flags, "-m", module]

@@ -1,0 +1,38 @@
+"""A cell that is over goes in; what it started and left behind, in whatever session, is ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+CELL = "PRILL_CELL"
+"""Names a cell's log in the environment of all it starts: what daemonised keeps it, and its group not."""
+
+
+def end(log: Path, spared: Collection[int] = ()) -> None:
+    """Kill every process that carries the cell's mark or holds its log open; Linux alone can tell."""
+    if sys.platform.startswith("linux"):
+        for pid in _of(log, {os.getpid(), *spared}):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _of(log: Path, spared: Collection[int]) -> Iterator[int]:
+    mark = f"{CELL}={log}".encode("utf-8", "surrogateescape")
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal() and int(folder.name) not in spared:
+            with contextlib.suppress(OSError):
+                if folder.stat().st_uid == os.geteuid() and (_marked(folder, mark) or _holds(folder, log)):
+                    yield int(folder.name)
+
+
+def _marked(folder: Path, mark: bytes) -> bool:
+    return mark in (folder / "environ").read_bytes().split(b"\0")
+
+
+def _holds(folder: Path, log: Path) -> bool:
+    return any(link.readlink() == log for link in (folder / "fd").iterdir())
