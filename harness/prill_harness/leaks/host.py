@@ -20,6 +20,7 @@ from prill_runtime.errors import Inconclusive, PrillError
 
 CONTROL_FIRST = 2  # calls of a control before those that count
 SECOND_WARMUP = 2  # calls with distinct prompts before they are measured
+LOCATED = 400  # calls of each kind, to see which of them leaves something
 REMOTE = ("http", "exec")  # their memory is another process's
 
 
@@ -45,7 +46,8 @@ class Run:
     def carry_out(self, order: Callable[[], bytes]) -> bytes:
         """Measure as `order` commands; the command that ended it."""
         probe, first, distinct = self.probe, self.probe.warmup + 1, False
-        self._tell(Opened(self.book.series, self.missing, self.path.varies and probe.vary))
+        made_of = dict.fromkeys(self.path.kinds, self.path.times)
+        self._tell(Opened(self.book.series, self.missing, self.path.varies and probe.vary, made_of))
         settle.begin()
         self._control()
         self._calls(probe.warmup)
@@ -63,6 +65,20 @@ class Run:
                 self._calls(SECOND_WARMUP, distinct)
                 first = self.book.calls + 1
             self._calls(probe.measured, distinct)
+
+    def left(self) -> dict[str, dict[str, int]]:
+        """Kind of call -> what grew in LOCATED of it alone, or in fewer where a call is slow."""
+        book, found = self.book.beside(len(self.path.kinds) + 1), {}
+        book.close_call()
+        for number, (name, make) in enumerate(self.path.kinds.items(), 1):
+            for n in range(max(1, LOCATED * self.path.times // paths.TIMES)):
+                make(n)
+            book.close_call()
+            before, after = (book.rows[at] - book.planted[at] for at in (number - 1, number))
+            grown = zip(book.series, (after - before).tolist(), strict=True)
+            found[name] = {f"{s.ledger} {s.name}": by for s, by in grown if s.rule and not s.part and by > 0}
+        book.unplant()
+        return found
 
     def _control(self) -> None:
         """As many calls as are measured of the path's control, if it has one."""
@@ -101,14 +117,16 @@ def serve(probe: Probe, tell: Callable[[Message], None], order: Callable[[], byt
     device = _device(probe) if probe.device else ()
     path = paths.Path.registry[probe.path](probe)
     try:
-        command = Run(probe, path, tell, device).carry_out(order)
+        run = Run(probe, path, tell, device)
+        command = run.carry_out(order)
         extra, done = list[Judged](), None
+        left = run.left() if command == protocol.LOCATE else {}
         if command == protocol.WALK and isinstance(path, paths.Load):
             extra, done = walk.walked(probe, path.model, tell)
         constant = None
         if not device and path.memory() and path.engine and not paths.counters_move(path.engine, path.ids):
             constant = tuple(ledgers.counter_names(path.engine.memory()))
-        tell(Finished(tuple(extra), constant, done))
+        tell(Finished(tuple(extra), constant, done, left))
     finally:
         with contextlib.suppress(PrillError):
             path.close()
