@@ -24,6 +24,7 @@ MODEL = "fixture:llama-tiny"
 SUITES = (
     "blocks",
     "cache",
+    "cost",
     "errors",
     "file",
     "harness",

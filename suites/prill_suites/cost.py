@@ -1,0 +1,300 @@
+"""Does a token cost what was promised, at every position? Work is counted, never timed: a quadratic shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from prill_harness.checks import Observer, check
+from prill_harness.cost import Meter, Spent, average, slopes
+from prill_harness.engines.base import Capability, Engine
+from prill_harness.golden import Golden
+from prill_runtime.errors import Inconclusive
+from prill_runtime.generate import StopStrings
+from prill_suites.common import embedded, file_tensors
+from prill_suites.sequences import context_of
+
+EARLY, LATE, LOOKED, SETTLED = 8, 88, 7, 2  # tokens before the two windows, in them, and first ones let go
+APART = LATE - EARLY  # positions between them, fewer in a short context
+WRITTEN = "earlier tokens of the same text"
+FILE = "the matrices of the file, as gguf reads it"
+# What grows with the position, in bytes for each: rows of scores, and the ids that a penalty counts.
+SCORES, HISTORY = 5, 64
+GROWING = ("attention", "softmax", "_penalised")
+# A loop of Python's over what went before runs two instructions at least for each position; whoever joins or
+# copies what went before takes eight bytes of an id, or a row of a cache. A list that grows takes some too.
+STEP, BYTES = 1.0, 12.0
+DOUBLED, FOURFOLD = 2.2, 6.0  # most for twice and four times as much: merging has a logarithm in it
+DENSE = ("llama", "gpt2")
+BLOCK = 64  # query rows whose scores are computed at once, hidden ones included
+NEVER = ("a stop that no text holds", "\u00e9\u00e8\u00ea")
+TEXT = "The quick brown fox jumps over the lazy dog; don't 3.14 na\u00efve caf\u00e9 \u65e5\u672c\u8a9e. "
+SAME = "a"
+
+
+@pytest.fixture
+def meter(engine: Engine) -> Iterator[Meter]:
+    """What counts the engine's work.
+
+    Raises:
+        MissingCapability: an engine of somebody else, whose work cannot be counted from here.
+    """
+    embedded(engine)
+    with Meter(engine) as made:
+        yield made
+
+
+def held(observe: Observer, grown: Mapping[str, float], most: Callable[[str], float], unit: str) -> None:
+    """Hold what a token takes more for each position before it, function by function, to its bound."""
+    for name, slope in grown.items():
+        said = f"{name} takes {slope:.3g} more {unit} for each position before it, expected fewer than"
+        observe.expect(slope < most(name), f"a token: {said} {most(name):g}", grown=dict(grown))
+
+
+def weighed(path: Path) -> tuple[int, int]:
+    """Multiply-adds of one row: of all layers' matrices, and of the head; from the file's own shapes."""
+    sizes = {
+        t.name: int(t.n_elements)
+        for t in file_tensors(path)
+        if len(t.shape) == 2 and t.name.endswith(".weight")
+    }
+    layers = sum(size for name, size in sizes.items() if name.startswith("blk."))
+    return layers, sizes.get("output.weight", sizes["token_embd.weight"])
+
+
+def known(engine: Engine, spent: Spent) -> bool:
+    """Whether multiply-adds were counted, of an architecture in which every row meets every matrix."""
+    config = engine.info.config
+    return bool(spent.products) and config.get("architecture") in DENSE and not config.get("n_experts")
+
+
+def scored(engine: Engine, pairs: int) -> int:
+    """Multiply-adds of so many pairs of a query and a key, over all layers and heads, values included."""
+    c = engine.info.config
+    return 2 * int(c["n_layers"]) * int(c["n_heads"]) * int(c["head_dim"]) * pairs
+
+
+@check(
+    "cost.token",
+    kills=(
+        "cost_prefix_recomputed",
+        "cost_text_decoded_anew",
+        "cost_text_tokenized_anew",
+        "cost_cache_copied",
+        "cost_history_walked",
+        "cost_sampler_sorts_for_each",
+    ),
+    needs=(Capability.GENERATE,),
+)
+def test_token(observe: Observer, engine: Engine, meter: Meter, golden: Golden, model_path: Path) -> None:
+    """A token costs the same at every position, but for the keys that attention reads and a penalty's ids."""
+    last = min(LATE, context_of(golden) - LOOKED - 2)
+    count, added = last + LOOKED, last - EARLY
+    begin, seen, windows = [golden.prompts[0].ids[0]], 0, ([], [])  # type: tuple[list[Spent], list[Spent]]
+    if added < APART // 4:
+        return only_token(observe, engine, meter, begin, model_path)
+
+    def looked(token: int, logprob: float) -> None:
+        nonlocal seen
+        seen += 1
+        for first, window in zip((EARLY, last), windows, strict=True):
+            if seen == first:
+                meter.start()
+            elif first < seen <= first + LOOKED:
+                window.append(meter.read() if seen < first + LOOKED else meter.stop())
+
+    engine.generate(
+        begin, max_tokens=count, temperature=1.0, top_k=40, repetition_penalty=1.1, seed=1, stop=NEVER,
+        ignore_eos=True, on_token=looked,
+    )  # fmt: skip
+    early, late = (window[SETTLED:] for window in windows)
+    if len(late) < LOOKED - SETTLED:
+        raise Inconclusive("the text ended early", expected=f"{count} tokens", got=seen)
+    observe.saw(sum(each.steps for each in (*early, *late)), oracle=WRITTEN)
+    walked = slopes(average(early, lambda s: s.instructions), average(late, lambda s: s.instructions), added)
+    scale = APART / added  # what happens once now and then weighs more over fewer positions
+    held(observe, walked, lambda name: STEP * scale, "instructions")
+    rows = SCORES * int(engine.info.config["n_layers"]) * int(engine.info.config["n_heads"]) * 8
+    bounds = dict(zip(GROWING, (rows, rows, HISTORY), strict=True))
+    taken = slopes(average(early, lambda s: s.allocated), average(late, lambda s: s.allocated), added)
+    held(observe, taken, lambda name: bounds.get(name.rpartition(".")[2], BYTES) * scale, "bytes")
+    observe.note(instructions=walked, allocated=taken)
+    same(observe, early[-1], late[-1], ("attention",))
+    said = ""
+    if known(engine, late[-1]):
+        layers, head = weighed(model_path)
+        for at, each in ((EARLY, early[-1]), (last, late[-1])):
+            keys = min(at + LOOKED, int(engine.info.config.get("window") or at + LOOKED))
+            pairs = scored(engine, keys)
+            exact(observe, f"token {at + LOOKED}", each, layers + head, pairs, pairs)
+        said = f"; {layers + head} multiply-adds, one for each weight in the file"
+    for name in ("launches", "threads"):
+        before, after = getattr(early[-1], name), getattr(late[-1], name)
+        observe.expect(
+            before == after, f"a token takes {before} {name} of the device at {EARLY}, {after} at {last}"
+        )
+    steps = sum(average(late, lambda s: s.instructions).values())
+    observe.say(f"token {last} costs what token {EARLY} costs: {steps:.0f} instructions{said}")
+
+
+def only_token(observe: Observer, engine: Engine, meter: Meter, begin: list[int], path: Path) -> None:
+    """Of a context too short for a comparison of positions: what the first token costs.
+
+    Raises:
+        Inconclusive: nothing says what it has to cost.
+    """
+    spent = meter.spent(partial(engine.generate, begin, max_tokens=1, ignore_eos=True))
+    if not known(engine, spent):
+        raise Inconclusive("the context is too short to compare positions")
+    exact(observe, "the first token", spent, sum(weighed(path)), scored(engine, 1), scored(engine, 1))
+    observe.say("the context is too short to compare positions; the first token meets each weight once")
+
+
+def exact(observe: Observer, what: str, spent: Spent, weights: int, least: int, most: int) -> None:
+    """Hold multiply-adds to what the file's shapes demand: each weight once a row, each key once a query."""
+    linear, attention = spent.products.get("linear", 0), spent.products.get("attention", 0)
+    observe.saw(2, oracle=FILE)
+    observe.expect(
+        linear == weights, f"{what}: expected {weights} multiply-adds with the file's weights, got {linear}"
+    )
+    observe.expect(
+        least <= attention <= most,
+        f"{what}: expected {least} to {most} multiply-adds of attention, got {attention}",
+    )
+
+
+def same(observe: Observer, first: Spent, last: Spent, apart: Iterable[str] = (), times: float = 1.0) -> None:
+    """Hold what else NumPy did, by op, to `times` as many elements."""
+    for op in {*first.elements, *last.elements}.difference(apart):
+        before, after = first.elements.get(op, 0), last.elements.get(op, 0)
+        observe.expect(
+            after <= times * before,
+            f"{op}: {before} elements at first, {after} later, expected {times * before:g}",
+        )
+
+
+@check(
+    "cost.prompt",
+    kills=(
+        "cost_logits_of_all_rows",
+        "cost_attention_twice",
+        "cost_batch_padded",
+        "cost_session_feeds_all",
+        "cost_square_mask",
+    ),
+    needs=(Capability.GENERATE, Capability.SESSIONS),
+)
+def test_prompt(observe: Observer, engine: Engine, meter: Meter, golden: Golden, model_path: Path) -> None:
+    """A prompt twice as long costs twice as much; alone, in a batch and piece by piece it costs the same."""
+    long = min(256, context_of(golden)) // 2 * 2
+    if not long:
+        raise Inconclusive("the context is too short", expected="2 positions", got=context_of(golden))
+    ids = (golden.prompts[0].ids * long)[:long]
+    half, whole = (
+        meter.spent(partial(engine.generate, ids[:size], max_tokens=1, ignore_eos=True))
+        for size in (long // 2, long)
+    )
+    observe.saw(half.steps + whole.steps, oracle="a prompt of half its length")
+    for what, before, after in (
+        ("instructions", half.steps, whole.steps),
+        ("bytes at once", half.transient, whole.transient),
+        ("threads", half.threads, whole.threads),
+    ):
+        times = after / max(1, before)
+        observe.metric(f"{what} of {long} ids over those of {long // 2}", times, at_most=DOUBLED)
+    same(observe, half, whole, ("attention",), times=DOUBLED)
+    observe.say(f"{long} ids cost at most {DOUBLED:g} times what {long // 2} cost")
+    if not known(engine, whole):
+        return
+    (layers, head), window = weighed(model_path), int(engine.info.config.get("window") or long)
+
+    def hold(what: str, spent: Spent, heads: int, *stretches: tuple[int, int]) -> None:
+        rows = sum(count for _, count in stretches)
+        pairs = [causal(first, count, window) for first, count in stretches]
+        least, most = (scored(engine, sum(of)) for of in zip(*pairs, strict=True))
+        exact(observe, what, spent, rows * layers + heads * head, least, most)
+
+    hold(f"a prompt of {long // 2}", half, 1, (0, long // 2))
+    hold(f"a prompt of {long}", whole, 1, (0, long))
+    third = max(1, long // 3)
+    rest = min(20, long - third - 1)
+    session = engine.session()
+    try:
+        for first, count in ((0, third), (third, 1), (third + 1, rest))[: 3 if rest else 2]:
+            piece = meter.spent(partial(session.feed, ids[first : first + count]))
+            hold(f"{count} ids fed behind {first}", piece, count, (first, count))
+    finally:
+        session.close()
+    few, more = min(5, long), 2 * third
+    batch = meter.spent(partial(engine.logits_batch, [ids[:few], ids[:more]]))
+    hold(f"a batch of {few} and {more} ids", batch, few + more, (0, few), (0, more))
+    observe.say(f"{long} ids cost twice what {long // 2} cost; each {layers} multiply-adds, in any company")
+
+
+def causal(first: int, count: int, window: int) -> tuple[int, int]:
+    """Pairs of a query and a key it sees, for `count` queries behind `first`; and those of whole blocks."""
+    least = sum(min(seen, window) for seen in range(first + 1, first + count + 1))
+    return least, least + count * (BLOCK if count > 1 else 0)
+
+
+@check(
+    "cost.text",
+    kills=("cost_merges_scan_all", "cost_suffixes_tokenized", "cost_text_joined_anew"),
+    needs=(Capability.TOKENIZE,),
+)
+def test_text(observe: Observer, engine: Engine, meter: Meter) -> None:
+    """A text four times as long takes four times the work, into ids and back, whatever it says."""
+    told = []
+    for text in (TEXT, SAME):
+        for what, short, long in of_both(engine, meter, text):
+            observe.saw(short.steps + long.steps, oracle="the work on a quarter of the text")
+            for unit, before, after in (
+                ("instructions", short.steps, long.steps),
+                ("bytes taken", sum(short.allocated.values()), sum(long.allocated.values())),
+            ):
+                name = f"{unit} of {what} four times {text[:3]!r}… over once"
+                observe.metric(name, after / max(1, before), at_most=FOURFOLD)
+            told.append(f"{long.steps / max(1, short.steps):.2f}")
+    observe.say(f"four times the text, {', '.join(told)} times the instructions")
+
+
+def of_both(engine: Engine, meter: Meter, text: str) -> Iterator[tuple[str, Spent, Spent]]:
+    """Both directions, on a text and on four times as much."""
+    short, long = ((text * size)[:size] for size in (200, 800))
+    yield "tokenizing", *(meter.spent(partial(engine.tokenize, each)) for each in (short, long))
+    both = [engine.tokenize(each) for each in (short, long)]
+    yield "detokenizing", *(meter.spent(partial(engine.detokenize, ids)) for ids in both)
+
+
+@check(
+    "cost.stream",
+    kills=("cost_stream_decodes_prefix", "cost_stop_searches_text", "cost_stop_keeps_text"),
+    needs=(Capability.TOKENIZE,),
+)
+def test_stream(observe: Observer, engine: Engine, meter: Meter) -> None:
+    """A token that is streamed, and searched for a stop string, costs the same however long the text is."""
+    tokenizer = embedded(engine).tokenizer
+    ids = engine.tokenize((TEXT * 20)[:600], add_special=False) or [*range(min(100, tokenizer.vocab_size))]
+    stream, stops, count = tokenizer.stream(), StopStrings(NEVER), min(100, len(ids))
+    pieces = [tokenizer.piece(token) for token in ids]
+    for what, push, pushed in (("a stream", stream.push, ids), ("a stop string", stops.push, pieces)):
+        first = list(pushed[:count])
+        _, once, twice = (meter.spent(partial(all_of, push, part)) for part in (first, first, first + first))
+        observe.saw(once.steps + twice.steps, oracle="half as many tokens pushed before")
+        for unit, before, after in (
+            ("instructions", once.steps, twice.steps),
+            ("bytes taken", sum(once.allocated.values()), sum(twice.allocated.values())),
+        ):
+            grown = (after - 2 * before) / (3 * count**2)  # what a token takes more for each one before it
+            observe.metric(f"{unit} of {what} for each token before it", grown, at_most=0.1)
+        kept = (twice.kept - once.kept) / count
+        observe.metric(f"bytes that {what} keeps of each token", kept, at_most=0.5)
+    observe.say(f"{4 * count} tokens streamed and searched, the last at the price of the first")
+
+
+def all_of(push: Callable[[int], object], items: Sequence[int]) -> None:
+    for item in items:
+        push(item)
