@@ -7,6 +7,7 @@ the backend's op; launches and threads of an emulated device. What takes longer 
 
 from __future__ import annotations
 
+import math
 import sys
 import sysconfig
 import tracemalloc
@@ -38,7 +39,7 @@ class Spent:
         allocated: bytes, by function, as far as they were held at the same time between two calls.
         transient: most bytes held beyond those held before it; kept: after it.
         products: by op of a NumPy backend, multiply-adds of matrix products; elements: of all else NumPy did.
-        launches, threads: of an emulated device.
+        launches, threads: of an emulated device, by kernel.
     """
 
     instructions: Mapping[str, int] = field(default_factory=dict)
@@ -47,8 +48,8 @@ class Spent:
     kept: int = 0
     products: Mapping[str, int] = field(default_factory=dict)
     elements: Mapping[str, int] = field(default_factory=dict)
-    launches: int = 0
-    threads: int = 0
+    launches: Mapping[str, int] = field(default_factory=dict)
+    threads: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -57,17 +58,23 @@ class Spent:
 
 
 class Meter:
-    """Counts what this thread does between two readings; everything counts from `start` to `stop` alone."""
+    """Counts what this thread does between two readings; everything counts from `start` to `stop` alone.
+
+    Attributes:
+        running: whether it counts now.
+    """
 
     def __init__(self, engine: Engine | None = None) -> None:
-        self._launches = self._threads = self._base = self._most = self._low = 0
+        self._base = self._most = self._low = 0
+        self._launches: Counter[str] = Counter()
+        self._threads: Counter[str] = Counter()
         self._instructions: Counter[str] = Counter()
         self._allocated: Counter[str] = Counter()
         self._names: dict[CodeType, str] = {}  # "" for a library's
         self._callers: list[str] = [OUTSIDE]
         self._products: Counter[str] = Counter()
         self._elements: Counter[str] = Counter()
-        self._running, self._stack = False, ExitStack()
+        self.running, self._stack = False, ExitStack()
         self._traced: Any = None
         model = getattr(engine, "model", None)
         backend = model.backend if isinstance(model, Model) else None
@@ -82,13 +89,13 @@ class Meter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._running:
+        if self.running:
             self.stop()
         self._stack.close()
 
     def start(self) -> None:
         """Count from here on."""
-        self._running, self._traced, self._callers = True, sys.gettrace(), [OUTSIDE]
+        self.running, self._traced, self._callers = True, sys.gettrace(), [OUTSIDE]
         tracemalloc.start()
         self._clear()
         sys.settrace(self._entered)
@@ -98,7 +105,7 @@ class Meter:
         sys.settrace(self._traced)
         spent = self.read()
         tracemalloc.stop()
-        self._running = False
+        self.running = False
         return spent
 
     def read(self) -> Spent:
@@ -107,7 +114,7 @@ class Meter:
         held = tracemalloc.get_traced_memory()[0]
         spent = Spent(
             dict(self._instructions), dict(self._allocated), self._most - self._base, held - self._base,
-            dict(self._products), dict(self._elements), self._launches, self._threads,
+            dict(self._products), dict(self._elements), dict(self._launches), dict(self._threads),
         )  # fmt: skip
         self._clear()
         return spent
@@ -124,7 +131,7 @@ class Meter:
     def _clear(self) -> None:
         self._products, self._elements = Counter(), Counter()
         self._instructions, self._allocated = Counter(), Counter()
-        self._launches = self._threads = 0
+        self._launches, self._threads = Counter(), Counter()
         tracemalloc.reset_peak()
         self._base = self._most = self._low = tracemalloc.get_traced_memory()[0]
 
@@ -160,7 +167,7 @@ class Meter:
     def _counting(self, backend: NumpyBackend, op: str) -> Callable[..., Any]:
         def call(*given: Any, **named: Any) -> Any:
             work = getattr(type(backend), op)
-            if not self._running:
+            if not self.running:
                 return work(backend, *given, **named)
             tally = Tally(self._products, self._elements, op)
             return tally.plain(work(backend, *map(tally.seen, given), **named))
@@ -169,8 +176,9 @@ class Meter:
 
     def _launching(self, device: EmuDevice) -> Callable[..., Any]:
         def execute(kernel: str, function: Any, shape: Any, packed: bytes) -> None:
-            self._launches += self._running
-            self._threads += self._running * int(np.prod(shape[:6]))
+            if self.running:
+                self._launches[kernel] += 1
+                self._threads[kernel] += math.prod(shape[:6])
             type(device).execute(device, kernel, function, shape, packed)
 
         return execute

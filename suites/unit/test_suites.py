@@ -17,7 +17,7 @@ from prill_harness.checklist import load_checklists
 from prill_harness.evidence import Evidence, Status, read
 from prill_harness.policy import load_policy
 
-from .planted_company import FAULTS
+from .planted_cost import FAULTS
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "fixture:llama-tiny"

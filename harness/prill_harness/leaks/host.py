@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import msgspec
+import numpy as np
 
 from prill_harness.engines import EngineSpec
 from prill_harness.leaks import ledgers, paths, protocol, settle, walk
@@ -20,7 +21,7 @@ from prill_runtime.errors import Inconclusive, PrillError
 
 CONTROL_FIRST = 2  # calls of a control before those that count
 SECOND_WARMUP = 2  # calls with distinct prompts before they are measured
-LOCATED = 400  # calls of each kind, to see which of them leaves something
+LOCATED, PASSES = 400, 3  # calls of each kind, to see which of them leaves something every time
 REMOTE = ("http", "exec")  # their memory is another process's
 
 
@@ -67,18 +68,22 @@ class Run:
             self._calls(probe.measured, distinct)
 
     def left(self) -> dict[str, dict[str, int]]:
-        """Kind of call -> what grew in LOCATED of it alone, or in fewer where a call is slow."""
-        book, found = self.book.beside(len(self.path.kinds) + 1), {}
+        """Kind of call -> what grew in each of PASSES, LOCATED calls of it alone; fewer where one is slow."""
+        kinds, count = self.path.kinds, max(1, LOCATED * self.path.times // paths.TIMES)
+        book = self.book.beside(PASSES * len(kinds) + 1)
         book.close_call()
-        for number, (name, make) in enumerate(self.path.kinds.items(), 1):
-            for n in range(max(1, LOCATED * self.path.times // paths.TIMES)):
+        for make in list(kinds.values()) * PASSES:
+            for n in range(count):
                 make(n)
             book.close_call()
-            before, after = (book.rows[at] - book.planted[at] for at in (number - 1, number))
-            grown = zip(book.series, (after - before).tolist(), strict=True)
-            found[name] = {f"{s.ledger} {s.name}": by for s, by in grown if s.rule and not s.part and by > 0}
         book.unplant()
-        return found
+        rows = (book.rows - book.planted)[: book.calls]
+        grown = np.diff(rows, axis=0).reshape(PASSES, len(kinds), -1).min(axis=0)  # (kind, series)
+        told = [(f"{s.ledger} {s.name}", at) for at, s in enumerate(book.series) if s.rule and not s.part]
+        return {
+            kind: {name: int(by[at]) for name, at in told if by[at] > 0}
+            for kind, by in zip(kinds, grown, strict=True)
+        }
 
     def _control(self) -> None:
         """As many calls as are measured of the path's control, if it has one."""
