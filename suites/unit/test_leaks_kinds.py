@@ -1,4 +1,4 @@
-"""Every call that an engine's protocol knows is on a path of the probe, and a leaking kind is told by name."""
+"""Every call that an engine's protocol knows is on a path of the probe, and a leaking kind is named."""
 
 from __future__ import annotations
 
@@ -96,11 +96,11 @@ def test_the_kind_that_leaves_something_is_named() -> None:
 
 
 def test_a_rare_leak_of_one_kind_is_found_and_told() -> None:
-    """16 bytes in every hundredth request that is cancelled show in 50 calls; the sentence names that kind."""
+    """16 bytes in every hundredth cancelled request show in 50 calls; the sentence names that kind."""
     report = probe.run(Probe("control:leak=block,on=cancel,every=100", "none", "requests", vary=False))
     assert report.verdict is Verdict.LEAK
     assert report.sentence.endswith("left by cancelled (host blocks +2)"), report.sentence
-    offered = KINDS.keys() - {"stopped", "batched", "spelled", "loaded", "malformed"}
+    offered = KINDS.keys() - {"stopped", "batched", "spelled", "looked", "loaded", "malformed"}
     assert report.kinds == dict.fromkeys(sorted(offered), 40 * paths.TIMES)
     sound = probe.run(Probe("control:noise=churn", "none", "requests", vary=False))
     assert sound.verdict is Verdict.CLEAN, sound.sentence
