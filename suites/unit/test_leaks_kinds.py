@@ -99,7 +99,7 @@ def test_a_rare_leak_of_one_kind_is_found_and_told() -> None:
     """16 bytes in every hundredth cancelled request show in 50 calls; the sentence names that kind."""
     report = probe.run(Probe("control:leak=block,on=cancel,every=100", "none", "requests", vary=False))
     assert report.verdict is Verdict.LEAK
-    assert report.sentence.endswith("left by cancelled (host blocks +2)"), report.sentence
+    assert report.sentence.endswith("left by cancelled (host blocks +1)"), report.sentence
     offered = KINDS.keys() - {"stopped", "batched", "spelled", "looked", "loaded", "malformed"}
     assert report.kinds == dict.fromkeys(sorted(offered), 40 * paths.TIMES)
     sound = probe.run(Probe("control:noise=churn", "none", "requests", vary=False))

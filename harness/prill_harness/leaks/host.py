@@ -21,7 +21,7 @@ from prill_runtime.errors import Inconclusive, PrillError
 
 CONTROL_FIRST = 2  # calls of a control before those that count
 SECOND_WARMUP = 2  # calls with distinct prompts before they are measured
-LOCATED, PASSES = 400, 3  # calls of each kind, to see which of them leaves something every time
+LOCATED, PASSES = 200, 3  # calls of each kind, to see which of them leaves something every time
 REMOTE = ("http", "exec")  # their memory is another process's
 
 
