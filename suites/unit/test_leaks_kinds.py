@@ -67,14 +67,14 @@ def test_an_embedded_engine_takes_every_kind(subject: Subject, tmp_path: Path) -
 
 
 def test_malformed_files_are_refused_early_and_late(subject: Subject, tmp_path: Path) -> None:
-    """Some are no GGUF at all; others are refused when tensors or the tokenizer are looked at."""
+    """Some are missing or no GGUF at all; others are refused when tensors or the tokenizer are looked at."""
     kinds.offered(subject, tmp_path)
     said = []
     for file in subject.files:
         with pytest.raises(PrillError) as refusal:
             open_engine("numpy", file)
         said.append(str(refusal.value))
-    assert len(said) == 7
+    assert len(said) == 9
     for words in ("empty", "GGUF", "tensors are missing", "tokenizer.ggml.model"):
         assert any(words in sentence for sentence in said), words
 

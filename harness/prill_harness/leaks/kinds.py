@@ -202,8 +202,10 @@ def offered(s: Subject, folder: Path) -> dict[str, Callable[[int], object]]:
     """The kinds of call that this engine can be asked for, ready to be made; `folder` is for bad files."""
     if s.offers(Capability.GENERATE, Capability.TOKENIZE):
         s.stops = _stops(s.engine, s.vocab)
-    s.files = [str(file) for file in _bad_files(s.model, folder) if _is_refused(s, file)]
-    missing = {"stopped": not s.stops[1], "malformed": not s.files, "loaded": not Path(s.model).is_file()}
+    files = [*_bad_files(s.model, folder), folder, folder / "missing.gguf"]
+    s.files = [str(file) for file in files if _is_refused(s, file)]
+    stored = Path(s.model).is_file()
+    missing = {"stopped": not s.stops[1], "malformed": not stored, "loaded": not stored}
     return {
         name: lambda n, call=call: call(s, n)  # type: ignore[misc]
         for name, (call, needs) in KINDS.items()
