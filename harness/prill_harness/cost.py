@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from statistics import median
 from types import CodeType, FrameType
 from typing import Any
 
@@ -246,6 +247,12 @@ def average(spent: Sequence[Spent], count: Callable[[Spent], Mapping[str, int]])
     for each in spent:
         total.update(count(each))
     return {name: value / len(spent) for name, value in total.items()}
+
+
+def typical(spent: Sequence[Spent], count: Callable[[Spent], Mapping[str, int]]) -> dict[str, float]:
+    """As `average`, the median: what happens now and then, a list that finds its size say, is left out."""
+    names = {name for each in spent for name in count(each)}
+    return {name: median(count(each).get(name, 0) for each in spent) for name in names}
 
 
 def slopes(first: Mapping[str, float], last: Mapping[str, float], added: int) -> dict[str, float]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from prill_harness.checks import Observer, check
-from prill_harness.cost import Meter, Spent, average, slopes
+from prill_harness.cost import Meter, Spent, average, slopes, typical
 from prill_harness.engines.base import Capability, Engine
 from prill_harness.golden import Golden
 from prill_runtime.errors import Inconclusive
@@ -25,9 +26,11 @@ FILE = "the matrices of the file, as gguf reads it"
 SCORES, HISTORY = 5, 64
 GROWING = ("attention", "softmax", "_penalised")
 # A loop of Python's over what went before runs two instructions at least for each position; whoever joins or
-# copies what went before takes eight bytes of an id, or a row of a cache. A list that grows takes some too.
-STEP, BYTES = 1.0, 12.0
-DOUBLED, FOURFOLD = 2.2, 6.0  # most for twice and four times as much: merging has a logarithm in it
+# copies what went before takes eight bytes of an id, or a row of a cache. Lists that grow do so now and then.
+STEP, BYTES, AT_TIMES = 1.0, 4.0, 12.0
+DOUBLED = 2.2  # most for twice as much
+FOURFOLD = {"tokenizing": 6.0, "detokenizing": 4.6}  # and for four times: merging has a logarithm in it
+TOGETHER = 40  # most instructions for one more id of a prompt and a layer: rows are computed together
 DENSE = ("llama", "gpt2")
 BLOCK = 64  # query rows whose scores are computed at once, hidden ones included
 NEVER = ("a stop that no text holds", "\u00e9\u00e8\u00ea")
@@ -120,8 +123,9 @@ def test_token(observe: Observer, engine: Engine, meter: Meter, golden: Golden, 
     held(observe, walked, lambda name: STEP * scale, "instructions")
     rows = SCORES * int(engine.info.config["n_layers"]) * int(engine.info.config["n_heads"]) * 8
     bounds = dict(zip(GROWING, (rows, rows, HISTORY), strict=True))
-    taken = slopes(average(early, lambda s: s.allocated), average(late, lambda s: s.allocated), added)
-    held(observe, taken, lambda name: bounds.get(name.rpartition(".")[2], BYTES) * scale, "bytes")
+    for mean, most in ((typical, BYTES), (average, AT_TIMES)):
+        taken = slopes(mean(early, lambda s: s.allocated), mean(late, lambda s: s.allocated), added)
+        held(observe, taken, lambda name, m=most: bounds.get(name.rpartition(".")[2], m) * scale, "bytes")
     observe.note(instructions=walked, allocated=taken)
     same(observe, early[-1], late[-1], ("attention",))
     said = ""
@@ -206,7 +210,10 @@ def test_prompt(observe: Observer, engine: Engine, meter: Meter, golden: Golden,
         times, square = after / max(1, before), what == "bytes at once" and long < 2 * BLOCK
         most = 2 * DOUBLED if square else DOUBLED  # up to a block the scores are a square
         observe.metric(f"{what} of {long} ids over those of {long // 2}", times, at_most=most)
+    each = (whole.steps - half.steps) / (long - long // 2) / int(engine.info.config["n_layers"])
+    observe.metric("instructions for each further id and layer", each, at_most=TOGETHER)
     same(observe, half, whole, ("attention",), times=DOUBLED)
+    capacity(observe, engine, meter, ids[: min(9, long)], context_of(golden))
     for kernel, threads in whole.threads.items():
         most = DOUBLED ** (1 + ("attention" in kernel)) * half.threads.get(kernel, 0)
         said = f"{kernel}: expected at most {most:.0f} threads for {long} ids, got {threads}"
@@ -236,7 +243,43 @@ def test_prompt(observe: Observer, engine: Engine, meter: Meter, golden: Golden,
     few, more = min(5, long), 2 * third
     batch = meter.spent(partial(engine.logits_batch, [ids[:few], ids[:more]]))
     hold(f"a batch of {few} and {more} ids", batch, few + more, (0, few), (0, more))
+    prompts, most = [ids[:1], ids[1:2]], min(4, long - 1)
+    with ending(engine, ids[0]):
+        made = engine.generate_batch(prompts, max_tokens=most)
+        spent = meter.spent(partial(engine.generate_batch, prompts, max_tokens=most))
+    chosen = [len(text.ids) + (text.finish_reason == "eos") for text in made]
+    hold(f"texts of {chosen} tokens in a batch", spent, sum(chosen), *((0, count) for count in chosen))
     observe.say(f"{long} ids cost twice what {long // 2} cost; each {layers} multiply-adds, in any company")
+
+
+def capacity(observe: Observer, engine: Engine, meter: Meter, ids: list[int], context: int) -> None:
+    """Hold a token to the same bytes whatever room its cache has."""
+    if context < len(ids) + APART:
+        return  # next to no difference
+    taken = []
+    for room in (len(ids), context):
+        session = engine.session(room)
+        try:
+            session.feed(ids[:-2])
+            meter.spent(partial(session.feed, ids[-2:-1]))
+            taken.append(meter.spent(partial(session.feed, ids[-1:])).allocated)
+        finally:
+            session.close()
+    for name, slope in slopes(taken[0], taken[1], context - len(ids)).items():
+        said = f"{name} takes {slope:.3g} more bytes for each position that a cache has room for"
+        observe.expect(slope < BYTES, f"a token: {said}, expected fewer than {BYTES:g}")
+
+
+@contextmanager
+def ending(engine: Engine, first: int) -> Iterator[None]:
+    """For a while texts end at the second most probable id behind `first`: one of a batch ends early."""
+    tokenizer = embedded(engine).tokenizer
+    before, ids = tokenizer.eog_ids, engine.generate([first], max_tokens=2, ignore_eos=True).ids
+    tokenizer.eog_ids = frozenset(ids[1:])
+    try:
+        yield
+    finally:
+        tokenizer.eog_ids = before
 
 
 def causal(first: int, count: int, window: int) -> tuple[int, int]:
@@ -261,7 +304,7 @@ def test_text(observe: Observer, engine: Engine, meter: Meter) -> None:
                 ("bytes taken", sum(short.allocated.values()), sum(long.allocated.values())),
             ):
                 name = f"{unit} of {what} four times {text[:3]!r}… over once"
-                observe.metric(name, after / max(1, before), at_most=FOURFOLD)
+                observe.metric(name, after / max(1, before), at_most=FOURFOLD[what])
             told.append(f"{long.steps / max(1, short.steps):.2f}")
     observe.say(f"four times the text, {', '.join(told)} times the instructions")
 

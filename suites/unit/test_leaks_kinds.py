@@ -62,7 +62,7 @@ def test_an_embedded_engine_takes_every_kind(subject: Subject, tmp_path: Path) -
     for n in range(18):
         for make in made.values():
             make(n)
-    assert {"stop", "length", "context", "cancelled", "refused"} <= ends.keys()
+    assert {"stop", "length", "context", "cancelled", "refused", "eos"} <= ends.keys()
     assert ends["stop"] == 18
 
 
@@ -84,7 +84,7 @@ def test_an_engine_without_files_or_text_is_asked_for_less(tmp_path: Path) -> No
     with open_engine("numpy", PICO) as engine:
         subject = Subject(engine, lambda f: open_engine("numpy", f), "none", 320, 16)
         made = kinds.offered(subject, tmp_path)
-    assert made.keys() == KINDS.keys() - {"loaded", "malformed"}
+    assert made.keys() == KINDS.keys() - {"loaded", "malformed", "poisoned"}
 
 
 def test_the_kind_that_leaves_something_is_named() -> None:
@@ -100,7 +100,7 @@ def test_a_rare_leak_of_one_kind_is_found_and_told() -> None:
     report = probe.run(Probe("control:leak=block,on=cancel,every=100", "none", "requests", vary=False))
     assert report.verdict is Verdict.LEAK
     assert report.sentence.endswith("left by cancelled (host blocks +1)"), report.sentence
-    offered = KINDS.keys() - {"stopped", "batched", "spelled", "looked", "loaded", "malformed"}
-    assert report.kinds == dict.fromkeys(sorted(offered), 40 * paths.TIMES)
+    offered = {"greedy", "sampled", "cancelled", "filled", "refused", "held"}
+    assert report.kinds == dict.fromkeys(offered, 40 * paths.TIMES)
     sound = probe.run(Probe("control:noise=churn", "none", "requests", vary=False))
     assert sound.verdict is Verdict.CLEAN, sound.sentence

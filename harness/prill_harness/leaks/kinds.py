@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from prill_harness.engines.base import Capability, Engine
-from prill_runtime.errors import Inconclusive
+from prill_runtime.engine import Model
+from prill_runtime.errors import Inconclusive, NotANumber
 
 TEXT = "caf\u00e9 of the quick \U0001f9ea fox, 3.14"
 HEAD = 8 << 20  # bytes in which the edited names of a file have to lie
 NAMES = ("output_norm.weight", "tokenizer.ggml.model")  # a tensor, and a key that is read after all tensors
 ARCHITECTURE = b"general.architecture\x08\0\0\0"
 TRIED = 64  # prompts, to find a text to stop at
+HOT, SEEDS, SEARCH_S = 3.0, 3000, 5.0  # a draw that ends at once: its temperature, most seeds and seconds
+COPIED = 64 << 20  # bytes of a model of which a poisoned copy is made
 DRAWN = (
     {"temperature": 0.8, "top_k": 5},
     {"temperature": 1.0, "top_p": 0.9},
@@ -45,7 +49,8 @@ class Subject:
 
     Attributes:
         vocab, context: 0 where the engine does not tell. reopen: opens this engine on a file.
-        stops: a prompt, and a text in what follows it; files: those that are refused.
+        stops: a prompt, and a text in what follows it. seed: with which the end token is drawn first.
+        files: those that are refused. poisoned: the engine on a file whose last weights are not numbers.
     """
 
     engine: Engine
@@ -54,7 +59,9 @@ class Subject:
     vocab: int = 0
     context: int = 0
     stops: tuple[list[int], str] = ([], "")
+    seed: int | None = None
     files: list[str] = field(default_factory=list)
+    poisoned: Engine | None = None
 
     def offers(self, *needed: Capability) -> bool:
         return set(needed) <= self.engine.info.capabilities
@@ -92,6 +99,24 @@ def stopped(s: Subject, n: int) -> None:
     done = s.engine.generate(prompt, max_tokens=4, ignore_eos=True, stop=stop)
     if done.finish_reason != "stop":
         raise Inconclusive("the request did not stop at its string", got=done.finish_reason)
+
+
+@kind(Capability.GENERATE)
+def ended(s: Subject, n: int) -> None:
+    """By the end token; alone, and in a batch beside a text that goes on."""
+    drawn = {"temperature": HOT, "seed": s.seed}
+    if n % 3:
+        s.engine.generate([1], max_tokens=1, **drawn)  # type: ignore[arg-type]
+    elif s.offers(Capability.BATCH):
+        s.engine.generate_batch([[1], [2]], max_tokens=2, sampling=[drawn, {}])
+
+
+@kind(Capability.GENERATE)
+def poisoned(s: Subject, n: int) -> None:
+    """By logits that are no numbers; in one round of three."""
+    with refusing():
+        if n % 3 == 0 and s.poisoned is not None:
+            s.poisoned.generate([1], max_tokens=1)
 
 
 @kind(Capability.GENERATE)
@@ -152,7 +177,14 @@ def held(s: Subject, n: int) -> None:
 
 @kind(Capability.TOKENIZE)
 def spelled(s: Subject, n: int) -> None:
-    s.engine.detokenize(s.engine.tokenize(TEXT, add_special=n % 2 == 0))
+    ids = s.engine.tokenize(TEXT, add_special=n % 2 == 0)
+    s.engine.detokenize(ids)
+    model = getattr(s.engine, "model", None)
+    if isinstance(model, Model):  # whose texts are also streamed
+        stream = model.tokenizer.stream()
+        for token in ids[: n % 4]:
+            stream.push(token)
+        stream.finish()
     with refusing():
         if n % 2:
             s.engine.tokenize("\ud800")
@@ -202,10 +234,19 @@ def offered(s: Subject, folder: Path) -> dict[str, Callable[[int], object]]:
     """The kinds of call that this engine can be asked for, ready to be made; `folder` is for bad files."""
     if s.offers(Capability.GENERATE, Capability.TOKENIZE):
         s.stops = _stops(s.engine, s.vocab)
+    if s.offers(Capability.GENERATE):
+        s.seed = _ends(s.engine)
+    s.poisoned = _poisoned(s, folder / "poisoned.gguf")
     files = [*_bad_files(s.model, folder), folder, folder / "missing.gguf"]
     s.files = [str(file) for file in files if _is_refused(s, file)]
     stored = Path(s.model).is_file()
-    missing = {"stopped": not s.stops[1], "malformed": not stored, "loaded": not stored}
+    missing = {
+        "stopped": not s.stops[1],
+        "ended": s.seed is None,
+        "poisoned": s.poisoned is None,
+        "malformed": not stored,
+        "loaded": not stored,
+    }
     return {
         name: lambda n, call=call: call(s, n)  # type: ignore[misc]
         for name, (call, needs) in KINDS.items()
@@ -223,6 +264,36 @@ def _stops(engine: Engine, vocab: int) -> tuple[list[int], str]:
                 if text:
                     return [first], text
     return [], ""
+
+
+def _ends(engine: Engine) -> int | None:
+    """A seed with which the end token is drawn first; None where none was found in time."""
+    began = time.monotonic()
+    for seed in range(SEEDS):
+        if engine.generate([1], max_tokens=1, temperature=HOT, seed=seed).finish_reason == "eos":
+            return seed
+        if time.monotonic() - began > SEARCH_S:
+            break
+    return None
+
+
+def _poisoned(s: Subject, file: Path) -> Engine | None:
+    """The engine on a copy of the model that ends in what is no number in any floating type; None where it
+    is too large, refused, or nothing comes of it."""
+    source = Path(s.model)
+    if not s.offers(Capability.GENERATE) or not source.is_file() or source.stat().st_size > COPIED:
+        return None
+    data = bytearray(source.read_bytes())
+    data[-128:] = b"\xff" * 128
+    file.write_bytes(data)
+    with contextlib.suppress(Exception):
+        engine = s.reopen(str(file))
+        try:
+            engine.generate([1], max_tokens=1)
+        except NotANumber:
+            return engine
+        engine.close()
+    return None
 
 
 def _bad_files(model: str, folder: Path) -> list[Path]:

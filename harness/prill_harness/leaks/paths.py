@@ -245,6 +245,7 @@ class Requests(Path, name="requests"):
             self.engine, lambda file: opened(probe.engine, file), model, vocab, self._context
         )
         self.kinds = kinds.offered(subject, File(self._folder.name))
+        self._poisoned = subject.poisoned
         if not self.kinds:
             raise Inconclusive(f"engine {self.info.name} offers no call that could be made")
         self._round(0)
@@ -263,6 +264,8 @@ class Requests(Path, name="requests"):
 
     def close(self) -> None:
         super().close()
+        if self._poisoned is not None:
+            self._poisoned.close()
         self._folder.cleanup()
 
 
