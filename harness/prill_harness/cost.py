@@ -7,6 +7,7 @@ the backend's op; launches and threads of an emulated device. What takes longer 
 
 from __future__ import annotations
 
+import gc
 import math
 import sys
 import sysconfig
@@ -77,6 +78,7 @@ class Meter:
         self._elements: Counter[str] = Counter()
         self.running, self._stack = False, ExitStack()
         self._traced: Any = None
+        self._collects = False
         model = getattr(engine, "model", None)
         backend = model.backend if isinstance(model, Model) else None
         device = getattr(backend, "device", None)
@@ -97,6 +99,8 @@ class Meter:
     def start(self) -> None:
         """Count from here on."""
         self.running, self._traced, self._callers = True, sys.gettrace(), [OUTSIDE]
+        self._collects = gc.isenabled()
+        gc.disable()  # a collection comes when it comes, and gives back what nobody expects
         tracemalloc.start()
         self._clear()
         sys.settrace(self._entered)
@@ -107,6 +111,8 @@ class Meter:
         spent = self.read()
         tracemalloc.stop()
         self.running = False
+        if self._collects:
+            gc.enable()
         return spent
 
     def read(self) -> Spent:
@@ -114,8 +120,8 @@ class Meter:
         self._segment()
         held = tracemalloc.get_traced_memory()[0]
         spent = Spent(
-            dict(self._instructions), dict(self._allocated), self._most - self._base, held - self._base,
-            dict(self._products), dict(self._elements), dict(self._launches), dict(self._threads),
+            +self._instructions, +self._allocated, self._most - self._base, held - self._base,
+            +self._products, +self._elements, dict(self._launches), dict(self._threads),
         )  # fmt: skip
         self._clear()
         return spent
@@ -130,9 +136,12 @@ class Meter:
         return spent
 
     def _clear(self) -> None:
-        self._products, self._elements = Counter(), Counter()
-        self._instructions, self._allocated = Counter(), Counter()
-        self._launches, self._threads = Counter(), Counter()
+        # Counts keep their names: a dictionary that finds its size again would be in the bytes.
+        for counts in (self._products, self._elements, self._instructions, self._allocated):
+            for name in counts:
+                counts[name] = 0
+        for counts in (self._launches, self._threads):
+            counts.clear()
         tracemalloc.reset_peak()
         self._base = self._most = self._low = tracemalloc.get_traced_memory()[0]
 

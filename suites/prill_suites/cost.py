@@ -27,7 +27,7 @@ SCORES, HISTORY = 5, 64
 GROWING = ("attention", "softmax", "_penalised")
 # A loop of Python's over what went before runs two instructions at least for each position; whoever joins or
 # copies what went before takes eight bytes of an id, or a row of a cache. Lists that grow do so now and then.
-STEP, BYTES, AT_TIMES = 1.0, 4.0, 12.0
+STEP, BYTES, AT_TIMES = 1.0, 5.0, 12.0
 DOUBLED = 2.2  # most for twice as much
 FOURFOLD = {"tokenizing": 6.0, "detokenizing": 4.6}  # and for four times: merging has a logarithm in it
 TOGETHER = 40  # most instructions for one more id of a prompt and a layer: rows are computed together
@@ -96,19 +96,19 @@ def test_token(observe: Observer, engine: Engine, meter: Meter, golden: Golden, 
     """A token costs the same at every position, but for the keys that attention reads and a penalty's ids."""
     last = min(LATE, context_of(golden) - LOOKED - 2)
     count, added = last + LOOKED, last - EARLY
-    begin, seen, windows = [golden.prompts[0].ids[0]], 0, ([], [])  # type: tuple[list[Spent], list[Spent]]
+    begin, tokens = [golden.prompts[0].ids[0]], list[int]()
+    windows: tuple[list[Spent], list[Spent]] = ([], [])
     if added < APART // 4:
         only_token(observe, engine, meter, begin, model_path)
         return
 
     def looked(token: int, logprob: float) -> None:
-        nonlocal seen
-        seen += 1
+        tokens.append(token)
         for first, window in zip((EARLY, last), windows, strict=True):
-            if seen == first:
+            if len(tokens) == first:
                 meter.start()
-            elif first < seen <= first + LOOKED:
-                window.append(meter.read() if seen < first + LOOKED else meter.stop())
+            elif first < len(tokens) <= first + LOOKED:
+                window.append(meter.read() if len(tokens) < first + LOOKED else meter.stop())
 
     engine.generate(
         begin, max_tokens=count, temperature=1.0, top_k=40, repetition_penalty=1.1, seed=1, stop=NEVER,
@@ -116,15 +116,25 @@ def test_token(observe: Observer, engine: Engine, meter: Meter, golden: Golden, 
     )  # fmt: skip
     early, late = (window[SETTLED:] for window in windows)
     if len(late) < LOOKED - SETTLED:
-        raise Inconclusive("the text ended early", expected=f"{count} tokens", got=seen)
+        raise Inconclusive("the text ended early", expected=f"{count} tokens", got=len(tokens))
     observe.saw(sum(each.steps for each in (*early, *late)), oracle=WRITTEN)
-    walked = slopes(average(early, lambda s: s.instructions), average(late, lambda s: s.instructions), added)
+    # What a token's own text takes, long or short, is no matter of its position.
+    texts = [
+        meter.spent(partial(all_of, embedded(engine).tokenizer.piece, tokens[at - LOOKED + SETTLED : at]))
+        for at in (EARLY + LOOKED, count)
+    ]
+    first, then = (
+        less(average(window, lambda s: s.instructions), text.instructions, len(window))
+        for window, text in zip((early, late), texts, strict=True)
+    )
+    walked = slopes(first, then, added)
     scale = APART / added  # what happens once now and then weighs more over fewer positions
     held(observe, walked, lambda name: STEP * scale, "instructions")
     rows = SCORES * int(engine.info.config["n_layers"]) * int(engine.info.config["n_heads"]) * 8
     bounds = dict(zip(GROWING, (rows, rows, HISTORY), strict=True))
     for mean, most in ((typical, BYTES), (average, AT_TIMES)):
         taken = slopes(mean(early, lambda s: s.allocated), mean(late, lambda s: s.allocated), added)
+        taken = {name: slope for name, slope in taken.items() if name not in texts[1].allocated}
         held(observe, taken, lambda name, m=most: bounds.get(name.rpartition(".")[2], m) * scale, "bytes")
     observe.note(instructions=walked, allocated=taken)
     same(observe, early[-1], late[-1], ("attention",))
@@ -143,6 +153,11 @@ def test_token(observe: Observer, engine: Engine, meter: Meter, golden: Golden, 
         )
     steps = sum(average(late, lambda s: s.instructions).values())
     observe.say(f"token {last} costs what token {EARLY} costs: {steps:.0f} instructions{said}")
+
+
+def less(counts: Mapping[str, float], of_all: Mapping[str, int], pieces: int) -> dict[str, float]:
+    """Counts of one piece of work without what a part of it takes, counted for several pieces together."""
+    return {name: value - of_all.get(name, 0) / pieces for name, value in counts.items()}
 
 
 def only_token(observe: Observer, engine: Engine, meter: Meter, begin: list[int], path: Path) -> None:
