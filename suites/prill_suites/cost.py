@@ -27,7 +27,7 @@ SCORES, HISTORY = 5, 64
 GROWING = ("attention", "softmax", "_penalised")
 # A loop of Python's over what went before runs two instructions at least for each position; whoever joins or
 # copies what went before takes eight bytes of an id, or a row of a cache. Lists that grow do so now and then.
-STEP, BYTES, AT_TIMES = 1.0, 5.0, 12.0
+BOUNDS, ATTEMPTS = {"instructions": 1.0, "bytes": 5.0, "bytes on average": 12.0}, 3
 DOUBLED = 2.2  # most for twice as much
 FOURFOLD = {"tokenizing": 6.0, "detokenizing": 4.6}  # and for four times: merging has a logarithm in it
 TOGETHER = 40  # most instructions for one more id of a prompt and a layer: rows are computed together
@@ -50,11 +50,26 @@ def meter(engine: Engine) -> Iterator[Meter]:
         yield made
 
 
-def held(observe: Observer, grown: Mapping[str, float], most: Callable[[str], float], unit: str) -> None:
-    """Hold what a token takes more for each position before it, function by function, to its bound."""
-    for name, slope in grown.items():
-        said = f"{name} takes {slope:.3g} more {unit} for each position before it, expected fewer than"
-        observe.expect(slope < most(name), f"a token: {said} {most(name):g}", grown=dict(grown))
+def held(
+    observe: Observer,
+    look: Callable[[int], Mapping[tuple[str, str], float]],
+    most: Callable[[str, str], float],
+    of: str = "before it",
+) -> None:
+    """Hold what a token takes more for each position, (unit, function) by (unit, function), to its bound.
+
+    What is found is looked at anew, twice at most: a position costs what it costs every time, but how much of
+    a small array's memory NumPy had at hand is a matter of chance.
+    """
+    grown = dict(look(0))
+    for attempt in range(1, ATTEMPTS):
+        if all(slope < most(*key) for key, slope in grown.items()):
+            break
+        again = look(attempt)
+        grown = {key: min(slope, again.get(key, 0.0)) for key, slope in grown.items()}
+    for (unit, name), slope in grown.items():
+        said = f"{name} takes {slope:.3g} more {unit} for each position {of}, expected fewer than"
+        observe.expect(slope < most(unit, name), f"a token: {said} {most(unit, name):g}")
 
 
 def weighed(path: Path) -> tuple[int, int]:
@@ -102,6 +117,34 @@ def test_token(observe: Observer, engine: Engine, meter: Meter, golden: Golden, 
         only_token(observe, engine, meter, begin, model_path)
         return
 
+    def look(attempt: int) -> dict[tuple[str, str], float]:
+        tokens.clear()
+        for window in windows:
+            window.clear()
+        engine.generate(
+            begin, max_tokens=count, temperature=1.0, top_k=40, repetition_penalty=1.1, seed=attempt,
+            stop=NEVER, ignore_eos=True, on_token=looked,
+        )  # fmt: skip
+        if len(tokens) < count:
+            raise Inconclusive("the text ended early", expected=f"{count} tokens", got=len(tokens))
+        # What a token's own text takes, long or short, is no matter of its position.
+        piece = embedded(engine).tokenizer.piece
+        texts = [
+            meter.spent(partial(all_of, piece, tokens[at - LOOKED + SETTLED : at]))
+            for at in (EARLY + LOOKED, count)
+        ]
+        both = [window[SETTLED:] for window in windows]
+        observe.saw(sum(each.steps for window in both for each in window), oracle=WRITTEN)
+        walked = (
+            less(average(window, lambda s: s.instructions), text.instructions, len(window))
+            for window, text in zip(both, texts, strict=True)
+        )
+        found = {("instructions", name): slope for name, slope in slopes(*walked, added).items()}
+        for unit, mean in (("bytes", typical), ("bytes on average", average)):
+            taken = slopes(*(mean(window, lambda s: s.allocated) for window in both), added)
+            found |= {(unit, name): by for name, by in taken.items() if name not in texts[1].allocated}
+        return found
+
     def looked(token: int, logprob: float) -> None:
         tokens.append(token)
         for first, window in zip((EARLY, last), windows, strict=True):
@@ -110,33 +153,16 @@ def test_token(observe: Observer, engine: Engine, meter: Meter, golden: Golden, 
             elif first < len(tokens) <= first + LOOKED:
                 window.append(meter.read() if len(tokens) < first + LOOKED else meter.stop())
 
-    engine.generate(
-        begin, max_tokens=count, temperature=1.0, top_k=40, repetition_penalty=1.1, seed=1, stop=NEVER,
-        ignore_eos=True, on_token=looked,
-    )  # fmt: skip
-    early, late = (window[SETTLED:] for window in windows)
-    if len(late) < LOOKED - SETTLED:
-        raise Inconclusive("the text ended early", expected=f"{count} tokens", got=len(tokens))
-    observe.saw(sum(each.steps for each in (*early, *late)), oracle=WRITTEN)
-    # What a token's own text takes, long or short, is no matter of its position.
-    texts = [
-        meter.spent(partial(all_of, embedded(engine).tokenizer.piece, tokens[at - LOOKED + SETTLED : at]))
-        for at in (EARLY + LOOKED, count)
-    ]
-    first, then = (
-        less(average(window, lambda s: s.instructions), text.instructions, len(window))
-        for window, text in zip((early, late), texts, strict=True)
-    )
-    walked = slopes(first, then, added)
     scale = APART / added  # what happens once now and then weighs more over fewer positions
-    held(observe, walked, lambda name: STEP * scale, "instructions")
     rows = SCORES * int(engine.info.config["n_layers"]) * int(engine.info.config["n_heads"]) * 8
-    bounds = dict(zip(GROWING, (rows, rows, HISTORY), strict=True))
-    for mean, most in ((typical, BYTES), (average, AT_TIMES)):
-        taken = slopes(mean(early, lambda s: s.allocated), mean(late, lambda s: s.allocated), added)
-        taken = {name: slope for name, slope in taken.items() if name not in texts[1].allocated}
-        held(observe, taken, lambda name, m=most: bounds.get(name.rpartition(".")[2], m) * scale, "bytes")
-    observe.note(instructions=walked, allocated=taken)
+    growing = dict(zip(GROWING, (rows, rows, HISTORY), strict=True))
+
+    def most(unit: str, name: str) -> float:
+        usual = growing.get(name.rpartition(".")[2], 0) if unit != "instructions" else 0
+        return scale * (usual or BOUNDS[unit])
+
+    held(observe, look, most)
+    early, late = windows
     same(observe, early[-1], late[-1], ("attention",))
     said = ""
     if known(engine, late[-1]):
@@ -271,18 +297,20 @@ def capacity(observe: Observer, engine: Engine, meter: Meter, ids: list[int], co
     """Hold a token to the same bytes whatever room its cache has."""
     if context < len(ids) + APART:
         return  # next to no difference
-    taken = []
-    for room in (len(ids), context):
-        session = engine.session(room)
-        try:
-            session.feed(ids[:-2])
-            meter.spent(partial(session.feed, ids[-2:-1]))
-            taken.append(meter.spent(partial(session.feed, ids[-1:])).allocated)
-        finally:
-            session.close()
-    for name, slope in slopes(taken[0], taken[1], context - len(ids)).items():
-        said = f"{name} takes {slope:.3g} more bytes for each position that a cache has room for"
-        observe.expect(slope < BYTES, f"a token: {said}, expected fewer than {BYTES:g}")
+
+    def look(attempt: int) -> dict[tuple[str, str], float]:
+        taken = []
+        for room in (len(ids), context):
+            session = engine.session(room)
+            try:
+                session.feed(ids[:-2])
+                meter.spent(partial(session.feed, ids[-2:-1]))
+                taken.append(meter.spent(partial(session.feed, ids[-1:])).allocated)
+            finally:
+                session.close()
+        return {("bytes", name): by for name, by in slopes(*taken, context - len(ids)).items()}
+
+    held(observe, look, lambda unit, name: BOUNDS[unit], "that a cache has room for")
 
 
 @contextmanager
