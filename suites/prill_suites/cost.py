@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,24 +15,31 @@ from prill_harness.engines.base import Capability, Engine
 from prill_harness.golden import Golden
 from prill_runtime.errors import Inconclusive
 from prill_runtime.generate import StopStrings
-from prill_suites.common import embedded, file_tensors
+from prill_suites.common import embedded
+from prill_suites.cost_bounds import (
+    BLOCK,
+    BOUNDS,
+    all_of,
+    causal,
+    exact,
+    held,
+    known,
+    less,
+    same,
+    scored,
+    weighed,
+)
 from prill_suites.sequences import context_of
 
 EARLY, LATE, LOOKED, SETTLED = 8, 88, 7, 2  # tokens before the two windows, in them, and first ones let go
 APART = LATE - EARLY  # positions between them, fewer in a short context
 WRITTEN = "earlier tokens of the same text"
-FILE = "the matrices of the file, as gguf reads it"
 # What grows with the position, in bytes for each: rows of scores, and the ids that a penalty counts.
 SCORES, HISTORY = 5, 64
 GROWING = ("attention", "softmax", "_penalised")
-# A loop of Python's over what went before runs two instructions at least for each position; whoever joins or
-# copies what went before takes eight bytes of an id, or a row of a cache. Lists that grow do so now and then.
-BOUNDS, ATTEMPTS = {"instructions": 1.0, "bytes": 5.0, "bytes on average": 12.0}, 3
 DOUBLED = 2.2  # most for twice as much
 FOURFOLD = {"tokenizing": 6.0, "detokenizing": 4.6}  # and for four times: merging has a logarithm in it
 TOGETHER = 40  # most instructions for one more id of a prompt and a layer: rows are computed together
-DENSE = ("llama", "gpt2")
-BLOCK = 64  # query rows whose scores are computed at once, hidden ones included
 NEVER = ("a stop that no text holds", "\u00e9\u00e8\u00ea")
 TEXT = "The quick brown fox jumps over the lazy dog; don't 3.14 na\u00efve caf\u00e9 \u65e5\u672c\u8a9e. "
 SAME = "a"
@@ -48,51 +55,6 @@ def meter(engine: Engine) -> Iterator[Meter]:
     embedded(engine)
     with Meter(engine) as made:
         yield made
-
-
-def held(
-    observe: Observer,
-    look: Callable[[int], Mapping[tuple[str, str], float]],
-    most: Callable[[str, str], float],
-    of: str = "before it",
-) -> None:
-    """Hold what a token takes more for each position, (unit, function) by (unit, function), to its bound.
-
-    What is found is looked at anew, twice at most: a position costs what it costs every time, but how much of
-    a small array's memory NumPy had at hand is a matter of chance.
-    """
-    grown = dict(look(0))
-    for attempt in range(1, ATTEMPTS):
-        if all(slope < most(*key) for key, slope in grown.items()):
-            break
-        again = look(attempt)
-        grown = {key: min(slope, again.get(key, 0.0)) for key, slope in grown.items()}
-    for (unit, name), slope in grown.items():
-        said = f"{name} takes {slope:.3g} more {unit} for each position {of}, expected fewer than"
-        observe.expect(slope < most(unit, name), f"a token: {said} {most(unit, name):g}")
-
-
-def weighed(path: Path) -> tuple[int, int]:
-    """Multiply-adds of one row: of all layers' matrices, and of the head; from the file's own shapes."""
-    sizes = {
-        t.name: int(t.n_elements)
-        for t in file_tensors(path)
-        if len(t.shape) == 2 and t.name.endswith(".weight")
-    }
-    layers = sum(size for name, size in sizes.items() if name.startswith("blk."))
-    return layers, sizes.get("output.weight", sizes["token_embd.weight"])
-
-
-def known(engine: Engine, spent: Spent) -> bool:
-    """Whether multiply-adds were counted, of an architecture in which every row meets every matrix."""
-    config = engine.info.config
-    return bool(spent.products) and config.get("architecture") in DENSE and not config.get("n_experts")
-
-
-def scored(engine: Engine, pairs: int) -> int:
-    """Multiply-adds of so many pairs of a query and a key, over all layers and heads, values included."""
-    c = engine.info.config
-    return 2 * int(c["n_layers"]) * int(c["n_heads"]) * int(c["head_dim"]) * pairs
 
 
 @check(
@@ -135,13 +97,14 @@ def test_token(observe: Observer, engine: Engine, meter: Meter, golden: Golden, 
         ]
         both = [window[SETTLED:] for window in windows]
         observe.saw(sum(each.steps for window in both for each in window), oracle=WRITTEN)
-        walked = (
+        walked = [
             less(average(window, lambda s: s.instructions), text.instructions, len(window))
             for window, text in zip(both, texts, strict=True)
-        )
-        found = {("instructions", name): slope for name, slope in slopes(*walked, added).items()}
+        ]
+        found = {("instructions", name): slope for name, slope in slopes(walked[0], walked[1], added).items()}
         for unit, mean in (("bytes", typical), ("bytes on average", average)):
-            taken = slopes(*(mean(window, lambda s: s.allocated) for window in both), added)
+            early, late = (mean(window, lambda s: s.allocated) for window in both)
+            taken = slopes(early, late, added)
             found |= {(unit, name): by for name, by in taken.items() if name not in texts[1].allocated}
         return found
 
@@ -162,28 +125,22 @@ def test_token(observe: Observer, engine: Engine, meter: Meter, golden: Golden, 
         return scale * (usual or BOUNDS[unit])
 
     held(observe, look, most)
-    early, late = windows
-    same(observe, early[-1], late[-1], ("attention",))
+    before, after = (window[-1] for window in windows)
+    same(observe, before, after, ("attention",))
     said = ""
-    if known(engine, late[-1]):
+    if known(engine, after):
         layers, head = weighed(model_path)
-        for at, each in ((EARLY, early[-1]), (last, late[-1])):
+        for at, each in ((EARLY, before), (last, after)):
             keys = min(at + LOOKED, int(engine.info.config.get("window") or at + LOOKED))
             pairs = scored(engine, keys)
             exact(observe, f"token {at + LOOKED}", each, layers + head, pairs, pairs)
         said = f"; {layers + head} multiply-adds, one for each weight in the file"
     for name in ("launches", "threads"):
-        before, after = getattr(early[-1], name), getattr(late[-1], name)
+        first, then = getattr(before, name), getattr(after, name)
         observe.expect(
-            before == after, f"a token takes {before} {name} of a device at {EARLY}, {after} at {last}"
+            first == then, f"a token takes {first} {name} of a device at {EARLY}, {then} at {last}"
         )
-    steps = sum(average(late, lambda s: s.instructions).values())
-    observe.say(f"token {last} costs what token {EARLY} costs: {steps:.0f} instructions{said}")
-
-
-def less(counts: Mapping[str, float], of_all: Mapping[str, int], pieces: int) -> dict[str, float]:
-    """Counts of one piece of work without what a part of it takes, counted for several pieces together."""
-    return {name: value - of_all.get(name, 0) / pieces for name, value in counts.items()}
+    observe.say(f"token {last} costs what token {EARLY} costs: {after.steps} instructions{said}")
 
 
 def only_token(observe: Observer, engine: Engine, meter: Meter, begin: list[int], path: Path) -> None:
@@ -197,29 +154,6 @@ def only_token(observe: Observer, engine: Engine, meter: Meter, begin: list[int]
         raise Inconclusive("the context is too short to compare positions")
     exact(observe, "the first token", spent, sum(weighed(path)), scored(engine, 1), scored(engine, 1))
     observe.say("the context is too short to compare positions; the first token meets each weight once")
-
-
-def exact(observe: Observer, what: str, spent: Spent, weights: int, least: int, most: int) -> None:
-    """Hold multiply-adds to what the file's shapes demand: each weight once a row, each key once a query."""
-    linear, attention = spent.products.get("linear", 0), spent.products.get("attention", 0)
-    observe.saw(2, oracle=FILE)
-    observe.expect(
-        linear == weights, f"{what}: expected {weights} multiply-adds with the file's weights, got {linear}"
-    )
-    observe.expect(
-        least <= attention <= most,
-        f"{what}: expected {least} to {most} multiply-adds of attention, got {attention}",
-    )
-
-
-def same(observe: Observer, first: Spent, last: Spent, apart: Iterable[str] = (), times: float = 1.0) -> None:
-    """Hold what else NumPy did, by op, to `times` as many elements."""
-    for op in {*first.elements, *last.elements}.difference(apart):
-        before, after = first.elements.get(op, 0), last.elements.get(op, 0)
-        observe.expect(
-            after <= times * before,
-            f"{op}: {before} elements at first, {after} later, expected {times * before:g}",
-        )
 
 
 @check(
@@ -308,7 +242,7 @@ def capacity(observe: Observer, engine: Engine, meter: Meter, ids: list[int], co
                 taken.append(meter.spent(partial(session.feed, ids[-1:])).allocated)
             finally:
                 session.close()
-        return {("bytes", name): by for name, by in slopes(*taken, context - len(ids)).items()}
+        return {("bytes", name): by for name, by in slopes(taken[0], taken[1], context - len(ids)).items()}
 
     held(observe, look, lambda unit, name: BOUNDS[unit], "that a cache has room for")
 
@@ -323,12 +257,6 @@ def ending(engine: Engine, first: int) -> Iterator[None]:
         yield
     finally:
         tokenizer.eog_ids = before
-
-
-def causal(first: int, count: int, window: int) -> tuple[int, int]:
-    """Pairs of a query and a key it sees, for `count` queries behind `first`; and those of whole blocks."""
-    least = sum(min(seen, window) for seen in range(first + 1, first + count + 1))
-    return least, least + count * (BLOCK if count > 1 else 0)
 
 
 @check(
@@ -354,10 +282,12 @@ def test_text(observe: Observer, engine: Engine, meter: Meter) -> None:
 
 def of_both(engine: Engine, meter: Meter, text: str) -> Iterator[tuple[str, Spent, Spent]]:
     """Both directions, on a text and on four times as much."""
-    short, long = ((text * size)[:size] for size in (200, 800))
-    yield "tokenizing", *(meter.spent(partial(engine.tokenize, each)) for each in (short, long))
-    both = [engine.tokenize(each) for each in (short, long)]
-    yield "detokenizing", *(meter.spent(partial(engine.detokenize, ids)) for ids in both)
+    texts = [(text * size)[:size] for size in (200, 800)]
+    short, long = (meter.spent(partial(engine.tokenize, each)) for each in texts)
+    yield "tokenizing", short, long
+    both = [engine.tokenize(each) for each in texts]
+    short, long = (meter.spent(partial(engine.detokenize, ids)) for ids in both)
+    yield "detokenizing", short, long
 
 
 @check(
@@ -372,9 +302,15 @@ def test_stream(observe: Observer, engine: Engine, meter: Meter) -> None:
     stream, stops, count = tokenizer.stream(), StopStrings(NEVER), 100
     ids = (ids * count)[:count]
     pieces = [tokenizer.piece(token) for token in ids]
-    for what, push, pushed in (("a stream", stream.push, ids), ("a stop string", stops.push, pieces)):
-        first = list(pushed)
-        _, once, twice = (meter.spent(partial(all_of, push, part)) for part in (first, first, first + first))
+    pushes: tuple[tuple[str, Callable[[int], object]], ...] = (
+        ("a stream", lambda at: stream.push(ids[at])),
+        ("a stop string", lambda at: stops.push(pieces[at])),
+    )
+    for what, push in pushes:
+        _, once, twice = (
+            meter.spent(partial(all_of, push, part))
+            for part in (range(count), range(count), [*range(count)] * 2)
+        )
         observe.saw(once.steps + twice.steps, oracle="half as many tokens pushed before")
         for unit, before, after in (
             ("instructions", once.steps, twice.steps),
@@ -385,8 +321,3 @@ def test_stream(observe: Observer, engine: Engine, meter: Meter) -> None:
         kept = (twice.kept - once.kept) / count
         observe.metric(f"bytes that {what} keeps of each token", kept, at_most=0.5)
     observe.say(f"{4 * count} tokens streamed and searched, the last at the price of the first")
-
-
-def all_of(push: Callable[[int], object], items: Sequence[int]) -> None:
-    for item in items:
-        push(item)

@@ -302,8 +302,8 @@ def _bad_files(model: str, folder: Path) -> list[Path]:
     if not source.is_file():
         return []
     size = source.stat().st_size
-    with source.open("rb") as file:
-        head = file.read(HEAD)
+    with source.open("rb") as begin:
+        head = begin.read(HEAD)
     at = head.find(ARCHITECTURE) + len(ARCHITECTURE) + 8
     bad = [b"", b"not a model\n" * 9, head[: len(head) // 2], head[:24]]
     whole = [head[:at] + b"?" + head[at + 1 :]]
