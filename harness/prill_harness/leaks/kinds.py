@@ -83,7 +83,9 @@ def kind(*needs: Capability) -> Callable[[Call], Call]:
 
 @kind(Capability.GENERATE)
 def greedy(s: Subject, n: int) -> None:
-    s.engine.generate([1], max_tokens=n % 3, ignore_eos=n % 2 == 0)
+    """To no token, one or two; with and without a stop string that is not met."""
+    stop = ("\u00e9\u00e8 never",) if n % 4 == 1 else ()
+    s.engine.generate([1], max_tokens=n % 3, ignore_eos=n % 2 == 0, stop=stop)
 
 
 @kind(Capability.GENERATE)
