@@ -31,7 +31,7 @@ from prill_suites.cost_bounds import (
 )
 from prill_suites.sequences import context_of
 
-EARLY, LATE, LOOKED, SETTLED = 8, 88, 7, 2  # tokens before the two windows, in them, and first ones let go
+EARLY, LATE, LOOKED, SETTLED = 8, 88, 6, 2  # tokens before the two windows, in them, and first ones let go
 APART = LATE - EARLY  # positions between them, fewer in a short context
 WRITTEN = "earlier tokens of the same text"
 # What grows with the position, in bytes for each: rows of scores, and the ids that a penalty counts.
@@ -282,9 +282,11 @@ def test_text(observe: Observer, engine: Engine, meter: Meter) -> None:
 
 def of_both(engine: Engine, meter: Meter, text: str) -> Iterator[tuple[str, Spent, Spent]]:
     """Both directions, on a text and on four times as much."""
-    texts = [(text * size)[:size] for size in (200, 800)]
+    texts = [(text * size)[:size] for size in (150, 600)]
     short, long = (meter.spent(partial(engine.tokenize, each)) for each in texts)
     yield "tokenizing", short, long
+    if text == SAME:
+        return  # of which the way back says nothing more
     both = [engine.tokenize(each) for each in texts]
     short, long = (meter.spent(partial(engine.detokenize, ids)) for ids in both)
     yield "detokenizing", short, long
@@ -299,7 +301,7 @@ def test_stream(observe: Observer, engine: Engine, meter: Meter) -> None:
     """A token that is streamed, and searched for a stop string, costs the same however long the text is."""
     tokenizer = embedded(engine).tokenizer
     ids = engine.tokenize((TEXT * 9)[:500], add_special=False) or [*range(min(100, tokenizer.vocab_size))]
-    stream, stops, count = tokenizer.stream(), StopStrings(NEVER), 100
+    stream, stops, count = tokenizer.stream(), StopStrings(NEVER), 60
     ids = (ids * count)[:count]
     pieces = [tokenizer.piece(token) for token in ids]
     pushes: tuple[tuple[str, Callable[[int], object]], ...] = (

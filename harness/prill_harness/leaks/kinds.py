@@ -136,7 +136,9 @@ def cancelled(s: Subject, n: int) -> None:
 
 @kind(Capability.GENERATE)
 def filled(s: Subject, n: int) -> None:
-    """To the last position of the context, where that is told and short."""
+    """To the last position of the context, where that is told and short; in every other round."""
+    if n % 2:
+        return
     length = s.context - 1 if 2 < s.context <= 64 else 2
     s.engine.generate([n % 3] * length, max_tokens=4, ignore_eos=True)
 
