@@ -117,7 +117,7 @@ REGISTRY: dict[str, Fault] = {}
 MODULES = (
     "file", "blocks", "embedding", "norm", "rope", "attention", "feedforward", "head",
     "sampler", "tokenizer", "generation", "state", "memory", "leakpaths", "cost", "trace", "harness",
-    "common",
+    "floors", "common",
 )  # fmt: skip
 DEVICE_MODULES = ("device",)
 """Faults that only an engine on a device can have; the matrix, which runs NumPy, leaves them out."""
