@@ -113,15 +113,16 @@ def engine(pytestconfig: pytest.Config, model_spec: str) -> Iterator[Engine]:
 
 @pytest.fixture(scope="session")
 def leak_probe(pytestconfig: pytest.Config, model_spec: str) -> Callable[..., PathReport]:
-    """`leak_probe(path, engine=…, calls=50, …)`: what one path of the engine leaves, in a fresh process.
+    """`leak_probe(path, engine=…, model=…, …)`: what one path of the engine leaves, in a fresh process.
 
     A run that noise kept from telling is repeated, twice at most.
     """
     from prill_harness.leaks import Probe, probe
     from prill_harness.leaks.repeat import settled
 
-    def look(path: str, *, engine: str = "", **rest: Any) -> PathReport:
-        wanted = Probe(engine or pytestconfig.getoption("prill_engine"), model_spec, path, **rest)
+    def look(path: str, *, engine: str = "", model: str = "", **rest: Any) -> PathReport:
+        planned = engine or pytestconfig.getoption("prill_engine"), model or model_spec
+        wanted = Probe(*planned, path, **rest)
         return settled(probe.run, wanted)
 
     return look

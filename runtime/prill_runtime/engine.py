@@ -121,6 +121,9 @@ class Model:
         Returns:
             Logits (new ids, vocab) per sequence, in the backend's dtype; row i predicts what follows id i.
 
+        Each new id meets each weight once, whatever its position and company, and the head only where its
+        logits are wanted; what is in the caches is read and not copied.
+
         Raises:
             ContextLengthExceeded: before anything is written.
             InvalidParameter: no sequence, no ids, an id outside the vocabulary, a cache twice or of another

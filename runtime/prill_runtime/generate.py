@@ -51,7 +51,7 @@ class StopStrings:
         self._tail = b""
 
     def push(self, piece: bytes) -> bool:
-        """Add bytes; whether a stop string now ends inside them."""
+        """Add bytes; whether a stop string now ends inside them. The cost does not grow with the text."""
         text = self._tail + piece
         self._tail = text[max(len(text) - self._keep, 0) :]
         return any(wanted in text for wanted in self._wanted)
@@ -160,6 +160,8 @@ def generate(
         cache: continues this sequence; it then holds every generated id but the last.
 
     The last position of the context predicts one more token, which is generated and ends the text.
+    A token costs the same at every position, but for the keys that attention reads and the ids that a
+    repetition penalty counts.
 
     Raises:
         ContextLengthExceeded: the prompt alone does not fit; nothing is written.

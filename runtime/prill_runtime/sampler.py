@@ -126,6 +126,7 @@ def sample(logits: Logits, params: SamplingParams, position: int, history: Seque
     """Draw the id that stands at `position` of the sequence, from logits (vocab,), in float64.
 
     The same logits, parameters, position and history give the same id in every process and on every backend.
+    One sort of the vocabulary; of the history only a penalty takes notice, once.
 
     Raises:
         NotANumber, InvalidParameter: as `filtered_distribution`; a position outside 0 … 2⁶⁴ − 1.

@@ -74,7 +74,7 @@ class Tokenizer(ABC):
         return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
     def encode(self, text: str, add_special: bool = True, parse_special: bool = True) -> list[int]:
-        """Ids of a text; an empty text gives only what `add_special` adds.
+        """Ids of a text; an empty text gives only what `add_special` adds. Cost n log n in its length.
 
         Args:
             add_special: put BOS before and EOS behind, as far as the file asks for them.
@@ -107,6 +107,7 @@ class Tokenizer(ABC):
         that `encode` puts before each stretch of text is removed, which is one space directly at the
         start (BOS may come first) and directly after a CONTROL or USER_DEFINED token. `continuation`
         keeps the one at the start: the ids go on where a text stopped, so their space is a real one.
+        The cost is linear.
 
         Raises:
             InvalidParameter: an id is outside the vocabulary.
@@ -186,7 +187,7 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
-        """The characters that this id completes: often one word, sometimes none.
+        """The characters that this id completes: often one word, sometimes none. Costs as much as any other.
 
         Raises:
             InvalidParameter: the id is outside the vocabulary.

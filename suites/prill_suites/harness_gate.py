@@ -19,7 +19,7 @@ from prill_harness.evidence import Cell, CellEnded, CellStarted, Evidence, Recor
 from prill_harness.faults.core import Fault
 from prill_harness.faults.forgotten import Forgotten, Kill
 from prill_harness.faults.kills import Kills, Trial, fresh
-from prill_harness.ledger import lines
+from prill_harness.ledger import EXIT_CODES, lines
 from prill_harness.plan import Plan
 from prill_harness.policy import Gate, Policy
 from prill_harness.verdict import Severity, Verdict
@@ -49,6 +49,13 @@ def sound() -> list[Record]:
     return records
 
 
+def ended(records: Sequence[Record]) -> Sequence[Record]:
+    """A cell's records, with the exit code that its evidence asks for."""
+    statuses = {record.status for record in records if isinstance(record, Evidence)}
+    code = next((code for status, code in EXIT_CODES if status in statuses), 0)
+    return [msgspec.structs.replace(r, exit_code=code) if isinstance(r, CellEnded) else r for r in records]
+
+
 def decide(folder: Path, records: Sequence[Record], **named: Any) -> Verdict:
     """The verdict on records, by way of a ledger for each cell."""
     ledgers = []
@@ -57,7 +64,7 @@ def decide(folder: Path, records: Sequence[Record], **named: Any) -> Verdict:
         if mine:
             ledgers.append(plan.ledger_path(folder, cell))
             ledgers[-1].parent.mkdir(parents=True, exist_ok=True)
-            ledgers[-1].write_bytes(lines(mine))
+            ledgers[-1].write_bytes(lines(ended(mine)))
     gathered = plan.gather(ledgers, folder / "ledger.jsonl")
     item = Item("demo.all", "All", "so", Severity.CRITICAL, CHECKS)
     wanted = Gate("demo", ("demo",), ("demo",), frozenset(), (), Severity.LOW, 1, 0, 0)

@@ -11,11 +11,14 @@ from prill_harness.engines import FAULT
 from prill_harness.engines.base import Capability, Engine
 from prill_harness.leaks import PathReport, Verdict
 from prill_harness.leaks.curves import noted
+from prill_harness.leaks.kinds import KINDS
+from prill_runtime.engine import Model
 from prill_runtime.errors import Inconclusive
 
 LeakProbe = Callable[..., PathReport]
 WALK_S = 3.0  # a gate's share of what `prill leak` takes for all
 FEWEST = 41  # readings of a series that count: where noise asks for it twice as many are taken
+SMALL, REQUESTS = "synth:llama-pico:f16", 1000
 READINGS = "the reading after warm-up, by ledgers that found a planted leak of 16 bytes in every 8th call"
 
 
@@ -82,12 +85,43 @@ def test_concurrent(observe: Observer, leak_probe: LeakProbe) -> None:
     returns(observe, leak_probe("concurrent", max_tokens=2))
 
 
-@check("memory.hundred_requests", kills=("leak_on_success", "history_grows"))
-def test_hundred_requests(observe: Observer, leak_probe: LeakProbe) -> None:
-    """A hundred requests after warm-up return to the baseline."""
-    report = leak_probe("success", calls=125, max_tokens=2, vary=False)
+@check(
+    "memory.thousand_requests",
+    kills=(
+        "leak_on_success",
+        "history_grows",
+        "leak_in_batch",
+        "leak_in_failed_batch",
+        "leak_at_stop",
+        "leak_at_context_end",
+        "leak_when_drawn",
+        "leak_with_penalty",
+        "leak_every_200th",
+        "leak_every_200th_batch",
+        "malformed_keeps_descriptor",
+        "malformed_late_keeps_file",
+        "leak_when_callback_raises",
+        "leak_at_reset",
+        "leak_in_trace",
+        "leak_in_refused_text",
+    ),
+)
+def test_thousand_requests(observe: Observer, leak_probe: LeakProbe, engine: Engine) -> None:
+    """Requests of every kind, ended in every way, leave nothing: a thousand of each, or what time allows."""
+    own = isinstance(getattr(engine, "model", None), Model)  # its code is one on every model: a small one
+    report = leak_probe("requests", vary=False, **({"model": SMALL} if own else {}))
     returns(observe, report)
-    observe.metric("requests", report.calls - report.first + 1, at_least=100)
+    made = report.kinds
+    if own and len(made) < len(KINDS):
+        raise Inconclusive("a kind of call could not be made", got=", ".join(KINDS.keys() - made.keys()))
+    fewest, windows = min(made.values(), default=0), report.seen[0].of or 1
+    if own and fewest < REQUESTS:
+        raise Inconclusive("too few requests", expected=f"{REQUESTS} of each kind", got=fewest)
+    observe.metric("requests of each kind", fewest, at_least=1)
+    observe.say(
+        f"{sum(made.values())} calls of {len(made)} kinds ({', '.join(made)}): no ledger kept growing; "
+        f"one that grows in one call of {max(1, fewest // windows)} of a kind would have been seen"
+    )
 
 
 @check("memory.counters", kills=("memory_constant",), needs=(Capability.MEMORY, Capability.SESSIONS))

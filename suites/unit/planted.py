@@ -416,7 +416,7 @@ def probed(patch: Patch, changed: Callable[[str], str]) -> None:
     )
 
 
-@breaks("memory.success", "memory.hundred_requests")
+@breaks("memory.success")
 def request_leaks(patch: Patch) -> None:
     probed(patch, lambda engine: f"{engine}+fault:leak_every_eighth")
 

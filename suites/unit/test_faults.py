@@ -14,14 +14,14 @@ import prill_runtime
 from prill_harness import faults
 from prill_harness.engines import open_engine
 from prill_harness.faults import Fault, catalogue
-from prill_harness.faults.blame import AFTER_STAGES, BEFORE_STAGES
+from prill_harness.faults.blame import AFTER_STAGES, BEFORE_STAGES, COST
 from prill_harness.stages import BLOCKS
 from prill_runtime.backends.numpy import NumpyBackend
 from prill_runtime.errors import UsageError
 
 MODEL = "fixture:llama-tiny"
 IDS = [1, 5, 9, 300, 17, 5]
-PARTS = {part for part, _ in (*BEFORE_STAGES, *AFTER_STAGES)} | {"file", "harness", "trace", "oracle"}
+PARTS = {part for part, _ in (*BEFORE_STAGES, *AFTER_STAGES, *COST)} | {"file", "harness", "trace", "oracle"}
 KINDS = {"embed", "output_norm", "logits", *BLOCKS["llama"], *BLOCKS["gpt2"]}
 
 

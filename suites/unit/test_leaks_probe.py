@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from prill_harness.commands.leak import render
-from prill_harness.leaks import bars, build, device, judge, ledgers, protocol, selftest, sites
+from prill_harness.leaks import bars, build, device, judge, ledgers, protocol, selftest, settle, sites
 from prill_harness.leaks.ledgers import PLANT_EVERY, Book, Ledger, Measured, Series
 from prill_harness.leaks.live import sparkline
 from prill_harness.leaks.probe import Conversation, joined, probe, run
@@ -33,6 +34,14 @@ FEW = (
     "a silent cache of 5000 prompts that never fills",
     "a cache of 30, entered by every call",
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_objects() -> Iterator[None]:
+    """As in the process that measures: what lived before is no part of the collection before each reading."""
+    settle.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.mark.parametrize("name", FEW)

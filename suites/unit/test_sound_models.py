@@ -21,7 +21,7 @@ from prill_harness.ledger import read
 
 from .commandline import child
 
-SUITES = ("tokens", "stages", "cache", "properties", "sampler", "errors", "harness")
+SUITES = ("tokens", "stages", "cache", "properties", "sampler", "errors", "harness", "cost")
 MODELS = int(os.environ.get("PRILL_SOUND_MODELS", "10"))
 SMALL = os.environ.get("PRILL_SOUND_SIZE", "small") == "small"
 PLAIN = sound.Recipe(

@@ -18,13 +18,14 @@ from prill_harness.evidence import Evidence, Status
 from prill_harness.ledger import read
 from prill_harness.policy import load_policy
 
-from .planted_company import FAULTS
+from .planted_cost import FAULTS
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "fixture:llama-tiny"
 SUITES = (
     "blocks",
     "cache",
+    "cost",
     "errors",
     "file",
     "harness",

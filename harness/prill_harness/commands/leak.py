@@ -16,7 +16,7 @@ from prill_runtime.errors import UsageError
 if TYPE_CHECKING:
     from prill_harness.leaks.report import PathReport, Report
 
-PATHS = ("success", "error", "cancel", "load", "session", "concurrent")
+PATHS = ("success", "error", "cancel", "load", "session", "concurrent", "requests")
 REPORTERS = "prill.leak_reporters"
 STATUS = {"clean": "passed", "leak": "failed", "broken": "failed", "inconclusive": "inconclusive"}
 

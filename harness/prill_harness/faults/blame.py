@@ -57,6 +57,8 @@ AFTER_STAGES = (
 CAUSES = {"batch": "batch", "chance": "state", "cache": "state", "sampler": "sampler", "length": "generate",
           "logits": "logits", "golden": "harness"}  # fmt: skip
 WHOLE = (("logits", ("tokens.", WHOLE_STEP)),)
+# What is wrong may cost more too; what costs more and is right is to blame for that alone.
+COST = (("cost", ("cost.",)),)
 # The oracle and the golden are the harness's own: an engine cannot make them disagree.
 HARNESS = ("harness.", "tokens.golden_is_current")
 # A second reading of the file contradicts the oracle: what it shares with the engine is wrong.
@@ -112,7 +114,7 @@ def _one_refusal(seen: list[Evidence]) -> list[Evidence]:
 
 def blame(killed: Sequence[Evidence]) -> Blame | None:
     """Who is to blame, from the checks that count as kills; None when there are none."""
-    late = (_parts(AFTER_STAGES), _text, _parts(WHOLE))
+    late = (_parts(AFTER_STAGES), _text, _parts(WHOLE), _parts(COST))
     for step in (_harness, _file, _parts(BEFORE_STAGES), _trace, _stage, _op, *late):
         found = step(killed)
         if found is not None:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import msgspec
+import numpy as np
 
 from prill_harness.engines import EngineSpec
 from prill_harness.leaks import ledgers, paths, protocol, settle, walk
@@ -20,6 +21,7 @@ from prill_runtime.errors import Inconclusive, PrillError
 
 CONTROL_FIRST = 2  # calls of a control before those that count
 SECOND_WARMUP = 2  # calls with distinct prompts before they are measured
+LOCATED, PASSES = 200, 3  # calls of each kind, to see which of them leaves something every time
 REMOTE = ("http", "exec")  # their memory is another process's
 
 
@@ -45,7 +47,8 @@ class Run:
     def carry_out(self, order: Callable[[], bytes]) -> bytes:
         """Measure as `order` commands; the command that ended it."""
         probe, first, distinct = self.probe, self.probe.warmup + 1, False
-        self._tell(Opened(self.book.series, self.missing, self.path.varies and probe.vary))
+        made_of = dict.fromkeys(self.path.kinds, self.path.times)
+        self._tell(Opened(self.book.series, self.missing, self.path.varies and probe.vary, made_of))
         settle.begin()
         self._control()
         self._calls(probe.warmup)
@@ -63,6 +66,24 @@ class Run:
                 self._calls(SECOND_WARMUP, distinct)
                 first = self.book.calls + 1
             self._calls(probe.measured, distinct)
+
+    def left(self) -> dict[str, dict[str, int]]:
+        """Kind of call -> what grew in each of PASSES, LOCATED calls of it alone; fewer where one is slow."""
+        kinds, count = self.path.kinds, max(1, LOCATED * self.path.times // paths.TIMES)
+        book = self.book.beside(PASSES * len(kinds) + 1)
+        book.close_call()
+        for make in list(kinds.values()) * PASSES:
+            for n in range(count):
+                make(n)
+            book.close_call()
+        book.unplant()
+        rows = (book.rows - book.planted)[: book.calls]
+        grown = np.diff(rows, axis=0).reshape(PASSES, len(kinds), -1).min(axis=0)  # (kind, series)
+        told = [(f"{s.ledger} {s.name}", at) for at, s in enumerate(book.series) if s.rule and not s.part]
+        return {
+            kind: {name: int(by[at]) for name, at in told if by[at] > 0}
+            for kind, by in zip(kinds, grown, strict=True)
+        }
 
     def _control(self) -> None:
         """As many calls as are measured of the path's control, if it has one."""
@@ -101,14 +122,16 @@ def serve(probe: Probe, tell: Callable[[Message], None], order: Callable[[], byt
     device = _device(probe) if probe.device else ()
     path = paths.Path.registry[probe.path](probe)
     try:
-        command = Run(probe, path, tell, device).carry_out(order)
+        run = Run(probe, path, tell, device)
+        command = run.carry_out(order)
         extra, done = list[Judged](), None
+        left = run.left() if command == protocol.LOCATE else {}
         if command == protocol.WALK and isinstance(path, paths.Load):
             extra, done = walk.walked(probe, path.model, tell)
         constant = None
         if not device and path.memory() and path.engine and not paths.counters_move(path.engine, path.ids):
             constant = tuple(ledgers.counter_names(path.engine.memory()))
-        tell(Finished(tuple(extra), constant, done))
+        tell(Finished(tuple(extra), constant, done, left))
     finally:
         with contextlib.suppress(PrillError):
             path.close()

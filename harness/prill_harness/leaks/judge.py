@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -266,6 +266,16 @@ def told(found: Sequence[Judged]) -> str:
     for j in sorted(found, key=lambda j: order.get(j.series, 0)):
         best.setdefault((j.ledger, "memory" if j.series in ("bytes", "blocks") else j.series), j)
     return "; ".join(j.sentence for j in best.values())
+
+
+def sites(leaks: Sequence[Judged], left: Mapping[str, Mapping[str, int]]) -> str:
+    """Behind a leak's sentence: the kinds of call that, made alone, left at least half of what any did."""
+    told = []
+    for series in dict.fromkeys(f"{j.ledger} {j.series}" for j in leaks if j.series != "bytes"):
+        grown = {kind: by[series] for kind, by in left.items() if series in by}
+        most = max(grown.values(), default=0)
+        told += [f"{kind} ({series} {by:+d})" for kind, by in grown.items() if 2 * by >= most]
+    return f"; left by {', '.join(told)}" if told else ""
 
 
 def concluded(

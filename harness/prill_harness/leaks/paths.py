@@ -1,11 +1,16 @@
-"""A path's name and an engine in; one call of it out: success, error, cancel, load, session, concurrent."""
+"""A path's name and an engine in; one call of it out: success, error, cancel, load, session, concurrent,
+requests."""
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
+from pathlib import Path as File
 from threading import Barrier
 from typing import Any, ClassVar
 
@@ -13,8 +18,9 @@ import numpy as np
 
 from prill_harness.engines import CONNECTORS, EngineSpec, open_engine, resolve_model
 from prill_harness.engines.base import Capability, Engine, engine_class
+from prill_harness.leaks import kinds
 from prill_harness.leaks.report import Probe
-from prill_runtime.errors import Inconclusive
+from prill_runtime.errors import Inconclusive, PrillError
 
 PROMPT = "the quick brown fox jumps over the lazy dog"
 LENGTH = 12
@@ -22,6 +28,10 @@ FULL_CONTEXT = 8192  # a prompt one longer than a larger context is not worth it
 SESSIONS = 4
 CANCEL_AT = 3
 PROMPTS = 1000  # distinct ones that a vocabulary and a length have to allow
+TIMES = 25  # calls of each kind in one of the path `requests`: 200 in a window of eight
+REQUESTS_S = (
+    60.0  # seconds of the processor's that path may take; where a call is slow, each kind is made fewer times
+)
 
 
 def opened(spec: str, model: str) -> Engine:
@@ -46,6 +56,8 @@ class Path(ABC):
     registry: ClassVar[dict[str, type[Path]]] = {}
     varies = False  # whether distinct prompts make a difference
     control: Callable[[], None] | None = None  # a call like this path's that does no work of the engine
+    kinds: Mapping[str, Callable[[int], object]] = {}  # of which one call of this path is made up, if it is
+    times = 1  # that each of them is made in it
 
     def __init_subclass__(cls, name: str) -> None:
         Path.registry[name] = cls
@@ -217,6 +229,46 @@ class Concurrent(Path, name="concurrent"):
     def close(self) -> None:
         self._pool.shutdown()
         super().close()
+
+
+class Requests(Path, name="requests"):
+    """Every kind of call that the protocol knows, some of each: what leaves something in one of two hundred,
+    or at one end of one kind alone, shows."""
+
+    def __init__(self, probe: Probe) -> None:
+        super().__init__(probe)
+        self._folder = tempfile.TemporaryDirectory(prefix="prill-leaks-")
+        model = probe.model
+        with contextlib.suppress(PrillError):
+            model = str(resolve_model(model))
+        assert self.engine is not None
+        vocab = self._known if "vocab_size" in self.info.config else 0
+        subject = kinds.Subject(
+            self.engine, lambda file: opened(probe.engine, file), model, vocab, self._context
+        )
+        self.kinds = kinds.offered(subject, File(self._folder.name))
+        self._poisoned = subject.poisoned
+        if not self.kinds:
+            raise Inconclusive(f"engine {self.info.name} offers no call that could be made")
+        self._round(0)
+        began = time.process_time()  # which does not grow when others use the machine
+        self._round(1)
+        each = probe.calls * (time.process_time() - began)
+        self.times = max(1, min(TIMES, int(REQUESTS_S / max(each, 1e-9))))
+
+    def call(self, number: int, ids: Sequence[int]) -> None:
+        for n in range(number * self.times, (number + 1) * self.times):
+            self._round(n)
+
+    def _round(self, n: int) -> None:
+        for make in self.kinds.values():
+            make(n)
+
+    def close(self) -> None:
+        super().close()
+        if self._poisoned is not None:
+            self._poisoned.close()
+        self._folder.cleanup()
 
 
 NAMES = tuple(Path.registry)

@@ -162,6 +162,8 @@ class Conversation:
         if self._opened.varies and clean:
             self._distinct, self._doubled = True, False
             return protocol.DISTINCT
+        if self._opened.kinds and phase.leaks:
+            return protocol.LOCATE
         # Beside the GPU's ledgers CUPTI takes memory of the host at every load, failed ones included.
         walks = self._wanted.path == "load" and not phase.leaks and not self._wanted.device
         return protocol.WALK if walks else protocol.END
@@ -173,7 +175,9 @@ class Conversation:
         if message.constant is not None:
             found = [j for j in found if j.ledger != "engine"] + [judge.constant(message.constant)]
         report = judge.concluded(self._wanted, self._book, found, self._planted, self._opened.missing)
-        return msgspec.structs.replace(report, walk=message.walk)
+        made = {kind: times * (report.calls - report.first + 1) for kind, times in self._opened.kinds.items()}
+        sentence = report.sentence + judge.sites(report.leaks, message.left)
+        return msgspec.structs.replace(report, walk=message.walk, kinds=made, sentence=sentence)
 
     def _died(self) -> PathReport:
         path, code, lines = self._wanted.path, self._hosted.ended(), self._hosted.said()

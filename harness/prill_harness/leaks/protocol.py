@@ -11,16 +11,19 @@ from numpy.typing import NDArray
 from prill_harness.leaks.ledgers import Book, Series
 from prill_harness.leaks.report import Judged, Site, Walk
 
-# Commands: as many calls again; as many with a prompt of their own each; the end, with or without the walk.
-AGAIN, DISTINCT, WALK, END = b"a", b"d", b"w", b"e"
+# Commands: as many calls again; as many with a prompt of their own each; the end, with the walk, with the
+# kinds of call that leave something, or with neither.
+AGAIN, DISTINCT, WALK, LOCATE, END = b"a", b"d", b"w", b"l", b"e"
 
 
 class Opened(msgspec.Struct, frozen=True, tag="opened"):
-    """The ledgers' columns, the ledgers that are missing and why; whether distinct prompts mean anything."""
+    """The ledgers' columns, the ledgers that are missing and why; whether distinct prompts mean anything;
+    and of how many calls of which kinds one of this path is made up."""
 
     series: tuple[Series, ...]
     missing: dict[str, str]
     varies: bool
+    kinds: dict[str, int] = {}
 
 
 class Call(msgspec.Struct, frozen=True, tag="call"):
@@ -59,12 +62,13 @@ class Finished(msgspec.Struct, frozen=True, tag="finished"):
 
     Attributes:
         extra: what the walk found; walk: how far it went.
-        constant: counters of the engine that nothing moves.
+        constant: counters of the engine that nothing moves. left: by kind of call, what grew by how much.
     """
 
     extra: tuple[Judged, ...] = ()
     constant: tuple[str, ...] | None = None
     walk: Walk | None = None
+    left: dict[str, dict[str, int]] = {}
 
 
 class Failing(msgspec.Struct, frozen=True, tag="failing"):

@@ -105,6 +105,7 @@ class PathReport(msgspec.Struct, frozen=True):
         calls: made in all, warm-up included; first: the first measured one.
         missing: ledgers that could not be attached, and why.
         walk: of the path `load`: which of its allocations were failed.
+        kinds: of the path `requests`: how many calls of each kind were measured.
     """
 
     path: str
@@ -120,6 +121,7 @@ class PathReport(msgspec.Struct, frozen=True):
     duration_s: float = 0.0
     readings: dict[str, int] = {}
     walk: Walk | None = None
+    kinds: dict[str, int] = {}
 
     @property
     def leaks(self) -> tuple[Judged, ...]:

@@ -1,0 +1,161 @@
+"""What the meter counts is exact, the same every time, and leaves what it looks at as it was."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prill_harness import Engine, open_engine
+from prill_harness.cost import Meter, Spent, average, slopes
+from prill_runtime.backends.numpy import NumpyBackend
+
+PICO = "synth:llama-pico:f16"
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    with open_engine("numpy", PICO) as opened:
+        yield opened
+
+
+def steps(count: int) -> int:
+    total = 0
+    for n in range(count):
+        total += n
+    return total
+
+
+def grown(count: int) -> list[bytes]:
+    return [bytes(10_000) for _ in range(count)]
+
+
+def test_instructions_are_counted_by_function() -> None:
+    """A loop costs the same number of instructions for every turn, and its function is named."""
+    with Meter() as meter:
+        spent = [meter.spent(partial(steps, count)).instructions["steps"] for count in (10, 20, 30)]
+    assert spent[2] - spent[1] == spent[1] - spent[0] > 20
+
+
+def test_a_librarys_work_is_its_callers() -> None:
+    """Functions of NumPy's own, written in Python, count for whoever called them."""
+
+    def sorts(count: int) -> None:
+        for _ in range(count):
+            np.median([3.0, 1.0, 2.0])
+
+    with Meter() as meter:
+        meter.spent(partial(sorts, 1))
+        one, two = (meter.spent(partial(sorts, count)) for count in (1, 2))
+    assert {name.rpartition(".")[2] for name in one.instructions} == {"sorts"}
+    assert two.steps - one.steps > 100
+
+
+def test_bytes_are_counted_by_function_whether_kept_or_not() -> None:
+    """What is let go of again was taken all the same."""
+
+    def taken(count: int) -> None:
+        for _ in range(count):
+            grown(1)
+
+    with Meter() as meter:
+        meter.spent(partial(taken, 1))
+        spent = meter.spent(partial(taken, 20))
+    assert 200_000 <= spent.allocated["grown"] + spent.allocated.get("grown.<locals>.<listcomp>", 0) < 240_000
+    assert 10_000 <= spent.transient < 25_000
+    assert spent.kept < 2_000
+
+
+@given(rows=st.integers(1, 5), inner=st.integers(1, 7), columns=st.integers(1, 6))
+def test_products_are_rows_times_weights(rows: int, inner: int, columns: int) -> None:
+    """Multiply-adds of `linear` are those of the product; the result is what it is without a meter."""
+    backend = NumpyBackend("float32")
+    x, weight = np.ones((rows, inner), np.float32), np.full((columns, inner), 2, np.float32)
+    plain = backend.linear(x, weight)
+
+    with open_engine("numpy", PICO) as engine, Meter(engine) as meter:
+        counted = engine.model.backend  # type: ignore[attr-defined]
+        meter.start()
+        got = counted.linear(x, weight)
+        spent = meter.stop()
+    assert spent.products == {"linear": rows * inner * columns}
+    assert type(got) is np.ndarray
+    assert np.array_equal(got, plain)
+
+
+def test_a_metered_engine_gives_the_same_bits(engine: Engine) -> None:
+    """Counting changes no logit."""
+    before = engine.logits([1, 2, 3])
+    with Meter(engine) as meter:
+        meter.start()
+        during = engine.logits([1, 2, 3])
+        spent = meter.stop()
+    assert np.array_equal(before, during)
+    assert spent.products["linear"]
+    assert spent.elements["rms_norm"]
+
+
+def test_the_same_work_costs_the_same(engine: Engine) -> None:
+    """Two runs agree in every operation and instruction."""
+    work = partial(engine.generate, [1, 2], max_tokens=3, ignore_eos=True)
+    with Meter(engine) as meter:
+        meter.spent(work)
+        one, two = meter.spent(work), meter.spent(work)
+    assert (one.products, one.elements, one.instructions) == (two.products, two.elements, two.instructions)
+
+
+def test_everything_is_as_before(engine: Engine) -> None:
+    """After a meter, even one whose work failed, the backend and the interpreter are not watched any more."""
+    backend, traced = engine.model.backend, sys.gettrace()  # type: ignore[attr-defined]
+    own = dict(vars(backend))
+
+    def fails() -> None:
+        raise KeyError(1)
+
+    with pytest.raises(KeyError), Meter(engine) as meter:
+        meter.spent(fails)
+    assert sys.gettrace() is traced
+    assert vars(backend) == own
+
+
+def test_nothing_counts_outside(engine: Engine) -> None:
+    """What is done before `start` and after `stop` is no part of what was spent."""
+    with Meter(engine) as meter:
+        engine.logits([1, 2])
+        meter.start()
+        spent = meter.stop()
+        engine.logits([1, 2])
+        after = meter.spent(lambda: None)
+    assert not spent.products
+    assert not after.products
+
+
+def test_growth_is_by_what_was_added() -> None:
+    """Slopes come the fastest first; a count that is new or gone counts from nought."""
+    first, last = average([Spent({"a": 1}), Spent({"a": 3})], lambda s: s.instructions), {"a": 12.0, "b": 5.0}
+    assert first == {"a": 2.0}
+    assert slopes(first, last, 5) == {"a": 2.0, "b": 1.0}
+
+
+def test_launches_of_the_emulator_are_counted() -> None:
+    """A replayed graph launches the same kernels with the same threads for every token."""
+    seen: list[Spent] = []
+    with open_engine("emu", "synth:llama-micro:f16") as engine, Meter(engine) as meter:
+
+        def looked(token: int, logprob: float) -> None:
+            if seen or meter.running:
+                seen.append(meter.read())
+            else:
+                meter.start()
+
+        engine.generate([1, 2], max_tokens=5, ignore_eos=True, on_token=looked)
+    assert len(seen) == 4
+    assert sum(seen[1].launches.values()) > 3
+    assert seen[1].launches == seen[3].launches
+    assert seen[1].threads == seen[3].threads
+    assert all(threads >= seen[1].launches[kernel] for kernel, threads in seen[1].threads.items())

@@ -1,0 +1,106 @@
+"""Every call that an engine's protocol knows is on a path of the probe, and a leaking kind is named."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from prill_harness import Engine, open_engine
+from prill_harness.engines import resolve_model
+from prill_harness.engines.base import Session
+from prill_harness.leaks import judge, kinds, paths, probe
+from prill_harness.leaks.kinds import KINDS, Subject
+from prill_harness.leaks.report import Judged, Probe, Verdict
+from prill_runtime.errors import PrillError
+
+PICO = "synth:llama-pico:f16"
+# What reads or lends without a request's work: nothing is made for a caller that could be left behind.
+BESIDE = {"accepts", "open", "info", "ops", "copy_bandwidth"}
+
+
+@pytest.fixture
+def subject(tmp_path: Path) -> Iterator[Subject]:
+    with open_engine("numpy", PICO) as engine:
+        yield Subject(engine, lambda f: open_engine("numpy", f), str(resolve_model(PICO)), 320, 16)
+
+
+def test_every_call_of_the_protocol_is_made() -> None:
+    """A method that engine or session gain is made by some kind of call, or this fails."""
+    source = inspect.getsource(kinds)
+    for cls in (Engine, Session):
+        public = {name for name in vars(cls) if not name.startswith("_") and callable(getattr(cls, name))}
+        missing = {name for name in public - BESIDE - {"registry"} if f".{name}(" not in source}
+        assert not missing, f"{cls.__name__}: {missing}"
+
+
+def test_an_embedded_engine_takes_every_kind(subject: Subject, tmp_path: Path) -> None:
+    """All kinds are offered, and each is what it says: requests stop, fill, are refused."""
+    made = kinds.offered(subject, tmp_path)
+    assert made.keys() == KINDS.keys()
+    ends: Counter[str] = Counter()
+    generate = subject.engine.generate
+
+    class Watched:
+        def __getattr__(self, name: str) -> object:
+            return getattr(subject_engine, name)
+
+        def generate(self, *given: object, **named: object) -> object:
+            try:
+                done = generate(*given, **named)  # type: ignore[arg-type]
+            except PrillError:
+                ends["refused"] += 1
+                raise
+            ends[done.finish_reason] += 1
+            return done
+
+    subject_engine = subject.engine
+    subject.engine = Watched()  # type: ignore[assignment]
+    for n in range(18):
+        for make in made.values():
+            make(n)
+    assert {"stop", "length", "context", "cancelled", "refused", "eos"} <= ends.keys()
+    assert ends["stop"] == 18
+
+
+def test_malformed_files_are_refused_early_and_late(subject: Subject, tmp_path: Path) -> None:
+    """Some are missing or no GGUF at all; others are refused when tensors or the tokenizer are looked at."""
+    kinds.offered(subject, tmp_path)
+    said = []
+    for file in subject.files:
+        with pytest.raises(PrillError) as refusal:
+            open_engine("numpy", file)
+        said.append(str(refusal.value))
+    assert len(said) == 9
+    for words in ("empty", "GGUF", "tensors are missing", "tokenizer.ggml.model"):
+        assert any(words in sentence for sentence in said), words
+
+
+def test_an_engine_without_files_or_text_is_asked_for_less(tmp_path: Path) -> None:
+    """What an engine does not offer is left out, and the rest is made."""
+    with open_engine("numpy", PICO) as engine:
+        subject = Subject(engine, lambda f: open_engine("numpy", f), "none", 320, 16)
+        made = kinds.offered(subject, tmp_path)
+    assert made.keys() == KINDS.keys() - {"loaded", "malformed", "poisoned"}
+
+
+def test_the_kind_that_leaves_something_is_named() -> None:
+    """Kinds with at least half of the largest growth of a leaking series are told, others are not."""
+    leak = Judged("host", "blocks", "blocks", Verdict.LEAK, "")
+    left = {"a": {"host blocks": 400}, "b": {"host blocks": 3, "python blocks": 9}, "c": {}}
+    assert judge.sites([leak], left) == "; left by a (host blocks +400)"
+    assert judge.sites([], left) == judge.sites([leak], {}) == ""
+
+
+def test_a_rare_leak_of_one_kind_is_found_and_told() -> None:
+    """16 bytes in every hundredth cancelled request show in 50 calls; the sentence names that kind."""
+    report = probe.run(Probe("control:leak=block,on=cancel,every=100", "none", "requests", vary=False))
+    assert report.verdict is Verdict.LEAK
+    assert report.sentence.endswith("left by cancelled (host blocks +1)"), report.sentence
+    offered = {"greedy", "sampled", "cancelled", "filled", "refused", "held"}
+    assert report.kinds == dict.fromkeys(offered, 40 * paths.TIMES)
+    sound = probe.run(Probe("control:noise=churn", "none", "requests", vary=False))
+    assert sound.verdict is Verdict.CLEAN, sound.sentence
