@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import groupby, pairwise
 from typing import Any
@@ -125,19 +125,22 @@ class Twin:
     def spelled(self, text: str) -> bytes | None:
         """What comes back of a text, by what the vocabulary can spell; None where this twin cannot tell.
 
-        The text itself where nothing is lost: control tokens give nothing, what becomes unk U+FFFD.
+        The text itself where nothing is lost: control tokens give nothing, what becomes unk U+FFFD. Ids do
+        not say whether a user-defined token was cut out of the text or merged: a space behind it counts as
+        one that encoding put there either way.
         """
-        out, strip = b"", self.prefix
+        pieces: list[tuple[bytes, bool]] = []
         for part in self.parts(text):
             if isinstance(part, int):
-                out += self.piece(part)
-                strip = self.prefix and (part in self.control or self.types[part] == USER_DEFINED)
+                pieces.append((self.piece(part), self._begins_anew(part)))
                 continue
             if self.whole_words and any(_LETTERS[byte] not in self.words for byte in part.encode()):
                 return None  # a word that is a token whole may hold a byte that has no token
-            found = self._spelled_spm(part) if self.spm else self._spelled_bytes(part)
-            out += found[1:] if strip and found.startswith(b" ") else found
-        return out
+            try:
+                pieces += self._spelled_spm(part) if self.spm else [(self._spelled_bytes(part), False)]
+            except Ambiguous:
+                return None
+        return self._without_prefixes(pieces)
 
     @cached_property
     def words(self) -> dict[str, int]:
@@ -200,14 +203,14 @@ class Twin:
     def _in_bytes(self, symbol: str) -> list[int]:
         return [self.byte_tokens[byte] for byte in symbol.encode()]
 
-    def _spelled_spm(self, part: str) -> bytes:
-        out = b""
+    def _spelled_spm(self, part: str) -> Iterator[tuple[bytes, bool]]:
         for known, symbols in groupby(self._symbols(part), self._has):
             if known:
-                out += b"".join(self.piece(self.words[s]) if s in self.words else s.encode() for s in symbols)
+                for symbol in symbols:
+                    at = self.words.get(symbol)
+                    yield (symbol.encode(), False) if at is None else (self.piece(at), self._begins_anew(at))
             elif self.unk is not None:
-                out += self.piece(self.unk)
-        return out
+                yield self.piece(self.unk), self._begins_anew(self.unk)
 
     def _spelled_bytes(self, part: str) -> bytes:
         return bytes(byte for byte in part.encode() if _LETTERS[byte] in self.words)
@@ -242,12 +245,18 @@ class Twin:
 
     def text(self, ids: list[int]) -> bytes:
         """The bytes of ids, without the spaces that were put before stretches of text."""
+        return self._without_prefixes((self.piece(i), self._begins_anew(i)) for i in ids)
+
+    def _begins_anew(self, i: int) -> bool:
+        """Whether a stretch of text begins behind an id."""
+        return i in self.control or self.types[i] == USER_DEFINED
+
+    def _without_prefixes(self, pieces: Iterable[tuple[bytes, bool]]) -> bytes:
+        """Pieces joined, each with whether a stretch of text begins behind it."""
         out, strip = b"", self.prefix
-        for i in ids:
-            piece = self.piece(i)
-            own = i in self.control or self.types[i] == USER_DEFINED
-            out += piece[1:] if strip and not own and piece.startswith(b" ") else piece
-            strip = self.prefix and own
+        for piece, anew in pieces:
+            out += piece[1:] if strip and not anew and piece.startswith(b" ") else piece
+            strip = self.prefix and anew
         return out
 
 
