@@ -164,7 +164,7 @@ class Divergences:
         uniform = philox.philox_uniform(params.seed, len(prefix))
         reach = math.sqrt(self.bound.kl_max / 2)
         inside = boundary_distance(row, params, prefix, expected, uniform)
-        distance = min(inside, share_distance(row, params, prefix, taken, uniform, reach))
+        distance = measure.smallest(inside, share_distance(row, params, prefix, taken, uniform, reach))
         self._describe(parting, number, prompt, got, row, own)
         parting.detail.update(uniform=uniform, boundary_distance=distance, reach=reach)
         drawn = None if own is None else sampler.sample(own, params, len(prefix), prefix)
@@ -258,7 +258,7 @@ class Divergences:
             return ""
         gap = float(own[parting.expected]) - float(own[parting.taken])
         above = f"its own logits put the expected token {gap:.3g} above it: the choice is wrong"
-        return above if gap > tau else ""
+        return "" if gap <= tau else above
 
     def _tie(self, parting: Parting) -> None:
         self._sort(self.ties, "tie", parting, "the oracle's logits of the two are equal")
@@ -344,7 +344,7 @@ def boundary_distance(
     at = int(place[0])
     low, high = (float(upper[at - 1]) if at else -math.inf), float(upper[at])
     high = math.inf if at == ids.size - 1 else high
-    return max(0.0, min(uniform - low, high - uniform))
+    return measure.largest(0.0, measure.smallest(uniform - low, high - uniform))
 
 
 def share_distance(
@@ -364,7 +364,7 @@ def share_distance(
     own, before, after = probabilities[at], probabilities[:at], probabilities[at + 1 :]
     low = float(before[before > own + 2 * noise].sum() if noise else before.sum())
     high = float(before.sum() + own + after[after >= own - 2 * noise].sum() if noise else before.sum() + own)
-    return max(0.0, low - uniform, uniform - high)
+    return measure.largest(0.0, low - uniform, uniform - high)
 
 
 def equally_likely(

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from prill_harness.checks import Observer, check
-from prill_harness.compare import log_softmax
+from prill_harness.compare import largest, log_softmax
 from prill_harness.engines.base import Capability, Engine
 from prill_harness.engines.embedded import Embedded
 from prill_harness.golden import Golden
@@ -82,7 +82,9 @@ def test_chunking(trial: Trial, observe: Observer, engine: Engine) -> None:
         starts = np.cumsum((0, *sizes)).tolist()
         pieces = [ids[a:b] for a, b in zip(starts, [*starts[1:], len(ids)], strict=True) if ids[a:b]]
         observe.saw(expected.size, oracle=ONE_PASS)
-        worst = max(worst, trial.same(f"chunks {[len(p) for p in pieces]}", expected, fed(engine, pieces)))
+        worst = largest(
+            worst, trial.same(f"chunks {[len(p) for p in pieces]}", expected, fed(engine, pieces))
+        )
 
     def swapped(engine: Engine) -> Pair:
         return engine.logits(ids), fed(engine, [ids[half:], ids[:half]])
@@ -107,14 +109,14 @@ def test_batch(trial: Trial, observe: Observer, engine: Engine, golden: Golden) 
         observe.expect(len(together) == len(order), f"{len(order)} prompts gave {len(together)} results")
         for place, i in enumerate(order):
             observe.saw(alone[i].size, oracle="each prompt alone")
-            worst = max(worst, trial.same(f"prompt {i} in batch {order}", alone[i], together[place]))
+            worst = largest(worst, trial.same(f"prompt {i} in batch {order}", alone[i], together[place]))
 
     def neighbour(engine: Engine) -> Pair:
         return engine.logits(batch[0])[: len(batch[2])], engine.logits(batch[2])
 
     gap = trial.control("a neighbour's rows", neighbour)
     said = texts_alone(trial)
-    worst = max(worst, crowded(trial, logprob_bound(engine, golden)))
+    worst = largest(worst, crowded(trial, logprob_bound(engine, golden)))
     observe.say(
         f"4 compositions and {CROWD} prompts equal each alone, worst NMSE {worst:.2g}; "
         f"a neighbour's rows: {gap}; {said}"
@@ -165,7 +167,7 @@ def logprob_bound(engine: Engine, golden: Golden) -> float:
     """How far two ways to one logprob may be apart: what its lane's noise may do, of engines that round."""
     if engine.info.arithmetic in ("float32", "float64"):
         # Or what the exact lane measured on this model: the errors of two ways add in squares.
-        return max(1e-4, math.sqrt(2) * golden.floors["exact"].dlogprob_max)
+        return largest(1e-4, math.sqrt(2) * golden.floors["exact"].dlogprob_max)
     lane = lane_for(golden.type, engine.info.arithmetic)
     return bounds(lane, golden.floors[lane.name]).dlogprob_max
 
@@ -191,7 +193,7 @@ def test_logprobs(trial: Trial, observe: Observer, engine: Engine, golden: Golde
         observe.expect(as_many, f"{count} tokens, {len(done.logprobs)} logprobs")
         heard = told == list(zip(done.ids, done.logprobs, strict=True))
         observe.expect(heard, f"the callback heard {told[:2]}…, the text has {done.logprobs[:2]}…")
-        worst = max(worst, float(np.abs(expected - done.logprobs).max()))
+        worst = largest(worst, float(np.abs(expected - done.logprobs).max()))
     observe.metric("largest difference of a logprob", worst, at_most=logprob_bound(engine, golden))
 
     def others(engine: Engine) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from prill_harness.compare import largest
 from prill_suites.controls import Trial
 
 CROWD = 20
@@ -25,7 +26,7 @@ def crowded(trial: Trial, bound: float) -> float:
     for n, got in enumerate(engine.logits_batch(prompts)):
         expected = engine.logits(prompts[n])
         observe.saw(expected.size, oracle=ALONE)
-        worst = max(worst, trial.same(f"prompt {n} of {CROWD}", expected, got))
+        worst = largest(worst, trial.same(f"prompt {n} of {CROWD}", expected, got))
     for n, text in enumerate(engine.generate_batch(prompts, max_tokens=2, ignore_eos=True)):
         own = engine.generate(prompts[n], max_tokens=2, ignore_eos=True)
         lengths = len(own.ids), len(text.ids)
@@ -34,7 +35,7 @@ def crowded(trial: Trial, bound: float) -> float:
         )
         if own.ids[:1] == text.ids[:1] and lengths[0] > 1:
             observe.saw(1, oracle=ALONE)
-            apart = max(apart, abs(own.logprobs[1] - text.logprobs[1]))
+            apart = largest(apart, abs(own.logprobs[1] - text.logprobs[1]))
     observe.metric(
         f"largest difference of a logprob in {CROWD} texts",
         apart,

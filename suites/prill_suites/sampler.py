@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 import prill_runtime.generate as generation
 from prill_harness.checks import Observer, check
+from prill_harness.compare import largest, smallest
 from prill_harness.engines.base import Capability, Engine
 from prill_harness.golden import Golden
 from prill_runtime import philox
@@ -142,7 +143,7 @@ def test_filters(observe: Observer, engine: Engine) -> None:
             ids.tolist() == expected_ids,
             f"{named}: expected {len(expected_ids)} ids {expected_ids[:4]}, got {ids[:4].tolist()}",
         )
-        worst = max(worst, float(np.abs(probabilities - expected).max()))
+        worst = largest(worst, float(np.abs(probabilities - expected).max()))
     observe.metric("largest difference of a probability", worst, at_most=1e-14)
     observe.say(f"{observe.observed} ids and probabilities, largest difference {worst:.1e}")
 
@@ -272,7 +273,7 @@ def borderline(
     found = set()
     for nudge in (0.0, -1e-11, 1e-11):
         top_p = setting.get("top_p", 1.0)
-        named = setting | {"top_p": min(max(top_p + nudge, 0.0), 1.0) if top_p < 1 else 1.0}
+        named = setting | {"top_p": smallest(largest(top_p + nudge, 0.0), 1.0) if top_p < 1 else 1.0}
         ids, probabilities = twins.distribution(row.tolist(), history=history, **named)
         fraction = twins.uniform(seed, position)
         found |= {twins.draw(ids, probabilities, fraction + n) for n in (0.0, -1e-11, 1e-11)}

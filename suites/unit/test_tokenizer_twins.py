@@ -51,7 +51,7 @@ def test_a_prefix_is_taken_off_behind_whatever_begins_a_stretch(
 
 
 def test_a_text_whose_unused_tokens_come_apart_in_two_ways_is_nobodys_fault() -> None:
-    """Where the published tokenizers need not agree, the twin tells nothing rather than stopping the check."""
+    """Where the published tokenizers need not agree, the twin tells nothing, and stops no check."""
     fields = metadata({"the": NORMAL, "aaa": UNUSED, "aa": NORMAL}, scores=[0.0, -1.0, -2.0])
     with pytest.raises(Ambiguous):
         Twin(fields).ids("aaaa")

@@ -72,7 +72,7 @@ def judged(path: Path, checks: Sequence[Callable[..., None]]) -> dict[str, Obser
 
 
 def prompts(engine: Engine, texts: Sequence[str]) -> SimpleNamespace:
-    """Of a golden what the checks of text look at: the prompts that would be recorded, and no model's work."""
+    """What the checks of text look at of a golden: the prompts that would be recorded."""
     chosen = golden_prompts.choose(embedded(engine).tokenizer, texts, SIZES["context"])
     chosen = chosen or golden_prompts.given(embedded(engine).vocab_size, len(texts), SIZES["context"])
     return SimpleNamespace(prompts=[SimpleNamespace(text=text, ids=ids) for text, ids in chosen])
