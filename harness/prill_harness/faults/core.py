@@ -25,7 +25,7 @@ Wrap = Callable[[Any], Any]
 Patches = Callable[[], Iterable["Patch"]]
 AREAS = (
     "file", "blocks", "embedding", "norm", "rope", "attention", "feed-forward", "head", "sampler",
-    "tokenizer", "generation", "state", "memory", "trace", "device", "harness", "common",
+    "tokenizer", "generation", "requests", "state", "memory", "trace", "device", "harness", "common",
 )  # fmt: skip
 COMMON = "common"
 
@@ -116,7 +116,7 @@ def _names(code: CodeType) -> set[str]:
 REGISTRY: dict[str, Fault] = {}
 MODULES = (
     "file", "blocks", "embedding", "norm", "rope", "attention", "feedforward", "head",
-    "sampler", "tokenizer", "generation", "state", "memory", "trace", "harness", "common",
+    "sampler", "tokenizer", "generation", "requests", "state", "memory", "trace", "harness", "common",
 )  # fmt: skip
 DEVICE_MODULES = ("device",)
 """Faults that only an engine on a device can have; the matrix, which runs NumPy, leaves them out."""
