@@ -27,7 +27,7 @@ SAMPLING: Mapping[str, dict[str, Any]] = {
         "temperature": 0.9, "top_k": 40, "top_p": 0.97, "repetition_penalty": 1.3, "seed": (1 << 40) + 5,
     },
 }  # fmt: skip
-TOKENS: Mapping[str, int] = {"0": 0, "1": 1, "few": 3, "many": 14}
+TOKENS: Mapping[str, int] = {"0": 0, "1": 1, "few": 3, "many": 10}
 MANY = TOKENS["many"]
 
 
@@ -50,7 +50,8 @@ def table(features: Mapping[str, Sequence[str]] = FEATURES) -> Iterator[Request]
     """Requests until every pair has occurred, each the one of all with most that have not."""
     left = every_pair(features)
     whole = [dict(zip(features, values, strict=True)) for values in product(*features.values())]
+    covered = [pairs(request) for request in whole]
     while left:
-        best = max(whole, key=lambda request: len(pairs(request) & left))
-        left -= pairs(best)
-        yield best
+        best = max(range(len(whole)), key=lambda number: len(covered[number] & left))
+        left -= covered[best]
+        yield whole[best]
