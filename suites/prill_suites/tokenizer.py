@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,8 +13,10 @@ from prill_harness.checks import Observer, check
 from prill_harness.engines.base import Capability, Engine
 from prill_harness.golden import Golden
 from prill_runtime.errors import MissingCapability
+from prill_runtime.pretokenizers import PRE_TOKENIZERS
 from prill_suites.common import FILE_READER, embedded, file_fields
-from prill_suites.tokenizer_twins import NORMAL, UNUSED, USER_DEFINED, Ambiguous, Twin, longest_text, words
+from prill_suites.tokenizer_twins import NORMAL, UNUSED, USER_DEFINED, Ambiguous, Twin, longest_text
+from prill_suites.tokenizer_words import BY_NAME, Words
 
 HARD_TEXTS = (
     "plain words, then a full stop.",
@@ -30,7 +33,39 @@ HARD_TEXTS = (
     "zero\u200bwidth \ufeff and \u00a0 spaces",
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
     "{}[]()<>|\\/~`!@#$%^&*-_=+;:'\",.?",
+    "\u2764\ufe0f\ufe0f heart\ufe0f 1\ufe0f\u20e3",
+    "lone\rcarriage\r\rreturns \r and\r",
+    "spaces , that . nobody ! cleans ? up 's n't 'm do not : ;",
+    "UPPER's 'LL 12345 v1.2.3 \u216b\u00b2 \u01c5",
+    "nul\x00 \x1c\x85\u2028 separators",
 )
+# Where a special token may stand: spaces beside it are the text's own.
+AROUND = (
+    "before{}after",
+    "before {} after",
+    " {} ",
+    "{}\n{}",
+    "{} {}",
+    "{}{}",
+    "  {}  x{}",
+    "\ufe0f{}\ufe0f",
+)
+CHUNKS = (1, 7, 512)  # ids
+# For pre-tokenizers: what each of them does in another way than some other.
+WORDY = (
+    *HARD_TEXTS,
+    "\u0301B \u0301b a\u0301b A\u0301B \ufe0fA1x",
+    "CamelCASE HTMLParser iPhone \u01c5ab DON'Tx I'LLy we'rez",
+    "x\r\ny\r\n \r\n  z\n\n\n  \n",
+    "\t\tdef f(x):\n    return x\n",
+    "!hello #tag @me (a.b) path/to/x ///\n",
+    "1 12 123 1234 12345 \u0661\u0662\u0663\u0664",
+    "\u65e5\u672c\u30ab\u30bf\u3072\u3089\ud55c\uad6d\u5b57 x\u65e5",
+    "<sentinel:12>IMGIMGABCZ    x  y\tz",
+    "a\u3000b\u00a0c \u2028d",
+    "$5 + 3 = 8 ~ ` ^ | <a>",
+)
+LONG = 20_000  # characters: past the pieces of 512 to 16,384 in which a text may be taken
 
 
 NO_SPECIAL = ("<s>", "<|im_start|>", "[control]")
@@ -51,6 +86,22 @@ def own_texts(twin: Twin) -> list[str]:
     pieces = [twin.piece(i) for i in wanted[:: max(1, len(wanted) // OWN)]]
     texts = [piece.decode() for piece in pieces if piece and longest_text(piece).encode() == piece]
     return list(dict.fromkeys([*texts, *map("".join, pairwise(texts))]))
+
+
+def long_text() -> str:
+    """The hard texts over and over, with ever longer words between: at no two borders stands the same."""
+    text, rounds = "", 0
+    while len(text) < LONG:
+        rounds += 1
+        text += "".join(HARD_TEXTS) + "word" * rounds + " " * (rounds % 3)
+    return text
+
+
+def parting(expected: Sequence[Any], got: Sequence[Any]) -> str:
+    """Where two sequences of ids or bytes part, and how each goes on there."""
+    at = next((n for n, (a, b) in enumerate(zip(expected, got, strict=False)) if a != b), None)
+    shown = slice(at := min(len(expected), len(got)) if at is None else at, at + 16)
+    return f"from {at} on expected {expected[shown]!r} of {len(expected)}, got {got[shown]!r} of {len(got)}"
 
 
 def spelled_texts(twin: Twin, texts: Iterable[str]) -> list[tuple[str, bytes]]:
@@ -83,16 +134,23 @@ def test_prompt_ids(observe: Observer, engine: Engine, golden: Golden, twin: Twi
 
 @check(
     "tokenizer.merges",
-    kills=("merge_order", "merge_ranks_reversed", "space_prefix_lost", "space_prefix_kept"),
+    kills=(
+        "merge_order",
+        "merge_ranks_reversed",
+        "space_prefix_lost",
+        "space_prefix_kept",
+        "variation_selector_dropped",
+        "lone_return_translated",
+        "nul_ends_text",
+        "long_text_in_pieces",
+    ),
     needs=(Capability.TOKENIZE,),
 )
 def test_merges(observe: Observer, engine: Engine, golden: Golden, twin: Twin) -> None:
     """The pieces are those that a naive twin merges from the file's scores or merge list."""
-    texts = [*(prompt.text for prompt in golden.prompts), *HARD_TEXTS, *own_texts(twin)]
-    # Byte-level pre-tokenizers agree on single words alone.
-    samples = sorted(set(texts if twin.spm else [word for text in texts for word in words(text)]))
+    samples = {*(prompt.text for prompt in golden.prompts), *HARD_TEXTS, *own_texts(twin), "", long_text()}
     tried = 0
-    for text in samples or [""]:
+    for text in sorted(samples):
         try:
             expected = twin.ids(text)
         except Ambiguous:
@@ -100,8 +158,8 @@ def test_merges(observe: Observer, engine: Engine, golden: Golden, twin: Twin) -
         got = engine.tokenize(text, add_special=False)
         tried += 1
         observe.saw(max(1, len(expected)), oracle=TWIN)
-        observe.expect(got == expected, f"{text[:40]!r}: expected ids {expected}, got {got}")
-    observe.say(f"{tried} texts, {observe.observed} ids, all as the naive twin merges them")
+        observe.expect(got == expected, f"{text[:40]!r}: ids {parting(expected, got)}")
+    observe.say(f"{tried} texts, the longest of {LONG} characters, {observe.observed} ids, all as the twin's")
 
 
 @check(
@@ -112,49 +170,52 @@ def test_merges(observe: Observer, engine: Engine, golden: Golden, twin: Twin) -
         "text_normalised",
         "text_stripped",
         "newlines_translated",
+        "variation_selector_dropped",
+        "lone_return_translated",
+        "nul_ends_text",
     ),
     needs=(Capability.TOKENIZE,),
 )
 def test_round_trip(observe: Observer, engine: Engine, twin: Twin) -> None:
     """Text goes to ids and back without losing a byte that the vocabulary can spell, on texts that hurt."""
-    tried = spelled_texts(twin, [*HARD_TEXTS, *own_texts(twin), ""])
+    tried = spelled_texts(twin, [*HARD_TEXTS, *own_texts(twin), "", long_text()])
     silent = twin.control.issuperset([*twin.begin, *twin.end])  # a BOS that is no control token would be read
     whole = 0
     for text, expected in tried:
         back = engine.detokenize(engine.tokenize(text, add_special=silent))
         observe.saw(max(1, len(expected)), oracle="the text itself, as far as the vocabulary can spell it")
-        observe.expect(back == expected, f"{text!r} came back as {back!r}, expected {expected!r}")
+        observe.expect(back == expected, f"{text[:40]!r} came back otherwise: {parting(expected, back)}")
         whole += back == text.encode()
     lost = f"; {len(tried) - whole} hold what the vocabulary cannot spell" if whole < len(tried) else ""
     observe.say(f"{len(tried)} texts, {observe.observed} bytes, all came back{lost}")
 
 
-def times(twin: Twin, text: str, token_id: int) -> int | None:
-    """How often an id stands in a text; None where the twin cannot tell.
-
-    Of a byte-level vocabulary special tokens are cut out of the text alone; of the other family the unknown
-    one also stands for what it cannot spell.
-    """
-    try:
-        return (twin.ids(text) if twin.spm else twin.parts(text)).count(token_id)
-    except Ambiguous:
-        return None
-
-
-@check("tokenizer.special_whole", kills=("special_token_split",), needs=(Capability.TOKENIZE,))
+@check(
+    "tokenizer.special_whole",
+    kills=(
+        "special_token_split",
+        "space_before_special_stripped",
+        "space_after_special_stripped",
+        "space_prefix_at_start_only",
+    ),
+    needs=(Capability.TOKENIZE,),
+)
 def test_special_whole(observe: Observer, engine: Engine, twin: Twin) -> None:
     """The text of a special token becomes that one id, between other text too; no other text does."""
     for token_id in twin.special:
         text = twin.tokens[token_id]
         alone = engine.tokenize(text, add_special=False)
-        inside = engine.tokenize(f"before{text}after", add_special=False)
-        observe.saw(2, oracle=FILE_READER)
+        observe.saw(1, oracle=FILE_READER)
         observe.expect(alone == [token_id], f"{text!r}: expected the one id [{token_id}], got {alone}")
-        wanted = times(twin, f"before{text}after", token_id)
-        observe.expect(
-            wanted in (None, inside.count(token_id)),
-            f"'before{text}after': id {token_id} expected {wanted} times in {inside}",
-        )
+        for around in AROUND:
+            inside = around.replace("{}", text)
+            try:
+                expected = twin.ids(inside)
+            except Ambiguous:
+                continue
+            got = engine.tokenize(inside, add_special=False)
+            observe.saw(1, oracle=TWIN)
+            observe.expect(got == expected, f"{inside!r}: ids {parting(expected, got)}")
     others = [text for text in NO_SPECIAL if not any(isinstance(part, int) for part in twin.parts(text))]
     for text in others:
         ids = engine.tokenize(text, add_special=False)
@@ -166,7 +227,7 @@ def test_special_whole(observe: Observer, engine: Engine, twin: Twin) -> None:
             spelled in (None, back), f"{text!r} is no special token: expected {spelled!r}, got {back!r}"
         )
     observe.say(
-        f"{len(twin.special)} special tokens, each one id alone and inside a text; "
+        f"{len(twin.special)} special tokens, each one id alone and inside {len(AROUND)} texts; "
         f"{len(others)} texts that look like one and are none stay text"
     )
 
@@ -216,7 +277,7 @@ def test_byte_fallback(observe: Observer, engine: Engine, twin: Twin) -> None:
 
 @check(
     "tokenizer.streaming",
-    kills=("character_split_in_stream", "stream_holds_back", "every_space_stripped"),
+    kills=("character_split_in_stream", "stream_holds_back", "every_space_stripped", "stream_end_lost"),
     needs=(Capability.TOKENIZE,),
 )
 def test_streaming(observe: Observer, engine: Engine, twin: Twin) -> None:
@@ -225,7 +286,7 @@ def test_streaming(observe: Observer, engine: Engine, twin: Twin) -> None:
     streams = [engine.tokenize(text, add_special=False) for text in [*HARD_TEXTS, *own_texts(twin)]]
     halves = [i for i in range(len(twin.tokens)) if longest_text(twin.piece(i)).encode() != twin.piece(i)]
     # Ids in any order too: halves of characters that no text would put together.
-    streams += [halves[:OWN], list(range(min(len(twin.tokens), OWN)))]
+    streams += [halves[:OWN], *([i] for i in halves[:OWN]), list(range(min(len(twin.tokens), OWN)))]
     split = 0
     for ids in streams:
         stream, shown = tokenizer.stream(), ""
@@ -240,10 +301,61 @@ def test_streaming(observe: Observer, engine: Engine, twin: Twin) -> None:
             )
         shown, whole = shown + stream.finish(), twin.text(ids).decode(errors="replace")
         observe.expect(shown == whole, f"the ids {ids} were streamed as {shown!r}, expected {whole!r}")
+    ids = engine.tokenize(long_text(), add_special=False)
+    stream, expected = tokenizer.stream(), twin.text(ids).decode(errors="replace")
+    shown = "".join(map(stream.push, ids)) + stream.finish()
+    observe.saw(len(ids), oracle="the bytes of all ids")
+    observe.expect(shown == expected, f"a long text was streamed otherwise: {parting(expected, shown)}")
     if halves and not split:
         raise MissingCapability("no text ends a token inside a character: streaming was not put to the test")
     ending = f"{split} of them ending inside a character, none split" if halves else "of whole characters all"
     observe.say(f"{observe.observed} ids streamed, {ending}")
+
+
+@check(
+    "tokenizer.decoding",
+    kills=("spaces_cleaned_up", "incomplete_end_dropped", "continuation_stripped", "pieces_decoded_alone"),
+    needs=(Capability.TOKENIZE,),
+)
+def test_decoding(observe: Observer, engine: Engine, twin: Twin) -> None:
+    """Ids up to any place give the bytes that they stand for, a part of a character too; so do the ids of a
+    long text, taken in chunks of any size."""
+    texts = [*HARD_TEXTS, *(around.replace("{}", twin.tokens[i]) for i in twin.special for around in AROUND)]
+    for text in texts:
+        ids = engine.tokenize(text, add_special=False)
+        for count in range(len(ids) + 1):
+            expected, got = twin.text(ids[:count]), engine.detokenize(ids[:count])
+            observe.saw(1, oracle="the pieces of the file's vocabulary")
+            observe.expect(got == expected, f"{count} ids of {text!r}: {parting(expected, got)}")
+    decode, ids = embedded(engine).tokenizer.decode, engine.tokenize(long_text(), add_special=False)
+    for size in CHUNKS:
+        chunks = [(ids[at : at + size], at > 0) for at in range(0, len(ids), size)]
+        expected = b"".join(twin.text(chunk, behind) for chunk, behind in chunks)
+        got = b"".join(decode(chunk, continuation=behind) for chunk, behind in chunks)
+        observe.saw(len(ids), oracle="the pieces of the file's vocabulary")
+        observe.expect(got == expected, f"a long text in chunks of {size} ids: {parting(expected, got)}")
+    observe.say(
+        f"{observe.observed} ids decoded: {len(texts)} texts to any place, a long one in {len(CHUNKS)} sizes"
+    )
+
+
+@check(
+    "tokenizer.pre_tokenizers",
+    kills=("digits_in_fours", "contractions_in_one_case", "returns_are_spaces", "marks_are_letters"),
+)
+def test_pre_tokenizers(observe: Observer, engine: Engine) -> None:
+    """Whatever pre-tokenizer a file may name cuts text where a second implementation of it does."""
+    embedded(engine)
+    known = PRE_TOKENIZERS.keys() ^ BY_NAME.keys()
+    observe.expect(not known, f"names that one of the two does not know: {sorted(known)}")
+    for name in {pre: name for name, pre in PRE_TOKENIZERS.items()}.values():
+        runtime, own = PRE_TOKENIZERS[name].build(), Words(name)
+        own.cut("".join(WORDY))
+        for text in WORDY:
+            expected, got = own.cut(text), [text[a:b] for _, (a, b) in runtime.pre_tokenize_str(text)]
+            observe.saw(len(expected), oracle="the published expressions, by Python's re")
+            observe.expect(got == expected, f"{name!r} cuts {text!r} otherwise: {parting(expected, got)}")
+    observe.say(f"{len(BY_NAME)} names, {len(WORDY)} texts, {observe.observed} words, each as published")
 
 
 @check("tokenizer.ends", kills=("ends_forgotten",), needs=(Capability.TOKENIZE,))

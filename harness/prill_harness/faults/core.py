@@ -116,7 +116,8 @@ def _names(code: CodeType) -> set[str]:
 REGISTRY: dict[str, Fault] = {}
 MODULES = (
     "file", "blocks", "embedding", "norm", "rope", "attention", "feedforward", "head",
-    "sampler", "tokenizer", "generation", "requests", "state", "memory", "trace", "harness", "common",
+    "sampler", "tokenizer", "texts", "generation", "requests", "state", "memory", "trace", "harness",
+    "common",
 )  # fmt: skip
 DEVICE_MODULES = ("device",)
 """Faults that only an engine on a device can have; the matrix, which runs NumPy, leaves them out."""
