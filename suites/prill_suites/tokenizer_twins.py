@@ -106,11 +106,17 @@ class Twin:
 
     def parts(self, text: str) -> list[int | str]:
         """The text with its special tokens cut out, the longest first: ids, and the text between."""
-        for i in self.special:
-            before, found, behind = text.partition(self.tokens[i])
-            if found:
-                return [*self.parts(before), i, *self.parts(behind)]
-        return [text] if text else []
+        parts: list[int | str] = [text]
+        for i in self.special if text else ():
+            cut: list[int | str] = []
+            for part in parts:
+                if isinstance(part, int):
+                    cut.append(part)
+                    continue
+                for n, stretch in enumerate(part.split(self.tokens[i])):
+                    cut += [i, stretch] if n else [stretch]
+            parts = cut
+        return [part for part in parts if part != ""]
 
     def ids(self, text: str) -> list[int]:
         """Ids without BOS and EOS.

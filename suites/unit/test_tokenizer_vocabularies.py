@@ -31,7 +31,8 @@ EXAMPLES = int(os.environ.get("PRILL_VOCABULARIES", "25"))  # of each family; a 
 SIZES = {**LLAMA, "width": 16, "n_heads": 2, "n_kv_heads": 1, "ffn": 16, "n_layers": 1, "context": 24}
 TEXT = (
     tokenizer.test_prompt_ids, tokenizer.test_merges, tokenizer.test_round_trip, tokenizer.test_special_whole,
-    tokenizer.test_bos_once, tokenizer.test_byte_fallback, tokenizer.test_streaming, tokenizer.test_ends,
+    tokenizer.test_bos_once, tokenizer.test_byte_fallback, tokenizer.test_streaming, tokenizer.test_decoding,
+    tokenizer.test_ends,
 )  # fmt: skip
 WRITING = (properties.test_end_of_text, properties.test_stop_strings)  # these let the model write
 FAMILIES = pytest.mark.parametrize("family", [spm, bpe])
@@ -105,8 +106,11 @@ def hold_green(family: Callable[..., Any], checks: Sequence[Callable[..., None]]
 
 
 @FAMILIES
-def test_no_check_of_text_is_red_on_a_sound_vocabulary(family: Callable[..., Any]) -> None:
+def test_no_check_of_text_is_red_on_a_sound_vocabulary(
+    family: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Vocabularies of 1 to 400 tokens, whatever they lack: each check of the tokenizer passes."""
+    monkeypatch.setattr(tokenizer, "LONG", 1200)  # a long text is no other kind of vocabulary
     hold_green(family, TEXT, EXAMPLES)
 
 
