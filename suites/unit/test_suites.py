@@ -30,6 +30,7 @@ SUITES = (
     "memory",
     "ops",
     "properties",
+    "requests",
     "sampler",
     "stages",
     "tokenizer",
