@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ class Text:
     """What a model writes when nothing ends it, drawn in one way.
 
     Attributes:
-        pieces: the bytes that each id adds; none from the first special token on.
+        pieces: the bytes that each id stands for.
         stops: stop strings of each kind that it comes to.
     """
 
@@ -68,21 +69,12 @@ class Text:
     stops: dict[str, list[str]]
 
     @classmethod
-    def of(
-        cls,
-        engine: Engine,
-        prompt: list[int],
-        count: int,
-        arguments: dict[str, Any],
-        special: Collection[int],
-    ) -> Text:
+    def of(cls, engine: Engine, prompt: list[int], count: int, arguments: dict[str, Any], twin: Twin) -> Text:
         free = engine.generate(prompt, max_tokens=count, ignore_eos=True, **arguments)
-        ids = list(free.ids)
-        plain = next((n for n, token in enumerate(ids) if token in special), len(ids))
-        whole = [engine.detokenize([*prompt, *ids[:n]]) for n in range(plain + 1)]
-        pieces = [text[len(whole[n]) :] for n, text in enumerate(whole[1:])]
-        pieces += [b""] * (len(ids) - plain)
-        return cls(prompt, arguments, free, pieces, stop_strings(pieces, whole[0]))
+        pieces = [twin.piece(token) for token in free.ids]
+        plain = [*takewhile(lambda token: token not in twin.special, free.ids)]
+        stops = stop_strings(pieces[: len(plain)], engine.detokenize(prompt))
+        return cls(prompt, arguments, free, pieces, stops)
 
 
 @pytest.fixture
@@ -96,16 +88,16 @@ def twin(model_path: Path) -> Twin:
     return Twin(file_fields(model_path))
 
 
-def texts(trial: Trial, special: Collection[int]) -> dict[str, Text]:
+def texts(trial: Trial, twin: Twin) -> dict[str, Text]:
     """A text of each way of sampling; of the almost flat one, in a script beyond ASCII where one is drawn."""
     prompt = trial.prompt(0, 12)
     count = trial.room(prompt, MANY)
     found = {
-        name: Text.of(trial.engine, prompt, count, arguments, special) for name, arguments in SAMPLING.items()
+        name: Text.of(trial.engine, prompt, count, arguments, twin) for name, arguments in SAMPLING.items()
     }
     for seed in range(1, HOT_SEEDS + 1):
         arguments = SAMPLING["hot"] | {"seed": seed}
-        found["hot"] = Text.of(trial.engine, prompt, count, arguments, special)
+        found["hot"] = Text.of(trial.engine, prompt, count, arguments, twin)
         if NEVER not in found["hot"].stops["not ASCII"]:
             break
     return found
@@ -225,7 +217,7 @@ def wrong(
 def test_features(trial: Trial, observe: Observer, engine: Engine, golden: Golden, twin: Twin) -> None:
     """Sampling, stop strings, number of tokens, ends and callback, every two of them in one request: each
     text ends where the rules say, tells what they say, and leaves the next request what it was."""
-    found, bound, ended = texts(trial, twin.special), logprob_bound(engine, golden), set[str]()
+    found, bound, ended = texts(trial, twin), logprob_bound(engine, golden), set[str]()
     remembers = Capability.MEMORY in engine.info.capabilities
     held = engine.memory()["cache"] if remembers else 0
     requests = list(table())

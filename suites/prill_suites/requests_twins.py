@@ -85,6 +85,7 @@ def stop_strings(pieces: Sequence[bytes], prompt: bytes = b"") -> dict[str, list
     # The last of them is the first that comes; those before it come later, or never.
     begun = prompt.decode("utf-8", "ignore")[-2:] + b"".join(pieces).decode("utf-8", "ignore")[:2]
     several = [NEVER, long, next((run for a, b, run in later if b > 3), NEVER), over]
+    begun = begun.lstrip()  # the first space of a text may be one that its tokens alone have
     return {
         "none": [], "in a token": [one], "over tokens": [over], "long": [long], "not ASCII": [foreign],
         "begun in the prompt": [begun or NEVER], "several": several,
