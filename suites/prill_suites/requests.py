@@ -46,6 +46,9 @@ HARD_STOPS = (
     ("\u00e9s \u65e5", "z"),
     ("no", "where"),
     ("sixteen bytes. And",),
+    ("WHAT IS", "Caf\u00e9"),
+    ("\u00e9 ",),
+    (" \u65e5\u65e5",),
 )
 
 

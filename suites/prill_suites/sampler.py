@@ -41,7 +41,11 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"temperature": 1.0, "min_p": 0.05},
     {"temperature": 0.7, "top_k": 50, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.3},
 )
-PENALISED: dict[str, Any] = {"temperature": 0.0, "repetition_penalty": 1.8}
+# Almost flat, so that a penalty on any id of the prompt moves what is drawn; and greedy.
+PENALISED: tuple[dict[str, Any], ...] = (
+    {"temperature": 3.0, "repetition_penalty": 4.0},
+    {"temperature": 0.0, "repetition_penalty": 1.8},
+)
 
 
 def sample(logits: NDArray[Any], params: SamplingParams, position: int, history: Sequence[int] = ()) -> int:
@@ -298,8 +302,8 @@ def test_engine_replay(observe: Observer, engine: Engine, golden: Golden) -> Non
     room = context_of(golden)
     prompt, close, tied = list(golden.prompts[0].ids[: min(16, room // 2)]), 0, 0
     count = min(16, room - len(prompt))
-    for number, setting in enumerate((*SETTINGS, PENALISED)):
-        seed = 11 + number if number else 0  # which is a seed as any other
+    for number, setting in enumerate((*SETTINGS, *PENALISED)):
+        seed = 11 + number + (number << 40) if number else 0  # which is a seed as any other
         done = engine.generate(prompt, max_tokens=count, ignore_eos=True, seed=seed, **setting)
         got, greedy = len(done.ids), not setting["temperature"]
         observe.expect(got == count, f"{setting}: expected {count} tokens, got {got}")

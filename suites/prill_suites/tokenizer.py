@@ -38,6 +38,7 @@ HARD_TEXTS = (
     "spaces , that . nobody ! cleans ? up 's n't 'm do not : ;",
     "UPPER's 'LL 12345 v1.2.3 \u216b\u00b2 \u01c5",
     "nul\x00 \x1c\x85\u2028 separators",
+    "\ufeffno mark of any byte order",
 )
 # Where a special token may stand: spaces beside it are the text's own.
 AROUND = (
@@ -68,7 +69,7 @@ WORDY = (
 LONG = 20_000  # characters: past the pieces of 512 to 16,384 in which a text may be taken
 
 
-NO_SPECIAL = ("<s>", "<|im_start|>", "[control]")
+NO_SPECIAL = ("<s>", "<|im_start|>", "[control]", "<S>", "</S>", "<|EndOfText|>", "< s >")
 RARE = tuple(map(chr, (0xDF, 0x3A9, 0x416, 0x5D0, 0x20AC, 0x65E5, 0xAC00, 0x1F9EA, 0x10FFFF)))
 OWN = 48  # tokens of the vocabulary itself that are tried as texts
 TWIN = "naive tokenizer by the file's vocabulary"
@@ -235,7 +236,8 @@ def test_special_whole(observe: Observer, engine: Engine, twin: Twin) -> None:
 @check("tokenizer.bos_once", kills=("bos_missing", "bos_twice", "eos_added"), needs=(Capability.TOKENIZE,))
 def test_bos_once(observe: Observer, engine: Engine, twin: Twin) -> None:
     """BOS and EOS are added exactly when the file or its pre-tokenizer asks for them, exactly once."""
-    for text in ("", "one", HARD_TEXTS[0]):
+    own = [twin.tokens[i] for i in (twin.bos, twin.eos) if i is not None]
+    for text in ("", "one", HARD_TEXTS[0], *own, *(f"{token}one{token}" for token in own)):
         plain, full = engine.tokenize(text, add_special=False), engine.tokenize(text)
         expected = [*twin.begin, *plain, *twin.end]
         observe.saw(len(expected) + 1, oracle=FILE_READER)
@@ -288,9 +290,9 @@ def test_streaming(observe: Observer, engine: Engine, twin: Twin) -> None:
     # Ids in any order too: halves of characters that no text would put together.
     some = halves[:: max(1, len(halves) // OWN)]
     streams += [halves[:OWN], *([i] for i in some), list(range(min(len(twin.tokens), OWN)))]
-    split = 0
+    split, stream = 0, tokenizer.stream()  # finished, it starts anew
     for ids in streams:
-        stream, shown = tokenizer.stream(), ""
+        shown = ""
         for count, token_id in enumerate(ids, 1):
             shown += stream.push(token_id)
             data = twin.text(ids[:count])
@@ -303,7 +305,7 @@ def test_streaming(observe: Observer, engine: Engine, twin: Twin) -> None:
         shown, whole = shown + stream.finish(), twin.text(ids).decode(errors="replace")
         observe.expect(shown == whole, f"the ids {ids} were streamed as {shown!r}, expected {whole!r}")
     ids = engine.tokenize(long_text(), add_special=False)
-    stream, expected = tokenizer.stream(), twin.text(ids).decode(errors="replace")
+    expected = twin.text(ids).decode(errors="replace")
     shown = "".join(map(stream.push, ids)) + stream.finish()
     observe.saw(len(ids), oracle="the bytes of all ids")
     observe.expect(shown == expected, f"a long text was streamed otherwise: {parting(expected, shown)}")
