@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -278,6 +279,11 @@ def test_logprobs(trial: Trial, observe: Observer, engine: Engine, golden: Golde
     )
 
 
+def joined(pieces: Sequence[bytes], ids: Sequence[int]) -> bytes:
+    """What ids stand for, where they number pieces."""
+    return b"".join(pieces[i] for i in ids)
+
+
 @check(
     "requests.stops",
     kills=("stop_tail_shown", "stop_tail_lost", "stop_kept_by_characters", "stop_starts_over"),
@@ -299,7 +305,7 @@ def test_stops(observe: Observer, engine: Engine) -> None:
                 got == expected,
                 f"{stops} in pieces of {size} bytes: stopped at piece {got}, expected {expected}",
             )
-            stream = TextStream(lambda ids, own=pieces: b"".join(own[i] for i in ids), [], stops)
+            stream = TextStream(partial(joined, pieces), [], stops)
             seen = "".join(stream.push(n) for n in range(found.count)) + stream.finish()
             wanted = shown(pieces[: found.count], stops)
             observe.saw(len(wanted), oracle="the text up to the first stop string")

@@ -19,7 +19,7 @@ from prill_runtime.errors import MissingCapability
 from prill_runtime.sampler import SamplingParams, filtered_distribution
 from prill_suites import sampler_twins as twins
 from prill_suites.common import embedded, fed, refusal
-from prill_suites.sampler_rows import SEED, hurting_rows, tied_logits
+from prill_suites.sampler_rows import PENALISED, SEED, SETTINGS, hurting_rows, tied_logits
 from prill_suites.sequences import context_of
 
 TWIN = "naive float64 twin"
@@ -33,18 +33,6 @@ RANDOM123 = (  # counter, key, answer: kat_vectors of Random123 for philox4x32, 
         (0xA4093822, 0x299F31D0),
         (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
     ),
-)
-SETTINGS: tuple[dict[str, Any], ...] = (
-    {"temperature": 0.8},
-    {"temperature": 1.5, "top_k": 40},
-    {"temperature": 1.0, "top_p": 0.9},
-    {"temperature": 1.0, "min_p": 0.05},
-    {"temperature": 0.7, "top_k": 50, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.3},
-)
-# Almost flat, so that a penalty on any id of the prompt moves what is drawn; and greedy.
-PENALISED: tuple[dict[str, Any], ...] = (
-    {"temperature": 3.0, "repetition_penalty": 4.0},
-    {"temperature": 0.0, "repetition_penalty": 1.8},
 )
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from prill_runtime.pretokenizers import PRE_TOKENIZERS
 from prill_runtime.tokenizer import load_tokenizer
-from prill_suites.tokenizer import HARD_TEXTS, own_texts
+from prill_suites.tokenizer import own_texts
+from prill_suites.tokenizer_texts import HARD_TEXTS
 from prill_suites.tokenizer_twins import Ambiguous, Twin
 from prill_suites.tokenizer_words import Words
 

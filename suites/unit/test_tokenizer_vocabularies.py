@@ -20,7 +20,7 @@ from prill_harness import golden_prompts
 from prill_harness.checks import Observer
 from prill_harness.engines import open_engine
 from prill_harness.engines.base import Engine
-from prill_suites import properties, tokenizer
+from prill_suites import properties, tokenizer, tokenizer_texts
 from prill_suites.common import embedded, file_fields
 from prill_suites.tokenizer_twins import Twin
 
@@ -110,7 +110,7 @@ def test_no_check_of_text_is_red_on_a_sound_vocabulary(
     family: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Vocabularies of 1 to 400 tokens, whatever they lack: each check of the tokenizer passes."""
-    monkeypatch.setattr(tokenizer, "LONG", 1200)  # a long text is no other kind of vocabulary
+    monkeypatch.setattr(tokenizer_texts, "LONG", 1200)  # a long text is no other kind of vocabulary
     hold_green(family, TEXT, EXAMPLES)
 
 
