@@ -52,6 +52,7 @@ WORDY = (
     "a\u3000b\u00a0c \u2028d",
     "$5 + 3 = 8 ~ ` ^ | <a>",
 )
+PLAIN = " and the doctor, of whom nobody had heard, asked the miller"  # words that merge, wherever one cuts
 LONG = 20_000  # characters: past the pieces of 512 to 16,384 in which a text may be taken
 
 
@@ -64,7 +65,7 @@ def long_text() -> str:
     text, rounds = "", 0
     while len(text) < LONG:
         rounds += 1
-        text += "".join(HARD_TEXTS) + "word" * rounds + " " * (rounds % 3)
+        text += "".join(HARD_TEXTS) + PLAIN * 4 * rounds + "word" * rounds + " " * (rounds % 3)
     return text
 
 
