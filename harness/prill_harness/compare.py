@@ -39,6 +39,16 @@ def pair(oracle: ArrayLike, candidate: ArrayLike) -> tuple[Floats, Floats]:
     return a, b
 
 
+def largest(*values: float) -> float:
+    """The largest of them; NaN where one is NaN, in any place: `max` would drop it."""
+    return float(np.max(values))
+
+
+def smallest(*values: float) -> float:
+    """The smallest of them; NaN where one is NaN."""
+    return float(np.min(values))
+
+
 def nmse(oracle: ArrayLike, candidate: ArrayLike) -> float:
     """Σ(a−b)²/Σa²; infinite for a candidate that is not finite, or differs from an oracle of zeros."""
     a, b = pair(oracle, candidate)
@@ -131,8 +141,8 @@ def dlogprob(oracle: ArrayLike, candidate: ArrayLike, k: int = TOP_K) -> Floats:
 
 def dlogprob_of(logprobs: Logprobs, k: int = TOP_K) -> Floats:
     """max |Δ logprob| of each position over the oracle's top k ids."""
-    k = min(k, logprobs.oracle.shape[-1])
-    ids = np.argpartition(-logprobs.oracle, k - 1, axis=-1)[..., :k]
+    count = min(k, logprobs.oracle.shape[-1])
+    ids = np.argpartition(-logprobs.oracle, count - 1, axis=-1)[..., :count]
     gap = np.take_along_axis(logprobs.oracle, ids, -1) - np.take_along_axis(logprobs.candidate, ids, -1)
     return logprobs.spread(np.abs(gap).max(axis=-1))
 
@@ -263,7 +273,7 @@ def top_n(
     p = np.exp(log_p)
     rest = np.ones(log_p.size, bool)
     rest[chosen] = False
-    p_tail, q_tail = float(p[rest].sum()), max(0.0, 1 - q_sum)
+    p_tail, q_tail = float(p[rest].sum()), largest(0.0, 1 - q_sum)
     seen = float(np.sum(p[chosen] * (log_p[chosen] - log_q)))
     # A tail of rounded logprobs is known to about 1e-6; the larger one keeps the lower bound a lower bound.
     tail_low = 0.0 if p_tail == 0 else p_tail * math.log(p_tail / (q_tail + 1e-6))
@@ -272,9 +282,9 @@ def top_n(
         tail_high = float(np.sum(p[rest] * (log_p[rest] - least_logprob)))
     apart = 0.5 * (float(np.abs(p[chosen] - np.exp(log_q)).sum()) + p_tail + q_tail)
     return TopN(
-        kl_low=max(0.0, seen + tail_low),
-        kl_high=max(0.0, seen + tail_high),
-        distance_high=min(1.0, apart),
+        kl_low=largest(0.0, seen + tail_low),
+        kl_high=largest(0.0, seen + tail_high),
+        distance_high=smallest(1.0, apart),
         oracle_tail=p_tail,
         candidate_tail=q_tail,
         dlogprob=float(np.abs(log_p[chosen] - log_q).max()),

@@ -171,7 +171,7 @@ class Meter:
         """Give what was taken since the last call or return to the function that ran."""
         held, most = tracemalloc.get_traced_memory()
         self._allocated[self._callers[-1]] += most - self._low
-        self._most, self._low = max(self._most, most), held
+        self._most, self._low = max(self._most, int(most)), held
         tracemalloc.reset_peak()
 
     def _counting(self, backend: NumpyBackend, op: str) -> Callable[..., Any]:
@@ -215,7 +215,7 @@ class Tally:
         if name == "matmul":
             self.products[self.op] += int(made.size) * given[0].shape[-1]
         else:
-            self.elements[self.op] += max(np.size(each) for each in (*given, made))
+            self.elements[self.op] += max(int(np.size(each)) for each in (*given, made))
 
 
 class Counted(np.ndarray[Any, Any]):

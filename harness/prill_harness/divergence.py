@@ -165,7 +165,7 @@ class Divergences:
         uniform = philox.philox_uniform(params.seed, len(prefix))
         reach = math.sqrt(self.bound.kl_max / 2)
         inside = boundary_distance(row, params, prefix, expected, uniform)
-        distance = min(inside, share_distance(row, params, prefix, taken, uniform, reach))
+        distance = measure.smallest(inside, share_distance(row, params, prefix, taken, uniform, reach))
         self._describe(parting, number, prompt, got, row, own)
         parting.detail.update(uniform=uniform, boundary_distance=distance, reach=reach)
         drawn = None if own is None else sampler.sample(own, params, len(prefix), prefix)
@@ -259,7 +259,7 @@ class Divergences:
             return ""
         gap = float(own[parting.expected]) - float(own[parting.taken])
         above = f"its own logits put the expected token {gap:.3g} above it: the choice is wrong"
-        return above if gap > tau else ""
+        return "" if gap <= tau else above
 
     def _tie(self, parting: Parting) -> None:
         self._sort(self.ties, "tie", parting, "the oracle's logits of the two are equal")

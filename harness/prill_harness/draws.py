@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from prill_harness.compare import REORDERED
+from prill_harness.compare import REORDERED, largest, smallest
 from prill_harness.lanes import SIGMAS, expected_flips
 from prill_runtime import sampler
 from prill_runtime.sampler import SamplingParams
@@ -31,7 +31,7 @@ def boundary_distance(
     at = int(place[0])
     low, high = (float(upper[at - 1]) if at else -math.inf), float(upper[at])
     high = math.inf if at == ids.size - 1 else high
-    return max(0.0, min(uniform - low, high - uniform))
+    return largest(0.0, smallest(uniform - low, high - uniform))
 
 
 def share_distance(
@@ -51,7 +51,7 @@ def share_distance(
     own, before, after = probabilities[at], probabilities[:at], probabilities[at + 1 :]
     low = float(before[before > own + 2 * noise].sum() if noise else before.sum())
     high = float(before.sum() + own + after[after >= own - 2 * noise].sum() if noise else before.sum() + own)
-    return max(0.0, low - uniform, uniform - high)
+    return largest(0.0, low - uniform, uniform - high)
 
 
 def equally_likely(
@@ -63,7 +63,7 @@ def equally_likely(
     plain = SamplingParams(temperature=1.0, repetition_penalty=params.repetition_penalty)
     ids, probabilities = sampler.filtered_distribution(row, plain, history)
     of = {token: float(probabilities[ids == token].sum()) for token in (expected, taken)}
-    return min(of.values()) > 0 and abs(math.log(of[expected] / of[taken])) <= REORDERED
+    return smallest(*of.values()) > 0 and abs(math.log(of[expected] / of[taken])) <= REORDERED
 
 
 def expected_swaps(

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from prill_harness.compare import nmse_of, squares
+from prill_harness.compare import largest, nmse_of, squares
 from prill_runtime.gguf import GGUFFile
 from prill_runtime.quants import dequantize, supported_types
 from prill_runtime.tensors import TensorInfo
@@ -117,14 +117,14 @@ def _tensor(name: str, a: GGUFFile, b: GGUFFile) -> tuple[TensorDiff, tuple[floa
     if unknown:
         figure, note = (0.0, "") if same else (None, f"no decoder for {unknown[0]}")
         return TensorDiff(name, *sides, same, figure, figure, note), None
-    error = energy = largest = 0.0
+    error = energy = furthest = 0.0
     for x, y in zip(_strips(a, left), _strips(b, right), strict=True):
         sums = (0.0, squares(x, y)[1]) if same else squares(x, y)
         error, energy = error + sums[0], energy + sums[1]
         if not same:
-            largest = max(largest, _largest(x, y))
+            furthest = largest(furthest, _largest(x, y))
     note = "" if math.isfinite(error + energy) else "not finite"
-    return TensorDiff(name, *sides, same, nmse_of(error, energy), largest, note), (error, energy)
+    return TensorDiff(name, *sides, same, nmse_of(error, energy), furthest, note), (error, energy)
 
 
 def _side(info: TensorInfo | None) -> Side | None:

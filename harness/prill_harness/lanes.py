@@ -109,7 +109,7 @@ def bounds(lane: Lane, floor: Figures) -> Figures:
 
     def share(agreement: float) -> float:
         seen = (1 - agreement) * floor.positions
-        return max(0.0, 1 - poisson_upper(lane.linear * (seen + 0.5)) / max(floor.positions, 1))
+        return compare.largest(0.0, 1 - poisson_upper(lane.linear * (seen + 0.5)) / max(floor.positions, 1))
 
     return Figures(
         nmse=lane.ratio * floor.nmse,
@@ -137,7 +137,7 @@ def judged(figures: Figures, bound: Figures) -> list[tuple[str, float, float, st
     ]
     for label, value in figures.buckets.items():
         # A bucket that the floor never reached has the bound of the last one it did.
-        limit = bound.buckets.get(label, max(bound.buckets.values(), default=0.0))
+        limit = bound.buckets.get(label, compare.largest(0.0, *bound.buckets.values()))
         rows.append((f"kl_max[{label}]", value, limit, "<="))
     return rows
 
@@ -154,7 +154,7 @@ def broken(figures: Figures, bound: Figures) -> list[tuple[str, float, float, st
 def tau(lane: Lane, floor: Figures, z_max: float) -> float:
     """The largest gap between two logits that the lane's noise explains: each may be off by the largest
     |Δ logprob| that the lane allows, and never by less than half a unit in the last place of |z_max|."""
-    return max(compare.ulp(z_max, lane.unit), 2 * lane.linear * floor.dlogprob_max)
+    return compare.largest(compare.ulp(z_max, lane.unit), 2 * lane.linear * floor.dlogprob_max)
 
 
 def expected_flips(margins: NDArray[np.float64], largest: float) -> float:
@@ -216,7 +216,7 @@ class Tally:
         # Against logits that are zeros any error is infinite, in a floor too, and a file holds no infinity.
         most = AGAINST_ZEROS if math.isfinite(self.error) else math.inf
         return Figures(
-            nmse=min(compare.nmse_of(self.error, self.energy), most),
+            nmse=compare.smallest(compare.nmse_of(self.error, self.energy), most),
             kl_mean=float(kl.mean()),
             kl_p99=compare.p99(kl),
             kl_max=float(kl.max()),

@@ -17,6 +17,7 @@ import numpy as np
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
+from prill_harness.compare import largest
 from prill_harness.witness import Reading
 from prill_runtime.adapters import adapter_for
 from prill_runtime.backends import NumpyBackend
@@ -106,7 +107,9 @@ def variations(reading: Reading, length: int) -> Iterator[Variation]:
     """What of the file can be changed and still makes a model; `length`: ids of the prompt it is seen on."""
     kind = "rms_" if reading.key("attention.layer_norm_rms_epsilon") is not None else ""
     eps = float(reading.key(f"attention.layer_norm_{kind}epsilon"))
-    yield Variation("eps", reading.with_keys(**{f"attention__layer_norm_{kind}epsilon": max(64 * eps, 0.01)}))
+    yield Variation(
+        "eps", reading.with_keys(**{f"attention__layer_norm_{kind}epsilon": largest(64 * eps, 0.01)})
+    )
     yield from _heads(reading)
     if reading.architecture in ROTARY:
         yield from _positions(reading, length)
@@ -154,5 +157,5 @@ def _tie(reading: Reading) -> Iterator[Variation]:
 
 def _moved(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Other values, one as large as the next, that float32 holds too; not a shift that a norm takes away."""
-    wave = np.cos(np.arange(values.size)) * max(float(np.abs(values).max()), 1.0)
+    wave = np.cos(np.arange(values.size)) * largest(float(np.abs(values).max()), 1.0)
     return np.asarray((values + wave).astype(np.float32), np.float64)

@@ -188,12 +188,13 @@ def compare_teacher_forced(engine: Engine, golden: Golden, oracle: Embedded) -> 
         got = _own_logits(engine, prompt.sequence)
         stale = stale or gap_at(number, prompt, expected)
         tally.add(expected, got)
-        largest = max(largest, float(np.abs(expected).max()))
+        largest = measure.largest(largest, float(np.abs(expected).max()))
         forced = got[len(prompt.ids) - 1 :]
         flips += _flips(expected[len(prompt.ids) - 1 :], forced, prompt)
-        gap = max(gap, _golden_gap(prompt, forced))
+        gap = measure.largest(gap, _golden_gap(prompt, forced))
         at = int(np.argmax(tally.kl[-1]))
-        worst = max(worst, (float(tally.kl[-1][at]), number, at))
+        if not tally.kl[-1][at] <= worst[0]:
+            worst = float(tally.kl[-1][at]), number, at
     figures = tally.figures()
     margins = np.concatenate([prompt.margins for prompt in golden.prompts])
     tau = lanes.tau(lane, floor, largest)

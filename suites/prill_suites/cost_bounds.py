@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from prill_harness.checks import Observer
+from prill_harness.compare import smallest
 from prill_harness.cost import Spent
 from prill_harness.engines.base import Engine
 from prill_suites.common import file_tensors
@@ -36,7 +37,7 @@ def held(
         if all(slope < most(*key) for key, slope in grown.items()):
             break
         again = look(attempt)
-        grown = {key: min(slope, again.get(key, 0.0)) for key, slope in grown.items()}
+        grown = {key: smallest(slope, again.get(key, 0.0)) for key, slope in grown.items()}
     for (unit, name), slope in grown.items():
         said = f"{name} takes {slope:.3g} more {unit} for each position {of}, expected fewer than"
         observe.expect(slope < most(unit, name), f"a token: {said} {most(unit, name):g}")

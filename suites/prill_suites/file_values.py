@@ -38,6 +38,8 @@ from gguf import GGML_QUANT_SIZES, TokenType
 from gguf import GGMLQuantizationType as T
 from numpy.typing import NDArray
 
+from prill_harness.compare import largest, smallest
+
 CHANCE, SHUFFLED = 1e-6, 0.05
 RANGE = 1e3
 BLOCK = 16  # weights looked at together in types without blocks
@@ -125,10 +127,10 @@ def survey(tensor: gguf.ReaderTensor, unused: NDArray[np.bool_] | None = None) -
     for row, values in strips(tensor):
         magnitudes = np.abs(values)
         peaks[row : row + len(values)] = np.maximum.reduceat(magnitudes, starts, axis=1)
-        low, high = min(low, float(values.min())), max(high, float(values.max()))
+        low, high = smallest(low, float(values.min())), largest(high, float(values.max()))
         counted = np.isfinite(values) & (values != 0)
-        least = min(least, float(values.min(where=counted, initial=np.inf)))
-        most = max(most, float(values.max(where=counted, initial=-np.inf)))
+        least = smallest(least, float(values.min(where=counted, initial=np.inf)))
+        most = largest(most, float(values.max(where=counted, initial=-np.inf)))
         bad = np.flatnonzero(~np.isfinite(values.ravel()))
         if bad.size:
             first, wrong = (row * columns + int(bad[0]) if not wrong else first), wrong + bad.size

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from prill_harness import outcomes, tokens
 from prill_harness.checks import Observer
+from prill_harness.compare import largest
 from prill_harness.engines import open_engine, resolve_model
 from prill_harness.engines.base import Engine, EngineInfo, Generation
 from prill_harness.engines.embedded import Embedded
@@ -307,7 +308,7 @@ def of_controls(at: Judged) -> Iterator[Specimen]:
         right = np.asarray(at.oracle.exact_logits(ids), np.float64)
         observe.saw(right.size, oracle="the same logits")
         off = right.copy()
-        limit = max(ROUNDING, EXACT * at.golden.floors["exact"].nmse)
+        limit = largest(ROUNDING, EXACT * at.golden.floors["exact"].nmse)
         off[-1, -1] += np.sqrt(np.sum(right**2) * limit * (BEYOND if wrong else WITHIN))
         return trial.same("logits", ids, right, off)
 

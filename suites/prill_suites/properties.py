@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from prill_harness.checks import Observer, check
-from prill_harness.compare import log_softmax
+from prill_harness.compare import largest, log_softmax
 from prill_harness.engines.base import Capability, Engine
 from prill_harness.engines.embedded import Embedded
 from prill_harness.golden import Golden
@@ -83,7 +83,7 @@ def test_chunking(trial: Trial, observe: Observer, engine: Engine) -> None:
         pieces = [ids[a:b] for a, b in zip(starts, [*starts[1:], len(ids)], strict=True) if ids[a:b]]
         observe.saw(expected.size, oracle=ONE_PASS)
         what = f"chunks {[len(p) for p in pieces]}"
-        worst = max(worst, trial.same(what, ids, expected, fed(engine, pieces)))
+        worst = largest(worst, trial.same(what, ids, expected, fed(engine, pieces)))
 
     def swapped(engine: Engine) -> Pair:
         return engine.logits(ids), fed(engine, [ids[half:], ids[:half]])
@@ -117,7 +117,7 @@ def test_batch(trial: Trial, observe: Observer, engine: Engine, golden: Golden) 
         for place, i in enumerate(order):
             observe.saw(alone[i].size, oracle="each prompt alone")
             what = f"prompt {i} in batch {order}"
-            worst = max(worst, trial.same(what, batch[i], alone[i], together[place]))
+            worst = largest(worst, trial.same(what, batch[i], alone[i], together[place]))
 
     def neighbour(engine: Engine) -> Pair:
         return engine.logits(batch[0])[: len(batch[2])], engine.logits(batch[2])
@@ -125,7 +125,7 @@ def test_batch(trial: Trial, observe: Observer, engine: Engine, golden: Golden) 
     gap = trial.control("a neighbour's rows", neighbour)
     said = texts_alone(trial)
     mixed, clause = mingled(trial)
-    worst = max(worst, mixed, crowded(trial, logprob_bound(engine, golden)))
+    worst = largest(worst, mixed, crowded(trial, logprob_bound(engine, golden)))
     observe.say(
         f"4 compositions and {CROWD} prompts equal each alone, {clause}, worst NMSE {worst:.2g}; "
         f"a neighbour's rows: {gap}; {said}"
@@ -176,7 +176,7 @@ def logprob_bound(engine: Engine, golden: Golden) -> float:
     """How far two ways to one logprob may be apart: what its lane's noise may do, of engines that round."""
     if engine.info.arithmetic in ("float32", "float64"):
         # Or what the exact lane measured on this model: the errors of two ways add in squares.
-        return max(1e-4, math.sqrt(2) * golden.floors["exact"].dlogprob_max)
+        return largest(1e-4, math.sqrt(2) * golden.floors["exact"].dlogprob_max)
     lane = lane_for(golden.type, engine.info.arithmetic)
     return bounds(lane, golden.floors[lane.name]).dlogprob_max
 
@@ -202,7 +202,7 @@ def test_logprobs(trial: Trial, observe: Observer, engine: Engine, golden: Golde
         observe.expect(as_many, f"{count} tokens, {len(done.logprobs)} logprobs")
         heard = told == list(zip(done.ids, done.logprobs, strict=True))
         observe.expect(heard, f"the callback heard {told[:2]}…, the text has {done.logprobs[:2]}…")
-        worst = max(worst, float(np.abs(expected - done.logprobs).max()))
+        worst = largest(worst, float(np.abs(expected - done.logprobs).max()))
     observe.metric("largest difference of a logprob", worst, at_most=logprob_bound(engine, golden))
 
     def others(engine: Engine) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from prill_harness.compare import largest
 from prill_runtime.errors import MissingCapability
 from prill_suites.common import SAME, embedded, rounding
 from prill_suites.controls import Trial
@@ -29,7 +30,7 @@ def crowded(trial: Trial, bound: float) -> float:
     for n, got in enumerate(engine.logits_batch(prompts)):
         expected = engine.logits(prompts[n])
         observe.saw(expected.size, oracle=ALONE)
-        worst = max(worst, trial.same(f"prompt {n} of {CROWD}", prompts[n], expected, got))
+        worst = largest(worst, trial.same(f"prompt {n} of {CROWD}", prompts[n], expected, got))
     for n, text in enumerate(engine.generate_batch(prompts, max_tokens=2, ignore_eos=True)):
         own = engine.generate(prompts[n], max_tokens=2, ignore_eos=True)
         lengths = len(own.ids), len(text.ids)
@@ -41,7 +42,7 @@ def crowded(trial: Trial, bound: float) -> float:
             observe.expect(near, f"prompt {n} of {CROWD} begins with {text.ids[0]}, alone with {own.ids[0]}")
         if own.ids[:1] == text.ids[:1] and lengths[0] > 1:
             observe.saw(1, oracle=ALONE)
-            apart = max(apart, abs(own.logprobs[1] - text.logprobs[1]))
+            apart = largest(apart, abs(own.logprobs[1] - text.logprobs[1]))
     observe.metric(
         f"largest difference of a logprob in {CROWD} texts",
         apart,
@@ -77,5 +78,5 @@ def mingled(trial: Trial) -> tuple[float, str]:
         observe.saw(expected.size, oracle=ALONE)
         singles += len(ids) - held == 1
         what = f"ids {held} to {len(ids)} of sequence {n} in a mixed step"
-        worst = max(worst, trial.same(what, ids, expected, got))
+        worst = largest(worst, trial.same(what, ids, expected, got))
     return worst, f"so do {singles} single ids and {CROWD - singles} pieces in one step"

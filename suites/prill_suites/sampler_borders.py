@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prill_harness.checks import Observer
+from prill_harness.compare import largest, smallest
 from prill_runtime.sampler import SamplingParams
 from prill_suites import sampler_twins as twins
 from prill_suites.ops_shapes import about
@@ -25,7 +26,7 @@ def borderline(
     found = set()
     for nudge in (0.0, -1e-11, 1e-11):
         top_p = setting.get("top_p", 1.0)
-        named = setting | {"top_p": min(max(top_p + nudge, 0.0), 1.0) if top_p < 1 else 1.0}
+        named = setting | {"top_p": smallest(largest(top_p + nudge, 0.0), 1.0) if top_p < 1 else 1.0}
         ids, probabilities = twins.distribution(row.tolist(), history=history, **named)
         fraction = twins.uniform(seed, position)
         found |= {twins.draw(ids, probabilities, fraction + n) for n in (0.0, -1e-11, 1e-11)}

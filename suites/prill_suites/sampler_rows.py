@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
+SETTINGS: tuple[dict[str, Any], ...] = (
+    {"temperature": 0.8},
+    {"temperature": 1.5, "top_k": 40},
+    {"temperature": 1.0, "top_p": 0.9},
+    {"temperature": 1.0, "min_p": 0.05},
+    {"temperature": 0.7, "top_k": 50, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.3},
+)
+# Almost flat, so that a penalty on any id of the prompt moves what is drawn; and greedy.
+PENALISED: tuple[dict[str, Any], ...] = (
+    {"temperature": 3.0, "repetition_penalty": 4.0},
+    {"temperature": 0.0, "repetition_penalty": 1.8},
+)
 SEED = 3
 
 

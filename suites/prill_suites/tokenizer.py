@@ -12,31 +12,15 @@ from prill_harness.checks import Observer, check
 from prill_harness.engines.base import Capability, Engine
 from prill_harness.golden import Golden
 from prill_runtime.errors import MissingCapability
+from prill_runtime.pretokenizers import PRE_TOKENIZERS
 from prill_suites.common import FILE_READER, embedded, file_fields
-from prill_suites.tokenizer_twins import NORMAL, UNUSED, USER_DEFINED, Ambiguous, Twin, longest_text, words
+from prill_suites.tokenizer_texts import AROUND, HARD_TEXTS, NO_SPECIAL, RARE, WORDY, long_text, parting
+from prill_suites.tokenizer_twins import NORMAL, UNUSED, USER_DEFINED, Ambiguous, Twin, longest_text
+from prill_suites.tokenizer_words import BY_NAME, Words
 
-HARD_TEXTS = (
-    "plain words, then a full stop.",
-    "  two leading and two trailing spaces  ",
-    "tabs\tand\nline\n\nbreaks\r\n",
-    "CamelCase snake_case kebab-case 3.14159 1,000,000 0x1F",
-    "don't can't we'll I'm they've",
-    "na\u00efve caf\u00e9 \u00fcber \u00c5ngstr\u00f6m",
-    "e\u0301 combining and \u00e9 composed",
-    "\u65e5\u672c\u8a9e\u306e\u6587\u7ae0\u3068\u4e2d\u6587",
-    "\u0645\u0631\u062d\u0628\u0627 \u05e9\u05dc\u05d5\u05dd",
-    "\U0001f9ea\U0001f469\u200d\U0001f52c\U0001f1f3\U0001f1f4 emoji",
-    "control \x01\x7f characters",
-    "zero\u200bwidth \ufeff and \u00a0 spaces",
-    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
-    "{}[]()<>|\\/~`!@#$%^&*-_=+;:'\",.?",
-)
-
-
-NO_SPECIAL = ("<s>", "<|im_start|>", "[control]")
-RARE = tuple(map(chr, (0xDF, 0x3A9, 0x416, 0x5D0, 0x20AC, 0x65E5, 0xAC00, 0x1F9EA, 0x10FFFF)))
 OWN = 48  # tokens of the vocabulary itself that are tried as texts
 TWIN = "naive tokenizer by the file's vocabulary"
+CHUNKS = (1, 7, 512)  # ids
 
 
 @pytest.fixture(scope="module")
@@ -83,16 +67,23 @@ def test_prompt_ids(observe: Observer, engine: Engine, golden: Golden, twin: Twi
 
 @check(
     "tokenizer.merges",
-    kills=("merge_order", "merge_ranks_reversed", "space_prefix_lost", "space_prefix_kept"),
+    kills=(
+        "merge_order",
+        "merge_ranks_reversed",
+        "space_prefix_lost",
+        "space_prefix_kept",
+        "variation_selector_dropped",
+        "lone_return_translated",
+        "nul_ends_text",
+        "long_text_in_pieces",
+    ),
     needs=(Capability.TOKENIZE,),
 )
 def test_merges(observe: Observer, engine: Engine, golden: Golden, twin: Twin) -> None:
     """The pieces are those that a naive twin merges from the file's scores or merge list."""
-    texts = [*(prompt.text for prompt in golden.prompts), *HARD_TEXTS, *own_texts(twin)]
-    # Byte-level pre-tokenizers agree on single words alone.
-    samples = sorted(set(texts if twin.spm else [word for text in texts for word in words(text)]))
+    samples = {*(prompt.text for prompt in golden.prompts), *HARD_TEXTS, *own_texts(twin), "", long_text()}
     tried = 0
-    for text in samples or [""]:
+    for text in sorted(samples):
         try:
             expected = twin.ids(text)
         except Ambiguous:
@@ -100,8 +91,10 @@ def test_merges(observe: Observer, engine: Engine, golden: Golden, twin: Twin) -
         got = engine.tokenize(text, add_special=False)
         tried += 1
         observe.saw(max(1, len(expected)), oracle=TWIN)
-        observe.expect(got == expected, f"{text[:40]!r}: expected ids {expected}, got {got}")
-    observe.say(f"{tried} texts, {observe.observed} ids, all as the naive twin merges them")
+        observe.expect(got == expected, f"{text[:40]!r}: ids {parting(expected, got)}")
+    observe.say(
+        f"{tried} texts of up to {len(long_text())} characters, {observe.observed} ids, all as the twin's"
+    )
 
 
 @check(
@@ -113,56 +106,64 @@ def test_merges(observe: Observer, engine: Engine, golden: Golden, twin: Twin) -
         "text_stripped",
         "text_in_lower_case",
         "newlines_translated",
+        "variation_selector_dropped",
+        "lone_return_translated",
+        "nul_ends_text",
     ),
     needs=(Capability.TOKENIZE,),
 )
 def test_round_trip(observe: Observer, engine: Engine, twin: Twin) -> None:
     """Text goes to ids and back without losing a byte that the vocabulary can spell, on texts that hurt."""
-    tried = spelled_texts(twin, [*HARD_TEXTS, *own_texts(twin), ""])
+    tried = spelled_texts(twin, [*HARD_TEXTS, *own_texts(twin), "", long_text()])
     silent = twin.control.issuperset([*twin.begin, *twin.end])  # a BOS that is no control token would be read
     whole = 0
     for text, expected in tried:
         back = engine.detokenize(engine.tokenize(text, add_special=silent))
         observe.saw(max(1, len(expected)), oracle="the text itself, as far as the vocabulary can spell it")
-        observe.expect(back == expected, f"{text!r} came back as {back!r}, expected {expected!r}")
+        observe.expect(back == expected, f"{text[:40]!r} came back otherwise: {parting(expected, back)}")
         whole += back == text.encode()
     lost = f"; {len(tried) - whole} hold what the vocabulary cannot spell" if whole < len(tried) else ""
     observe.say(f"{len(tried)} texts, {observe.observed} bytes, all came back{lost}")
 
 
-def times(twin: Twin, text: str, token_id: int) -> int | None:
-    """How often an id stands in a text; None where the twin cannot tell.
-
-    Of a byte-level vocabulary special tokens are cut out of the text alone; of the other family the unknown
-    one also stands for what it cannot spell.
-    """
-    try:
-        return (twin.ids(text) if twin.spm else twin.parts(text)).count(token_id)
-    except Ambiguous:
-        return None
-
-
-@check("tokenizer.special_whole", kills=("special_token_split",), needs=(Capability.TOKENIZE,))
+@check(
+    "tokenizer.special_whole",
+    kills=(
+        "special_token_split",
+        "space_before_special_stripped",
+        "space_after_special_stripped",
+        "space_prefix_at_start_only",
+    ),
+    needs=(Capability.TOKENIZE,),
+)
 def test_special_whole(observe: Observer, engine: Engine, twin: Twin) -> None:
     """The text of a special token becomes that one id, between other text too; no other text does."""
     for token_id in twin.special:
         text = twin.tokens[token_id]
         alone = engine.tokenize(text, add_special=False)
-        inside = engine.tokenize(f"before{text}after", add_special=False)
-        observe.saw(2, oracle=FILE_READER)
-        observe.expect(alone == [token_id], f"{text!r}: expected the one id [{token_id}], got {alone}")
-        wanted = times(twin, f"before{text}after", token_id)
-        observe.expect(
-            wanted in (None, inside.count(token_id)),
-            f"'before{text}after': id {token_id} expected {wanted} times in {inside}",
-        )
-    others = [text for text in NO_SPECIAL if not any(isinstance(part, int) for part in twin.parts(text))]
-    for text, spelled in spelled_texts(twin, others):
-        back = engine.detokenize(engine.tokenize(text, add_special=False))
         observe.saw(1, oracle=FILE_READER)
-        observe.expect(back == spelled, f"{text!r} is no special token: expected {spelled!r}, got {back!r}")
+        observe.expect(alone == [token_id], f"{text!r}: expected the one id [{token_id}], got {alone}")
+        for around in AROUND:
+            inside = around.replace("{}", text)
+            try:
+                expected = twin.ids(inside)
+            except Ambiguous:
+                continue
+            got = engine.tokenize(inside, add_special=False)
+            observe.saw(1, oracle=TWIN)
+            observe.expect(got == expected, f"{inside!r}: ids {parting(expected, got)}")
+    others = [text for text in NO_SPECIAL if not any(isinstance(part, int) for part in twin.parts(text))]
+    for text in others:
+        ids = engine.tokenize(text, add_special=False)
+        observe.saw(1, oracle=FILE_READER)
+        control = sorted((twin.control - {twin.unk}).intersection(ids))
+        observe.expect(not control, f"{text!r} is no special token, and became {ids} with {control}")
+        spelled, back = twin.spelled(text), engine.detokenize(ids)
+        observe.expect(
+            spelled in (None, back), f"{text!r} is no special token: expected {spelled!r}, got {back!r}"
+        )
     observe.say(
-        f"{len(twin.special)} special tokens, each one id alone and inside a text; "
+        f"{len(twin.special)} special tokens, each one id alone and inside {len(AROUND)} texts; "
         f"{len(others)} texts that look like one and are none stay text"
     )
 
@@ -170,7 +171,8 @@ def test_special_whole(observe: Observer, engine: Engine, twin: Twin) -> None:
 @check("tokenizer.bos_once", kills=("bos_missing", "bos_twice", "eos_added"), needs=(Capability.TOKENIZE,))
 def test_bos_once(observe: Observer, engine: Engine, twin: Twin) -> None:
     """BOS and EOS are added exactly when the file or its pre-tokenizer asks for them, exactly once."""
-    for text in ("", "one", HARD_TEXTS[0]):
+    own = [twin.tokens[i] for i in (twin.bos, twin.eos) if i is not None]
+    for text in ("", "one", HARD_TEXTS[0], *own, *(f"{token}one{token}" for token in own)):
         plain, full = engine.tokenize(text, add_special=False), engine.tokenize(text)
         expected = [*twin.begin, *plain, *twin.end]
         observe.saw(len(expected) + 1, oracle=FILE_READER)
@@ -212,7 +214,7 @@ def test_byte_fallback(observe: Observer, engine: Engine, twin: Twin) -> None:
 
 @check(
     "tokenizer.streaming",
-    kills=("character_split_in_stream", "stream_holds_back", "every_space_stripped"),
+    kills=("character_split_in_stream", "stream_holds_back", "every_space_stripped", "stream_end_lost"),
     needs=(Capability.TOKENIZE,),
 )
 def test_streaming(observe: Observer, engine: Engine, twin: Twin) -> None:
@@ -221,10 +223,11 @@ def test_streaming(observe: Observer, engine: Engine, twin: Twin) -> None:
     streams = [engine.tokenize(text, add_special=False) for text in [*HARD_TEXTS, *own_texts(twin)]]
     halves = [i for i in range(len(twin.tokens)) if longest_text(twin.piece(i)).encode() != twin.piece(i)]
     # Ids in any order too: halves of characters that no text would put together.
-    streams += [halves[:OWN], list(range(min(len(twin.tokens), OWN)))]
-    split = 0
+    some = halves[:: max(1, len(halves) // OWN)]
+    streams += [halves[:OWN], *([i] for i in some), list(range(min(len(twin.tokens), OWN)))]
+    split, stream = 0, tokenizer.stream()  # finished, it starts anew
     for ids in streams:
-        stream, shown = tokenizer.stream(), ""
+        shown = ""
         for count, token_id in enumerate(ids, 1):
             shown += stream.push(token_id)
             data = twin.text(ids[:count])
@@ -236,10 +239,61 @@ def test_streaming(observe: Observer, engine: Engine, twin: Twin) -> None:
             )
         shown, whole = shown + stream.finish(), twin.text(ids).decode(errors="replace")
         observe.expect(shown == whole, f"the ids {ids} were streamed as {shown!r}, expected {whole!r}")
+    ids = engine.tokenize(long_text(), add_special=False)
+    expected = twin.text(ids).decode(errors="replace")
+    shown = "".join(map(stream.push, ids)) + stream.finish()
+    observe.saw(len(ids), oracle="the bytes of all ids")
+    observe.expect(shown == expected, f"a long text was streamed otherwise: {parting(expected, shown)}")
     if halves and not split:
         raise MissingCapability("no text ends a token inside a character: streaming was not put to the test")
     ending = f"{split} of them ending inside a character, none split" if halves else "of whole characters all"
     observe.say(f"{observe.observed} ids streamed, {ending}")
+
+
+@check(
+    "tokenizer.decoding",
+    kills=("spaces_cleaned_up", "incomplete_end_dropped", "continuation_stripped", "pieces_decoded_alone"),
+    needs=(Capability.TOKENIZE,),
+)
+def test_decoding(observe: Observer, engine: Engine, twin: Twin) -> None:
+    """Ids up to any place give the bytes that they stand for, a part of a character too; so do the ids of a
+    long text, taken in chunks of any size."""
+    texts = [*HARD_TEXTS, *(around.replace("{}", twin.tokens[i]) for i in twin.special for around in AROUND)]
+    for text in texts:
+        ids = engine.tokenize(text, add_special=False)
+        for count in range(len(ids) + 1):
+            expected, got = twin.text(ids[:count]), engine.detokenize(ids[:count])
+            observe.saw(1, oracle="the pieces of the file's vocabulary")
+            observe.expect(got == expected, f"{count} ids of {text!r}: {parting(expected, got)}")
+    decode, ids = embedded(engine).tokenizer.decode, engine.tokenize(long_text(), add_special=False)
+    for size in CHUNKS:
+        chunks = [(ids[at : at + size], at > 0) for at in range(0, len(ids), size)]
+        expected = b"".join(twin.text(chunk, behind) for chunk, behind in chunks)
+        got = b"".join(decode(chunk, continuation=behind) for chunk, behind in chunks)
+        observe.saw(len(ids), oracle="the pieces of the file's vocabulary")
+        observe.expect(got == expected, f"a long text in chunks of {size} ids: {parting(expected, got)}")
+    observe.say(
+        f"{observe.observed} ids decoded: {len(texts)} texts to any place, a long one in {len(CHUNKS)} sizes"
+    )
+
+
+@check(
+    "tokenizer.pre_tokenizers",
+    kills=("digits_in_fours", "contractions_in_one_case", "returns_are_spaces", "marks_are_letters"),
+)
+def test_pre_tokenizers(observe: Observer, engine: Engine) -> None:
+    """Whatever pre-tokenizer a file may name cuts text where a second implementation of it does."""
+    embedded(engine)
+    known = PRE_TOKENIZERS.keys() ^ BY_NAME.keys()
+    observe.expect(not known, f"names that one of the two does not know: {sorted(known)}")
+    for name in {pre: name for name, pre in PRE_TOKENIZERS.items()}.values():
+        runtime, own = PRE_TOKENIZERS[name].build(), Words(name)
+        own.cut("".join(WORDY))
+        for text in WORDY:
+            expected, got = own.cut(text), [text[a:b] for _, (a, b) in runtime.pre_tokenize_str(text)]
+            observe.saw(len(expected), oracle="the published expressions, by Python's re")
+            observe.expect(got == expected, f"{name!r} cuts {text!r} otherwise: {parting(expected, got)}")
+    observe.say(f"{len(BY_NAME)} names, {len(WORDY)} texts, {observe.observed} words, each as published")
 
 
 @check("tokenizer.ends", kills=("ends_forgotten",), needs=(Capability.TOKENIZE,))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
-from collections.abc import Iterator, Mapping
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache, cached_property
 from itertools import groupby, pairwise
 from typing import Any
+
+from prill_suites.tokenizer_words import BY_NAME, Words
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # gguf.TokenType
 REPLACEMENT = "\ufffd".encode()
@@ -52,6 +52,7 @@ class Twin:
         self.types = self._types(roles)
         self.unk, self.bos, self.eos = (self._role(role, default) for role, default in roles.items())
         pre = str(self._get("pre", "default"))
+        self._cut = Words(pre) if not self.spm and pre in BY_NAME else None
         self.whole_words = not self.spm and pre in WHOLE_WORDS.split()
         adds = self._get("add_bos_token", self.spm or pre in BOS_WHERE_SILENT.split())
         self.begin = [self.bos] if adds and self.bos is not None else []
@@ -105,39 +106,48 @@ class Twin:
 
     def parts(self, text: str) -> list[int | str]:
         """The text with its special tokens cut out, the longest first: ids, and the text between."""
-        for i in self.special:
-            before, found, behind = text.partition(self.tokens[i])
-            if found:
-                return [*self.parts(before), i, *self.parts(behind)]
-        return [text] if text else []
+        parts: list[int | str] = [text]
+        for i in self.special if text else ():
+            cut: list[int | str] = []
+            for part in parts:
+                if isinstance(part, int):
+                    cut.append(part)
+                    continue
+                for n, stretch in enumerate(part.split(self.tokens[i])):
+                    cut += [i, stretch] if n else [stretch]
+            parts = cut
+        return [part for part in parts if part != ""]
 
     def ids(self, text: str) -> list[int]:
-        """Ids without BOS and EOS; of a byte-level vocabulary only where each part is one word (`words`).
+        """Ids without BOS and EOS.
 
         Raises:
-            Ambiguous: an unused token could be taken apart in several ways.
+            Ambiguous: an unused token could be taken apart in several ways, or the pre-tokenizer is unknown.
         """
         found: list[int | None] = []
         for part in self.parts(text):
-            found += [part] if isinstance(part, int) else self._spm(part) if self.spm else self._word(part)
+            found += [part] if isinstance(part, int) else self._spm(part) if self.spm else self._bytes(part)
         return [i for i in found if i is not None]
 
     def spelled(self, text: str) -> bytes | None:
         """What comes back of a text, by what the vocabulary can spell; None where this twin cannot tell.
 
-        The text itself where nothing is lost: control tokens give nothing, what becomes unk U+FFFD.
+        The text itself where nothing is lost: control tokens give nothing, what becomes unk U+FFFD. Ids do
+        not say whether a user-defined token was cut out of the text or merged: a space behind it counts as
+        one that encoding put there either way.
         """
-        out, strip = b"", self.prefix
+        pieces: list[tuple[bytes, bool]] = []
         for part in self.parts(text):
             if isinstance(part, int):
-                out += self.piece(part)
-                strip = self.prefix and (part in self.control or self.types[part] == USER_DEFINED)
+                pieces.append((self.piece(part), self._begins_anew(part)))
                 continue
             if self.whole_words and any(_LETTERS[byte] not in self.words for byte in part.encode()):
                 return None  # a word that is a token whole may hold a byte that has no token
-            found = self._spelled_spm(part) if self.spm else self._spelled_bytes(part)
-            out += found[1:] if strip and found.startswith(b" ") else found
-        return out
+            try:
+                pieces += self._spelled_spm(part) if self.spm else [(self._spelled_bytes(part), False)]
+            except Ambiguous:
+                return None
+        return self._without_prefixes(pieces, self.prefix)
 
     @cached_property
     def words(self) -> dict[str, int]:
@@ -166,9 +176,21 @@ class Twin:
         return {tuple(merge.split(" ")): rank for rank, merge in reversed(merges)}
 
     def _symbols(self, part: str) -> list[str]:
+        """Stretches that no token reaches across, merged each for itself: a long text is many short ones."""
+        text = (" " * self.prefix + part).replace(" ", SPACE)
+        borders = [n for n, pair in enumerate(pairwise(text), 1) if pair not in self._neighbours]
+        return [s for a, b in pairwise([0, *borders, len(text)]) for s in self._merged(text[a:b])]
+
+    @cached_property
+    def _neighbours(self) -> set[tuple[str, str]]:
+        """Every two characters that stand side by side in a token."""
+        return {pair for token in self.words for pair in pairwise(token)}
+
+    @cache  # noqa: B019  # a twin lives as long as its file is looked at
+    def _merged(self, stretch: str) -> list[str]:
         """Neighbours merged while any may, the best score first, of equal ones the leftmost; then the unused
         ones taken apart the way they were merged."""
-        merged: list[Any] = list((" " * self.prefix + part).replace(" ", SPACE))
+        merged: list[Any] = list(stretch)
         while True:
             texts = list(map(_joined, merged))
             pairs = [(a + b, i) for i, (a, b) in enumerate(pairwise(texts)) if a + b in self.words]
@@ -200,18 +222,24 @@ class Twin:
     def _in_bytes(self, symbol: str) -> list[int]:
         return [self.byte_tokens[byte] for byte in symbol.encode()]
 
-    def _spelled_spm(self, part: str) -> bytes:
-        out = b""
+    def _spelled_spm(self, part: str) -> Iterator[tuple[bytes, bool]]:
         for known, symbols in groupby(self._symbols(part), self._has):
             if known:
-                out += b"".join(self.piece(self.words[s]) if s in self.words else s.encode() for s in symbols)
+                for symbol in symbols:
+                    at = self.words.get(symbol)
+                    yield (symbol.encode(), False) if at is None else (self.piece(at), self._begins_anew(at))
             elif self.unk is not None:
-                out += self.piece(self.unk)
-        return out
+                yield self.piece(self.unk), self._begins_anew(self.unk)
 
     def _spelled_bytes(self, part: str) -> bytes:
         return bytes(byte for byte in part.encode() if _LETTERS[byte] in self.words)
 
+    def _bytes(self, part: str) -> list[int | None]:
+        if self._cut is None:
+            raise Ambiguous(part)
+        return [i for word in self._cut.cut(part) for i in self._word(word)]
+
+    @cache  # noqa: B019
     def _word(self, word: str) -> list[int | None]:
         """Ids of one word: the earliest listed pair merges until none is listed; None for a lost byte."""
         pieces = [_LETTERS[byte] for byte in word.encode()]
@@ -240,14 +268,22 @@ class Twin:
         spelled = kind != USER_DEFINED and all(letter in _BYTES for letter in token)
         return bytes(_BYTES[letter] for letter in token) if spelled else token.encode()
 
-    def text(self, ids: list[int]) -> bytes:
-        """The bytes of ids, without the spaces that were put before stretches of text."""
-        out, strip = b"", self.prefix
-        for i in ids:
-            piece = self.piece(i)
-            own = i in self.control or self.types[i] == USER_DEFINED
-            out += piece[1:] if strip and not own and piece.startswith(b" ") else piece
-            strip = self.prefix and own
+    def text(self, ids: list[int], continuation: bool = False) -> bytes:
+        """The bytes of ids, without the spaces that were put before stretches of text; the first space of a
+        continuation is a real one."""
+        pieces = ((self.piece(i), self._begins_anew(i)) for i in ids)
+        return self._without_prefixes(pieces, self.prefix and not continuation)
+
+    def _begins_anew(self, i: int) -> bool:
+        """Whether a stretch of text begins behind an id."""
+        return i in self.control or self.types[i] == USER_DEFINED
+
+    def _without_prefixes(self, pieces: Iterable[tuple[bytes, bool]], strip: bool) -> bytes:
+        """Pieces joined, each with whether a stretch of text begins behind it; and whether one begins now."""
+        out = b""
+        for piece, anew in pieces:
+            out += piece[1:] if strip and not anew and piece.startswith(b" ") else piece
+            strip = self.prefix and anew
         return out
 
 
@@ -275,18 +311,6 @@ def byte_letters() -> list[str]:
 
 _LETTERS = byte_letters()
 _BYTES = {letter: byte for byte, letter in enumerate(_LETTERS)}
-
-
-def words(text: str) -> list[str]:
-    """Stretches of a text that every byte-level pre-tokenizer takes for one word: small or caseless letters
-    of one script, and English ones with the space before them."""
-    runs = ["".join(run) for kind, run in groupby(text, _script) if kind]
-    return [*runs, *re.findall(" [a-z]+", text)]
-
-
-def _script(character: str) -> str:
-    kind = unicodedata.category(character)
-    return f"{kind} {unicodedata.name(character, '').split(' ')[0]}" if kind in ("Ll", "Lo") else ""
 
 
 def longest_text(data: bytes) -> str:

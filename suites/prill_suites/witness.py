@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from prill_harness import faults, lanes, second, sensitivity, witness
 from prill_harness.checks import Observer, check
-from prill_harness.compare import nmse, nmse_of, squares
+from prill_harness.compare import nmse, nmse_of, smallest, squares
 from prill_harness.engines.embedded import Embedded
 from prill_harness.golden import Golden
 from prill_harness.sequential import SequentialBackend
@@ -198,7 +198,7 @@ def test_floors(observe: Observer, golden: Golden, model_path: Path) -> None:
         truth = rows_of(model_path, NumpyBackend("float64"), ids)
         for name, floor in golden.floors.items():
             own = nmse_of(*squares(truth, rows_of(model_path, rounded(golden.type, name), ids)))
-            own = min(own, lanes.AGAINST_ZEROS)
+            own = smallest(own, lanes.AGAINST_ZEROS)
             observe.saw(truth.size, oracle=ROUNDED)
             observe.expect(
                 floor.nmse <= lanes.TYPE_RATIO * own,

@@ -32,6 +32,7 @@ SUITES = (
     "memory",
     "ops",
     "properties",
+    "requests",
     "sampler",
     "stages",
     "tokenizer",

@@ -103,7 +103,10 @@ def _named(
     """The metadata, with special ids that stand on any token, or on none, and flags or none."""
     # Without types a special id makes a control token, which no merge may give.
     typed = draw(st.integers(0, 4)) > 0
-    some = [*range(len(tokens))] if typed else [i for i, token in enumerate(tokens) if token[0] in "<["]
+    merges = [merge.split(" ") for merge in rest.get("merges") or ()]
+    merged = {text for left, right in merges for text in (left, right, left + right)}
+    apart = [i for i, token in enumerate(tokens) if token[0] in "<[" and token not in merged]
+    some = [*range(len(tokens))] if typed else apart
     ids = st.none() | st.sampled_from(some) if some else st.none()
     roles = ("bos", "eos", "eot", "fim_pad", *(("unknown",) if UNKNOWN in types else ()))
     keys: dict[str, Any] = {f"{role}_token_id": draw(ids) for role in roles}

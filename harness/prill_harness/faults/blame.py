@@ -47,7 +47,7 @@ AFTER_STAGES = (
     ("batch", ("properties.batch",)),
     # A capacity that is wrong is a wrong size too, and not the other way round.
     ("memory", ("cache.",)),
-    ("generate", ("properties.",)),
+    ("generate", ("properties.", "requests.")),
     ("sampler", ("sampler.",)),
     ("file", ("errors.model_file",)),
     ("errors", ("errors.",)),

@@ -24,6 +24,7 @@ from prill_fixtures import corpus
 from prill_harness import cells, faults, lanes, trace
 from prill_harness.bisect import bisect
 from prill_harness.children import python
+from prill_harness.compare import largest
 from prill_harness.engines import open_engine, resolve_model
 from prill_harness.faults.kills import Clean
 from prill_harness.golden import golden_for
@@ -98,7 +99,7 @@ def with_own_buckets(
         tally = lanes.Tally()
         tally.add(truth, model.forward([(model.new_cache(len(ids)), list(ids))])[0])
     own = tally.figures().buckets
-    return replace(floor, buckets={k: max(v, own.get(k, 0.0)) for k, v in floor.buckets.items()})
+    return replace(floor, buckets={k: largest(v, own.get(k, 0.0)) for k, v in floor.buckets.items()})
 
 
 def window(ids: Sequence[int], seed: int) -> list[int]:
@@ -132,7 +133,7 @@ def summary(drawn: Sequence[Run], checks: int, suite_alarms: int) -> Clean:
     """The clean runs as kills.json keeps them; two digits, so that machines' last bits do not show."""
     worst: dict[str, float] = {}
     for each in drawn:
-        worst[each.model] = max(worst.get(each.model, 0.0), float(f"{each.ratio:.2g}"))
+        worst[each.model] = largest(worst.get(each.model, 0.0), float(f"{each.ratio:.2g}"))
     return Clean(len(drawn), sum(bool(each.alarm) for each in drawn), worst, checks, suite_alarms)
 
 

@@ -157,5 +157,5 @@ def _excused(recorded: Amounts, lines: Forgotten) -> dict[str, dict[str, int]]:
     found = {cell: dict(checks) for cell, checks in recorded.items()}
     for line in lines.observed:
         if line.check in found.get(line.cell, {}):
-            found[line.cell][line.check] = min(found[line.cell][line.check], line.values)
+            found[line.cell][line.check] = min(found[line.cell][line.check], int(line.values))
     return found

@@ -23,9 +23,9 @@ TIMEOUT_S = 240.0
 ENGINE = "numpy"
 # In the order of a diagnosis: suites that look at parts before those that run the whole, which they disturb.
 ORDER = ("harness", "witness", "file", "blocks", "ops", "tokenizer", "stages", "tokens", "sampler", "cache",
-         "properties", "errors", "memory", "cost")  # fmt: skip
+         "properties", "requests", "errors", "memory", "cost")  # fmt: skip
 # CPU seconds of a suite where they are more than about one; the longest cells are started first.
-HEAVY = {"tokens": 6, "properties": 6, "harness": 2, "cache": 2, "errors": 2}
+HEAVY = {"tokens": 6, "properties": 6, "requests": 2, "harness": 2, "cache": 2, "errors": 2}
 # The suites that may tell what a fault of an area is, beside those whose checks claim it.
 LOOK = {
     "file": ("file", "blocks", "stages", "errors"),
@@ -39,6 +39,7 @@ LOOK = {
     "sampler": ("stages", "sampler"),
     "tokenizer": ("tokenizer",),
     "generation": ("errors",),
+    "requests": ("requests",),
     "state": ("stages", "cache"),
     "memory": ("memory",),
     "cost": ("cost",),

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from prill_harness.compare import largest
 from prill_harness.engines import CONNECTORS, EngineSpec, open_engine, resolve_model
 from prill_harness.engines.base import Capability, Engine, engine_class
 from prill_harness.leaks import kinds
@@ -254,7 +255,7 @@ class Requests(Path, name="requests"):
         began = time.process_time()  # which does not grow when others use the machine
         self._round(1)
         each = probe.calls * (time.process_time() - began)
-        self.times = max(1, min(TIMES, int(REQUESTS_S / max(each, 1e-9))))
+        self.times = max(1, min(TIMES, int(REQUESTS_S / largest(each, 1e-9))))
 
     def call(self, number: int, ids: Sequence[int]) -> None:
         for n in range(number * self.times, (number + 1) * self.times):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from prill_harness.compare import largest
 from prill_harness.console import Console
 from prill_harness.leaks import bars, overhead, page, peer, sites
 from prill_harness.leaks.bars import Case
@@ -185,7 +186,7 @@ def _clean(tried: Sequence[Tried]) -> Bar:
 
 def _quickly(tried: Sequence[Tried]) -> Bar:
     mine = [t for t in tried if t.case.name == "numpy on llama-tiny"]
-    seconds = max((t.seconds for t in mine), default=0.0)
+    seconds = largest(0.0, *(t.seconds for t in mine))
     return Bar(
         "the probe on llama-tiny under numpy", f"below {SECONDS:g} s", f"{seconds:g} s (median)",
         0 < seconds < SECONDS if mine else None,

@@ -6,6 +6,7 @@ import importlib.util
 
 import msgspec
 
+from prill_harness.compare import largest
 from prill_harness.leaks.protocol import Refused, Traced
 from prill_harness.leaks.report import PathReport, Probe, Site
 
@@ -39,7 +40,7 @@ def located(wanted: Probe, report: PathReport) -> PathReport:
 
 def _explains(site: Site, report: PathReport) -> bool:
     """Whether a call site left enough to be the leak, in blocks, or where only bytes grew, in bytes."""
-    blocks = max((judged.slope for judged in report.leaks if judged.unit == "blocks"), default=0.0)
+    blocks = largest(0.0, *(judged.slope for judged in report.leaks if judged.unit == "blocks"))
     if blocks:
         return site.blocks_per_call >= SHARE * blocks
     return site.bytes_per_call >= SHARE * max(judged.slope for judged in report.leaks)
