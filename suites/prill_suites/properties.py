@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ from prill_harness.lanes import bounds, lane_for
 from prill_suites.common import embedded, fed, file_fields
 from prill_suites.controls import Pair, Trial
 from prill_suites.properties_batch import texts_alone
+from prill_suites.properties_chunks import chunkings
 from prill_suites.properties_crowd import CROWD, crowded
 from prill_suites.properties_ends import BEYOND, NEVER, ending, endless, stopping
 from prill_suites.properties_seeds import another_seed
+from prill_suites.sequences import LONG, late_from, late_spans, longest_of
 from prill_suites.tokenizer_twins import Twin
 
 ONE_PASS = "the engine's own logits in one pass"
-CHUNKS = (1, 7, 31, 32, 33, 64)
 OTHER = {"llama": "fixture:gpt2-tiny", "gpt2": "fixture:llama-tiny"}
 OpenModel = Callable[[str, str], Engine]
 
@@ -71,24 +73,41 @@ def test_prefill_decode(trial: Trial, observe: Observer, engine: Engine) -> None
 
 @check(
     "properties.chunking",
-    kills=("chunk_start_ignored", "mask_off_by_one", "rope_position_restarts"),
+    kills=(
+        "chunk_start_ignored",
+        "mask_off_by_one",
+        "rope_position_restarts",
+        "late_chunk_blind",
+        "late_decode_sees_less",
+        "late_row_lost_when_grown",
+    ),
     needs=(Capability.SESSIONS, Capability.LOGITS),
 )
 def test_chunking(trial: Trial, observe: Observer, engine: Engine) -> None:
-    """Any chunking of a prompt gives what one chunk gives, past 256 positions too where there are as many."""
-    ids = trial.texts[0][: min(300, trial.context)]
-    expected, worst, last, half = engine.logits(ids), 0.0, max(2, min(256, len(ids) - 2)), len(ids) // 2
-    for sizes in (CHUNKS, CHUNKS[::-1], (last - 1, 1), (last, 2)):
+    """Any chunking of a prompt gives what one chunk gives, past 256 positions too where there are as many.
+
+    A small model's whole context is fed in chunks of 512, of 64, and of 7 and 1 about every 512th position
+    and at the end, with large ones between; up to 300 positions of any model in chunks of other sizes.
+    """
+    whole, worst = longest_of(trial.golden), 0.0
+    expected, spans = engine.logits(whole), [range(late_from(trial.golden)), *late_spans(trial.golden)]
+    ways = list(chunkings(len(whole)))
+    for name, sizes in ways:
         starts = np.cumsum((0, *sizes)).tolist()
-        pieces = [ids[a:b] for a, b in zip(starts, [*starts[1:], len(ids)], strict=True) if ids[a:b]]
-        observe.saw(expected.size, oracle=ONE_PASS)
-        worst = max(worst, trial.same(f"chunks {[len(p) for p in pieces]}", expected, fed(engine, pieces)))
+        got = fed(engine, [whole[a:b] for a, b in pairwise(starts)])
+        observe.saw(got.size, oracle=ONE_PASS)
+        for span in (range(span.start, min(span.stop, len(got))) for span in spans):
+            if span:
+                here, there = (rows[span.start : span.stop] for rows in (expected, got))
+                worst = max(worst, trial.same(f"{name}, from {span.start}", here, there))
+    ids = whole[:LONG]
+    half = len(ids) // 2
 
     def swapped(engine: Engine) -> Pair:
         return engine.logits(ids), fed(engine, [ids[half:], ids[:half]])
 
     gap = trial.control("chunks swapped", swapped)
-    observe.say(f"4 chunkings of {len(ids)} ids, worst NMSE {worst:.2g}; swapped chunks: {gap}")
+    observe.say(f"{len(ways)} chunkings of {len(whole)} ids, worst NMSE {worst:.2g}; swapped chunks: {gap}")
 
 
 @check(

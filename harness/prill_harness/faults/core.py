@@ -25,7 +25,7 @@ Wrap = Callable[[Any], Any]
 Patches = Callable[[], Iterable["Patch"]]
 AREAS = (
     "file", "blocks", "embedding", "norm", "rope", "attention", "feed-forward", "head", "sampler",
-    "tokenizer", "generation", "state", "memory", "trace", "device", "harness", "common",
+    "tokenizer", "generation", "state", "late", "memory", "trace", "device", "harness", "common",
 )  # fmt: skip
 COMMON = "common"
 
@@ -116,9 +116,9 @@ def _names(code: CodeType) -> set[str]:
 REGISTRY: dict[str, Fault] = {}
 MODULES = (
     "file", "blocks", "embedding", "norm", "rope", "attention", "feedforward", "head",
-    "sampler", "tokenizer", "generation", "state", "memory", "trace", "harness", "common",
+    "sampler", "tokenizer", "generation", "state", "late", "memory", "trace", "harness", "common",
 )  # fmt: skip
-DEVICE_MODULES = ("device",)
+DEVICE_MODULES = ("device", "device_late")
 """Faults that only an engine on a device can have; the matrix, which runs NumPy, leaves them out."""
 
 

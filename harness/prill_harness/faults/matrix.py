@@ -39,6 +39,7 @@ LOOK = {
     "tokenizer": ("tokenizer",),
     "generation": ("errors",),
     "state": ("stages", "cache"),
+    "late": ("stages",),
     "memory": ("memory",),
     "trace": ("stages", "cache"),
     "device": ("ops", "stages"),
