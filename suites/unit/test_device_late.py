@@ -9,7 +9,8 @@ from prill_harness import open_engine
 from prill_harness.engines.embedded import Embedded
 from prill_harness.faults import catalogue
 from prill_harness.golden import golden_for
-from prill_runtime.errors import NotANumber
+from prill_runtime.device_model import DeviceModel
+from prill_runtime.errors import InvalidParameter, NotANumber
 from prill_suites.sequences import longest_of
 
 from .test_emu_engine import first_wrong, stages
@@ -21,6 +22,21 @@ TENSOR = "device_late_tile_unmasked"  # in a kernel that only `fast` launches
 DECODE = "device_late_decode_forgets"
 IDS = longest_of(golden_for(MODEL))[:PAST]
 SOUND = {"emu": 1e-11, "emu:fast": 5e-6}  # NMSE of the last rows, by arithmetic
+
+
+def test_a_long_trace_is_taken_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more rows than one step takes every stage is whole, and what is put in its place is used; one row
+    too many is refused."""
+    ids = IDS[:70]
+    with open_engine("emu", MODEL) as engine:
+        whole = stages(engine, ids)
+        monkeypatch.setattr(DeviceModel, "most_rows", 32)
+        assert first_wrong(stages(engine, ids), whole) is None
+        flipped = whole["blk.1.out"][::-1]
+        put = dict(engine.trace(ids, replace={"blk.1.out": flipped}))
+        assert np.allclose(put["logits"], whole["logits"][::-1], atol=1e-4)
+        with pytest.raises(InvalidParameter, match=r"blk\.1\.out"):
+            engine.trace(ids, replace={"blk.1.out": np.concatenate([flipped, flipped[:1]])})
 
 
 def last_rows(spec: str) -> float:
