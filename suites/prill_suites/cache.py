@@ -12,6 +12,7 @@ from prill_harness.golden import Golden
 from prill_runtime.errors import Inconclusive
 from prill_suites.common import embedded, fed, refusal
 from prill_suites.controls import Pair, Trial
+from prill_suites.sequences import longest_of
 
 FULL_CONTEXT = 2048  # a longer context is tested through a session of a smaller capacity
 ONE_PASS = "the engine's own logits in one pass"
@@ -190,28 +191,35 @@ def test_cleared_after_cancel(trial: Trial, observe: Observer, engine: Engine) -
     observe.say(f"{observe.observed} tokens and logprobs bit-equal; a kept cache: {gap}")
 
 
-@check("cache.reset", kills=("reset_keeps_rows", "truncate_keeps_a_row"), needs=(Capability.SESSIONS,))
+@check(
+    "cache.reset",
+    kills=("reset_keeps_rows", "truncate_keeps_a_row", "late_reset_keeps_rows"),
+    needs=(Capability.SESSIONS,),
+)
 def test_reset(trial: Trial, observe: Observer, engine: Engine) -> None:
-    """A reset session is as good as a fresh one, bit for bit."""
+    """A reset session is as good as a fresh one, bit for bit, whether it held one prompt or all it can."""
     one, two = trial.prompt(0, 24), trial.prompt(1, 24)
-    session = engine.session()
-    try:
-        session.feed(two)
-        session.feed(one)
-        session.reset()
-        observe.expect(session.length == 0, f"after reset: expected length 0, got {session.length}")
-        reused = session.feed(one)
-    finally:
-        session.close()
     fresh = fed(engine, [one])
-    observe.saw(fresh.size, oracle="a fresh session")
-    observe.expect(bool(np.array_equal(fresh, reused)), "a reset session is not bit-equal to a fresh one")
+    for held in (two, longest_of(trial.golden)):
+        session = engine.session()
+        try:
+            session.feed(held)
+            if held is two:
+                session.feed(one)
+            session.reset()
+            observe.expect(session.length == 0, f"after reset: expected length 0, got {session.length}")
+            reused = session.feed(one)
+        finally:
+            session.close()
+        observe.saw(fresh.size, oracle="a fresh session")
+        same = bool(np.array_equal(fresh, reused))
+        observe.expect(same, f"reset after {len(held)} ids a session is not bit-equal to a fresh one")
 
     def kept(engine: Engine) -> Pair:
         return fed(engine, [one]), fed(engine, [two, one])[len(two) :]
 
     gap = trial.control("no reset", kept)
-    observe.say(f"{fresh.size} logits bit-equal after reset; without reset: {gap}")
+    observe.say(f"{observe.observed} logits bit-equal after reset; without reset: {gap}")
 
 
 @check("cache.size", kills=("cache_size_wrong", "cache_in_double"), needs=(Capability.SESSIONS,))

@@ -29,6 +29,7 @@ from prill_suites.sequences import LONG, late_from, late_spans, longest_of
 from prill_suites.tokenizer_twins import Twin
 
 ONE_PASS = "the engine's own logits in one pass"
+SIXTEEN_BITS = 1 << 16  # positions that are counted in so many
 OTHER = {"llama": "fixture:gpt2-tiny", "gpt2": "fixture:llama-tiny"}
 OpenModel = Callable[[str, str], Engine]
 
@@ -338,13 +339,15 @@ def at_offset(engine: Engine, pieces: list[list[int]], offsets: list[int]) -> ND
 
 @check(
     "properties.position_offset",
-    kills=("rope_keys_not_rotated", "learned_positions_ignored", "rope_ignored"),
+    kills=("rope_keys_not_rotated", "learned_positions_ignored", "rope_ignored", "late_position_of_16_bits"),
 )
 def test_position_offset(trial: Trial, observe: Observer, engine: Engine) -> None:
-    """Moving all positions together changes nothing under RoPE, and must change a learned-position model."""
+    """Moving all positions together changes nothing under RoPE, not even to either side of position 65536,
+    and must change a learned-position model."""
     length = min(48, max(2, 3 * trial.context // 4))
-    shift = min(16, trial.context - length)
     half, ids = length // 2, trial.texts[0][:length]
+    rotary = "rope_base" in engine.info.config
+    shift = SIXTEEN_BITS - half if rotary else min(16, trial.context - length)
     halves = [ids[:half], ids[half:]]
     plain, moved = at_offset(engine, halves, [0, 0]), at_offset(engine, halves, [shift, shift])
     observe.saw(plain.size, oracle="the same ids from position 0")
@@ -353,7 +356,7 @@ def test_position_offset(trial: Trial, observe: Observer, engine: Engine) -> Non
         return lambda e: (at_offset(e, halves, [0, 0])[half:], at_offset(e, halves, [first, second])[half:])
 
     gap = trial.control("half of the positions moved", by(0, shift))
-    if "rope_base" in engine.info.config:
+    if rotary:
         error = trial.same(f"all positions + {shift}", plain, moved)
         observe.say(f"RoPE: all positions + {shift} change nothing, NMSE {error:.2g}; half of them: {gap}")
     else:

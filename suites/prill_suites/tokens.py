@@ -162,7 +162,7 @@ def test_greedy(observe: Observer, steps: Steps) -> None:
 
 @check(
     "tokens.sampled",
-    kills=("temperature_twice", "seed_reused"),
+    kills=("temperature_twice", "seed_reused", "late_penalty_forgets", "late_draws_repeat"),
     needs=(Capability.GENERATE,),
 )
 def test_sampled(observe: Observer, steps: Steps) -> None:

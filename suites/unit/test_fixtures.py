@@ -99,13 +99,13 @@ def test_prompts_are_eight_unseen_openings(name: str) -> None:
 
 
 def test_prompts_of_drawn_models_are_few_and_one_fills_the_context() -> None:
-    """Unseen openings; the last one of `llama-long` and the 300 tokens of its golden are all its context."""
+    """Unseen openings; the second of `llama-long` and the 300 tokens of its golden are all its context."""
     for name in DRAWN:
         prompts = prill_fixtures.prompts(name)
-        assert prompts[:2] == export.opening_prompts(1000 * NAMES.index(name))[:2]
+        assert prompts[::2] == export.opening_prompts(1000 * NAMES.index(name))[:3:2]
         assert len(set(prompts)) == 3
     encode, _, opening, _ = vocab.encoder("llama-long")
-    ids = [*opening, *encode(prill_fixtures.prompts("llama-long")[2])]
+    ids = [*opening, *encode(prill_fixtures.prompts("llama-long")[1])]
     assert len(ids) + export.TOKENS == CONFIGS["llama-long"].context == 2048
 
 

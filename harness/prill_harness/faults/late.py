@@ -179,10 +179,46 @@ def late_ring_overwrites() -> Iterator[Patch]:
     yield around(APPEND, append)
 
 
+@fault(area="late", blames=CHUNKED, models=LONG)
+def late_reset_keeps_rows() -> Iterator[Patch]:
+    """A reset takes 1024 positions away at most."""
+
+    def truncate(original: Any, self: Any, length: int) -> None:
+        original(self, max(length, self.length - 1024))
+
+    yield around("prill_runtime.kvcache:KVCache.truncate", truncate)
+
+
+@fault(area="late", blames=("sampler",), models=LONG)
+def late_penalty_forgets() -> Iterator[Patch]:
+    """The repetition penalty looks at the last 1024 ids alone."""
+
+    def sample(original: Any, logits: Any, params: Any, position: int, history: Any = ()) -> int:
+        return int(original(logits, params, position, history[-1024:]))
+
+    yield around("prill_runtime.generate:sample", sample)
+
+
+@fault(area="late", blames=("sampler",), models=LONG)
+def late_draws_repeat() -> Iterator[Patch]:
+    """An id at position 1024 or later is drawn with the random number of one 1024 positions before."""
+
+    def sample(original: Any, logits: Any, params: Any, position: int, history: Any = ()) -> int:
+        return int(original(logits, params, position % 1024, history))
+
+    yield around("prill_runtime.generate:sample", sample)
+
+
 @fault(area="late", blames=ROPE, models=LONG)
 def late_position_of_ten_bits() -> Iterator[Patch]:
     """A position has ten bits for the rotation."""
     yield _positions(lambda positions: positions & 1023)
+
+
+@fault(area="late", blames=CHUNKED, models=LONG)
+def late_position_of_16_bits() -> Iterator[Patch]:
+    """A position has 16 bits for the rotation."""
+    yield _positions(lambda positions: positions & 65535)
 
 
 @fault(area="late", blames=ROPE, models=LONG)
