@@ -18,7 +18,7 @@ from prill_harness.engines.base import Capability, Engine
 from prill_harness.engines.embedded import Embedded
 from prill_harness.golden import Golden
 from prill_harness.lanes import bounds, lane_for
-from prill_suites.common import embedded, fed, file_fields
+from prill_suites.common import at_offset, fed, file_fields
 from prill_suites.controls import Pair, Trial
 from prill_suites.properties_batch import texts_alone
 from prill_suites.properties_chunks import chunkings
@@ -81,6 +81,7 @@ def test_prefill_decode(trial: Trial, observe: Observer, engine: Engine) -> None
         "late_chunk_blind",
         "late_decode_sees_less",
         "late_row_lost_when_grown",
+        "late_chunk_misplaced",
     ),
     needs=(Capability.SESSIONS, Capability.LOGITS),
 )
@@ -192,19 +193,27 @@ def logprob_bound(engine: Engine, golden: Golden) -> float:
 
 @check(
     "properties.logprobs",
-    kills=("logprob_base_two", "logprob_of_best", "logprob_not_normalised", "logprob_after_temperature"),
+    kills=(
+        "logprob_base_two",
+        "logprob_of_best",
+        "logprob_not_normalised",
+        "logprob_after_temperature",
+        "late_logprob_in_half",
+    ),
     needs=(Capability.GENERATE, Capability.LOGITS),
 )
 def test_logprobs(trial: Trial, observe: Observer, engine: Engine, golden: Golden) -> None:
-    """The logprob of a generated token is the natural log-softmax of the engine's raw logits at it."""
+    """The logprob of a generated token is the natural log-softmax of the engine's raw logits at it, at the
+    end of a small model's context too."""
     prompt, worst, told = trial.prompt(0, 12), 0.0, list[tuple[int, float]]()
     count = trial.room(prompt, 16)
     greedy: dict[str, Any] = {"max_tokens": count, "ignore_eos": True}
     hot = greedy | {"temperature": 3.0, "top_k": 40, "seed": 7}
-    for drawn in (greedy, hot):
+    late = longest_of(trial.golden)[:-count]
+    for ids, drawn in ((prompt, greedy), (prompt, hot), *[(late, hot)] * (len(late) >= LONG)):
         told.clear()
-        done = engine.generate(prompt, on_token=lambda token, logprob: told.append((token, logprob)), **drawn)
-        rows = engine.logits([*prompt, *done.ids[:-1]])[len(prompt) - 1 :]
+        done = engine.generate(ids, on_token=lambda token, logprob: told.append((token, logprob)), **drawn)
+        rows = engine.logits([*ids, *done.ids[:-1]])[len(ids) - 1 :]
         expected = log_softmax(rows)[np.arange(len(done.ids)), list(done.ids)]
         observe.saw(len(done.ids), oracle="log-softmax of the engine's own logits")
         as_many = len(done.logprobs) == len(done.ids) == count
@@ -324,17 +333,6 @@ def test_cancel(trial: Trial, observe: Observer, engine: Engine) -> None:
     going_on = len(free.ids) == count and free.ids[:most] == done.ids
     observe.expect(going_on, "the control did not differ: without a refusal the text did not go on")
     observe.say(f"cancelled after {most} of {count} tokens; without a refusal all of them came")
-
-
-def at_offset(engine: Engine, pieces: list[list[int]], offsets: list[int]) -> NDArray[np.floating]:
-    """Logits of pieces fed into one cache whose position offset is set before each piece."""
-    model = embedded(engine)
-    cache = model.new_cache(sum(map(len, pieces)))
-    rows = []
-    for piece, offset in zip(pieces, offsets, strict=True):
-        cache.offset = offset
-        rows.append(model.forward([(cache, piece)])[0])
-    return np.concatenate(rows)
 
 
 @check(

@@ -21,8 +21,9 @@ def chunkings(length: int) -> Iterator[Chunking]:
         cut = filled(sizes, short)
         yield f"chunks {cut}", cut
     if length > LONG:
-        for size in (EVERY, 64):
-            yield f"chunks of {size} to {length}", filled([size] * (length // size), length)
+        yield f"chunks of {EVERY} to {length}", filled([EVERY] * (length // EVERY), length)
+        # None of them ends where the others do, at a multiple of a power of two.
+        yield f"a chunk of 31 and chunks of 64 to {length}", filled([31, *[64] * (length // 64)], length)
         yield f"chunks of 7 and 1 about every {EVERY}th of {length}", stepping(length)
 
 

@@ -164,6 +164,19 @@ def late_row_lost_when_grown() -> Iterator[Patch]:
     yield around(APPEND, append)
 
 
+@fault(area="late", blames=CHUNKED, models=LONG)
+def late_chunk_misplaced() -> Iterator[Patch]:
+    """A chunk that reaches across position 1024 has the key there written a row too early."""
+
+    def append(original: Any, self: Any, layer: int, k: Any, v: Any) -> None:
+        original(self, layer, k, v)
+        low = self.length + self._pending[layer] - len(k)
+        if 0 < low < 1024 < low + len(k):
+            self._keys[layer, :, 1023] = k[1024 - low]
+
+    yield around(APPEND, append)
+
+
 @fault(area="late", blames=(*ATTN, *CHUNKED), models=LONG)
 def late_ring_overwrites() -> Iterator[Patch]:
     """A cache of 1536 positions is a ring, so that later rows overwrite the first ones."""
@@ -197,6 +210,16 @@ def late_penalty_forgets() -> Iterator[Patch]:
         return int(original(logits, params, position, history[-1024:]))
 
     yield around("prill_runtime.generate:sample", sample)
+
+
+@fault(area="late", blames=("generate",), models=LONG)
+def late_logprob_in_half() -> Iterator[Patch]:
+    """From position 1024 on the logprob of a generated id is told in half precision."""
+
+    def accept(original: Any, self: Any, token: int, chosen: float) -> Any:
+        return original(self, token, float(np.float16(chosen)) if self.cache.length >= 1024 else chosen)
+
+    yield around("prill_runtime.generate:Writer.accept", accept)
 
 
 @fault(area="late", blames=("sampler",), models=LONG)
