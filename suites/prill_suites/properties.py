@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from prill_harness.checks import Observer, check
 from prill_harness.compare import log_softmax
