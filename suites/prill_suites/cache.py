@@ -197,15 +197,22 @@ def test_cleared_after_cancel(trial: Trial, observe: Observer, engine: Engine) -
     needs=(Capability.SESSIONS,),
 )
 def test_reset(trial: Trial, observe: Observer, engine: Engine) -> None:
-    """A reset session is as good as a fresh one, bit for bit, whether it held one prompt or all it can."""
+    """A reset session is as good as a fresh one, bit for bit, whether it held two prompts or was full.
+
+    The full one has all positions of a small model, and knows it: one id more is refused and changes nothing.
+    """
     one, two = trial.prompt(0, 24), trial.prompt(1, 24)
-    fresh = fed(engine, [one])
-    for held in (two, longest_of(trial.golden)):
-        session = engine.session()
+    fresh, whole = fed(engine, [one]), longest_of(trial.golden)
+    for pieces, capacity in (([two, one], None), ([whole], len(whole))):
+        session, held = engine.session(capacity), sum(map(len, pieces))
         try:
-            session.feed(held)
-            if held is two:
-                session.feed(one)
+            for piece in pieces:
+                session.feed(piece)
+            if capacity:
+                says = (str(held), str(held + 1))
+                refusal(observe, "one id into a full session", lambda s=session: s.feed(one[:1]), 1, *says)
+            told = session.length
+            observe.expect(told == held, f"fed {held} ids: expected length {held}, got {told}")
             session.reset()
             observe.expect(session.length == 0, f"after reset: expected length 0, got {session.length}")
             reused = session.feed(one)
@@ -213,13 +220,15 @@ def test_reset(trial: Trial, observe: Observer, engine: Engine) -> None:
             session.close()
         observe.saw(fresh.size, oracle="a fresh session")
         same = bool(np.array_equal(fresh, reused))
-        observe.expect(same, f"reset after {len(held)} ids a session is not bit-equal to a fresh one")
+        observe.expect(same, f"reset after {held} ids a session is not bit-equal to a fresh one")
 
     def kept(engine: Engine) -> Pair:
         return fed(engine, [one]), fed(engine, [two, one])[len(two) :]
 
     gap = trial.control("no reset", kept)
-    observe.say(f"{observe.observed} logits bit-equal after reset; without reset: {gap}")
+    observe.say(
+        f"{2 * fresh.size} logits bit-equal after reset, once of {len(whole)} ids; without reset: {gap}"
+    )
 
 
 @check("cache.size", kills=("cache_size_wrong", "cache_in_double"), needs=(Capability.SESSIONS,))

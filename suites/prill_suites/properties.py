@@ -28,6 +28,7 @@ from prill_suites.sequences import LONG, late_from, late_spans, longest_of
 from prill_suites.tokenizer_twins import Twin
 
 ONE_PASS = "the engine's own logits in one pass"
+LATE_PROMPT = 1100  # ids
 SIXTEEN_BITS = 1 << 16  # positions that are counted in so many
 OTHER = {"llama": "fixture:gpt2-tiny", "gpt2": "fixture:llama-tiny"}
 OpenModel = Callable[[str, str], Engine]
@@ -310,10 +311,15 @@ def test_stop_strings(observe: Observer, engine: Engine, golden: Golden, twin: T
     observe.say(f"{len(found)} stop strings {where}")
 
 
-@check("properties.cancel", kills=("cancel_ignored", "callback_missing"), needs=(Capability.GENERATE,))
+@check(
+    "properties.cancel",
+    kills=("cancel_ignored", "callback_missing", "late_cancel_ignored"),
+    needs=(Capability.GENERATE,),
+)
 def test_cancel(trial: Trial, observe: Observer, engine: Engine) -> None:
-    """A callback that says no ends the text at once; one that says nothing does not."""
-    prompt, seen = trial.prompt(0, 12), list[int]()
+    """A callback that says no ends the text at once; one that says nothing does not; late on small models."""
+    late, seen = longest_of(trial.golden)[:LATE_PROMPT], list[int]()
+    prompt = late if len(late) == LATE_PROMPT else trial.prompt(0, 12)
     count = trial.room(prompt, 9)
     most = max(1, min(3, count - 1))
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from prill_harness.faults.core import Patch, fault
 from prill_harness.faults.planting import LONG, WINDOW, around, op
+from prill_runtime.errors import ContextLengthExceeded
 
 ATTN = ("attn",)
 ROPE = ("q_rope", "k_rope")
@@ -200,6 +201,36 @@ def late_reset_keeps_rows() -> Iterator[Patch]:
         original(self, max(length, self.length - 1024))
 
     yield around("prill_runtime.kvcache:KVCache.truncate", truncate)
+
+
+@fault(area="late", blames=CHUNKED, models=LONG)
+def late_refusal_loses_a_row() -> Iterator[Patch]:
+    """A cache of more than 1024 positions that refuses an id lets go of its last one."""
+
+    def require(original: Any, self: Any, rows: int) -> None:
+        try:
+            original(self, rows)
+        except ContextLengthExceeded:
+            self.length -= self.length > 1024
+            raise
+
+    yield around("prill_runtime.kvcache:KVCache.require", require)
+
+
+@fault(area="late", blames=("generate",), models=LONG)
+def late_cancel_ignored() -> Iterator[Patch]:
+    """From position 1024 on a callback that says no is not heard."""
+
+    def accept(original: Any, self: Any, token: int, chosen: float) -> Any:
+        heard = self._on_token
+        if heard is not None and self.cache.length >= 1024:
+            self._on_token = lambda *told: (heard(*told), None)[1]
+        try:
+            return original(self, token, chosen)
+        finally:
+            self._on_token = heard
+
+    yield around("prill_runtime.generate:Writer.accept", accept)
 
 
 @fault(area="late", blames=("sampler",), models=LONG)
