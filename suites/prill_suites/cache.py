@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -210,7 +212,7 @@ def test_reset(trial: Trial, observe: Observer, engine: Engine) -> None:
                 session.feed(piece)
             if capacity:
                 says = (str(held), str(held + 1))
-                refusal(observe, "one id into a full session", lambda s=session: s.feed(one[:1]), 1, *says)
+                refusal(observe, "one id into a full session", partial(session.feed, one[:1]), 1, *says)
             told = session.length
             observe.expect(told == held, f"fed {held} ids: expected length {held}, got {told}")
             session.reset()
