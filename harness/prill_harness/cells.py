@@ -12,6 +12,7 @@ from pathlib import Path
 
 from prill_harness.catalog import suite_file
 from prill_harness.evidence import Cell
+from prill_harness.second import asked
 
 PYTHON = (sys.executable, "-m", "prill_harness.cells")
 
@@ -48,7 +49,8 @@ def command(cell: Cell, ledger: Path, folder: Path | None, checks: Sequence[str]
 def reproduce(cell: Cell, spec: str, check: str) -> str:
     """The shell command that runs one check of a cell alone, in the folder where the cell ran."""
     device = [] if cell.device == "cpu" else ["--device", cell.device]
-    return shlex.join(["prill", "run", "--engine", cell.engine, "--model", spec, *device, check])
+    second = ["--second", asked()] if asked() else []
+    return shlex.join(["prill", "run", "--engine", cell.engine, "--model", spec, *device, *second, check])
 
 
 # glibc: large arrays that are freed stay with the process, which asks for them again at once. A tenth of a

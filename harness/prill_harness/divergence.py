@@ -14,6 +14,7 @@ from prill_harness import compare as measure
 from prill_harness import faults, lanes
 from prill_harness.choices import SAID, culprit
 from prill_harness.compare import REORDERED
+from prill_harness.draws import boundary_distance, equally_likely, share_distance
 from prill_harness.engines.base import Capability, Engine
 from prill_harness.engines.embedded import Embedded
 from prill_harness.golden_pack import Golden, GoldenPrompt
@@ -170,10 +171,10 @@ class Divergences:
         drawn = None if own is None else sampler.sample(own, params, len(prefix), prefix)
         to = "the boundary of the expected token" if distance == inside else "the drawn token's reach"
         draw = f"u = {uniform:.6f} lies {distance:.2g} from {to}"
-        if share_distance(row, params, prefix, expected, uniform, REORDERED) > REORDERED:
-            self._doubt(parting, sampler.sample(row, params, len(prefix), prefix), "draws another token")
-        elif equally_likely(row, params, prefix, expected, taken):
+        if equally_likely(row, params, prefix, expected, taken):  # a filter may keep either of them
             self._tie(parting)
+        elif share_distance(row, params, prefix, expected, uniform, REORDERED) > REORDERED:
+            self._doubt(parting, sampler.sample(row, params, len(prefix), prefix), "draws another token")
         elif drawn == taken:
             self._excuse(parting, f"{draw}, and the candidate's own logits give what it drew")
         elif distance <= reach:
@@ -330,50 +331,3 @@ class Divergences:
             oracle_top=top(row),
             candidate_top=[] if own is None else top(own),
         )
-
-
-def boundary_distance(
-    row: Row, params: SamplingParams, history: Sequence[int], token: int, uniform: float
-) -> float:
-    """How far the draw lies inside the token's share of the cumulative distribution, 0 when outside it."""
-    ids, probabilities = sampler.filtered_distribution(row, params, history)
-    place = np.flatnonzero(ids == token)
-    if not place.size:
-        return 0.0
-    upper = np.cumsum(probabilities)
-    at = int(place[0])
-    low, high = (float(upper[at - 1]) if at else -math.inf), float(upper[at])
-    high = math.inf if at == ids.size - 1 else high
-    return max(0.0, min(uniform - low, high - uniform))
-
-
-def share_distance(
-    row: Row, params: SamplingParams, history: Sequence[int], token: int, uniform: float, noise: float = 0.0
-) -> float:
-    """How far the draw lies outside the share of the cumulative distribution that the token may have.
-
-    Probabilities that move by a total variation of `noise` let two ids change places in the order of drawing
-    when theirs differ by at most twice as much; a share then begins elsewhere altogether. Its own borders
-    move by `noise` besides, which is for the caller to allow. Infinite for an id that is filtered out.
-    """
-    ids, probabilities = sampler.filtered_distribution(row, params, history)
-    place = np.flatnonzero(ids == token)
-    if not place.size:
-        return math.inf
-    at = int(place[0])
-    own, before, after = probabilities[at], probabilities[:at], probabilities[at + 1 :]
-    low = float(before[before > own + 2 * noise].sum() if noise else before.sum())
-    high = float(before.sum() + own + after[after >= own - 2 * noise].sum() if noise else before.sum() + own)
-    return max(0.0, low - uniform, uniform - high)
-
-
-def equally_likely(
-    row: Row, params: SamplingParams, history: Sequence[int], expected: int, taken: int
-) -> bool:
-    """Whether two ids tie before any filter, so that only their order decides which of them is drawn."""
-    if not 0 <= taken < len(row):
-        return False
-    plain = SamplingParams(temperature=1.0, repetition_penalty=params.repetition_penalty)
-    ids, probabilities = sampler.filtered_distribution(row, plain, history)
-    of = {token: float(probabilities[ids == token].sum()) for token in (expected, taken)}
-    return min(of.values()) > 0 and abs(math.log(of[expected] / of[taken])) <= REORDERED

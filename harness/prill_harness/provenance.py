@@ -11,6 +11,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from prill_harness.second import asked
 from prill_harness.version import version
 from prill_runtime.errors import PrillError
 
@@ -19,7 +20,7 @@ SOURCES = ("prill_runtime", "prill_harness", "prill_fixtures")
 
 def describe(model: str, suite_file: Path, checks: Sequence[str] = ()) -> dict[str, str]:
     """What `CellStarted.versions` holds: library versions, code digest, model sha256 and architecture, and
-    the check ids the run was restricted to.
+    the check ids the run was restricted to, and the second reading of the model that was asked for.
 
     A model that cannot be read leaves `model_sha256` empty; the checks of the cell then say why.
     """
@@ -29,6 +30,7 @@ def describe(model: str, suite_file: Path, checks: Sequence[str] = ()) -> dict[s
         **{name: metadata.version(name) for name in ("numpy", "gguf", "pytest")},
         "code_sha256": code_digest(suite_file.resolve()),
         "selection": ",".join(sorted(checks)),
+        "second": asked(),
         **model_facts(model),
     }
 

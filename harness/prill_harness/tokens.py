@@ -14,19 +14,21 @@ from typing import Any
 import numpy as np
 
 from prill_harness import compare as measure
-from prill_harness import lanes
+from prill_harness import faults, lanes
 from prill_harness.declared import declared, same
 from prill_harness.divergence import Divergences, Row, first_difference, lane_of, named
+from prill_harness.draws import expected_swaps
 from prill_harness.engines import open_engine, resolve_model
 from prill_harness.engines.base import Engine
 from prill_harness.engines.embedded import Embedded
 from prill_harness.evidence import Status
 from prill_harness.golden import PROMPTS
-from prill_harness.golden_pack import Golden, GoldenPrompt
+from prill_harness.golden_pack import Golden, GoldenPrompt, SampledGolden
 from prill_harness.lanes import Figures
 from prill_harness.sides import Gap, allowed, explained, gap_at, of_another_file, oracle_logits, since
 from prill_runtime.errors import EngineError, Inconclusive, InvalidParameter
 from prill_runtime.gguf import open_gguf
+from prill_runtime.sampler import SamplingParams
 
 SHOWN = 3  # figures out of bound that a sentence names
 
@@ -275,7 +277,17 @@ def compare_sampled(engine: Engine, golden: Golden, oracle: Embedded) -> Finding
     for (number, run), text in zip(runs, made, strict=True):
         judged.sampled(number, golden.prompts[number], run.tokens, text.ids, run.params)
     # A noise of this KL moves a boundary by at most the total variation, √(KL/2) (Pinsker).
-    return _of("sampled", judged, steps * float(np.sqrt(judged.bound.kl_p99 / 2)))
+    predicted = steps * float(np.sqrt(judged.bound.kl_p99 / 2))
+    if len(judged.near) > lanes.poisson_upper(predicted):
+        predicted += sum(_swaps(judged, golden.prompts[number], run) for number, run in runs)
+    return _of("sampled", judged, predicted)
+
+
+def _swaps(judged: Divergences, prompt: GoldenPrompt, run: SampledGolden) -> float:
+    """`draws.expected_swaps` of one run, by the oracle and the sampler without faults."""
+    with faults.only(()):
+        rows = oracle_logits(judged.oracle, [*prompt.ids, *run.tokens[:-1]])[len(prompt.ids) - 1 :]
+        return expected_swaps(rows, prompt.ids, run.tokens, SamplingParams(**run.params), judged.largest)
 
 
 def _of(step: str, judged: Divergences, predicted: float) -> Finding:

@@ -54,7 +54,7 @@ def test_exactly_full(trial: Trial, observe: Observer, engine: Engine) -> None:
     finally:
         session.close()
     observe.saw(expected.size, oracle=ONE_PASS)
-    error = trial.same("exactly full", expected, np.concatenate([first, rest]))
+    error = trial.same("exactly full", ids, expected, np.concatenate([first, rest]))
     observe.say(
         f"{full} of {full} positions, NMSE {error:.2g}; one more refused twice, the cache still right after"
     )
@@ -112,7 +112,8 @@ def test_sessions_apart(trial: Trial, observe: Observer, engine: Engine) -> None
     mixed = [piece for turn in zip(*pieces, strict=True) for piece in turn]
     apart = [fed(engine, own) for own in pieces]
     for which, expected in enumerate(apart):
-        trial.same(f"session {which}", expected, np.concatenate(got[which]))
+        ids = [i for piece in pieces[which] for i in piece]
+        trial.same(f"session {which}", ids, expected, np.concatenate(got[which]))
         observe.saw(expected.size, oracle="each session alone")
 
     def shared(engine: Engine) -> Pair:

@@ -62,7 +62,7 @@ def test_prefill_decode(trial: Trial, observe: Observer, engine: Engine) -> None
     expected, rest = engine.logits(ids), len(ids) - first
     got = fed(engine, [ids[:first], *([i] for i in ids[first:])])
     observe.saw(expected.size, oracle=ONE_PASS)
-    error = trial.same(f"{first} + {rest} x 1", expected, got)
+    error = trial.same(f"{first} + {rest} x 1", ids, expected, got)
 
     def without_prompt(engine: Engine) -> Pair:
         return engine.logits(ids)[first:], fed(engine, [ids[first:]])
@@ -101,7 +101,7 @@ def test_chunking(trial: Trial, observe: Observer, engine: Engine) -> None:
         for span in (range(span.start, min(span.stop, len(got))) for span in spans):
             if span:
                 here, there = (rows[span.start : span.stop] for rows in (expected, got))
-                worst = max(worst, trial.same(f"{name}, from {span.start}", here, there))
+                worst = max(worst, trial.same(f"{name}, from {span.start}", whole[: span.stop], here, there))
     ids = whole[:LONG]
     half = len(ids) // 2
 
@@ -128,7 +128,8 @@ def test_batch(trial: Trial, observe: Observer, engine: Engine, golden: Golden) 
         observe.expect(len(together) == len(order), f"{len(order)} prompts gave {len(together)} results")
         for place, i in enumerate(order):
             observe.saw(alone[i].size, oracle="each prompt alone")
-            worst = max(worst, trial.same(f"prompt {i} in batch {order}", alone[i], together[place]))
+            what = f"prompt {i} in batch {order}"
+            worst = max(worst, trial.same(what, batch[i], alone[i], together[place]))
 
     def neighbour(engine: Engine) -> Pair:
         return engine.logits(batch[0])[: len(batch[2])], engine.logits(batch[2])
@@ -360,7 +361,7 @@ def test_position_offset(trial: Trial, observe: Observer, engine: Engine) -> Non
 
     gap = trial.control("half of the positions moved", by(0, shift))
     if rotary:
-        error = trial.same(f"all positions + {shift}", plain, moved)
+        error = trial.same(f"all positions + {shift}", ids, plain, moved)
         observe.say(f"RoPE: all positions + {shift} change nothing, NMSE {error:.2g}; half of them: {gap}")
     else:
         change = trial.control(f"all positions + {shift}", by(shift, shift))

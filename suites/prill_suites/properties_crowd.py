@@ -25,7 +25,7 @@ def crowded(trial: Trial, bound: float) -> float:
     for n, got in enumerate(engine.logits_batch(prompts)):
         expected = engine.logits(prompts[n])
         observe.saw(expected.size, oracle=ALONE)
-        worst = max(worst, trial.same(f"prompt {n} of {CROWD}", expected, got))
+        worst = max(worst, trial.same(f"prompt {n} of {CROWD}", prompts[n], expected, got))
     for n, text in enumerate(engine.generate_batch(prompts, max_tokens=2, ignore_eos=True)):
         own = engine.generate(prompts[n], max_tokens=2, ignore_eos=True)
         lengths = len(own.ids), len(text.ids)

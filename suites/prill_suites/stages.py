@@ -180,7 +180,9 @@ def test_complete(observe: Observer, engine: Engine, oracle: Engine, text: list[
     kills=("trace_pointers_alias", "trace_changes_result"),
     needs=(Capability.TRACE, Capability.LOGITS),
 )
-def test_untouched(observe: Observer, engine: Engine, oracle: Engine, text: list[int]) -> None:
+def test_untouched(
+    observe: Observer, engine: Engine, oracle: Engine, golden: Golden, text: list[int]
+) -> None:
     """Tracing changes nothing: same logits as untraced, and every array is a copy of its own."""
     ids = text[:EARLY]
     plain = engine.logits(ids)
@@ -198,10 +200,14 @@ def test_untouched(observe: Observer, engine: Engine, oracle: Engine, text: list
         observe.expect(not shared, f"{name} and {other} share one buffer")
     ends = tuple(f"blk.{n}.out" for n in (0, int(engine.info.config["n_layers"]) - 1))
     if len(arrays) >= 40 and np.array_equal(stages[ends[0]], stages[ends[1]]):
-        # Of an id whose embedding is all zeros they are, and not of a buffer that all stages share.
+        # They are where the layers between add zeros, or less to the stream than its rounding takes away,
+        # and then not for a buffer that all stages share.
         true = dict(oracle.trace(ids))
-        zeros = np.array_equal(true[ends[0]], true[ends[1]])
-        observe.expect(bool(zeros), "the outputs of the first and last layer are equal")
+        moved, (_, limit) = nmse(true[ends[0]], true[ends[1]]), bound(engine, golden)
+        observe.expect(
+            moved <= limit,
+            f"the outputs of the first and last layer are equal; the oracle's are apart by NMSE {moved:.3g}",
+        )
     observe.say(
         f"{plain.size} logits bit-equal with and without tracing; {len(arrays)} arrays, no two share memory"
     )

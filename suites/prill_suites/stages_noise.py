@@ -4,8 +4,8 @@ The bound of every stage is that of the logits, which average over a whole model
 noisier: a norm of equal values, a sum whose terms cancel, a model whose last norm is 0. Where the lane's own
 rounding is out of that bound itself, or within reach of it, a stage is held to what that rounding leaves
 there, in the very sums of the NMSE: no quotient is taken, so where the oracle and the lane have zeros only
-zeros are right. The rounding is done to a float64 pass, never by float32 arithmetic: what an engine's own
-code leaves could excuse that code's mistakes.
+zeros are right. The rounding is done to a float64 pass, never by the arithmetic under judgement: what an
+engine's own code leaves could excuse that code's mistakes.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from prill_harness.engines import resolve_model
 from prill_harness.engines.base import Engine
 from prill_harness.golden import Golden
 from prill_harness.lanes import lane_for
+from prill_harness.sequential import SequentialBackend
 from prill_runtime.backends.rounded import RoundedBackend
 from prill_runtime.engine import Model
 
@@ -56,8 +57,8 @@ class Noise:
     def stages(self) -> dict[str, Array]:
         """Every stage by name, rows from the first one asked for."""
         if not self._stages:
-            activations = "single" if self._lane.activations == "f32" else self._lane.activations
-            backend = RoundedBackend("float64", activations)  # type: ignore[arg-type]
+            lane = self._lane.activations
+            backend = SequentialBackend() if lane == "f32" else RoundedBackend("float64", lane)  # type: ignore[arg-type]
             kept: list[tuple[str, NDArray[np.floating]]] = []
             with faults.only(()), Model.load(resolve_model(self._model), backend=backend) as model:
                 cache = model.new_cache(len(self._ids))

@@ -14,6 +14,7 @@ import pytest
 from prill_fixtures import TYPES, sound
 from prill_harness import faults, lanes
 from prill_harness.checks import CheckFailed, Observer
+from prill_harness.compare import squares
 from prill_harness.engines import open_engine
 from prill_harness.engines.base import Engine
 from prill_harness.engines.embedded import Embedded
@@ -142,3 +143,25 @@ def test_a_stage_is_excused_by_its_own_noise_alone(
         assert not noise.explains("blk.1.out", right, right + 11 * error, 0.0)
         assert not noise.explains("blk.1.out", right, right + 9 * error, 1e-9)
         assert not noise.explains("no.such.stage", right, right, 0.0)
+
+
+@pytest.mark.parametrize("weights", ["constant", "tiny"])
+def test_sums_of_equal_terms_err_one_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str
+) -> None:
+    """Where all terms of a sum are equal, float32 errs the same way at every step: a float64 pass whose sums
+    were taken one term after another is as far off as the engine, one that was rounded at random is not."""
+    monkeypatch.setenv("PRILL_CACHE", str(tmp_path / "cache"))
+    recipe = replace(PLAIN, context=256, weights=weights)
+    file = sound.build(recipe, tmp_path / "model.gguf")
+    with trial_on(file) as trial:
+        ids = (trial.texts[0] * 256)[:256]
+        noise = Noise(trial.engine, trial.golden, ids, 128)
+        truth, got = (
+            {n: np.asarray(a, np.float64).reshape(256, -1)[128:] for n, a in e.trace(ids)}
+            for e in (trial.oracle, trial.engine)
+        )
+        for name, right in truth.items():
+            error, _ = squares(right, got[name])
+            own, energy = squares(right, noise.stages[name])
+            assert error <= lanes.TYPE_RATIO * own or error <= 1e-13 * energy, name

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prill_harness.divergence import boundary_distance, share_distance
+from prill_harness import lanes
+from prill_harness.draws import boundary_distance, expected_swaps, share_distance
 from prill_runtime.sampler import SamplingParams, filtered_distribution
 
 HOT = SamplingParams(temperature=1.0)
@@ -62,3 +63,18 @@ def test_noise_reaches_no_further_than_its_total_variation(
     moved = float(np.abs(p - q).sum()) / 2
     got = drawn(other, uniform)
     assert share_distance(row, HOT, [], got, uniform, moved) <= moved + 1e-9
+
+
+@given(st.integers(0, 2**32), st.sampled_from([1e-3, 1e-2]))
+def test_swaps_are_predicted_where_ids_crowd(seed: int, tau: float) -> None:
+    """In a flat row of thousands noise often puts another id in a token's place; in a steep one it cannot."""
+    random = np.random.default_rng(seed)
+    flat, steep = random.standard_normal((20, 4000)), 3.0 * np.arange(20 * 8).reshape(20, 8)
+    moved = flat + tau / lanes.SIGMAS / math.sqrt(2) * random.standard_normal(flat.shape)
+    tokens, seen = ([int(filtered_distribution(row, HOT)[0][2000]) for row in rows] for rows in (flat, moved))
+    predicted = sum(
+        expected_swaps(flat[n, None], [], tokens[n : n + 1], HOT, tau) for n in range(len(tokens))
+    )
+    assert 0 < predicted <= len(tokens)
+    assert sum(a != b for a, b in zip(tokens, seen, strict=True)) <= lanes.poisson_upper(predicted)
+    assert expected_swaps(steep, [], [1] * 20, HOT, tau) == 0.0

@@ -82,6 +82,34 @@ def test_the_other_of_two_equal_rows_is_no_finding(tied: tuple[Path, Golden]) ->
             assert step(third, golden).status is Status.FAILED
 
 
+def test_a_filter_keeps_any_of_equal_rows(tmp_path: Path) -> None:
+    """Where all rows of the head are equal, the last bits of a summation order decide which of them top-k
+    keeps: a golden of another machine is not stale, and an engine that draws others is right."""
+
+    def equal(tensors: dict[str, NDArray[np.float32]]) -> None:
+        tensors["output.weight"][:] = tensors["output.weight"][0]
+
+    path = tiny(tmp_path / "model.gguf", context=64, edit=equal)
+    golden = record(path, PROMPTS, tokens=12)
+    assert any(run.top_k for prompt in golden.prompts for run in prompt.sampled)
+    elsewhere = [
+        msgspec.structs.replace(
+            prompt,
+            sampled=[
+                msgspec.structs.replace(run, tokens=[100 + token % 100 for token in run.tokens])
+                for run in prompt.sampled
+                if run.repetition_penalty == 1
+            ],
+        )
+        for prompt in golden.prompts
+    ]
+    with open_engine("numpy", str(path)) as engine:
+        finding = compare_sampled(engine, msgspec.structs.replace(golden, prompts=elsewhere))
+        assert finding.ok, finding.sentence
+        assert finding.detail["ties"] > 0
+        assert finding.detail["near_ties"] == 0
+
+
 def test_equal_rows_that_round_apart_are_no_flips(tied: tuple[Path, Golden]) -> None:
     """An engine whose second of two equal rows always comes out a bit above the first flips no token."""
     path, golden = tied

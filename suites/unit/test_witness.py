@@ -6,6 +6,7 @@ import ast
 import inspect
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,15 @@ import prill_fixtures
 from prill_fixtures import sound, types
 from prill_fixtures.config import DRAWN
 from prill_harness import open_engine, sensitivity, witness
+from prill_harness.checks import CheckFailed, Observer
 from prill_harness.compare import nmse
 from prill_harness.engines.embedded import NumPy64
 from prill_harness.evidence import Evidence, Status, read
 from prill_harness.faults import catalogue
+from prill_harness.golden import golden_for
+from prill_runtime import engine
+from prill_runtime.backends import NumpyBackend
+from prill_suites import witness as suite
 from prill_suites.witness import SUMMED, limit, moved
 
 from .commandline import child
@@ -160,3 +166,24 @@ def test_a_wrong_reading_is_not_excused_by_rounding(tmp_path: Path) -> None:
     assert 0 < nmse(expected, witness.logits(reading.rounded(), IDS[:6])) < SUMMED
     assert limit(0.0, reading, IDS[:6], expected) == SUMMED
     assert limit(1.0, reading, IDS[:6], expected) < 1e-24
+
+
+def test_wrong_arithmetic_cannot_widen_its_own_bounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A golden that a float32 pass with too few bits recorded is found out on a file nobody else judges."""
+    monkeypatch.setenv("PRILL_CACHE", str(tmp_path / "cache"))
+    path = sound.build(replace(PLAIN, context=64), tmp_path / "model.gguf")
+    suite.test_floors(Observer(), golden_for(str(path)), path)
+
+    class Coarse(NumpyBackend):
+        """Float32 whose products are kept in half precision."""
+
+        def linear(self, x: Any, weight: Any, bias: Any = None) -> Any:
+            y = super().linear(x, weight, bias)
+            return y.astype(np.float16).astype(y.dtype) if y.dtype == np.float32 else y
+
+    monkeypatch.setattr(engine, "NumpyBackend", Coarse)
+    monkeypatch.setenv("PRILL_CACHE", str(tmp_path / "another"))
+    with pytest.raises(CheckFailed, match=r"the noise floor of the lane exact is NMSE .* rounding leaves"):
+        suite.test_floors(Observer(), golden_for(str(path)), path)

@@ -94,6 +94,24 @@ def vram_option(function: F) -> F:
     )(run)  # type: ignore[return-value]
 
 
+def second_option(function: F) -> F:
+    """Add --second, a further reading of the model that judges the oracle in the suite `witness`."""
+
+    @functools.wraps(function)
+    def run(*arguments: Any, second: str | None, **options: Any) -> int:
+        from prill_harness.second import ask
+
+        if second is not None:
+            ask(second)
+        return int(function(*arguments, **options))
+
+    return click.option(
+        "--second",
+        metavar="hf",
+        help="Have transformers, too, judge the oracle on the model (suite witness).",
+    )(run)  # type: ignore[return-value]
+
+
 def write_file(path: Path, text: str) -> None:
     """Replace a file as a whole: a reader sees the old text or the new, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ import msgspec
 
 from prill_harness import evidence
 from prill_harness.commands import command as declare
-from prill_harness.commands import door, reporters, runs, vram_option, write_file
+from prill_harness.commands import door, reporters, runs, second_option, vram_option, write_file
 from prill_harness.console import Console
 from prill_harness.evidence import Ledger, Record, Status
 from prill_harness.plan import Plan, build, merge, run, shard
@@ -49,6 +49,7 @@ def _day(ctx: click.Context, param: click.Parameter, value: dt.datetime | None) 
 @click.argument("name", required=False)
 @click.option("--engine", "engines", multiple=True, metavar="SPEC", help="Replaces the plan's; repeatable.")
 @vram_option
+@second_option
 @click.option("--model", "models", multiple=True, metavar="SPEC", help="Replaces the plan's; repeatable.")
 @click.option("-j", "--jobs", type=click.IntRange(min=0), default=0, help="Cells at a time; 0: one per core.")
 @click.option("--shard", "part", type=Part(), help="Run part I of N only; the verdict comes with --from.")

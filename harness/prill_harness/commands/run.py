@@ -10,7 +10,7 @@ import click
 
 from prill_harness import catalog, provenance
 from prill_harness.commands import command as declare
-from prill_harness.commands import door, runs, vram_option
+from prill_harness.commands import door, runs, second_option, vram_option
 from prill_harness.console import Console
 from prill_harness.evidence import Cell, Status
 from prill_harness.given import named
@@ -28,6 +28,7 @@ from prill_runtime.errors import NothingSelected
 @click.argument("names", nargs=-1, metavar="[SUITE|CHECK]...")
 @click.option("--engine", "engines", multiple=True, default=("numpy",), show_default=True, help="Repeatable.")
 @vram_option
+@second_option
 @click.option("--model", "models", multiple=True, metavar="SPEC", help="Default: those of the default gate.")
 @click.option("--device", default="cpu", show_default=True, help="Device of the cells.")
 @click.option("-j", "--jobs", type=click.IntRange(min=0), default=0, help="Cells at a time; 0: one per core.")

@@ -116,7 +116,8 @@ def _names(code: CodeType) -> set[str]:
 REGISTRY: dict[str, Fault] = {}
 MODULES = (
     "file", "blocks", "embedding", "norm", "rope", "attention", "feedforward", "head",
-    "sampler", "tokenizer", "generation", "state", "late", "memory", "trace", "harness", "common",
+    "sampler", "tokenizer", "generation", "state", "late", "memory", "trace", "harness", "floors",
+    "common",
 )  # fmt: skip
 DEVICE_MODULES = ("device", "device_late")
 """Faults that only an engine on a device can have; the matrix, which runs NumPy, leaves them out."""
