@@ -42,9 +42,9 @@ format: $(VENV)/.installed-dev  ## let ruff fix and format
 	$(BIN)/ruff format .
 
 goldens: $(VENV)/.installed  ## record the fixtures' goldens anew from the float64 oracle
-	@for name in llama-tiny gpt2-tiny; do for type in f16 bf16 q8_0 q4_0 q4_k q6_k; do \
-	  OMP_NUM_THREADS=1 $(BIN)/prill golden record fixture:$$name:$$type \
-	    -o fixtures/prill_fixtures/golden/$$name.$$type.json 2>/dev/null || exit $$?; done; done
+	@for model in {llama,gpt2}-tiny:{f16,bf16,q8_0,q4_0,q4_k,q6_k} llama-{window,long}:f16; do \
+	  OMP_NUM_THREADS=1 $(BIN)/prill golden record fixture:$$model \
+	    -o fixtures/prill_fixtures/golden/$${model/:/.}.json 2>/dev/null || exit $$?; done
 
 clean:  ## remove generated files, the environment included
 	rm -rf $(VENV) out dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -70,7 +70,7 @@ def record(
 ) -> Golden:
     """Run the float64 oracle over the prompts and measure the noise floor of the file's lanes.
 
-    Prompts that leave less than half of the context free, or that the vocabulary cannot spell, give way to
+    Prompts that leave too little of the context free, or that the vocabulary cannot spell, give way to
     others that it can. End-of-text does not stop a continuation, so that each has `tokens` ids, or as many as
     the context holds.
 

@@ -9,17 +9,19 @@ from prill_runtime.errors import InvalidParameter
 from prill_runtime.tokenizer_base import Tokenizer
 
 TRIES = 400  # texts made up of the vocabulary's own tokens
+LEFT = 300  # positions that a prompt longer than half of the context has to leave
 LONGEST = 16  # ids of such a text
 Prompt = tuple[str, list[int]]
 
 
 def choose(tokenizer: Tokenizer, texts: Sequence[str], context: int) -> list[Prompt]:
-    """As many prompts as there are texts, no two of the same ids, each at most half of the context long.
+    """As many prompts as there are texts, no two of the same ids, each at most half of the context long, or
+    as much more as leaves LEFT positions.
 
     Texts that do not fit, or that the vocabulary cannot spell, give way to texts made up of its own tokens.
     Fewer come back where there are no more, and none at all where no text can be spelled.
     """
-    room, found = context // 2, dict[tuple[int, ...], str]()
+    room, found = max(context // 2, context - LEFT), dict[tuple[int, ...], str]()
     for text in (*texts, *_made_up(tokenizer, min(room, LONGEST))):
         if len(found) == len(texts):
             break

@@ -141,9 +141,12 @@ def _positions(reading: Reading, length: int) -> Iterator[Variation]:
     scaled = {"rope__scaling__type": "linear", "rope__scaling__factor": factor}
     yield Variation("rope scaling factor", reading.with_keys(**scaled))
     yield Variation("window", reading.with_keys(attention__sliding_window=max(1, length // 3)))
-    if size >= 4:
-        yield Variation("rope dimension", reading.with_keys(rope__dimension_count=size // 4 * 2))
     old = reading.all(FREQUENCIES) if reading.has(FREQUENCIES) else np.ones(size // 2)
+    if size >= 4:
+        fewer = reading.with_keys(rope__dimension_count=size // 4 * 2)
+        if reading.has(FREQUENCIES):  # one divisor for each pair
+            fewer = fewer.with_tensor(FREQUENCIES, old[: size // 4])
+        yield Variation("rope dimension", fewer)
     steps = np.exp2(np.arange(size // 2) % 3 - 1)
     yield Variation(FREQUENCIES, reading.with_tensor(FREQUENCIES, old * steps))
 

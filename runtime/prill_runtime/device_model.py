@@ -215,14 +215,14 @@ class DeviceModel(Model):
         cache.require(len(checked))
         length, prompt = cache.length, self.decoder.prompt
         try:
-            for piece in self._pieces(checked):
+            for piece in self.pieces(checked):
                 prompt.feed(cache, piece)
             prompt.head(self.decoder.logits)
         except BaseException:
             cache.truncate(length)
             raise
 
-    def _pieces(self, ids: Sequence[int] | Ids) -> list[Any]:
+    def pieces(self, ids: Sequence[int] | Ids) -> list[Any]:
         """The ids of one sequence, as many as a step takes at a time."""
         most = self.most_rows
         return [ids[low : low + most] for low in range(0, len(ids), most)] or [ids]
@@ -231,7 +231,7 @@ class DeviceModel(Model):
         """Logits of one sequence whose new ids go through in several steps."""
         done = [
             super(DeviceModel, self).forward([(cache, piece)], last_only=last_only)[0]
-            for piece in self._pieces(ids)
+            for piece in self.pieces(ids)
         ]
         return done[-1] if last_only else np.concatenate(done)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ from prill_harness.golden import Golden
 from prill_runtime.errors import Inconclusive
 from prill_suites.common import embedded, fed, refusal
 from prill_suites.controls import Pair, Trial
+from prill_suites.sequences import longest_of
 
 FULL_CONTEXT = 2048  # a longer context is tested through a session of a smaller capacity
 ONE_PASS = "the engine's own logits in one pass"
@@ -191,28 +194,44 @@ def test_cleared_after_cancel(trial: Trial, observe: Observer, engine: Engine) -
     observe.say(f"{observe.observed} tokens and logprobs bit-equal; a kept cache: {gap}")
 
 
-@check("cache.reset", kills=("reset_keeps_rows", "truncate_keeps_a_row"), needs=(Capability.SESSIONS,))
+@check(
+    "cache.reset",
+    kills=("reset_keeps_rows", "truncate_keeps_a_row", "late_reset_keeps_rows"),
+    needs=(Capability.SESSIONS,),
+)
 def test_reset(trial: Trial, observe: Observer, engine: Engine) -> None:
-    """A reset session is as good as a fresh one, bit for bit."""
+    """A reset session is as good as a fresh one, bit for bit, whether it held two prompts or was full.
+
+    The full one has all positions of a small model, and knows it: one id more is refused and changes nothing.
+    """
     one, two = trial.prompt(0, 24), trial.prompt(1, 24)
-    session = engine.session()
-    try:
-        session.feed(two)
-        session.feed(one)
-        session.reset()
-        observe.expect(session.length == 0, f"after reset: expected length 0, got {session.length}")
-        reused = session.feed(one)
-    finally:
-        session.close()
-    fresh = fed(engine, [one])
-    observe.saw(fresh.size, oracle="a fresh session")
-    observe.expect(bool(np.array_equal(fresh, reused)), "a reset session is not bit-equal to a fresh one")
+    fresh, whole = fed(engine, [one]), longest_of(trial.golden)
+    for pieces, capacity in (([two, one], None), ([whole], len(whole))):
+        session, held = engine.session(capacity), sum(map(len, pieces))
+        try:
+            for piece in pieces:
+                session.feed(piece)
+            if capacity:
+                says = (str(held), str(held + 1))
+                refusal(observe, "one id into a full session", partial(session.feed, one[:1]), 1, *says)
+            told = session.length
+            observe.expect(told == held, f"fed {held} ids: expected length {held}, got {told}")
+            session.reset()
+            observe.expect(session.length == 0, f"after reset: expected length 0, got {session.length}")
+            reused = session.feed(one)
+        finally:
+            session.close()
+        observe.saw(fresh.size, oracle="a fresh session")
+        same = bool(np.array_equal(fresh, reused))
+        observe.expect(same, f"reset after {held} ids a session is not bit-equal to a fresh one")
 
     def kept(engine: Engine) -> Pair:
         return fed(engine, [one]), fed(engine, [two, one])[len(two) :]
 
     gap = trial.control("no reset", kept)
-    observe.say(f"{fresh.size} logits bit-equal after reset; without reset: {gap}")
+    observe.say(
+        f"{2 * fresh.size} logits bit-equal after reset, once of {len(whole)} ids; without reset: {gap}"
+    )
 
 
 @check("cache.size", kills=("cache_size_wrong", "cache_in_double"), needs=(Capability.SESSIONS,))

@@ -107,3 +107,14 @@ def fed(engine: Engine, pieces: Sequence[Sequence[int]], capacity: int | None = 
         return np.concatenate([session.feed(piece) for piece in pieces])
     finally:
         session.close()
+
+
+def at_offset(engine: Engine, pieces: list[list[int]], offsets: list[int]) -> NDArray[np.floating]:
+    """Logits of pieces fed into one cache whose position offset is set before each piece."""
+    model = embedded(engine)
+    cache = model.new_cache(sum(map(len, pieces)))
+    rows = []
+    for piece, offset in zip(pieces, offsets, strict=True):
+        cache.offset = offset
+        rows.append(model.forward([(cache, piece)])[0])
+    return np.concatenate(rows)

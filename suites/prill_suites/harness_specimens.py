@@ -153,7 +153,7 @@ def of_stages(at: Judged) -> Iterator[Specimen]:
 
     def of(stage: str) -> Callable[[Observer, bool], object]:
         return lambda observe, wrong: stages.compare_stages(
-            observe, at.astray(f"last row of {stage}" * wrong), at.oracle, at.golden, ids
+            observe, at.astray(f"last row of {stage}" * wrong), at.oracle, at.golden, ids, [range(len(ids))]
         )
 
     for stage in ("embed", "blk.3.q_rope", "logits"):

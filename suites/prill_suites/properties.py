@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from prill_harness.checks import Observer, check
 from prill_harness.compare import largest, log_softmax
@@ -17,16 +17,19 @@ from prill_harness.engines.base import Capability, Engine
 from prill_harness.engines.embedded import Embedded
 from prill_harness.golden import Golden
 from prill_harness.lanes import bounds, lane_for
-from prill_suites.common import embedded, fed, file_fields
+from prill_suites.common import at_offset, fed, file_fields
 from prill_suites.controls import Pair, Trial
 from prill_suites.properties_batch import texts_alone
+from prill_suites.properties_chunks import chunkings
 from prill_suites.properties_crowd import CROWD, crowded, mingled
 from prill_suites.properties_ends import BEYOND, NEVER, ending, endless, stopping
 from prill_suites.properties_seeds import another_seed
+from prill_suites.sequences import LONG, late_from, late_spans, longest_of
 from prill_suites.tokenizer_twins import Twin
 
 ONE_PASS = "the engine's own logits in one pass"
-CHUNKS = (1, 7, 31, 32, 33, 64)
+LATE_PROMPT = 1100  # ids
+SIXTEEN_BITS = 1 << 16  # positions that are counted in so many
 OTHER = {"llama": "fixture:gpt2-tiny", "gpt2": "fixture:llama-tiny"}
 OpenModel = Callable[[str, str], Engine]
 
@@ -71,25 +74,44 @@ def test_prefill_decode(trial: Trial, observe: Observer, engine: Engine) -> None
 
 @check(
     "properties.chunking",
-    kills=("chunk_start_ignored", "mask_off_by_one", "rope_position_restarts"),
+    kills=(
+        "chunk_start_ignored",
+        "mask_off_by_one",
+        "rope_position_restarts",
+        "late_chunk_blind",
+        "late_decode_sees_less",
+        "late_row_lost_when_grown",
+        "late_chunk_misplaced",
+    ),
     needs=(Capability.SESSIONS, Capability.LOGITS),
 )
 def test_chunking(trial: Trial, observe: Observer, engine: Engine) -> None:
-    """Any chunking of a prompt gives what one chunk gives, past 256 positions too where there are as many."""
-    ids = trial.texts[0][: min(300, trial.context)]
-    expected, worst, last, half = engine.logits(ids), 0.0, max(2, min(256, len(ids) - 2)), len(ids) // 2
-    for sizes in (CHUNKS, CHUNKS[::-1], (last - 1, 1), (last, 2)):
+    """Any chunking of a prompt gives what one chunk gives, past 256 positions too where there are as many.
+
+    A small model's whole context is fed in chunks of 512, of 64, and of 7 and 1 about every 512th position
+    and at the end, with large ones between; up to 300 positions of any model in chunks of other sizes.
+    """
+    whole, worst = longest_of(trial.golden), 0.0
+    expected, spans = engine.logits(whole), [range(late_from(trial.golden)), *late_spans(trial.golden)]
+    ways = list(chunkings(len(whole)))
+    for name, sizes in ways:
         starts = np.cumsum((0, *sizes)).tolist()
-        pieces = [ids[a:b] for a, b in zip(starts, [*starts[1:], len(ids)], strict=True) if ids[a:b]]
-        observe.saw(expected.size, oracle=ONE_PASS)
-        what = f"chunks {[len(p) for p in pieces]}"
-        worst = largest(worst, trial.same(what, ids, expected, fed(engine, pieces)))
+        got = fed(engine, [whole[a:b] for a, b in pairwise(starts)])
+        observe.saw(got.size, oracle=ONE_PASS)
+        for span in (range(span.start, min(span.stop, len(got))) for span in spans):
+            if span:
+                here, there = (rows[span.start : span.stop] for rows in (expected, got))
+                worst = largest(
+                    worst, trial.same(f"{name}, from {span.start}", whole[: span.stop], here, there)
+                )
+    ids = whole[:LONG]
+    half = len(ids) // 2
 
     def swapped(engine: Engine) -> Pair:
         return engine.logits(ids), fed(engine, [ids[half:], ids[:half]])
 
     gap = trial.control("chunks swapped", swapped)
-    observe.say(f"4 chunkings of {len(ids)} ids, worst NMSE {worst:.2g}; swapped chunks: {gap}")
+    observe.say(f"{len(ways)} chunkings of {len(whole)} ids, worst NMSE {worst:.2g}; swapped chunks: {gap}")
 
 
 @check(
@@ -183,19 +205,27 @@ def logprob_bound(engine: Engine, golden: Golden) -> float:
 
 @check(
     "properties.logprobs",
-    kills=("logprob_base_two", "logprob_of_best", "logprob_not_normalised", "logprob_after_temperature"),
+    kills=(
+        "logprob_base_two",
+        "logprob_of_best",
+        "logprob_not_normalised",
+        "logprob_after_temperature",
+        "late_logprob_in_half",
+    ),
     needs=(Capability.GENERATE, Capability.LOGITS),
 )
 def test_logprobs(trial: Trial, observe: Observer, engine: Engine, golden: Golden) -> None:
-    """The logprob of a generated token is the natural log-softmax of the engine's raw logits at it."""
+    """The logprob of a generated token is the natural log-softmax of the engine's raw logits at it, at the
+    end of a small model's context too."""
     prompt, worst, told = trial.prompt(0, 12), 0.0, list[tuple[int, float]]()
     count = trial.room(prompt, 16)
     greedy: dict[str, Any] = {"max_tokens": count, "ignore_eos": True}
     hot = greedy | {"temperature": 3.0, "top_k": 40, "seed": 7}
-    for drawn in (greedy, hot):
+    late = longest_of(trial.golden)[:-count]
+    for ids, drawn in ((prompt, greedy), (prompt, hot), *[(late, hot)] * (len(late) >= LONG)):
         told.clear()
-        done = engine.generate(prompt, on_token=lambda token, logprob: told.append((token, logprob)), **drawn)
-        rows = engine.logits([*prompt, *done.ids[:-1]])[len(prompt) - 1 :]
+        done = engine.generate(ids, on_token=lambda token, logprob: told.append((token, logprob)), **drawn)
+        rows = engine.logits([*ids, *done.ids[:-1]])[len(ids) - 1 :]
         expected = log_softmax(rows)[np.arange(len(done.ids)), list(done.ids)]
         observe.saw(len(done.ids), oracle="log-softmax of the engine's own logits")
         as_many = len(done.logprobs) == len(done.ids) == count
@@ -293,10 +323,15 @@ def test_stop_strings(observe: Observer, engine: Engine, golden: Golden, twin: T
     observe.say(f"{len(found)} stop strings {where}")
 
 
-@check("properties.cancel", kills=("cancel_ignored", "callback_missing"), needs=(Capability.GENERATE,))
+@check(
+    "properties.cancel",
+    kills=("cancel_ignored", "callback_missing", "late_cancel_ignored"),
+    needs=(Capability.GENERATE,),
+)
 def test_cancel(trial: Trial, observe: Observer, engine: Engine) -> None:
-    """A callback that says no ends the text at once; one that says nothing does not."""
-    prompt, seen = trial.prompt(0, 12), list[int]()
+    """A callback that says no ends the text at once; one that says nothing does not; late on small models."""
+    late, seen = longest_of(trial.golden)[:LATE_PROMPT], list[int]()
+    prompt = late if len(late) == LATE_PROMPT else trial.prompt(0, 12)
     count = trial.room(prompt, 9)
     most = max(1, min(3, count - 1))
 
@@ -317,26 +352,17 @@ def test_cancel(trial: Trial, observe: Observer, engine: Engine) -> None:
     observe.say(f"cancelled after {most} of {count} tokens; without a refusal all of them came")
 
 
-def at_offset(engine: Engine, pieces: list[list[int]], offsets: list[int]) -> NDArray[np.floating]:
-    """Logits of pieces fed into one cache whose position offset is set before each piece."""
-    model = embedded(engine)
-    cache = model.new_cache(sum(map(len, pieces)))
-    rows = []
-    for piece, offset in zip(pieces, offsets, strict=True):
-        cache.offset = offset
-        rows.append(model.forward([(cache, piece)])[0])
-    return np.concatenate(rows)
-
-
 @check(
     "properties.position_offset",
-    kills=("rope_keys_not_rotated", "learned_positions_ignored", "rope_ignored"),
+    kills=("rope_keys_not_rotated", "learned_positions_ignored", "rope_ignored", "late_position_of_16_bits"),
 )
 def test_position_offset(trial: Trial, observe: Observer, engine: Engine) -> None:
-    """Moving all positions together changes nothing under RoPE, and must change a learned-position model."""
+    """Moving all positions together changes nothing under RoPE, not even to either side of position 65536,
+    and must change a learned-position model."""
     length = min(48, max(2, 3 * trial.context // 4))
-    shift = min(16, trial.context - length)
     half, ids = length // 2, trial.texts[0][:length]
+    rotary = "rope_base" in engine.info.config
+    shift = SIXTEEN_BITS - half if rotary else min(16, trial.context - length)
     halves = [ids[:half], ids[half:]]
     plain, moved = at_offset(engine, halves, [0, 0]), at_offset(engine, halves, [shift, shift])
     observe.saw(plain.size, oracle="the same ids from position 0")
@@ -345,7 +371,7 @@ def test_position_offset(trial: Trial, observe: Observer, engine: Engine) -> Non
         return lambda e: (at_offset(e, halves, [0, 0])[half:], at_offset(e, halves, [first, second])[half:])
 
     gap = trial.control("half of the positions moved", by(0, shift))
-    if "rope_base" in engine.info.config:
+    if rotary:
         error = trial.same(f"all positions + {shift}", ids, plain, moved)
         observe.say(f"RoPE: all positions + {shift} change nothing, NMSE {error:.2g}; half of them: {gap}")
     else:

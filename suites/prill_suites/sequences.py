@@ -2,15 +2,51 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from prill_harness.golden import Golden
 
 LONG = 300  # positions that the longest checks look at, where the context has them
+FULL = 2048  # that they look at on a model so small that it takes no time
+PRODUCTS = 500_000_000  # that such a model multiplies for them, at most
+LATE, TAIL = 256, 64  # positions before the late ones, and the last of them
 FEWEST = 3
 
 
 def context_of(golden: Golden) -> int:
     """Positions of the model: what a check may ask for at most."""
     return int(golden.config["context_length"])
+
+
+def reach_of(golden: Golden) -> int:
+    """Positions that the longest checks look at: the whole context of a small model, LONG of any other."""
+    c = golden.config
+    width, ffn, heads = int(c["width"]), int(c["ffn"]), int(c["n_heads"]) * int(c["head_dim"])
+    each = width * int(c["vocab_size"]) + int(c["n_layers"]) * width * (4 * heads + 3 * ffn)
+    return min(context_of(golden), max(LONG, min(FULL, PRODUCTS // each)))
+
+
+def late_from(golden: Golden) -> int:
+    """The first position that counts as late."""
+    return min(LATE, context_of(golden) // 2)
+
+
+def late_spans(golden: Golden) -> list[range]:
+    """The late positions in parts, each as long as all before it, and the last TAIL by themselves.
+
+    A mistake at a few positions is not to be lost in the mean over two thousand.
+    """
+    first, end = late_from(golden), reach_of(golden)
+    ends = [first]
+    while 2 * ends[-1] < end - TAIL:
+        ends.append(2 * ends[-1])
+    return [range(a, b) for a, b in pairwise(sorted({*ends, max(first, end - TAIL), end}))]
+
+
+def longest_of(golden: Golden) -> list[int]:
+    """The text that reaches furthest, as many ids as the longest checks look at."""
+    text, wanted = max(texts_of(golden), key=len), reach_of(golden)
+    return (text * -(-wanted // len(text)))[:wanted]
 
 
 def texts_of(golden: Golden) -> list[list[int]]:

@@ -37,9 +37,15 @@ class Noise:
         self._lane = lane_for(golden.type, engine.info.arithmetic)
         self._stages: dict[str, Array] = {}
 
-    def explains(self, stage: str, expected: Array, got: Array, limit: float) -> bool:
-        """Whether a stage (row, …) that is beyond an NMSE of `limit` is what the lane's noise makes of it."""
-        own = self.stages.get(stage)
+    def explains(
+        self, stage: str, expected: Array, got: Array, limit: float, part: slice = slice(None)
+    ) -> bool:
+        """Whether a stage (row, …) that is beyond an NMSE of `limit` is what the lane's noise makes of it.
+
+        Args:
+            part: which of the rows they are, counted from the first asked for.
+        """
+        own = self.stages[stage][part] if stage in self.stages else None
         if own is None or own.shape != expected.shape:
             return False
         noise, energy = squares(expected, own)

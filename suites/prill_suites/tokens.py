@@ -115,7 +115,9 @@ def test_teacher_forced(observe: Observer, steps: Steps) -> None:
 
 
 @check(
-    "tokens.late_positions", kills=("cache_evicts", "rope_late_positions_stuck"), needs=(Capability.LOGITS,)
+    "tokens.late_positions",
+    kills=("cache_evicts", "rope_late_positions_stuck", "late_keys_shifted", "late_rows_unmasked"),
+    needs=(Capability.LOGITS,),
 )
 def test_late_positions(observe: Observer, steps: Steps, golden: Golden) -> None:
     """Past 256 positions, or half of a shorter context, the worst KL divergence is within bound too."""
@@ -138,13 +140,19 @@ def test_late_positions(observe: Observer, steps: Steps, golden: Golden) -> None
     whole = LATE in figures.buckets or longest == context
     observe.expect(whole, f"no figure for positions {LATE}: the golden ends at {longest} of {context}")
     label, worst = list(figures.buckets.items())[-1]
-    of = "" if label == LATE else f", all that a context of {context} has"
+    # The last token has no position of its own.
+    of = f", up to {longest - 1} of {context}" if label == LATE else f", all that a context of {context} has"
     observe.say(f"{late} positions past {first}{of}; worst KL at {label} {worst:.3g}")
 
 
 @check(
     "tokens.greedy",
-    kills=("temperature_zero_sampled", "penalty_by_default", "cache_rows_overwritten"),
+    kills=(
+        "temperature_zero_sampled",
+        "penalty_by_default",
+        "cache_rows_overwritten",
+        "late_decode_sees_less",
+    ),
     needs=(Capability.GENERATE,),
 )
 def test_greedy(observe: Observer, steps: Steps) -> None:
@@ -154,7 +162,7 @@ def test_greedy(observe: Observer, steps: Steps) -> None:
 
 @check(
     "tokens.sampled",
-    kills=("temperature_twice", "seed_reused"),
+    kills=("temperature_twice", "seed_reused", "late_penalty_forgets", "late_draws_repeat"),
     needs=(Capability.GENERATE,),
 )
 def test_sampled(observe: Observer, steps: Steps) -> None:

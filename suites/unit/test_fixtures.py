@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 import prill_fixtures
-from prill_fixtures import NAMES, TYPES, FixtureError, export, make, store, vocab
-from prill_fixtures.config import CONFIGS, Config, shapes
+from prill_fixtures import NAMES, TYPES, FixtureError, drawn, export, make, store, vocab
+from prill_fixtures.config import CONFIGS, DRAWN, TRAINED, Config, shapes
 from prill_fixtures.corpus import Chronicle, document, documents
 from prill_fixtures.derive import FILE_TYPES, derive
 
@@ -48,7 +48,7 @@ def test_the_corpus_is_decided_by_its_seed() -> None:
     assert document(3, 4) != document(4, 4)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TRAINED)
 def test_early_facts_return_after_256_tokens(name: str) -> None:
     """Secret words, which no grammar predicts, stand in the first 256 tokens and again after them."""
     import random
@@ -76,7 +76,7 @@ def test_the_corpus_has_characters_of_every_utf8_length() -> None:
 # tokenizers and prompts
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TRAINED)
 def test_tokenizers_cover_the_corpus(name: str) -> None:
     """All 1024 ids are in range, held-out text comes back, and it takes far fewer tokens than bytes."""
     encode, decode, opening, closing = vocab.encoder(name)
@@ -87,7 +87,7 @@ def test_tokenizers_cover_the_corpus(name: str) -> None:
     assert len(ids) < len(text.encode()) / 2
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TRAINED)
 def test_prompts_are_eight_unseen_openings(name: str) -> None:
     """Eight different prompts of 40 to 180 tokens, one beyond Latin, which leave room for 300 tokens."""
     prompts = prill_fixtures.prompts(name)
@@ -98,10 +98,21 @@ def test_prompts_are_eight_unseen_openings(name: str) -> None:
     assert any(ord(c) > 0x2000 for c in prompts[-1])
 
 
+def test_prompts_of_drawn_models_are_few_and_one_fills_the_context() -> None:
+    """Unseen openings; the second of `llama-long` and the 300 tokens of its golden are all its context."""
+    for name in DRAWN:
+        prompts = prill_fixtures.prompts(name)
+        assert prompts[::2] == export.opening_prompts(1000 * NAMES.index(name))[:3:2]
+        assert len(set(prompts)) == 3
+    encode, _, opening, _ = vocab.encoder("llama-long")
+    ids = [*opening, *encode(prill_fixtures.prompts("llama-long")[1])]
+    assert len(ids) + export.TOKENS == CONFIGS["llama-long"].context == 2048
+
+
 # export
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TRAINED)
 def test_export_writes_what_a_converter_writes(name: str, tmp_path: Path) -> None:
     """The file holds the weights unchanged, matrices F16 and vectors F32, and the configuration's keys."""
     weights, file = random_weights(name, tmp_path), tmp_path / f"{name}.gguf"
@@ -152,6 +163,40 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
         export.write_gguf("llama-tiny", random_weights("llama-tiny", tmp_path, other), tmp_path / "x.gguf")
 
 
+@pytest.mark.parametrize("name", DRAWN)
+def test_drawn_weights_are_decided_by_their_seed(name: str) -> None:
+    """Drawn again they are those of the committed file, matrices F16 and vectors F32, and nothing else is."""
+    again, reader = drawn.weights(name), gguf.GGUFReader(prill_fixtures.path(name))
+    assert set(again) == {tensor.name for tensor in reader.tensors} == set(shapes(CONFIGS[name]))
+    for tensor in reader.tensors:
+        np.testing.assert_array_equal(tensor.data, again[tensor.name])
+        assert tensor.data.dtype == (np.float16 if tensor.data.ndim > 1 else np.float32)
+    assert prill_fixtures.path(name).stat().st_size < 600_000
+
+
+def test_a_drawn_file_says_what_a_trained_one_leaves_out() -> None:
+    """`llama-window` has each thing that a file may say, its window is shorter than its prompts, and its
+    stream is as small as its eps; `llama-long` has a long context without a window."""
+    fields, config = gguf.GGUFReader(prill_fixtures.path("llama-window")).fields, CONFIGS["llama-window"]
+    said = {key.removeprefix("llama."): fields[key].contents() for key in fields if key.startswith("llama.")}
+    assert said["attention.sliding_window"] == config.window == 12
+    assert said["attention.layer_norm_rms_epsilon"] == pytest.approx(1e-6)
+    assert (said["rope.scaling.type"], said["rope.scaling.factor"]) == ("linear", 4.0)
+    assert (said["context_length"], said["rope.scaling.original_context_length"]) == (2048, 512)
+    tensors = {t.name: t.data for t in gguf.GGUFReader(prill_fixtures.path("llama-window")).tensors}
+    assert {n for n in tensors if n.endswith(".bias")} == {
+        f"blk.{layer}.attn_{part}.bias" for layer in range(2) for part in ("q", "k", "v", "output")
+    }
+    assert len(set(tensors["rope_freqs.weight"].tolist())) == config.head_dim // 2
+    small = float(np.mean(tensors["token_embd.weight"].astype(np.float64) ** 2))
+    assert 0.5 * config.epsilon < small < 2 * config.epsilon
+    encode = vocab.encoder("llama-window")[0]
+    assert all(len(encode(prompt)) > 3 * config.window for prompt in prill_fixtures.prompts("llama-window"))
+    long = gguf.GGUFReader(prill_fixtures.path("llama-long")).fields
+    assert long["llama.context_length"].contents() == 2048
+    assert "llama.attention.sliding_window" not in long
+
+
 # derived types
 
 
@@ -176,7 +221,7 @@ def test_deriving_changes_matrices_only(type: str, tmp_path: Path) -> None:
         assert error <= {"f32": 0.0, "bf16": 2**-8}.get(type, 0.2) * np.abs(old.data.astype(np.float32)).max()
 
 
-@pytest.mark.parametrize(("name", "type"), list(itertools.product(NAMES, TYPES)))
+@pytest.mark.parametrize(("name", "type"), [(name, type) for name in NAMES for type in store.types(name)])
 def test_every_fixture_has_its_recorded_digest(
     name: str, type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,7 +297,9 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "type"), [("llama", "f16"), ("llama-tiny", "q5_k"), ("../x", "f16")])
+@pytest.mark.parametrize(
+    ("name", "type"), [("llama", "f16"), ("llama-tiny", "q5_k"), ("llama-long", "q4_k"), ("../x", "f16")]
+)
 def test_unknown_fixtures_are_refused(name: str, type: str) -> None:
     """The message lists what there is."""
     for ask in (prill_fixtures.path, prill_fixtures.golden_path, prill_fixtures.sha256):
@@ -270,7 +317,7 @@ def test_f32_shares_the_golden_of_f16() -> None:
 # what was trained
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TRAINED)
 def test_the_committed_models_learned_to_remember(name: str) -> None:
     """By the record of the training, text is predicted well, and the late part, which recalls, best."""
     record = json.loads((store.MODELS / "train.json").read_text(encoding="utf-8"))["models"][name]
@@ -280,7 +327,7 @@ def test_the_committed_models_learned_to_remember(name: str) -> None:
 
 
 @pytest.mark.hf
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TRAINED)
 def test_the_exported_file_means_what_was_trained(name: str, tmp_path: Path) -> None:
     """The training's forward pass and the runtime on the exported file agree over 300 positions."""
     torch = pytest.importorskip("torch")
@@ -317,6 +364,7 @@ def test_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
         "tokenizers",
         "train",
         "export",
+        "draw",
         "derive-digests",
         "all",
         "prill_fixtures.make train --seconds",

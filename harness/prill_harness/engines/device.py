@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 from weakref import WeakSet
+
+import numpy as np
+from numpy.typing import NDArray
 
 from prill_harness.engines import resolve_model
 from prill_harness.engines.base import Capability, Engine, EngineInfo
@@ -72,6 +75,26 @@ class OnDevice(Embedded):
     # One text after the other, through the captured graphs, which is how a text is written here: steps of
     # several sequences have none. `logits_batch` computes them together.
     generate_batch = Engine.generate_batch
+
+    def trace(
+        self, ids: Sequence[int], replace: Mapping[str, NDArray[np.float64]] | None = None
+    ) -> Iterator[tuple[str, NDArray[np.floating]]]:
+        """As everywhere; a prompt of more rows than one step takes in the pieces in which it is computed."""
+        taken: dict[str, list[NDArray[np.floating]]] = {}
+        cache, low = self._cache_for(ids), 0
+        for piece in self.model.pieces(ids):
+            high = low + len(piece)
+            rows = slice(low, high if high < len(ids) else None)  # what is too long shows at the end
+
+            def keep(
+                stage: str, array: NDArray[np.floating], rows: slice = rows
+            ) -> NDArray[np.floating] | None:
+                taken.setdefault(stage, []).append(array)
+                return replace[stage][rows] if replace and stage in replace else None
+
+            self.model.forward([(cache, piece)], trace=keep)
+            low = high
+        return iter([(stage, np.concatenate(arrays)) for stage, arrays in taken.items()])
 
     def ops(self) -> Backend:
         """The model's ops in its arithmetic, over an arena of their own: the model's is full."""

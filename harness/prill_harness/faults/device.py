@@ -27,7 +27,7 @@ def _launch(kernel: str, change: Callable[[list[int], dict[str, Any]], None]) ->
     return Patch(LAUNCH, wrap)
 
 
-def _source(file: str, old: str, new: str) -> Patch:
+def source(file: str, old: str, new: str) -> Patch:
     """Compile a kernel file with one piece of its text replaced."""
 
     def wrap(source: Any) -> Any:
@@ -55,7 +55,7 @@ def device_wrong_grid() -> Iterator[Patch]:
 @fault(area="device", blames=("q",), models=LLAMA, engine="emu")
 def device_missing_barrier() -> Iterator[Patch]:
     """A tiled product reads its tiles before every thread has written them."""
-    yield _source(
+    yield source(
         "matmul",
         "        __syncthreads();\n#pragma unroll\n        for (int k = 0; k < DEPTH",
         "#pragma unroll\n        for (int k = 0; k < DEPTH",
@@ -116,17 +116,17 @@ def device_position_not_told() -> Iterator[Patch]:
 @fault(area="device", blames=("attn",), models=LLAMA, engine="emu")
 def device_split_lost() -> Iterator[Patch]:
     """The combination of partial attention leaves out the first split."""
-    yield _source(
+    yield source(
         "attention",
         "for (int s = first; s <= last; ++s) top",
         "for (int s = first + (last > first); s <= last; ++s) top",
     )
-    yield _source(
+    yield source(
         "attention",
         "for (int s = first; s <= last; ++s) sum",
         "for (int s = first + (last > first); s <= last; ++s) sum",
     )
-    yield _source(
+    yield source(
         "attention",
         "for (int s = first; s <= last; ++s) mixed",
         "for (int s = first + (last > first); s <= last; ++s) mixed",
@@ -136,29 +136,29 @@ def device_split_lost() -> Iterator[Patch]:
 @fault(area="device", blames=("sampler",), models=LLAMA, engine="emu")
 def device_draw_position_shifted() -> Iterator[Patch]:
     """The device draws an id with the random number of the position after its own."""
-    yield _source("sample", "a.sequence->length + 1)", "a.sequence->length + 2)")
+    yield source("sample", "a.sequence->length + 1)", "a.sequence->length + 2)")
 
 
 @fault(area="device", blames=("sampler",), models=LLAMA, engine="emu")
 def device_draw_not_remembered() -> Iterator[Patch]:
     """An id that the device chose is not among those that the repetition penalty counts."""
-    yield _source("sample", "a.seen[id] = 1;", "")
+    yield source("sample", "a.seen[id] = 1;", "")
 
 
 @fault(area="device", blames=("sampler",), models=LLAMA, engine="emu")
 def device_draw_tie_highest_id() -> Iterator[Patch]:
     """Of listed ids with equal logits the highest comes first."""
-    yield _source("sample", "w.list.ids[j] < id", "w.list.ids[j] > id")
+    yield source("sample", "w.list.ids[j] < id", "w.list.ids[j] > id")
 
 
 @fault(area="device", blames=("sampler",), models=LLAMA, engine="emu")
 def device_draw_bins_left_over() -> Iterator[Patch]:
     """A pass adds to the masses that the one before it left in the bins."""
-    yield _source("sample", "++i) a.bins[i] = 0;\n}", "++i) {}\n}")
+    yield source("sample", "++i) a.bins[i] = 0;\n}", "++i) {}\n}")
 
 
 @fault(area="device", blames=("sampler",), models=LLAMA, engine="emu")
 def device_draw_filter_forgotten() -> Iterator[Patch]:
     """The draw sees every id again, whatever top-k and top-p left."""
-    yield _source("sample", "key > s.last_key ||", "")
-    yield _source("sample", "key == s.last_key && i > s.last_id", "s.phase != DRAW && key > s.last_key")
+    yield source("sample", "key > s.last_key ||", "")
+    yield source("sample", "key == s.last_key && i > s.last_id", "s.phase != DRAW && key > s.last_key")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from prill_harness.faults.core import Patch, fault
-from prill_harness.faults.device import _launch, _source
+from prill_harness.faults.device import _launch, source
 from prill_harness.faults.planting import LLAMA
 
 ATTN = ("attn",)
@@ -18,19 +18,19 @@ LAUNCH = "prill_runtime.device_base:Device.launch"
 @fault(area="shapes", blames=ATTN, models=LLAMA, engine="emu")
 def device_fifth_split() -> Iterator[Patch]:
     """The combination of partial attention joins four splits at most."""
-    yield _source("attention", "min(position / SPLIT, a.splits - 1);", "min(position / SPLIT, first + 3);")
+    yield source("attention", "min(position / SPLIT, a.splits - 1);", "min(position / SPLIT, first + 3);")
 
 
 @fault(area="shapes", blames=ATTN, models=LLAMA, engine="emu")
 def device_head_tail() -> Iterator[Patch]:
     """Scores are summed in whole pieces of 32 components."""
-    yield _source("attention", "i = lane; i < dim; i += 8", "i = lane; i < dim / 32 * 32; i += 8")
+    yield source("attention", "i = lane; i < dim; i += 8", "i = lane; i < dim / 32 * 32; i += 8")
 
 
 @fault(area="shapes", blames=ATTN, models=LLAMA, engine="emu")
 def device_wide_head() -> Iterator[Patch]:
     """One thread fetches one component of the query: those past the threads of a block are not there."""
-    yield _source(
+    yield source(
         "attention",
         "for (int i = threadIdx.x; i < dim; i += THREADS) q[i]",
         "if (const int i = threadIdx.x; i < dim) q[i]",
@@ -53,7 +53,7 @@ def device_shared_too_small() -> Iterator[Patch]:
 @fault(area="shapes", blames=PRODUCTS, models=LLAMA, engine="emu")
 def device_columns_past_1024() -> Iterator[Patch]:
     """A mat-vec takes two chunks a thread at most."""
-    yield _source(
+    yield source(
         "matvec", "c < a.m.pitch; c += blockDim.x", "c < a.m.pitch && c < 2 * blockDim.x; c += blockDim.x"
     )
 
@@ -94,7 +94,7 @@ def device_grid_rounded_down() -> Iterator[Patch]:
 @fault(area="shapes", blames=NORMS, models=LLAMA, engine="emu")
 def device_norm_past_1024() -> Iterator[Patch]:
     """RMSNorm sums the squares of 1,024 values at most."""
-    yield _source(
+    yield source(
         "norm",
         "i < a.width; i += blockDim.x) squares += x[i] * x[i];",
         "i < min(a.width, 1024); i += blockDim.x) squares += x[i] * x[i];",
@@ -104,7 +104,7 @@ def device_norm_past_1024() -> Iterator[Patch]:
 @fault(area="shapes", blames=PRODUCTS, models=LLAMA, engine="emu")
 def device_shared_taken_for_zero() -> Iterator[Patch]:
     """A tiled product leaves shared memory past the last column as it finds it."""
-    yield _source(
+    yield source(
         "matmul",
         "left[i % DEPTH][i / DEPTH] = row < a.rows && k < a.m.cols ?",
         "if (row < a.rows && k < a.m.cols) left[i % DEPTH][i / DEPTH] = true ?",
@@ -114,19 +114,19 @@ def device_shared_taken_for_zero() -> Iterator[Patch]:
 @fault(area="shapes", blames=PRODUCTS, models=LLAMA, engine="emu")
 def device_registers_taken_for_zero() -> Iterator[Patch]:
     """A mat-vec adds up in registers that nobody set."""
-    yield _source("matvec", "float total[ROWS] = {};", "float total[ROWS];")
+    yield source("matvec", "float total[ROWS] = {};", "float total[ROWS];")
 
 
 @fault(area="shapes", blames=ATTN, models=LLAMA, engine="emu")
 def device_memory_taken_for_zero() -> Iterator[Patch]:
     """Partial attention adds its mixture to memory fresh from the arena."""
-    yield _source("attention", "out[2 + i] = mixed;", "out[2 + i] += mixed;")
+    yield source("attention", "out[2 + i] = mixed;", "out[2 + i] += mixed;")
 
 
 @fault(area="shapes", blames=("attn",), models=LLAMA, engine="emu")
 def device_static_not_reset() -> Iterator[Patch]:
     """A softmax goes on from the sum that the call before it left in a static."""
-    yield _source(
+    yield source(
         "softmax",
         "float top = minus_infinity(), sum = 0.0f;",
         "static float carried[256]; float top = minus_infinity(), &sum = carried[threadIdx.x];",

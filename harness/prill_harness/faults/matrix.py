@@ -41,6 +41,7 @@ LOOK = {
     "generation": ("errors",),
     "requests": ("requests",),
     "state": ("stages", "cache"),
+    "late": ("stages",),
     "memory": ("memory",),
     "cost": ("cost",),
     "trace": ("stages", "cache"),

@@ -9,6 +9,8 @@ from prill_harness.faults.core import Patch
 
 LLAMA = ("fixture:llama-tiny",)
 GPT2 = ("fixture:gpt2-tiny",)
+LONG = ("fixture:llama-long",)
+WINDOW = ("fixture:llama-window",)
 
 
 def around(target: str, changed: Callable[..., Any]) -> Patch:
