@@ -62,9 +62,9 @@ class Console:
         if not self.json:
             self._say(sys.stdout, printable(text), COLOURS.get(status))
 
-    def remark(self, text: str) -> None:
+    def remark(self, text: str, *, status: str = "") -> None:
         """One line that is no result: to stderr."""
-        self._say(sys.stderr, printable(text), None)
+        self._say(sys.stderr, printable(text), COLOURS.get(status))
 
     def emit(self, value: object) -> None:
         """The result for machines: one indented JSON document, under --json only."""
