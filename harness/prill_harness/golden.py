@@ -274,15 +274,19 @@ def golden_for(model_spec: str | Path, progress: Progress | None = None) -> Gold
     if named is not None:
         return _committed(*named)
     path = resolve_model(model_spec)
-    with open_gguf(path) as file:
-        digest = file.sha256
-    kept = cache_folder() / "goldens" / f"{digest}.{SCHEMA}.json"
+    kept = kept_at(path)
     kept.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(kept.with_suffix(".recording")):
         if not kept.exists():
             save(record(path, progress=progress), kept)
     # It may have been recorded under another name of the same bytes.
     return msgspec.structs.replace(load(kept), name=path.stem)
+
+
+def kept_at(path: Path) -> Path:
+    """Where the golden of a user's file lies, or will."""
+    with open_gguf(path) as file:
+        return cache_folder() / "goldens" / f"{file.sha256}.{SCHEMA}.json"
 
 
 def cache_folder() -> Path:

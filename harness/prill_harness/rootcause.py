@@ -1,4 +1,4 @@
-"""What failed in a gate comes in; the finding that explains the others, and what to look at next, goes out."""
+"""What failed in a gate in; the finding that explains the others, and what to look at next, out."""
 
 from __future__ import annotations
 

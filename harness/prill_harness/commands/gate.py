@@ -11,7 +11,7 @@ import msgspec
 
 from prill_harness import evidence
 from prill_harness.commands import command as declare
-from prill_harness.commands import door, reporters, runs, second_option, vram_option, write_file
+from prill_harness.commands import door, goldens, reporters, runs, second_option, vram_option, write_file
 from prill_harness.console import Console
 from prill_harness.evidence import Evidence, Ledger, Record, Status
 from prill_harness.plan import Plan, build, merge, run, shard
@@ -211,6 +211,7 @@ def _cut(sentence: str) -> str:
 
 
 def _run(console: Console, plan: Plan, out: Path, jobs: int, resume: bool) -> tuple[Record, ...]:
+    goldens.prepare(plan.cells, plan.given, plan.folder)
     with console.progress(len(plan.cells), f"gate {plan.gate}") as bar:
         try:
             return run(plan, out, jobs, resume, runs.teller(bar))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -10,8 +11,9 @@ import click
 
 from prill_harness import catalog, provenance
 from prill_harness.commands import command as declare
-from prill_harness.commands import door, runs, second_option, vram_option
+from prill_harness.commands import door, goldens, runs, second_option, vram_option
 from prill_harness.console import Console
+from prill_harness.estimate import estimate, recorded
 from prill_harness.evidence import Cell, Status
 from prill_harness.given import named
 from prill_harness.names import look_up
@@ -55,6 +57,9 @@ def command(
         for model, engine, suite in product(called.values(), engines, suites)
     )
     plan = Plan("run", tuple(dict.fromkeys(cells)), bool(models), checks, given=openers(called))
+    if not names:
+        console.remark(_foresight(plan, len(called), engines, suites, jobs, out))
+    goldens.prepare(plan.cells, plan.given, plan.folder)
     with console.progress(len(plan.cells), "cells") as bar:
         outcome = runs.outcome(plan, run_plan(plan, out, jobs, progress=runs.teller(bar)))
     if not outcome.evidence and not outcome.lost:
@@ -81,6 +86,19 @@ def command(
         f"{told}; evidence in {out / 'ledger.jsonl'}", status="ok" if not outcome.exit_code else "failed"
     )
     return outcome.exit_code
+
+
+def _foresight(
+    plan: Plan, models: int, engines: Sequence[str], suites: Sequence[str], jobs: int, out: Path
+) -> str:
+    """What a run that names nothing is about to do, and for how long."""
+    jobs = jobs or os.cpu_count() or 2
+    times = recorded((out / "ledger.jsonl", Path("out/ledger.jsonl")))
+    return (
+        f"{len(plan.cells)} cells: {models} models x {len(suites)} suites with {', '.join(engines)}, "
+        f"{jobs} at a time, into {out}; {estimate(plan.cells, times, jobs)}; "
+        "name suites or checks to run fewer"
+    )
 
 
 def selected(names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
