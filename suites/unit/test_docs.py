@@ -77,7 +77,9 @@ def test_a_shown_command_does_what_is_shown(shown: Shown, tmp_path: Path) -> Non
     )
     assert done.returncode == shown.exit_code, done.stdout + done.stderr
     for line in shown.lines:
-        assert pattern(line).search(done.stdout), f"not printed: {line}\n{done.stdout}{done.stderr}"
+        assert pattern(line).search(done.stdout + done.stderr), (
+            f"not printed: {line}\n{done.stdout}{done.stderr}"
+        )
 
 
 def test_a_line_that_is_not_printed_is_missed() -> None:

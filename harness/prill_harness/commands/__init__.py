@@ -16,6 +16,8 @@ from prill_runtime.errors import UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEBUG = "prill.debug"
+COMPLETE = "_PRILL_COMPLETE"
+"""What a shell sets when it asks for words: click's own protocol."""
 
 
 def _remember_debug(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:

@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 
 import click
+from click.shell_completion import CompletionItem
 
 from prill_harness import catalog, provenance
 from prill_harness.commands import command as declare
@@ -22,12 +23,18 @@ from prill_harness.plan import run as run_plan
 from prill_runtime.errors import NothingSelected
 
 
+def complete(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """The suites and checks that begin like that."""
+    names = sorted({*catalog.suites(), *catalog.check_ids()})
+    return [CompletionItem(name) for name in names if name.startswith(begun)]
+
+
 @declare(
     name="run",
     example="prill run tokens\nprill run --engine numpy --model fixture:gpt2-tiny tokens.greedy cache",
     judges=True,
 )
-@click.argument("names", nargs=-1, metavar="[SUITE|CHECK]...")
+@click.argument("names", nargs=-1, metavar="[SUITE|CHECK]...", shell_complete=complete)
 @click.option("--engine", "engines", multiple=True, default=("numpy",), show_default=True, help="Repeatable.")
 @vram_option
 @second_option
