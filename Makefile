@@ -13,6 +13,7 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 gate: $(VENV)/.installed  ## run the default gate on the packaged fixtures; writes out/
+	@echo "prill is installed: source $(VENV)/bin/activate makes it a command"
 	$(BIN)/prill gate -j $(JOBS)
 
 test: $(VENV)/.installed-dev  ## run prill's own tests

@@ -56,6 +56,13 @@ def check_ids(folder: Path | None = None) -> dict[str, tuple[Path, int]]:
     return _declared(folder or packaged())
 
 
+def takes(suite: str, argument: str, folder: Path | None = None) -> bool:
+    """True when a function of the suite's file takes an argument, or a fixture, of that name."""
+    tree = ast.parse(suite_file(suite, folder).read_bytes())
+    functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+    return any(argument == given.arg for function in functions for given in function.args.args)
+
+
 def _declared(folder: Path) -> dict[str, tuple[Path, int]]:
     found: dict[str, tuple[Path, int]] = {}
     for file in sorted(folder.glob("*.py")):

@@ -15,6 +15,7 @@ from prill_harness.children import python
 from prill_harness.evidence import Cell, builtin
 from prill_harness.second import asked
 
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 PYTHON = python("prill_harness.cells")
 
 
@@ -65,13 +66,14 @@ KEPT = {
 
 
 def environment(jobs: int) -> dict[str, str]:
-    """A cell's environment: without the caller's pytest settings; one BLAS thread where cells share cores."""
+    """A cell's environment: without the caller's pytest settings, and with one BLAS thread, so that the sums
+    of a cell are the same however many run beside it. Alone it may have as many as the caller asks for."""
     # A gate starts dozens of processes: without kept bytecode each compiles everything again. Without
     # docstrings and assertions checks and faults are not what they say.
     dropped = ("PYTEST_", "PYTHONDONTWRITEBYTECODE", "PYTHONOPTIMIZE")
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    return inherited | (threads if jobs > 1 else {})
+    threads = dict.fromkeys(THREADS, "1")
+    return inherited | threads if jobs > 1 else threads | inherited
 
 
 def main(given: Sequence[str] | None = None) -> int:

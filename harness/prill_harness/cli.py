@@ -15,14 +15,14 @@ from typing import Any, NoReturn
 
 import click
 
-from prill_harness.commands import DEBUG, debug_option
+from prill_harness.commands import COMPLETE, DEBUG, debug_option
 from prill_harness.console import printable, write
 from prill_harness.version import commit, version
 from prill_runtime.errors import PrillError, UsageError
 
 COMMANDS = (
-    "gate", "run", "golden", "bisect", "trace", "checklist", "faults", "leak", "report", "bench",
-    "generate", "inspect", "doctor",
+    "gate", "run", "golden", "bisect", "trace", "checklist", "faults", "leak", "vram", "report", "bench",
+    "generate", "inspect", "explain", "doctor", "completion",
 )  # fmt: skip
 INTERRUPTED = 2
 BROKEN_PIPE = 141  # what a shell reports for a writer that nobody reads: 128 + SIGPIPE
@@ -44,6 +44,7 @@ class Cli(click.Group):
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
     ) -> NoReturn:
         """Run one command line and exit: 0 pass, 1 gate failed, 2 interrupted, 3 internal, 4 usage, 5, 10."""
+        self._main_shell_completion({}, "prill", COMPLETE)  # answers a shell that asks, and exits
         sys.exit(self._run(list(sys.argv[1:] if args is None else args)))
 
     def _run(self, args: list[str]) -> int:

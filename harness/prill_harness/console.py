@@ -17,6 +17,7 @@ from prill_runtime.errors import OutputError
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
+    from rich.table import Table as RichTable
 
 COLOURS = {
     "passed": "green",
@@ -30,6 +31,8 @@ COLOURS = {
     "waived": "yellow",
     "missing": "yellow",
 }
+LEAST_TEXT = 24  # columns of a terminal in which a sentence can still be read
+GAP = 3  # what rich puts around a column
 # Controls, marks that turn or hide text, line separators, lone surrogates.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 
@@ -83,9 +86,9 @@ class Console:
         if not self.json:
             self._say(sys.stdout, printable(text), COLOURS.get(status))
 
-    def remark(self, text: str) -> None:
+    def remark(self, text: str, *, status: str = "") -> None:
         """One line that is no result: to stderr."""
-        self._say(sys.stderr, printable(text), None)
+        self._say(sys.stderr, printable(text), COLOURS.get(status))
 
     def emit(self, value: object) -> None:
         """The result for machines: one indented JSON document, under --json only."""
@@ -98,7 +101,10 @@ class Console:
             write(sys.stdout, "\n".join(map(_harmless, text.split("\n"))) + "\n")
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, status: int = -1) -> None:
-        """Rows under column heads; `status` is the index of the column that gives a row its colour."""
+        """Rows under column heads; `status` is the index of the column that gives a row its colour.
+
+        A terminal too narrow for the columns gets the rows below one another. A pipe gets whole lines.
+        """
         if self.json:
             return
         cells = [[printable(value) for value in row] for row in rows]
@@ -124,16 +130,67 @@ class Console:
             write(stream, text + "\n")
 
     def _rich_table(self, columns: Sequence[str], cells: list[list[str]], status: int) -> None:
-        from rich import box
         from rich.console import Console as RichConsole
-        from rich.table import Table
-        from rich.text import Text
 
-        table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
-        for row in cells:
-            style = COLOURS.get(row[status], "") if status >= 0 else ""
-            table.add_row(*(Text(cell, style=style if i == status else "") for i, cell in enumerate(row)))
-        RichConsole(file=sys.stdout).print(table)
+        console = RichConsole(file=sys.stdout)
+        colours = [COLOURS.get(row[status], "") if status >= 0 else "" for row in cells]
+        wide = _widest_that_fits(columns, cells, console.width)
+        if wide is None:
+            for row, colour in zip(cells, colours, strict=True):
+                console.print(_stacked(columns, row, status, colour, console.width))
+        else:
+            console.print(_side_by_side(columns, cells, status, colours, wide))
+
+
+def _widest_that_fits(columns: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> int | None:
+    """The column that may be wrapped so that all of them fit side by side; None: they do not."""
+    from rich.cells import cell_len
+
+    heads = [max(map(cell_len, name.split()), default=0) for name in columns]
+    needs = [max([heads[at], *(cell_len(row[at]) for row in cells)]) for at in range(len(columns))]
+    widest = max(range(len(columns)), key=lambda at: needs[at])
+    least = max(heads[widest], min(needs[widest], LEAST_TEXT))
+    taken = sum(needs) - needs[widest] + least + GAP * len(columns)
+    return widest if taken <= width else None
+
+
+def _side_by_side(
+    columns: Sequence[str], cells: Sequence[Sequence[str]], status: int, colours: Sequence[str], wide: int
+) -> RichTable:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for at, name in enumerate(columns):
+        longest = max([len(word) for word in name.split()] + [len(row[at]) for row in cells], default=0)
+        table.add_column(Text(name), overflow="fold", min_width=None if at == wide else longest)
+    for row, colour in zip(cells, colours, strict=True):
+        table.add_row(*(Text(cell, style=colour if at == status else "") for at, cell in enumerate(row)))
+    return table
+
+
+def _stacked(columns: Sequence[str], row: Sequence[str], status: int, colour: str, width: int) -> RichTable:
+    """One row for a narrow terminal: a line for each of its cells, beside or below the name of the column."""
+    from rich.table import Table
+    from rich.text import Text
+
+    label = max(map(len, columns))
+    beside = label + LEAST_TEXT + GAP <= width
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for _ in range(1 + beside):
+        grid.add_column(overflow="fold")
+    for at, (name, cell) in enumerate(zip(columns, row, strict=True)):
+        if not cell:
+            continue
+        text = Text(cell, style=colour if at == status else "")
+        if beside:
+            grid.add_row(Text(name, style="dim"), text)
+        else:
+            grid.add_row(Text(name, style="dim"))
+            grid.add_row(text)
+    grid.add_row("")
+    return grid
 
 
 class Progress:
@@ -150,12 +207,13 @@ class Progress:
             from rich.console import Console as RichConsole
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+            console = RichConsole(file=sys.stderr)
             self._bar = Progress(
                 TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=24),
+                BarColumn(bar_width=24 if console.width >= 80 else 8),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
-                console=RichConsole(file=sys.stderr),
+                console=console,
                 transient=True,
             )
             self._task = self._bar.add_task(self.what, total=self.total)

@@ -273,12 +273,16 @@ def golden_for(model_spec: str | Path, progress: Progress | None = None) -> Gold
     if named is not None:
         return _committed(*named)
     path = resolve_model(model_spec)
-    with open_gguf(path) as file:
-        digest = file.sha256
-    kept = user_cache.folder("goldens") / f"{digest}.{SCHEMA}.json"
+    kept = kept_at(path)
     user_cache.kept(kept, lambda fresh: save(record(path, progress=progress), fresh))
     # It may have been recorded under another name of the same bytes.
     return msgspec.structs.replace(load(kept), name=builtin(path.stem))
+
+
+def kept_at(path: Path) -> Path:
+    """Where the golden of a user's file lies, or will."""
+    with open_gguf(path) as file:
+        return user_cache.folder("goldens") / f"{file.sha256}.{SCHEMA}.json"
 
 
 def _committed(name: str, kind: str) -> Golden:

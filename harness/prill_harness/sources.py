@@ -2,7 +2,7 @@
 
 What a suite imports judges for it, and what that imports, wherever in a file the import stands; a module or a
 file that is named in a text, as those are that a child process runs, is imported too. So does what runs every
-check: the plugin, whose fixtures count for the suites that name them, the recorder and the rules of outcomes.
+check: the plugin, its fixtures for the suites that name them, the recorder and the rules of outcomes.
 The runtime is not a judge but what is judged; planted faults have digests of their own; commands and reports
 come after the evidence: none of them is in.
 
@@ -24,8 +24,8 @@ from pathlib import Path
 from prill_harness.catalog import suite_file, suites
 
 ROOMS = ("prill_harness", "prill_suites", "prill_fixtures")
-PLUGIN = "prill_harness.plugin"
-RUNS_CHECKS = (PLUGIN, "prill_harness.recorder", "prill_harness.outcomes")
+FIXTURES = "prill_harness.fixtures"
+RUNS_CHECKS = (FIXTURES, "prill_harness.plugin", "prill_harness.recorder", "prill_harness.outcomes")
 CATALOGUE = "prill_harness.faults."  # what is planted is no judge
 _MODULE = re.compile(rf"(?:{'|'.join(ROOMS)})(?:\.\w+)+")
 _BESIDE = re.compile(r"\w+\.(?!py$)\w+")
@@ -63,12 +63,12 @@ def judging(suite: Path) -> Mapping[str, bytes]:
         if file is None or name in found or file == suite:
             continue
         found[name] = file
-        if file.suffix == ".py" and name != PLUGIN:
+        if file.suffix == ".py" and name != FIXTURES:
             text = _read(file)
             asked |= text.arguments if file.parent == suite.parent else frozenset()
             pending += [*text.all_imports, *_packages(name)]
-    plugin = _read(found[PLUGIN])
-    more = {each for each in (*plugin.imports, *_of_fixtures(plugin, asked)) if each not in found}
+    given = _read(found[FIXTURES])
+    more = {each for each in (*given.imports, *_of_fixtures(given, asked)) if each not in found}
     for name in sorted(more):
         found |= _closure(name)
     return {name: file.read_bytes() for name, file in sorted(found.items())}
@@ -94,16 +94,16 @@ def _packages(name: str) -> tuple[str, ...]:
     return tuple(itertools.accumulate(name.split(".")[:-1], lambda outer, inner: f"{outer}.{inner}"))
 
 
-def _of_fixtures(plugin: Text, asked: Iterable[str]) -> set[str]:
+def _of_fixtures(given: Text, asked: Iterable[str]) -> set[str]:
     """What the fixtures that are asked for import, and those that they ask for."""
     imports: set[str] = set()
     pending, done = list(asked), set[str]()
     while pending:
         name = pending.pop()
-        if name in plugin.fixtures and name not in done:
+        if name in given.fixtures and name not in done:
             done.add(name)
-            imports |= plugin.fixtures[name][0]
-            pending += plugin.fixtures[name][1]
+            imports |= given.fixtures[name][0]
+            pending += given.fixtures[name][1]
     return imports
 
 

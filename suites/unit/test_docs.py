@@ -77,7 +77,9 @@ def test_a_shown_command_does_what_is_shown(shown: Shown, tmp_path: Path) -> Non
     )
     assert done.returncode == shown.exit_code, done.stdout + done.stderr
     for line in shown.lines:
-        assert pattern(line).search(done.stdout), f"not printed: {line}\n{done.stdout}{done.stderr}"
+        assert pattern(line).search(done.stdout + done.stderr), (
+            f"not printed: {line}\n{done.stdout}{done.stderr}"
+        )
 
 
 def test_a_line_that_is_not_printed_is_missed() -> None:
@@ -85,3 +87,22 @@ def test_a_line_that_is_not_printed_is_missed() -> None:
     assert pattern("NMSE 1.5e-13 of …, 8 runs").search("x NMSE 2 of 1e-11, 9 runs y")
     assert not pattern("NMSE 1.5 of …").search("NMSE x of 3")
     assert not pattern("greedy: passed").search("greedy: failed")
+
+
+def test_the_readme_says_how_to_reach_prill(tmp_path: Path) -> None:
+    """Its line, after `make gate`, makes `prill` a command; the environment it names is the one make fills,
+    and make says the same."""
+    (line,) = re.findall(r"^\$ (source \S+)", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
+    made = subprocess.run(["make", "-n", "gate"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert f'"prill is installed: {line} makes it a command"' in made
+    assert f"{line.removeprefix('source ').removesuffix('activate')}prill gate" in made
+    folder = tmp_path / line.removeprefix("source ").removesuffix("/bin/activate")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    (folder / "bin" / "prill").symlink_to(Path(sys.executable).with_name("prill"))
+    done = subprocess.run(
+        ["bash", "-c", f"{line} && command -v prill && prill --version"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    where, version = done.stdout.splitlines()
+    assert where == str(folder / "bin" / "prill")
+    assert version.startswith("prill ")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import os
 import signal
 import subprocess
 import sys
@@ -378,9 +377,13 @@ def test_merged_records_are_ordered_by_cell(picked: list[int]) -> None:
     assert len(records) == 2 * len(set(picked))
 
 
-def test_threads_are_limited_only_where_cells_share_cores() -> None:
-    """With one job the caller's thread settings stand; with more, each cell gets one."""
-    from prill_harness.cells import environment
+def test_threads_are_limited_whatever_runs_beside_a_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each cell has one BLAS thread, also alone; alone it may have as many as its caller says."""
+    from prill_harness.cells import THREADS, environment
 
-    assert environment(2)["OMP_NUM_THREADS"] == "1"
-    assert environment(1).get("OMP_NUM_THREADS") == os.environ.get("OMP_NUM_THREADS")
+    for name in THREADS:
+        monkeypatch.delenv(name, raising=False)
+    assert {environment(jobs)[name] for jobs in (1, 2) for name in THREADS} == {"1"}
+    monkeypatch.setenv(THREADS[0], "8")
+    assert (environment(1)[THREADS[0]], environment(2)[THREADS[0]]) == ("8", "1")
+    assert environment(1)[THREADS[1]] == "1"

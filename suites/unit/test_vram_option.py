@@ -14,7 +14,7 @@ from prill_runtime.errors import UsageError
 
 from .commandline import child
 
-TAKING = ("bench", "bisect", "gate", "generate", "golden compare", "leak", "run", "trace")
+TAKING = ("bench", "bisect", "gate", "generate", "golden compare", "leak", "run", "trace", "vram")
 
 
 def options_of(words: str) -> set[str]:

@@ -19,6 +19,8 @@ from prill_runtime.files import refuse_pipe
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEBUG = "prill.debug"
+COMPLETE = "_PRILL_COMPLETE"
+"""What a shell sets when it asks for words: click's own protocol."""
 
 
 def _remember_debug(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:

@@ -14,7 +14,7 @@ from prill_harness import evidence
 from prill_harness import ledger as ledgers
 from prill_harness.checklist import Observed, evaluate, load_checklists
 from prill_harness.commands import command as declare
-from prill_harness.commands import reporters
+from prill_harness.commands import reporters, write_file
 from prill_harness.console import Console, write
 from prill_harness.evidence import CellStarted, Evidence, Record, Status
 from prill_harness.verdict import CheckResult, ItemResult, ItemStatus, Verdict
@@ -36,7 +36,12 @@ CODES = {Status.PASSED: 0, Status.FAILED: 1, Status.INCONCLUSIVE: 10}
 @click.option(
     "--ledger", type=click.Path(path_type=Path), help=f"Evidence; default: {DEFAULT}, if it is there."
 )
-def command(console: Console, names: Sequence[str], form: str, ledger: Path | None) -> int:
+@click.option(
+    "--docs",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the page of what each item means and which command proves it; looks at no ledger.",
+)
+def command(console: Console, names: Sequence[str], form: str, ledger: Path | None, docs: Path | None) -> int:
     """Show the integration checklists NAME..., all when none is named, beside the evidence of a ledger.
 
     Waivers play no part here. Exit code 0 when every item is proven, 1 when one failed, else 10.
@@ -44,6 +49,13 @@ def command(console: Console, names: Sequence[str], form: str, ledger: Path | No
     if ledger is not None and not ledger.is_file():
         raise UsageError("no such ledger", where=str(ledger))
     checklists = load_checklists(names or None)
+    if docs is not None:
+        from prill_harness.checklist_page import render
+
+        write_file(docs, render(checklists))
+        console.emit({"file": str(docs), "items": sum(len(each.items) for each in checklists)})
+        console.line(f"written: {docs}")
+        return 0
     path = ledger or DEFAULT
     records = ledgers.read(path) if path.is_file() else ()
     if not records:

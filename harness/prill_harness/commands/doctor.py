@@ -16,11 +16,11 @@ from pathlib import Path
 
 import msgspec
 
+from prill_harness.cells import THREADS
 from prill_harness.commands import command as declare
 from prill_harness.console import Console
 from prill_runtime.errors import PrillError
 
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 EXTRAS = {
     "hf": ("torch", "transformers"),
     "cuda": ("pycuda", "cuda.bindings", "cupti"),
@@ -97,7 +97,7 @@ def _packages() -> Iterator[Finding]:
 def _threads() -> Iterator[Finding]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     limits = ", ".join(f"{name}={os.environ[name]}" for name in THREADS if name in os.environ)
-    yield Finding("threads", "ok", f"{cores} cores; BLAS limits: {limits or 'none, BLAS takes all cores'}")
+    yield Finding("threads", "ok", f"{cores} cores; BLAS takes one in each cell, {limits or 'all'} elsewhere")
 
 
 def _cache() -> Iterator[Finding]:

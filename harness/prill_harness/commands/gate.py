@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -12,6 +12,7 @@ import msgspec
 from prill_harness.commands import (
     cell_timeout_option,
     door,
+    goldens,
     reporters,
     runs,
     second_option,
@@ -20,7 +21,7 @@ from prill_harness.commands import (
 )
 from prill_harness.commands import command as declare
 from prill_harness.console import Console
-from prill_harness.evidence import Record, Status
+from prill_harness.evidence import Evidence, Record, Status
 from prill_harness.ledger import Ledger, read
 from prill_harness.outfolder import taken
 from prill_harness.plan import Plan, build, merge, run, shard
@@ -29,6 +30,7 @@ from prill_harness.verdict import ItemStatus, Verdict
 from prill_runtime.errors import UsageError
 
 LONGEST = 120  # characters of a sentence in a table; the reports hold all of it
+WORST_FIRST = (Status.FAILED, Status.ERROR, Status.INCONCLUSIVE)
 SHOWN = 20  # items and checks that a terminal shows
 
 
@@ -141,6 +143,7 @@ def command(
     written = [out / "ledger.jsonl", *write_reports(verdict, out)]
     console.emit(verdict)
     show(console, verdict, written)
+    lead(console, verdict, records, plan.given)
     return verdict.exit_code
 
 
@@ -160,10 +163,15 @@ def write_reports(verdict: Verdict, out: Path) -> list[Path]:
 
 
 def show(console: Console, verdict: Verdict, written: Sequence[Path]) -> None:
-    """The items that are not proven, the verdict, the files, and how to see the first failure again."""
+    """The items that are not proven, the rules that broke, waivers that cover nothing, verdict and files."""
     open_items = sorted(
         (i for i in verdict.items if i.status is not ItemStatus.PROVEN),
-        key=lambda i: (i.status is ItemStatus.WAIVED, i.severity.rank, i.id),
+        key=lambda i: (
+            i.status is ItemStatus.WAIVED,
+            i.status is not ItemStatus.FAILED,
+            i.severity.rank,
+            i.id,
+        ),
     )
     if open_items:
         rows = [(i.status.value, i.severity.value, i.id, _cut(i.sentence)) for i in open_items[:SHOWN]]
@@ -178,14 +186,37 @@ def show(console: Console, verdict: Verdict, written: Sequence[Path]) -> None:
         console.line(f"assumed {assumed.key}: {assumed.assumed}, for {assumed.why}{_of(assumed.models)}")
     for forgotten in verdict.forgotten:
         console.line(f"{forgotten.check} no longer owes {forgotten.what}: {forgotten.reason}")
-    console.line(verdict.sentence, status=verdict.status.value)
     say = console.remark if console.json else console.line
+    for waiver in verdict.waivers:
+        if waiver.state != "used":
+            say(f"{waiver.state} waiver: {waiver.sentence}", status="inconclusive")
+    console.line(verdict.sentence, status=verdict.status.value)
     say(f"written: {', '.join(map(str, written))}")
-    for wanted in (Status.FAILED, Status.ERROR, Status.INCONCLUSIVE):
-        first = next((c for c in verdict.checks if c.status is wanted and c.reproduce), None)
-        if first is not None:
-            say(f"reproduce {first.check}: {first.reproduce}")
-            return
+
+
+def lead(console: Console, verdict: Verdict, records: Sequence[Record], specs: Mapping[str, str]) -> None:
+    """The last lines: what is wrong before everything else, how to see it again, and where to look next."""
+    from prill_harness.rootcause import find
+
+    say = console.remark if console.json else console.line
+    open_ones = {
+        (c.cell, c.check): c for s in WORST_FIRST for c in verdict.checks if c.status is s and c.reproduce
+    }
+    first = next(iter(open_ones.values()), None)
+    if first is None:
+        return
+    cause = None
+    if first.status is Status.FAILED:
+        mine = {(r.cell, r.check, r.sentence): r for r in records if isinstance(r, Evidence)}
+        failed = [mine[c.cell, c.check, c.sentence] for c in open_ones.values() if c.status is Status.FAILED]
+        cause = find(failed, specs, ask=not console.json)
+    if cause is None:
+        say(f"reproduce {first.check}: {first.reproduce}")
+        say(f"next: prill explain {first.check.partition('[')[0]}")
+        return
+    say(f"root cause: {cause.sentence}", status="failed")
+    say(f"reproduce {cause.check}: {cause.reproduce}")
+    say(f"next: {cause.following}")
 
 
 def _of(models: Sequence[str]) -> str:
@@ -200,6 +231,7 @@ def _cut(sentence: str) -> str:
 def _run(
     console: Console, plan: Plan, out: Path, jobs: int, resume: bool, cell_timeout: float | None
 ) -> tuple[Record, ...]:
+    goldens.prepare(plan.cells, plan.given, plan.folder)
     with console.progress(len(plan.cells), f"gate {plan.gate}") as bar:
         try:
             return run(plan, out, jobs, resume, runs.teller(bar), timeout_s=cell_timeout)

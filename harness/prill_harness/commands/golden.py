@@ -13,7 +13,7 @@ from prill_harness.commands import command as declare
 from prill_harness.commands import quoted, vram_option
 from prill_harness.console import Console
 from prill_harness.evidence import Status, builtin
-from prill_runtime.errors import Inconclusive
+from prill_runtime.errors import Inconclusive, UsageError
 
 if TYPE_CHECKING:
     from prill_harness.golden import Golden
@@ -31,15 +31,21 @@ def command() -> None:
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Default: MODEL.golden.json."
 )
+@click.option("--keep", is_flag=True, help="Where gate, run and show look for it: in the cache.")
 @click.option("--tokens", type=click.IntRange(min=1), default=300, show_default=True, help="Ids per prompt.")
 @click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="May be repeated.")
-def record(console: Console, model: str, output: Path | None, tokens: int, prompts: tuple[str, ...]) -> int:
+def record(
+    console: Console, model: str, output: Path | None, keep: bool, tokens: int, prompts: tuple[str, ...]
+) -> int:
     """Run the float64 oracle over prompts and record MODEL's golden."""
     from prill_harness import golden
     from prill_harness.engines import resolve_model
 
+    if keep:
+        return _keep(console, model, asked=bool(output or prompts or tokens != golden.TOKENS))
     path = resolve_model(model)
     target = output or Path(f"{path.name}.golden.json")
+    console.remark(f"recording {target}")
     with console.progress(1, "recording") as bar:
         made = golden.record(
             path,
@@ -54,6 +60,20 @@ def record(console: Console, model: str, output: Path | None, tokens: int, promp
     count = sum(len(p.tokens) for p in made.prompts)
     console.emit({"file": str(target), "prompts": len(made.prompts), "tokens": count, **_summary(made)})
     console.line(f"recorded {count} tokens of {len(made.prompts)} prompts to {target}")
+    return 0
+
+
+def _keep(console: Console, model: str, *, asked: bool) -> int:
+    """Record the golden that commands look for, which is always made in the same way."""
+    from prill_harness import golden
+    from prill_harness.engines import fixture_name, resolve_model
+
+    if asked or fixture_name(model) is not None:
+        got = "a packaged model, which has one" if not asked else "others beside it"
+        raise UsageError("one golden is kept", where="--keep", expected="a file and no other option", got=got)
+    made, target = _golden(console, model), golden.kept_at(resolve_model(model))
+    console.emit({"file": str(target), "prompts": len(made.prompts), **_summary(made)})
+    console.line(f"kept {target}")
     return 0
 
 
@@ -169,7 +189,11 @@ def _steps(bar: Any) -> Callable[[int, int], None]:
 
 def _golden(console: Console, model: str) -> Golden:
     from prill_harness import golden
+    from prill_harness.commands import goldens
 
+    target = goldens.unrecorded(model)
+    if target is not None:
+        goldens.announce(console, model, target)
     with console.progress(1, "golden") as bar:
         return golden.golden_for(model, progress=_steps(bar))
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
 import click
+from click.shell_completion import CompletionItem
 
 from prill_harness import catalog, provenance
-from prill_harness.commands import cell_timeout_option, door, runs, second_option, vram_option
+from prill_harness.commands import cell_timeout_option, door, goldens, runs, second_option, vram_option
 from prill_harness.commands import command as declare
 from prill_harness.console import Console
+from prill_harness.estimate import estimate, recorded
 from prill_harness.evidence import Cell, Status
 from prill_harness.given import named
 from prill_harness.names import look_up
@@ -21,12 +24,18 @@ from prill_harness.plan import run as run_plan
 from prill_runtime.errors import NothingSelected
 
 
+def complete(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """The suites and checks that begin like that."""
+    names = sorted({*catalog.suites(), *catalog.check_ids()})
+    return [CompletionItem(name) for name in names if name.startswith(begun)]
+
+
 @declare(
     name="run",
     example="prill run tokens\nprill run --engine numpy --model fixture:gpt2-tiny tokens.greedy cache",
     judges=True,
 )
-@click.argument("names", nargs=-1, metavar="[SUITE|CHECK]...")
+@click.argument("names", nargs=-1, metavar="[SUITE|CHECK]...", shell_complete=complete)
 @click.option("--engine", "engines", multiple=True, default=("numpy",), show_default=True, help="Repeatable.")
 @vram_option
 @second_option
@@ -58,7 +67,10 @@ def command(
         for model, engine, suite in product(called.values(), engines, suites)
     )
     plan = Plan("run", tuple(dict.fromkeys(cells)), bool(models), checks, given=openers(called))
+    if not names:
+        console.remark(_foresight(plan, len(called), engines, suites, jobs, out))
     click.get_current_context().with_resource(taken(out))
+    goldens.prepare(plan.cells, plan.given, plan.folder)
     with console.progress(len(plan.cells), "cells") as bar:
         outcome = runs.outcome(
             plan, run_plan(plan, out, jobs, progress=runs.teller(bar), timeout_s=cell_timeout)
@@ -87,6 +99,19 @@ def command(
         f"{told}; evidence in {out / 'ledger.jsonl'}", status="ok" if not outcome.exit_code else "failed"
     )
     return outcome.exit_code
+
+
+def _foresight(
+    plan: Plan, models: int, engines: Sequence[str], suites: Sequence[str], jobs: int, out: Path
+) -> str:
+    """What a run that names nothing is about to do, and for how long."""
+    jobs = jobs or os.cpu_count() or 2
+    times = recorded((out / "ledger.jsonl", Path("out/ledger.jsonl")))
+    return (
+        f"{len(plan.cells)} cells: {models} models x {len(suites)} suites with {', '.join(engines)}, "
+        f"{jobs} at a time, into {out}; {estimate(plan.cells, times, jobs)}; "
+        "name suites or checks to run fewer"
+    )
 
 
 def selected(names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

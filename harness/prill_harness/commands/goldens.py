@@ -1,0 +1,48 @@
+"""Models of a plan in; the goldens that they lack are recorded before the cells begin, in sight."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from prill_harness.catalog import takes
+from prill_harness.console import Console
+from prill_harness.evidence import Cell
+from prill_runtime.errors import PrillError
+
+RECORD = (
+    sys.executable, "-P", "-c", "from prill_harness.cli import main; main()", "golden", "record", "--keep",
+)  # fmt: skip
+
+
+def unrecorded(spec: str) -> Path | None:
+    """Where the golden of a user's file will lie that has none yet; None: it has, or cannot be read."""
+    from prill_harness.engines import fixture_name, resolve_model
+    from prill_harness.golden import kept_at
+
+    if fixture_name(spec) is not None:
+        return None
+    try:
+        kept = kept_at(resolve_model(spec))
+    except (PrillError, OSError):
+        return None
+    return None if kept.exists() else kept
+
+
+def announce(console: Console, model: str, target: Path) -> None:
+    """Say what is about to take a while, and where its result lands."""
+    console.remark(f"recording the golden of {model}, once for this file: {target}")
+
+
+def prepare(cells: Iterable[Cell], specs: Mapping[str, str], folder: Path | None) -> None:
+    """Record what the cells' suites would each have to wait for, silently.
+
+    A process of its own does it: one that dies takes nothing with it, and the cells then say what they miss.
+    """
+    asking = {suite for suite in {cell.suite for cell in cells} if takes(suite, "golden", folder)}
+    for model in dict.fromkeys(cell.model for cell in cells if cell.suite in asking):
+        spec = specs.get(model, model)
+        if unrecorded(spec) is not None:
+            subprocess.run([*RECORD, spec], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)

@@ -1,0 +1,136 @@
+"""How a gate that fails ends: the cause of its failures, how to see it again, and where to look next."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prill_harness import rootcause
+from prill_harness.evidence import Cell, Evidence, Status
+
+from .commandline import child
+
+MODEL, ENGINE = "my.gguf", "numpy"
+WRONG = "blk.0.q_rope is the first wrong stage: NMSE 1.5, at most 1e-11"
+
+
+def failed(check: str, sentence: str = "wrong", engine: str = ENGINE, **more: Any) -> Evidence:
+    cell = Cell("m", engine, check.partition(".")[0])
+    return Evidence(
+        check, "", cell, Status.FAILED, 3, sentence, "the oracle", ("x",), f"prill run {check}", **more
+    )
+
+
+@pytest.mark.parametrize(
+    ("checks", "guilty", "following"),
+    [
+        (("cache.size", "stages.early", "tokens.greedy"), "stages.early", "bisect"),
+        (("stages.late", "tokens.late_positions"), "stages.late", "bisect"),
+        (("tokens.teacher_forced",), "tokens.teacher_forced", "bisect"),
+        (("ops.rope", "tokens.teacher_forced"), "ops.rope", "bisect"),
+        (("sampler.filters[3]",), "sampler.filters[3]", "explain sampler.filters"),
+        (("stages.early", "file.weights"), "file.weights", "explain file.weights"),
+        (("memory.success", "cache.size"), "memory.success", "leak"),
+        (("harness.bounds", "stages.early"), "harness.bounds", "explain harness.bounds"),
+    ],
+)
+def test_the_cause_comes_first_in_the_walk_of_data(
+    checks: tuple[str, ...], guilty: str, following: str
+) -> None:
+    """Whatever order the failures have, the one is named that explains the others, with its own commands."""
+    for order in (checks, checks[::-1]):
+        seen = [failed(name, WRONG if name.startswith("stages") else "wrong") for name in order]
+        cause = rootcause.find(seen, {"m": MODEL}, ask=False)
+        assert cause is not None
+        assert (cause.check, cause.reproduce) == (guilty, f"prill run {guilty}")
+        assert cause.following.startswith(f"prill {following}")
+        if following in ("bisect", "leak"):
+            assert f"--engine {ENGINE} --model {MODEL}" in cause.following
+
+
+def test_late_mistakes_are_looked_for_late() -> None:
+    """What is right on the first 64 positions is not looked for there alone."""
+    cause = rootcause.find([failed("stages.late", WRONG)], {}, ask=False)
+    assert cause is not None
+    assert cause.following.endswith("--tokens 300")
+
+
+def test_engines_are_not_mixed_up() -> None:
+    """The failures of another engine explain nothing of the first one's."""
+    seen = [failed("tokens.greedy"), failed("file.weights", engine="other")]
+    cause = rootcause.find(seen, {}, ask=False)
+    assert cause is not None
+    assert "--engine numpy" in cause.following
+
+
+def test_nothing_failed_has_no_cause() -> None:
+    assert rootcause.find([], {}) is None
+
+
+@pytest.mark.parametrize("end", ["late", "agrees", "broke"])
+def test_a_bisect_that_cannot_tell_leaves_the_failure(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    """Out of time, or in agreement, or broken: the failed check's own sentence is the cause that is said."""
+
+    def run(words: list[str], **options: Any) -> subprocess.CompletedProcess[bytes]:
+        assert options["timeout"] <= rootcause.LIMIT_S
+        if end == "late":
+            raise subprocess.TimeoutExpired(words, options["timeout"])
+        return subprocess.CompletedProcess(words, 0 if end == "agrees" else 3, b"", b"")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    cause = rootcause.find([failed("stages.early", WRONG)], {"m": MODEL})
+    assert cause is not None
+    assert cause.sentence == f"stages.early: {WRONG}"
+    assert cause.following == f"prill bisect --engine numpy --model {MODEL} --tokens 64"
+
+
+POLICY = """default = "small"
+[gates.small]
+checklists = ["llama"]
+minimum_executed = 1
+[[gates.small.plan]]
+models = ["fixture:llama-tiny"]
+engines = ["numpy"]
+suites = ["stages"]
+"""
+EXPIRED = """[[waivers]]
+id = "W-7"
+item = "llama.stages"
+conditions = { engine = "numpy+fault:rope_pairing", device = "cpu" }
+check = "stages.early"
+signature = "blk.0.q_rope"
+owner = "ada"
+issue = "https://tracker/7"
+reason = "somebody else's rope"
+created = 2026-01-01
+expires = 2026-01-30
+"""
+
+
+def test_a_failing_gate_ends_with_its_cause(tmp_path: Path) -> None:
+    """The last three lines: the first wrong stage with the mistake behind it, the command that shows the
+    failure again, the bisect to go on with. A waiver that has run out is said before the verdict."""
+    (tmp_path / "gates.toml").write_text(POLICY)
+    (tmp_path / "waivers.toml").write_text(EXPIRED)
+    result = child(
+        "gate", "--policy", "gates.toml", "--waivers", "waivers.toml", "--as-of", "2026-01-31",
+        "--engine", "numpy+fault:rope_pairing", cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 1, result.stderr
+    *before, cause, again, following = result.stdout.splitlines()
+    assert re.fullmatch(
+        r"root cause: blk\.0\.q_rope is the first wrong stage: .*pairs \(i, i\+d/2\).*", cause
+    )
+    place = "--engine numpy+fault:rope_pairing --model fixture:llama-tiny"
+    assert again == f"reproduce stages.early: prill run {place} stages.early"
+    assert following == f"next: prill bisect {place} --tokens 64"
+    told = [n for n, line in enumerate(before) if "W-7" in line]
+    verdict = next(n for n, line in enumerate(before) if line.startswith("gate small failed"))
+    assert told
+    assert before[told[0]] == "expired waiver: waiver W-7 of ada expired on 2026-01-30"
+    assert told[0] < verdict
+    assert before[1].startswith("failed")
