@@ -5,6 +5,11 @@ from __future__ import annotations
 import sys
 
 
+def prill(*words: str) -> list[str]:
+    """The command line of prill itself."""
+    return [sys.executable, "-P", "-c", "from prill_harness.cli import main; main()", *words]
+
+
 def python(module: str, *flags: str) -> list[str]:
     """The beginning of a command line; the module's arguments follow.
 

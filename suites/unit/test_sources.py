@@ -11,14 +11,18 @@ from prill_harness import sources
 from prill_harness.catalog import suite_file, suites
 from prill_harness.sources import judging
 
-RUNS = {"prill_harness.plugin", "prill_harness.recorder", "prill_harness.outcomes", "prill_harness.checks"}
+RUNS = {
+    "prill_harness.plugin", "prill_harness.fixtures", "prill_harness.recorder", "prill_harness.outcomes",
+    "prill_harness.checks",
+}  # fmt: skip
 AFTER = ("prill_harness.commands", "prill_harness.bench", "prill_harness.console", "prill_reports")
 FILES = {
     "prill_harness/__init__.py": "",
     "prill_harness/outcomes.py": "",
     "prill_harness/recorder.py": "from prill_harness import checks\n",
     "prill_harness/checks.py": "",
-    "prill_harness/plugin.py": (
+    "prill_harness/plugin.py": "def setup():\n    from prill_harness import fixtures\n",
+    "prill_harness/fixtures.py": (
         "import pytest\nfrom typing import TYPE_CHECKING\n"
         "if TYPE_CHECKING:\n    from prill_harness import types_only\n"
         "@pytest.fixture\ndef probe(model):\n    from prill_harness.probes import run\n"
@@ -44,7 +48,7 @@ FILES = {
 }
 PLAIN = {
     "plain.py", "prill_harness", "prill_harness.checks", "prill_harness.outcomes", "prill_harness.plugin",
-    "prill_harness.recorder", "prill_suites", "prill_suites.shared",
+    "prill_harness.fixtures", "prill_harness.recorder", "prill_suites", "prill_suites.shared",
 }  # fmt: skip
 PROBING = {
     "prill_harness.probes", "prill_harness.probes.run", "prill_harness.probes.child", "prill_harness.lazily",

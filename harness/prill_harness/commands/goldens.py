@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from prill_harness.catalog import takes
+from prill_harness.children import prill
 from prill_harness.console import Console
 from prill_harness.evidence import Cell
 from prill_runtime.errors import PrillError
 
-RECORD = (
-    sys.executable, "-P", "-c", "from prill_harness.cli import main; main()", "golden", "record", "--keep",
-)  # fmt: skip
+RECORD = prill("golden", "record", "--keep")
 
 
 def unrecorded(spec: str) -> Path | None:
