@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shlex
 import subprocess
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
+from prill_harness.children import prill
 from prill_harness.evidence import Evidence
 from prill_harness.faults.blame import blame
 
@@ -21,7 +21,6 @@ NO_STAGE = frozenset({
     "file", "blocks", "tokenizer", "sampler", "memory", "state", "batch", "generate", "errors", "trace",
     "harness", "oracle",
 })  # fmt: skip
-PRILL = (sys.executable, "-P", "-c", "from prill_harness.cli import main; main()")
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def _walked(place: Sequence[str], lengths: Iterable[int]) -> tuple[str, list[str
         words = ["bisect", *place, "--tokens", str(length)]
         try:
             done = subprocess.run(
-                [*PRILL, *words, "--json"],
+                prill(*words, "--json"),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 timeout=max(0.0, end - time.monotonic()),

@@ -15,11 +15,11 @@ import pytest
 
 import prill_runtime.generate as generation
 from prill_harness.checks import Observer, check
-from prill_harness.commands.generate import TextStream
 from prill_harness.compare import largest, log_softmax
 from prill_harness.engines.base import Capability, Engine, Generation
 from prill_harness.engines.embedded import Embedded
 from prill_harness.golden import Golden
+from prill_harness.textstream import TextStream
 from prill_runtime.errors import PrillError
 from prill_suites.common import embedded, file_fields
 from prill_suites.controls import Trial

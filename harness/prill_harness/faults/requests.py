@@ -20,7 +20,7 @@ TAKE = f"{MODULE}:Writer.take"
 ACCEPT = f"{MODULE}:Writer.accept"
 STOPS = f"{MODULE}:StopStrings.__init__"
 PUSH = f"{MODULE}:StopStrings.push"
-SHOWN = "prill_harness.commands.generate:TextStream"
+SHOWN = "prill_harness.textstream:TextStream"
 AREA, BLAMES = "requests", ("generate",)
 
 
