@@ -32,9 +32,14 @@ COLOURS = {
     "missing": "yellow",
 }
 LEAST_TEXT = 24  # columns of a terminal in which a sentence can still be read
+<<<<<<< HEAD
 GAP = 3  # what rich puts around a column
 # Controls, marks that turn or hide text, line separators, lone surrogates.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+=======
+GAP = 2  # blanks between two columns
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+>>>>>>> hour
 
 
 def printable(text: object) -> str:
@@ -161,7 +166,7 @@ def _side_by_side(
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     for at, name in enumerate(columns):
         longest = max([len(word) for word in name.split()] + [len(row[at]) for row in cells], default=0)
         table.add_column(Text(name), overflow="fold", min_width=None if at == wide else longest)
@@ -171,24 +176,16 @@ def _side_by_side(
 
 
 def _stacked(columns: Sequence[str], row: Sequence[str], status: int, colour: str, width: int) -> RichTable:
-    """One row for a narrow terminal: a line for each of its cells, beside or below the name of the column."""
+    """One row for a narrow terminal: each of its cells on lines of its own, beside the name of the column."""
     from rich.table import Table
     from rich.text import Text
 
-    label = max(map(len, columns))
-    beside = label + LEAST_TEXT + GAP <= width
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    for _ in range(1 + beside):
-        grid.add_column(overflow="fold")
+    grid = Table.grid(padding=(0, GAP, 0, 0))
+    grid.add_column(overflow="fold", max_width=width // 3)
+    grid.add_column(overflow="fold")
     for at, (name, cell) in enumerate(zip(columns, row, strict=True)):
-        if not cell:
-            continue
-        text = Text(cell, style=colour if at == status else "")
-        if beside:
-            grid.add_row(Text(name, style="dim"), text)
-        else:
-            grid.add_row(Text(name, style="dim"))
-            grid.add_row(text)
+        if cell:
+            grid.add_row(Text(name, style="dim"), Text(cell, style=colour if at == status else ""))
     grid.add_row("")
     return grid
 

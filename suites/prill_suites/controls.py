@@ -9,6 +9,7 @@ sentence says so, and the check stands on what else it compared (docs/adr/0009-s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from prill_harness import faults, lanes
 from prill_harness.checks import Observer
-from prill_harness.compare import nmse
+from prill_harness.compare import largest, nmse
 from prill_harness.divergence import first_difference
 from prill_harness.engines.base import Engine
 from prill_harness.engines.embedded import Embedded
@@ -66,6 +67,15 @@ class Trial:
         """The NMSE that two ways to the same result may be apart: the arithmetic's, or the noise of a model
         whose logits are small sums of large terms, as its exact lane measured it."""
         return max(rounding(self.engine), lanes.bounds(lanes.EXACT, self.golden.floors["exact"]).nmse)
+
+    @cached_property
+    def logprob_bound(self) -> float:
+        """How far two ways to one logprob may be apart; of engines that round, what their lane may do."""
+        floors, lane = self.golden.floors, lanes.lane_for(self.golden.type, self.engine.info.arithmetic)
+        if lane is lanes.EXACT:
+            # Or what the exact lane measured on this model: the errors of two ways add in squares.
+            return largest(1e-4, math.sqrt(2) * floors["exact"].dlogprob_max)
+        return lanes.bounds(lane, floors[lane.name]).dlogprob_max
 
     def same(self, what: str, ids: Sequence[int], expected: NDArray[Any], got: NDArray[Any]) -> float:
         """Hold two ways to the last logits of `ids` to the engine's rounding; the NMSE."""

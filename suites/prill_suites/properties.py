@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -16,10 +15,9 @@ from prill_harness.compare import largest, log_softmax
 from prill_harness.engines.base import Capability, Engine
 from prill_harness.engines.embedded import Embedded
 from prill_harness.golden import Golden
-from prill_harness.lanes import bounds, lane_for
 from prill_suites.common import at_offset, fed, file_fields
 from prill_suites.controls import Pair, Trial
-from prill_suites.properties_batch import texts_alone
+from prill_suites.properties_batch import compositions, texts_alone
 from prill_suites.properties_chunks import chunkings
 from prill_suites.properties_crowd import CROWD, crowded, mingled
 from prill_suites.properties_ends import BEYOND, NEVER, ending, endless, stopping
@@ -127,27 +125,13 @@ def test_chunking(trial: Trial, observe: Observer, engine: Engine) -> None:
     ),
     needs=(Capability.BATCH, Capability.LOGITS),
 )
-def test_batch(trial: Trial, observe: Observer, engine: Engine, golden: Golden) -> None:
+def test_batch(trial: Trial, observe: Observer, engine: Engine) -> None:
     """A prompt gives the same alone and in any company, in any order."""
-    sizes = ((0, 90), (1, 1), (2, 17), (0, 33))
-    batch = [trial.texts[which][: min(size, trial.context)] for which, size in sizes]
-    alone = [engine.logits(ids) for ids in batch]
-    worst = 0.0
-    for order in ((0, 1, 2, 3), (3, 2, 1, 0), (2,), (1, 3)):
-        together = engine.logits_batch([batch[i] for i in order])
-        observe.expect(len(together) == len(order), f"{len(order)} prompts gave {len(together)} results")
-        for place, i in enumerate(order):
-            observe.saw(alone[i].size, oracle="each prompt alone")
-            what = f"prompt {i} in batch {order}"
-            worst = largest(worst, trial.same(what, batch[i], alone[i], together[place]))
-
-    def neighbour(engine: Engine) -> Pair:
-        return engine.logits(batch[0])[: len(batch[2])], engine.logits(batch[2])
-
+    worst, neighbour = compositions(trial)
     gap = trial.control("a neighbour's rows", neighbour)
     said = texts_alone(trial)
     mixed, clause = mingled(trial)
-    worst = largest(worst, mixed, crowded(trial, logprob_bound(engine, golden)))
+    worst = largest(worst, mixed, crowded(trial, trial.logprob_bound))
     observe.say(
         f"4 compositions and {CROWD} prompts equal each alone, {clause}, worst NMSE {worst:.2g}; "
         f"a neighbour's rows: {gap}; {said}"
@@ -194,15 +178,6 @@ def test_same_seed(trial: Trial, observe: Observer, engine: Engine) -> None:
     observe.say(f"{len(runs[0].ids)} tokens and logprobs of one seed bit-equal; another seed's text: {other}")
 
 
-def logprob_bound(engine: Engine, golden: Golden) -> float:
-    """How far two ways to one logprob may be apart: what its lane's noise may do, of engines that round."""
-    if engine.info.arithmetic in ("float32", "float64"):
-        # Or what the exact lane measured on this model: the errors of two ways add in squares.
-        return largest(1e-4, math.sqrt(2) * golden.floors["exact"].dlogprob_max)
-    lane = lane_for(golden.type, engine.info.arithmetic)
-    return bounds(lane, golden.floors[lane.name]).dlogprob_max
-
-
 @check(
     "properties.logprobs",
     kills=(
@@ -214,7 +189,7 @@ def logprob_bound(engine: Engine, golden: Golden) -> float:
     ),
     needs=(Capability.GENERATE, Capability.LOGITS),
 )
-def test_logprobs(trial: Trial, observe: Observer, engine: Engine, golden: Golden) -> None:
+def test_logprobs(trial: Trial, observe: Observer, engine: Engine) -> None:
     """The logprob of a generated token is the natural log-softmax of the engine's raw logits at it, at the
     end of a small model's context too."""
     prompt, worst, told = trial.prompt(0, 12), 0.0, list[tuple[int, float]]()
@@ -233,7 +208,7 @@ def test_logprobs(trial: Trial, observe: Observer, engine: Engine, golden: Golde
         heard = told == list(zip(done.ids, done.logprobs, strict=True))
         observe.expect(heard, f"the callback heard {told[:2]}…, the text has {done.logprobs[:2]}…")
         worst = largest(worst, float(np.abs(expected - done.logprobs).max()))
-    observe.metric("largest difference of a logprob", worst, at_most=logprob_bound(engine, golden))
+    observe.metric("largest difference of a logprob", worst, at_most=trial.logprob_bound)
 
     def others(engine: Engine) -> bool:
         made = list(engine.generate(prompt, **hot).ids)

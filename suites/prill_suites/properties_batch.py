@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from prill_harness.compare import largest
 from prill_harness.divergence import first_difference
 from prill_harness.engines.base import Engine
 from prill_suites.common import SAME, rounding
-from prill_suites.controls import Texts, Trial
+from prill_suites.controls import Pair, Texts, Trial
 
 TEXT, LATE = 230, 256  # tokens; positions, of which the last bucket begins after LATE
+
+
+def compositions(trial: Trial) -> tuple[float, Callable[[Engine], Pair]]:
+    """Hold four prompts in batches of several orders to each alone; the worst NMSE, and a control's run."""
+    observe, engine = trial.observe, trial.engine
+    sizes = ((0, 90), (1, 1), (2, 17), (0, 33))
+    batch = [trial.texts[which][: min(size, trial.context)] for which, size in sizes]
+    alone = [engine.logits(ids) for ids in batch]
+    worst = 0.0
+    for order in ((0, 1, 2, 3), (3, 2, 1, 0), (2,), (1, 3)):
+        together = engine.logits_batch([batch[i] for i in order])
+        observe.expect(len(together) == len(order), f"{len(order)} prompts gave {len(together)} results")
+        for place, i in enumerate(order):
+            observe.saw(alone[i].size, oracle="each prompt alone")
+            what = f"prompt {i} in batch {order}"
+            worst = largest(worst, trial.same(what, batch[i], alone[i], together[place]))
+
+    def neighbour(engine: Engine) -> Pair:
+        return engine.logits(batch[0])[: len(batch[2])], engine.logits(batch[2])
+
+    return worst, neighbour
 
 
 def texts_alone(trial: Trial) -> str:

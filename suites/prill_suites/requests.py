@@ -23,7 +23,6 @@ from prill_harness.textstream import TextStream
 from prill_runtime.errors import PrillError
 from prill_suites.common import embedded, file_fields
 from prill_suites.controls import Trial
-from prill_suites.properties import logprob_bound
 from prill_suites.requests_table import MANY, SAMPLING, TOKENS, Request, every_pair, table
 from prill_suites.requests_twins import NEVER, REFUSED, Outcome, outcome, shown, stop_strings
 from prill_suites.tokenizer_twins import Twin
@@ -221,7 +220,7 @@ def wrong(
 def test_features(trial: Trial, observe: Observer, engine: Engine, golden: Golden, twin: Twin) -> None:
     """Sampling, stop strings, number of tokens, ends and callback, every two of them in one request: each
     text ends where the rules say, tells what they say, and leaves the next request what it was."""
-    found, bound, ended = texts(trial, twin), logprob_bound(engine, golden), set[str]()
+    found, bound, ended = texts(trial, twin), trial.logprob_bound, set[str]()
     remembers = Capability.MEMORY in engine.info.capabilities
     held = engine.memory()["cache"] if remembers else 0
     requests = list(table())
@@ -273,7 +272,7 @@ def test_logprobs(trial: Trial, observe: Observer, engine: Engine, golden: Golde
         )
         observe.saw(len(expected), oracle="log-softmax of the engine's own logits")
         worst = largest(worst, *np.abs(expected - done.logprobs))
-    observe.metric("largest difference of a logprob", worst, at_most=logprob_bound(engine, golden))
+    observe.metric("largest difference of a logprob", worst, at_most=trial.logprob_bound)
     observe.say(
         f"{observe.observed} logprobs of {len(SAMPLING)} ways to draw, largest difference {worst:.1e}"
     )

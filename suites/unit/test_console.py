@@ -95,3 +95,28 @@ def test_a_pipe_keeps_whole_lines() -> None:
     text = drawn(COLUMNS, ROWS, 40, io.StringIO())
     assert [line for line in text.splitlines() if SENTENCE in line and "stages.early" in line]
     assert len(text.splitlines()) == 1 + len(ROWS)
+
+
+@pytest.mark.parametrize(("width", "bars"), [(40, 0), (80, 36), (200, 40)])
+def test_the_live_view_of_a_probe_fits(width: int, bars: int) -> None:
+    """Its bars take what names and figures leave, whole; where that shows no slope, there are none."""
+    from types import SimpleNamespace
+
+    from rich.console import Console as RichConsole
+
+    from prill_harness.leaks.live import BARS, Live
+    from prill_harness.leaks.protocol import Call
+    from prill_harness.leaks.report import Probe
+
+    terminal = Terminal()
+    console = RichConsole(file=terminal, width=width)
+    live, shown = Live(), []
+    live._live = SimpleNamespace(console=console, update=shown.append)
+    wanted = Probe("numpy", "fixture:llama-tiny", "success")
+    for done in range(1, 51):
+        values = {"process unattributed": 1_000_000 * done, "host bytes": 123_456_789 + 16 * done}
+        live.watch(wanted, Call(done, 50, values))
+    console.print(shown[-1])
+    rows = lines(terminal.getvalue())
+    assert all(cell_len(line) <= width for line in rows)
+    assert max(sum(line.count(bar) for bar in BARS) for line in rows) == bars

@@ -39,8 +39,9 @@ def prepare(cells: Iterable[Cell], specs: Mapping[str, str], folder: Path | None
 
     A process of its own does it: one that dies takes nothing with it, and the cells then say what they miss.
     """
-    asking = {suite for suite in {cell.suite for cell in cells} if takes(suite, "golden", folder)}
-    for model in dict.fromkeys(cell.model for cell in cells if cell.suite in asking):
+    cells = tuple(cells)
+    for model in dict.fromkeys(cell.model for cell in cells):
         spec = specs.get(model, model)
-        if unrecorded(spec) is not None:
+        suites = {cell.suite for cell in cells if cell.model == model}
+        if unrecorded(spec) is not None and any(takes(suite, "golden", folder) for suite in suites):
             subprocess.run([*RECORD, spec], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)

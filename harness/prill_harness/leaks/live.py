@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 40
+FIGURES = 44  # columns that names and figures take before the bars
+LEAST = 8  # bars that still show a slope
 SHOWN = ("host bytes", "host blocks", "host mapped", "python blocks", "process descriptors",
          "process threads", "process unattributed")  # fmt: skip
 
@@ -54,7 +56,8 @@ class Live:
         phase = "warm-up" if call.done <= wanted.warmup else "measured"
         title = f"{wanted.path}: call {call.done} of {call.total} ({phase}), {left:.0f} s left"
         table = Table(title=title, box=None, title_justify="left", pad_edge=False)
-        for column in ("ledger", "now", "per call", ""):
+        room = min(WIDTH, self._live.console.width - FIGURES)
+        for column in ("ledger", "now", "per call", "")[: 4 if room >= LEAST else 3]:
             table.add_column(column, justify="right" if column in ("now", "per call") else "left")
         for name, values in self._seen.items():
             measured = values[wanted.warmup - 1 :]
@@ -62,7 +65,8 @@ class Live:
             unit = "B" if name.endswith(("bytes", "mapped", "unattributed")) else ""
             now, rate = amount(values[-1], unit or "B"), amount(per_call, unit or "B")
             shown = (now, rate) if unit else (str(values[-1]), f"{per_call:.3g}")
-            table.add_row(name, *shown, sparkline(measured or values))
+            bars = [sparkline(measured or values, room)] if room >= LEAST else []
+            table.add_row(name, *shown, *bars)
         return table
 
     def __enter__(self) -> Self:
