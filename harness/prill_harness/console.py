@@ -32,14 +32,9 @@ COLOURS = {
     "missing": "yellow",
 }
 LEAST_TEXT = 24  # columns of a terminal in which a sentence can still be read
-<<<<<<< HEAD
-GAP = 3  # what rich puts around a column
+GAP = 2  # blanks between two columns
 # Controls, marks that turn or hide text, line separators, lone surrogates.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
-=======
-GAP = 2  # blanks between two columns
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
->>>>>>> hour
 
 
 def printable(text: object) -> str:
