@@ -31,6 +31,7 @@ LATE = {
 # What one pass over these models cannot show: they lack the shapes, settings, chunks and company that it
 # breaks at.
 UNSEEN = {
+    "denormals_flushed", "norm_input_clipped", "scores_clipped",
     "batch_keys_of_neighbour", "cache_rows_overwritten", "linear_tail_dropped", "rms_tail_dropped",
     "rope_position_restarts", "rope_scaling_ignored", "softmax_no_max", "softmax_truncated",
     "window_off_by_one",

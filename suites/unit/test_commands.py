@@ -156,7 +156,7 @@ def test_an_old_verdict_does_not_outlive_its_run(tmp_path: Path, monkeypatch: py
     """An interrupted gate ends with 2 and leaves no verdict or report of an earlier run behind."""
     from prill_harness.commands import gate
 
-    def interrupted(*args: object) -> None:
+    def interrupted(*args: object, **named: object) -> None:
         raise KeyboardInterrupt
 
     (tmp_path / "gates.toml").write_text(POLICY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -10,8 +11,8 @@ from prill_harness.leaks import build, overhead
 
 
 def timed(monkeypatch: pytest.MonkeyPatch, plain: Iterator[float], preloaded: Iterator[float]) -> None:
-    monkeypatch.setattr(build, "interposer", lambda: "ledger.so")
-    monkeypatch.setattr(overhead, "_timed", lambda extra: next(preloaded if extra else plain))
+    monkeypatch.setattr(build, "interposer", lambda: Path(__file__))  # any file that can be opened
+    monkeypatch.setattr(overhead, "_timed", lambda extra, files=(): next(preloaded if extra else plain))
 
 
 def test_a_ledger_that_costs_a_tenth_does_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prill_harness.evidence import Evidence, read
+from prill_harness.evidence import Evidence
 from prill_harness.faults import blame, catalogue
+from prill_harness.ledger import read
 from prill_runtime import compile as kernels
 from prill_runtime.backends import cuda, tensor
 from prill_runtime.backends import numpy as host

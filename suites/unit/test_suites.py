@@ -18,7 +18,7 @@ from prill_harness.evidence import Evidence, Status
 from prill_harness.ledger import read
 from prill_harness.policy import load_policy
 
-from .planted_cost import FAULTS
+from .planted_requests import FAULTS
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "fixture:llama-tiny"
