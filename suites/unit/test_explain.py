@@ -34,7 +34,8 @@ def test_every_check_explains_itself() -> None:
         file, line = catalog.check_ids()[check]
         assert Path(found.file).name == file.name
         assert found.line == line
-    assert sum(bool(explain(check).mistakes) for check in matrix.checks) > 0.9 * len(matrix.checks)
+    known = set(matrix.checks) & set(catalog.check_ids())
+    assert sum(bool(explain(check).mistakes) for check in known) > 0.9 * len(matrix.checks)
 
 
 def test_the_most_telling_mistake_comes_first() -> None:

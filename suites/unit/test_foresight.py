@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from prill_harness import catalog
 from prill_harness.commands import run
 from prill_harness.estimate import estimate, recorded
-from prill_harness.evidence import Cell, CellEnded, CellStarted, Ledger
+from prill_harness.evidence import Cell, CellEnded, CellStarted
+from prill_harness.ledger import Ledger
 
 from .commandline import child, invoke
 from .tiny_gguf import tiny
