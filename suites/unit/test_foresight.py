@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prill_harness import catalog
+from prill_harness.catalog import suites
 from prill_harness.commands import run
-from prill_harness.estimate import estimate, recorded
+from prill_harness.estimate import TYPICAL, estimate, recorded
 from prill_harness.evidence import Cell, CellEnded, CellStarted
 from prill_harness.ledger import Ledger
 
@@ -46,13 +47,21 @@ def test_cells_take_what_they_took(took: list[float], jobs: int) -> None:
 
 
 def test_a_cell_that_never_ran_is_like_its_suite_with_other_models() -> None:
-    """Another engine or another suite says nothing about it: it is counted as unknown."""
+    """Another suite takes what is typical of it on a packaged model; another engine is counted as unknown."""
     known = {Cell("m0", "numpy", "tokens"): 4.0, Cell("m1", "numpy", "tokens"): 6.0}
     plan = [*cells(3), *cells(1, "stages"), *cells(1, engine="emu")]
     found = estimate(plan, known, 1)
-    assert (found.seconds, found.unknown) == (4.0 + 6.0 + 5.0, 2)
-    assert str(found) == "about 15 s by what earlier runs took, and 2 cells of which nothing is recorded"
-    assert str(estimate(plan, {}, 1)) == "how long that takes was never recorded here"
+    assert (found.seconds, found.unknown, found.typical) == (4.0 + 6.0 + 5.0 + TYPICAL["stages"], 1, 1)
+    assert str(found) == (
+        "about 15 s by what 1 of the cells take on a packaged model, and 1 cells of which nothing is recorded"
+    )
+    assert str(estimate(plan[:3], known, 1)) == "about 15 s by what earlier runs took"
+    assert str(estimate(plan[-1:], {}, 1)) == "how long that takes was never recorded here"
+
+
+def test_every_packaged_suite_has_a_typical_time() -> None:
+    """So that the very first run says how long it will take."""
+    assert set(TYPICAL) == set(suites())
 
 
 def test_ledgers_give_the_times_of_cells_that_ended(tmp_path: Path) -> None:
