@@ -207,7 +207,7 @@ def resumable(path: Path, cell: Cell, plan: Plan) -> bool:
     if not path.exists():
         return False
     try:
-        records = ledgers.read(path)
+        records = ledgers.audited(path)
     except PrillError:
         return False
     starts = [r for r in records if isinstance(r, CellStarted)]
@@ -265,7 +265,7 @@ def merge(paths: Sequence[Path], plan: Plan | None = None) -> tuple[Record, ...]
         if not path.is_file():
             raise LedgerError("no such ledger", where=str(path))
         mine: dict[Cell, list[Record]] = {}
-        for record in ledgers.read(path):
+        for record in ledgers.audited(path):
             mine.setdefault(record.cell, []).append(record)
         for cell, records in mine.items():
             first, known = cells.setdefault(cell, (path, records))

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prill_harness.evidence import Cell, CellEnded, CellStarted, CheckStarted, Evidence, Record, Status
-from prill_harness.ledger import Ledger, lines, read
+from prill_harness.ledger import Ledger, audited, lines, read
 from prill_harness.plan import merge
 from prill_runtime.errors import LedgerError
 
@@ -123,7 +123,7 @@ def test_a_ledger_that_contradicts_itself_is_refused(tmp_path: Path, said: str) 
     records = of_cell(ONE)
     CONTRADICTIONS[said](records)
     with pytest.raises(LedgerError, match=f"the ledger contradicts itself.*expected {said}"):
-        read(written(tmp_path, lines(records)))
+        audited(written(tmp_path, lines(records)))
 
 
 def test_ledgers_of_two_versions_are_not_put_together(tmp_path: Path) -> None:

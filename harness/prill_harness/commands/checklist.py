@@ -57,7 +57,7 @@ def command(console: Console, names: Sequence[str], form: str, ledger: Path | No
         console.line(f"written: {docs}")
         return 0
     path = ledger or DEFAULT
-    records = ledgers.read(path) if path.is_file() else ()
+    records = ledgers.audited(path) if path.is_file() else ()
     if not records:
         console.remark(f"no evidence in {path}: every item is unproven; run prill gate first")
     cells = sorted({r.cell for r in records if isinstance(r, CellStarted)})

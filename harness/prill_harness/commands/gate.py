@@ -22,7 +22,7 @@ from prill_harness.commands import (
 from prill_harness.commands import command as declare
 from prill_harness.console import Console
 from prill_harness.evidence import Evidence, Record, Status
-from prill_harness.ledger import Ledger, read
+from prill_harness.ledger import Ledger, audited
 from prill_harness.outfolder import taken
 from prill_harness.plan import Plan, build, merge, run, shard
 from prill_harness.provenance import file_digest
@@ -258,7 +258,7 @@ def _merged(plan: Plan, ledgers: Sequence[Path], out: Path) -> tuple[Record, ...
     records = merge(ledgers)
     target = out / "ledger.jsonl"
     if target.resolve() in {path.resolve() for path in ledgers} and len(ledgers) == 1:
-        return read(target)
+        return audited(target)
     fresh = target.with_name(".ledger.new")
     fresh.unlink(missing_ok=True)
     with Ledger(fresh) as ledger:

@@ -85,7 +85,7 @@ def _agree(verdict: Verdict, ledger: Path) -> None:
             got=f"{digest[:16]}…",
             hint="run prill gate again, or decide anew with prill gate --from",
         )
-    records = [r for r in ledgers.read(ledger) if isinstance(r, Evidence)]
+    records = [r for r in ledgers.audited(ledger) if isinstance(r, Evidence)]
     seen = {(r.cell.id, r.check, r.status, r.sentence) for r in records}
     for result in verdict.checks:
         expected = Status.FAILED if result.status is Status.WAIVED else result.status
