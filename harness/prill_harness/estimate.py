@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 
 from prill_harness import ledger
+from prill_harness.compare import largest
 from prill_harness.evidence import Cell, CellEnded
 from prill_runtime.errors import PrillError
 
@@ -67,7 +68,7 @@ def estimate(cells: Sequence[Cell], times: Mapping[Cell, float], jobs: int) -> E
     typical = [TYPICAL[cell.suite] for cell in rest if cell.engine == "numpy" and cell.suite in TYPICAL]
     known += typical
     # All cells side by side take no less than the longest of them.
-    wall = max(sum(known) / max(1, min(jobs, len(cells))), max(known, default=0.0))
+    wall = largest(0.0, sum(known) / max(1, min(jobs, len(cells))), *known)
     return Estimate(wall, len(cells) - len(known), len(typical))
 
 

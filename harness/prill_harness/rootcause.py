@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import msgspec
 
 from prill_harness.children import prill
+from prill_harness.compare import largest
 from prill_harness.evidence import Evidence
 from prill_harness.faults.blame import blame
 
@@ -73,7 +74,7 @@ def _walked(place: Sequence[str], lengths: Iterable[int]) -> tuple[str, list[str
                 prill(*words, "--json"),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
-                timeout=max(0.0, end - time.monotonic()),
+                timeout=largest(0.0, end - time.monotonic()),
                 check=False,
             )
         except (subprocess.TimeoutExpired, KeyboardInterrupt):
