@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prill_harness import lanes
@@ -65,6 +65,7 @@ def test_noise_reaches_no_further_than_its_total_variation(
     assert share_distance(row, HOT, [], got, uniform, moved) <= moved + 1e-9
 
 
+@settings(deadline=None, max_examples=25)
 @given(st.integers(0, 2**32), st.sampled_from([1e-3, 1e-2]))
 def test_swaps_are_predicted_where_ids_crowd(seed: int, tau: float) -> None:
     """In a flat row of thousands noise often puts another id in a token's place; in a steep one it cannot."""

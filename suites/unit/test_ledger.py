@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prill_harness.evidence import Cell, CellEnded, CellStarted, CheckStarted, Evidence, Record, Status
@@ -61,6 +61,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert read(tmp_path / "one.jsonl") == tuple(RECORDS)
 
 
+@settings(deadline=None)
 @given(st.integers(0, len(WHOLE) - 1), st.integers(1, 255))
 def test_no_byte_can_be_changed(place: int, by: int) -> None:
     """Whatever byte becomes whatever other: refused, or it was the end of the last line."""
@@ -75,6 +76,7 @@ def test_no_byte_can_be_changed(place: int, by: int) -> None:
     assert place >= len(WHOLE) - 1 or bytes(content).split() == WHOLE.split()
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_no_line_can_be_dropped_repeated_or_moved(data: st.DataObject) -> None:
     """Unless it is the end of a cell that is gone, and then the cell is unfinished."""
