@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from prill_harness import ledger
+from prill_harness.children import prill
 
-PRILL = [sys.executable, "-P", "-c", "from prill_harness.cli import main; main()"]
 POLICY = """default = "small"
 [gates.small]
 checklists = ["foundation"]
@@ -45,7 +45,7 @@ LONGEST_S = 300.0
 def start(folder: Path, *more: str, out: str = "out") -> subprocess.Popen[str]:
     """A small gate in a group of its own."""
     (folder / "gates.toml").write_text(POLICY, encoding="utf-8")
-    words = [*PRILL, "gate", "--policy", "gates.toml", "-j", "2", "--out", out, *more]
+    words = prill("gate", "--policy", "gates.toml", "-j", "2", "--out", out, *more)
     return subprocess.Popen(
         words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
