@@ -124,15 +124,20 @@ def test_a_change_is_seen_by_its_size() -> None:
 def test_only_the_witness_sees_what_engine_and_oracle_share(
     fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a user's file every stage agrees with an oracle that has the same mistake, and no token blames the
-    engine: the witness alone says that the oracle is wrong."""
+    """On a user's file the shared mistake is in the golden too: every stage and token agrees, and the witness
+    alone says that the oracle is wrong."""
     monkeypatch.setenv("PRILL_CACHE", str(tmp_path / "cache"))
     mine, out = sound.build(PLAIN, tmp_path / "mine.gguf"), tmp_path / "out"
+    record = (
+        "from prill_harness import faults, golden\n"
+        f"faults.ambient(faults.named([{fault!r}]))\ngolden.golden_for({str(mine)!r})\n"
+    )
+    subprocess.run([sys.executable, "-c", record], check=True, timeout=60)
     checks = ("witness", "stages.early", "tokens.greedy")
     child("run", "--engine", f"numpy+fault:{fault}", "--model", str(mine), "--out", str(out), *checks)
     found = {e.check: e for e in read(out / "ledger.jsonl") if isinstance(e, Evidence)}
     assert found["stages.early"].status is Status.PASSED
-    assert found["tokens.greedy"].status is not Status.FAILED  # the golden is of a process without the fault
+    assert found["tokens.greedy"].status is Status.PASSED
     red = [e for name, e in found.items() if name.startswith("witness.") and e.status is Status.FAILED]
     assert any("the oracle is wrong" in e.sentence or "is not read" in e.sentence for e in red)
 
