@@ -10,11 +10,11 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from prill_harness.checks import Observer
 from prill_harness.engines.base import Engine
-from prill_runtime.engine import Model
+from prill_harness.run.checks import Observer
 from prill_runtime.errors import MissingCapability, PrillError
-from prill_runtime.ops import Backend
+from prill_runtime.ops.protocol import Backend
+from prill_runtime.run.model import Model
 
 FILE_READER = "gguf.GGUFReader on the same file"
 # NMSE of work whose sums were only grouped differently, by the engine's arithmetic (VALIDATION.md, ops):

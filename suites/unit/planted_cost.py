@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from prill_harness import faults
+from prill_harness.planting import core as faults
 
-from .planted import Patch, breaks, probed
+from .planted import Patch, breaks
 from .planted_company import FAULTS
+from .planted_judges import probed
 
 __all__ = ["FAULTS"]
 

@@ -1,0 +1,270 @@
+"""A piece of work in; what it took, counted and never timed, out: instructions, operations, memory, launches.
+
+Seconds say little on a machine that others use. What is counted is the same in every run: instructions of
+Python's and bytes that were taken, by function; operations of NumPy's on arrays that a backend was given, by
+the backend's op; launches and threads of an emulated device. What takes longer with every token shows in one.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import sys
+import sysconfig
+import tracemalloc
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from statistics import median
+from types import CodeType, FrameType
+from typing import Any
+
+import numpy as np
+
+from prill_harness.engines.base import Engine
+from prill_runtime.device.machine.emulator import EmuDevice
+from prill_runtime.ops.numpy import NumpyBackend
+from prill_runtime.run.model import Model
+
+LIBRARY = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
+OUTSIDE = "the caller"
+OPS = ("embed", "rms_norm", "layer_norm", "linear", "rope", "attention", "swiglu", "gelu_tanh", "add")
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a piece of work took.
+
+    Attributes:
+        instructions: of Python's, by function; what a library's functions execute is their caller's.
+        allocated: bytes, by function, as far as they were held at the same time between two calls.
+        transient: most bytes held beyond those held before it; kept: after it.
+        products: by op of a NumPy backend, multiply-adds of matrix products; elements: of all else NumPy did.
+        launches, threads: of an emulated device, by kernel.
+    """
+
+    instructions: Mapping[str, int] = field(default_factory=dict)
+    allocated: Mapping[str, int] = field(default_factory=dict)
+    transient: int = 0
+    kept: int = 0
+    products: Mapping[str, int] = field(default_factory=dict)
+    elements: Mapping[str, int] = field(default_factory=dict)
+    launches: Mapping[str, int] = field(default_factory=dict)
+    threads: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """Instructions of all functions."""
+        return sum(self.instructions.values())
+
+
+class Meter:
+    """Counts what this thread does between two readings; everything counts from `start` to `stop` alone.
+
+    Attributes:
+        running: whether it counts now.
+    """
+
+    def __init__(self, engine: Engine | None = None) -> None:
+        self._base = self._most = self._low = 0
+        self._launches: Counter[str] = Counter()
+        self._threads: Counter[str] = Counter()
+        self._instructions: Counter[str] = Counter()
+        self._allocated: Counter[str] = Counter()
+        self._names: dict[CodeType, str] = {}  # "" for a library's
+        self._callers: list[str] = [OUTSIDE]
+        self._products: Counter[str] = Counter()
+        self._elements: Counter[str] = Counter()
+        self.running, self._stack = False, ExitStack()
+        self._traced: Any = None
+        self._collects = False
+        model = getattr(engine, "model", None)
+        backend = model.backend if isinstance(model, Model) else None
+        device = getattr(backend, "device", None)
+        if isinstance(backend, NumpyBackend):
+            for op in OPS:
+                self._stack.enter_context(_replaced(backend, op, self._counting(backend, op)))
+        if isinstance(device, EmuDevice):
+            self._stack.enter_context(_replaced(device, "execute", self._launching(device)))
+
+    def __enter__(self) -> Meter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.running:
+            self.stop()
+        self._stack.close()
+
+    def start(self) -> None:
+        """Count from here on."""
+        self.running, self._traced, self._callers = True, sys.gettrace(), [OUTSIDE]
+        self._collects = gc.isenabled()
+        gc.disable()  # a collection comes when it comes, and gives back what nobody expects
+        tracemalloc.start()
+        self._clear()
+        sys.settrace(self._entered)
+
+    def stop(self) -> Spent:
+        """What was spent since the last reading; counting ends, since it makes everything slow."""
+        sys.settrace(self._traced)
+        spent = self.read()
+        tracemalloc.stop()
+        self.running = False
+        if self._collects:
+            gc.enable()
+        return spent
+
+    def read(self) -> Spent:
+        """What was spent since the last reading."""
+        self._segment()
+        held = tracemalloc.get_traced_memory()[0]
+        spent = Spent(
+            +self._instructions, +self._allocated, self._most - self._base, held - self._base,
+            +self._products, +self._elements, dict(self._launches), dict(self._threads),
+        )  # fmt: skip
+        self._clear()
+        return spent
+
+    def spent(self, work: Callable[[], object]) -> Spent:
+        """What one piece of work takes; its result is let go of."""
+        self.start()
+        try:
+            work()
+        finally:
+            spent = self.stop()
+        return spent
+
+    def _clear(self) -> None:
+        # Counts keep their names: a dictionary that finds its size again would be in the bytes.
+        for counts in (self._products, self._elements, self._instructions, self._allocated):
+            for name in counts:
+                counts[name] = 0
+        for counts in (self._launches, self._threads):
+            counts.clear()
+        tracemalloc.reset_peak()
+        self._base = self._most = self._low = tracemalloc.get_traced_memory()[0]
+
+    def _entered(self, frame: FrameType, event: str, argument: object) -> Any:
+        code = frame.f_code
+        if code.co_filename == __file__:
+            return None
+        self._segment()
+        name = self._names.get(code)
+        if name is None:
+            library = code.co_filename.startswith((*LIBRARY, "<"))
+            name = self._names[code] = "" if library else code.co_qualname
+        self._callers.append(name or self._callers[-1])
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        return self._stepped
+
+    def _stepped(self, frame: FrameType, event: str, argument: object) -> Any:
+        if event == "opcode":
+            self._instructions[self._callers[-1]] += 1
+        elif event == "return":
+            self._segment()
+            if len(self._callers) > 1:
+                self._callers.pop()
+        return self._stepped
+
+    def _segment(self) -> None:
+        """Give what was taken since the last call or return to the function that ran."""
+        held, most = tracemalloc.get_traced_memory()
+        self._allocated[self._callers[-1]] += most - self._low
+        self._most, self._low = max(self._most, int(most)), held
+        tracemalloc.reset_peak()
+
+    def _counting(self, backend: NumpyBackend, op: str) -> Callable[..., Any]:
+        def call(*given: Any, **named: Any) -> Any:
+            work = getattr(type(backend), op)
+            if not self.running:
+                return work(backend, *given, **named)
+            tally = Tally(self._products, self._elements, op)
+            return tally.plain(work(backend, *map(tally.seen, given), **named))
+
+        return call
+
+    def _launching(self, device: EmuDevice) -> Callable[..., Any]:
+        def execute(kernel: str, function: Any, shape: Any, packed: bytes) -> None:
+            if self.running:
+                self._launches[kernel] += 1
+                self._threads[kernel] += math.prod(shape[:6])
+            type(device).execute(device, kernel, function, shape, packed)
+
+        return execute
+
+
+class Tally:
+    """Where the operations on one op's arrays are added up."""
+
+    def __init__(self, products: Counter[str], elements: Counter[str], op: str) -> None:
+        self.products, self.elements, self.op = products, elements, op
+
+    def seen(self, value: Any) -> Any:
+        """An array as one whose operations are counted; anything else as it is."""
+        if type(value) is not np.ndarray or value.dtype.kind != "f":
+            return value
+        view = value.view(Counted)
+        view.tally = self
+        return view
+
+    def plain(self, value: Any) -> Any:
+        return value.view(np.ndarray) if isinstance(value, Counted) else value
+
+    def count(self, name: str, given: Sequence[Any], made: Any) -> None:
+        if name == "matmul":
+            self.products[self.op] += int(made.size) * given[0].shape[-1]
+        else:
+            self.elements[self.op] += max(int(np.size(each)) for each in (*given, made))
+
+
+class Counted(np.ndarray[Any, Any]):
+    """An array that counts what NumPy does with it and with whatever comes of it."""
+
+    tally: Tally | None = None
+
+    def __array_finalize__(self, source: Any) -> None:
+        self.tally = getattr(source, "tally", None)
+
+    def __array_ufunc__(
+        self, ufunc: np.ufunc, method: str, *given: Any, out: Any = None, **named: Any
+    ) -> Any:
+        tally = self.tally or next((g.tally for g in given if isinstance(g, Counted) and g.tally), None)
+        plain = [g.view(np.ndarray) if isinstance(g, Counted) else g for g in given]
+        if out is not None:
+            named["out"] = tuple(o.view(np.ndarray) if isinstance(o, Counted) else o for o in out)
+        made: Any = getattr(ufunc, method)(*plain, **named)
+        if tally is None:
+            return made
+        tally.count(ufunc.__name__, plain, made)
+        return out[0] if out is not None else tally.seen(made)
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """An attribute of this one object replaced, and its class's again afterwards."""
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        delattr(owner, name)
+
+
+def average(spent: Sequence[Spent], count: Callable[[Spent], Mapping[str, int]]) -> dict[str, float]:
+    """The mean of a count over several pieces of work, by its keys."""
+    total: Counter[str] = Counter()
+    for each in spent:
+        total.update(count(each))
+    return {name: value / len(spent) for name, value in total.items()}
+
+
+def typical(spent: Sequence[Spent], count: Callable[[Spent], Mapping[str, int]]) -> dict[str, float]:
+    """As `average`, the median: what happens now and then, a list that finds its size say, is left out."""
+    names = {name for each in spent for name in count(each)}
+    return {name: median(count(each).get(name, 0) for each in spent) for name in names}
+
+
+def slopes(first: Mapping[str, float], last: Mapping[str, float], added: int) -> dict[str, float]:
+    """By how much each count grew for each of what was added, the fastest first."""
+    found = {name: (last.get(name, 0) - first.get(name, 0)) / added for name in {*first, *last}}
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
