@@ -10,7 +10,7 @@ from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as T
 from numpy.typing import NDArray
 
-from prill_runtime import compile as kernels
+from prill_runtime import formats
 from prill_runtime.backends import NumpyBackend
 from prill_runtime.backends.cuda import CudaBackend
 from prill_runtime.emulator import EmuDevice
@@ -75,7 +75,7 @@ def test_repacked_weights_expand_bit_for_bit(ops: CudaBackend, type: T) -> None:
 def test_every_type_of_the_runtime_has_kernels() -> None:
     """What the CPU decodes, a device does: no model is refused there for a tensor's type alone."""
     assert list(supported_types()) == TYPES
-    assert {type.name.lower() for type in TYPES} == set(kernels.FORMATS)
+    assert {type.name.lower() for type in TYPES} == set(formats.VALUES + formats.BLOCKS)
 
 
 def test_every_exponent_of_mxfp4_expands_bit_for_bit(ops: CudaBackend) -> None:
