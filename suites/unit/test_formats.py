@@ -9,9 +9,9 @@ import pytest
 from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as T
 
-from prill_runtime import compile as kernels
-from prill_runtime import formats
-from prill_runtime.quants import Block, Fields
+from prill_runtime.device.machine import compile as kernels
+from prill_runtime.device.machine import formats
+from prill_runtime.quants.layouts import Block, Fields
 
 FORMAT = re.compile(r"^struct (\w+) : (\w+)_Block \{", re.M)
 REPACKED = re.compile(r"^KERNEL\(repack_(\w+), .*\n(?:    using B = (\w+)_Block;)?", re.M)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from prill_fixtures.malformed import ARCHITECTURE, ARRAY, F32, I32, MODEL, PARTS, array, pair, strings
 from prill_runtime.errors import ModelFileError
-from prill_runtime.gguf import check_tokenizer, open_gguf
-from prill_runtime.tokenizer import Tokenizer, load_tokenizer
+from prill_runtime.gguf.file import check_tokenizer, open_gguf
+from prill_runtime.tokenizer.load import Tokenizer, load_tokenizer
 
 TOKENS = ("", "a", "b", "▁", "<s>", "</s>", "<unk>", "<0x0A>", "<0xab>", "<0xAB>", "<0xA>", "<0xZZ>", "é")
 IDS = ("bos", "eos", "eot", "eom", "unknown", "fim_pad", "fim_rep", "fim_sep")

@@ -1,0 +1,140 @@
+"""The metadata of a sound tokenizer in; a vocabulary with its special ids out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prill_runtime.errors import ModelFileError
+from prill_runtime.gguf.vocabulary import BYTE_TOKEN, PREFIX, TokenType
+from prill_runtime.tokenizer.ends import END_KEYS, FILL_IN, ends, known_ends
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a family assumes where the file is silent."""
+
+    bos_id: int | None = None
+    eos_id: int | None = None
+    unk_id: int | None = None
+    add_bos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The tokens of a file.
+
+    Attributes:
+        types: as the file gives them, or as guessed where it does not.
+        ids: finds a token by its spelling (empty spellings excepted).
+        ends: the ids that end a text, each with the key that names it or "its text".
+        closing: those of them whose text says so, whatever else does.
+    """
+
+    tokens: tuple[str, ...]
+    types: tuple[int, ...]
+    ids: Mapping[str, int]
+    bos_id: int | None
+    eos_id: int | None
+    unk_id: int | None
+    ends: Mapping[int, str]
+    closing: frozenset[int]
+    add_bos: bool
+    add_eos: bool
+
+    def of_type(self, *types: TokenType) -> list[int]:
+        """Ids of the tokens of the given types, ascending."""
+        return [token_id for token_id, kind in enumerate(self.types) if kind in types]
+
+
+def read_vocabulary(metadata: Mapping[str, Any], vocab_size: int | None, defaults: Defaults) -> Vocabulary:
+    """The tokens, their types and the special ids of metadata that `check_tokenizer` passes.
+
+    Without `token_type` every token is NORMAL but the bos and eos ids (CONTROL), the unk id (UNKNOWN) and, in
+    families that have an unk by default, `<0xXX>` (BYTE). A default id holds only if the vocabulary has
+    that id, with the type the role asks for.
+
+    Raises:
+        ModelFileError: there are no tokens, or not `vocab_size` of them.
+    """
+    tokens = list(required(metadata, "tokens"))
+    size = len(tokens)
+    if vocab_size is not None and size != vocab_size:
+        raise ModelFileError(
+            "vocabulary and token_embd.weight differ in size",
+            where=PREFIX + "tokens",
+            expected=f"{vocab_size} tokens",
+            got=size,
+        )
+    ids = {token: token_id for token_id, token in enumerate(tokens) if token}
+    given = {role: optional(metadata, f"{role}_token_id") for role in ("bos", "eos")}
+    unk = optional(metadata, "unknown_token_id")
+    types = _types(metadata, tokens, given, unk, defaults)
+
+    def default(token_id: int | None, kind: TokenType) -> int | None:
+        fits = token_id is not None and token_id < size and types[token_id] == kind
+        return token_id if fits else None
+
+    bos = given["bos"] if given["bos"] is not None else default(defaults.bos_id, TokenType.CONTROL)
+    eos = given["eos"] if given["eos"] is not None else default(defaults.eos_id, TokenType.CONTROL)
+    named = {key: optional(metadata, key) for key in (*END_KEYS, *FILL_IN)} | {"eos_token_id": eos}
+    stated = {key: token_id for key, token_id in named.items() if token_id is not None}
+    closing = known_ends(stated, ids)
+    return Vocabulary(
+        tokens=tuple(tokens),
+        types=tuple(types),
+        ids=ids,
+        bos_id=bos,
+        eos_id=eos,
+        unk_id=unk if unk is not None else default(defaults.unk_id, TokenType.UNKNOWN),
+        ends=ends(stated, closing),
+        closing=closing,
+        # A file may ask for a token that it does not name: there is nothing to add then.
+        add_bos=bool(metadata.get(PREFIX + "add_bos_token", defaults.add_bos)) and bos is not None,
+        add_eos=bool(metadata.get(PREFIX + "add_eos_token", False)) and eos is not None,
+    )
+
+
+def required(metadata: Mapping[str, Any], name: str) -> Any:
+    """The value of `tokenizer.ggml.NAME`.
+
+    Raises:
+        ModelFileError: it is not there.
+    """
+    key = PREFIX + name
+    if key not in metadata:
+        raise ModelFileError("key is missing", where=key)
+    return metadata[key]
+
+
+def optional(metadata: Mapping[str, Any], name: str) -> int | None:
+    """The id `tokenizer.ggml.NAME`, or None."""
+    value = metadata.get(PREFIX + name)
+    return None if value is None else int(value)
+
+
+def _types(
+    metadata: Mapping[str, Any],
+    tokens: Sequence[str],
+    given: Mapping[str, int | None],
+    unk: int | None,
+    defaults: Defaults,
+) -> list[int]:
+    stated = metadata.get(PREFIX + "token_type")
+    if stated is not None:
+        return [int(kind) for kind in stated]
+    types = [int(TokenType.NORMAL)] * len(tokens)
+    if defaults.unk_id is not None:
+        for token_id, token in enumerate(tokens):
+            if BYTE_TOKEN.fullmatch(token):
+                types[token_id] = TokenType.BYTE
+    roles = (
+        (unk if unk is not None else defaults.unk_id, TokenType.UNKNOWN),
+        (given["bos"] if given["bos"] is not None else defaults.bos_id, TokenType.CONTROL),
+        (given["eos"] if given["eos"] is not None else defaults.eos_id, TokenType.CONTROL),
+    )
+    for role, kind in roles:
+        if role is not None and role < len(tokens):
+            types[role] = kind
+    return types
