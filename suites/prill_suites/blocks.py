@@ -59,7 +59,7 @@ def test_dequantize(observe: Observer, engine: Engine, name: str) -> None:
     kind = Type[name]
     data, backend = hard_bytes(kind), engine.ops()
     expected = reference(data, kind)
-    info = TensorInfo("blocks", expected.shape, kind, 0, data.nbytes)
+    info = TensorInfo("blocks", expected.shape, kind)
     try:
         with np.errstate(all="ignore"):
             got = weight_values(backend, backend.weight(data.reshape(-1), info)).astype(np.float32)

@@ -139,7 +139,7 @@ def test_matvec(bench: Bench, name: str) -> None:
     for rows, outer, width in (*small, *wide, *(many if name in BY_KERNEL else ())):
         raw = ops_models.random_blocks(bench.random, kind, (outer, width))
         plain = np.asarray(gguf.quants.dequantize(raw, kind), np.float64).reshape(outer, width)
-        info = TensorInfo("matrix", (outer, width), kind, 0, raw.nbytes)
+        info = TensorInfo("matrix", (outer, width), kind)
         try:
             weight = bench.backend.weight(raw, info)
         except UnsupportedModel as error:

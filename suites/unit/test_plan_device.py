@@ -64,11 +64,9 @@ def file_of(config: Config, type: T) -> Any:
     for spec in adapter_for(config.architecture).layout(config):
         if spec.optional and (spec.name != "output.weight" or config.tied_head):
             continue
-        weights, nbytes = gguf.GGML_QUANT_SIZES[type]
+        weights, _ = gguf.GGML_QUANT_SIZES[type]
         kind = type if len(spec.shape) > 1 and spec.shape[-1] % weights == 0 else T.F32
-        weights, nbytes = gguf.GGML_QUANT_SIZES[kind]
-        size = int(np.prod(spec.shape)) // weights * nbytes
-        tensors[spec.name] = TensorInfo(spec.name, spec.shape, kind, 0, size)
+        tensors[spec.name] = TensorInfo(spec.name, spec.shape, kind)
     return SimpleNamespace(path="dry.gguf", tensors=tensors)
 
 

@@ -17,6 +17,7 @@ from prill_harness.numbers.compare import FLOATS, nmse
 from prill_harness.numbers.lanes import Lane
 from prill_harness.planting import core as faults
 from prill_runtime.errors import PrillError
+from prill_runtime.ops import rotary
 from prill_runtime.ops.protocol import Array, Ids
 from prill_runtime.ops.rounded import RoundedBackend
 from prill_runtime.run.model import Model
@@ -32,8 +33,7 @@ class Honest(RoundedBackend):
         self, positions: Ids, base: float, dim: int, factor: float, freq_factors: Array | None
     ) -> Array:
         """The float32 product of position and float32 frequency."""
-        exponents = -np.arange(0, dim, 2, dtype=np.float64) / dim
-        frequencies: Array = (np.power(float(base), exponents) / factor).astype(np.float32)
+        frequencies: Array = rotary.frequencies(base, dim, factor).astype(np.float32)
         if freq_factors is not None:
             frequencies /= freq_factors.astype(np.float32)
         return np.asarray(positions.astype(np.float32)[:, None] * frequencies)

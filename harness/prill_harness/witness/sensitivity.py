@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -46,12 +46,14 @@ class Varied:
         self.metadata = MappingProxyType({**file.metadata, **keys})
         self._file, self._changed = file, tensors
         layers = int(self.metadata[f"{self.architecture}.block_count"])
-        kept = {name: info for name, info in file.tensors.items() if _layer(name) < layers}
+        kept: dict[str, TensorInfo] = {
+            name: info for name, info in file.tensors.items() if _layer(name) < layers
+        }
         for name, values in tensors.items():
             if values is None:
                 kept.pop(name, None)
             else:
-                kept[name] = _plain(name, values, next(iter(file.tensors.values())))
+                kept[name] = TensorInfo(name, values.shape, GGMLQuantizationType.F32)
         self.tensors = MappingProxyType(kept)
 
     def raw(self, name: str) -> NDArray[np.uint8]:
@@ -64,11 +66,6 @@ class Varied:
 
 def _layer(name: str) -> int:
     return int(name.split(".")[1]) if name.startswith("blk.") else -1
-
-
-def _plain(name: str, values: NDArray[np.float64], like: TensorInfo) -> TensorInfo:
-    """A table entry for a tensor that lies in no file: F32, row-major."""
-    return replace(like, name=name, shape=values.shape, type=GGMLQuantizationType.F32, nbytes=4 * values.size)
 
 
 def oracle_logits(path: Path, reading: Reading, ids: Sequence[int]) -> NDArray[np.float64]:
