@@ -22,7 +22,7 @@ from prill_harness.engines.base import Engine
 from prill_harness.engines.embedded import Embedded
 from prill_harness.numbers import lanes
 from prill_harness.numbers.compare import largest, nmse
-from prill_harness.planting import core as faults
+from prill_harness.planting import faults
 from prill_harness.run.checks import Observer
 from prill_harness.tokens.divergence import first_difference
 from prill_harness.tokens.golden import Golden

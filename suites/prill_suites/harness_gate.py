@@ -18,13 +18,13 @@ from prill_harness.decide.checklist import Checklist, Item
 from prill_harness.decide.waivers import Conditions, Waiver
 from prill_harness.faults.trial.forgotten import Forgotten, Kill
 from prill_harness.faults.trial.kills import Kills, Trial, fresh
-from prill_harness.plan import plan
 from prill_harness.plan.plan import Plan
 from prill_harness.plan.policy import Gate, Policy
-from prill_harness.planting.core import Fault
+from prill_harness.planting.faults import Fault
 from prill_harness.records.evidence import Cell, CellEnded, CellStarted, Evidence, Record, Status
 from prill_harness.records.ledger import EXIT_CODES, lines
 from prill_harness.records.verdict import Severity, Verdict
+from prill_harness.run import executor, gather
 
 DAY = dt.date(2026, 1, 1)
 CELLS = (Cell("fixture:a", "numpy", "demo"), Cell("fixture:b", "numpy", "demo"))
@@ -63,10 +63,10 @@ def decide(folder: Path, records: Sequence[Record], **named: Any) -> Verdict:
     for cell in CELLS:
         mine = [record for record in records if record.cell == cell]
         if mine:
-            ledgers.append(plan.ledger_path(folder, cell))
+            ledgers.append(executor.ledger_path(folder, cell))
             ledgers[-1].parent.mkdir(parents=True, exist_ok=True)
             ledgers[-1].write_bytes(lines(ended(mine)))
-    gathered = plan.gather(ledgers, folder / "ledger.jsonl")
+    gathered = gather.gather(ledgers, folder / "ledger.jsonl")
     item = Item("demo.all", "All", "so", Severity.CRITICAL, CHECKS)
     wanted = Gate("demo", ("demo",), ("demo",), frozenset(), (), Severity.LOW, 1, 0, 0)
     given: dict[str, Any] = {"kills": KILLS, "checklists": (_list(item),), "as_of": DAY} | named

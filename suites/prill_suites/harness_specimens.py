@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from prill_harness.engines.base import Engine, EngineInfo, Generation
 from prill_harness.engines.embedded import Embedded
-from prill_harness.engines.spec import open_engine, resolve_model
+from prill_harness.engines.models import resolve_model
+from prill_harness.faults.opening import open_engine
 from prill_harness.numbers.compare import largest
 from prill_harness.records.evidence import Status
 from prill_harness.run import outcomes

@@ -13,7 +13,7 @@ from prill_harness.engines.embedded import Embedded
 from prill_harness.numbers import lanes
 from prill_harness.numbers.compare import nmse, nmse_of, smallest, squares
 from prill_harness.numbers.sequential import SequentialBackend
-from prill_harness.planting import core as faults
+from prill_harness.planting import faults
 from prill_harness.run.checks import Observer, check
 from prill_harness.tokens.golden import Golden
 from prill_harness.witness import naive as witness

@@ -14,10 +14,11 @@ import pytest
 from prill_fixtures import TYPES, sound
 from prill_harness.engines.base import Engine
 from prill_harness.engines.embedded import Embedded
-from prill_harness.engines.spec import open_engine
+from prill_harness.faults.catalogue import named
+from prill_harness.faults.opening import open_engine
 from prill_harness.numbers import lanes
 from prill_harness.numbers.compare import squares
-from prill_harness.planting import core as faults
+from prill_harness.planting import faults
 from prill_harness.run.checks import CheckFailed, Observer
 from prill_harness.tokens.golden import golden_for
 from prill_suites.common import SAME
@@ -80,7 +81,7 @@ def test_the_oracles_control_is_free_of_faults(trial: Trial) -> None:
         return np.ones(2), np.ones(2)
 
     plain = Embedded.tokenize
-    faults.ambient(faults.named(["bos_missing"]))
+    faults.ambient(named(["bos_missing"]))
     try:
         trial.control("nothing", run)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from prill_harness.records import sources
 from prill_harness.records.catalog import suite_file, suites
 from prill_harness.records.sources import judging
+from prill_runtime.errors import PrillError
 
 RUNS = {
     "prill_harness.plugin", "prill_harness.recording.fixtures", "prill_harness.recording.recorder",
@@ -35,9 +37,7 @@ FILES = {
     "prill_harness/models.py": "",
     "prill_harness/nobody.py": "",
     "prill_harness/probes/__init__.py": "",
-    "prill_harness/probes/run.py": (
-        'WORDS = ["-m", f"prill_harness.probes.{name}"]\nstart("child")\nbuild("probe.c")\n'
-    ),
+    "prill_harness/probes/run.py": ('WORDS = ["-m", "prill_harness.probes.child"]\nbuild("probe.c")\n'),
     "prill_harness/probes/child.py": "def main():\n    import prill_harness.lazily\n",
     "prill_harness/probes/probe.c": "int main;\n",
     "prill_harness/probes/other.py": "",
@@ -86,13 +86,29 @@ def test_a_fixture_counts_for_the_suites_that_ask_for_it(rooms: Path) -> None:
     assert not found & {"prill_harness.probes.other", "prill_harness.nobody", "prill_harness.types_only"}
 
 
+@pytest.mark.parametrize(
+    ("line", "got"),
+    [
+        ('NAME = "prill_harness.probes.moved"', "prill_harness.probes.moved"),
+        ('NAME = f"prill_harness.probes.{name}"', "prill_harness.probes."),
+        ("from prill_harness.probes.moved import run", "prill_harness.probes.moved"),
+        ("def late():\n    import prill_harness.moved", "prill_harness.moved"),
+    ],
+)
+def test_a_module_that_is_not_there_is_an_error(rooms: Path, line: str, got: str) -> None:
+    """What it stands for has moved or is put together at run time, and would judge without being hashed."""
+    (rooms / "shared.py").write_text(line + "\n")
+    with pytest.raises(PrillError, match=re.escape(f"got '{got}'")):
+        judging(rooms / "plain.py")
+
+
 @pytest.mark.parametrize("name", sorted(suites()))
 def test_what_runs_every_check_judges_for_every_suite(name: str) -> None:
     """Recorder, plugin and outcomes are in each hash; commands, reports and planted faults in none."""
     found = judging(suite_file(name))
     assert set(found) >= RUNS
     assert not [module for module in found if module.startswith(AFTER)]
-    assert not [m for m in found if m.startswith("prill_harness.faults.") and m.endswith(("rope", "judge"))]
+    assert not [module for module in found if module.startswith("prill_harness.faults.planted.")]
 
 
 def test_leaks_judge_where_leaks_are_looked_for() -> None:

@@ -7,7 +7,9 @@ from pathlib import Path, PurePath
 
 from prill_harness.decide.checklist import checklist_names, load_checklists
 from prill_harness.decide.waivers import Waiver
-from prill_harness.engines.spec import check_device, check_engine, check_judged, check_model
+from prill_harness.engines.models import check_model
+from prill_harness.engines.spec import check_device, check_judged
+from prill_harness.faults.opening import check_engine
 from prill_harness.plan.policy import Gate, Policy
 from prill_harness.records.catalog import check_ids, suites
 from prill_harness.records.names import look_up
@@ -74,7 +76,7 @@ def _items() -> tuple[str, ...]:
     return tuple(item.id for checklist in load_checklists() for item in checklist.items)
 
 
-def _within(where: str, error: type[UsageError], look: Callable[[str], None], word: str) -> None:
+def _within(where: str, error: type[UsageError], look: Callable[[str], object], word: str) -> None:
     """`look` at a word of a file; what it refuses is said of the file."""
     try:
         look(word)

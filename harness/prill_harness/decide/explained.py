@@ -8,8 +8,8 @@ from functools import cache
 import msgspec
 
 from prill_harness.decide.checklist import Checklist, load_checklists
+from prill_harness.faults.catalogue import catalogue
 from prill_harness.faults.trial import kills
-from prill_harness.planting.core import catalogue
 from prill_harness.records.catalog import check_ids, shown
 from prill_harness.records.names import look_up
 

@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from prill_harness.faults import catalogue
 from prill_harness.plan import provenance
-from prill_harness.planting import core as faults
 from prill_harness.records.evidence import (
     Cell,
     CellEnded,
@@ -99,7 +99,7 @@ class Recorder:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         plan = [self._plan(item) for item in session.items if item.get_closest_marker("prill_check")]
         self.planned = {p.nodeid: p for p in plan}
-        known = faults.known()
+        known = catalogue.known()
         for p in plan:
             for name in (n for n in p.kills if n not in known):
                 raise pytest.UsageError(

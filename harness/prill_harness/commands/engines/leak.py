@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from prill_harness.commands.shared.declare import command as declare
-from prill_harness.commands.shared.declare import vram_option, write_file
+from prill_harness.commands.shared.declare import vram_option
 from prill_harness.console import Console
+from prill_harness.records.files import write_file
 from prill_runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -78,8 +79,9 @@ def command(
         return examination.command(console, quick=quick, device=device, docs=docs, jobs=jobs)
     if model is None:
         raise UsageError("no model to probe", where="prill leak", hint="name one with --model")
+    from prill_harness.leaks.judge.hosted import lost_settings
     from prill_harness.leaks.judge.live import Live
-    from prill_harness.leaks.judge.probe import lost_settings, probe
+    from prill_harness.leaks.judge.probe import probe
     from prill_harness.leaks.reports.report import Probe
 
     for name in lost_settings():

@@ -12,12 +12,12 @@ import click
 
 from prill_harness.commands.shared import reporters
 from prill_harness.commands.shared.declare import command as declare
-from prill_harness.commands.shared.declare import write_file
 from prill_harness.console import Console, write
 from prill_harness.decide.checklist import Observed, evaluate, load_checklists
 from prill_harness.records import evidence
 from prill_harness.records import ledger as ledgers
 from prill_harness.records.evidence import CellStarted, Evidence, Record, Status
+from prill_harness.records.files import write_file
 from prill_harness.records.verdict import CheckResult, ItemResult, ItemStatus, Verdict
 from prill_harness.version import version
 from prill_runtime.errors import UsageError

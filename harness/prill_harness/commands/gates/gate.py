@@ -10,15 +10,18 @@ import click
 import msgspec
 
 from prill_harness.commands.shared import door, goldens, reporters, runs
-from prill_harness.commands.shared.declare import cell_timeout_option, second_option, vram_option, write_file
+from prill_harness.commands.shared.declare import cell_timeout_option, second_option, vram_option
 from prill_harness.commands.shared.declare import command as declare
 from prill_harness.commands.shared.outfolder import taken
 from prill_harness.console import Console
-from prill_harness.plan.plan import Plan, build, merge, run, shard
+from prill_harness.plan.plan import Plan, build, shard
 from prill_harness.plan.provenance import file_digest
 from prill_harness.records.evidence import Evidence, Record, Status
+from prill_harness.records.files import write_file
 from prill_harness.records.ledger import Ledger, audited
 from prill_harness.records.verdict import ItemStatus, Verdict
+from prill_harness.run.executor import run
+from prill_harness.run.gather import merge
 from prill_runtime.errors import UsageError
 
 LONGEST = 120  # characters of a sentence in a table; the reports hold all of it
@@ -100,10 +103,10 @@ def command(
     from prill_harness.decide.checklist import load_checklists
     from prill_harness.decide.gate import decide
     from prill_harness.decide.waivers import LOCAL, load_waivers
+    from prill_harness.faults.catalogue import catalogue
     from prill_harness.faults.trial import forgotten as oblivion
     from prill_harness.faults.trial import kills as matrix
     from prill_harness.plan.policy import load_policy
-    from prill_harness.planting import core as faults
     from prill_harness.records.catalog import check_ids
 
     if ledgers and (part or resume):
@@ -114,7 +117,7 @@ def command(
     checklists = load_checklists(gate.checklists)
     waivers = load_waivers(waivers_file)
     entries.examine_waivers(waivers, waivers_file or LOCAL)
-    kills, forgotten = matrix.fresh(matrix.load(kills_file), faults.catalogue()), oblivion.load()
+    kills, forgotten = matrix.fresh(matrix.load(kills_file), catalogue()), oblivion.load()
     plan = build(gate, engines, models)
     door.examine((), () if models else plan.given.values(), opened=not ledgers)
     click.get_current_context().with_resource(taken(out))

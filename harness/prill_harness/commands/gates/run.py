@@ -19,10 +19,10 @@ from prill_harness.plan import provenance
 from prill_harness.plan.estimate import estimate, recorded
 from prill_harness.plan.given import named
 from prill_harness.plan.plan import Plan, openers
-from prill_harness.plan.plan import run as run_plan
 from prill_harness.records import catalog
 from prill_harness.records.evidence import Cell, Status
 from prill_harness.records.names import look_up
+from prill_harness.run.executor import run as run_plan
 from prill_runtime.errors import NothingSelected
 
 

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from prill_harness.console import Progress
-from prill_harness.plan.plan import Event, Plan
+from prill_harness.plan.plan import Plan
 from prill_harness.records.evidence import CellEnded, CellStarted, Evidence, Record, Status
 from prill_harness.records.ledger import EXIT_CODES
+from prill_harness.run.pool import Event
 
 
 class Outcome(msgspec.Struct, frozen=True):

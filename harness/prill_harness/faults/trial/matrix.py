@@ -13,11 +13,13 @@ from prill_harness.faults.trial import blame as blaming
 from prill_harness.faults.trial.blame import Blame
 from prill_harness.faults.trial.kills import Trial, digest
 from prill_harness.plan import plan
-from prill_harness.plan.plan import Event, Plan
+from prill_harness.plan.plan import Plan
 from prill_harness.plan.policy import Gate
-from prill_harness.planting.core import Fault
+from prill_harness.planting.faults import Fault
 from prill_harness.records.catalog import check_ids, suites
 from prill_harness.records.evidence import Cell, Evidence, Record, Status
+from prill_harness.run import executor
+from prill_harness.run.pool import Event
 
 TIMEOUT_S = 240.0
 ENGINE = "numpy"
@@ -175,7 +177,7 @@ def run(
     cells: Sequence[Cell], out: Path, jobs: int, progress: Callable[[Event], None] = lambda event: None
 ) -> tuple[Record, ...]:
     """Run the cells of `cells_for`; their records."""
-    return plan.run(Plan("faults", tuple(cells)), out, jobs, progress=progress, timeout_s=TIMEOUT_S)
+    return executor.run(Plan("faults", tuple(cells)), out, jobs, progress=progress, timeout_s=TIMEOUT_S)
 
 
 def judge(subjects: Sequence[Subject], records: Iterable[Record]) -> tuple[Result, ...]:

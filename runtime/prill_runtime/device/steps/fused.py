@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, Final
 
 from prill_runtime.device.machine.base import Device, Pointer
-from prill_runtime.device.memory.array import DeviceArray
+from prill_runtime.device.memory.array import DeviceArray, blocks
 from prill_runtime.device.memory.matrix import FORMATS, PLAIN, DeviceMatrix
 from prill_runtime.device.memory.slot import TOKEN, Slot
-from prill_runtime.device.ops.backend import CudaBackend, blocks
+from prill_runtime.device.ops.backend import CudaBackend
 from prill_runtime.models.base import EMBEDDING, Adapter
 from prill_runtime.models.config import Config
 from prill_runtime.models.llama import ROPE_FREQS, Llama
