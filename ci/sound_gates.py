@@ -6,9 +6,9 @@ A sound model is green: exit code 0. Whatever else a gate says of one is printed
 `prill_fixtures.sound.build` writes the model from, and the last line counts the gates by what they said:
 
     green    the gate passed
-    stale    every check passed, and the gate does not count them: the kills on record were seen with other code
-             of the checks (exit code 10). It says nothing of the model; record the kills with
-             `prill faults matrix -o`, and draw the models again
+    stale    every check passed, and the gate does not count them (exit code 10): the kills on record were
+             seen with other code of the checks. It says nothing of the model; record the kills with
+             `prill faults matrix -o`, and gate the models again
     alarm    a check failed, broke or could not tell: a false alarm, to be mended
     broken   the gate gave no verdict
 
