@@ -5,6 +5,7 @@ file that is named in a text, as those are that a child process runs, is importe
 check: the plugin, its fixtures for the suites that name them, the recorder and the rules of outcomes.
 The runtime is not a judge but what is judged; planted faults have digests of their own; commands and reports
 come after the evidence: none of them is in. A module of prill that is named and is not there is an error.
+come after the evidence; the stamp of a build says where the code came from: none of them is in.
 
 Imports are read from the text, so that a fault planted in this process, or a module that was never run,
 changes nothing.
@@ -22,6 +23,7 @@ from functools import cache
 from pathlib import Path
 
 from prill_harness.records.catalog import suite_file, suites
+from prill_harness.version import STAMP
 from prill_runtime.errors import PrillError
 
 ROOMS = ("prill_harness", "prill_suites", "prill_fixtures")
@@ -86,7 +88,7 @@ def _closure(name: str) -> Mapping[str, Path]:
     pending = [name]
     while pending:
         name = pending.pop()
-        file = _file(name, Path())
+        file = _file(name, None)
         if file is None or name in found:
             continue
         found[name] = file
@@ -113,12 +115,15 @@ def _of_fixtures(given: Text, asked: Iterable[str]) -> set[str]:
 
 
 @cache
-def _file(name: str, beside: Path) -> Path | None:
+def _file(name: str, beside: Path | None) -> Path | None:
     """The file of a module of prill's rooms, or of one that lies beside the suite; None for all others."""
     if "/" in name:
         return _folder(name.split("/")[0]).parent / name
     room, *parts = name.split(".")
-    base = _folder(room).joinpath(*parts) if room in ROOMS else beside.joinpath(room, *parts)
+    folder = _folder(room) if room in ROOMS else beside and beside / room
+    if folder is None:
+        return None
+    base = folder.joinpath(*parts)
     file = base / "__init__.py" if room in ROOMS and base.is_dir() else base.with_suffix(".py")
     return file if file.is_file() else None
 
@@ -171,7 +176,7 @@ class _Named:
             raise PrillError(
                 "names a module that is not there", where=str(file), expected="its whole name", got=repr(name)
             )
-        beside = [file.parent / text for text in texts if _BESIDE.fullmatch(text)]
+        beside = [file.parent / text for text in texts - {STAMP} if _BESIDE.fullmatch(text)]
         paths = {found.relative_to(rooms[0].parent).as_posix() for found in beside if found.is_file()}
         return frozenset(modules | self._members | paths)
 
