@@ -179,7 +179,7 @@ def test_what_a_build_writes_judges_for_nothing(rooms: Path) -> None:
     """The stamp with the commit, which a wheel has and a checkout has not, changes no suite's code: a kill
     that was seen in a checkout is known to who installed prill."""
     harness = rooms.parent / "prill_harness"
-    (harness / "checks.py").write_text("from prill_harness import version\n")
+    (harness / "run" / "checks.py").write_text("from prill_harness import version\n")
     (harness / "version.py").write_bytes(Path(version.__file__).read_bytes())
     before = dict(judging(rooms / "plain.py"))
     assert before["prill_harness.version"] == (harness / "version.py").read_bytes()
