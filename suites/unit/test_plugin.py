@@ -317,6 +317,7 @@ def test_a_suite_that_does_not_import_is_an_error_with_its_cause(tmp_path: Path)
     found = evidence(records)["demo.collection"]
     assert (code, found.status) == (3, Status.ERROR)
     assert "No module named 'nowhere_to_be_found'" in found.sentence
+    assert found.reproduce.endswith(" demo")  # the suite: a check of that name there is not
 
 
 def test_an_unmarked_test_and_a_repeated_id_are_refused(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from prill_harness.records.evidence import (
     builtin,
 )
 from prill_harness.records.ledger import EXIT_CODES, Ledger
-from prill_harness.run import cells, outcomes
+from prill_harness.run import outcomes, reproduce
 from prill_harness.run.checks import Observer, content_hash
 from prill_runtime.errors import MissingCapability
 
@@ -46,8 +46,8 @@ class Planned(msgspec.Struct, frozen=True):
 
     @property
     def reproduce(self) -> str:
-        """The shell command that runs this check alone."""
-        return cells.reproduce(self.cell, self.spec, self.check)
+        """The shell command that runs this check alone; the suite, where it did not even load."""
+        return reproduce.cell(self.cell, self.spec, *([self.check] if self.nodeid else []))
 
     def evidence(self, status: Status, sentence: str, **rest: Any) -> Evidence:
         """Evidence of this check."""
