@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 
 from prill_harness.records.evidence import Cell, builtin
+from prill_harness.records.names import suite_of
 from prill_harness.witness.second import asked
 
 
@@ -36,7 +37,7 @@ def cell(cell: Cell, spec: str, *checks: str) -> str:
         checks: those of other suites are left out; without one the cell's suites are run whole.
     """
     suites = cell.suite.split("+")
-    mine = [check for check in checks if check.partition(".")[0] in suites]
+    mine = [check for check in checks if suite_of(check) in suites]
     device = "" if cell.device == "cpu" else cell.device
     return line(
         "run",
