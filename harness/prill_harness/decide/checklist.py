@@ -10,7 +10,7 @@ title = "Tokens equal the oracle's in the exact lane"
 why = "a wrong number here is wrong text for every user"
 severity = "critical"                # critical, high, medium, low
 checks = ["tokens.teacher_forced"]   # ids of checks; every parameter of each must pass
-docs = "docs/guide.md"               # optional
+docs = "docs/LEAKS.md"               # optional
 when = { architecture = "llama" }    # optional: only cells whose model has this architecture
 
 [[items]]                            # a manual item has no checks but a signature
