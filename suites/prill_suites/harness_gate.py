@@ -21,8 +21,17 @@ from prill_harness.faults.trial.kills import Kills, Trial, fresh
 from prill_harness.plan.plan import Plan
 from prill_harness.plan.policy import Gate, Policy
 from prill_harness.planting.faults import Fault
-from prill_harness.records.evidence import Cell, CellEnded, CellStarted, Evidence, Record, Status
-from prill_harness.records.ledger import EXIT_CODES, lines
+from prill_harness.records.evidence import (
+    EXIT_CODES,
+    Cell,
+    CellEnded,
+    CellStarted,
+    Evidence,
+    Record,
+    Status,
+    badness,
+)
+from prill_harness.records.ledger import lines
 from prill_harness.records.verdict import Severity, Verdict
 from prill_harness.run import executor, gather
 
@@ -53,7 +62,7 @@ def sound() -> list[Record]:
 def ended(records: Sequence[Record]) -> Sequence[Record]:
     """A cell's records, with the exit code that its evidence asks for."""
     statuses = {record.status for record in records if isinstance(record, Evidence)}
-    code = next((code for status, code in EXIT_CODES if status in statuses), 0)
+    code = EXIT_CODES[min(statuses, key=badness, default=Status.PASSED)]
     return [msgspec.structs.replace(r, exit_code=code) if isinstance(r, CellEnded) else r for r in records]
 
 

@@ -20,7 +20,7 @@ from prill_runtime.run.generate import logprob
 from prill_runtime.sampling.sampler import SamplingParams, sample
 
 MODELS = ("fixture:llama-tiny", "fixture:gpt2-tiny")
-NMSE = 1e-10  # float32 beside float64 (VALIDATION.md, ops)
+NMSE = 1e-10  # float32 beside float64 (docs/adr/0002-lanes.md, ops)
 WRONG = 1e-6  # a stage this far off is not rounding
 
 

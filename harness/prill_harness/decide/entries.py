@@ -12,7 +12,7 @@ from prill_harness.engines.spec import check_device, check_judged
 from prill_harness.faults.opening import check_engine
 from prill_harness.plan.policy import Gate, Policy
 from prill_harness.records.catalog import check_ids, suites
-from prill_harness.records.names import look_up
+from prill_harness.records.names import base_of, look_up
 from prill_runtime.errors import PolicyError, UsageError, WaiverError
 
 
@@ -58,7 +58,7 @@ def examine_waivers(waivers: Sequence[Waiver], path: Path) -> None:
     for waiver in waivers:
         where = f"{path}, waiver {waiver.id}"
         look_up(waiver.item, counted, "names an unknown item", where=where, error=WaiverError)
-        base = waiver.check.split("[", 1)[0]
+        base = base_of(waiver.check)
         look_up(base, check_ids(), "names an unknown check", where=where, error=WaiverError)
         what = f"names a check that {waiver.item} does not count"
         look_up(base, counted[waiver.item], what, where=where, error=WaiverError)

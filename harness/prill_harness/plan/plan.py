@@ -12,6 +12,7 @@ from prill_harness.plan.given import named
 from prill_harness.plan.policy import Gate
 from prill_harness.records.catalog import suite_file
 from prill_harness.records.evidence import Cell
+from prill_harness.records.names import suite_of
 from prill_runtime.errors import NothingSelected, UsageError
 
 
@@ -55,7 +56,7 @@ def build(
         NothingSelected: no cell is left.
     """
     offered = dict.fromkeys(s for entry in gate.plan for s in entry.suites)
-    wanted = dict.fromkeys([*suites, *(check.partition(".")[0] for check in checks)])
+    wanted = dict.fromkeys([*suites, *(suite_of(check) for check in checks)])
     for suite in wanted:
         if suite not in offered:
             expected = " or ".join(offered)

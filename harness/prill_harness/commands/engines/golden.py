@@ -12,8 +12,8 @@ import click
 from prill_harness.commands.shared.declare import command as declare
 from prill_harness.commands.shared.declare import quoted, vram_option
 from prill_harness.console import Console
-from prill_harness.records.evidence import Status, builtin
-from prill_runtime.errors import Inconclusive, UsageError
+from prill_harness.records.evidence import EXIT_CODES, Status, badness, builtin
+from prill_runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from prill_harness.tokens.golden import Golden
@@ -159,10 +159,7 @@ def compare(console: Console, engine: str, model: str, file: Path | None) -> int
             )
         if finding.status is Status.FAILED:
             _show(console, builtin(finding.detail))
-    statuses = {finding.status for finding in findings}
-    if Status.FAILED in statuses or not findings:
-        return 1
-    return 0 if statuses == {Status.PASSED} else Inconclusive.exit_code
+    return EXIT_CODES[min((finding.status for finding in findings), key=badness, default=Status.FAILED)]
 
 
 def _remarks(path: Path, made: Golden) -> Iterator[str]:

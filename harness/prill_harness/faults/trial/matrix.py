@@ -18,6 +18,7 @@ from prill_harness.plan.policy import Gate
 from prill_harness.planting.faults import Fault
 from prill_harness.records.catalog import check_ids, suites
 from prill_harness.records.evidence import Cell, Evidence, Record, Status
+from prill_harness.records.names import suite_of
 from prill_harness.run import executor
 from prill_harness.run.pool import Event
 
@@ -141,7 +142,7 @@ def suites_for(subject: Subject, claimed: Mapping[str, Sequence[str]]) -> tuple[
     there = set(suites())
     names = {fault.name for fault in subject.faults}
     wanted = {suite for fault in subject.faults for suite in LOOK[fault.area]}
-    wanted |= {check.partition(".")[0] for check, faults in claimed.items() if names & set(faults)}
+    wanted |= {suite_of(check) for check, faults in claimed.items() if names & set(faults)}
     return tuple(name for name in (*ORDER, *sorted(there - set(ORDER))) if name in wanted & there)
 
 

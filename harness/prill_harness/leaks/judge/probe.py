@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from prill_harness.leaks.probed.protocol import (
     Rows,
 )
 from prill_harness.leaks.reports.report import Judged, PathReport, Probe, Report, Verdict, worst
+from prill_harness.run import reproduce
 from prill_harness.run.outcomes import one_line
 from prill_runtime.errors import Inconclusive, UsageError
 
@@ -58,17 +58,21 @@ def probe(
     if verdict is Verdict.CLEAN and len(found) > 1:
         sentence = f"{len(found)} paths are clean; {sentence}"
     return Report(
-        wanted.engine, wanted.model, verdict, sentence, tuple(found), reproduce(wanted, names),
+        wanted.engine, wanted.model, verdict, sentence, tuple(found), again(wanted, names),
         round(time.monotonic() - began, 3),
     )  # fmt: skip
 
 
-def reproduce(wanted: Probe, names: Sequence[str]) -> str:
+def again(wanted: Probe, names: Sequence[str]) -> str:
     """The shell command that probes this again."""
-    which = names[0] if len(names) == 1 else "all" if names else wanted.path
-    words = ["prill", "leak", "--engine", wanted.engine, "--model", wanted.model]
-    words += ["--calls", str(wanted.calls), "--path", which]
-    return shlex.join(words)
+    return reproduce.line(
+        "leak",
+        engine=wanted.engine,
+        model=wanted.model,
+        calls=wanted.calls,
+        path=names[0] if len(names) == 1 else "all" if names else wanted.path,
+        timeout="" if wanted.timeout_s == Probe.timeout_s else f"{wanted.timeout_s:g}",
+    )
 
 
 def run(wanted: Probe, watch: Watch = lambda probe, call: None) -> PathReport:

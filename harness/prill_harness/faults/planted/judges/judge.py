@@ -273,7 +273,7 @@ def gathering_drops_failures() -> Iterator[Patch]:
 @fault(area="harness", blames=BLAMES)
 def merge_prefers_passed() -> Iterator[Patch]:
     """Of several records of one check the one that passed counts."""
-    yield Patch("prill_harness.decide.gate:WORST_FIRST", lambda order: order[::-1])
+    yield around("prill_harness.decide.gate:_badness", lambda badness, record: (-badness(record)[0], b""))
 
 
 @fault(area="harness", blames=BLAMES)
