@@ -32,7 +32,7 @@ emu-sanitize: $(VENV)/.installed-dev  ## run the CUDA kernels' tests on the emul
 	    suites/unit/test_device_sampler.py suites/unit/test_emu_engine.py suites/unit/test_prefill.py -k "not faults_of_a_device"
 
 kernels: $(VENV)/.installed-dev  ## compile every kernel with nvcc; fails when one does not fit its registers
-	$(BIN)/python -m prill_runtime.spills $(ARCH)
+	$(BIN)/python -m prill_runtime.device.machine.spills $(ARCH)
 
 lint: $(VENV)/.installed-dev  ## ruff, mypy --strict, line budget, layer test
 	$(BIN)/ruff check .

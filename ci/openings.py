@@ -31,8 +31,8 @@ from prill_fixtures.sound_vocab import Vocabulary
 from prill_harness import lanes, open_engine
 from prill_harness.engines.base import Engine
 from prill_harness.engines.embedded import Embedded
+from prill_runtime.device.memory.arena import OutOfDeviceMemory
 from prill_runtime.errors import PrillError
-from prill_runtime.vram import OutOfDeviceMemory
 from prill_suites import ops_models
 from prill_suites.ops_bench import BOUND
 

@@ -24,8 +24,8 @@ from typing import Any
 from prill_harness.engines import EngineSpec, open_engine
 from prill_harness.engines.base import Engine
 from prill_harness.leaks.device import GIVE, KINDS, STATIC, Driver, Records, take
+from prill_runtime.device.memory.arena import Arena
 from prill_runtime.errors import EngineError, Inconclusive, PrillError
-from prill_runtime.vram import Arena
 
 MOMENTS = ("load", "request", "unload")
 PROBE_BYTES = 12345  # of the blocks that the records have to show; no round number, so that rounding shows

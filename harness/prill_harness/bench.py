@@ -21,7 +21,7 @@ import numpy as np
 from prill_harness import engines
 from prill_harness.engines.base import LOAD_PHASES, Engine
 from prill_runtime.errors import EngineError, Inconclusive, InvalidParameter, MissingCapability
-from prill_runtime.gguf import GGUFFile, open_gguf
+from prill_runtime.gguf.file import GGUFFile, open_gguf
 
 Clock = Callable[[], float]
 Tell = Callable[[str], None]

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 from prill_harness.engines.base import Engine
-from prill_runtime.backends.numpy import NumpyBackend
-from prill_runtime.emulator import EmuDevice
-from prill_runtime.engine import Model
+from prill_runtime.device.machine.emulator import EmuDevice
+from prill_runtime.ops.numpy import NumpyBackend
+from prill_runtime.run.model import Model
 
 LIBRARY = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
 OUTSIDE = "the caller"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from prill_runtime.gguf import GGUFFile
+from prill_runtime.gguf.file import GGUFFile
 
 Value = int | float | str | bool
 

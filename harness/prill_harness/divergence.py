@@ -20,9 +20,9 @@ from prill_harness.engines.embedded import Embedded
 from prill_harness.golden_pack import Golden, GoldenPrompt
 from prill_harness.lanes import Figures, Lane
 from prill_harness.sides import oracle_logits, since
-from prill_runtime import philox, sampler  # by module: a planted fault is suspended, not imported
 from prill_runtime.errors import Inconclusive, UsageError
-from prill_runtime.sampler import SamplingParams
+from prill_runtime.sampling import philox, sampler  # by module: a planted fault is suspended, not imported
+from prill_runtime.sampling.sampler import SamplingParams
 
 CONTEXT = 8
 SHOWN = 5

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from prill_harness.compare import REORDERED, largest, smallest
 from prill_harness.lanes import SIGMAS, expected_flips
-from prill_runtime import sampler
-from prill_runtime.sampler import SamplingParams
+from prill_runtime.sampling import sampler
+from prill_runtime.sampling.sampler import SamplingParams
 
 Row = NDArray[np.floating]
 

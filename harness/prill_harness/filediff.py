@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prill_harness.compare import largest, nmse_of, squares
-from prill_runtime.gguf import GGUFFile
-from prill_runtime.quants import dequantize, supported_types
-from prill_runtime.tensors import TensorInfo
+from prill_runtime.gguf.file import GGUFFile
+from prill_runtime.gguf.tensors import TensorInfo
+from prill_runtime.quants.layouts import dequantize, supported_types
 
 STRIP = 1 << 20  # weights dequantised at a time, one row at least
 

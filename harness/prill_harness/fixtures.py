@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from prill_harness.engines.base import Engine
     from prill_harness.golden import Golden
     from prill_harness.leaks import PathReport
-    from prill_runtime.gguf import GGUFFile
+    from prill_runtime.gguf.file import GGUFFile
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -122,7 +122,7 @@ def golden(model_spec: str) -> Golden:
 @pytest.fixture(scope="session")
 def gguf_file(model_path: Path) -> Iterator[GGUFFile]:
     """The model file, open."""
-    from prill_runtime.gguf import open_gguf
+    from prill_runtime.gguf.file import open_gguf
 
     with open_gguf(model_path) as file:
         yield file

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from prill_harness.engines.base import Engine, Generation
-from prill_runtime.assumptions import remarks
-from prill_runtime.engine import Model
-from prill_runtime.tokenizer import Tokenizer
+from prill_runtime.models.assumptions import remarks
+from prill_runtime.run.model import Model
+from prill_runtime.tokenizer.load import Tokenizer
 
 
 def about(engine: Engine, text: str, ids: Sequence[int]) -> tuple[str, ...]:

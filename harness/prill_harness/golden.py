@@ -29,11 +29,11 @@ from prill_harness.golden_pack import (
 )
 from prill_harness.lanes import Figures, Tally, type_lane
 from prill_runtime import user_cache
-from prill_runtime.backends.rounded import RoundedBackend
-from prill_runtime.engine import Model
 from prill_runtime.errors import ModelFileError, NotANumber, UsageError
-from prill_runtime.gguf import GGUFFile, open_gguf
-from prill_runtime.sampler import SamplingParams, sample
+from prill_runtime.gguf.file import GGUFFile, open_gguf
+from prill_runtime.ops.rounded import RoundedBackend
+from prill_runtime.run.model import Model
+from prill_runtime.sampling.sampler import SamplingParams, sample
 
 __all__ = ["Golden", "GoldenPrompt", "golden_for", "load", "record", "save"]
 

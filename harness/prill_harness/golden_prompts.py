@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from random import Random
 
 from prill_runtime.errors import InvalidParameter
-from prill_runtime.tokenizer_base import Tokenizer
+from prill_runtime.tokenizer.base import Tokenizer
 
 TRIES = 400  # texts made up of the vocabulary's own tokens
 LEFT = 300  # positions that a prompt longer than half of the context has to leave

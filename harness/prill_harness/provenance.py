@@ -39,7 +39,7 @@ def describe(model: str, suite_file: Path, checks: Sequence[str] = ()) -> dict[s
 def model_facts(spec: str) -> dict[str, str]:
     """sha256 and architecture of the file a model spec names; empty strings for what cannot be read."""
     from prill_harness.engines import resolve_model
-    from prill_runtime.gguf import open_gguf
+    from prill_runtime.gguf.file import open_gguf
 
     facts = {"model_sha256": "", "architecture": ""}
     try:
@@ -56,8 +56,8 @@ def model_facts(spec: str) -> dict[str, str]:
 def assumed(spec: str) -> tuple[tuple[str, str, str], ...]:
     """(key, assumed, why) of what the file of a model spec leaves open; nothing of what cannot be read."""
     from prill_harness.engines import resolve_model
-    from prill_runtime.assumptions import assumptions
-    from prill_runtime.gguf import open_gguf
+    from prill_runtime.gguf.file import open_gguf
+    from prill_runtime.models.assumptions import assumptions
 
     with suppress(PrillError, OSError), open_gguf(resolve_model(spec)) as file:
         return tuple((each.key, each.assumed, each.why) for each in assumptions(file))

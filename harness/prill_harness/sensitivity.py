@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from prill_harness.compare import largest
 from prill_harness.witness import Reading
-from prill_runtime.adapters import adapter_for
-from prill_runtime.backends import NumpyBackend
-from prill_runtime.engine import Model
-from prill_runtime.gguf import GGUFFile, open_gguf
-from prill_runtime.kvcache import KVCache
-from prill_runtime.tensors import TensorInfo
+from prill_runtime.gguf.file import GGUFFile, open_gguf
+from prill_runtime.gguf.tensors import TensorInfo
+from prill_runtime.models.cache import KVCache
+from prill_runtime.models.load import adapter_for
+from prill_runtime.ops.numpy import NumpyBackend
+from prill_runtime.run.model import Model
 
 LAYERS = 2  # of a deep model: the variations are looked at on its first layers
 LARGEST_TABLE = 1 << 26  # values of an embedding table of which a changed copy is made

@@ -14,8 +14,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from prill_runtime.backends.rounded import RoundedBackend
-from prill_runtime.ops import Array
+from prill_runtime.ops.protocol import Array
+from prill_runtime.ops.rounded import RoundedBackend
 
 Term = Callable[[int], NDArray[np.floating]]
 

@@ -19,7 +19,7 @@ from prill_harness.engines import fixture_name, resolve_model
 from prill_harness.engines.embedded import Embedded
 from prill_harness.golden import Golden, GoldenPrompt, file_type, versions
 from prill_runtime.errors import EngineError, Inconclusive, UsageError
-from prill_runtime.gguf import open_gguf
+from prill_runtime.gguf.file import open_gguf
 
 Rows = NDArray[np.floating]
 STORED = 2.0**-23  # float32 logprobs keep half a unit in the last place

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from prill_harness import faults
 from prill_harness.compare import FLOATS, nmse
 from prill_harness.lanes import Lane
-from prill_runtime.backends.rounded import RoundedBackend
-from prill_runtime.engine import Model
 from prill_runtime.errors import PrillError
-from prill_runtime.ops import Array, Ids
+from prill_runtime.ops.protocol import Array, Ids
+from prill_runtime.ops.rounded import RoundedBackend
+from prill_runtime.run.model import Model
 
 # Engines that multiply in integers keep activations between the products in half precision.
 _KEPT = {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16", "int8": "float16"}

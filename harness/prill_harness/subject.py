@@ -15,7 +15,7 @@ from prill_harness.bisect import Subject
 from prill_harness.declared import declared
 from prill_harness.stages import BLOCKS
 from prill_runtime.errors import UnsupportedModel
-from prill_runtime.gguf import open_gguf
+from prill_runtime.gguf.file import open_gguf
 
 
 @contextmanager

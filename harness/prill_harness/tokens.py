@@ -27,8 +27,8 @@ from prill_harness.golden_pack import Golden, GoldenPrompt, SampledGolden
 from prill_harness.lanes import Figures
 from prill_harness.sides import Gap, allowed, explained, gap_at, of_another_file, oracle_logits, since
 from prill_runtime.errors import EngineError, Inconclusive, InvalidParameter
-from prill_runtime.gguf import open_gguf
-from prill_runtime.sampler import SamplingParams
+from prill_runtime.gguf.file import open_gguf
+from prill_runtime.sampling.sampler import SamplingParams
 
 SHOWN = 3  # figures out of bound that a sentence names
 

@@ -8,8 +8,8 @@ import msgspec
 
 from prill_harness.engines.base import Engine
 from prill_harness.engines.device import OnDevice
+from prill_runtime.device.memory.arena import PURPOSES, shown
 from prill_runtime.errors import Inconclusive
-from prill_runtime.vram import PURPOSES, shown
 
 SESSIONS = 8
 POSITIONS = 64  # of each session, where the cache has so many

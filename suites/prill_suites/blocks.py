@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from prill_harness.checks import Observer, check
 from prill_harness.engines.base import Engine
-from prill_runtime import quants
 from prill_runtime.errors import MissingCapability, UnsupportedModel
-from prill_runtime.tensors import TensorInfo
+from prill_runtime.gguf.tensors import TensorInfo
+from prill_runtime.quants import layouts as quants
 from prill_suites.common import weight_values
 
 BLOCKS, SEED = 512, 20260101

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from prill_harness.checks import Observer
 from prill_harness.engines.base import Engine
-from prill_runtime.engine import Model
 from prill_runtime.errors import MissingCapability, PrillError
-from prill_runtime.ops import Backend
+from prill_runtime.ops.protocol import Backend
+from prill_runtime.run.model import Model
 
 FILE_READER = "gguf.GGUFReader on the same file"
 # NMSE of work whose sums were only grouped differently, by the engine's arithmetic (VALIDATION.md, ops):

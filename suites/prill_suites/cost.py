@@ -14,7 +14,7 @@ from prill_harness.cost import Meter, Spent, average, slopes, typical
 from prill_harness.engines.base import Capability, Engine
 from prill_harness.golden import Golden
 from prill_runtime.errors import Inconclusive
-from prill_runtime.generate import StopStrings
+from prill_runtime.run.generate import StopStrings
 from prill_suites.common import embedded
 from prill_suites.cost_bounds import (
     BLOCK,

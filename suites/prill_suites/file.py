@@ -17,7 +17,7 @@ from prill_fixtures import malformed
 from prill_harness.checks import Observer, check
 from prill_harness.engines import fixture_name, resolve_model
 from prill_harness.engines.base import Engine
-from prill_runtime.gguf import open_gguf
+from prill_runtime.gguf.file import open_gguf
 from prill_suites.common import (
     FILE_READER,
     embedded,

@@ -20,8 +20,8 @@ from prill_harness.evidence import CellEnded, Evidence, Status
 from prill_harness.golden import Golden
 from prill_harness.golden_pack import Packed
 from prill_harness.lanes import Figures
-from prill_runtime.engine import Model
 from prill_runtime.errors import EngineError
+from prill_runtime.run.model import Model
 from prill_suites import harness_gate, harness_probes, harness_specimens
 from prill_suites.harness_probes import OWED, SEEN
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-import prill_runtime.generate as generation
+import prill_runtime.run.generate as generation
 from prill_harness.checks import Observer
 from prill_harness.engines.base import Engine, Generation
 from prill_harness.golden import Golden

@@ -30,8 +30,8 @@ from prill_harness.evidence import Status
 from prill_harness.golden import Golden, golden_for
 from prill_harness.golden_pack import GoldenPrompt, Packed
 from prill_harness.witness import read
-from prill_runtime.backends import NumpyBackend
 from prill_runtime.errors import EngineError, UsageError
+from prill_runtime.ops.numpy import NumpyBackend
 from prill_suites import blocks, file, harness_answers, ops_twins, stages, tokenizer, witness
 from prill_suites.common import file_fields, file_tensors, refusal
 from prill_suites.controls import Trial

@@ -12,8 +12,8 @@ from prill_harness.engines.base import Capability, Engine
 from prill_harness.leaks import PathReport, Verdict
 from prill_harness.leaks.curves import noted
 from prill_harness.leaks.kinds import KINDS
-from prill_runtime.engine import Model
 from prill_runtime.errors import Inconclusive
+from prill_runtime.run.model import Model
 
 LeakProbe = Callable[..., PathReport]
 WALK_S = 3.0  # a gate's share of what `prill leak` takes for all

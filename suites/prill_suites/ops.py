@@ -19,9 +19,9 @@ from prill_harness.engines import open_engine
 from prill_harness.engines.base import Capability, Engine
 from prill_harness.engines.embedded import Embedded
 from prill_harness.lanes import lane_for
-from prill_runtime import quants
 from prill_runtime.errors import MissingCapability, UnsupportedModel
-from prill_runtime.tensors import TensorInfo
+from prill_runtime.gguf.tensors import TensorInfo
+from prill_runtime.quants import layouts as quants
 from prill_suites import ops_models, ops_twins
 from prill_suites.ops_bench import Bench, bound_of
 from prill_suites.ops_shapes import COUNTS, HEAD_SIZES, STORED, WIDTHS, about, attentions, drawn, products

@@ -14,9 +14,9 @@ from prill_fixtures import synth
 from prill_fixtures.synth import Shape
 from prill_harness import faults
 from prill_harness.lanes import Lane
-from prill_runtime import quants
-from prill_runtime.backends import RoundedBackend
-from prill_runtime.engine import Model
+from prill_runtime.ops.rounded import RoundedBackend
+from prill_runtime.quants import layouts as quants
+from prill_runtime.run.model import Model
 
 TOKENS = 6
 VOCABULARY = 320  # of the smallest; ids of prompts are below it

@@ -14,8 +14,8 @@ from prill_harness.checks import Observer
 from prill_harness.engines.base import Engine, Generation
 from prill_harness.golden import Golden
 from prill_runtime.errors import Inconclusive
-from prill_runtime.philox import philox_uniform
-from prill_runtime.sampler import SamplingParams, filtered_distribution
+from prill_runtime.sampling.philox import philox_uniform
+from prill_runtime.sampling.sampler import SamplingParams, filtered_distribution
 
 HOT = 50.0  # temperature at which a distribution is almost flat
 BEYOND = 4  # tokens asked for past an end

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import prill_runtime.generate as generation
+import prill_runtime.run.generate as generation
 from prill_harness.checks import Observer, check
 from prill_harness.compare import largest, log_softmax
 from prill_harness.engines.base import Capability, Engine, Generation

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import prill_runtime.generate as generation
+import prill_runtime.run.generate as generation
 from prill_harness.checks import Observer, check
 from prill_harness.compare import largest
 from prill_harness.engines.base import Capability, Engine
 from prill_harness.golden import Golden
-from prill_runtime import philox
 from prill_runtime.errors import MissingCapability
-from prill_runtime.sampler import SamplingParams, filtered_distribution
+from prill_runtime.sampling import philox
+from prill_runtime.sampling.sampler import SamplingParams, filtered_distribution
 from prill_suites import sampler_twins as twins
 from prill_suites.common import embedded, fed, refusal
 from prill_suites.sampler_borders import borderline, draws_of_sizes

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from prill_harness.checks import Observer
 from prill_harness.compare import largest, smallest
-from prill_runtime.sampler import SamplingParams
+from prill_runtime.sampling.sampler import SamplingParams
 from prill_suites import sampler_twins as twins
 from prill_suites.ops_shapes import about
 from prill_suites.sampler_rows import tied_logits

@@ -22,8 +22,8 @@ from prill_harness.engines.base import Engine
 from prill_harness.golden import Golden
 from prill_harness.lanes import lane_for
 from prill_harness.sequential import SequentialBackend
-from prill_runtime.backends.rounded import RoundedBackend
-from prill_runtime.engine import Model
+from prill_runtime.ops.rounded import RoundedBackend
+from prill_runtime.run.model import Model
 
 Array = NDArray[np.float64]
 ORDERS = 4.0  # another order of summation leaves up to 3.6 times a floor (lanes.py)

@@ -12,7 +12,7 @@ from prill_harness.checks import Observer, check
 from prill_harness.engines.base import Capability, Engine
 from prill_harness.golden import Golden
 from prill_runtime.errors import MissingCapability
-from prill_runtime.pretokenizers import PRE_TOKENIZERS
+from prill_runtime.tokenizer.pretokenizers import PRE_TOKENIZERS
 from prill_suites.common import FILE_READER, embedded, file_fields
 from prill_suites.tokenizer_texts import AROUND, HARD_TEXTS, NO_SPECIAL, RARE, WORDY, long_text, parting
 from prill_suites.tokenizer_twins import NORMAL, UNUSED, USER_DEFINED, Ambiguous, Twin, longest_text

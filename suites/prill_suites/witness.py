@@ -16,10 +16,10 @@ from prill_harness.engines.embedded import Embedded
 from prill_harness.golden import Golden
 from prill_harness.sequential import SequentialBackend
 from prill_harness.witness import Reading
-from prill_runtime.backends import NumpyBackend
-from prill_runtime.backends.rounded import RoundedBackend
-from prill_runtime.engine import Model
 from prill_runtime.errors import Inconclusive, PrillError
+from prill_runtime.ops.numpy import NumpyBackend
+from prill_runtime.ops.rounded import RoundedBackend
+from prill_runtime.run.model import Model
 from prill_suites.sequences import context_of, texts_of
 from prill_suites.witness_second import SHARED, bound, confirmed
 

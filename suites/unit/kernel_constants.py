@@ -10,7 +10,7 @@ import re
 from collections import defaultdict
 from itertools import product
 
-from prill_runtime import compile as kernels
+from prill_runtime.device.machine import compile as kernels
 
 _DEFINE = re.compile(r"^#define (\w+) ([^\n]+?)(?: *//.*)?$", re.M)
 _INCLUDE = re.compile(r'^#include "(sample|formats)\.cuh"', re.M)

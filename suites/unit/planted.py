@@ -9,23 +9,23 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 
-import prill_runtime.generate as generation
-from prill_harness import cells, compare, engines, lanes, sides
+import prill_runtime.run.generate as generation
+from prill_harness import engines
 from prill_harness.engines.base import Engine
 from prill_harness.engines.embedded import EmbeddedSession, NumPy, NumPy64
 from prill_harness.faults import file as damage
 from prill_harness.leaks import PathReport, Probe
-from prill_harness.leaks import probe as leaks
-from prill_runtime import philox, quants, sampler, tokenizer_vocab
-from prill_runtime.backends.numpy import NumpyBackend
 from prill_runtime.errors import PrillError
-from prill_runtime.gguf import GGUFFile
-from prill_runtime.kvcache import KVCache
-from prill_runtime.tokenizer import TextStream
+from prill_runtime.gguf.file import GGUFFile
+from prill_runtime.models.cache import KVCache
+from prill_runtime.ops.numpy import NumpyBackend
+from prill_runtime.quants import layouts as quants
+from prill_runtime.sampling import philox, sampler
+from prill_runtime.tokenizer import vocabulary as tokenizer_vocab
+from prill_runtime.tokenizer.load import TextStream
 
 Patch = pytest.MonkeyPatch
 Probing = Callable[[Probe], PathReport]
@@ -381,76 +381,3 @@ def trace_pointers_alias(patch: Patch) -> None:
 def golden_from_broken_engine(patch: Patch) -> None:
     wrap(patch, NumPy64, "exact_logits", lambda o, s, ids: o(s, ids) * 1.0001)
     wrap(patch, NumPy64, "exact_decoded", lambda o, s, *given: [row * 1.0001 for row in o(s, *given)])
-
-
-@breaks("harness.oracle")
-def oracle_in_single_precision(patch: Patch) -> None:
-    patch.setattr(NumPy64, "dtype", "float32")
-
-
-@breaks("harness.golden")
-def stale_golden_unnoticed(patch: Patch) -> None:
-    patch.setattr(sides, "check_stale", lambda *given: None)
-
-
-@breaks("harness.comparisons")
-def expected_is_actual(patch: Patch) -> None:
-    wrap(patch, compare, "pair", lambda o, a, b: (o(a, b)[1], o(a, b)[1]))
-
-
-@breaks("harness.bounds")
-def bounds_widened(patch: Patch) -> None:
-    wrap(patch, lanes, "bounds", lambda o, lane, floor: o(replace(lane, ratio=10 * lane.ratio), floor))
-
-
-@breaks("harness.records")
-def probes_not_run(patch: Patch) -> None:
-    wrap(patch, cells, "arguments", lambda o, *given: [*o(*given), "--check", "probes.sound"])
-
-
-def probed(patch: Patch, changed: Callable[[str], str]) -> None:
-    """Probe another engine than was asked for: no patch here reaches the process that is probed."""
-    original: Probing = leaks.run
-    patch.setattr(
-        leaks, "run", lambda wanted: original(msgspec.structs.replace(wanted, engine=changed(wanted.engine)))
-    )
-
-
-@breaks("memory.success")
-def request_leaks(patch: Patch) -> None:
-    probed(patch, lambda engine: f"{engine}+fault:leak_every_eighth")
-
-
-@breaks("memory.error")
-def refusal_leaks(patch: Patch) -> None:
-    probed(patch, lambda engine: f"{engine}+fault:leak_on_error")
-
-
-@breaks("memory.cancel")
-def cancelled_request_leaks(patch: Patch) -> None:
-    probed(patch, lambda engine: f"{engine}+fault:leak_on_cancel")
-
-
-@breaks("memory.load")
-def unload_leaks(patch: Patch) -> None:
-    probed(patch, lambda engine: f"{engine}+fault:leak_on_unload")
-
-
-@breaks("memory.session")
-def closed_session_kept(patch: Patch) -> None:
-    probed(patch, lambda engine: f"{engine}+fault:session_cache_kept")
-
-
-@breaks("memory.concurrent")
-def concurrent_requests_leak(patch: Patch) -> None:
-    probed(patch, lambda engine: f"{engine}+fault:leak_when_concurrent")
-
-
-@breaks("memory.counters")
-def reported_memory_constant(patch: Patch) -> None:
-    wrap(patch, NumPy, "memory", lambda o, s: {"weights": 1 << 20, "cache": 0, "process": 1})
-
-
-@breaks("memory.probe_sees")
-def control_does_not_leak(patch: Patch) -> None:
-    probed(patch, lambda engine: engine.replace("leak=block", "leak=none"))

@@ -11,9 +11,10 @@ import msgspec
 import prill_harness.golden
 from prill_harness import compare, plan
 from prill_harness.engines.embedded import NumPy
-from prill_runtime.backends.numpy import NumpyBackend
+from prill_runtime.ops.numpy import NumpyBackend
 
-from .planted import FAULTS, Patch, breaks, wrap
+from .planted import Patch, breaks, wrap
+from .planted_judges import FAULTS
 
 __all__ = ["FAULTS"]  # those of `planted` and these
 

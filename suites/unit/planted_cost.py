@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from prill_harness import faults
 
-from .planted import Patch, breaks, probed
+from .planted import Patch, breaks
 from .planted_company import FAULTS
+from .planted_judges import probed
 
 __all__ = ["FAULTS"]
 

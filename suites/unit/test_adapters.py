@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from prill_runtime.adapters import Adapter, LoadReport, adapter_for
-from prill_runtime.backends import NumpyBackend
-from prill_runtime.engine import Model
 from prill_runtime.errors import ModelFileError, PrillError, UnsupportedModel
-from prill_runtime.gguf import open_gguf
+from prill_runtime.gguf.file import open_gguf
+from prill_runtime.models.load import Adapter, LoadReport, adapter_for
+from prill_runtime.ops.numpy import NumpyBackend
+from prill_runtime.run.model import Model
 
 from .tiny_gguf import Edit, tiny
 

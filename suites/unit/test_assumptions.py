@@ -18,9 +18,9 @@ from prill_harness.declared import declared
 from prill_harness.engines import open_engine
 from prill_harness.golden import record
 from prill_harness.tokens import compare_config
-from prill_runtime.assumptions import assumptions, remarks
-from prill_runtime.gguf import open_gguf
-from prill_runtime.tokenizer import load_tokenizer
+from prill_runtime.gguf.file import open_gguf
+from prill_runtime.models.assumptions import assumptions, remarks
+from prill_runtime.tokenizer.load import load_tokenizer
 
 from .commandline import child, invoke
 from .test_tokenizer import bpe, spm

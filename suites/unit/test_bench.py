@@ -19,7 +19,7 @@ from prill_harness.bench import Ratio, Result, Row, Sample, Settings, Timed, mea
 from prill_harness.commands.bench import figure
 from prill_harness.engines.base import Engine, EngineInfo, Generation
 from prill_runtime.errors import EngineError, Inconclusive, InvalidParameter, MissingCapability
-from prill_runtime.gguf import open_gguf
+from prill_runtime.gguf.file import open_gguf
 
 from .commandline import invoke
 from .tiny_gguf import tiny

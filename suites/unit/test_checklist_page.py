@@ -12,7 +12,7 @@ from prill_harness.checklist_page import MODELS, proof, render
 from prill_harness.commands.run import selected
 from prill_harness.engines import resolve_model
 from prill_harness.explained import observes
-from prill_runtime.gguf import open_gguf
+from prill_runtime.gguf.file import open_gguf
 
 from .commandline import invoke
 

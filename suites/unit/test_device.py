@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prill_runtime import compile as kernels
-from prill_runtime.device import CudaDevice, open_device
-from prill_runtime.emulator import EmuDevice
+from prill_runtime.device.machine import compile as kernels
+from prill_runtime.device.machine.cuda import CudaDevice, open_device
+from prill_runtime.device.machine.emulator import EmuDevice
 from prill_runtime.errors import EngineError, Inconclusive, InvalidParameter, UsageError
 
 NVCC = shutil.which("nvcc")
@@ -198,6 +198,6 @@ def test_every_kernel_names_a_readable_struct() -> None:
 @pytest.mark.parametrize("name", ["norm", "attention_decode"])
 def test_kernels_compile_for_hopper_without_spills(name: str, tmp_path: Path) -> None:
     """nvcc takes the kernel as it stands and keeps every value in registers; `make kernels` checks all."""
-    from prill_runtime.spills import spills
+    from prill_runtime.device.machine.spills import spills
 
     assert spills(name, "sm_90") == {}

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from prill_runtime.backends import sampling
-from prill_runtime.backends.cuda import CudaBackend
-from prill_runtime.emulator import EmuDevice
+from prill_runtime.device.machine.emulator import EmuDevice
+from prill_runtime.device.memory.arena import Arena
+from prill_runtime.device.ops import sampler as sampling
+from prill_runtime.device.ops.backend import CudaBackend
 from prill_runtime.errors import InvalidParameter, NotANumber
-from prill_runtime.sampler import SamplingParams, filtered_distribution, philox_uniform, sample
-from prill_runtime.vram import Arena
+from prill_runtime.sampling.sampler import SamplingParams, filtered_distribution, philox_uniform, sample
 
 SIZES = {"weights": 1 << 20, "cache": 1 << 20, "activations": 8 << 20, "scratch": 8 << 20, "logits": 1 << 20}
 INF = math.inf

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from prill_harness import lanes, open_engine
 from prill_harness.engines.embedded import Embedded
-from prill_runtime.device_model import DeviceModel
-from prill_runtime.quants import Block, dequantize
+from prill_runtime.device.model import DeviceModel
+from prill_runtime.quants.layouts import Block, dequantize
 from prill_suites import ops_models
 from prill_suites.ops_bench import BOUND
 

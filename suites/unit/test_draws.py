@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from prill_harness import lanes
 from prill_harness.draws import boundary_distance, expected_swaps, share_distance
-from prill_runtime.sampler import SamplingParams, filtered_distribution
+from prill_runtime.sampling.sampler import SamplingParams, filtered_distribution
 
 HOT = SamplingParams(temperature=1.0)
 NEAR = np.log([0.36, 0.355, 0.2, 0.085])  # ids 0 and 1 are about as probable

@@ -12,11 +12,11 @@ import pytest
 from prill_harness import Capability, Engine, lanes, open_engine
 from prill_harness.faults.core import catalogue
 from prill_harness.golden import golden_for
-from prill_runtime.emulator import EmuDevice
+from prill_runtime.device.machine.emulator import EmuDevice
+from prill_runtime.device.memory.slot import RING
 from prill_runtime.errors import NotANumber, PrillError, UsageError
-from prill_runtime.generate import logprob
-from prill_runtime.sampler import SamplingParams, sample
-from prill_runtime.slot import RING
+from prill_runtime.run.generate import logprob
+from prill_runtime.sampling.sampler import SamplingParams, sample
 
 MODELS = ("fixture:llama-tiny", "fixture:gpt2-tiny")
 NMSE = 1e-10  # float32 beside float64 (VALIDATION.md, ops)
@@ -333,7 +333,7 @@ def test_logits_that_are_not_finite_are_reported(
     llama: Engine, monkeypatch: pytest.MonkeyPatch, temperature: float
 ) -> None:
     """A NaN inside the graph is an error, not a token."""
-    from prill_runtime.decode import Decoder
+    from prill_runtime.device.steps.decode import Decoder
 
     arm = Decoder._arm
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from prill_runtime import compile as kernels
-from prill_runtime.emulator import EmuDevice
+from prill_runtime.device.machine import compile as kernels
+from prill_runtime.device.machine.emulator import EmuDevice
 from prill_runtime.errors import EngineError
 from prill_runtime.user_cache import CACHE
 

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prill_runtime.adapters import Step, Tap
-from prill_runtime.backends import NumpyBackend, RoundedBackend
-from prill_runtime.engine import Model
 from prill_runtime.errors import ContextLengthExceeded, InvalidParameter, NotANumber, UsageError
-from prill_runtime.kvcache import KVCache
-from prill_runtime.ops import Array
+from prill_runtime.models.cache import KVCache
+from prill_runtime.models.load import Step, Tap
+from prill_runtime.ops.numpy import NumpyBackend
+from prill_runtime.ops.protocol import Array
+from prill_runtime.ops.rounded import RoundedBackend
+from prill_runtime.run.model import Model
 
 from .tiny_gguf import tiny
 

@@ -16,8 +16,8 @@ from prill_harness.engines import open_engine
 from prill_harness.faults import Fault, catalogue
 from prill_harness.faults.blame import AFTER_STAGES, BEFORE_STAGES, COST
 from prill_harness.stages import BLOCKS
-from prill_runtime.backends.numpy import NumpyBackend
 from prill_runtime.errors import UsageError
+from prill_runtime.ops.numpy import NumpyBackend
 
 MODEL = "fixture:llama-tiny"
 IDS = [1, 5, 9, 300, 17, 5]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from prill_harness.evidence import Status
-from prill_runtime.quants import supported_types
+from prill_runtime.quants.layouts import supported_types
 from prill_suites.file_values import Survey, constants, survey, unused_tokens
 
 from .commandline import child

@@ -332,7 +332,7 @@ def test_the_exported_file_means_what_was_trained(name: str, tmp_path: Path) -> 
     """The training's forward pass and the runtime on the exported file agree over 300 positions."""
     torch = pytest.importorskip("torch")
     from prill_fixtures import nets
-    from prill_runtime.engine import Model
+    from prill_runtime.run.model import Model
 
     initial = nets.initial(CONFIGS[name], 3)
     weights = {k: v.half() if v.ndim > 1 else v for k, v in initial.items()}

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from prill_runtime.adapters.config import Config
-from prill_runtime.backends import NumpyBackend
-from prill_runtime.emulator import EmuDevice
-from prill_runtime.fused import attend
-from prill_runtime.slot import SEQUENCE
+from prill_runtime.device.machine.emulator import EmuDevice
+from prill_runtime.device.memory.slot import SEQUENCE
+from prill_runtime.device.steps.fused import attend
+from prill_runtime.models.config import Config
+from prill_runtime.ops.numpy import NumpyBackend
 
 ORACLE = NumpyBackend("float64")
 LAYERS, KV_HEADS, CAPACITY = 2, 2, 800

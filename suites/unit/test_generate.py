@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prill_runtime.engine import Generation, Model, generate, generate_batch
 from prill_runtime.errors import ContextLengthExceeded, InvalidParameter
-from prill_runtime.generate import StopStrings
-from prill_runtime.ops import Array
-from prill_runtime.sampler import SamplingParams, sample
+from prill_runtime.ops.protocol import Array
+from prill_runtime.run.generate import StopStrings
+from prill_runtime.run.model import Generation, Model, generate, generate_batch
+from prill_runtime.sampling.sampler import SamplingParams, sample
 
 from .tiny_gguf import tiny
 

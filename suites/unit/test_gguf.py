@@ -19,8 +19,8 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 from prill_fixtures import malformed
 from prill_fixtures.malformed import Malformed
 from prill_runtime.errors import InvalidParameter, ModelFileError, PrillError
-from prill_runtime.gguf import check_tokenizer, open_gguf
-from prill_runtime.quants import dequantize, supported_types
+from prill_runtime.gguf.file import check_tokenizer, open_gguf
+from prill_runtime.quants.layouts import dequantize, supported_types
 
 CORPUS = list(malformed.corpus(malformed.sound()))
 VALUES: list[tuple[str, Any, GGUFValueType]] = [
@@ -222,7 +222,7 @@ SPARSE = """
 import json, resource, sys, time
 from pathlib import Path
 from prill_runtime.errors import ModelFileError
-from prill_runtime.gguf import open_gguf
+from prill_runtime.gguf.file import open_gguf
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 results = []
 for name in sys.argv[1:]:

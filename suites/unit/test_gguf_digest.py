@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from prill_runtime import gguf as gguf_module
 from prill_runtime.errors import InvalidParameter
-from prill_runtime.gguf import open_gguf
+from prill_runtime.gguf import file as gguf_module
+from prill_runtime.gguf.file import open_gguf
 
 from .tiny_gguf import tiny
 

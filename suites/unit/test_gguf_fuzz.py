@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import prill_fixtures
 from prill_fixtures import malformed
 from prill_runtime.errors import PrillError
-from prill_runtime.gguf import open_gguf
+from prill_runtime.gguf.file import open_gguf
 
 SETTINGS = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

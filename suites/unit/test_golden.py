@@ -16,9 +16,9 @@ from prill_harness import open_engine
 from prill_harness.engines.embedded import Embedded
 from prill_harness.golden import Golden, golden_for, load, record, save
 from prill_harness.golden_pack import Packed
-from prill_runtime.engine import Model, generate
 from prill_runtime.errors import PrillError, UsageError
-from prill_runtime.sampler import SamplingParams
+from prill_runtime.run.model import Model, generate
+from prill_runtime.sampling.sampler import SamplingParams
 
 from .tiny_gguf import tiny
 

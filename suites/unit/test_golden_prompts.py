@@ -17,8 +17,8 @@ from prill_harness.engines.embedded import Embedded
 from prill_harness.golden import PROMPTS, golden_for, record
 from prill_harness.golden_pack import ALONE, load, save
 from prill_runtime.errors import UsageError
-from prill_runtime.gguf import open_gguf
-from prill_runtime.tokenizer import load_tokenizer
+from prill_runtime.gguf.file import open_gguf
+from prill_runtime.tokenizer.load import load_tokenizer
 
 from .sound_models import recipes
 from .test_sound_models import PLAIN

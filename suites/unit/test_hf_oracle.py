@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prill_runtime.engine import Model
+from prill_runtime.run.model import Model
 
 torch = pytest.importorskip("torch", reason="needs the extra hf")
 pytest.importorskip("transformers", reason="needs the extra hf")

@@ -15,7 +15,7 @@ from gguf import GGMLQuantizationType as T
 from prill_fixtures import path as fixture
 from prill_harness import filediff
 from prill_harness.compare import nmse
-from prill_runtime.gguf import open_gguf
+from prill_runtime.gguf.file import open_gguf
 
 from .commandline import invoke
 from .test_split import split

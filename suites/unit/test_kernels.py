@@ -10,14 +10,14 @@ from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as T
 from numpy.typing import NDArray
 
-from prill_runtime import compile as kernels
-from prill_runtime.backends import NumpyBackend
-from prill_runtime.backends.cuda import CudaBackend
-from prill_runtime.emulator import EmuDevice
-from prill_runtime.quants import dequantize, supported_types
-from prill_runtime.tensors import TensorInfo
-from prill_runtime.vram import Arena
-from prill_runtime.weights import FORMATS, DeviceMatrix
+from prill_runtime.device.machine import compile as kernels
+from prill_runtime.device.machine.emulator import EmuDevice
+from prill_runtime.device.memory.arena import Arena
+from prill_runtime.device.memory.matrix import FORMATS, DeviceMatrix
+from prill_runtime.device.ops.backend import CudaBackend
+from prill_runtime.gguf.tensors import TensorInfo
+from prill_runtime.ops.numpy import NumpyBackend
+from prill_runtime.quants.layouts import dequantize, supported_types
 
 SIZES = {"weights": 8 << 20, "cache": 1 << 20, "activations": 8 << 20, "scratch": 36 << 20, "logits": 1 << 20}
 ORACLE = NumpyBackend("float64")

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from prill_runtime.errors import ContextLengthExceeded, InvalidParameter
-from prill_runtime.kvcache import KVCache
+from prill_runtime.models.cache import KVCache
 
 
 def rows(n: int, seed: int = 0) -> NDArray[np.float32]:

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from prill_harness import lanes
 from prill_harness.golden import forced
 from prill_harness.lanes import Figures, Tally
-from prill_runtime.backends import NumpyBackend
-from prill_runtime.engine import Model
 from prill_runtime.errors import EngineError, UnsupportedModel
-from prill_runtime.ops import Array
+from prill_runtime.ops.numpy import NumpyBackend
+from prill_runtime.ops.protocol import Array
+from prill_runtime.run.model import Model
 
 from .tiny_gguf import tiny
 

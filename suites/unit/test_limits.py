@@ -18,9 +18,9 @@ from prill_harness import pool
 from prill_harness.evidence import Cell, Evidence, Status
 from prill_harness.plan import LEAST_S, Plan, patience, run
 from prill_harness.pool import TIMEOUT_S
-from prill_runtime.adapters import adapter_for
 from prill_runtime.errors import ModelFileError
-from prill_runtime.gguf import open_gguf
+from prill_runtime.gguf.file import open_gguf
+from prill_runtime.models.load import adapter_for
 
 from .commandline import child
 from .tiny_gguf import tiny

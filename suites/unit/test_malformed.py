@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from prill_fixtures import malformed
 from prill_runtime.errors import ModelFileError
-from prill_runtime.gguf import open_gguf
+from prill_runtime.gguf.file import open_gguf
 
 from .tiny_gguf import Floats, tiny
 

@@ -11,10 +11,9 @@ import pytest
 from gguf import GGMLQuantizationType, quants
 from numpy.typing import NDArray
 
-from prill_runtime.backends import NumpyBackend, RoundedBackend
-from prill_runtime.backends.numpy import QUERY_ROWS
-from prill_runtime.backends.rounded import ROUNDING, bf16, f16, q8_0, q8_k
 from prill_runtime.errors import InvalidParameter
+from prill_runtime.ops.numpy import QUERY_ROWS, NumpyBackend
+from prill_runtime.ops.rounded import ROUNDING, RoundedBackend, bf16, f16, q8_0, q8_k
 
 F64 = NDArray[np.float64]
 LENGTHS = (1, 31, 32, 33, 255, 257)

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from prill_harness.checks import CheckFailed, Observer
 from prill_harness.engines import open_engine
 from prill_harness.engines.base import Engine, EngineInfo
-from prill_runtime.backends import NumpyBackend
 from prill_runtime.errors import MissingCapability
+from prill_runtime.ops.numpy import NumpyBackend
 from prill_suites import ops_twins
 from prill_suites.ops_bench import BORDER, Bench, DeviceBackend
 

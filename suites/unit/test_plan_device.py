@@ -15,18 +15,18 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from prill_fixtures.synth import SHAPES
-from prill_runtime import plan as plans
-from prill_runtime.adapters import adapter_for
-from prill_runtime.adapters.config import Config
-from prill_runtime.backends.cuda import CudaBackend
-from prill_runtime.backends.tensor import LEAST
-from prill_runtime.device_cache import SESSIONS
-from prill_runtime.device_model import DeviceModel, Options
-from prill_runtime.dry_device import DryDevice
-from prill_runtime.plan import plan
-from prill_runtime.sampler import SamplingParams
-from prill_runtime.tensors import TensorInfo
-from prill_runtime.vram import Arena, OutOfDeviceMemory
+from prill_runtime.device import plan as plans
+from prill_runtime.device.machine.dry import DryDevice
+from prill_runtime.device.memory.arena import Arena, OutOfDeviceMemory
+from prill_runtime.device.model import DeviceModel, Options
+from prill_runtime.device.ops.backend import CudaBackend
+from prill_runtime.device.ops.tensor_cores import LEAST
+from prill_runtime.device.plan import plan
+from prill_runtime.device.steps.cache import SESSIONS
+from prill_runtime.gguf.tensors import TensorInfo
+from prill_runtime.models.config import Config
+from prill_runtime.models.load import adapter_for
+from prill_runtime.sampling.sampler import SamplingParams
 
 WIDTHS = (16, 32, 48, 96, 100, 256, 288, 512)
 FFNS = (16, 32, 80, 96, 768, 1536)

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from prill_harness import Engine, open_engine
 from prill_harness.golden import golden_for
-from prill_runtime import device_model
+from prill_runtime.device import model as device_model
+from prill_runtime.device.steps.prefill import KEPT
 from prill_runtime.errors import ContextLengthExceeded, InvalidParameter, NotANumber
-from prill_runtime.generate import logprob
-from prill_runtime.prefill import KEPT
-from prill_runtime.sampler import SamplingParams
+from prill_runtime.run.generate import logprob
+from prill_runtime.sampling.sampler import SamplingParams
 
 MODELS = ("fixture:llama-tiny:q8_0", "fixture:gpt2-tiny:q8_0")
 ROWS = 20  # enough for the tensor cores' kernels

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from prill_runtime.errors import InvalidParameter, UnsupportedModel
-from prill_runtime.quants import STRIP, Block, dequantize, supported_types
+from prill_runtime.quants.layouts import STRIP, Block, dequantize, supported_types
 
 CONTRACT = (
     "F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K MXFP4".split()  # noqa: SIM905

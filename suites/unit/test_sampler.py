@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prill_runtime.errors import InvalidParameter, NotANumber
-from prill_runtime.philox import philox4x32, philox_uniform
-from prill_runtime.sampler import SamplingParams, filtered_distribution, sample
+from prill_runtime.sampling.philox import philox4x32, philox_uniform
+from prill_runtime.sampling.sampler import SamplingParams, filtered_distribution, sample
 
 FULL = 201_088  # the largest vocabulary in use
 INF = math.inf

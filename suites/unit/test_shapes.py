@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from prill_harness.evidence import Evidence
 from prill_harness.faults import blame, catalogue
 from prill_harness.ledger import read
-from prill_runtime import compile as kernels
-from prill_runtime.backends import cuda, tensor
-from prill_runtime.backends import numpy as host
+from prill_runtime.device.machine import compile as kernels
+from prill_runtime.device.ops import backend as cuda
+from prill_runtime.device.ops import tensor_cores as tensor
+from prill_runtime.ops import numpy as host
 from prill_suites.ops_shapes import ATTENTION, HEAD_SIZES, about, attentions, drawn, products
 
 from .commandline import child

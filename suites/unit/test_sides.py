@@ -20,8 +20,8 @@ from prill_harness.golden import Golden, record, save
 from prill_harness.golden_pack import Packed
 from prill_harness.sides import check_stale, of_another_file
 from prill_harness.tokens import compare, compare_greedy, compare_prompt_ids
-from prill_runtime.backends import NumpyBackend
 from prill_runtime.errors import ModelFileError, NotANumber
+from prill_runtime.ops.numpy import NumpyBackend
 
 from .commandline import invoke
 from .tiny_gguf import tiny

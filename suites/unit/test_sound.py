@@ -14,8 +14,8 @@ from hypothesis import given, settings
 
 from prill_fixtures import sound, sound_blocks
 from prill_harness import open_engine
-from prill_runtime.gguf import open_gguf
-from prill_runtime.quants import dequantize, supported_types
+from prill_runtime.gguf.file import open_gguf
+from prill_runtime.quants.layouts import dequantize, supported_types
 
 from .sound_models import recipes
 

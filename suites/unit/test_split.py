@@ -15,9 +15,9 @@ from prill_harness.evidence import Status
 from prill_harness.golden import golden_for
 from prill_harness.provenance import model_facts
 from prill_harness.subject import open_subject
-from prill_runtime.engine import require_loadable
 from prill_runtime.errors import ModelFileError, UnsupportedModel
-from prill_runtime.gguf import open_gguf
+from prill_runtime.gguf.file import open_gguf
+from prill_runtime.run.model import require_loadable
 from prill_suites.common import file_parts, file_tensors
 
 from .commandline import child

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from prill_runtime.generate import StopStrings
+from prill_runtime.run.generate import StopStrings
 from prill_suites.properties_ends import in_one_token, over_a_border
 
 PIECES = st.lists(

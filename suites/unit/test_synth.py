@@ -14,9 +14,9 @@ from gguf import GGMLQuantizationType as Type
 
 from prill_fixtures import FixtureError, synth, synth_blocks, synth_vocab
 from prill_harness.engines import resolve_model
-from prill_runtime.adapters import Config, adapter_for
-from prill_runtime.engine import Model
 from prill_runtime.errors import ModelFileError, UsageError
+from prill_runtime.models.load import Config, adapter_for
+from prill_runtime.run.model import Model
 
 SHAPE = "llama-micro"
 DIGESTS = {  # of the whole file; another NumPy, gguf or machine gives the same bytes

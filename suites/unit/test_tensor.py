@@ -13,8 +13,8 @@ import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
-from prill_runtime import compile as kernels
-from prill_runtime.emulator import EmuDevice
+from prill_runtime.device.machine import compile as kernels
+from prill_runtime.device.machine.emulator import EmuDevice
 
 Floats = NDArray[np.float32]
 SHARED = {"128x256": 193 << 10, "128x128": 105 << 10, "128x64": 97 << 10}

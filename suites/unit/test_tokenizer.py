@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from prill_runtime.errors import InvalidParameter, ModelFileError, PrillError, UnsupportedModel
-from prill_runtime.tokenizer import Tokenizer, load_tokenizer
+from prill_runtime.tokenizer.load import Tokenizer, load_tokenizer
 
 # GPT-2 spells the bytes that are not printable Latin-1 from U+0100 upwards.
 PRINTABLE = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}

@@ -13,8 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from prill_runtime.errors import UnsupportedModel
-from prill_runtime.pretokenizers import PRE_TOKENIZERS
-from prill_runtime.tokenizer import load_tokenizer
+from prill_runtime.tokenizer.load import load_tokenizer
+from prill_runtime.tokenizer.pretokenizers import PRE_TOKENIZERS
 
 # The published expressions, spelled out again: GPT-2's encoder.py, the tokenizer.json of Llama 3 and Qwen2,
 # and tiktoken's o200k_base.

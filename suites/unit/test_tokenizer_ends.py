@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prill_runtime.tokenizer import load_tokenizer
+from prill_runtime.tokenizer.load import load_tokenizer
 
 from .test_tokenizer import BPE, CONTROL, FAMILIES, SPM, bpe, named, spm
 

@@ -12,7 +12,7 @@ import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from prill_runtime.tokenizer import Tokenizer, load_tokenizer
+from prill_runtime.tokenizer.load import Tokenizer, load_tokenizer
 
 CORPUS = (
     "The river runs past the old mill, and the miller's daughter counts the boats.",

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prill_runtime.pretokenizers import PRE_TOKENIZERS
-from prill_runtime.tokenizer import load_tokenizer
+from prill_runtime.tokenizer.load import load_tokenizer
+from prill_runtime.tokenizer.pretokenizers import PRE_TOKENIZERS
 from prill_suites.tokenizer import own_texts
 from prill_suites.tokenizer_texts import HARD_TEXTS
 from prill_suites.tokenizer_twins import Ambiguous, Twin

@@ -28,7 +28,7 @@ from prill_harness.tokens import (
     compare_teacher_forced,
 )
 from prill_runtime.errors import NotANumber
-from prill_runtime.gguf import open_gguf
+from prill_runtime.gguf.file import open_gguf
 
 from .tiny_gguf import tiny
 

@@ -10,10 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import prill_fixtures
-from prill_runtime.device_model import DeviceModel, Options
-from prill_runtime.emulator import EmuDevice
+from prill_runtime.device.machine.emulator import EmuDevice
+from prill_runtime.device.memory.arena import (
+    Arena,
+    NotResident,
+    OutOfDeviceMemory,
+    Region,
+    padded,
+    parse_size,
+)
+from prill_runtime.device.model import DeviceModel, Options
 from prill_runtime.errors import InvalidParameter
-from prill_runtime.vram import Arena, NotResident, OutOfDeviceMemory, Region, padded, parse_size
 
 SIZES = {"weights": 4096, "cache": 8192, "activations": 8192, "scratch": 4096, "logits": 4096}
 
@@ -145,7 +152,7 @@ def test_a_load_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> No
         DeviceModel.open(path, Options("emu", budget=1 << 20), device)
     assert not device._memory
     with monkeypatch.context() as patched:
-        patched.setattr("prill_runtime.device_model.load_tokenizer", lambda *a: 1 / 0)
+        patched.setattr("prill_runtime.device.model.load_tokenizer", lambda *a: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             DeviceModel.open(path, Options("emu"), device)
     assert not device._memory

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from prill_fixtures.synth import SHAPES
 from prill_harness.engines import open_engine, resolve_model
 from prill_harness.vram import MOMENTS, SESSIONS, account, position_bytes
+from prill_runtime.device.memory.arena import PURPOSES, OutOfDeviceMemory, Region, padded
 from prill_runtime.errors import Inconclusive
-from prill_runtime.gguf import open_gguf
-from prill_runtime.vram import PURPOSES, OutOfDeviceMemory, Region, padded
+from prill_runtime.gguf.file import open_gguf
 
 from .commandline import invoke
 

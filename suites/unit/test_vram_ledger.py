@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from prill_harness.leaks import device
-from prill_runtime.emulator import EmuDevice
+from prill_runtime.device.machine.emulator import EmuDevice
 from prill_runtime.errors import Inconclusive
 
 from .fake_cupti import (
@@ -246,7 +246,7 @@ def test_the_fake_is_like_the_real_module(fake: type[enum.IntEnum]) -> None:
 
 def test_the_arena_tells_its_block() -> None:
     """One block with the bytes the device gave, none once it is closed."""
-    from prill_runtime.vram import Arena
+    from prill_runtime.device.memory.arena import Arena
 
     emu = EmuDevice()
     arena = Arena(emu, {"weights": 1024, "cache": 512}, None, "m")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from prill_harness import cli
 from prill_harness.engines import EngineSpec, with_budget
-from prill_runtime.device_model import Options
+from prill_runtime.device.model import Options
 from prill_runtime.errors import UsageError
 
 from .commandline import child

@@ -26,8 +26,8 @@ from prill_harness.evidence import Evidence, Status
 from prill_harness.faults import catalogue
 from prill_harness.golden import golden_for
 from prill_harness.ledger import read
-from prill_runtime import engine
-from prill_runtime.backends import NumpyBackend
+from prill_runtime.ops.numpy import NumpyBackend
+from prill_runtime.run import model as engine
 from prill_suites import witness as suite
 from prill_suites.witness import SUMMED, limit, moved
 

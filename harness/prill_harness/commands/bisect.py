@@ -72,7 +72,7 @@ def command(
     from prill_harness.golden import file_type
     from prill_harness.stage_bounds import stage_bounds
     from prill_harness.subject import open_subject
-    from prill_runtime.gguf import open_gguf
+    from prill_runtime.gguf.file import open_gguf
 
     if file is not None and (engine or prompt or ids or tokens):
         raise UsageError(

@@ -10,7 +10,7 @@ from prill_harness.commands.inspect import abridged, shaped, shown
 from prill_harness.console import Console
 from prill_harness.evidence import builtin
 from prill_harness.filediff import KeyDiff, compare
-from prill_runtime.gguf import GGUFFile
+from prill_runtime.gguf.file import GGUFFile
 
 
 def show(console: Console, a: GGUFFile, b: GGUFFile, full: bool) -> int:

@@ -119,7 +119,7 @@ def _models() -> Iterator[Finding]:
     """Every model of the default gate's plan, and the golden that belongs to it."""
     from prill_harness.engines import resolve_model
     from prill_harness.golden import golden_for
-    from prill_runtime.gguf import open_gguf
+    from prill_runtime.gguf.file import open_gguf
 
     for spec in _gate_models():
         try:
@@ -184,8 +184,8 @@ def _importable(module: str) -> bool:
 
 def _device() -> Iterator[Finding]:
     """What the engines cuda and emu would say; neither is needed by the default gate."""
-    from prill_runtime.compile import compiler
-    from prill_runtime.device import cuda_state
+    from prill_runtime.device.machine.compile import compiler
+    from prill_runtime.device.machine.cuda import cuda_state
 
     for part, there, sentence in cuda_state():
         todo = "" if there else "needed by the engine cuda alone"

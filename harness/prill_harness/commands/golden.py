@@ -165,9 +165,9 @@ def compare(console: Console, engine: str, model: str, file: Path | None) -> int
 
 def _remarks(path: Path, made: Golden) -> Iterator[str]:
     """What is odd about the prompts of a golden, and what it assumes of the file."""
-    from prill_runtime.assumptions import assumptions, remarks
-    from prill_runtime.gguf import open_gguf
-    from prill_runtime.tokenizer import load_tokenizer
+    from prill_runtime.gguf.file import open_gguf
+    from prill_runtime.models.assumptions import assumptions, remarks
+    from prill_runtime.tokenizer.load import load_tokenizer
 
     with open_gguf(path) as file:
         yield from (f"assumed {each}" for each in assumptions(file))

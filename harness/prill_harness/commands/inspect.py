@@ -36,8 +36,8 @@ def command(console: Console, first: str, other: str | None, full: bool, sha: bo
     and exit code 4.
     """
     from prill_harness.engines import resolve_model
-    from prill_runtime.assumptions import assumptions
-    from prill_runtime.gguf import open_gguf
+    from prill_runtime.gguf.file import open_gguf
+    from prill_runtime.models.assumptions import assumptions
 
     path = resolve_model(first)
     if other is not None:

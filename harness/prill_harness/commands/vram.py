@@ -23,8 +23,8 @@ def command(console: Console, engine: str, model: str) -> int:
     """
     from prill_harness.engines import open_engine, resolve_model
     from prill_harness.vram import MOMENTS, SESSIONS, account
-    from prill_runtime.gguf import open_gguf
-    from prill_runtime.vram import shown
+    from prill_runtime.device.memory.arena import shown
+    from prill_runtime.gguf.file import open_gguf
 
     with open_gguf(resolve_model(model)) as file:
         file_bytes = sum(tensor.nbytes for tensor in file.tensors.values())

@@ -156,8 +156,8 @@ def check_model(spec: str, *, opened: bool = True, loaded: bool = True) -> None:
     if spec.startswith("synth:"):
         _synth_name(spec)
     elif opened:
-        from prill_runtime.engine import require_loadable
-        from prill_runtime.gguf import open_gguf
+        from prill_runtime.gguf.file import open_gguf
+        from prill_runtime.run.model import require_loadable
 
         path = resolve_model(spec)
         require_loadable(path) if loaded else open_gguf(path).close()

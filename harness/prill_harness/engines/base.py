@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from prill_harness.names import look_up
 from prill_runtime.errors import MissingCapability
-from prill_runtime.ops import Backend
+from prill_runtime.ops.protocol import Backend
 
 LOAD_PHASES = ("init", "module load", "upload and repack", "capture")
 

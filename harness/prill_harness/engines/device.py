@@ -13,13 +13,13 @@ from prill_harness.engines import resolve_model
 from prill_harness.engines.base import Capability, Engine, EngineInfo
 from prill_harness.engines.embedded import Embedded, EmbeddedSession, anonymous_bytes
 from prill_harness.version import version
-from prill_runtime.backends.cuda import CudaBackend
-from prill_runtime.decode import generate
-from prill_runtime.device import copy_bandwidth
-from prill_runtime.device_model import DeviceModel, Options
+from prill_runtime.device.machine.cuda import copy_bandwidth
+from prill_runtime.device.memory.arena import PURPOSES, Arena
+from prill_runtime.device.model import DeviceModel, Options
+from prill_runtime.device.ops.backend import CudaBackend
+from prill_runtime.device.steps.decode import generate
 from prill_runtime.errors import EngineError
-from prill_runtime.ops import Backend
-from prill_runtime.vram import PURPOSES, Arena
+from prill_runtime.ops.protocol import Backend
 
 CHECKED_BYTES = 64 << 20  # of each purpose, for checks of single ops
 

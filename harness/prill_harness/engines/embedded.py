@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from prill_harness.engines import resolve_model
 from prill_harness.engines.base import Capability, Engine, EngineInfo, Generation, Session
 from prill_harness.version import version
-from prill_runtime.engine import Model, generate, generate_batch
 from prill_runtime.errors import EngineError, UsageError
-from prill_runtime.kvcache import KVCache
-from prill_runtime.ops import Backend
-from prill_runtime.sampler import SamplingParams
+from prill_runtime.models.cache import KVCache
+from prill_runtime.ops.protocol import Backend
+from prill_runtime.run.model import Model, generate, generate_batch
+from prill_runtime.sampling.sampler import SamplingParams
 
 
 class EmbeddedSession(Session):

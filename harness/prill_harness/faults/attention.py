@@ -163,7 +163,7 @@ def cache_evicts() -> Iterator[Patch]:
         finally:
             self.config = whole
 
-    yield around("prill_runtime.adapters.base:Adapter.attend", attend)
+    yield around("prill_runtime.models.base:Adapter.attend", attend)
 
 
 @fault(area="attention", blames=("attn", "state"), models=LLAMA)
@@ -175,7 +175,7 @@ def cache_last_row_not_written() -> Iterator[Patch]:
         last = self.length + self._pending[layer] - 1
         self._keys[layer, :, last] = self._values[layer, :, last] = 0
 
-    yield around("prill_runtime.kvcache:KVCache.append", append)
+    yield around("prill_runtime.models.cache:KVCache.append", append)
 
 
 @fault(area="attention", blames=("attn", "state"), models=LLAMA)
@@ -189,7 +189,7 @@ def cache_rows_overwritten() -> Iterator[Patch]:
             self._keys[layer, :, low - 1] = k[0]
             self._values[layer, :, low - 1] = v[0]
 
-    yield around("prill_runtime.kvcache:KVCache.append", append)
+    yield around("prill_runtime.models.cache:KVCache.append", append)
 
 
 @fault(area="attention", blames=("batch",), models=LLAMA)
@@ -200,4 +200,4 @@ def batch_keys_of_neighbour() -> Iterator[Patch]:
         k = np.roll(k, 1, axis=0) if len(step.sequences) > 8 else k
         return original(self, ops, step, layer, q, k, v)
 
-    yield around("prill_runtime.adapters.base:Adapter.attend", attend)
+    yield around("prill_runtime.models.base:Adapter.attend", attend)

@@ -28,7 +28,7 @@ def block_type_missing() -> Iterator[Patch]:
     def without(registry: Any) -> Any:
         return {kind: block for kind, block in registry.items() if kind.name != "MXFP4"}
 
-    yield Patch("prill_runtime.quants:Block.registry", without)
+    yield Patch("prill_runtime.quants.layouts:Block.registry", without)
 
 
 @fault(area="blocks", blames=BLOCKS, models=LLAMA)
@@ -40,7 +40,9 @@ def mxfp4_nibbles_interleaved() -> Iterator[Patch]:
 @fault(area="blocks", blames=BLOCKS, models=LLAMA)
 def e8m0_scale_off_by_one() -> Iterator[Patch]:
     """The exponent of an E8M0 scale is one too large."""
-    yield Patch("prill_runtime.quants:_E8M0_HALF", lambda table: np.append(table[1:], np.float32(np.inf)))
+    yield Patch(
+        "prill_runtime.quants.layouts:_E8M0_HALF", lambda table: np.append(table[1:], np.float32(np.inf))
+    )
 
 
 @fault(area="blocks", blames=BLOCKS, models=LLAMA)
@@ -50,7 +52,7 @@ def e2m1_subnormal_lost() -> Iterator[Patch]:
     def without(table: Any) -> Any:
         return np.where(np.abs(table) == 1, np.float32(0), table)
 
-    yield Patch("prill_runtime.quants:_E2M1", without)
+    yield Patch("prill_runtime.quants.layouts:_E2M1", without)
 
 
 @fault(area="blocks", blames=BLOCKS, models=("fixture:llama-tiny:q4_k",))
@@ -68,7 +70,7 @@ def six_bit_scales_cut() -> Iterator[Patch]:
         keep = np.repeat(np.array([63, 15], np.uint8), 4)
         return scales & keep, minima & keep
 
-    yield around("prill_runtime.quants:_six_bit_pairs", low_bits)
+    yield around("prill_runtime.quants.layouts:_six_bit_pairs", low_bits)
 
 
 @fault(area="blocks", blames=BLOCKS, models=("fixture:llama-tiny:q6_k",))
@@ -122,7 +124,7 @@ def q4_0_offset_lost() -> Iterator[Patch]:
 @fault(area="blocks", blames=BLOCKS, models=LLAMA)
 def fifth_bit_lost() -> Iterator[Patch]:
     """The fifth bits of Q5_0 and Q5_1 are taken as zero."""
-    yield around("prill_runtime.quants:_five_bits", lambda o, b: o(changed(b, h=0)))
+    yield around("prill_runtime.quants.layouts:_five_bits", lambda o, b: o(changed(b, h=0)))
 
 
 @fault(area="blocks", blames=BLOCKS, models=LLAMA)

@@ -32,9 +32,9 @@ from prill_harness.lanes import Figures, Lane
 from prill_harness.outcomes import one_line
 from prill_harness.stage_bounds import stage_bounds
 from prill_harness.subject import open_subject
-from prill_runtime.backends.rounded import RoundedBackend
-from prill_runtime.engine import Model
 from prill_runtime.errors import PrillError
+from prill_runtime.ops.rounded import RoundedBackend
+from prill_runtime.run.model import Model
 
 NAMES = ("llama-tiny", "gpt2-tiny")
 TYPES = ("f16", "f32", "bf16", "q8_0", "q4_0", "q4_k", "q6_k")

@@ -11,12 +11,12 @@ import numpy as np
 from prill_harness.faults.core import Patch, fault
 from prill_harness.faults.planting import around, op
 
-GENERATE = "prill_runtime.generate"
+GENERATE = "prill_runtime.run.generate"
 ACCEPT = f"{GENERATE}:Writer.accept"
 PUSH = f"{GENERATE}:StopStrings.push"
-TOKENIZER = "prill_runtime.tokenizer_base:Tokenizer"
-CACHE = "prill_runtime.kvcache:KVCache"
-MODEL = "prill_runtime.engine:Model"
+TOKENIZER = "prill_runtime.tokenizer.base:Tokenizer"
+CACHE = "prill_runtime.models.cache:KVCache"
+MODEL = "prill_runtime.run.model:Model"
 COST = ("cost",)
 LLAMA = ("fixture:llama-tiny",)
 
@@ -176,7 +176,7 @@ def cost_merges_scan_all() -> Iterator[Patch]:
             sum(other == symbol for other in symbols)
         return symbols
 
-    yield around("prill_runtime.tokenizer_spm:merge_by_score", merged)
+    yield around("prill_runtime.tokenizer.spm:merge_by_score", merged)
 
 
 @fault(area="cost", blames=COST)
@@ -188,8 +188,8 @@ def cost_suffixes_tokenized() -> Iterator[Patch]:
             original(self, text[at:])
         return original(self, text)
 
-    yield around("prill_runtime.tokenizer_spm:SentencePieceTokenizer._encode_text", changed)
-    yield around("prill_runtime.tokenizer_bpe:ByteLevelTokenizer._encode_text", changed)
+    yield around("prill_runtime.tokenizer.spm:SentencePieceTokenizer._encode_text", changed)
+    yield around("prill_runtime.tokenizer.bpe:ByteLevelTokenizer._encode_text", changed)
 
 
 @fault(area="cost", blames=COST)
@@ -214,7 +214,7 @@ def cost_stream_decodes_prefix() -> Iterator[Patch]:
         self._reader._tokenizer.decode(ids)
         return str(original(self, token))
 
-    yield around("prill_runtime.tokenizer_base:TextStream.push", changed)
+    yield around("prill_runtime.tokenizer.base:TextStream.push", changed)
 
 
 @fault(area="cost", blames=COST)

@@ -7,8 +7,8 @@ from typing import Any
 
 from prill_harness.faults.core import Patch, fault
 
-LAUNCH = "prill_runtime.device_base:Device.launch"
-SOURCE = "prill_runtime.compile:source"
+LAUNCH = "prill_runtime.device.machine.base:Device.launch"
+SOURCE = "prill_runtime.device.machine.compile:source"
 LLAMA = ("fixture:llama-tiny",)
 
 
@@ -96,7 +96,7 @@ def device_stale_slot() -> Iterator[Patch]:
 
         return early
 
-    yield Patch("prill_runtime.backends.cuda:CudaBackend.block", wrap)
+    yield Patch("prill_runtime.device.ops.backend:CudaBackend.block", wrap)
 
 
 @fault(area="device", blames=("state",), engine="emu")
@@ -110,7 +110,7 @@ def device_position_not_told() -> Iterator[Patch]:
 
         return once
 
-    yield Patch("prill_runtime.device_cache:DeviceCache.arm", wrap)
+    yield Patch("prill_runtime.device.steps.cache:DeviceCache.arm", wrap)
 
 
 @fault(area="device", blames=("attn",), models=LLAMA, engine="emu")

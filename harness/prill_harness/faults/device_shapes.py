@@ -12,7 +12,7 @@ from prill_harness.faults.planting import LLAMA
 ATTN = ("attn",)
 PRODUCTS = ("q", "k", "v", "attn_out", "gate", "up", "down", "logits")
 NORMS = ("attn_norm", "ffn_norm", "output_norm")
-LAUNCH = "prill_runtime.device_base:Device.launch"
+LAUNCH = "prill_runtime.device.machine.base:Device.launch"
 
 
 @fault(area="shapes", blames=ATTN, models=LLAMA, engine="emu")

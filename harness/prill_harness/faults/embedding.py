@@ -51,7 +51,7 @@ def _positions(changed: Callable[[Any, int], Any]) -> Patch:
             self, ops, replace(step, positions=changed(step.positions, self.config.context_length)), tap
         )
 
-    return around("prill_runtime.adapters.gpt2:GPT2.forward", forward)
+    return around("prill_runtime.models.gpt2:GPT2.forward", forward)
 
 
 @fault(area="embedding", blames=EMBED, models=GPT2)

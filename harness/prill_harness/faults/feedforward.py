@@ -110,7 +110,7 @@ def gross_no_ffn() -> Iterator[Patch]:
 
         return original(self, ops, step, around_it)
 
-    yield around("prill_runtime.adapters.llama:Llama.forward", forward)
+    yield around("prill_runtime.models.llama:Llama.forward", forward)
 
 
 @fault(area="feed-forward", blames=("down",), models=LLAMA)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from prill_harness.faults.core import Patch, fault
 from prill_harness.faults.planting import GPT2, LLAMA, around, op, wiring
-from prill_runtime.gguf import open_gguf
+from prill_runtime.gguf.file import open_gguf
 
 FILE = ("file",)
 Q8_0 = ("fixture:llama-tiny:q8_0",)
@@ -36,7 +36,7 @@ def tensor_offset_by_one_alignment() -> Iterator[Patch]:
         info = self.tensors[name]
         return np.frombuffer(self._map, np.uint8, info.nbytes, info.offset + self.alignment)
 
-    yield around("prill_runtime.gguf:GGUFFile.raw", raw)
+    yield around("prill_runtime.gguf.file:GGUFFile.raw", raw)
 
 
 @fault(area="file", blames=FILE, models=LLAMA)
@@ -53,7 +53,7 @@ def unknown_type_as_f16() -> Iterator[Patch]:
         except ModelFileError:
             return GGMLQuantizationType.F16
 
-    yield around("prill_runtime.tensors:_tensor_type", tensor_type)
+    yield around("prill_runtime.gguf.tensors:_tensor_type", tensor_type)
 
 
 @fault(area="file", blames=FILE, models=LLAMA)
@@ -225,13 +225,13 @@ def digest_of_header_alone() -> Iterator[Patch]:
     def sha256(self: Any) -> str:
         return hashlib.sha256(Path(self.path).read_bytes()[:4096]).hexdigest()
 
-    yield Patch("prill_runtime.gguf:GGUFFile.sha256", lambda original: property(sha256))
+    yield Patch("prill_runtime.gguf.file:GGUFFile.sha256", lambda original: property(sha256))
 
 
 @fault(area="file", blames=FILE, models=LLAMA)
 def count_unchecked() -> Iterator[Patch]:
     """Counts and lengths are not held against the size of the file."""
-    yield around("prill_runtime.gguf_header:Cursor.room_for", lambda o, self, *rest: None)
+    yield around("prill_runtime.gguf.header:Cursor.room_for", lambda o, self, *rest: None)
 
 
 @fault(area="file", blames=FILE, models=LLAMA)
@@ -242,8 +242,8 @@ def truncation_unchecked() -> Iterator[Patch]:
         cursor.size = 1 << 62
         return original(cursor, count, alignment)
 
-    yield around("prill_runtime.gguf:read_table", read_table)
-    yield around("prill_runtime.tensors:_check_gap", lambda o, *rest: None)
+    yield around("prill_runtime.gguf.file:read_table", read_table)
+    yield around("prill_runtime.gguf.tensors:_check_gap", lambda o, *rest: None)
 
 
 @fault(area="file", blames=FILE, models=LLAMA)
@@ -259,19 +259,19 @@ def duplicate_accepted() -> Iterator[Patch]:
         seen.add(name)
         return name
 
-    yield around("prill_runtime.gguf_header:Cursor.text", text)
+    yield around("prill_runtime.gguf.header:Cursor.text", text)
 
 
 @fault(area="file", blames=FILE, models=LLAMA)
 def alignment_unchecked() -> Iterator[Patch]:
     """Tensors may begin at any byte."""
-    yield around("prill_runtime.tensors:_read_entry", lambda o, cursor, alignment: o(cursor, 1))
+    yield around("prill_runtime.gguf.tensors:_read_entry", lambda o, cursor, alignment: o(cursor, 1))
 
 
 @fault(area="file", blames=FILE, models=LLAMA)
 def overlap_unchecked() -> Iterator[Patch]:
     """Tensors may lie on each other, and bytes belong to none."""
-    yield around("prill_runtime.tensors:_check_layout", lambda o, *rest: None)
+    yield around("prill_runtime.gguf.tensors:_check_layout", lambda o, *rest: None)
 
 
 @fault(area="file", blames=FILE, models=LLAMA)
@@ -279,14 +279,14 @@ def unknown_architecture_guessed() -> Iterator[Patch]:
     """A file of an unknown architecture is taken for a llama."""
 
     def open_gguf(original: Any, path: Any) -> Any:
-        from prill_runtime.adapters import Adapter
+        from prill_runtime.models.load import Adapter
 
         file = original(path)
         if file.architecture not in Adapter.registry:
             file.metadata = dict(file.metadata) | {"general.architecture": "llama"}
         return file
 
-    yield around("prill_runtime.engine:open_gguf", open_gguf)
+    yield around("prill_runtime.run.model:open_gguf", open_gguf)
 
 
 @fault(area="file", blames=FILE, models=LLAMA)
@@ -297,4 +297,4 @@ def context_length_halved() -> Iterator[Patch]:
         config = original(cls, *rest)
         return replace(config, context_length=config.context_length // 2)
 
-    yield around("prill_runtime.adapters.llama:Llama.configure", configure)
+    yield around("prill_runtime.models.llama:Llama.configure", configure)

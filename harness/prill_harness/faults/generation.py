@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from prill_harness.faults.core import Patch, fault
-from prill_runtime.generate import Generation
-from prill_runtime.generate import logprob as natural
+from prill_runtime.run.generate import Generation
+from prill_runtime.run.generate import logprob as natural
 
-MODULE = "prill_runtime.generate"
+MODULE = "prill_runtime.run.generate"
 WRITER = f"{MODULE}:Writer.__init__"
 ENDED = f"{MODULE}:Writer._ended"
 STOP = f"{MODULE}:StopStrings.push"
 LOGPROB = f"{MODULE}:logprob"
-IDS = "prill_runtime.engine:checked_ids"
+IDS = "prill_runtime.run.model:checked_ids"
 GENERATE, ERRORS = ("generate",), ("errors",)
 
 
@@ -191,7 +191,9 @@ def logprob_after_temperature() -> Iterator[Patch]:
 @fault(area="generation", blames=ERRORS)
 def sampling_range_unchecked() -> Iterator[Patch]:
     """Sampling parameters are taken as they come."""
-    yield Patch("prill_runtime.sampler:SamplingParams.__post_init__", lambda check: lambda self: None)
+    yield Patch(
+        "prill_runtime.sampling.sampler:SamplingParams.__post_init__", lambda check: lambda self: None
+    )
 
 
 @fault(area="generation", blames=ERRORS)

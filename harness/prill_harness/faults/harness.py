@@ -16,8 +16,8 @@ from prill_harness.engines.embedded import Embedded
 from prill_harness.evidence import Status
 from prill_harness.faults.core import Patch, fault
 from prill_harness.golden_pack import Packed
-from prill_runtime.backends import NumpyBackend
-from prill_runtime.engine import Model
+from prill_runtime.ops.numpy import NumpyBackend
+from prill_runtime.run.model import Model
 
 OPEN = "prill_harness.engines:open_engine"
 GOLDEN = "prill_harness.golden:golden_for"

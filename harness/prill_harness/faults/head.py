@@ -12,7 +12,7 @@ from prill_harness.faults.core import Patch, fault
 from prill_harness.faults.planting import GPT2, LLAMA, around
 
 LOGITS = ("logits",)
-HEAD = "prill_runtime.adapters.base:Adapter.head"
+HEAD = "prill_runtime.models.base:Adapter.head"
 
 
 @fault(area="head", blames=LOGITS, models=GPT2)
@@ -25,7 +25,7 @@ def head_not_tied() -> Iterator[Patch]:
     def head(original: Any, self: Any, ops: Any, hidden: Any, tap: Any) -> Any:
         return tap("logits", ops.linear(hidden, np.zeros_like(self.weights["token_embd.weight"])))
 
-    yield around("prill_runtime.adapters.gpt2:GPT2.configure", configure)
+    yield around("prill_runtime.models.gpt2:GPT2.configure", configure)
     yield around(HEAD, head)
 
 

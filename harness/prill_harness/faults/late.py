@@ -14,7 +14,7 @@ from prill_runtime.errors import ContextLengthExceeded
 ATTN = ("attn",)
 ROPE = ("q_rope", "k_rope")
 CHUNKED = ("state",)  # right in one pass, wrong in pieces
-APPEND = "prill_runtime.kvcache:KVCache.append"
+APPEND = "prill_runtime.models.cache:KVCache.append"
 
 
 def _keys(pick: Callable[[Any], Any]) -> Patch:
@@ -116,7 +116,7 @@ def late_last_row_repeated() -> Iterator[Patch]:
         mixed[last] = np.roll(mixed, 1, axis=0)[last]
         return mixed
 
-    yield around("prill_runtime.adapters.base:Adapter.attend", attend)
+    yield around("prill_runtime.models.base:Adapter.attend", attend)
 
 
 @fault(area="late", blames=ATTN, models=WINDOW)
@@ -200,7 +200,7 @@ def late_reset_keeps_rows() -> Iterator[Patch]:
     def truncate(original: Any, self: Any, length: int) -> None:
         original(self, max(length, self.length - 1024))
 
-    yield around("prill_runtime.kvcache:KVCache.truncate", truncate)
+    yield around("prill_runtime.models.cache:KVCache.truncate", truncate)
 
 
 @fault(area="late", blames=CHUNKED, models=LONG)
@@ -214,7 +214,7 @@ def late_refusal_loses_a_row() -> Iterator[Patch]:
             self.length -= self.length > 1024
             raise
 
-    yield around("prill_runtime.kvcache:KVCache.require", require)
+    yield around("prill_runtime.models.cache:KVCache.require", require)
 
 
 @fault(area="late", blames=("generate",), models=LONG)
@@ -230,7 +230,7 @@ def late_cancel_ignored() -> Iterator[Patch]:
         finally:
             self._on_token = heard
 
-    yield around("prill_runtime.generate:Writer.accept", accept)
+    yield around("prill_runtime.run.generate:Writer.accept", accept)
 
 
 @fault(area="late", blames=("sampler",), models=LONG)
@@ -240,7 +240,7 @@ def late_penalty_forgets() -> Iterator[Patch]:
     def sample(original: Any, logits: Any, params: Any, position: int, history: Any = ()) -> int:
         return int(original(logits, params, position, history[-1024:]))
 
-    yield around("prill_runtime.generate:sample", sample)
+    yield around("prill_runtime.run.generate:sample", sample)
 
 
 @fault(area="late", blames=("generate",), models=LONG)
@@ -250,7 +250,7 @@ def late_logprob_in_half() -> Iterator[Patch]:
     def accept(original: Any, self: Any, token: int, chosen: float) -> Any:
         return original(self, token, float(np.float16(chosen)) if self.cache.length >= 1024 else chosen)
 
-    yield around("prill_runtime.generate:Writer.accept", accept)
+    yield around("prill_runtime.run.generate:Writer.accept", accept)
 
 
 @fault(area="late", blames=("sampler",), models=LONG)
@@ -260,7 +260,7 @@ def late_draws_repeat() -> Iterator[Patch]:
     def sample(original: Any, logits: Any, params: Any, position: int, history: Any = ()) -> int:
         return int(original(logits, params, position % 1024, history))
 
-    yield around("prill_runtime.generate:sample", sample)
+    yield around("prill_runtime.run.generate:sample", sample)
 
 
 @fault(area="late", blames=ROPE, models=LONG)
@@ -311,4 +311,4 @@ def late_rows_of_head_repeated() -> Iterator[Patch]:
     def head(original: Any, self: Any, ops: Any, hidden: Any, tap: Any) -> Any:
         return original(self, ops, hidden[np.arange(len(hidden)) % 1024], tap)
 
-    yield around("prill_runtime.adapters.base:Adapter.head", head)
+    yield around("prill_runtime.models.base:Adapter.head", head)

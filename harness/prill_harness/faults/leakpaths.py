@@ -10,8 +10,8 @@ from prill_harness.faults.core import Patch, fault
 from prill_harness.faults.memory import EMBEDDED, LLAMA, MEMORY, SESSION, _kept, _libc, after
 from prill_harness.faults.planting import around
 
-WRITER = "prill_runtime.generate:Writer"
-MODEL = "prill_runtime.engine:Model"
+WRITER = "prill_runtime.run.generate:Writer"
+MODEL = "prill_runtime.run.model:Model"
 
 
 def where(target: str, found: Callable[..., bool]) -> Patch:
@@ -66,7 +66,7 @@ def leak_at_context_end() -> Iterator[Patch]:
 @fault(area="memory", blames=MEMORY, models=LLAMA)
 def leak_when_drawn() -> Iterator[Patch]:
     """Every token that is drawn leaks 64 bytes; the most probable ones do not."""
-    yield where("prill_runtime.generate:sample", lambda token, given, named: given[1].temperature > 0)
+    yield where("prill_runtime.run.generate:sample", lambda token, given, named: given[1].temperature > 0)
 
 
 @fault(area="memory", blames=MEMORY, models=LLAMA)
@@ -78,7 +78,7 @@ def leak_with_penalty() -> Iterator[Patch]:
             _kept.append(tuple(history))
         return original(logits, params, position, history)
 
-    yield around("prill_runtime.generate:sample", changed)
+    yield around("prill_runtime.run.generate:sample", changed)
 
 
 @fault(area="memory", blames=MEMORY, models=LLAMA)
@@ -100,7 +100,7 @@ def malformed_keeps_descriptor() -> Iterator[Patch]:
     def reopen(error: BaseException, given: tuple[Any, ...]) -> None:
         os.open(given[0], os.O_RDONLY)
 
-    yield on_failure("prill_runtime.engine:open_gguf", reopen)
+    yield on_failure("prill_runtime.run.model:open_gguf", reopen)
 
 
 @fault(area="memory", blames=MEMORY, models=LLAMA)
@@ -114,7 +114,7 @@ def malformed_late_keeps_file() -> Iterator[Patch]:
             _kept.append(os.dup(file._file.fileno()))
             raise
 
-    yield around("prill_runtime.adapters.base:Adapter.examine", changed)
+    yield around("prill_runtime.models.base:Adapter.examine", changed)
 
 
 @fault(area="memory", blames=MEMORY, models=LLAMA)

@@ -105,7 +105,7 @@ def failed_load_leaks() -> Iterator[Patch]:
 
         return call
 
-    yield Patch("prill_runtime.engine:Model.load", wrap)
+    yield Patch("prill_runtime.run.model:Model.load", wrap)
 
 
 @fault(area="memory", blames=MEMORY, models=LLAMA)

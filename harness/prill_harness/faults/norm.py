@@ -22,7 +22,7 @@ def rms_eps_from_wrong_key() -> Iterator[Patch]:
             return original(self, "attention.layer_norm_epsilon", default=1e-6)
         return original(self, key, default)
 
-    yield around("prill_runtime.adapters.config:Keys.positive", positive)
+    yield around("prill_runtime.models.config:Keys.positive", positive)
 
 
 @fault(area="norm", blames=NORMS, models=LLAMA)

@@ -24,12 +24,12 @@ def around(target: str, changed: Callable[..., Any]) -> Patch:
 
 def op(name: str, changed: Callable[..., Any]) -> Patch:
     """An op of the NumPy backend replaced by `changed(original, self, *arguments, **named)`."""
-    return around(f"prill_runtime.backends.numpy:NumpyBackend.{name}", changed)
+    return around(f"prill_runtime.ops.numpy:NumpyBackend.{name}", changed)
 
 
 def decode(block: str, changed: Callable[..., Any]) -> Patch:
     """A block format's decoder replaced by `changed(original, fields)`."""
-    return around(f"prill_runtime.quants:{block}.decode", changed)
+    return around(f"prill_runtime.quants.layouts:{block}.decode", changed)
 
 
 def wiring(changed: Callable[..., Any]) -> Patch:
@@ -40,4 +40,4 @@ def wiring(changed: Callable[..., Any]) -> Patch:
         original(self, *arguments)
         changed(self)
 
-    return around("prill_runtime.adapters.base:Adapter.__init__", load)
+    return around("prill_runtime.models.base:Adapter.__init__", load)

@@ -12,9 +12,9 @@ import numpy as np
 
 from prill_harness.faults.core import Patch, fault
 from prill_runtime.errors import EngineError, PrillError
-from prill_runtime.sampler import SamplingParams
+from prill_runtime.sampling.sampler import SamplingParams
 
-MODULE = "prill_runtime.generate"
+MODULE = "prill_runtime.run.generate"
 WRITER = f"{MODULE}:Writer.__init__"
 TAKE = f"{MODULE}:Writer.take"
 ACCEPT = f"{MODULE}:Writer.accept"

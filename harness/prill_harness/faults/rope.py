@@ -10,7 +10,7 @@ import numpy as np
 from prill_harness.faults.core import Patch, fault
 from prill_harness.faults.planting import LLAMA, around, op
 
-ROPE = "prill_runtime.backends.numpy:NumpyBackend.rope"
+ROPE = "prill_runtime.ops.numpy:NumpyBackend.rope"
 BLAMES = ("q_rope", "k_rope")
 
 
@@ -81,7 +81,7 @@ def rope_keys_not_rotated() -> Iterator[Patch]:
     def rotate(original: Any, self: Any, ops: Any, x: Any, step: Any) -> Any:
         return x.copy() if x.shape[1] == self.config.n_kv_heads else original(self, ops, x, step)
 
-    yield around("prill_runtime.adapters.llama:Llama.rotate", rotate)
+    yield around("prill_runtime.models.llama:Llama.rotate", rotate)
 
 
 @fault(area="rope", blames=("state", *BLAMES), models=LLAMA)
@@ -138,5 +138,5 @@ def rope_pair_swapped_last_layer() -> Iterator[Patch]:
         order[[10, 11]] = 11, 10
         return original(self, ops, x[..., order], step)[..., order]
 
-    yield around("prill_runtime.adapters.llama:Llama.forward", forward)
-    yield around("prill_runtime.adapters.llama:Llama.rotate", rotate)
+    yield around("prill_runtime.models.llama:Llama.forward", forward)
+    yield around("prill_runtime.models.llama:Llama.rotate", rotate)

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from prill_harness.faults.core import Patch, fault
-from prill_runtime.sampler import SamplingParams, filtered_distribution, philox_uniform
+from prill_runtime.sampling.sampler import SamplingParams, filtered_distribution, philox_uniform
 
-FILTERS = "prill_runtime.sampler:filtered_distribution"
-PENALTY = "prill_runtime.sampler:_penalised"
-UNIFORM = ("prill_runtime.philox:philox_uniform", "prill_runtime.sampler:philox_uniform")
+FILTERS = "prill_runtime.sampling.sampler:filtered_distribution"
+PENALTY = "prill_runtime.sampling.sampler:_penalised"
+UNIFORM = ("prill_runtime.sampling.philox:philox_uniform", "prill_runtime.sampling.sampler:philox_uniform")
 # The name that the engine calls, and that the checks of the sampler go through.
-SAMPLE = "prill_runtime.generate:sample"
+SAMPLE = "prill_runtime.run.generate:sample"
 BLAMES = ("sampler",)
 LLAMA = ("fixture:llama-tiny",)
 SHORT_LIST = 128  # ids
@@ -277,7 +277,7 @@ def position_off_by_one() -> Iterator[Patch]:
 @fault(area="sampler", blames=BLAMES, models=LLAMA)
 def philox_rounds() -> Iterator[Patch]:
     """Philox runs seven rounds where it owes ten."""
-    yield Patch("prill_runtime.philox:_ROUNDS", lambda rounds: rounds - 3)
+    yield Patch("prill_runtime.sampling.philox:_ROUNDS", lambda rounds: rounds - 3)
 
 
 @fault(area="sampler", blames=BLAMES, models=LLAMA)

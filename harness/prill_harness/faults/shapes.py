@@ -15,8 +15,8 @@ ATTN = ("attn",)
 PRODUCTS = ("q", "k", "v", "attn_out", "gate", "up", "down", "logits")
 NORMS = ("attn_norm", "ffn_norm", "output_norm")
 BATCH = ("batch",)
-ATTEND = "prill_runtime.adapters.base:Adapter.attend"
-STEP = "prill_runtime.engine:Model._step"
+ATTEND = "prill_runtime.models.base:Adapter.attend"
+STEP = "prill_runtime.run.model:Model._step"
 
 
 def _is_mixed(step: Any) -> bool:
@@ -87,7 +87,7 @@ def shapes_last_row_past_16() -> Iterator[Patch]:
             wanted = wanted - (np.arange(len(wanted)) >= 16)
         return original(self, step, wanted, tap)
 
-    yield around("prill_runtime.engine:Model._run", run)
+    yield around("prill_runtime.run.model:Model._run", run)
 
 
 @fault(area="shapes", blames=ATTN, models=LLAMA)

@@ -10,13 +10,13 @@ import numpy as np
 
 from prill_harness.faults.core import Patch, fault
 from prill_runtime.errors import PrillError
-from prill_runtime.kvcache import KVCache
+from prill_runtime.models.cache import KVCache
 
-MODEL = "prill_runtime.engine:Model"
+MODEL = "prill_runtime.run.model:Model"
 STEP = f"{MODEL}._step"
-CACHE = "prill_runtime.kvcache:KVCache"
+CACHE = "prill_runtime.models.cache:KVCache"
 SESSION = "prill_harness.engines.embedded:EmbeddedSession"
-WRITER = "prill_runtime.generate:Writer"
+WRITER = "prill_runtime.run.generate:Writer"
 STATE = ("state",)
 LLAMA = ("fixture:llama-tiny",)
 

@@ -13,9 +13,9 @@ from prill_harness.faults.tokenizer import BLAMES, LLAMA, TOKENIZER, other_text
 
 PARTITION = f"{TOKENIZER}._partition"
 DECODE = f"{TOKENIZER}.decode"
-ENCODE_TEXT = "prill_runtime.tokenizer_spm:SentencePieceTokenizer._encode_text"
-STREAM = "prill_runtime.tokenizer_base:TextStream"
-BUILD = "prill_runtime.pretokenizers:PreTokenizer.build"
+ENCODE_TEXT = "prill_runtime.tokenizer.spm:SentencePieceTokenizer._encode_text"
+STREAM = "prill_runtime.tokenizer.base:TextStream"
+BUILD = "prill_runtime.tokenizer.pretokenizers:PreTokenizer.build"
 PIECE = 4096  # characters
 AREA = "tokenizer"
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from prill_harness.faults.core import Patch, fault
 
-TOKENIZER = "prill_runtime.tokenizer_base:Tokenizer"
+TOKENIZER = "prill_runtime.tokenizer.base:Tokenizer"
 ENCODE = f"{TOKENIZER}.encode"
-READER = "prill_runtime.tokenizer_base:_PieceReader.read"
-PUSH = "prill_runtime.tokenizer_base:TextStream.push"
-SPM = "prill_runtime.tokenizer_spm"
+READER = "prill_runtime.tokenizer.base:_PieceReader.read"
+PUSH = "prill_runtime.tokenizer.base:TextStream.push"
+SPM = "prill_runtime.tokenizer.spm"
 BLAMES = ("tokenizer",)
 LLAMA, GPT2 = ("fixture:llama-tiny",), ("fixture:gpt2-tiny",)
 
@@ -57,7 +57,7 @@ def eos_added() -> Iterator[Patch]:
 @fault(area="tokenizer", blames=BLAMES)
 def ends_forgotten() -> Iterator[Patch]:
     """No token of the vocabulary is known to end a text."""
-    yield Patch("prill_runtime.tokenizer_vocab:ends", lambda ends: lambda stated, known: {})
+    yield Patch("prill_runtime.tokenizer.vocabulary:ends", lambda ends: lambda stated, known: {})
 
 
 @fault(area="tokenizer", blames=BLAMES)
@@ -123,7 +123,7 @@ def merge_order() -> Iterator[Patch]:
 @fault(area="tokenizer", blames=BLAMES, models=GPT2)
 def merge_ranks_reversed() -> Iterator[Patch]:
     """The last merge of the list goes first."""
-    yield Patch("prill_runtime.tokenizer_bpe:_merges", lambda merges: lambda *given: merges(*given)[::-1])
+    yield Patch("prill_runtime.tokenizer.bpe:_merges", lambda merges: lambda *given: merges(*given)[::-1])
 
 
 @fault(area="tokenizer", blames=BLAMES, models=LLAMA)

@@ -45,7 +45,7 @@ def trace_changes_result() -> Iterator[Patch]:
 
         return rounding
 
-    yield Patch("prill_runtime.engine:_tracing", wrap)
+    yield Patch("prill_runtime.run.model:_tracing", wrap)
 
 
 @fault(area="trace", blames=BLAMES)

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from prill_harness.engines.base import Capability, Engine
-from prill_runtime.engine import Model
 from prill_runtime.errors import Inconclusive, NotANumber
+from prill_runtime.run.model import Model
 
 TEXT = "caf\u00e9 of the quick \U0001f9ea fox, 3.14"
 HEAD = 8 << 20  # bytes in which the edited names of a file have to lie

@@ -1,0 +1,1 @@
+"""Devices that run kernels: CUDA, its emulator, and one that only counts."""

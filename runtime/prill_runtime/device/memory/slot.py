@@ -1,0 +1,71 @@
+"""A sequence comes in; where it stands on the device, and the ids that are chosen there, go out."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+
+from prill_runtime.device.machine.base import Device, Pointer
+from prill_runtime.device.memory.arena import Arena
+from prill_runtime.device.memory.array import Block
+
+SEQUENCE: Final = np.dtype(
+    [("keys", "<u8"), ("values", "<u8"), ("capacity", "<i4"), ("length", "<i4"), ("offset", "<i4"),
+     ("token", "<i4"), ("step", "<i4")],
+    align=True,
+)  # fmt: skip
+"""The kernels' struct Sequence."""
+TOKEN: Final = 28  # offset of the token in it
+RING: Final = 64
+"""Ids that may be queued before the host reads them."""
+SLOT: Final = np.dtype(
+    [("sequence", SEQUENCE), ("position", "<i4"), ("ids", "<i4", RING), ("logprobs", "<f8", RING)], align=True
+)
+
+
+class Slot:
+    """What kernels read and write of the one sequence that is continued: the struct SLOT in device memory.
+
+    The last kernel of a step writes the id it chose, or the code of a refusal, into the ring, and sets token,
+    length and position for the next step.
+    """
+
+    def __init__(self, device: Device, arena: Arena) -> None:
+        self._device = device
+        self.block = Block(arena.alloc("scratch", SLOT.itemsize), arena.free)
+
+    @property
+    def pointer(self) -> Pointer:
+        return self.block.pointer
+
+    def at(self, field: str) -> Pointer:
+        """Where a field lies."""
+        fields: Any = SLOT.fields
+        return self.pointer + int(fields[field][1])
+
+    @property
+    def targets(self) -> dict[str, int]:
+        """The arguments by which a kernel that chooses finds the slot."""
+        names = ("sequence", "position", "ids", "logprobs")
+        return {name: self.at(name) for name in names} | {"ring": RING}
+
+    def arm(self, sequence: np.ndarray[Any, np.dtype[np.void]]) -> None:
+        """Describe a sequence (one SEQUENCE): the next id chosen is the first of the ring."""
+        state = np.zeros(1, SLOT)
+        state["sequence"] = sequence
+        state["position"] = state["sequence"]["offset"] + state["sequence"]["length"]
+        self._device.upload(self.pointer, state)
+
+    def read(self, first: int, count: int, mark: int | None = None) -> tuple[list[int], list[float]]:
+        """Ids and logprobs of `count` choices from the `first` on, counted since the slot was armed.
+
+        Args:
+            mark: a place behind the last of them; without, everything that is queued is waited for.
+        """
+        if mark is None:
+            state = self._device.download(self.pointer, (1,), SLOT)[0]
+        else:
+            state = self._device.peek(self.pointer, (1,), SLOT, mark)[0]
+        places = np.arange(first, first + count) % RING
+        return state["ids"][places].tolist(), state["logprobs"][places].tolist()

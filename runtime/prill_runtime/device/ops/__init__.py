@@ -1,0 +1,1 @@
+"""The operations of a model on a device, exact, on tensor cores, and of the sampler."""

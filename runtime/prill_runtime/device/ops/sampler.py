@@ -1,0 +1,137 @@
+"""Device logits and SamplingParams come in; the id that `sampler.sample` draws, chosen there, goes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from prill_runtime.device.machine.base import Pointer
+from prill_runtime.device.memory.array import DeviceArray
+from prill_runtime.device.memory.slot import SEQUENCE, Slot
+from prill_runtime.errors import EngineError, InvalidParameter, NotANumber
+from prill_runtime.sampling.sampler import SamplingParams
+
+if TYPE_CHECKING:
+    from prill_runtime.device.ops.backend import CudaBackend
+
+# As sample.cu has them.
+SAMPLING: Final = np.dtype(
+    [("temperature", "<f8"), ("top_p", "<f8"), ("min_p", "<f8"), ("penalty", "<f8"), ("seed", "<u8"),
+     ("top_k", "<i4"), ("masks", "<i4")]
+)  # fmt: skip
+NOT_FINITE, ALL_MASKED, UNDECIDED, REFUSED = -1, -2, -3, -4
+STATE_BYTES: Final = 256
+BINS_BYTES: Final = 8 * 3 * 2048
+LISTED: Final = 512
+PARTS: Final = 128
+PER_PART: Final = 2048  # ids of a block, while there are blocks
+PASSES: Final = 8
+"""Passes by many blocks in one graph: two a filter and two for the draw where nothing is flat."""
+
+
+def sizes(vocab: int) -> dict[str, int]:
+    """Bytes of the blocks that sampling takes, by name."""
+    return {
+        "params": SAMPLING.itemsize, "state": STATE_BYTES, "bins": BINS_BYTES, "values": 8 * LISTED,
+        "which": 4 * LISTED, "partial": 64 * PARTS, "seen": vocab,
+    }  # fmt: skip
+
+
+class DeviceSampler:
+    """Buffers of the choice of one sequence's ids, and the launches that make it.
+
+    Arithmetic is float64 as on the host, masses are added up exactly. Given the same logits, an id can differ
+    from `sampler.sample`'s only where the draw, or the mass that top-p keeps, lies closer to a
+    border between two ids than the host's own sum is exact (about 1e-12 of the whole; n 2^-53 for n ids at
+    most), or where a weight lies within the last bit of min-p.
+
+    Args:
+        vocab: ids.
+    """
+
+    def __init__(self, ops: CudaBackend, vocab: int) -> None:
+        self.ops, self.vocab = ops, vocab
+        self._blocks = {name: ops.block(size, "scratch") for name, size in sizes(vocab).items()}
+        ops.device.fill(self._at("state"), STATE_BYTES)
+
+    def _at(self, name: str) -> Pointer:
+        return self._blocks[name].pointer
+
+    def arm(self, params: SamplingParams, *, masks: bool = False) -> None:
+        """Say how ids are chosen from now on.
+
+        Args:
+            masks: whether a logit of -inf is a mask; else a row that has one is refused.
+        """
+        # Without a temperature, the first of the most probable ids.
+        temperature, top_k = (params.temperature, params.top_k) if params.temperature else (1.0, 1)
+        record = (temperature, params.top_p, params.min_p, params.repetition_penalty, params.seed,
+                  min(top_k, self.vocab), int(masks))  # fmt: skip
+        self.ops.device.upload(self._at("params"), np.array([record], SAMPLING))
+
+    def remember(self, history: Sequence[int]) -> None:
+        """Say which ids the repetition penalty counts; ids chosen afterwards are added on the device.
+
+        Raises:
+            InvalidParameter: an id outside the vocabulary.
+        """
+        ids = np.asarray(history, np.int64)
+        if ids.size and not 0 <= ids.min() <= ids.max() < self.vocab:
+            raise InvalidParameter(
+                "id outside the vocabulary", where="history", expected=f"0 to {self.vocab - 1}",
+                got=int(ids.min() if ids.min() < 0 else ids.max()),
+            )  # fmt: skip
+        seen = np.zeros(self.vocab, np.uint8)
+        seen[ids] = 1
+        self.ops.device.upload(self._at("seen"), seen)
+
+    def launch(self, logits: DeviceArray, slot: Slot) -> None:
+        """Queue the choice of an id from logits (1, vocab), and the step to the next position."""
+        device, parts = self.ops.device, max(1, min(PARTS, -(-self.vocab // PER_PART)))
+        args = {name: self._at(name) for name in self._blocks}
+        args |= {"logits": logits.pointer, "vocab": self.vocab, **slot.targets}
+        device.launch("sample_begin", (parts,), 256, args)
+        for _ in range(PASSES):
+            device.launch("sample_pass", (parts,), 256, args)
+        device.launch("sample_finish", (1,), 256, args)
+
+
+def draw(ops: CudaBackend, logits: Any, params: SamplingParams, position: int, history: Sequence[int]) -> int:
+    """The id at `position` from logits (vocab,), as `sampler.sample`: the kernels by themselves.
+
+    Args:
+        position: 0 to 2^31 - 1.
+
+    Raises:
+        NotANumber, InvalidParameter: as `sampler.sample`.
+    """
+    row = ops.on(np.asarray(logits, np.float32)[None])
+    sampler, slot = DeviceSampler(ops, row.shape[1]), Slot(ops.device, ops.arena)
+    # As in a captured graph: the sequence as it stands before the id.
+    before = np.zeros(1, SEQUENCE)
+    before["length"] = position - 1
+    slot.arm(before)
+    sampler.arm(params, masks=True)
+    sampler.remember(history)
+    sampler.launch(row, slot)
+    ((token,), _) = slot.read(0, 1)
+    if token < 0:
+        raise refusal(token)
+    return token
+
+
+def refusal(code: int) -> NotANumber | EngineError:
+    """The error that stands for what lies in the place of an id."""
+    if code == NOT_FINITE:
+        return NotANumber("1 of 1 rows of logits are not finite", where="logits")
+    if code == ALL_MASKED:
+        return NotANumber("every logit is -inf", where="sampler", expected="one finite logit at least")
+    if code == UNDECIDED:
+        return EngineError("no id was reached", where="sampling on the device", expected="an id", got=code)
+    token, is_nan = divmod(REFUSED - code, 2)
+    return NotANumber(
+        f"the logit of id {token} is {'nan' if is_nan else 'inf'}", where="sampler",
+        expected="a finite number or -inf",
+    )  # fmt: skip

@@ -1,0 +1,127 @@
+"""Many rows and a matrix come in; their product or attention, computed in half precision, goes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from prill_runtime.device.machine.base import Device, Pointer
+from prill_runtime.device.memory.array import Block, DeviceArray
+from prill_runtime.device.memory.matrix import DeviceMatrix
+
+if TYPE_CHECKING:
+    from prill_runtime.device.ops.backend import CudaBackend
+
+LEAST: Final = 17
+"""Rows below which a tile would be mostly empty."""
+HEADS: Final = (64, 128)  # head sizes that prefill_attention has kernels for
+OUTS, DEPTH = 128, 64  # outputs of a tile, columns of a stage
+SHARED: Final = {256: 193 << 10, 128: 105 << 10, 64: 97 << 10}
+MOST_SPLITS: Final = 8
+WORKSPACE: Final = 20 << 20
+"""Most bytes of sums that splits leave to be joined."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a product is divided: rows of a tile, blocks that share one, stages that each of them takes."""
+
+    rows: int
+    splits: int
+    steps: int
+
+    @classmethod
+    def of(cls, rows: int, outs: int, x_pitch: int, multiprocessors: int) -> Tiling:
+        """As few tiles as fill the device; where they do not, splits of the columns."""
+        tile = 64 if rows <= 64 else 128 if rows <= 128 else 256
+        slots = multiprocessors * (1 if tile == 256 else 2)
+        total = x_pitch // DEPTH
+        tiles = -(-rows // tile) * -(-outs // OUTS)
+        splits = max(1, min(slots // tiles, MOST_SPLITS, total // 8, WORKSPACE // (4 * rows * outs)))
+        steps = -(-total // splits)
+        return cls(tile, -(-total // steps), steps)
+
+
+def most_sums(rows: int, outs: int) -> int:
+    """Most bytes that the splits of a product of up to so many rows leave to be joined, on any device."""
+    return min(WORKSPACE, 4 * MOST_SPLITS * rows * outs)
+
+
+class TensorCores:
+    """What a backend in mode `fast` computes of many rows; activations are float32 between the ops."""
+
+    def __init__(self, ops: CudaBackend) -> None:
+        self.ops = ops
+        self._loaded = False
+
+    @property
+    def device(self) -> Device:
+        """The device, with the kernels on it: they take long to compile, and short texts need none."""
+        if not self._loaded:
+            self.ops.device.module("tensor", "prefill_attention")
+            self._loaded = True
+        return self.ops.device
+
+    def halves(self, x: DeviceArray) -> tuple[Block, int]:
+        """x (row, in) rounded to half, rows filled up with zeros: memory, and halves from row to row.
+
+        Kept with x: several products may take it.
+        """
+        pitch = -(-x.width // DEPTH) * DEPTH
+        if x.halves is None:
+            block = self.ops.block(2 * len(x) * pitch, rows=len(x))
+            args = {"x": x.pointer, "out": block.pointer, "rows": len(x), "cols": x.width,
+                    "pitch": x.pitch, "out_pitch": pitch}  # fmt: skip
+            self.device.launch("tensor_halves", (-(-len(x) * pitch // 2048),), 256, args)
+            x.halves = block
+        return x.halves, pitch
+
+    def linear(
+        self,
+        x: DeviceArray,
+        weight: DeviceMatrix | DeviceArray,
+        bias: Pointer,
+        out: DeviceArray,
+    ) -> None:
+        """out (row, out) = x (row, in) · weightᵀ + bias, the products of halves summed in float32."""
+        device, (fields, kind) = self.device, self.ops.fields(weight)
+        rows, outs = out.shape
+        source, pitch = self.halves(x)
+        tiling = Tiling.of(rows, outs, pitch, device.multiprocessors)
+        split = tiling.splits > 1
+        nbytes = 4 * tiling.splits * rows * outs
+        sums = self.ops.block(nbytes, "scratch", passing=True) if split else out.block
+        args: dict[str, Any] = {
+            "m": fields, "x": source.pointer, "bias": 0 if split else bias, "residual": 0,
+            "out": sums.pointer if split else out.pointer, "rows": rows, "x_pitch": pitch,
+            "out_pitch": outs, "steps": tiling.steps,
+        }  # fmt: skip
+        grid = (-(-rows // tiling.rows), -(-outs // OUTS), tiling.splits)
+        kernel = f"tensor_{OUTS}x{tiling.rows}_{kind}"
+        device.launch(kernel, grid, 2 * OUTS, args, shared=SHARED[tiling.rows])
+        if split:
+            join = {"sums": sums.pointer, "bias": bias, "residual": 0, "out": out.pointer,
+                    "count": rows * outs, "outs": outs, "splits": tiling.splits}  # fmt: skip
+            device.launch("tensor_join", (-(-rows * outs // 256),), 256, join)
+
+    def attend(
+        self,
+        q: DeviceArray,
+        sequence: Pointer,
+        kv_heads: int,
+        layer: int,
+        scale: float,
+        window: int | None,
+    ) -> DeviceArray:
+        """Rows of q (row, head, dim) over one cache that holds their own keys already: (row, head · dim)."""
+        rows, heads, dim = q.shape
+        out = q.beside(heads * dim)
+        pitch = -(-heads * dim // DEPTH) * DEPTH
+        if q.whole is None:  # halves of a batch's rows are made of all of them
+            out.halves = self.ops.block(2 * rows * pitch, rows=rows)
+        halves = 0 if out.halves is None else out.halves.pointer
+        args = {"sequence": sequence, "q": q.pointer, "out": out.pointer, "halves": halves,
+                "rows": rows, "heads": heads, "kv_heads": kv_heads, "q_pitch": q.pitch,
+                "halves_pitch": pitch, "layer": layer, "window": window or 0, "scale": scale}  # fmt: skip
+        self.device.launch(f"prefill_attention_{dim}", (-(-rows // 64), heads), 128, args)
+        return out

@@ -1,0 +1,151 @@
+"""A sequence's size comes in; its keys and values in device memory, behind KVCache's interface, go out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from prill_runtime.device.machine.base import Pointer
+from prill_runtime.device.memory.arena import OutOfDeviceMemory, padded
+from prill_runtime.device.memory.array import F32, Block
+from prill_runtime.device.memory.slot import SEQUENCE
+from prill_runtime.device.ops.backend import CudaBackend, blocks
+from prill_runtime.errors import PrillError
+from prill_runtime.models.cache import KVCache
+
+if TYPE_CHECKING:
+    from prill_runtime.models.config import Config
+
+STATE_BYTES: Final = SEQUENCE.itemsize
+"""Of every open cache, besides its keys and values."""
+SESSIONS: Final = 1024
+"""Caches of a model that may be open at once, where there are positions for so many."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheView:
+    """One layer of a cache, as attention reads it.
+
+    Attributes:
+        sequence: the kernel's struct Sequence. reach: positions a launch has to cover.
+        start: committed positions, None when only the device knows them.
+    """
+
+    sequence: Pointer
+    layer: int
+    kv_heads: int
+    reach: int
+    start: int | None
+
+
+def nbytes_of(config: Config, positions: int) -> int:
+    """Bytes of the keys and values of so many positions."""
+    return 2 * F32.itemsize * config.n_layers * config.n_kv_heads * config.head_dim * positions
+
+
+class DeviceCache(KVCache):
+    """KVCache whose rows lie in the arena; the host counts positions and tells the device before a step."""
+
+    def __init__(self, ops: CudaBackend, config: Config, capacity: int, offset: int = 0) -> None:
+        self.ops = ops
+        super().__init__(config.n_layers, config.n_kv_heads, config.head_dim, capacity, F32, offset)
+
+    def _reserve(self, dtype: np.dtype[Any]) -> None:
+        self._bytes = int(np.prod(self.shape)) * dtype.itemsize
+        self._block: Block | None = None
+        self._state: Block | None = None
+        pool, each = self.ops.arena.regions["cache"], 2 * self._bytes // self.capacity
+        if pool.live >= SESSIONS:
+            raise OutOfDeviceMemory(
+                "too many sequences are open at once", where="KV cache",
+                expected=f"at most {SESSIONS}", got=pool.live + 1, hint="close one",
+            )  # fmt: skip
+        try:
+            # Keys and values in one block: the pool is cut into as few pieces as there are caches.
+            self._block = self.ops.block(2 * self._bytes, "cache")
+        except OutOfDeviceMemory:
+            held = f"{pool.held // each} positions in {pool.live} open sequences"
+            raise OutOfDeviceMemory(
+                "no room for another sequence",
+                where="KV cache",
+                expected=f"at most {max(0, pool.gap - padded(0)) // each} positions, beside {held}",
+                got=f"{self.capacity} positions",
+                hint="close a session, ask for a smaller capacity, or open the engine with cache=POSITIONS",
+            ) from None
+        self._state = self.ops.block(STATE_BYTES, "scratch")
+
+    @property
+    def state(self) -> Pointer:
+        """The kernel's struct Sequence.
+
+        Raises:
+            PrillError: the cache is closed.
+        """
+        if self._state is None:
+            raise PrillError("the cache is closed", where="KV cache", hint="open a new one")
+        return self._state.pointer
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return F32
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self._block is None else 2 * self._bytes
+
+    def record(self, token: int = 0) -> np.ndarray[Any, np.dtype[np.void]]:
+        """The kernel's struct Sequence as it stands."""
+        if self._block is None:
+            raise PrillError("the cache is closed", where="KV cache", hint="open a new one")
+        keys = self._block.pointer
+        return np.array(
+            [(keys, keys + self._bytes, self.capacity, self.length, self.offset, token, 0)], SEQUENCE
+        )
+
+    def arm(self) -> None:
+        """Tell the device where the sequence stands; once before every step."""
+        self.ops.device.upload(self.state, self.record())
+
+    def append(self, layer: int, k: Any, v: Any) -> None:
+        if self._pending[layer]:
+            raise PrillError("a layer was appended to twice in one step", where="KV cache", got=layer)
+        self.require(len(k))
+        append(self.ops, self.state, self.shape, layer, k, v)
+        self._pending[layer] += len(k)
+
+    def view(self, layer: int) -> tuple[Any, Any]:
+        reach = self.length + self._pending[layer]
+        view = CacheView(self.state, layer, self.shape[1], reach, self.length)
+        return view, view
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._block = self._state = None
+
+
+class SlotCache(DeviceCache):
+    """The cache of a captured graph: whichever sequence the slot describes when the graph is replayed.
+
+    Its launches cover `capacity` positions, and nobody but the device knows how many there are.
+    """
+
+    def __init__(self, ops: CudaBackend, config: Config, capacity: int, slot: Block) -> None:
+        self._slot = slot
+        super().__init__(ops, config, capacity)
+
+    def _reserve(self, dtype: np.dtype[Any]) -> None:
+        self._bytes, self._block, self._state = 0, None, self._slot
+
+    def view(self, layer: int) -> tuple[Any, Any]:
+        view = CacheView(self.state, layer, self.shape[1], self.capacity, None)
+        return view, view
+
+
+def append(ops: CudaBackend, sequence: Pointer, shape: tuple[int, ...], layer: int, k: Any, v: Any) -> None:
+    """Queue the copy of new rows k, v (row, kv_head, dim) behind a sequence's committed ones."""
+    k, v = (x if hasattr(x, "pitch") else ops.on(x) for x in (k, v))
+    args = {"sequence": sequence, "k": k.pointer, "v": v.pointer, "rows": len(k), "kv_heads": shape[1],
+            "head_dim": shape[3], "k_pitch": k.pitch, "v_pitch": v.pitch, "layer": layer}  # fmt: skip
+    ops.device.launch("cache_append", blocks(len(k) * shape[1] * shape[3]), 256, args)

@@ -1,0 +1,266 @@
+"""A sequence and its last id come in; ids from a captured graph, replayed without the host, go out."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Final
+from weakref import ref
+
+import numpy as np
+
+from prill_runtime.device.machine.base import Device, Graph, in_turn
+from prill_runtime.device.memory.array import DeviceIds
+from prill_runtime.device.memory.slot import TOKEN, Slot
+from prill_runtime.device.ops.backend import CudaBackend
+from prill_runtime.device.ops.sampler import DeviceSampler, refusal
+from prill_runtime.device.steps.cache import DeviceCache
+from prill_runtime.device.steps.fused import FusedLlama, fits
+from prill_runtime.device.steps.prefill import Prefill, hidden_of
+from prill_runtime.errors import NotANumber
+from prill_runtime.models.base import Adapter
+from prill_runtime.ops.protocol import Array
+from prill_runtime.run.generate import Generation, Writer
+from prill_runtime.sampling.sampler import SamplingParams
+
+if TYPE_CHECKING:
+    from prill_runtime.device.model import DeviceModel
+
+BATCH: Final = 16
+"""Tokens queued at a time; the next are queued before the host reads the last: the device never waits."""
+SPAN: Final = 256
+"""Tokens after which other threads have their turn."""
+AHEAD: Final = 2  # batches queued at once, no more than the ring holds
+PARTS: Final = 256  # blocks that look at the logits, at most as many as threads of a block
+LEAST: Final = 1024  # positions of the smallest graph
+
+
+class Decoder:
+    """Two graphs, one that takes the most probable id and one that draws: embed, every layer, head, choice,
+    next position.
+
+    The fused ones serve caches of any capacity; another architecture's, caches up to a power of two.
+    Token and position live on the device in a slot that describes the sequence, and so do the settings of the
+    draw and the ids the text has used; a replay feeds the token there and leaves the next one.
+    """
+
+    def __init__(self, adapter: Adapter, ops: CudaBackend) -> None:
+        self.adapter, self.ops = adapter, ops
+        vocab = adapter.config.vocab_size
+        self._slot = Slot(ops.device, ops.arena)
+        self._partial = ops.block(32 * PARTS, "scratch")
+        self._arrived = ops.block(4, "scratch")
+        ops.device.fill(self._arrived.pointer, 4)
+        self.logits = ops.empty(1, vocab, purpose="logits")
+        self._graphs: dict[tuple[int, bool], Graph] = {}
+        self.captured_s = 0.0  # seconds that capturing them took
+        self.fused = FusedLlama(adapter, ops) if fits(adapter) else None
+        self.sampler = DeviceSampler(ops, vocab)
+        self.prompt = Prefill(adapter, ops)
+        # For whom the sampler was armed last, and how many ids of it the sampler remembers.
+        self._told: tuple[ref[DeviceCache], SamplingParams, int] | None = None
+
+    @property
+    def device(self) -> Device:
+        return self.ops.device
+
+    @in_turn
+    def graph(self, capacity: int, draws: bool = False) -> Graph:
+        """The graph for caches of up to this capacity, captured on first use."""
+        most = self.adapter.config.context_length
+        reach = LEAST if self.fused is None else most
+        while reach < capacity:
+            reach *= 2
+        reach = min(reach, max(capacity, most))
+        if (reach, draws) not in self._graphs:
+            began = time.perf_counter()
+            with self.ops.device.capture() as made:
+                self._record(reach)
+                if draws:
+                    self.sampler.launch(self.logits, self._slot)
+                else:
+                    self.choose()
+            self._graphs[reach, draws] = made[0]
+            self.captured_s += time.perf_counter() - began
+        return self._graphs[reach, draws]
+
+    def _record(self, reach: int) -> None:
+        """One step up to the logits: fused where the architecture allows it, else the adapter's own pass."""
+        ops, adapter = self.ops, self.adapter
+        if self.fused is not None:
+            self.fused.record(self._slot, self.logits)
+            return
+        slot = self._slot
+        ids = DeviceIds(slot.block, 1, TOKEN)
+        positions = DeviceIds(slot.block, 1, slot.at("position") - slot.pointer)
+        hidden = hidden_of(adapter, ops, slot.block, ids, positions, reach)
+        ops.linear(hidden, adapter.head_weight, out=self.logits)
+
+    def choose(self) -> None:
+        """Queue the choice of the most probable id, and the step to the next position."""
+        vocab = self.adapter.config.vocab_size
+        parts = max(1, min(PARTS, vocab // 512))
+        args = {"logits": self.logits.pointer, "partial": self._partial.pointer,
+                "arrived": self._arrived.pointer, "vocab": vocab, **self._slot.targets}  # fmt: skip
+        self.ops.device.launch("choose", (parts,), 256, args)
+
+    @in_turn
+    def first(self, cache: DeviceCache, history: Sequence[int], params: SamplingParams) -> tuple[int, float]:
+        """The id that follows a prompt whose last row of logits is in `logits`, and its logprob.
+
+        Raises:
+            NotANumber: logits that are not finite, or as `refusal`.
+        """
+        self._arm(cache, 0, behind=1)
+        if is_greedy(params):
+            self.choose()
+        else:
+            self._tell(params, history)
+            self.sampler.launch(self.logits, self._slot)
+        return self._only()
+
+    def _only(self) -> tuple[int, float]:
+        """The one choice that was queued since the slot was armed.
+
+        Raises:
+            NotANumber, EngineError: `refusal`.
+        """
+        ((token,), (logprob,)) = self._slot.read(0, 1)
+        if token < 0:
+            raise refusal(token)
+        return token, logprob
+
+    def stream(
+        self, cache: DeviceCache, history: Sequence[int], count: int, params: SamplingParams
+    ) -> Generator[tuple[list[int], list[float]], None, None]:
+        """Feed the last id of `history` and go on: the next `count` ids and their logprobs, some at a time.
+
+        The device's turn is held until the last of them, or until the iterator is closed; what was queued by
+        then runs on. The cache's own count of positions does not move: what the host takes, it counts. In
+        the place of the id of a row that was refused lies what `refusal` takes; nothing behind it counts.
+
+        Raises:
+            ContextLengthExceeded: they do not fit.
+        """
+        cache.require(count)
+        with self.device.turn:
+            draws = not is_greedy(params)
+            graph = self.graph(cache.capacity, draws)
+            if draws:
+                if self._told != (ref(cache), params, len(history)):
+                    self._tell(params, history)
+                # True once all are read; who closes before that has ended the text, and its cache with it.
+                self._told = ref(cache), params, len(history) + count
+            self._arm(cache, history[-1])
+            left, queued = count, deque[tuple[int, int, int]]()
+            while left or queued:
+                while left and len(queued) < AHEAD:
+                    some, at = min(BATCH, left), count - left
+                    for _ in range(some):
+                        graph.replay()
+                    queued.append((at, some, self.device.mark()))
+                    left -= some
+                yield self._slot.read(*queued.popleft())
+
+    def _arm(self, cache: DeviceCache, token: int, behind: int = 0) -> None:
+        """Point the slot at a sequence and the id to feed, as it stood before its last `behind` positions."""
+        record = cache.record(token)
+        record["length"] -= behind
+        self._slot.arm(record)
+
+    def _tell(self, params: SamplingParams, history: Sequence[int]) -> None:
+        self._told = None
+        self.sampler.arm(params)
+        if params.repetition_penalty != 1.0:
+            self.sampler.remember(history)
+
+    @in_turn
+    def step(self, cache: DeviceCache, token: int) -> Array:
+        """Feed one id; logits (vocab,) of what follows. The cache's count of positions does not move.
+
+        Raises:
+            ContextLengthExceeded: it does not fit. NotANumber: logits that are not finite.
+        """
+        cache.require(1)
+        graph = self.graph(cache.capacity)
+        self._arm(cache, token)
+        graph.replay()
+        self._only()
+        return self.ops.device.download(self.logits.pointer, (self.logits.shape[1],), np.float32)
+
+    def close(self) -> None:
+        for graph in self._graphs.values():
+            graph.close()
+        self._graphs = {}
+        self.prompt.close()
+
+
+def is_greedy(params: SamplingParams) -> bool:
+    """Whether the most probable id is taken as the logits stand."""
+    return params.temperature == 0 and params.repetition_penalty == 1.0
+
+
+def generate(
+    model: DeviceModel,
+    ids: Sequence[int],
+    *,
+    max_tokens: int,
+    params: SamplingParams | None = None,
+    stop: Sequence[str] = (),
+    ignore_eos: bool = False,
+    on_token: Callable[[int, float], bool | None] | None = None,
+) -> Generation:
+    """As `prill_runtime.run.generate.generate`, decoding by graph.
+
+    Ids are chosen on the device, many replays at a time; logits do not come to the host.
+    """
+    params = params or SamplingParams()
+    writer = Writer(model, ids, max_tokens, params, stop, ignore_eos, on_token)
+    cache = writer.cache
+    assert isinstance(cache, DeviceCache)
+    try:
+        done = _begin(model, writer, cache, params)
+        while done is None:
+            # A caller who looks at every token may do anything between two of them.
+            span = SPAN if on_token is None else 1
+            count = min(span, writer.remaining, cache.capacity - cache.length)
+            with closing(model.decoder.stream(cache, writer.history, count, params)) as batches:
+                done = _take(writer, cache, batches)
+        return done
+    finally:
+        cache.close()
+
+
+def _take(
+    writer: Writer, cache: DeviceCache, batches: Iterable[tuple[list[int], list[float]]]
+) -> Generation | None:
+    """Count and accept what was chosen, as far as the text goes."""
+    for batch in batches:
+        for token, logprob in zip(*batch, strict=True):
+            if token < 0:
+                raise refusal(token)
+            cache.length += 1
+            if (done := writer.accept(token, logprob)) is not None:
+                return done
+    return None
+
+
+def _begin(
+    model: DeviceModel, writer: Writer, cache: DeviceCache, params: SamplingParams
+) -> Generation | None:
+    """The prompt, and the id that follows it.
+
+    Raises:
+        NotANumber: the first stage that is not finite, as `Model.forward` finds it.
+    """
+    with model.device.turn:  # from the logits to the choice: they lie in the decoder's own memory
+        model.prefill(cache, writer.feed)
+        try:
+            chosen = model.decoder.first(cache, writer.history, params)
+        except NotANumber:
+            cache.truncate(0)
+            model.forward([(cache, writer.feed)], last_only=True)
+            raise
+    return writer.spent() or writer.accept(*chosen)

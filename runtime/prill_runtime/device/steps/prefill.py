@@ -1,0 +1,97 @@
+"""A sequence and new ids come in; their keys and values in its cache, and the last row's logits, go out."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from prill_runtime.device.machine.base import Graph
+from prill_runtime.device.memory.array import Block, DeviceArray, DeviceIds
+from prill_runtime.device.memory.slot import SEQUENCE
+from prill_runtime.device.ops.backend import CudaBackend
+from prill_runtime.device.steps.cache import DeviceCache, SlotCache
+from prill_runtime.models.base import Adapter, Step, untouched
+
+MAX_ROWS: Final = 1024  # of one step; longer prompts go through in pieces
+KEPT: Final = 4  # graphs
+REMEMBERED: Final = 16  # lengths
+PIECE: Final = np.dtype(
+    [("sequence", SEQUENCE), ("positions", "<i4", MAX_ROWS), ("ids", "<i4", MAX_ROWS)]
+)  # fmt: skip
+
+
+class Prefill:
+    """The way of a prompt's pieces through the adapter's own pass, from memory that describes the sequence.
+
+    Asking for the launches of a small model takes longer than running them: a length that comes a second time
+    is captured, where its launches do not depend on how far the sequence has come.
+    """
+
+    def __init__(self, adapter: Adapter, ops: CudaBackend) -> None:
+        self.adapter, self.ops = adapter, ops
+        self._piece = ops.block(PIECE.itemsize, "scratch")
+        self._last = ops.empty(1, adapter.config.width, purpose="scratch")
+        self._lengths: deque[int] = deque(maxlen=REMEMBERED)
+        self._graphs: dict[int, Graph] = {}
+
+    def feed(self, cache: DeviceCache, ids: Sequence[int]) -> None:
+        """Queue 1 to MAX_ROWS checked ids of a sequence that has room for them, and count them."""
+        rows, first = len(ids), cache.offset + cache.length
+        state = np.zeros(1, PIECE)
+        state["sequence"] = cache.record()
+        state["positions"][0, :rows] = np.arange(first, first + rows)
+        state["ids"][0, :rows] = ids
+        self.ops.device.upload(self._piece.pointer, state)
+        if (graph := self._graph(rows)) is not None:
+            graph.replay()
+        else:
+            self.record(rows, cache.length + rows)
+        cache.length += rows
+
+    def head(self, logits: DeviceArray) -> None:
+        """Queue the logits (1, vocab) of the last row that was fed."""
+        weight: Any = self.adapter.head_weight
+        self.ops.linear(self._last, weight, out=logits)
+
+    def close(self) -> None:
+        for graph in self._graphs.values():
+            graph.close()
+        self._graphs = {}
+
+    def _graph(self, rows: int) -> Graph | None:
+        """The captured launches for so many rows; None the first time, and where they may be others again."""
+        again = rows in self._lengths
+        self._lengths.append(rows)
+        if rows in self._graphs:
+            self._graphs[rows] = self._graphs.pop(rows)  # the one used last is the last to go
+        elif again and self.ops.any_reach(rows, self.adapter.config.head_dim):
+            while len(self._graphs) >= KEPT:
+                self._graphs.pop(next(iter(self._graphs))).close()
+            with self.ops.device.capture() as made:
+                self.record(rows, self.adapter.config.context_length)
+            self._graphs[rows] = made[0]
+        return self._graphs.get(rows)
+
+    def record(self, rows: int, reach: int) -> None:
+        """Queue the pass over the piece's sequence, whose attention covers `reach` positions."""
+        fields: Any = PIECE.fields
+        ids, positions = (DeviceIds(self._piece, rows, fields[name][1]) for name in ("ids", "positions"))
+        hidden = hidden_of(self.adapter, self.ops, self._piece, ids, positions, reach)
+        self.ops.copy(self.ops.on(hidden)[rows - 1 : rows], self._last)
+
+
+def hidden_of(
+    adapter: Adapter, ops: CudaBackend, sequence: Block, ids: DeviceIds, positions: DeviceIds, reach: int
+) -> DeviceArray:
+    """Queue the adapter's own pass over ids in device memory: hidden states after the last norm (row, width).
+
+    Args:
+        sequence: begins with the SEQUENCE that the ids continue. reach: positions that attention covers.
+    """
+    cache = SlotCache(ops, adapter.config, reach, sequence)
+    step: Any = Step(ids, positions, ((cache, slice(0, len(ids))),))  # type: ignore[arg-type]
+    hidden: Any = adapter.forward(ops, step, untouched)  # type: ignore[arg-type]
+    return hidden  # type: ignore[no-any-return]

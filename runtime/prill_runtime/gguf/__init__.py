@@ -1,0 +1,1 @@
+"""Bytes of a file go in; checked tables, names and shapes come out."""

@@ -1,0 +1,1 @@
+"""What each architecture is: its keys, its tensors, its forward pass; and the cache it keeps."""

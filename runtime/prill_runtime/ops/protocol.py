@@ -1,0 +1,99 @@
+"""Arrays and explicit arguments go in, arrays come out: every op that a backend owes the forward passes."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prill_runtime.gguf.tensors import TensorInfo
+
+Array: TypeAlias = NDArray[np.floating[Any]]
+Ids: TypeAlias = NDArray[np.int64]
+RopeLayout: TypeAlias = Literal["norm", "neox"]
+
+
+class Backend(Protocol):
+    """What a backend owes: all arithmetic of a forward pass, with nothing hidden between the calls.
+
+    Activations are (row, …): the rows of all sequences of a step, one below the other. Every op returns a
+    new array of the backend's dtype and leaves its arguments as they were. A wrapper that changes one
+    argument or one result is therefore a complete description of a fault.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+
+    def weight(self, raw: NDArray[np.uint8], info: TensorInfo) -> Array:
+        """The tensor of shape `info.shape` from its bytes in the file; it owns its memory."""
+        ...
+
+    def is_zero(self, weight: Array) -> bool:
+        """Whether every element is zero."""
+        ...
+
+    def embed(self, table: Array, ids: Ids) -> Array:
+        """Rows of a table (vocab, width) for ids (row,): (row, width). Also looks up learned positions."""
+        ...
+
+    def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
+        """x / sqrt(mean(x²) + eps) · weight over the last axis (Zhang and Sennrich 2019)."""
+        ...
+
+    def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
+        """(x − mean) / sqrt(var + eps) · weight + bias, var over n, last axis (Ba et al. 2016)."""
+        ...
+
+    def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
+        """x (row, in) · weightᵀ + bias, weight (out, in), bias (out,): (row, out)."""
+        ...
+
+    def rope(
+        self,
+        x: Array,
+        positions: Ids,
+        *,
+        base: float,
+        dim: int,
+        layout: RopeLayout,
+        factor: float = 1.0,
+        freq_factors: Array | None = None,
+    ) -> Array:
+        """Rotate the first `dim` components of each head of x (row, head, head_dim) (Su et al. 2021).
+
+        Pair i of a row turns by position · base^(−2i/dim) / factor / freq_factors[i]. The pair is
+        (2i, 2i+1) in layout "norm" and (i, i + dim/2) in layout "neox". `factor` is linear position
+        interpolation; `freq_factors` (dim/2,) are the per-frequency divisors of a file's rope_freqs.
+        """
+        ...
+
+    def softmax(self, x: Array) -> Array:
+        """exp(x − max) / Σ over the last axis; −inf gives 0; a row of nothing but −inf gives NaN."""
+        ...
+
+    def attention(
+        self, q: Array, k: Array, v: Array, *, start: int, scale: float, window: int | None = None
+    ) -> Array:
+        """Causal attention of new rows over one sequence's cache.
+
+        Args:
+            q: (row, head, head_dim). k, v: (kv_head, length, head_dim), length = start + rows.
+            start: cache rows before the first row of q; row i sees keys j ≤ start + i.
+            scale: factor on q·k. window: row i sees only keys j > start + i − window.
+
+        Query head h reads cache head h // (heads / kv_heads). Returns (row, head · head_dim).
+        """
+        ...
+
+    def swiglu(self, gate: Array, up: Array) -> Array:
+        """gate · sigmoid(gate) · up (Shazeer 2020)."""
+        ...
+
+    def gelu_tanh(self, x: Array) -> Array:
+        """x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))) (Hendrycks and Gimpel 2016)."""
+        ...
+
+    def add(self, a: Array, b: Array) -> Array:
+        """a + b: the residual connection."""
+        ...

@@ -1,0 +1,41 @@
+"""A file's metadata in; the tokenizer it describes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from prill_runtime.errors import ModelFileError, UnsupportedModel
+from prill_runtime.tokenizer.base import TextStream, Tokenizer
+from prill_runtime.tokenizer.bpe import ByteLevelTokenizer
+from prill_runtime.tokenizer.spm import SentencePieceTokenizer
+from prill_runtime.tokenizer.vocabulary import PREFIX
+
+__all__ = ["ByteLevelTokenizer", "SentencePieceTokenizer", "TextStream", "Tokenizer", "load_tokenizer"]
+
+
+def load_tokenizer(metadata: Mapping[str, object], vocab_size: int | None = None) -> Tokenizer:
+    """The tokenizer that `tokenizer.ggml.*` describes.
+
+    Args:
+        metadata: a GGUF file's keys and values; arrays as lists, numeric ones as NumPy arrays if you like.
+        vocab_size: rows of `token_embd.weight`; the vocabulary must have as many tokens.
+
+    Raises:
+        ModelFileError: the keys are missing, mistyped or contradict each other.
+        UnsupportedModel: a tokenizer model or pre-tokenizer that prill does not know.
+    """
+    model = metadata.get(PREFIX + "model")
+    if not isinstance(model, str):
+        raise ModelFileError(
+            "key is missing" if model is None else "wrong type",
+            where=PREFIX + "model",
+            expected="a string",
+            got=None if model is None else type(model).__name__,
+        )
+    if model not in Tokenizer.families:
+        raise UnsupportedModel(
+            f"tokenizer model {model!r:.80} is not known",
+            where=PREFIX + "model",
+            expected=f"one of {', '.join(sorted(Tokenizer.families))}",
+        )
+    return Tokenizer.families[model](metadata, vocab_size)
