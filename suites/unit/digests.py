@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,9 +16,9 @@ from numpy.typing import NDArray
 
 from prill_harness import open_engine
 from prill_harness.engines.embedded import Embedded
-from prill_runtime import compile as kernels
-from prill_runtime.device_model import DeviceModel
-from prill_runtime.quants import supported_types
+from prill_runtime.device.machine import compile as kernels
+from prill_runtime.device.model import DeviceModel
+from prill_runtime.quants.layouts import supported_types
 
 from . import tiny_gguf
 from .test_device_types import MIXES, matrix
@@ -139,13 +140,14 @@ def _sha(parts: list[bytes | NDArray[np.floating]]) -> str:
 def arithmetic(engine: str) -> str:
     """sha256 of fixed sums and functions by the arithmetic under an engine; other machines' may differ.
 
-    NumPy's is that of its BLAS and of its own loops, the emulator's that of the compiler and of the C
+    NumPy's is that of its BLAS, as many threads as it may use, and of its own loops, the emulator's that of the compiler and of the C
     library's functions. Nothing of prill takes part, so that prill cannot change it.
     """
     random = np.random.default_rng(1)
     if engine.startswith("numpy"):
         dtype = np.float64 if engine == "numpy64" else np.float32
-        found: list[bytes | NDArray[np.floating]] = [np.__version__.encode()]
+        threads = os.environ.get("OPENBLAS_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "all"))
+        found: list[bytes | NDArray[np.floating]] = [np.__version__.encode(), threads.encode()]
         for rows, depth, outs in ((1, 64, 96), (1, 512, 320), (20, 96, 64), (20, 256, 320), (7, 1000, 33)):
             x, w = (random.standard_normal(shape).astype(dtype) for shape in ((rows, depth), (outs, depth)))
             found += [

@@ -22,7 +22,7 @@ def rms_eps_from_wrong_key() -> Iterator[Patch]:
             return original(self, "attention.layer_norm_epsilon", default=1e-6)
         return original(self, key, default)
 
-    yield around("prill_runtime.models.config:Keys.positive", positive)
+    yield around("prill_runtime.models.keys:Keys.positive", positive)
 
 
 @fault(area="norm", blames=NORMS, models=LLAMA)
@@ -88,10 +88,10 @@ def norm_weight_offset() -> Iterator[Patch]:
 def norms_exchanged() -> Iterator[Patch]:
     """The norms before attention and before the feed-forward layer use each other's weights."""
 
-    def exchanged(model: Any) -> None:
-        for block in model.blocks:
-            first, second = "attn_norm.weight", "ffn_norm.weight"
-            block[first], block[second] = block[second], block[first]
+    def exchanged(weights: Any) -> None:
+        for first in [name for name in weights if name.endswith(".attn_norm.weight")]:
+            second = first.replace("attn_norm", "ffn_norm")
+            weights[first], weights[second] = weights[second], weights[first]
 
     yield wiring(exchanged)
 

@@ -33,7 +33,7 @@ class Block:
 class DeviceArray:
     """float32 rows in device memory: (row, …), rows `pitch` values apart, each row contiguous.
 
-    It knows just what the adapters do to an array between two ops; `copy` and numpy get a host copy.
+    It knows just what the nodes do to an array between two ops; `copy` and numpy get a host copy.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class DeviceArray:
         return DeviceArray(self.ops, self.block, whole, None if self.contiguous else self.pitch, self.offset)
 
     def __getitem__(self, key: Any) -> DeviceArray:
-        """Some rows: a slice or an array of indices; or `[:, i]`, one part of every row."""
+        """Some rows: a slice or an array of indices; or `[:, low:high]`, a part of every row."""
         if isinstance(key, slice):
             low, high, step = key.indices(self.shape[0])
             if step != 1:
@@ -100,10 +100,12 @@ class DeviceArray:
             part = DeviceArray(self.ops, self.block, shape, self.pitch, self.offset + low * self.pitch)
             part.whole = None if shape == self.shape else self.whole or self
             return part
-        if isinstance(key, tuple) and len(key) == 2 and key[0] == slice(None) and self.ndim > 2:
-            inner = prod(self.shape[2:])
-            shape = (self.shape[0], *self.shape[2:])
-            return DeviceArray(self.ops, self.block, shape, self.pitch, self.offset + int(key[1]) * inner)
+        if isinstance(key, tuple) and len(key) == 2 and key[0] == slice(None) and isinstance(key[1], slice):
+            low, high, step = key[1].indices(self.shape[1])
+            if step == 1:
+                inner = prod(self.shape[2:])
+                shape = (self.shape[0], high - low, *self.shape[2:])
+                return DeviceArray(self.ops, self.block, shape, self.pitch, self.offset + low * inner)
         if isinstance(key, np.ndarray):
             return self.ops.rows(self, key)
         raise PrillError("device arrays take rows alone", where="device array", got=repr(key))

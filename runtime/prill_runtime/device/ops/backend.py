@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -293,6 +293,11 @@ class CudaBackend:
             self.device.upload(block.pointer, values)
             self._frequencies[key] = DeviceArray(self, block, (dim // 2, 2))
         return self._frequencies[key]
+
+    def prepare(self, rotations: Iterable[Mapping[str, Any]]) -> None:
+        """Make these frequencies now, so that an idle model holds what it will hold."""
+        for settings in rotations:
+            self.frequencies(**settings)
 
     def softmax(self, x: Any) -> DeviceArray:
         x = self.on(x)

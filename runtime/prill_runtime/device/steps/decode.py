@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
 import numpy as np
@@ -20,7 +20,7 @@ from prill_runtime.device.steps.cache import DeviceCache
 from prill_runtime.device.steps.fused import FusedLlama, fits
 from prill_runtime.device.steps.prefill import Prefill, hidden_of
 from prill_runtime.errors import NotANumber
-from prill_runtime.models.base import Adapter
+from prill_runtime.models.load import Wired
 from prill_runtime.ops.protocol import Array
 from prill_runtime.run.generate import Generation, Writer
 from prill_runtime.sampling.sampler import SamplingParams
@@ -46,9 +46,9 @@ class Decoder:
     draw and the ids the text has used; a replay feeds the token there and leaves the next one.
     """
 
-    def __init__(self, adapter: Adapter, ops: CudaBackend) -> None:
-        self.adapter, self.ops = adapter, ops
-        vocab = adapter.config.vocab_size
+    def __init__(self, model: Wired, ops: CudaBackend) -> None:
+        self.model, self.ops = model, ops
+        vocab = model.network.vocab
         self._slot = Slot(ops.device, ops.arena)
         self._partial = ops.block(32 * PARTS, "scratch")
         self._arrived = ops.block(4, "scratch")
@@ -56,9 +56,9 @@ class Decoder:
         self.logits = ops.empty(1, vocab, purpose="logits")
         self._graphs: dict[tuple[int, bool], Graph] = {}
         self.captured_s = 0.0  # seconds that capturing them took
-        self.fused = FusedLlama(adapter, ops) if fits(adapter) else None
+        self.fused = FusedLlama(model, ops) if fits(model) else None
         self.sampler = DeviceSampler(ops, vocab)
-        self.prompt = Prefill(adapter, ops)
+        self.prompt = Prefill(model, ops)
         # For whom the sampler was armed last, and how many ids of it the sampler remembers.
         self._told: tuple[ref[DeviceCache], SamplingParams, int] | None = None
 
@@ -69,7 +69,7 @@ class Decoder:
     @in_turn
     def graph(self, capacity: int, draws: bool = False) -> Graph:
         """The graph for caches of up to this capacity, captured on first use."""
-        most = self.adapter.config.context_length
+        most = self.model.network.context
         reach = LEAST if self.fused is None else most
         while reach < capacity:
             reach *= 2
@@ -87,20 +87,21 @@ class Decoder:
         return self._graphs[reach, draws]
 
     def _record(self, reach: int) -> None:
-        """One step up to the logits: fused where the architecture allows it, else the adapter's own pass."""
-        ops, adapter = self.ops, self.adapter
+        """One step up to the logits: fused where the architecture allows it, else by single ops."""
+        ops, model = self.ops, self.model
         if self.fused is not None:
             self.fused.record(self._slot, self.logits)
             return
         slot = self._slot
         ids = DeviceIds(slot.block, 1, TOKEN)
         positions = DeviceIds(slot.block, 1, slot.at("position") - slot.pointer)
-        hidden = hidden_of(adapter, ops, slot.block, ids, positions, reach)
-        ops.linear(hidden, adapter.head_weight, out=self.logits)
+        hidden = hidden_of(model, ops, slot.block, ids, positions, reach)
+        head: Any = model.weights[f"{model.network.head.name}.weight"]
+        ops.linear(hidden, head, out=self.logits)
 
     def choose(self) -> None:
         """Queue the choice of the most probable id, and the step to the next position."""
-        vocab = self.adapter.config.vocab_size
+        vocab = self.model.network.vocab
         parts = max(1, min(PARTS, vocab // 512))
         args = {"logits": self.logits.pointer, "partial": self._partial.pointer,
                 "arrived": self._arrived.pointer, "vocab": vocab, **self._slot.targets}  # fmt: skip

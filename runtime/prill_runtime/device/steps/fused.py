@@ -9,9 +9,8 @@ from prill_runtime.device.memory.array import DeviceArray
 from prill_runtime.device.memory.matrix import FORMATS, PLAIN, DeviceMatrix
 from prill_runtime.device.memory.slot import TOKEN, Slot
 from prill_runtime.device.ops.backend import CudaBackend, blocks
-from prill_runtime.models.base import EMBEDDING, Adapter
-from prill_runtime.models.config import Config
-from prill_runtime.models.llama import ROPE_FREQS, Llama
+from prill_runtime.models.load import Wired
+from prill_runtime.models.nodes import Attention, Layer, RmsNorm
 
 CLUSTER: Final = 8  # blocks of attention_decode that share a head of keys
 TILE: Final = 16  # keys of one of its warps at a time
@@ -24,67 +23,77 @@ LAUNCH: dict[str, tuple[int, int]] = {"fast": (512, 1), "exact": (256, 2), "valu
 AHEAD: Final = 2 << 20
 """Bytes of each of two matrices that attention asks for: with twice as much, the matrix before them waits."""
 NOTHING: Final = (0,) * 8
-MATRICES: Final = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 
 
-def fits(adapter: Adapter) -> bool:
-    """Whether the fused kernels cover the model: a Llama without biases, heads of whole 16-byte pieces."""
-    c = adapter.config
-    if not isinstance(adapter, Llama) or c.head_dim % 4 or c.head_dim > MOST_DIM:
+def fits(model: Wired) -> bool:
+    """Whether the fused kernels cover the model: no biases, heads of whole 16-byte pieces."""
+    network = model.network
+    return (
+        network.embed.positions is None
+        and isinstance(network.norm, RmsNorm)
+        and all(_covers(layer, model.weights) for layer in network.layers)
+    )
+
+
+def _covers(layer: Layer, weights: Any) -> bool:
+    a, d = layer.attention, layer.dense
+    if a.rope is None or a.rope.layout != "norm" or d.gate is None:
         return False
-    if c.n_heads // c.n_kv_heads > GROUP or c.width % 32 or c.ffn % 32:
+    if not all(isinstance(norm, RmsNorm) for norm in (a.norm, d.norm)) or a.size % 4 or a.size > MOST_DIM:
         return False
-    for w in adapter.blocks:
-        kinds: Any = {name: w[f"{name}.weight"] for name in MATRICES}
-        plain = all(isinstance(m, DeviceMatrix) for m in kinds.values())
-        if (
-            not plain
-            or kinds["ffn_gate"].kind != kinds["ffn_up"].kind
-            or any(f"{n}.bias" in w for n in MATRICES)
-        ):
-            return False
-    return True
+    linears = (a.q, a.k, a.v, a.out, d.gate, d.up, d.down)
+    if a.heads // a.kv_heads > GROUP or a.norm.width % 32 or d.up.rows % 32:
+        return False
+    if any(linear.bias or linear.of is not None for linear in linears):
+        return False
+    matrices = [weights[f"{linear.name}.weight"] for linear in linears]
+    return all(isinstance(m, DeviceMatrix) for m in matrices) and matrices[4].kind == matrices[5].kind
 
 
 class FusedLlama:
     """Buffers of one token's way through the layers, and the launches that fill them."""
 
-    def __init__(self, adapter: Adapter, ops: CudaBackend) -> None:
-        c = adapter.config
-        self.adapter, self.ops = adapter, ops
-        self.x = ops.empty(1, c.width, purpose="scratch")
-        self.q = ops.empty(1, c.n_heads * c.head_dim, purpose="scratch")
-        self.mixed = ops.empty(1, c.n_heads * c.head_dim, purpose="scratch")
-        self.act = ops.empty(1, c.ffn, purpose="scratch")
-        dim, divisors = c.rope_dim or c.head_dim, adapter.weights.get(ROPE_FREQS)
-        self.pairs = dim // 2
-        self.frequencies = ops.frequencies(c.rope_base or 10000.0, dim, c.rope_factor or 1.0, divisors)
+    def __init__(self, model: Wired, ops: CudaBackend) -> None:
+        network = model.network
+        a, d = network.layers[0].attention, network.layers[0].dense
+        assert a.rope is not None
+        self.model, self.ops, self.attention, self.eps = model, ops, a, network.norm.eps
+        self.x = ops.empty(1, network.width, purpose="scratch")
+        self.q = ops.empty(1, a.heads * a.size, purpose="scratch")
+        self.mixed = ops.empty(1, a.heads * a.size, purpose="scratch")
+        self.act = ops.empty(1, d.up.rows, purpose="scratch")
+        self.pairs = a.rope.dim // 2
+        self.frequencies = ops.frequencies(**a.rope.settings(model.weights))
         self.angles = ops.empty(1, self.pairs, 2, purpose="scratch")
 
     def record(self, slot: Slot, logits: DeviceArray) -> None:
         """Queue one token: the id in the slot, at its position, to logits (1, vocab)."""
-        adapter, ops, c = self.adapter, self.ops, self.adapter.config
-        table: Any = adapter.weights[EMBEDDING]
+        network, ops = self.model.network, self.ops
+        weights: Any = self.model.weights
+        table = weights[f"{network.embed.name}.weight"]
         args = {"table": table.fields, "id": slot.pointer + TOKEN, "out": self.x.pointer,
                 "position": slot.at("position"), "frequencies": self.frequencies.pointer,
                 "angles": self.angles.pointer, "pairs": self.pairs}  # fmt: skip
         ops.device.launch(f"begin_{table.kind}", (blocks(table.pitch, 64)[0] + 1,), 64, args)
-        for layer, w in enumerate(adapter.blocks):
-            weight: Any = {name: w[f"{name}.weight"] for name in MATRICES}
-            q, k, v = (weight[name] for name in MATRICES[:3])
-            common: Any = {"norm": w["attn_norm.weight"], "slot": slot, "layer": layer}
+        for layer in network.layers:
+            a, d = layer.attention, layer.dense
+            assert d.gate is not None
+            q, k, v, out, gate, up, down = (
+                weights[f"{linear.name}.weight"] for linear in (a.q, a.k, a.v, a.out, d.gate, d.up, d.down)
+            )
+            norm = [weights[f"{part.name}.weight"] for part in (a.norm, d.norm)]
+            common: Any = {"norm": norm[0], "slot": slot, "layer": a.layer}
             if q.kind == k.kind == v.kind:
                 self.stage("qkv", (q, k, v), self.x, self.q, **common)
             else:
                 for part in range(3):
                     self.stage("qkv", (q, k, v), self.x, self.q, only=part, **common)
-            pair = (weight["ffn_gate"], weight["ffn_up"])
-            attend(ops.device, c, slot.pointer, layer, self.q.pointer, self.mixed.pointer, pair)
-            self.stage("plain", (weight["attn_output"],), self.mixed, self.x, residual=self.x)
-            self.stage("gate_up", pair, self.x, self.act, norm=w["ffn_norm.weight"])
-            self.stage("plain", (weight["ffn_down"],), self.act, self.x, residual=self.x)
-        head: Any = adapter.head_weight
-        self.stage("plain", (head,), self.x, logits, norm=adapter.weights["output_norm.weight"])
+            attend(ops.device, a, slot.pointer, self.q.pointer, self.mixed.pointer, (gate, up))
+            self.stage("plain", (out,), self.mixed, self.x, residual=self.x)
+            self.stage("gate_up", (gate, up), self.x, self.act, norm=norm[1])
+            self.stage("plain", (down,), self.act, self.x, residual=self.x)
+        head = weights[f"{network.head.name}.weight"]
+        self.stage("plain", (head,), self.x, logits, norm=weights[f"{network.norm.name}.weight"])
 
     def stage(
         self,
@@ -104,7 +113,7 @@ class FusedLlama:
         Args:
             only: of q, k and v, the one to compute; the others have launches of their own.
         """
-        c, device = self.adapter.config, self.ops.device
+        a, device = self.attention, self.ops.device
         first = matrices[only or 0]
         fields = [m.fields for m in matrices] + [NOTHING] * (3 - len(matrices))
         rows = first.rows if mode == "gate_up" else sum(m.rows for m in matrices)
@@ -130,8 +139,8 @@ class FusedLlama:
                 "norm": norm.pointer if norm is not None else 0,
                 "residual": residual.pointer if residual is not None else 0, "out": out.pointer,
                 "sequence": slot.pointer if slot is not None else 0, "angles": self.angles.pointer,
-                "eps": c.norm_eps, "mode": MODE[mode], "layer": layer, "head_dim": c.head_dim,
-                "kv_heads": c.n_kv_heads, "pairs": self.pairs,
+                "eps": self.eps, "mode": MODE[mode], "layer": layer, "head_dim": a.size,
+                "kv_heads": a.kv_heads, "pairs": self.pairs,
                 "team_bits": team.bit_length() - 1, "steps": steps, "rounds": rounds}  # fmt: skip
         kernel = f"fused_{'fast' if fast else 'exact'}_{first.kind}"
         device.launch(kernel, (max(1, grid),), threads, args, shared=shared)
@@ -139,9 +148,8 @@ class FusedLlama:
 
 def attend(
     device: Device,
-    c: Config,
+    a: Attention,
     sequence: Pointer,
-    layer: int,
     q: Pointer,
     out: Pointer,
     ahead: tuple[DeviceMatrix, DeviceMatrix] | None = None,
@@ -152,11 +160,11 @@ def attend(
         sequence: a SEQUENCE in device memory, whose length is the row's position. out: (head, dim).
         ahead: matrices of one shape that a later launch reads, to be asked into the second-level cache.
     """
-    group, dim = c.n_heads // c.n_kv_heads, c.head_dim
+    group, dim = a.heads // a.kv_heads, a.size
     first, second = (matrix.pointers["q"] for matrix in ahead) if ahead else (0, 0)
     most = min(AHEAD, *(matrix.streams["q"] for matrix in ahead)) if ahead else 0
-    args = {"sequence": sequence, "q": q, "out": out, "kv_heads": c.n_kv_heads, "group": group,
-            "head_dim": dim, "layer": layer, "window": c.window or 0, "scale": dim**-0.5,
+    args = {"sequence": sequence, "q": q, "out": out, "kv_heads": a.kv_heads, "group": group,
+            "head_dim": dim, "layer": a.layer, "window": a.window or 0, "scale": a.scale,
             "ahead0": first, "ahead1": second, "ahead_bytes": most}  # fmt: skip
     heads = next(size for size in (1, 2, 4, GROUP) if size >= group)
     wide = dim > MOST_DIM // 2
@@ -165,7 +173,7 @@ def attend(
     floats = threads // 32 * (2 * tile * dim + (tile + 3) * heads)  # keys, values, weights, maxima and sums
     floats += heads * dim + CLUSTER * heads * (dim + 2)  # q, and what every block sends to the first
     kernel = f"attention_decode_{'wide_' if wide else ''}{heads}"
-    device.launch(kernel, (CLUSTER, c.n_kv_heads), threads, args, shared=4 * floats)
+    device.launch(kernel, (CLUSTER, a.kv_heads), threads, args, shared=4 * floats)
 
 
 def team_of(groups: int, steps: int, grid: int, warps: int) -> tuple[int, int, int]:
