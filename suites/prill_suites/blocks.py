@@ -8,8 +8,8 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
-from prill_harness.checks import Observer, check
 from prill_harness.engines.base import Engine
+from prill_harness.run.checks import Observer, check
 from prill_runtime.errors import MissingCapability, UnsupportedModel
 from prill_runtime.gguf.tensors import TensorInfo
 from prill_runtime.quants import layouts as quants
@@ -59,7 +59,7 @@ def test_dequantize(observe: Observer, engine: Engine, name: str) -> None:
     kind = Type[name]
     data, backend = hard_bytes(kind), engine.ops()
     expected = reference(data, kind)
-    info = TensorInfo("blocks", expected.shape, kind, 0, data.nbytes)
+    info = TensorInfo("blocks", expected.shape, kind)
     try:
         with np.errstate(all="ignore"):
             got = weight_values(backend, backend.weight(data.reshape(-1), info)).astype(np.float32)

@@ -14,11 +14,11 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 
 from prill_fixtures import synth
-from prill_harness.checks import Observer, check
-from prill_harness.engines import open_engine
 from prill_harness.engines.base import Capability, Engine
 from prill_harness.engines.embedded import Embedded
-from prill_harness.lanes import lane_for
+from prill_harness.engines.spec import open_engine
+from prill_harness.numbers.lanes import lane_for
+from prill_harness.run.checks import Observer, check
 from prill_runtime.errors import MissingCapability, UnsupportedModel
 from prill_runtime.gguf.tensors import TensorInfo
 from prill_runtime.quants import layouts as quants
@@ -139,7 +139,7 @@ def test_matvec(bench: Bench, name: str) -> None:
     for rows, outer, width in (*small, *wide, *(many if name in BY_KERNEL else ())):
         raw = ops_models.random_blocks(bench.random, kind, (outer, width))
         plain = np.asarray(gguf.quants.dequantize(raw, kind), np.float64).reshape(outer, width)
-        info = TensorInfo("matrix", (outer, width), kind, 0, raw.nbytes)
+        info = TensorInfo("matrix", (outer, width), kind)
         try:
             weight = bench.backend.weight(raw, info)
         except UnsupportedModel as error:

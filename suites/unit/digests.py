@@ -158,9 +158,7 @@ def arithmetic(engine: str) -> str:
                 np.add.reduce(x * x, axis=-1),
                 np.sqrt(x * x),
             ]
-        found.append(
-            random.standard_normal((96, 512)).astype(dtype) @ random.standard_normal((512, 640)).astype(dtype)
-        )
+        large = [random.standard_normal(shape).astype(dtype) for shape in ((96, 512), (512, 640))]
         heads = random.standard_normal((4, 20, 16)).astype(dtype)
         return _sha(
             [*found, heads @ heads.swapaxes(1, 2), np.mean(heads, axis=-1), np.einsum("hrd->hr", heads)]

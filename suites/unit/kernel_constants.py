@@ -11,6 +11,7 @@ from collections import defaultdict
 from itertools import product
 
 from prill_runtime.device.machine import compile as kernels
+from prill_runtime.device.machine import formats
 
 _DEFINE = re.compile(r"^#define (\w+) ([^\n]+?)(?: *//.*)?$", re.M)
 _INCLUDE = re.compile(r'^#include "(sample|formats)\.cuh"', re.M)
@@ -18,7 +19,7 @@ _CONSTEXPR = re.compile(r"\bconstexpr (?:int|size_t|unsigned) ([^;]+);")
 _TEMPLATE = re.compile(r"^template <([^>]*)>\s+(?:static [\w\s]*?|struct )(\w+)(?:\(| \{)", re.M)
 _USE = re.compile(r"\b(\w+)<([\w:, ]+)>")
 _KERNEL = re.compile(r"^(?:CLUSTER_)?KERNEL\w*\(\w+, \w+, (\d+)[,)]", re.M)
-CHUNKS = {4, 8, 16, 32}  # weights of a chunk, `N` of the formats
+CHUNKS = {format.chunk for format in formats.FORMATS.values()}  # weights of a chunk, `N` of the formats
 
 
 def constants(file: str) -> dict[str, set[int]]:
@@ -26,6 +27,8 @@ def constants(file: str) -> dict[str, set[int]]:
     text = kernels.source(file)
     text += "".join(kernels.headers()[f"{name}.cuh"] for name in _INCLUDE.findall(text))
     found: dict[str, set[int]] = defaultdict(set)
+    if "formats" in _INCLUDE.findall(text):
+        found["N"] = set(CHUNKS)
     threads = {int(number) for number in _KERNEL.findall(text)}
     if threads:
         found["threads"] = threads

@@ -42,7 +42,7 @@ def network(
     said |= {name.replace("__", "."): value for name, value in more.items()}
     names = ["token_embd.weight", *(f"blk.{number}" for number in range(layers))]
     names += [] if tied else ["output.weight"]
-    tensors = {name: TensorInfo(name, (vocab, width), T.F32, 0, 0) for name in names}
+    tensors = {name: TensorInfo(name, (vocab, width), T.F32) for name in names}
     metadata = {f"{arch}.{name}": value for name, value in said.items()}
     file: Any = SimpleNamespace(path=Path("made.gguf"), architecture=arch, metadata=metadata, tensors=tensors)
     return describe(file)

@@ -334,10 +334,10 @@ def test_a_symbolic_link_is_followed(tmp_path: Path) -> None:
         assert len(file.tensors) == 2
 
 
-def test_duplicate_tokens_are_legal() -> None:
-    """Two tokens of the same text pass, as do metadata without any tokenizer and files without types."""
+def test_a_tokenizer_without_types_is_not_judged_by_them() -> None:
+    """Metadata without any tokenizer pass, and so does a spelling that only a byte token may not have."""
     check_tokenizer({})
-    check_tokenizer({"tokenizer.ggml.tokens": ["a", "a", "<0x-1>"]})
+    check_tokenizer({"tokenizer.ggml.tokens": ["a", "", "", "<0x-1>"]})
 
 
 def test_check_tokenizer_reads_lists_and_places_the_fault() -> None:

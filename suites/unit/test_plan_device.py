@@ -62,11 +62,9 @@ def tensors_of(made: Network, type: T) -> dict[str, TensorInfo]:
     """A file's tensors without their bytes: matrices of one type where their rows are whole blocks."""
     tensors = {}
     for name, tensor in walks.tensors(made).items():
-        weights, nbytes = gguf.GGML_QUANT_SIZES[type]
+        weights, _ = gguf.GGML_QUANT_SIZES[type]
         kind = type if len(tensor.shape) > 1 and tensor.shape[-1] % weights == 0 else T.F32
-        weights, nbytes = gguf.GGML_QUANT_SIZES[kind]
-        size = int(np.prod(tensor.shape)) // weights * nbytes
-        tensors[name] = TensorInfo(name, tensor.shape, kind, 0, size)
+        tensors[name] = TensorInfo(name, tensor.shape, kind)
     return tensors
 
 

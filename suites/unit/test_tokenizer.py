@@ -271,30 +271,30 @@ def test_an_unknown_model_is_named() -> None:
 
 BROKEN: list[tuple[str, dict[str, object], str]] = [
     ("no tokens", spm(tokens=None), r"tokenizer.ggml.tokens: key is missing"),
-    ("no tokens at all", spm(tokens=[]), r"tokens: array is empty"),
-    ("tokens of numbers", spm(tokens=[1, 2]), r"tokens: wrong type: expected an array of strings"),
-    ("token not Unicode", spm(tokens=["a", "\udc80"]), r"tokens\[1\]: string is not valid UTF-8"),
-    ("too few scores", spm(scores=[0.0]), r"scores: length differs.*expected \d+ entries, got 1"),
-    ("too many scores", spm(scores=[0.0] * 999), r"scores: length differs.*got 999"),
-    ("scores of strings", spm(scores=["x"] * 273), r"scores: wrong type: expected an array of numbers"),
-    ("score not a number", spm(scores=[float("nan")] * 273), r"scores\[0\]: score is not finite"),
-    ("nested scores", spm(scores=[[0.0], [0.0, 1.0]]), r"scores: nested array"),
-    ("too few types", spm(token_type=[1]), r"token_type: length differs"),
-    ("fractional types", spm(token_type=[1.5] * 273), r"token_type: wrong type"),
-    ("unknown type", spm(token_type=[2, 9, *[1] * 271]), r"token_type\[1\]: unknown.*1 to 6, got 9"),
-    ("bos outside", spm(bos_token_id=273), r"bos_token_id: id is outside.*expected 0 to 272, got 273"),
-    ("eos negative", bpe(eos_token_id=-1), r"eos_token_id: id is outside"),
-    ("bos a string", bpe(bos_token_id="<s>"), r"bos_token_id: id is outside"),
-    ("eot outside", bpe(eot_token_id=2**32 - 1), r"eot_token_id: id is outside"),
-    ("add_eos a number", bpe(add_eos_token=1), r"add_eos_token: wrong type: expected a boolean"),
+    ("no tokens at all", spm(tokens=[]), r"tokens is empty: expected at least 1 token"),
+    ("tokens of numbers", spm(tokens=[1, 2]), r"tokens has the wrong type.* array of text, got of 1"),
+    ("token not Unicode", spm(tokens=["a", "\udc80"]), r"tokens holds no text at 1: .*, got .\\udc80"),
+    ("too few scores", spm(scores=[0.0]), r"scores does not match.* expected \d+, got 1"),
+    ("too many scores", spm(scores=[0.0] * 999), r"scores does not match.*got 999"),
+    ("scores of strings", spm(scores=["x"] * 273), r"scores has the wrong type.* array of numbers"),
+    ("score not a number", spm(scores=[float("nan")] * 273), r"scores of token 0 is not a number"),
+    ("nested scores", spm(scores=[[0.0], [0.0, 1.0]]), r"scores has the wrong type: .* got of an array of 1"),
+    ("too few types", spm(token_type=[1]), r"token_type does not match"),
+    ("fractional types", spm(token_type=[1.5] * 273), r"token_type has the wrong type"),
+    ("unknown type", spm(token_type=[2, 9, *[1] * 271]), r"type of token 1 is unknown.* 1 to 6, got 9"),
+    ("bos outside", spm(bos_token_id=273), r"bos_token_id is outside.*expected 0 to 272, got 273"),
+    ("eos negative", bpe(eos_token_id=-1), r"eos_token_id is outside"),
+    ("bos a string", bpe(bos_token_id="<s>"), r"bos_token_id has the wrong type.*, got text"),
+    ("eot outside", bpe(eot_token_id=2**32 - 1), r"eot_token_id is outside"),
+    ("add_eos a number", bpe(add_eos_token=1), r"add_eos_token has the wrong type: expected true or false"),
     ("no merges", bpe(merges=None), r"merges: key is missing"),
     ("merge part", bpe(merges=["a b", "zz a"]), r"merges\[1\]: part 'zz' of merge 'zz a' is not a text"),
     ("merge result", bpe(merges=["a b", "b a"]), r"merges\[1\]: result 'ba' of merge 'b a' is not a text"),
     ("merge of one", bpe(merges=["ab"]), r"merges\[0\]: merge is not a pair"),
     ("merge of three", bpe(merges=["a b c"]), r"merges\[0\]: merge is not a pair"),
     ("merge into a control token", bpe(merges=["<s >"]), r"merges\[0\]: part '<s'"),
-    ("pre not a string", bpe(pre=3), r"pre: wrong type: expected a string"),
-    ("twice", bpe(tokens=["a", "b", "a"], token_type=[1] * 3), r"token 'a' occurs twice.*got ids 0 and 2"),
+    ("pre not a string", bpe(pre=3), r"pre has the wrong type: expected text"),
+    ("twice", bpe(tokens=["a", "b", "a"], token_type=[1] * 3), r"has a token twice.* got 'a' as 0 and 2"),
 ]  # fmt: skip
 
 
@@ -313,7 +313,7 @@ def test_a_byte_token_that_names_no_byte_is_refused(token: str) -> None:
     """Byte tokens must read <0x00> to <0xFF>."""
     tokens = [*spm()["tokenizer.ggml.tokens"]]  # type: ignore[misc]
     tokens[11] = token
-    with pytest.raises(ModelFileError, match=r"tokens\[11\]: byte token names no byte"):
+    with pytest.raises(ModelFileError, match=r"tokens has a malformed byte token 11"):
         load_tokenizer(spm(tokens=tokens))
 
 

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from prill_harness import trace
-from prill_harness.engines import open_engine, resolve_model
 from prill_harness.engines.base import Engine
-from prill_harness.stages import canonical
-from prill_harness.subject import stage_table
+from prill_harness.engines.spec import open_engine, resolve_model
+from prill_harness.stages import trace
+from prill_harness.stages.subject import stage_table
+from prill_harness.stages.table import canonical
 from prill_runtime.errors import InvalidParameter, UsageError
 from prill_runtime.models import walks
 

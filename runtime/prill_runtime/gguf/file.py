@@ -30,7 +30,7 @@ from prill_runtime.gguf.header import (
     quoted,
     unpacked,
 )
-from prill_runtime.gguf.tensors import MAX_TENSORS, SMALLEST_ENTRY, TensorInfo, read_table
+from prill_runtime.gguf.tensors import MAX_TENSORS, SMALLEST_ENTRY, StoredTensor, read_table
 from prill_runtime.gguf.vocabulary import check_tokenizer
 
 __all__ = ["GGUFFile", "Value", "check_tokenizer", "open_gguf"]
@@ -50,7 +50,7 @@ class GGUFFile:
         version: 2 or 3.
         alignment: of tensor data, bytes.
         metadata: key to value; arrays are lists. Of a split model, the first part's.
-        tensors: name to TensorInfo, in file order, part after part.
+        tensors: name to StoredTensor, in file order, part after part.
         size: bytes, all parts together.
         place: which part of how many the file is, (0, 1) when it is whole.
         further: the other parts of a model that was opened by its first.
@@ -63,11 +63,11 @@ class GGUFFile:
         version: int,
         alignment: int,
         metadata: Mapping[str, Value],
-        tensors: Mapping[str, TensorInfo],
+        tensors: Mapping[str, StoredTensor],
     ) -> None:
         self.path, self.version, self.alignment = path, version, alignment
         self.metadata: Mapping[str, Value] = MappingProxyType(dict(metadata))
-        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(dict(tensors))
+        self.tensors: Mapping[str, StoredTensor] = MappingProxyType(dict(tensors))
         self.place = split.place(metadata)
         self.further: tuple[GGUFFile, ...] = ()
         self._file = file

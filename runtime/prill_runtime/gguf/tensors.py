@@ -20,42 +20,55 @@ SMALLEST_ENTRY: Final = 8 + 1 + 4 + 8 + 4 + 8
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where one tensor lives.
+    """What one tensor is, wherever it lies.
 
     Attributes:
         name: as the file spells it.
         shape: in row-major order, GGUF's dimensions reversed; a matrix is (out, in).
         type: the block format of the bytes.
-        offset: of the first byte, from the start of the file.
-        nbytes: length in bytes, padding excluded.
-        part: of a split model, the file that holds it, counted from 0.
     """
 
     name: str
     shape: tuple[int, ...]
     type: GGMLQuantizationType
+
+    @property
+    def nbytes(self) -> int:
+        """Length in bytes, padding excluded."""
+        per_block, block_bytes = GGML_QUANT_SIZES[self.type]
+        return int(prod(self.shape) // per_block * block_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor(TensorInfo):
+    """A tensor of a file, and where it lies.
+
+    Attributes:
+        offset: of the first byte, from the start of the file.
+        part: of a split model, the file that holds it, counted from 0.
+    """
+
     offset: int
-    nbytes: int
     part: int = 0
 
 
-def read_table(cursor: Cursor, count: int, alignment: int) -> dict[str, TensorInfo]:
+def read_table(cursor: Cursor, count: int, alignment: int) -> dict[str, StoredTensor]:
     """Read `count` entries and place them behind the table, every byte range checked against the file.
 
     Raises:
         ModelFileError: an entry is malformed, misplaced, or overlaps another.
     """
-    entries: dict[str, tuple[int, TensorInfo]] = {}
+    entries: dict[str, tuple[int, TensorInfo, int]] = {}
     for _ in range(count):
         at = cursor.pos
-        info = _read_entry(cursor, alignment)
+        info, from_data = _read_entry(cursor, alignment)
         if info.name in entries:
             raise cursor.fail("duplicate tensor", at=at, expected="a new name", got=quoted(info.name))
-        entries[info.name] = at, info
+        entries[info.name] = at, info, from_data
     start = -(-cursor.pos // alignment) * alignment
-    tensors: dict[str, TensorInfo] = {}
-    for name, (at, info) in entries.items():
-        offset = start + info.offset
+    tensors: dict[str, StoredTensor] = {}
+    for name, (at, info, from_data) in entries.items():
+        offset = start + from_data
         if offset + info.nbytes > cursor.size:
             raise cursor.fail(
                 f"data of tensor {quoted(name)} runs past the end of the file",
@@ -63,13 +76,13 @@ def read_table(cursor: Cursor, count: int, alignment: int) -> dict[str, TensorIn
                 expected=f"bytes {offset} to {offset + info.nbytes}",
                 got=f"a file of {cursor.size} bytes",
             )
-        tensors[name] = TensorInfo(name, info.shape, info.type, offset, info.nbytes)
+        tensors[name] = StoredTensor(name, info.shape, info.type, offset)
     _check_layout(cursor, min(start, cursor.size), tensors.values(), alignment)
     return tensors
 
 
-def _read_entry(cursor: Cursor, alignment: int) -> TensorInfo:
-    """One entry; its offset is still relative to the start of the data."""
+def _read_entry(cursor: Cursor, alignment: int) -> tuple[TensorInfo, int]:
+    """One entry, and its offset from the start of the data."""
     name = cursor.text("tensor name", MAX_NAME)
     if not name:
         raise cursor.fail("empty tensor name", at=cursor.pos - 8, expected=f"1 to {MAX_NAME} bytes", got=0)
@@ -86,7 +99,7 @@ def _read_entry(cursor: Cursor, alignment: int) -> TensorInfo:
         raise cursor.fail(f"dimensions of {tensor} overflow", at=at, expected="below 2^63 weights", got=dims)
     type_at = cursor.pos
     type = _tensor_type(cursor, tensor)
-    per_block, block_bytes = GGML_QUANT_SIZES[type]
+    per_block, _ = GGML_QUANT_SIZES[type]
     if dims[0] % per_block:
         raise cursor.fail(
             f"row of {tensor} is not whole blocks of {type.name}",
@@ -94,13 +107,13 @@ def _read_entry(cursor: Cursor, alignment: int) -> TensorInfo:
             expected=f"a multiple of {per_block}",
             got=dims[0],
         )
-    nbytes = prod(dims) // per_block * block_bytes
-    if nbytes > cursor.size:
+    info = TensorInfo(name, tuple(reversed(dims)), type)
+    if info.nbytes > cursor.size:
         raise cursor.fail(
             f"{tensor} is larger than the file and runs past the end of it",
             at=type_at,
             expected=f"at most {cursor.size} bytes",
-            got=f"{nbytes} ({type.name}, {dims})",
+            got=f"{info.nbytes} ({type.name}, {dims})",
         )
     at = cursor.pos
     offset = cursor.integer(GGUFValueType.UINT64, f"offset of {tensor}")
@@ -108,7 +121,7 @@ def _read_entry(cursor: Cursor, alignment: int) -> TensorInfo:
         raise cursor.fail(
             f"offset of {tensor} is misaligned", at=at, expected=f"a multiple of {alignment}", got=offset
         )
-    return TensorInfo(name, tuple(reversed(dims)), type, offset, nbytes)
+    return info, offset
 
 
 def _tensor_type(cursor: Cursor, tensor: str) -> GGMLQuantizationType:
@@ -122,7 +135,7 @@ def _tensor_type(cursor: Cursor, tensor: str) -> GGMLQuantizationType:
         ) from None
 
 
-def _check_layout(cursor: Cursor, start: int, tensors: Iterable[TensorInfo], alignment: int) -> None:
+def _check_layout(cursor: Cursor, start: int, tensors: Iterable[StoredTensor], alignment: int) -> None:
     """Data follow one another with padding only, from `start` to the end of the file.
 
     A wrong tensor count would otherwise shift the data under every name without any other sign.

@@ -1,27 +1,32 @@
-"""The metadata of a file goes in; nothing comes out, or one sentence on how its tokenizer is wrong."""
+"""The metadata of a file goes in; nothing comes out, or one sentence on how its tokenizer is wrong.
+
+The one rule book: a file is held to it when it is opened, and bare metadata when a tokenizer is made of them.
+Where the format is silent, it asks what llama.cpp and SentencePiece do: two tokens of one spelling make
+llama.cpp abort, unless they are empty; both look byte tokens up by their upper-case digits.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from enum import IntEnum
 from numbers import Integral, Real
 from typing import Any, Final
 
 import numpy as np
 
 from prill_runtime.errors import ModelFileError
-from prill_runtime.gguf.header import quoted
+from prill_runtime.gguf.header import Strings, quoted
+from prill_runtime.tokenizer.ends import END_KEYS, FILL_IN
 
 PREFIX: Final = "tokenizer.ggml."
-BYTE: Final = 6
-MAX_TOKEN_TYPE: Final = 6
+BYTE_TOKEN: Final = re.compile(r"<0x([0-9A-F]{2})>")
 # The ids that decide what is generated and where it ends; others are carried along unused.
-SPECIAL_IDS: Final = ("bos", "eos", "eot", "eom", "unknown")
-_BYTE_TOKEN: Final = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+SPECIAL_IDS: Final = ("bos_token_id", "unknown_token_id", *END_KEYS, *FILL_IN)
 
-_TEXT: Final = ("text", str)
-_TRUTH: Final = ("true or false", bool)
-_SCALARS: Final = {
+_TEXT: Final[tuple[str, Any]] = ("text", str)
+_TRUTH: Final[tuple[str, Any]] = ("true or false", bool | np.bool_)
+_SCALARS: Final[dict[str, tuple[str, Any]]] = {
     "general.architecture": _TEXT,
     "general.name": _TEXT,
     f"{PREFIX}model": _TEXT,
@@ -30,14 +35,25 @@ _SCALARS: Final = {
     f"{PREFIX}add_bos_token": _TRUTH,
     f"{PREFIX}add_eos_token": _TRUTH,
     f"{PREFIX}add_space_prefix": _TRUTH,
-    **{f"{PREFIX}{name}_token_id": ("a whole number", Integral) for name in SPECIAL_IDS},
+    **{f"{PREFIX}{name}": ("a whole number", Integral) for name in SPECIAL_IDS},
 }
-_ARRAYS: Final = {
+_ARRAYS: Final[dict[str, tuple[str, Any]]] = {
     f"{PREFIX}tokens": ("text", str),
     f"{PREFIX}merges": ("text", str),
     f"{PREFIX}scores": ("numbers", Real),
     f"{PREFIX}token_type": ("whole numbers", Integral),
 }
+
+
+class TokenType(IntEnum):
+    """Values of `tokenizer.ggml.token_type`; 0, llama.cpp's "undefined", is none of the format's."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
 
 
 class _Fault:
@@ -52,44 +68,18 @@ class _Fault:
         return ModelFileError(f"{key} {what}", where=where, expected=expected, got=got)
 
 
-def check_types(
-    metadata: Mapping[str, Any], *, path: str = "", offsets: Mapping[str, int] | None = None
-) -> None:
-    """Every key whose meaning is fixed by the format holds a value of the right type.
-
-    Raises:
-        ModelFileError: naming the key, and `offsets[key]` when given.
-    """
-    fault = _Fault(path, offsets or {})
-    for key, (wanted, kind) in _SCALARS.items():
-        value = metadata.get(key)
-        # bool is an Integral to Python, not to the format
-        if value is not None and (
-            not isinstance(value, kind) or (kind is not bool and isinstance(value, bool))
-        ):
-            raise fault(key, "has the wrong type", wanted, _described(value))
-    for key, (wanted, kind) in _ARRAYS.items():
-        value = metadata.get(key)
-        if value is None:
-            continue
-        if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
-            raise fault(key, "has the wrong type", f"an array of {wanted}", _described(value))
-        if len(value) and (not isinstance(value[0], kind) or isinstance(value[0], bool | np.bool_)):
-            raise fault(key, "has the wrong type", f"an array of {wanted}", f"of {_described(value[0])}")
-
-
 def check_tokenizer(
     metadata: Mapping[str, Any], *, path: str = "", offsets: Mapping[str, int] | None = None
 ) -> None:
-    """The parts of the tokenizer agree: array lengths, token types, byte tokens, special ids.
+    """Every key has its type, and the parts agree: array lengths, spellings, token types, special ids.
 
-    A file without a token list passes: it has no tokenizer to contradict. Duplicate tokens are legal.
+    Metadata without a token list pass: there is no tokenizer to contradict.
 
     Raises:
         ModelFileError: naming the key, and `offsets[key]` when given.
     """
-    check_types(metadata, path=path, offsets=offsets)
     fault = _Fault(path, offsets or {})
+    _check_types(metadata, fault)
     tokens = metadata.get(f"{PREFIX}tokens")
     if tokens is None:
         return
@@ -103,18 +93,62 @@ def check_tokenizer(
     scores = np.asarray(metadata.get(f"{PREFIX}scores", ()), np.float64)
     if (bad := np.flatnonzero(np.isnan(scores))).size:
         raise fault(f"{PREFIX}scores", f"of token {bad[0]} is not a number", "a score", "NaN")
-    types = np.asarray(metadata.get(f"{PREFIX}token_type", ()), np.int64)
-    if (bad := np.flatnonzero((types < 0) | (types > MAX_TOKEN_TYPE))).size:
-        wrong = int(types[bad[0]])
-        raise fault(f"{PREFIX}token_type", f"of token {bad[0]} is unknown", f"0 to {MAX_TOKEN_TYPE}", wrong)
-    for index in np.flatnonzero(types == BYTE):
-        if not _BYTE_TOKEN.fullmatch(tokens[int(index)]):
-            found = quoted(tokens[int(index)])
-            raise fault(f"{PREFIX}tokens", f"has a malformed byte token {index}", "<0x00> to <0xFF>", found)
+    _check_spellings(tokens, metadata.get(f"{PREFIX}token_type", ()), fault)
     for name in SPECIAL_IDS:
-        key = f"{PREFIX}{name}_token_id"
+        key = f"{PREFIX}{name}"
         if key in metadata and not 0 <= metadata[key] < count:
             raise fault(key, "is outside the vocabulary", f"0 to {count - 1}", metadata[key])
+
+
+def _check_types(metadata: Mapping[str, Any], fault: _Fault) -> None:
+    """Every key whose meaning is fixed by the format holds a value of the right type."""
+    for key, (wanted, kind) in _SCALARS.items():
+        if key in metadata and not _fits(type(metadata[key]), kind):
+            raise fault(key, "has the wrong type", wanted, _described(metadata[key]))
+    for key, (wanted, kind) in _ARRAYS.items():
+        values = metadata.get(key, ())
+        if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray):
+            raise fault(key, "has the wrong type", f"an array of {wanted}", _described(values))
+        # A file's arrays are of one type each, and its text was decoded; lists may hold anything.
+        alike = values[:1] if isinstance(values, Strings | np.ndarray) else values
+        if wrong := {kept for kept in set(map(type, alike)) if not _fits(kept, kind)}:
+            value = next(value for value in alike if type(value) in wrong)
+            raise fault(key, "has the wrong type", f"an array of {wanted}", f"of {_described(value)}")
+        if kind is str and (at := _not_unicode(alike)) is not None:
+            raise fault(key, f"holds no text at {at}", "what UTF-8 can encode", quoted(values[at]))
+
+
+def _fits(found: type, wanted: Any) -> bool:
+    """Whether a value of a type may stand where another is wanted; bool is an Integral only to Python."""
+    truth = issubclass(found, bool | np.bool_)
+    return truth if wanted == _TRUTH[1] else issubclass(found, wanted) and not truth
+
+
+def _not_unicode(texts: Iterable[str]) -> int | None:
+    """The first text with a lone surrogate."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        return next(at for at, text in enumerate(texts) if re.search("[\ud800-\udfff]", text))
+    return None
+
+
+def _check_spellings(tokens: Sequence[str], types: Any, fault: _Fault) -> None:
+    """No two tokens share a spelling, but for the empty one; types are known, and byte tokens name a byte."""
+    seen: dict[str, int] = {}
+    for index, token in enumerate(tokens):
+        if token and seen.setdefault(token, index) != index:
+            ids = f"{quoted(token)} as {seen[token]} and {index}"
+            raise fault(f"{PREFIX}tokens", "has a token twice", "one id for each spelling", ids)
+    kinds = np.asarray(types)
+    if (bad := np.flatnonzero(~np.isin(kinds, [*TokenType]))).size:
+        wrong = int(kinds[bad[0]])
+        known = f"{min(TokenType)} to {max(TokenType)}"
+        raise fault(f"{PREFIX}token_type", f"of token {bad[0]} is unknown", known, wrong)
+    for index in np.flatnonzero(kinds == TokenType.BYTE).tolist():
+        if not BYTE_TOKEN.fullmatch(tokens[index]):
+            found = quoted(tokens[index])
+            raise fault(f"{PREFIX}tokens", f"has a malformed byte token {index}", "<0x00> to <0xFF>", found)
 
 
 def _described(value: Any) -> str:

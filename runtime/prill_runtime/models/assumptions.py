@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from prill_runtime.errors import PrillError
+from prill_runtime.gguf.vocabulary import PREFIX, TokenType
 from prill_runtime.tokenizer.ends import BY_TEXT
 from prill_runtime.tokenizer.load import SentencePieceTokenizer, Tokenizer, load_tokenizer
 from prill_runtime.tokenizer.pretokenizers import PRE_TOKENIZERS
-from prill_runtime.tokenizer.vocabulary import PREFIX, TokenType
 
 REFUSED = "nothing: it is refused"
 SCALINGS = ("none", "linear")

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from prill_runtime.errors import InvalidParameter
 from prill_runtime.gguf.tensors import TensorInfo
+from prill_runtime.ops import rotary
 from prill_runtime.ops.protocol import Array, Ids, RopeLayout
 from prill_runtime.quants.layouts import dequantize
 
@@ -88,10 +89,7 @@ class NumpyBackend:
         self, positions: Ids, base: float, dim: int, factor: float, freq_factors: Array | None
     ) -> Array:
         """Rotary angles (row, pair) of positions (row,), in radians."""
-        frequencies = np.power(float(base), -np.arange(0, dim, 2, dtype=np.float64) / dim) / factor
-        if freq_factors is not None:
-            frequencies = frequencies / freq_factors.astype(np.float64)
-        return np.asarray(positions[:, None] * frequencies)
+        return np.asarray(positions[:, None] * rotary.frequencies(base, dim, factor, freq_factors))
 
     def softmax(self, x: Array) -> Array:
         with np.errstate(invalid="ignore"):

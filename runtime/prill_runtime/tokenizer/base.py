@@ -9,10 +9,11 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from prill_runtime.errors import InvalidParameter
-from prill_runtime.tokenizer.vocabulary import BYTE_TOKEN, TokenType, Vocabulary
+from prill_runtime.gguf.vocabulary import BYTE_TOKEN, TokenType
+from prill_runtime.tokenizer.vocabulary import Vocabulary
 
 REPLACEMENT = "\ufffd".encode()
 
@@ -50,7 +51,7 @@ class Tokenizer(ABC):
         Tokenizer.families[model] = cls
 
     @abstractmethod
-    def __init__(self, metadata: Mapping[str, object], vocab_size: int | None) -> None: ...
+    def __init__(self, metadata: Mapping[str, Any], vocab_size: int | None) -> None: ...
 
     def _adopt(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import tokenizers
 from tokenizers.models import BPE
 
 from prill_runtime.errors import ModelFileError, UnsupportedModel
+from prill_runtime.gguf.vocabulary import PREFIX, TokenType
 from prill_runtime.tokenizer.base import Tokenizer
 from prill_runtime.tokenizer.pretokenizers import PRE_TOKENIZERS, PreTokenizer
-from prill_runtime.tokenizer.vocabulary import (
-    PREFIX,
-    Defaults,
-    TokenType,
-    Vocabulary,
-    read_vocabulary,
-    strings,
-)
+from prill_runtime.tokenizer.vocabulary import Defaults, Vocabulary, read_vocabulary, required
 
 
 def _byte_alphabet() -> dict[int, str]:
@@ -46,12 +41,12 @@ class ByteLevelTokenizer(Tokenizer, model="gpt2"):
         ModelFileError: what `read_vocabulary` raises; a merge is not two tokens that make a third.
     """
 
-    def __init__(self, metadata: Mapping[str, object], vocab_size: int | None = None) -> None:
+    def __init__(self, metadata: Mapping[str, Any], vocab_size: int | None = None) -> None:
         self._pre = _pre_tokenizer(metadata)
         vocabulary = read_vocabulary(metadata, vocab_size, Defaults(add_bos=self._pre.add_bos))
         self._adopt(vocabulary)
         words = _words(vocabulary)
-        self._merges = _merges(strings(metadata, "merges"), words)
+        self._merges = _merges(required(metadata, "merges"), words)
         pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in self._merges)]
         self._unspelled = sum(letter not in words for letter in BYTE_ALPHABET.values())
         # The library drops what it has no token for, and then merges what was apart: a token past the
@@ -87,10 +82,8 @@ def _spelled_in_bytes(token: str) -> bool:
     return all(ord(character) in _TO_BYTE for character in token)
 
 
-def _pre_tokenizer(metadata: Mapping[str, object]) -> PreTokenizer:
+def _pre_tokenizer(metadata: Mapping[str, Any]) -> PreTokenizer:
     name = metadata.get(PREFIX + "pre", "default")
-    if not isinstance(name, str):
-        raise ModelFileError("wrong type", where=PREFIX + "pre", expected="a string", got=f"{name!r:.40}")
     if name not in PRE_TOKENIZERS:
         raise UnsupportedModel(
             f"pre-tokenizer {name!r:.80} is not known",
@@ -107,7 +100,7 @@ def _words(vocabulary: Vocabulary) -> dict[str, int]:
     return words | {token: i for token, i in own.items() if token and token.isascii()}
 
 
-def _merges(merges: list[str], words: Mapping[str, int]) -> list[str]:
+def _merges(merges: Sequence[str], words: Mapping[str, int]) -> list[str]:
     """The merges in order of rank, each once, checked."""
     for index, merge in enumerate(merges):
         left, _, right = merge.partition(" ")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from prill_runtime.errors import ModelFileError, UnsupportedModel
+from prill_runtime.errors import UnsupportedModel
+from prill_runtime.gguf.vocabulary import PREFIX, check_tokenizer
 from prill_runtime.tokenizer.base import TextStream, Tokenizer
 from prill_runtime.tokenizer.bpe import ByteLevelTokenizer
 from prill_runtime.tokenizer.spm import SentencePieceTokenizer
-from prill_runtime.tokenizer.vocabulary import PREFIX
+from prill_runtime.tokenizer.vocabulary import required
 
 __all__ = ["ByteLevelTokenizer", "SentencePieceTokenizer", "TextStream", "Tokenizer", "load_tokenizer"]
 
@@ -21,17 +22,11 @@ def load_tokenizer(metadata: Mapping[str, object], vocab_size: int | None = None
         vocab_size: rows of `token_embd.weight`; the vocabulary must have as many tokens.
 
     Raises:
-        ModelFileError: the keys are missing, mistyped or contradict each other.
+        ModelFileError: the keys are missing, or break a rule of `check_tokenizer`.
         UnsupportedModel: a tokenizer model or pre-tokenizer that prill does not know.
     """
-    model = metadata.get(PREFIX + "model")
-    if not isinstance(model, str):
-        raise ModelFileError(
-            "key is missing" if model is None else "wrong type",
-            where=PREFIX + "model",
-            expected="a string",
-            got=None if model is None else type(model).__name__,
-        )
+    check_tokenizer(metadata)
+    model = required(metadata, "model")
     if model not in Tokenizer.families:
         raise UnsupportedModel(
             f"tokenizer model {model!r:.80} is not known",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from heapq import heapify, heappop, heappush
+from typing import Any
 
 import numpy as np
 
-from prill_runtime.errors import ModelFileError
+from prill_runtime.gguf.vocabulary import PREFIX, TokenType
 from prill_runtime.tokenizer.base import Tokenizer
-from prill_runtime.tokenizer.vocabulary import PREFIX, Defaults, TokenType, flag, numbers, read_vocabulary
+from prill_runtime.tokenizer.vocabulary import Defaults, read_vocabulary
 
 SPACE = "\u2581"
 
@@ -27,25 +28,19 @@ class SentencePieceTokenizer(Tokenizer, model="llama"):
     Where the file is silent: bos 1, eos 2, unk 0, add_bos true and all scores 0, as llama.cpp.
 
     Raises:
-        ModelFileError: what `read_vocabulary` raises; the scores are of another length or not finite.
+        ModelFileError: what `read_vocabulary` raises.
     """
 
-    def __init__(self, metadata: Mapping[str, object], vocab_size: int | None = None) -> None:
+    def __init__(self, metadata: Mapping[str, Any], vocab_size: int | None = None) -> None:
         vocabulary = read_vocabulary(
             metadata, vocab_size, Defaults(bos_id=1, eos_id=2, unk_id=0, add_bos=True)
         )
         self._adopt(vocabulary)
-        scores = numbers(metadata, "scores", self.vocab_size, "iuf")
-        given = np.zeros(self.vocab_size) if scores is None else scores
-        self._all_scores = given.astype(np.float32)  # (vocab,)
-        for token_id in np.flatnonzero(~np.isfinite(self._all_scores))[:1]:
-            raise ModelFileError(
-                "score is not finite",
-                where=f"{PREFIX}scores[{token_id}]",
-                expected="a number",
-                got=self._all_scores[token_id],
-            )
-        self.strips_prefix = flag(metadata, "add_space_prefix", default=True)
+        scores = metadata.get(PREFIX + "scores")
+        given = np.zeros(self.vocab_size) if scores is None else np.asarray(scores)
+        with np.errstate(over="ignore"):
+            self._all_scores = given.astype(np.float32)  # (vocab,)
+        self.strips_prefix = bool(metadata.get(PREFIX + "add_space_prefix", True))
         mergeable = vocabulary.of_type(TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED)
         values = self._all_scores.tolist()
         self._ids = {vocabulary.tokens[i]: i for i in mergeable if vocabulary.tokens[i]}

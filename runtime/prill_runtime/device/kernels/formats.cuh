@@ -1,11 +1,13 @@
 // Weight formats as they lie in device memory, repacked into aligned streams: quants apart from scales.
 //
-// A chunk is what one lane takes at a time: N weights from one 16-byte load, plus its high bits and scales.
+// A chunk is what one lane takes at a time: N weights from one 16-byte load, plus its high bits and scales. How
+// a block of each format lies in a file is made of quants.py: NAME_Block.
 // Nibbles: byte j holds weight j (low) and weight j + 16 (high). Single bits: bit 8b + w is byte b of word w,
 // word w holding weights 4w to 4w + 3; two upper bits likewise, at 8b + 2(w % 4) of half w / 4.
 #pragma once
 
 #include "common.cuh"
+#include "formats_table.cuh"
 
 struct Matrix {
     const void* q;   // 16 bytes a chunk: values, bytes or nibbles; 8 of two bits
@@ -43,8 +45,7 @@ static __device__ __forceinline__ void fifth(unsigned h, float* out) {
         for (int b = 0; b < 4; ++b) out[4 * w + b] += (h >> (8 * b + w) & 1u) ? 16.0f : 0.0f;
 }
 
-struct F32 {
-    static constexpr int N = 4;
+struct F32 : F32_Block {
     struct Raw { uint4 q; };
     static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
         return {quants(m, (long long)row * m.pitch + c)};
@@ -55,8 +56,7 @@ struct F32 {
     }
 };
 
-struct F16 {
-    static constexpr int N = 8;
+struct F16 : F16_Block {
     struct Raw { uint4 q; };
     static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
         return {quants(m, (long long)row * m.pitch + c)};
@@ -69,8 +69,7 @@ struct F16 {
     }
 };
 
-struct BF16 {
-    static constexpr int N = 8;
+struct BF16 : BF16_Block {
     struct Raw { uint4 q; };
     static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
         return {quants(m, (long long)row * m.pitch + c)};
@@ -83,8 +82,7 @@ struct BF16 {
     }
 };
 
-struct Q8_0 {  // half a block: two neighbouring chunks share a scale
-    static constexpr int N = 16;
+struct Q8_0 : Q8_0_Block {  // half a block: two neighbouring chunks share a scale
     struct Raw { uint4 q; uint16_t d; };
     static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
         const long long at = (long long)row * m.pitch + c;
@@ -126,8 +124,7 @@ static __device__ __forceinline__ int dot_five(const uint4& q, unsigned h, const
 }
 
 // The formats of 32 weights a chunk: `dot` gets the chunk's quantised activations (8 words) and their sum.
-struct Q4_0 {
-    static constexpr int N = 32;
+struct Q4_0 : Q4_0_Block {
     struct Raw { uint4 q; uint16_t d; };
     static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
         const long long at = (long long)row * m.pitch + c;
@@ -144,8 +141,7 @@ struct Q4_0 {
     }
 };
 
-struct Q4_1 {
-    static constexpr int N = 32;
+struct Q4_1 : Q4_1_Block {
     struct Raw { uint4 q; unsigned dm; };
     static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
         const long long at = (long long)row * m.pitch + c;
@@ -163,8 +159,7 @@ struct Q4_1 {
     }
 };
 
-struct Q5_0 {
-    static constexpr int N = 32;
+struct Q5_0 : Q5_0_Block {
     struct Raw { uint4 q; unsigned h; uint16_t d; };
     static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
         const long long at = (long long)row * m.pitch + c;
@@ -182,8 +177,7 @@ struct Q5_0 {
     }
 };
 
-struct Q5_1 {
-    static constexpr int N = 32;
+struct Q5_1 : Q5_1_Block {
     struct Raw { uint4 q; unsigned h; unsigned dm; };
     static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
         const long long at = (long long)row * m.pitch + c;
@@ -208,8 +202,7 @@ static __device__ __forceinline__ float2 group_scales(unsigned dm, uint16_t sm) 
                        half_to_float((uint16_t)(dm >> 16)) * (float)(sm >> 8));
 }
 
-struct Q4_K {
-    static constexpr int N = 32;
+struct Q4_K : Q4_K_Block {
     struct Raw { uint4 q; unsigned dm; uint16_t sm; };
     static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
         const long long at = (long long)row * m.pitch + c;
@@ -227,8 +220,7 @@ struct Q4_K {
     }
 };
 
-struct Q5_K {
-    static constexpr int N = 32;
+struct Q5_K : Q5_K_Block {
     struct Raw { uint4 q; unsigned h; unsigned dm; uint16_t sm; };
     static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
         const long long at = (long long)row * m.pitch + c;
@@ -248,8 +240,7 @@ struct Q5_K {
     }
 };
 
-struct Q6_K {
-    static constexpr int N = 32;
+struct Q6_K : Q6_K_Block {
     struct Raw { uint4 q; uint2 h; uint16_t d; uint16_t s; };
     static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
         const long long at = (long long)row * m.pitch + c;
@@ -288,22 +279,6 @@ struct Q6_K {
 
 #include "formats_low.cuh"
 
-#define KERNELS(prefix, Args, threads)                          \
-    KERNELS_OF_VALUES(prefix, Args, threads)                    \
+#define KERNELS(prefix, Args, threads)       \
+    KERNELS_OF_VALUES(prefix, Args, threads) \
     KERNELS_OF_BLOCKS(prefix, Args, threads)
-#define KERNELS_OF_VALUES(prefix, Args, threads)                \
-    KERNEL(prefix##_f32, Args, threads) { prefix<F32>(a); }     \
-    KERNEL(prefix##_f16, Args, threads) { prefix<F16>(a); }     \
-    KERNEL(prefix##_bf16, Args, threads) { prefix<BF16>(a); }
-#define KERNELS_OF_BLOCKS(prefix, Args, threads)                \
-    KERNEL(prefix##_q8_0, Args, threads) { prefix<Q8_0>(a); }   \
-    KERNEL(prefix##_q4_0, Args, threads) { prefix<Q4_0>(a); }   \
-    KERNEL(prefix##_q4_1, Args, threads) { prefix<Q4_1>(a); }   \
-    KERNEL(prefix##_q5_0, Args, threads) { prefix<Q5_0>(a); }   \
-    KERNEL(prefix##_q5_1, Args, threads) { prefix<Q5_1>(a); }   \
-    KERNEL(prefix##_q4_k, Args, threads) { prefix<Q4_K>(a); }   \
-    KERNEL(prefix##_q5_k, Args, threads) { prefix<Q5_K>(a); }   \
-    KERNEL(prefix##_q6_k, Args, threads) { prefix<Q6_K>(a); }   \
-    KERNEL(prefix##_q2_k, Args, threads) { prefix<Q2_K>(a); }   \
-    KERNEL(prefix##_q3_k, Args, threads) { prefix<Q3_K>(a); }   \
-    KERNEL(prefix##_mxfp4, Args, threads) { prefix<MXFP4>(a); }

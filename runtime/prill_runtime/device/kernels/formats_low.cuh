@@ -11,8 +11,7 @@ static __device__ __forceinline__ unsigned two_bits(const uint2& q, int i) {
     return (i < 4 ? q.x : q.y) >> 2 * (i % 4) & 0x03030303u;
 }
 
-struct Q2_K {
-    static constexpr int N = 32;
+struct Q2_K : Q2_K_Block {
     struct Raw { uint2 q; unsigned dm; uint16_t s; };  // s: a group's scale in the low nibble, its minimum above
     static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
         const long long at = (long long)row * m.pitch + c;
@@ -49,8 +48,7 @@ struct Q2_K {
     }
 };
 
-struct Q3_K {
-    static constexpr int N = 32;
+struct Q3_K : Q3_K_Block {
     struct Raw { uint2 q; unsigned h; uint16_t d; uint16_t s; };
     static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
         const long long at = (long long)row * m.pitch + c;
@@ -86,8 +84,7 @@ struct Q3_K {
     }
 };
 
-struct MXFP4 {
-    static constexpr int N = 32;
+struct MXFP4 : MXFP4_Block {
     static constexpr int ZERO = 12;     // what twelve more than twice an E2M1 number is for 0
     struct Raw { uint4 q; uint8_t e; };
     static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {

@@ -43,6 +43,14 @@ static __device__ __forceinline__ void each(const RepackArgs& a, F f) {
     f(a.raw + (long long)row * a.row_bytes, c, (long long)a.first * a.pitch + n);
 }
 
+// Runs f(the block, chunk of the block, chunk of the matrix) for this thread's chunk.
+template <class Format, class F>
+static __device__ __forceinline__ void each_of(const RepackArgs& a, F f) {
+    each(a, [&](const unsigned char* row, int c, long long at) {
+        f(row + c / Format::CHUNKS * Format::BYTES, c % Format::CHUNKS, at);
+    });
+}
+
 KERNEL(repack_plain, RepackArgs, 256) {  // F32, F16, BF16: rows padded with zeros to whole chunks
     each(a, [&](const unsigned char* row, int c, long long at) {
         unsigned words[4] = {0, 0, 0, 0};
@@ -52,44 +60,44 @@ KERNEL(repack_plain, RepackArgs, 256) {  // F32, F16, BF16: rows padded with zer
 }
 
 KERNEL(repack_q8_0, RepackArgs, 256) {
-    each(a, [&](const unsigned char* row, int c, long long at) {
-        const unsigned char* block = row + c / 2 * 34;
-        static_cast<uint4*>(a.q)[at] = quad_at(block + 2 + c % 2 * 16);
-        if (c % 2 == 0) static_cast<uint16_t*>(a.s)[at / 2] = half_at(block);
+    using B = Q8_0_Block;
+    each_of<B>(a, [&](const unsigned char* block, int c, long long at) {
+        static_cast<uint4*>(a.q)[at] = quad_at(block + B::Q + c * 16);
+        if (c == 0) static_cast<uint16_t*>(a.s)[at / B::CHUNKS] = half_at(block + B::D);
     });
 }
 
 KERNEL(repack_q4_0, RepackArgs, 256) {
-    each(a, [&](const unsigned char* row, int c, long long at) {
-        const unsigned char* block = row + c * 18;
-        static_cast<uint4*>(a.q)[at] = quad_at(block + 2);
-        static_cast<uint16_t*>(a.s)[at] = half_at(block);
+    using B = Q4_0_Block;
+    each_of<B>(a, [&](const unsigned char* block, int c, long long at) {
+        static_cast<uint4*>(a.q)[at] = quad_at(block + B::Q);
+        static_cast<uint16_t*>(a.s)[at] = half_at(block + B::D);
     });
 }
 
 KERNEL(repack_q4_1, RepackArgs, 256) {
-    each(a, [&](const unsigned char* row, int c, long long at) {
-        const unsigned char* block = row + c * 20;
-        static_cast<uint4*>(a.q)[at] = quad_at(block + 4);
-        static_cast<unsigned*>(a.s)[at] = word_at(block);
+    using B = Q4_1_Block;
+    each_of<B>(a, [&](const unsigned char* block, int c, long long at) {
+        static_cast<uint4*>(a.q)[at] = quad_at(block + B::Q);
+        static_cast<unsigned*>(a.s)[at] = word_at(block + B::D);
     });
 }
 
 KERNEL(repack_q5_0, RepackArgs, 256) {
-    each(a, [&](const unsigned char* row, int c, long long at) {
-        const unsigned char* block = row + c * 22;
-        static_cast<uint4*>(a.q)[at] = quad_at(block + 6);
-        static_cast<unsigned*>(a.h)[at] = interleaved(word_at(block + 2));
-        static_cast<uint16_t*>(a.s)[at] = half_at(block);
+    using B = Q5_0_Block;
+    each_of<B>(a, [&](const unsigned char* block, int c, long long at) {
+        static_cast<uint4*>(a.q)[at] = quad_at(block + B::Q);
+        static_cast<unsigned*>(a.h)[at] = interleaved(word_at(block + B::H));
+        static_cast<uint16_t*>(a.s)[at] = half_at(block + B::D);
     });
 }
 
 KERNEL(repack_q5_1, RepackArgs, 256) {
-    each(a, [&](const unsigned char* row, int c, long long at) {
-        const unsigned char* block = row + c * 24;
-        static_cast<uint4*>(a.q)[at] = quad_at(block + 8);
-        static_cast<unsigned*>(a.h)[at] = interleaved(word_at(block + 4));
-        static_cast<unsigned*>(a.s)[at] = word_at(block);
+    using B = Q5_1_Block;
+    each_of<B>(a, [&](const unsigned char* block, int c, long long at) {
+        static_cast<uint4*>(a.q)[at] = quad_at(block + B::Q);
+        static_cast<unsigned*>(a.h)[at] = interleaved(word_at(block + B::H));
+        static_cast<unsigned*>(a.s)[at] = word_at(block + B::D);
     });
 }
 
@@ -113,33 +121,33 @@ static __device__ __forceinline__ uint4 regrouped(const unsigned char* q, int g)
 }
 
 KERNEL(repack_q4_k, RepackArgs, 256) {
-    each(a, [&](const unsigned char* row, int c, long long at) {
-        const unsigned char* block = row + c / 8 * 144;
-        static_cast<uint4*>(a.q)[at] = regrouped(block + 16, c % 8);
-        static_cast<uint16_t*>(a.s)[at] = six_bits(block + 4, c % 8);
-        if (c % 8 == 0) static_cast<unsigned*>(a.d)[at / 8] = word_at(block);
+    using B = Q4_K_Block;
+    each_of<B>(a, [&](const unsigned char* block, int c, long long at) {
+        static_cast<uint4*>(a.q)[at] = regrouped(block + B::Q, c);
+        static_cast<uint16_t*>(a.s)[at] = six_bits(block + B::S, c);
+        if (c == 0) static_cast<unsigned*>(a.d)[at / B::CHUNKS] = word_at(block + B::D);
     });
 }
 
 KERNEL(repack_q5_k, RepackArgs, 256) {
-    each(a, [&](const unsigned char* row, int c, long long at) {
-        const unsigned char* block = row + c / 8 * 176;
+    using B = Q5_K_Block;
+    each_of<B>(a, [&](const unsigned char* block, int c, long long at) {
         unsigned bits = 0;
-        for (int i = 0; i < 32; ++i) bits |= (block[16 + i] >> c % 8 & 1u) << i;
-        static_cast<uint4*>(a.q)[at] = regrouped(block + 48, c % 8);
+        for (int i = 0; i < 32; ++i) bits |= (block[B::H + i] >> c & 1u) << i;
+        static_cast<uint4*>(a.q)[at] = regrouped(block + B::Q, c);
         static_cast<unsigned*>(a.h)[at] = interleaved(bits);
-        static_cast<uint16_t*>(a.s)[at] = six_bits(block + 4, c % 8);
-        if (c % 8 == 0) static_cast<unsigned*>(a.d)[at / 8] = word_at(block);
+        static_cast<uint16_t*>(a.s)[at] = six_bits(block + B::S, c);
+        if (c == 0) static_cast<unsigned*>(a.d)[at / B::CHUNKS] = word_at(block + B::D);
     });
 }
 
 KERNEL(repack_q6_k, RepackArgs, 256) {
-    each(a, [&](const unsigned char* row, int c, long long at) {
+    using B = Q6_K_Block;
+    each_of<B>(a, [&](const unsigned char* block, int c, long long at) {
         // 128 weights: 64 bytes of low nibbles (32 weights in each half of them), 32 bytes of upper bits.
-        const unsigned char* block = row + c / 8 * 210;
-        const int g = c % 8, part = g % 4;
-        const unsigned char* low = block + g / 4 * 64 + part % 2 * 32;
-        const unsigned char* high = block + 128 + g / 4 * 32;
+        const int part = c % 4;
+        const unsigned char* low = block + B::L + c / 4 * 64 + part % 2 * 32;
+        const unsigned char* high = block + B::H + c / 4 * 32;
         unsigned words[4] = {0, 0, 0, 0}, upper[2] = {0, 0};
         for (int i = 0; i < 32; ++i) {
             const unsigned value = low[i] >> part / 2 * 4 & 15u, two = high[i] >> 2 * part & 3u;
@@ -148,8 +156,8 @@ KERNEL(repack_q6_k, RepackArgs, 256) {
         }
         static_cast<uint4*>(a.q)[at] = {words[0], words[1], words[2], words[3]};
         static_cast<uint2*>(a.h)[at] = {upper[0], upper[1]};
-        static_cast<uint16_t*>(a.s)[at] = half_at(block + 192 + 2 * g);
-        if (g == 0) static_cast<uint16_t*>(a.d)[at / 8] = half_at(block + 208);
+        static_cast<uint16_t*>(a.s)[at] = half_at(block + B::S + 2 * c);
+        if (c == 0) static_cast<uint16_t*>(a.d)[at / B::CHUNKS] = half_at(block + B::D);
     });
 }
 
@@ -162,11 +170,11 @@ static __device__ __forceinline__ uint2 two_bits_of(const unsigned char* q, int 
 }
 
 KERNEL(repack_q2_k, RepackArgs, 256) {
-    each(a, [&](const unsigned char* row, int c, long long at) {
-        const unsigned char* block = row + c / 8 * 84;
-        static_cast<uint2*>(a.q)[at] = two_bits_of(block + 16, c % 8);
-        static_cast<uint16_t*>(a.s)[at] = half_at(block + 2 * (c % 8));
-        if (c % 8 == 0) static_cast<unsigned*>(a.d)[at / 8] = word_at(block + 80);
+    using B = Q2_K_Block;
+    each_of<B>(a, [&](const unsigned char* block, int c, long long at) {
+        static_cast<uint2*>(a.q)[at] = two_bits_of(block + B::Q, c);
+        static_cast<uint16_t*>(a.s)[at] = half_at(block + B::S + 2 * c);
+        if (c == 0) static_cast<unsigned*>(a.d)[at / B::CHUNKS] = word_at(block + B::D);
     });
 }
 
@@ -176,23 +184,22 @@ static __device__ __forceinline__ uint8_t signed_six_bits(const unsigned char* p
 }
 
 KERNEL(repack_q3_k, RepackArgs, 256) {
-    each(a, [&](const unsigned char* row, int c, long long at) {
-        const unsigned char* block = row + c / 8 * 110;
-        const int g = c % 8;
+    using B = Q3_K_Block;
+    each_of<B>(a, [&](const unsigned char* block, int c, long long at) {
         unsigned bits = 0;
-        for (int i = 0; i < 32; ++i) bits |= (block[i] >> g & 1u) << i;
-        static_cast<uint2*>(a.q)[at] = two_bits_of(block + 32, g);
+        for (int i = 0; i < 32; ++i) bits |= (block[B::H + i] >> c & 1u) << i;
+        static_cast<uint2*>(a.q)[at] = two_bits_of(block + B::Q, c);
         static_cast<unsigned*>(a.h)[at] = interleaved(bits);
         static_cast<uint16_t*>(a.s)[at] =
-            (uint16_t)(signed_six_bits(block + 96, 2 * g) | signed_six_bits(block + 96, 2 * g + 1) << 8);
-        if (g == 0) static_cast<uint16_t*>(a.d)[at / 8] = half_at(block + 108);
+            (uint16_t)(signed_six_bits(block + B::S, 2 * c) | signed_six_bits(block + B::S, 2 * c + 1) << 8);
+        if (c == 0) static_cast<uint16_t*>(a.d)[at / B::CHUNKS] = half_at(block + B::D);
     });
 }
 
 KERNEL(repack_mxfp4, RepackArgs, 256) {
-    each(a, [&](const unsigned char* row, int c, long long at) {
-        const unsigned char* block = row + c * 17;
-        static_cast<uint4*>(a.q)[at] = quad_at(block + 1);
-        static_cast<uint8_t*>(a.s)[at] = block[0];
+    using B = MXFP4_Block;
+    each_of<B>(a, [&](const unsigned char* block, int c, long long at) {
+        static_cast<uint4*>(a.q)[at] = quad_at(block + B::Q);
+        static_cast<uint8_t*>(a.s)[at] = block[B::E];
     });
 }

@@ -17,6 +17,7 @@ from typing import Final
 import numpy as np
 
 from prill_runtime import user_cache
+from prill_runtime.device.machine import formats
 from prill_runtime.errors import PrillError, UsageError
 
 FOLDER: Final = Path(__file__).parents[1] / "kernels"
@@ -24,10 +25,6 @@ SANITIZE: Final = "PRILL_EMU_SANITIZE"
 """Set to 1: the emulator's kernels carry address and undefined-behaviour sanitizers (`make emu-sanitize`)."""
 
 SCALARS: Final = {"int": "<i4", "float": "<f4", "long long": "<i8", "double": "<f8"}
-FORMATS: Final = (
-    "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k", "q2_k", "q3_k",
-    "mxfp4",
-)  # fmt: skip
 EMULATED: Final = (
     "-x", "c++", "-std=c++17", "-O2", "-fPIC", "-shared", "-DPRILL_EMU", "-Wno-unknown-pragmas",
     "-ffp-contract=off",
@@ -101,9 +98,9 @@ def waits(name: str) -> bool:
 
 
 def headers() -> dict[str, str]:
-    """The text of every header, by file name."""
+    """The text of every header, by file name; that of the formats is made here."""
     found = sorted([*FOLDER.glob("*.cuh"), *FOLDER.glob("*.h")])
-    return {path.name: _text(path) for path in found}
+    return {path.name: _text(path) for path in found} | {formats.HEADER: formats.table()}
 
 
 @cache
@@ -194,14 +191,14 @@ def _declared(name: str, text: str, shared: tuple[str, ...]) -> dict[str, Signat
         if args not in bodies:
             raise PrillError("a kernel takes an unknown struct", where=f"{name}.cu, {kernel}", got=args)
         signature = Signature(_layout(args, bodies), defines.get(threads) or int(threads))
-        formats = {
+        suffixes = {
             "KERNEL": (),
             "CLUSTER_KERNEL": (),
-            "KERNELS": FORMATS,
-            "KERNELS_OF_VALUES": FORMATS[:3],
-            "KERNELS_OF_BLOCKS": FORMATS[3:],
+            "KERNELS": formats.VALUES + formats.BLOCKS,
+            "KERNELS_OF_VALUES": formats.VALUES,
+            "KERNELS_OF_BLOCKS": formats.BLOCKS,
         }[kind]
-        found |= {f"{kernel}_{each}": signature for each in formats} or {kernel: signature}
+        found |= {f"{kernel}_{each}": signature for each in suffixes} or {kernel: signature}
     return found
 
 

@@ -2,60 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 from typing import Final
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as T
 from numpy.typing import NDArray
 
 from prill_runtime.device.machine.base import Pointer
+from prill_runtime.device.machine.formats import FORMATS, PLAIN
 from prill_runtime.device.memory.arena import Arena
 from prill_runtime.errors import UnsupportedModel
 from prill_runtime.gguf.tensors import TensorInfo
-from prill_runtime.quants.layouts import STRIP, dequantize
+from prill_runtime.quants.layouts import STRIP, Block, dequantize
+
+__all__ = ["FORMATS", "PLAIN", "DeviceMatrix", "is_zero", "staging_bytes", "streams"]
 
 STAGING: Final = 32 << 20
 """Bytes of the file that are on their way to the device at a time; one row at least."""
-
-
-@dataclass(frozen=True, slots=True)
-class Format:
-    """How one type lies in device memory.
-
-    Attributes:
-        chunk: weights that a lane takes at a time. high: bytes of a chunk's high bits.
-        scales, per: bytes of scales for every `per` chunks. block: bytes of scales for every 256 weights.
-        quants: bytes of a chunk's values, or of their low bits.
-    """
-
-    chunk: int
-    high: int = 0
-    scales: int = 0
-    per: int = 1
-    block: int = 0
-    quants: int = 16
-
-
-FORMATS: Final[dict[T, Format]] = {
-    T.F32: Format(4),
-    T.F16: Format(8),
-    T.BF16: Format(8),
-    T.Q8_0: Format(16, scales=2, per=2),
-    T.Q4_0: Format(32, scales=2),
-    T.Q4_1: Format(32, scales=4),
-    T.Q5_0: Format(32, high=4, scales=2),
-    T.Q5_1: Format(32, high=4, scales=4),
-    T.Q4_K: Format(32, scales=2, block=4),
-    T.Q5_K: Format(32, high=4, scales=2, block=4),
-    T.Q6_K: Format(32, high=8, scales=2, block=2),
-    T.Q2_K: Format(32, scales=2, block=4, quants=8),
-    T.Q3_K: Format(32, high=4, scales=2, block=2, quants=8),
-    T.MXFP4: Format(32, scales=1),
-}
-PLAIN: Final = (T.F32, T.F16, T.BF16)
 
 
 def streams(type: T, shape: tuple[int, ...]) -> dict[str, int]:
@@ -147,7 +111,7 @@ class DeviceMatrix:
 
 def is_zero(raw: NDArray[np.uint8], type: T) -> bool:
     """Whether every weight is zero; looks no further than the first that is not."""
-    weights, nbytes = GGML_QUANT_SIZES[type]
+    weights, nbytes = Block.registry[type].weights, Block.registry[type].layout.itemsize
     step = max(1, STRIP // weights) * nbytes
     for low in range(0, raw.nbytes, step):
         piece = raw[low : low + step]

@@ -19,6 +19,7 @@ from prill_runtime.device.ops import sampler as sampling
 from prill_runtime.device.ops.tensor_cores import HEADS, LEAST, TensorCores
 from prill_runtime.errors import InvalidParameter
 from prill_runtime.gguf.tensors import TensorInfo
+from prill_runtime.ops import rotary
 from prill_runtime.ops.protocol import RopeLayout
 from prill_runtime.quants.layouts import dequantize
 from prill_runtime.sampling.sampler import SamplingParams
@@ -286,9 +287,8 @@ class CudaBackend:
         key = (base, dim, factor, None if freq_factors is None else id(freq_factors))
         theirs = freq_factors is not None and not isinstance(freq_factors, DeviceArray)
         if key not in self._frequencies or theirs:
-            values = np.power(float(base), -np.arange(0, dim, 2, dtype=np.float64) / dim) / factor
-            if freq_factors is not None:
-                values = values / np.asarray(freq_factors).astype(np.float64)
+            divisors = None if freq_factors is None else np.asarray(freq_factors)
+            values = rotary.frequencies(base, dim, factor, divisors)
             block = self.block(values.nbytes, "scratch")
             self.device.upload(block.pointer, values)
             self._frequencies[key] = DeviceArray(self, block, (dim // 2, 2))
