@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from prill_runtime.device.machine.base import Device, Pointer
 from prill_runtime.device.memory.arena import Arena
 from prill_runtime.device.memory.array import F32, Block, DeviceArray, DeviceIds, neighbours
-from prill_runtime.device.memory.matrix import DeviceMatrix, is_zero, staging_bytes
+from prill_runtime.device.memory.matrix import DeviceMatrix, Matrix, is_zero, staging_bytes
 from prill_runtime.device.memory.slot import SEQUENCE
 from prill_runtime.device.ops import sampler as sampling
 from prill_runtime.device.ops.tensor_cores import HEADS, LEAST, TensorCores
@@ -165,12 +165,12 @@ class CudaBackend:
         padded[:, : weight.shape[1]] = weight
         return DeviceArray(self, self.upload(padded), weight.shape, padded.shape[1])
 
-    def fields(self, weight: DeviceMatrix | DeviceArray) -> tuple[tuple[int, ...], str]:
+    def fields(self, weight: DeviceMatrix | DeviceArray) -> tuple[Matrix, str]:
         """Struct Matrix and kernel suffix; rows of values are an F32 matrix where they are whole chunks."""
         if isinstance(weight, DeviceMatrix):
             return weight.fields, weight.kind
         rows, cols = weight.shape
-        return (weight.pointer, 0, 0, 0, rows, cols, -(-cols // 4), 0), "f32"
+        return Matrix(weight.pointer, 0, 0, 0, rows, cols, -(-cols // 4), 0), "f32"
 
     def expand(self, weight: DeviceMatrix, rows: int | None = None) -> DeviceArray:
         """The first rows of a matrix, or all, as values."""
@@ -185,7 +185,7 @@ class CudaBackend:
         at = self.ids(ids)
         out = self.empty(len(at), table.shape[1])
         args = {"table": fields, "ids": at.pointer, "out": out.pointer, "rows": len(at)}
-        self.device.launch(f"embed_{kind}", blocks(len(at) * fields[6]), THREADS, args)
+        self.device.launch(f"embed_{kind}", blocks(len(at) * fields.pitch), THREADS, args)
         return out
 
     def rows(self, x: DeviceArray, which: NDArray[Any]) -> DeviceArray:
@@ -236,7 +236,7 @@ class CudaBackend:
         args = {"m": fields, "x": x.pointer, "bias": bias.pointer if bias else 0, "out": out.pointer}
         if rows <= FEW:
             args["residual"] = 0
-            threads = min(128, -(-fields[6] // 32) * 32)
+            threads = min(128, -(-fields.pitch // 32) * 32)
             self.device.launch(f"matvec_{kind}", (-(-outputs // MATVEC_ROWS), rows), threads, args)
         else:
             args["rows"] = rows

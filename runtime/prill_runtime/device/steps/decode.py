@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from weakref import ref
 
 import numpy as np
@@ -17,8 +17,8 @@ from prill_runtime.device.memory.slot import TOKEN, Slot
 from prill_runtime.device.ops.backend import CudaBackend
 from prill_runtime.device.ops.sampler import DeviceSampler, refusal
 from prill_runtime.device.steps.cache import DeviceCache
-from prill_runtime.device.steps.fused import FusedLlama, fits
-from prill_runtime.device.steps.prefill import Prefill, hidden_of
+from prill_runtime.device.steps.lower import Lowered
+from prill_runtime.device.steps.prefill import Prefill, in_memory
 from prill_runtime.errors import NotANumber
 from prill_runtime.models.load import Wired
 from prill_runtime.ops.protocol import Array
@@ -41,7 +41,7 @@ class Decoder:
     """Two graphs, one that takes the most probable id and one that draws: embed, every layer, head, choice,
     next position.
 
-    The fused ones serve caches of any capacity; another architecture's, caches up to a power of two.
+    Where attention is fused they serve caches of any capacity, else caches up to a power of two.
     Token and position live on the device in a slot that describes the sequence, and so do the settings of the
     draw and the ids the text has used; a replay feeds the token there and leaves the next one.
     """
@@ -56,7 +56,7 @@ class Decoder:
         self.logits = ops.empty(1, vocab, purpose="logits")
         self._graphs: dict[tuple[int, bool], Graph] = {}
         self.captured_s = 0.0  # seconds that capturing them took
-        self.fused = FusedLlama(model, ops) if fits(model) else None
+        self.lowered = Lowered(model, ops)
         self.sampler = DeviceSampler(ops, vocab)
         self.prompt = Prefill(model, ops)
         # For whom the sampler was armed last, and how many ids of it the sampler remembers.
@@ -70,7 +70,7 @@ class Decoder:
     def graph(self, capacity: int, draws: bool = False) -> Graph:
         """The graph for caches of up to this capacity, captured on first use."""
         most = self.model.network.context
-        reach = LEAST if self.fused is None else most
+        reach = most if self.lowered.any_reach else LEAST
         while reach < capacity:
             reach *= 2
         reach = min(reach, max(capacity, most))
@@ -87,17 +87,11 @@ class Decoder:
         return self._graphs[reach, draws]
 
     def _record(self, reach: int) -> None:
-        """One step up to the logits: fused where the architecture allows it, else by single ops."""
-        ops, model = self.ops, self.model
-        if self.fused is not None:
-            self.fused.record(self._slot, self.logits)
-            return
+        """One step up to the logits, whose attention covers `reach` positions."""
         slot = self._slot
         ids = DeviceIds(slot.block, 1, TOKEN)
         positions = DeviceIds(slot.block, 1, slot.at("position") - slot.pointer)
-        hidden = hidden_of(model, ops, slot.block, ids, positions, reach)
-        head: Any = model.weights[f"{model.network.head.name}.weight"]
-        ops.linear(hidden, head, out=self.logits)
+        self.lowered(in_memory(self.model, self.ops, slot.block, ids, positions, reach), self.logits)
 
     def choose(self) -> None:
         """Queue the choice of the most probable id, and the step to the next position."""

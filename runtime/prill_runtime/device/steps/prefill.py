@@ -13,7 +13,7 @@ from prill_runtime.device.memory.array import Block, DeviceArray, DeviceIds
 from prill_runtime.device.memory.slot import SEQUENCE
 from prill_runtime.device.ops.backend import CudaBackend
 from prill_runtime.device.steps.cache import DeviceCache, SlotCache
-from prill_runtime.models.base import Step
+from prill_runtime.models.base import Pass, Step
 from prill_runtime.models.load import Wired
 
 MAX_ROWS: Final = 1024  # of one step; longer prompts go through in pieces
@@ -82,19 +82,19 @@ class Prefill:
         """Queue the pass over the piece's sequence, whose attention covers `reach` positions."""
         fields: Any = PIECE.fields
         ids, positions = (DeviceIds(self._piece, rows, fields[name][1]) for name in ("ids", "positions"))
-        hidden = hidden_of(self.model, self.ops, self._piece, ids, positions, reach)
+        p = in_memory(self.model, self.ops, self._piece, ids, positions, reach)
+        hidden: Any = self.model.network(p)
         self.ops.copy(self.ops.on(hidden)[rows - 1 : rows], self._last)
 
 
-def hidden_of(
+def in_memory(
     model: Wired, ops: CudaBackend, sequence: Block, ids: DeviceIds, positions: DeviceIds, reach: int
-) -> DeviceArray:
-    """Queue the model's nodes over ids in device memory: hidden states after the last norm (row, width).
+) -> Pass:
+    """A pass over ids in device memory.
 
     Args:
         sequence: begins with the SEQUENCE that the ids continue. reach: positions that attention covers.
     """
     cache = SlotCache(ops, model.network, reach, sequence)
     step: Any = Step(ids, positions, ((cache, slice(0, len(ids))),))  # type: ignore[arg-type]
-    hidden: Any = model.network(model.passing(ops, step))  # type: ignore[arg-type]
-    return hidden  # type: ignore[no-any-return]
+    return model.passing(ops, step)  # type: ignore[arg-type]
