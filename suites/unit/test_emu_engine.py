@@ -210,10 +210,10 @@ def test_attention_asks_for_weights_of_its_own_layer(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(EmuDevice, "launch", watched)
     with open_engine("emu:fast", f"{MODELS[0]}:q8_0") as fast:
         fast.generate([5, 6, 7], max_tokens=2, ignore_eos=True)
-        blocks = fast.model.adapter.blocks  # type: ignore[attr-defined]
-        assert [args["layer"] for args in asked] == list(range(len(blocks)))
-        for args, block in zip(asked, blocks, strict=True):
-            pair = block["ffn_gate.weight"], block["ffn_up.weight"]
+        weights, layers = fast.model.weights, len(fast.model.network.layers)  # type: ignore[attr-defined]
+        assert [args["layer"] for args in asked] == list(range(layers))
+        for layer, args in enumerate(asked):
+            pair = [weights[f"blk.{layer}.ffn_{part}.weight"] for part in ("gate", "up")]
             assert [args["ahead0"], args["ahead1"]] == [matrix.pointers["q"] for matrix in pair]
             assert 0 < args["ahead_bytes"] <= min(matrix.streams["q"] for matrix in pair)
             assert args["ahead_bytes"] % 16 == 0

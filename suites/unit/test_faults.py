@@ -16,14 +16,15 @@ from prill_harness.faults.opening import open_engine
 from prill_harness.faults.trial.blame import AFTER_STAGES, BEFORE_STAGES, COST
 from prill_harness.planting import faults
 from prill_harness.planting.faults import Fault
-from prill_harness.stages.table import BLOCKS
+from prill_harness.stages.table import KINDS as INNER
+from prill_harness.stages.table import OUTER
 from prill_runtime.errors import UsageError
 from prill_runtime.ops.numpy import NumpyBackend
 
 MODEL = "fixture:llama-tiny"
 IDS = [1, 5, 9, 300, 17, 5]
 PARTS = {part for part, _ in (*BEFORE_STAGES, *AFTER_STAGES, *COST)} | {"file", "harness", "trace", "oracle"}
-KINDS = {"embed", "output_norm", "logits", *BLOCKS["llama"], *BLOCKS["gpt2"]}
+KINDS = {*INNER, *OUTER}
 
 
 def attributes(planted: Fault) -> list[tuple[Any, str, Any]]:

@@ -21,7 +21,7 @@ from prill_harness.run.executor import LEAST_S, patience, run
 from prill_harness.run.pool import TIMEOUT_S
 from prill_runtime.errors import ModelFileError
 from prill_runtime.gguf.file import open_gguf
-from prill_runtime.models.load import adapter_for
+from prill_runtime.models.load import examine
 
 from .commandline import child
 from .tiny_gguf import tiny
@@ -82,7 +82,7 @@ def test_a_million_blocks_are_refused_at_once(tmp_path: Path) -> None:
         open_gguf(file) as opened,
         pytest.raises(ModelFileError, match=r"more blocks than tensors.*got 1000000"),
     ):
-        adapter_for("llama").examine(opened)
+        examine(opened)
     assert gguf.GGUFReader(file).fields["llama.block_count"].contents() == 10**6
 
 

@@ -197,7 +197,7 @@ class Embedded(Engine):
         """Bytes now: `weights` and `cache` are the arrays really held, `process` is this process's
         resident anonymous memory (Linux's RssAnon; elsewhere its unique set)."""
         return {
-            "weights": 0 if self._model is None else array_bytes(self._model.adapter),
+            "weights": 0 if self._model is None else array_bytes(self._model.wired),
             "cache": sum(session.nbytes for session in self._sessions),
             "process": anonymous_bytes(),
         }

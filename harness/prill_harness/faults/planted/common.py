@@ -69,9 +69,9 @@ def common_eps_by_default() -> Iterator[Patch]:
 def _without(name: str) -> Patch:
     """A model that was loaded without this tensor of its layers."""
 
-    def forget(model: Any) -> None:
-        for block in model.blocks:
-            block.pop(name, None)
+    def forget(weights: Any) -> None:
+        for full in [full for full in weights if full.endswith(f".{name}")]:
+            del weights[full]
 
     return wiring(forget)
 

@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from prill_runtime.device.machine.base import Device, Pointer
 from prill_runtime.device.memory.arena import Arena
-from prill_runtime.device.memory.matrix import DeviceMatrix
+from prill_runtime.device.memory.matrix import DeviceMatrix, Matrix
 from prill_runtime.errors import PrillError
 
 F32: Final = np.dtype(np.float32)
@@ -34,7 +34,7 @@ class Block:
 class DeviceArray:
     """float32 rows in device memory: (row, …), rows `pitch` values apart, each row contiguous.
 
-    It knows just what the adapters do to an array between two ops; `copy` and numpy get a host copy.
+    It knows just what the nodes do to an array between two ops; `copy` and numpy get a host copy.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class DeviceArray:
         return DeviceArray(self.ops, self.block, whole, None if self.contiguous else self.pitch, self.offset)
 
     def __getitem__(self, key: Any) -> DeviceArray:
-        """Some rows: a slice or an array of indices; or `[:, i]`, one part of every row."""
+        """Some rows: a slice or an array of indices; or `[:, low:high]`, a part of every row."""
         if isinstance(key, slice):
             low, high, step = key.indices(self.shape[0])
             if step != 1:
@@ -101,10 +101,12 @@ class DeviceArray:
             part = DeviceArray(self.ops, self.block, shape, self.pitch, self.offset + low * self.pitch)
             part.whole = None if shape == self.shape else self.whole or self
             return part
-        if isinstance(key, tuple) and len(key) == 2 and key[0] == slice(None) and self.ndim > 2:
-            inner = prod(self.shape[2:])
-            shape = (self.shape[0], *self.shape[2:])
-            return DeviceArray(self.ops, self.block, shape, self.pitch, self.offset + int(key[1]) * inner)
+        if isinstance(key, tuple) and len(key) == 2 and key[0] == slice(None) and isinstance(key[1], slice):
+            low, high, step = key[1].indices(self.shape[1])
+            if step == 1:
+                inner = prod(self.shape[2:])
+                shape = (self.shape[0], high - low, *self.shape[2:])
+                return DeviceArray(self.ops, self.block, shape, self.pitch, self.offset + low * inner)
         if isinstance(key, np.ndarray):
             return self.ops.rows(self, key)
         raise PrillError("device arrays take rows alone", where="device array", got=repr(key))
@@ -247,12 +249,12 @@ class DeviceMemory:
         padded[:, : weight.shape[1]] = weight
         return DeviceArray(self, self.upload(padded), weight.shape, padded.shape[1])
 
-    def fields(self, weight: DeviceMatrix | DeviceArray) -> tuple[tuple[int, ...], str]:
+    def fields(self, weight: DeviceMatrix | DeviceArray) -> tuple[Matrix, str]:
         """Struct Matrix and kernel suffix; rows of values are an F32 matrix where they are whole chunks."""
         if isinstance(weight, DeviceMatrix):
             return weight.fields, weight.kind
         rows, cols = weight.shape
-        return (weight.pointer, 0, 0, 0, rows, cols, -(-cols // 4), 0), "f32"
+        return Matrix(weight.pointer, 0, 0, 0, rows, cols, -(-cols // 4), 0), "f32"
 
     def expand(self, weight: DeviceMatrix, rows: int | None = None) -> DeviceArray:
         """The first rows of a matrix, or all, as values."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -99,7 +99,7 @@ class CudaBackend(DeviceMemory):
         at = self.ids(ids)
         out = self.empty(len(at), table.shape[1])
         args = {"table": fields, "ids": at.pointer, "out": out.pointer, "rows": len(at)}
-        self.device.launch(f"embed_{kind}", blocks(len(at) * fields[6]), THREADS, args)
+        self.device.launch(f"embed_{kind}", blocks(len(at) * fields.pitch), THREADS, args)
         return out
 
     def _norm(self, kernel: str, x: Any, weight: Any, bias: Any, eps: float) -> DeviceArray:
@@ -132,7 +132,7 @@ class CudaBackend(DeviceMemory):
         args = {"m": fields, "x": x.pointer, "bias": bias.pointer if bias else 0, "out": out.pointer}
         if rows <= FEW:
             args["residual"] = 0
-            threads = min(128, -(-fields[6] // 32) * 32)
+            threads = min(128, -(-fields.pitch // 32) * 32)
             self.device.launch(f"matvec_{kind}", (-(-outputs // MATVEC_ROWS), rows), threads, args)
         else:
             args["rows"] = rows
@@ -189,6 +189,11 @@ class CudaBackend(DeviceMemory):
             self.device.upload(block.pointer, values)
             self._frequencies[key] = DeviceArray(self, block, (dim // 2, 2))
         return self._frequencies[key]
+
+    def prepare(self, rotations: Iterable[Mapping[str, Any]]) -> None:
+        """Make these frequencies now, so that an idle model holds what it will hold."""
+        for settings in rotations:
+            self.frequencies(**settings)
 
     def softmax(self, x: Any) -> DeviceArray:
         x = self.on(x)

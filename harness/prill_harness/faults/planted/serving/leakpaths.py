@@ -107,14 +107,14 @@ def malformed_keeps_descriptor() -> Iterator[Patch]:
 def malformed_late_keeps_file() -> Iterator[Patch]:
     """A file whose tensors do not make a model stays mapped."""
 
-    def changed(original: Any, cls: Any, file: Any) -> Any:
+    def changed(original: Any, file: Any) -> Any:
         try:
-            return original(cls, file)
+            return original(file)
         except Exception:
             _kept.append(os.dup(file._file.fileno()))
             raise
 
-    yield around("prill_runtime.models.base:Adapter.examine", changed)
+    yield around("prill_runtime.models.load:examine", changed)
 
 
 @fault(area="memory", blames=MEMORY, models=LLAMA)
