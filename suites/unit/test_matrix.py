@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+import prill_harness
 from prill_harness.commands.gates import faults as commands
 from prill_harness.decide import gate
 from prill_harness.decide.checklist import Checklist, Item
@@ -328,7 +329,7 @@ WEAKENED = {
 @pytest.fixture
 def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with copies of the suites and the harness, which cells then run instead of the originals."""
-    for room, package in (("suites", packaged()), ("harness", Path(gate.__file__).parent)):
+    for room, package in (("suites", packaged()), ("harness", Path(prill_harness.__file__).parent)):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(package, tmp_path / room / package.name, ignore=ignored)
     paths = [str(tmp_path / room) for room in ("suites", "harness")]

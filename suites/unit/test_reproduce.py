@@ -21,11 +21,10 @@ from prill_harness.commands.gates import run as run_command
 from prill_harness.leaks.judge.probe import again
 from prill_harness.leaks.probed import paths
 from prill_harness.leaks.reports.report import Probe
-from prill_harness.plan import plan
 from prill_harness.plan.plan import Plan
 from prill_harness.records.catalog import check_ids, suites
 from prill_harness.records.evidence import Cell, Evidence
-from prill_harness.run import reproduce
+from prill_harness.run import executor, reproduce
 from prill_harness.witness.second import ASKED
 
 DEVICES = st.sampled_from(["cpu", "cuda"]) | st.integers(0, 15).map("cuda:{}".format)
@@ -94,7 +93,7 @@ def test_a_cell_that_dies_is_run_again_where_it_died(
     text += '@check("beta.second", kills=("rope_pairing",))\ndef test_second(observe): os._exit(7)\n'
     (tmp_path / "beta.py").write_text(text if collected else "import os\nos._exit(7)\n")
     cell = Cell("a model.gguf", "numpy", "beta", device)
-    records = plan.run(Plan("demo", (cell,), False, checks, tmp_path), tmp_path / "out", jobs=1)
+    records = executor.run(Plan("demo", (cell,), False, checks, tmp_path), tmp_path / "out", jobs=1)
     (found,) = (r for r in records if isinstance(r, Evidence))
     assert found.check == ("beta.second" if collected else "beta.process")
     where = "" if device == "cpu" else f" --device {device}"

@@ -131,8 +131,9 @@ def test_only_the_witness_sees_what_engine_and_oracle_share(
     monkeypatch.setenv("PRILL_CACHE", str(tmp_path / "cache"))
     mine, out = sound.build(PLAIN, tmp_path / "mine.gguf"), tmp_path / "out"
     record = (
-        "from prill_harness.planting import faults; from prill_harness.tokens import golden\n"
-        f"faults.ambient(faults.named([{fault!r}]))\ngolden.golden_for({str(mine)!r})\n"
+        "from prill_harness.faults.catalogue import named; from prill_harness.planting import faults\n"
+        "from prill_harness.tokens import golden\n"
+        f"faults.ambient(named([{fault!r}]))\ngolden.golden_for({str(mine)!r})\n"
     )
     subprocess.run([sys.executable, "-c", record], check=True, timeout=60)
     checks = ("witness", "stages.early", "tokens.greedy")
@@ -156,8 +157,9 @@ def test_a_fault_of_both_is_in_the_oracle_too() -> None:
     common = [name for name, fault in catalogue().items() if fault.area == "common"]
     assert len(common) > 20
     code = (
-        "from prill_harness.planting import faults; from prill_harness import open_engine\n"
-        "faults.ambient(faults.named([{!r}]))\n"
+        "from prill_harness.faults.catalogue import named; from prill_harness.planting import faults\n"
+        "from prill_harness import open_engine\n"
+        "faults.ambient(named([{!r}]))\n"
         "with open_engine('numpy64', 'fixture:llama-tiny') as e: print(float(e.logits([1, 5, 9])[-1, 0]))\n"
     )
     said = {name: printed(code.format(name)) for name in ("rope_pairing", "common_rope_pairing")}

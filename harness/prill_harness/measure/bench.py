@@ -131,7 +131,7 @@ def measure(
     settings: Settings,
     *,
     clock: Clock = time.perf_counter,
-    opening: Callable[[str, str], Engine] = open_engine,
+    open_engine: Callable[[str, str], Engine] = open_engine,
     tell: Tell = lambda sentence: None,
 ) -> Result:
     """Time one engine, or the first against the second.
@@ -149,7 +149,7 @@ def measure(
     with ExitStack() as stack:
         contenders = []
         for spec in specs:
-            contender = _load(spec, model, settings, clock, opening, stack)
+            contender = _load(spec, model, settings, clock, open_engine, stack)
             tell(f"{spec}: opened in {contender.loading[-1]['open']:.2f} s")
             contenders.append(contender)
         for contender in contenders:
@@ -214,14 +214,14 @@ def _load(
     model: str,
     settings: Settings,
     clock: Clock,
-    opening: Callable[[str, str], Engine],
+    open_engine: Callable[[str, str], Engine],
     stack: ExitStack,
 ) -> Contender:
     """Open the engine as often as asked; the last one stays open."""
     loading: list[Mapping[str, float]] = []
     for number in range(settings.loads):
         began = clock()
-        engine = opening(spec, model)
+        engine = open_engine(spec, model)
         loading.append({"open": clock() - began, **engine.phases()})
         if number + 1 < settings.loads:
             engine.close()
