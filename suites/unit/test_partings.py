@@ -221,8 +221,8 @@ def test_an_oracle_that_draws_two_tokens_decides_nothing(sound: Engine, golden: 
     """Token by token it draws the golden's, in one pass another: neither golden nor engine is wrong."""
 
     class TwoWays(NumPy64):
-        def exact_logits(self, ids: Sequence[int]) -> NDArray[np.floating]:
-            return super().exact_logits(ids)[:, ::-1]
+        def logits(self, ids: Sequence[int]) -> NDArray[np.floating]:
+            return super().logits(ids)[:, ::-1]
 
     with TwoWays.open("", str(model)) as oracle:
         finding = compare_sampled(Planted(sound, generate=swap(5, 7)), golden, oracle)

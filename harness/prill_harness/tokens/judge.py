@@ -6,7 +6,7 @@ ones after it, because they would only show its consequences.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +29,6 @@ from prill_harness.tokens.sides import Gap, allowed, explained, gap_at, of_anoth
 from prill_harness.witness.declared import declared, same
 from prill_runtime.errors import EngineError, Inconclusive, InvalidParameter
 from prill_runtime.gguf.file import open_gguf
-from prill_runtime.sampling.sampler import SamplingParams
 
 SHOWN = 3  # figures out of bound that a sentence names
 
@@ -186,7 +185,7 @@ def compare_teacher_forced(engine: Engine, golden: Golden, oracle: Embedded) -> 
     worst: tuple[float, int, int] = (-1.0, 0, 0)
     for number, prompt in enumerate(golden.prompts):
         expected = oracle_logits(oracle, prompt.sequence)
-        got = _own_logits(engine, prompt.sequence)
+        got = np.asarray(engine.logits(prompt.sequence))
         stale = stale or gap_at(number, prompt, expected)
         tally.add(expected, got)
         largest = measure.largest(largest, float(np.abs(expected).max()))
@@ -289,7 +288,7 @@ def _swaps(judged: Divergences, prompt: GoldenPrompt, run: SampledGolden) -> flo
     """`draws.expected_swaps` of one run, by the oracle and the sampler without faults."""
     with faults.only(()):
         rows = oracle_logits(judged.oracle, [*prompt.ids, *run.tokens[:-1]])[len(prompt.ids) - 1 :]
-        return expected_swaps(rows, prompt.ids, run.tokens, SamplingParams(**run.params), judged.largest)
+        return expected_swaps(rows, prompt.ids, run.tokens, run.params, judged.largest)
 
 
 def _of(step: str, judged: Divergences, predicted: float) -> Finding:
@@ -316,11 +315,6 @@ def compare(engine: Engine, golden: Golden, oracle: Embedded | None = None) -> l
             if findings[-1].status is Status.FAILED:
                 break
     return findings
-
-
-def _own_logits(engine: Engine, ids: Sequence[int]) -> Row:
-    """The engine's logits, unrounded where it is an embedded one."""
-    return engine.exact_logits(ids) if isinstance(engine, Embedded) else np.asarray(engine.logits(ids))
 
 
 def _flips(expected: Row, forced: Row, prompt: GoldenPrompt) -> int:
