@@ -165,7 +165,7 @@ def of_tokens(at: Judged) -> Iterator[Specimen]:
     """What each step of the comparison has to see."""
     last = at.golden.prompts[-1].text
 
-    def of(step: Callable[..., tokens.Finding], what: str) -> Callable[[Observer, bool], object]:
+    def of(step: Callable[..., tokens.StepResult], what: str) -> Callable[[Observer, bool], object]:
         return lambda observe, wrong: judge_finding(
             observe, step(at.astray(what * wrong), at.golden, at.oracle)
         )
