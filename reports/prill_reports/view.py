@@ -34,7 +34,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Facts:
     """What a check kept of what it saw: short facts as (name, text), and the lists as tables."""
 
     facts: tuple[tuple[str, str], ...]
@@ -141,7 +141,7 @@ def _share(value: float | None, limit: float, relation: str) -> float:
     return min(max((math.log10(ratio[0] / ratio[1]) + 4) / 8, 0.0), 1.0)
 
 
-def finding(detail: Mapping[str, object]) -> Finding:
+def finding(detail: Mapping[str, object]) -> Facts:
     """The detail of a check's evidence, whatever its keys: scalars as facts, lists as tables.
 
     Two lists of ids under `expected` and `got` become one table of the tokens around the place where they
@@ -177,10 +177,10 @@ def finding(detail: Mapping[str, object]) -> Finding:
             facts.append((_words(name), ", ".join(map(_cell, value[:LONGEST])) or "none"))
         else:
             facts.append((_words(name), _cell(value)))
-    return Finding(tuple(facts), tuple(tables))
+    return Facts(tuple(facts), tuple(tables))
 
 
-def kept(result: CheckResult) -> Finding:
+def kept(result: CheckResult) -> Facts:
     """The finding of a check without what its sentence says already."""
     found = finding(result.detail)
     said = one_line(result.sentence)

@@ -231,7 +231,9 @@ def test_texts_of_a_batch_go_through_the_graphs(engine: Engine, monkeypatch: pyt
 
     monkeypatch.setattr(type(engine.model), "forward", refused)  # type: ignore[attr-defined]
     together = engine.generate_batch(prompts, max_tokens=6, ignore_eos=True)
-    together += engine.generate_batch(prompts, max_tokens=6, ignore_eos=True, sampling=[drawn, drawn])
+    together += engine.generate_batch(
+        prompts, max_tokens=6, ignore_eos=True, sampling=[SamplingParams(**drawn)] * 2
+    )
     assert together == alone
     assert len({text.ids for text in together}) > 1
 

@@ -92,3 +92,16 @@ def test_every_status_has_an_exit_code() -> None:
     assert good == {"passed", "waived"}
     assert min(map(badness, good)) > max(badness(word) for word in WORDS - good)
     assert badness("what nobody knows") < badness("failed")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Case", "Finding", "Generation", "Ledger", "Report", "Result", "Session", "TextStream", "Verdict"],
+)
+def test_a_name_means_one_thing(name: str) -> None:
+    """No two classes of the shipped rooms share a name that readers meet in reports and signatures."""
+    rooms = [
+        ROOT / room / f"prill_{room}" for room in ("runtime", "harness", "suites", "fixtures", "reports")
+    ]
+    named = list(places(lambda node: isinstance(node, ast.ClassDef) and node.name == name, *rooms))
+    assert len([file for file in named if "selftest/peer" not in file]) <= 1, named  # psleak's own

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from prill_harness.decide.checklist import Checklist, Item, Observed, carriers, evaluate
-from prill_harness.decide.rules import Case, judge
+from prill_harness.decide.rules import GateCase, judge
 from prill_harness.decide.waivers import Key, Waiver
 from prill_harness.decide.waivers import apply as apply_waivers
 from prill_harness.faults.trial.forgotten import Forgotten, excused
@@ -82,7 +82,7 @@ def decide(
     items = evaluate(lists, plan.cells, observed, as_of)
     checks = _checks(index, counted, covered, sources)
     cells = tuple(_cell(cell, index) for cell in sorted(plan.cells))
-    case = Case(
+    case = GateCase(
         gate=gate,
         plan=plan,
         items=items,

@@ -99,7 +99,7 @@ class Ratio(msgspec.Struct, frozen=True):
     runs: int
 
 
-class Result(msgspec.Struct, frozen=True):
+class BenchResult(msgspec.Struct, frozen=True):
     """Everything of one run; `ratios` is empty without a second engine."""
 
     model: str
@@ -133,7 +133,7 @@ def measure(
     clock: Clock = time.perf_counter,
     open_engine: Callable[[str, str], Engine] = open_engine,
     tell: Tell = lambda sentence: None,
-) -> Result:
+) -> BenchResult:
     """Time one engine, or the first against the second.
 
     Args:
@@ -163,7 +163,7 @@ def measure(
                 tell(f"{contender.spec}: {1 / contender.decode[-1]:,.1f} tokens/s")
         timed = tuple(_timed(contender, settings, read) for contender in contenders)
         digest = contenders[0].engine.info.model_sha256
-    return Result(
+    return BenchResult(
         model,
         digest,
         read,

@@ -11,7 +11,7 @@ import click
 from prill_harness.commands.shared.declare import command as declare
 from prill_harness.commands.shared.declare import vram_option
 from prill_harness.console import Console, write
-from prill_harness.engines.textstream import TextStream
+from prill_harness.engines.textstream import IncrementalDetokenizer
 from prill_runtime.errors import UsageError
 
 
@@ -57,7 +57,7 @@ def command(
         ids = opened.tokenize(text)
         for sentence in about(opened, text, ids):
             console.remark(sentence)
-        stream = TextStream(opened.detokenize, ids, stop)
+        stream = IncrementalDetokenizer(opened.detokenize, ids, stop)
         pieces: list[str] = []
         times: list[float] = []
 

@@ -15,7 +15,7 @@ from prill_harness.records.files import write_file
 from prill_runtime.errors import UsageError
 
 if TYPE_CHECKING:
-    from prill_harness.leaks.reports.report import PathReport, Report
+    from prill_harness.leaks.reports.report import LeakReport, PathReport
 
 PATHS = ("success", "error", "cancel", "load", "session", "concurrent", "requests")
 REPORTERS = "prill.leak_reporters"
@@ -95,7 +95,7 @@ def command(
     return report.exit_code
 
 
-def show(console: Console, report: Report) -> None:
+def show(console: Console, report: LeakReport) -> None:
     """A table of every series that moved, and one sentence for each path."""
     console.table(
         ("status", "path", "ledger", "per call", "95 % interval", "windows", "in all"),
@@ -141,7 +141,7 @@ def _rows(path: PathReport) -> list[tuple[str, ...]]:
     return rows
 
 
-def render(name: str, report: Report) -> str:
+def render(name: str, report: LeakReport) -> str:
     """The page of a report, by the reporter of that name."""
     for point in entry_points(group=REPORTERS, name=name):
         text: str = point.load()(report)

@@ -20,7 +20,7 @@ from prill_runtime.errors import NothingSelected
 
 if TYPE_CHECKING:
     from prill_harness.faults.trial.clean import Run
-    from prill_harness.faults.trial.matrix import Result, Subject
+    from prill_harness.faults.trial.matrix import Subject, TrialResult
     from prill_harness.plan.policy import Gate
     from prill_harness.records.evidence import Cell, Record
 
@@ -224,7 +224,7 @@ def _selected(only: Sequence[str]) -> tuple[str, ...]:
 
 def _trials(
     console: Console, subjects: Sequence[Subject], jobs: int, gate: Gate | None = None
-) -> tuple[tuple[Result, ...], tuple[Record, ...]]:
+) -> tuple[tuple[TrialResult, ...], tuple[Record, ...]]:
     """Run the subjects beside clean engines, and those that survive against every suite there is.
 
     Args:
@@ -252,7 +252,7 @@ def _records(console: Console, cells: Sequence[Cell], jobs: int, what: str) -> t
         return matrix.run(cells, Path(folder), jobs, runs.teller(bar))
 
 
-def _described(result: Result) -> dict[str, object]:
+def _described(result: TrialResult) -> dict[str, object]:
     blamed = result.blamed
     return {
         "name": result.subject.name,

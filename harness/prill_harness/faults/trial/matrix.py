@@ -83,7 +83,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Result:
+class TrialResult:
     """What a trial came to: the checks that killed it, and who is blamed; `sentence` says it."""
 
     subject: Subject
@@ -181,7 +181,7 @@ def run(
     return executor.run(Plan("faults", tuple(cells)), out, jobs, progress=progress, timeout_s=TIMEOUT_S)
 
 
-def judge(subjects: Sequence[Subject], records: Iterable[Record]) -> tuple[Result, ...]:
+def judge(subjects: Sequence[Subject], records: Iterable[Record]) -> tuple[TrialResult, ...]:
     """What each subject's evidence comes to beside that of the clean engine."""
     by_engine: dict[tuple[str, str], list[Evidence]] = defaultdict(list)
     for record in records:
@@ -193,7 +193,7 @@ def judge(subjects: Sequence[Subject], records: Iterable[Record]) -> tuple[Resul
         sound = by_engine[subject.model, ENGINE]
         killed = blaming.kills(seen, sound, silence=subject.breaks_harness)
         checks = tuple(sorted({evidence.base for evidence in killed}))
-        results.append(Result(subject, checks, blaming.blame(killed)))
+        results.append(TrialResult(subject, checks, blaming.blame(killed)))
     return tuple(results)
 
 

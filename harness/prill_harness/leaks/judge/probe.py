@@ -24,7 +24,7 @@ from prill_harness.leaks.probed.protocol import (
     Refused,
     Rows,
 )
-from prill_harness.leaks.reports.report import Judged, PathReport, Probe, Report, Verdict, worst
+from prill_harness.leaks.reports.report import Judged, LeakReport, LeakVerdict, PathReport, Probe, worst
 from prill_harness.run import reproduce
 from prill_harness.run.outcomes import one_line
 from prill_runtime.errors import Inconclusive, UsageError
@@ -36,7 +36,7 @@ ON_DEVICE = ("cuda", "control_cuda")
 
 def probe(
     wanted: Probe, names: Sequence[str] = (), watch: Watch = lambda probe, call: None, *, stacks: bool = True
-) -> Report:
+) -> LeakReport:
     """Probe the named paths (the probe's own, when none is named), each in a process of its own.
 
     Raises:
@@ -47,17 +47,17 @@ def probe(
     for name in names or (wanted.path,):
         one = msgspec.structs.replace(wanted, path=name)
         report = run(one, watch)
-        if stacks and wanted.stacks and report.verdict is Verdict.LEAK:
+        if stacks and wanted.stacks and report.verdict is LeakVerdict.LEAK:
             report = sites.located(one, report)
         found.append(report)
     verdict = worst([p.verdict for p in found])
     telling = [p for p in found if p.verdict is verdict]
     sentence = "; ".join(
-        f"{p.path}: {p.sentence}" for p in (telling if verdict is not Verdict.CLEAN else telling[:1])
+        f"{p.path}: {p.sentence}" for p in (telling if verdict is not LeakVerdict.CLEAN else telling[:1])
     )
-    if verdict is Verdict.CLEAN and len(found) > 1:
+    if verdict is LeakVerdict.CLEAN and len(found) > 1:
         sentence = f"{len(found)} paths are clean; {sentence}"
-    return Report(
+    return LeakReport(
         wanted.engine, wanted.model, verdict, sentence, tuple(found), again(wanted, names),
         round(time.monotonic() - began, 3),
     )  # fmt: skip
@@ -84,7 +84,7 @@ def run(wanted: Probe, watch: Watch = lambda probe, call: None) -> PathReport:
     if wanted.path not in paths.NAMES:
         raise UsageError("no such path", expected=" or ".join(paths.NAMES), got=repr(wanted.path))
     report = _run(wanted, watch)
-    if report.verdict is Verdict.BROKEN or EngineSpec.parse(wanted.engine).name not in ON_DEVICE:
+    if report.verdict is LeakVerdict.BROKEN or EngineSpec.parse(wanted.engine).name not in ON_DEVICE:
         return report
     return joined(report, _run(msgspec.structs.replace(wanted, device=True), watch))
 
@@ -96,7 +96,7 @@ def joined(host: PathReport, device: PathReport) -> PathReport:
     return msgspec.structs.replace(
         host,
         verdict=verdict,
-        sentence=host.sentence if verdict is Verdict.CLEAN else "; ".join(telling),
+        sentence=host.sentence if verdict is LeakVerdict.CLEAN else "; ".join(telling),
         planted=host.planted and device.planted,
         seen=host.seen + device.seen,
         missing=host.missing | device.missing | ({} if device.seen else {"device": device.sentence}),
@@ -144,7 +144,7 @@ class Conversation:
             elif isinstance(message, Failing):
                 self._failing = message
             elif isinstance(message, Refused):
-                verdict = Verdict.BROKEN if message.broken else Verdict.INCONCLUSIVE
+                verdict = LeakVerdict.BROKEN if message.broken else LeakVerdict.INCONCLUSIVE
                 return PathReport(self._wanted.path, verdict, message.sentence, self._done)
             elif isinstance(message, Finished):
                 return self._finished(message)
@@ -164,7 +164,7 @@ class Conversation:
             self._found = judge.with_distinct(self._found, phase.judged())
             return protocol.END
         self._found, self._planted = phase.judged(), all(phase.planted.values())
-        clean = worst([j.verdict for j in self._found]) is Verdict.CLEAN
+        clean = worst([j.verdict for j in self._found]) is LeakVerdict.CLEAN
         if self._opened.varies and clean:
             self._distinct, self._doubled = True, False
             return protocol.DISTINCT
@@ -189,7 +189,7 @@ class Conversation:
         path, code, lines = self._wanted.path, self._hosted.ended(), self._hosted.said()
         if self._hosted.late:
             limit = f"{self._wanted.timeout_s:g} s and {self._done} of {self._wanted.calls} calls"
-            return PathReport(path, Verdict.INCONCLUSIVE, f"timed out after {limit}", self._done)
+            return PathReport(path, LeakVerdict.INCONCLUSIVE, f"timed out after {limit}", self._done)
         if self._failing is not None and (end := lastwords.read(lines)) is not None:
             return self._died_refused(
                 self._failing, end, signal.Signals(-code).name if code < 0 else f"exit code {code}"
@@ -197,16 +197,16 @@ class Conversation:
         where = f"in call {self._done + 1}"
         if code >= 0:  # an exception nobody expected: no verdict on the engine's memory
             words = one_line(lines[-1]) if lines else "it printed nothing"
-            return PathReport(path, Verdict.INCONCLUSIVE, f"the probe ended {where}: {words}", self._done)
+            return PathReport(path, LeakVerdict.INCONCLUSIVE, f"the probe ended {where}: {words}", self._done)
         words, name = one_line(lines[0]) if lines else "it printed nothing", signal.Signals(-code).name
         sentence = f"the engine's process was ended by {name} {where}: {words}"
-        return PathReport(path, Verdict.BROKEN, sentence, self._done)
+        return PathReport(path, LeakVerdict.BROKEN, sentence, self._done)
 
     def _died_refused(self, failing: Failing, end: lastwords.LastWord, how: str) -> PathReport:
         """A load that died of a refused allocation: broken only where it died in the engine's own code."""
         which = f"allocation {failing.nth} of {failing.of} of a load failed"
         sentence = f"host: {which}, and the process was ended by {how} {end.sentence}"
-        verdict = Verdict.BROKEN if end.engine else Verdict.INCONCLUSIVE
+        verdict = LeakVerdict.BROKEN if end.engine else LeakVerdict.INCONCLUSIVE
         found = (*self._found, Judged("host", "failed allocations", "B", verdict, sentence))
         first = self._wanted.warmup + 1
         return PathReport(self._wanted.path, verdict, sentence, self._done, first, self._planted, found)

@@ -34,7 +34,7 @@ class Run:
         probe: Probe,
         path: paths.Path,
         tell: Callable[[Message], None],
-        device: Sequence[ledgers.Ledger] = (),
+        device: Sequence[ledgers.LeakLedger] = (),
     ) -> None:
         self.probe, self.path, self._tell = probe, path, tell
         memory = path.memory()
@@ -138,7 +138,7 @@ def serve(probe: Probe, tell: Callable[[Message], None], order: Callable[[], byt
             path.close()
 
 
-def _device(probe: Probe) -> Sequence[ledgers.Ledger]:
+def _device(probe: Probe) -> Sequence[ledgers.LeakLedger]:
     """The device's ledgers, attached before the engine makes its context.
 
     Raises:

@@ -183,7 +183,7 @@ class Load(Path, name="load"):
         return None
 
 
-class Session(Path, name="session"):
+class SessionPath(Path, name="session"):
     """A session is created, fed, and destroyed."""
 
     def call(self, number: int, ids: Sequence[int]) -> None:

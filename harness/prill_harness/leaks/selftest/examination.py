@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import msgspec
 
-from prill_harness.leaks.reports.bars import Case
+from prill_harness.leaks.reports.bars import Known
 from prill_harness.leaks.selftest.peer import Compared
 
 
 class Tried(msgspec.Struct, frozen=True):
     """One case after its runs. right: as many came out as they must; wrong: what the first other said."""
 
-    case: Case
+    case: Known
     runs: int
     right: int
     alarms: int

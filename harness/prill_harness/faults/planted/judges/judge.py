@@ -15,7 +15,7 @@ from prill_harness.planting.tools import around
 from prill_harness.records.evidence import CellEnded, Evidence, Status
 from prill_harness.records.ledger import Ledger, read
 from prill_harness.stages.trace import Trace
-from prill_harness.tokens.judge import Finding
+from prill_harness.tokens.judge import StepResult
 from prill_runtime.errors import EngineError
 
 BLAMES = ("harness",)
@@ -160,7 +160,7 @@ def batch_exception_swallowed() -> Iterator[Patch]:
     def quiet(compare: Any, *given: Any) -> Any:
         found = compare(*given)
         stopped = found.sentence.startswith("the engine stopped")
-        return Finding(found.step, True, "nothing stopped", 1) if stopped else found
+        return StepResult(found.step, True, "nothing stopped", 1) if stopped else found
 
     for step in ("greedy", "sampled"):
         yield around(f"prill_harness.tokens.judge:compare_{step}", quiet)
