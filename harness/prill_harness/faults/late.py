@@ -233,6 +233,29 @@ def late_cancel_ignored() -> Iterator[Patch]:
     yield around("prill_runtime.generate:Writer.accept", accept)
 
 
+@fault(area="late", blames=("generate",), models=LONG)
+def late_end_ignored() -> Iterator[Patch]:
+    """From position 1024 on no token ends a text."""
+
+    def accept(original: Any, self: Any, token: int, chosen: float) -> Any:
+        self._ignore_eos |= self.cache.length >= 1024
+        return original(self, token, chosen)
+
+    yield around("prill_runtime.generate:Writer.accept", accept)
+
+
+@fault(area="late", blames=("generate",), models=LONG)
+def late_stop_ignored() -> Iterator[Patch]:
+    """From position 1024 on stop strings are not looked for."""
+
+    def accept(original: Any, self: Any, token: int, chosen: float) -> Any:
+        if self.cache.length >= 1024:
+            self._stops.push = lambda piece: False
+        return original(self, token, chosen)
+
+    yield around("prill_runtime.generate:Writer.accept", accept)
+
+
 @fault(area="late", blames=("sampler",), models=LONG)
 def late_penalty_forgets() -> Iterator[Patch]:
     """The repetition penalty looks at the last 1024 ids alone."""
