@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from prill_harness import reach
 from prill_harness.engines.base import Engine
 from prill_runtime.backends.numpy import NumpyBackend
 from prill_runtime.emulator import EmuDevice
@@ -29,6 +30,7 @@ from prill_runtime.engine import Model
 
 LIBRARY = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
 OUTSIDE = "the caller"
+OWN = (__file__, reach.__file__)
 OPS = ("embed", "rms_norm", "layer_norm", "linear", "rope", "attention", "swiglu", "gelu_tanh", "add")
 
 
@@ -41,6 +43,8 @@ class Spent:
         allocated: bytes, by function, as far as they were held at the same time between two calls.
         transient: most bytes held beyond those held before it; kept: after it.
         products: by op of a NumPy backend, multiply-adds of matrix products; elements: of all else NumPy did.
+            Of op "cache": what was written into the rows of a cache.
+        reached: items of a text's ids and characters of texts that C went over, by function.
         launches, threads: of an emulated device, by kernel.
     """
 
@@ -50,6 +54,7 @@ class Spent:
     kept: int = 0
     products: Mapping[str, int] = field(default_factory=dict)
     elements: Mapping[str, int] = field(default_factory=dict)
+    reached: Mapping[str, int] = field(default_factory=dict)
     launches: Mapping[str, int] = field(default_factory=dict)
     threads: Mapping[str, int] = field(default_factory=dict)
 
@@ -72,6 +77,7 @@ class Meter:
         self._threads: Counter[str] = Counter()
         self._instructions: Counter[str] = Counter()
         self._allocated: Counter[str] = Counter()
+        self._reached: Counter[str] = Counter()
         self._names: dict[CodeType, str] = {}  # "" for a library's
         self._callers: list[str] = [OUTSIDE]
         self._products: Counter[str] = Counter()
@@ -82,6 +88,8 @@ class Meter:
         model = getattr(engine, "model", None)
         backend = model.backend if isinstance(model, Model) else None
         device = getattr(backend, "device", None)
+        if model is not None:
+            self._stack.enter_context(reach.watching(self._walked, self._written))
         if isinstance(backend, NumpyBackend):
             for op in OPS:
                 self._stack.enter_context(_replaced(backend, op, self._counting(backend, op)))
@@ -103,11 +111,13 @@ class Meter:
         gc.disable()  # a collection comes when it comes, and gives back what nobody expects
         tracemalloc.start()
         self._clear()
+        sys.setprofile(self._called)
         sys.settrace(self._entered)
 
     def stop(self) -> Spent:
         """What was spent since the last reading; counting ends, since it makes everything slow."""
         sys.settrace(self._traced)
+        sys.setprofile(None)
         spent = self.read()
         tracemalloc.stop()
         self.running = False
@@ -121,7 +131,7 @@ class Meter:
         held = tracemalloc.get_traced_memory()[0]
         spent = Spent(
             +self._instructions, +self._allocated, self._most - self._base, held - self._base,
-            +self._products, +self._elements, dict(self._launches), dict(self._threads),
+            +self._products, +self._elements, +self._reached, dict(self._launches), dict(self._threads),
         )  # fmt: skip
         self._clear()
         return spent
@@ -137,7 +147,9 @@ class Meter:
 
     def _clear(self) -> None:
         # Counts keep their names: a dictionary that finds its size again would be in the bytes.
-        for counts in (self._products, self._elements, self._instructions, self._allocated):
+        for counts in (
+            self._products, self._elements, self._instructions, self._allocated, self._reached,
+        ):  # fmt: skip
             for name in counts:
                 counts[name] = 0
         for counts in (self._launches, self._threads):
@@ -147,7 +159,7 @@ class Meter:
 
     def _entered(self, frame: FrameType, event: str, argument: object) -> Any:
         code = frame.f_code
-        if code.co_filename == __file__:
+        if code.co_filename in OWN:
             return None
         self._segment()
         name = self._names.get(code)
@@ -166,6 +178,18 @@ class Meter:
             if len(self._callers) > 1:
                 self._callers.pop()
         return self._stepped
+
+    def _called(self, frame: FrameType, event: str, argument: object) -> None:
+        if event == "c_call" and (length := reach.searched(argument)):
+            self._walked(length)
+
+    def _walked(self, items: int) -> None:
+        if self.running:
+            self._reached[self._callers[-1]] += items
+
+    def _written(self, elements: int) -> None:
+        if self.running:
+            self._elements["cache"] += elements
 
     def _segment(self) -> None:
         """Give what was taken since the last call or return to the function that ran."""
@@ -202,6 +226,8 @@ class Tally:
 
     def seen(self, value: Any) -> Any:
         """An array as one whose operations are counted; anything else as it is."""
+        if isinstance(value, reach.Written):
+            value = value.view(np.ndarray)
         if type(value) is not np.ndarray or value.dtype.kind != "f":
             return value
         view = value.view(Counted)
