@@ -79,14 +79,16 @@ def test_prefill_decode(trial: Trial, observe: Observer, engine: Engine) -> None
         "late_decode_sees_less",
         "late_row_lost_when_grown",
         "late_chunk_misplaced",
+        "late_single_row_blind",
+        "late_small_chunk_blind",
     ),
     needs=(Capability.SESSIONS, Capability.LOGITS),
 )
 def test_chunking(trial: Trial, observe: Observer, engine: Engine) -> None:
     """Any chunking of a prompt gives what one chunk gives, past 256 positions too where there are as many.
 
-    A small model's whole context is fed in chunks of 512, of 64, and of 7 and 1 about every 512th position
-    and at the end, with large ones between; up to 300 positions of any model in chunks of other sizes.
+    A small model's whole context is fed in chunks of 1, of 7, of 64 and of 512; up to 300 positions of any
+    model in chunks of other sizes.
     """
     whole, worst = longest_of(trial.golden), 0.0
     expected, spans = engine.logits(whole), [range(late_from(trial.golden)), *late_spans(trial.golden)]
@@ -152,8 +154,7 @@ def test_switching(
     other = open_model(pytestconfig.getoption("prill_engine"), spec)
     own = [i % int(other.info.config["vocab_size"]) for i in ids]
     between = other.logits(own)
-    after = engine.logits(ids)
-    again = other.logits(own)
+    after, again = engine.logits(ids), other.logits(own)
     observe.saw(before.size + between.size, oracle="the same model before the switch")
     observe.expect(
         bool(np.array_equal(before, after)), f"after {spec} the model gives other logits than before"
