@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -28,12 +27,15 @@ from prill_suites.cost_bounds import (
     same,
     scored,
     weighed,
+    written,
 )
+from prill_suites.cost_work import NEVER, SAME, TEXT, behind, ending, of_both
 from prill_suites.sequences import context_of
 
 # Tokens before the two windows, in them, and first ones let go. The lists of a text's ids take more memory at
 # 76, 92 and 108; a window has five tokens that count, so that two in which a list grows are not the median.
 EARLY, LATE, LOOKED, SETTLED = 8, 78, 7, 2
+FAR = 600  # and before a third one, where what is a square of the position shows, at another text's end
 APART = LATE - EARLY  # positions between them, fewer in a short context
 WRITTEN = "earlier tokens of the same text"
 # What grows with the position, in bytes for each: rows of scores, and the ids that a penalty counts.
@@ -42,9 +44,7 @@ GROWING = ("attention", "softmax", "_penalised")
 DOUBLED = 2.2  # most for twice as much
 FOURFOLD = {"tokenizing": 6.0, "detokenizing": 4.6}  # and for four times: merging has a logarithm in it
 TOGETHER = 40  # most instructions for one more id of a prompt and a layer: rows are computed together
-NEVER = ("a stop that no text holds", "\u00e9\u00e8\u00ea")
-TEXT = "The quick brown fox jumps over the lazy dog; don't 3.14 na\u00efve caf\u00e9 \u65e5\u672c\u8a9e. "
-SAME = "a"
+SEARCHED = 256.0  # most characters gone over for a token: of its own text, and of a stop string's length
 
 
 @pytest.fixture
@@ -68,6 +68,9 @@ def meter(engine: Engine) -> Iterator[Meter]:
         "cost_cache_copied",
         "cost_history_walked",
         "cost_sampler_sorts_for_each",
+        "cost_ids_searched",
+        "cost_cache_rest_cleared",
+        "cost_square_mask_for_each",
     ),
     needs=(Capability.GENERATE,),
 )
@@ -76,6 +79,7 @@ def test_token(observe: Observer, engine: Engine, meter: Meter, golden: Golden, 
     last = min(LATE, context_of(golden) - LOOKED - 2)
     count, added = last + LOOKED, last - EARLY
     begin, tokens = [golden.prompts[0].ids[0]], list[int]()
+    far = (golden.prompts[0].ids * FAR)[:FAR] if context_of(golden) > FAR + LOOKED else []
     windows: tuple[list[Spent], list[Spent]] = ([], [])
     if added < APART // 4:
         only_token(observe, engine, meter, begin, model_path)
@@ -105,10 +109,17 @@ def test_token(observe: Observer, engine: Engine, meter: Meter, golden: Golden, 
             for window, text in zip(both, texts, strict=True)
         ]
         found = {("instructions", name): slope for name, slope in slopes(walked[0], walked[1], added).items()}
+        early, late = (average(window, lambda s: s.reached) for window in both)
+        found |= {("items", name): slope for name, slope in slopes(early, late, added).items()}
         for unit, mean in (("bytes", typical), ("bytes on average", average)):
             early, late = (mean(window, lambda s: s.allocated) for window in both)
             taken = slopes(early, late, added)
             found |= {(unit, name): by for name, by in taken.items() if name not in texts[1].allocated}
+        if far and both[1][-1].products:  # an emulated device would take minutes to get there
+            there = typical(behind(engine, meter, far, LOOKED + 1)[SETTLED:], lambda s: s.allocated)
+            for name, by in slopes(early, there, FAR - EARLY).items():
+                if name not in texts[1].allocated and not name.startswith("behind."):
+                    found["bytes far on", name] = by
         return found
 
     def looked(token: int, logprob: float) -> None:
@@ -137,6 +148,10 @@ def test_token(observe: Observer, engine: Engine, meter: Meter, golden: Golden, 
             keys = min(at + LOOKED, int(engine.info.config.get("window") or at + LOOKED))
             pairs = scored(engine, keys)
             exact(observe, f"token {at + LOOKED}", each, layers + head, pairs, pairs)
+            into, row = each.elements.get("cache"), written(engine)
+            observe.expect(
+                into == row, f"token {at + LOOKED} writes {into} values into the cache, its own are {row}"
+            )
         said = f"; {layers + head} multiply-adds, one for each weight in the file"
     for name in ("launches", "threads"):
         first, then = getattr(before, name), getattr(after, name)
@@ -250,21 +265,14 @@ def capacity(observe: Observer, engine: Engine, meter: Meter, ids: list[int], co
     held(observe, look, lambda unit, name: BOUNDS[unit], "that a cache has room for")
 
 
-@contextmanager
-def ending(engine: Engine, first: int) -> Iterator[None]:
-    """For a while texts end at the second most probable id behind `first`: one of a batch ends early."""
-    tokenizer = embedded(engine).tokenizer
-    before, ids = tokenizer.eog_ids, engine.generate([first], max_tokens=2, ignore_eos=True).ids
-    tokenizer.eog_ids = frozenset(ids[1:])
-    try:
-        yield
-    finally:
-        tokenizer.eog_ids = before
-
-
 @check(
     "cost.text",
-    kills=("cost_merges_scan_all", "cost_suffixes_tokenized", "cost_text_joined_anew"),
+    kills=(
+        "cost_merges_scan_all",
+        "cost_suffixes_tokenized",
+        "cost_text_joined_anew",
+        "cost_text_searched_for_each",
+    ),
     needs=(Capability.TOKENIZE,),
 )
 def test_text(observe: Observer, engine: Engine, meter: Meter) -> None:
@@ -276,6 +284,7 @@ def test_text(observe: Observer, engine: Engine, meter: Meter) -> None:
             for unit, before, after in (
                 ("instructions", short.steps, long.steps),
                 ("bytes taken", sum(short.allocated.values()), sum(long.allocated.values())),
+                ("characters searched", sum(short.reached.values()), sum(long.reached.values())),
             ):
                 name = f"{unit} of {what} four times {text[:3]!r}… over once"
                 observe.metric(name, after / max(1, before), at_most=FOURFOLD[what])
@@ -283,21 +292,14 @@ def test_text(observe: Observer, engine: Engine, meter: Meter) -> None:
     observe.say(f"four times the text, {', '.join(told)} times the instructions")
 
 
-def of_both(engine: Engine, meter: Meter, text: str) -> Iterator[tuple[str, Spent, Spent]]:
-    """Both directions, on a text and on four times as much."""
-    texts = [(text * size)[:size] for size in (150, 600)]
-    _, short, long = (meter.spent(partial(engine.tokenize, each)) for each in (texts[0], *texts))
-    yield "tokenizing", short, long
-    if text == SAME:
-        return  # of which the way back says nothing more
-    both = [engine.tokenize(each) for each in texts]
-    _, short, long = (meter.spent(partial(engine.detokenize, ids)) for ids in (both[0], *both))
-    yield "detokenizing", short, long
-
-
 @check(
     "cost.stream",
-    kills=("cost_stream_decodes_prefix", "cost_stop_searches_text", "cost_stop_keeps_text"),
+    kills=(
+        "cost_stream_decodes_prefix",
+        "cost_stop_searches_text",
+        "cost_stop_keeps_text",
+        "cost_stop_searches_buffer",
+    ),
     needs=(Capability.TOKENIZE,),
 )
 def test_stream(observe: Observer, engine: Engine, meter: Meter) -> None:
@@ -323,6 +325,8 @@ def test_stream(observe: Observer, engine: Engine, meter: Meter) -> None:
         ):
             grown = (after - 2 * before) / (3 * count**2)  # what a token takes more for each one before it
             observe.metric(f"{unit} of {what} for each token before it", grown, at_most=0.1)
+        gone = sum(once.reached.values()) / count
+        observe.metric(f"characters that {what} searches for each token", gone, at_most=SEARCHED)
         kept = (twice.kept - once.kept) / count
         observe.metric(f"bytes that {what} keeps of each token", kept, at_most=0.5)
     observe.say(f"{4 * count} tokens streamed and searched, the last at the price of the first")

@@ -16,7 +16,10 @@ T = TypeVar("T")
 FILE = "the matrices of the file, as gguf reads it"
 # A loop of Python's over what went before runs two instructions at least for each position; whoever joins or
 # copies what went before takes eight bytes of an id, or a row of a cache. Lists that grow do so now and then.
-BOUNDS, ATTEMPTS = {"instructions": 1.0, "bytes": 5.0, "bytes on average": 12.0}, 3
+BOUNDS, ATTEMPTS = (
+    {"instructions": 1.0, "bytes": 5.0, "bytes on average": 12.0, "bytes far on": 5.0, "items": 0.5},
+    3,
+)
 DENSE = ("llama", "gpt2")
 BLOCK = 64  # query rows whose scores are computed at once, hidden ones included
 
@@ -64,6 +67,12 @@ def scored(engine: Engine, pairs: int) -> int:
     """Multiply-adds of so many pairs of a query and a key, over all layers and heads, values included."""
     c = engine.info.config
     return 2 * int(c["n_layers"]) * int(c["n_heads"]) * int(c["head_dim"]) * pairs
+
+
+def written(engine: Engine) -> int:
+    """Values that one position has in a cache: keys and values of all layers and heads."""
+    c = engine.info.config
+    return 2 * int(c["n_layers"]) * int(c["n_kv_heads"]) * int(c["head_dim"])
 
 
 def less(counts: Mapping[str, float], of_all: Mapping[str, int], pieces: int) -> dict[str, float]:

@@ -104,6 +104,15 @@ def test_concurrent(observe: Observer, leak_probe: LeakProbe) -> None:
         "leak_at_reset",
         "leak_in_trace",
         "leak_in_refused_text",
+        "leak_every_200th_logits",
+        "leak_every_200th_logits_batch",
+        "leak_every_200th_trace",
+        "leak_every_200th_memory",
+        "leak_every_200th_feed",
+        "leak_every_200th_reset",
+        "leak_every_200th_text",
+        "leak_every_200th_failed_batch",
+        "leak_every_200th_overfed",
     ),
 )
 def test_thousand_requests(observe: Observer, leak_probe: LeakProbe, engine: Engine) -> None:

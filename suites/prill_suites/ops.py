@@ -295,7 +295,13 @@ def test_add(bench: Bench) -> None:
 @pytest.mark.parametrize("quant", synth.QUANTS)
 @check(
     "ops.decode",
-    kills=("gqa_interleaved", "attention_scale_1_over_d", "cache_last_row_not_written", "matrix_transposed"),
+    kills=(
+        "gqa_interleaved",
+        "attention_scale_1_over_d",
+        "cache_last_row_not_written",
+        "matrix_transposed",
+        "window_ignored_in_decoding",
+    ),
     needs=(Capability.GENERATE,),
 )
 def test_decode(

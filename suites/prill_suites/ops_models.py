@@ -23,36 +23,42 @@ VOCABULARY = 320  # of the smallest; ids of prompts are below it
 SEED = 11
 # Heads, cache heads, head dimension, width, feed-forward, vocabulary: groups of 1 to 9, odd numbers of heads,
 # matrices that are not square, rows that fill no tile, more columns than a block of threads takes at once,
-# each beside a length of prompt at which tiles and splits of keys end.
+# each beside a length of prompt at which tiles and splits of keys end; and the keys that a query sees, 0 for
+# all: a window that the first tokens leave, and one that begins inside a split of keys.
 MODELS = (
-    ((1, 1, 64, 256, 256, 320), 31),
-    ((3, 3, 64, 256, 512, 320), 32),
-    ((12, 4, 64, 256, 768, 320), 33),
-    ((12, 3, 64, 512, 256, 513), 63),
-    ((24, 3, 32, 256, 256, 320), 253),
-    ((8, 1, 32, 256, 512, 320), 257),
-    ((4, 1, 128, 256, 256, 320), 64),
-    ((32, 4, 40, 256, 256, 511), 6),
-    ((8, 2, 80, 256, 256, 320), 13),
-    ((8, 1, 96, 256, 256, 513), 62),
-    ((5, 1, 256, 256, 256, 511), 126),
-    ((2, 1, 64, 256, 256, 320), 509),
-    ((7, 1, 32, 256, 256, 320), 9),
-    ((9, 1, 32, 256, 256, 320), 3),
-    ((4, 1, 64, 1280, 256, 1537), 2),
+    ((1, 1, 64, 256, 256, 320), 31, 0),
+    ((3, 3, 64, 256, 512, 320), 32, 0),
+    ((12, 4, 64, 256, 768, 320), 33, 0),
+    ((12, 3, 64, 512, 256, 513), 63, 0),
+    ((24, 3, 32, 256, 256, 320), 253, 0),
+    ((8, 1, 32, 256, 512, 320), 257, 0),
+    ((4, 1, 128, 256, 256, 320), 64, 0),
+    ((32, 4, 40, 256, 256, 511), 6, 0),
+    ((8, 2, 80, 256, 256, 320), 13, 0),
+    ((8, 1, 96, 256, 256, 513), 62, 0),
+    ((5, 1, 256, 256, 256, 511), 126, 0),
+    ((2, 1, 64, 256, 256, 320), 509, 0),
+    ((7, 1, 32, 256, 256, 320), 9, 0),
+    ((9, 1, 32, 256, 256, 320), 3, 0),
+    ((4, 1, 64, 1280, 256, 1537), 2, 0),
+    ((6, 2, 32, 256, 256, 320), 13, 4),
+    ((2, 1, 64, 256, 256, 320), 267, 131),
 )
 
 
 def models(folder: Path, quant: str) -> Iterator[tuple[str, Path, int, dict[str, set[int]]]]:
     """Every model that the block type allows: what it is, its file, a length of prompt, and the sizes that
     decoding TOKENS tokens behind it, and behind one id, divides."""
-    for (heads, kv_heads, dim, width, ffn, vocab), length in MODELS:
-        shape = Shape(1, width, heads, kv_heads, dim, ffn, vocab, tied=True, context=length + TOKENS)
+    for (heads, kv_heads, dim, width, ffn, vocab), length, window in MODELS:
+        shape = Shape(
+            1, width, heads, kv_heads, dim, ffn, vocab, tied=True, context=length + TOKENS, window=window
+        )
         entries = synth.tensors(shape, quant)
         if all(dims[-1] % gguf.GGML_QUANT_SIZES[kind][0] == 0 for dims, kind in entries.values()):
-            file = folder / f"{heads}-{kv_heads}-{dim}-{quant}.gguf"
+            file = folder / f"{heads}-{kv_heads}-{dim}-{length}-{quant}.gguf"
             synth.write(file, file.stem, shape, quant, SEED)
             what = f"{heads}/{kv_heads} heads of {dim}, width {width}, ffn {ffn}, vocabulary {vocab}"
+            what += f", window {window}" * bool(window)
             yield what, file, length, divided(shape, length)
 
 

@@ -22,11 +22,10 @@ from prill_suites.properties_chunks import chunkings
 from prill_suites.properties_crowd import CROWD, crowded, mingled
 from prill_suites.properties_ends import BEYOND, NEVER, ending, endless, stopping
 from prill_suites.properties_seeds import another_seed
-from prill_suites.sequences import LONG, late_from, late_spans, longest_of
+from prill_suites.sequences import LONG, late_from, late_prompt, late_spans, longest_of
 from prill_suites.tokenizer_twins import Twin
 
 ONE_PASS = "the engine's own logits in one pass"
-LATE_PROMPT = 1100  # ids
 SIXTEEN_BITS = 1 << 16  # positions that are counted in so many
 OTHER = {"llama": "fixture:gpt2-tiny", "gpt2": "fixture:llama-tiny"}
 OpenModel = Callable[[str, str], Engine]
@@ -80,14 +79,16 @@ def test_prefill_decode(trial: Trial, observe: Observer, engine: Engine) -> None
         "late_decode_sees_less",
         "late_row_lost_when_grown",
         "late_chunk_misplaced",
+        "late_single_row_blind",
+        "late_small_chunk_blind",
     ),
     needs=(Capability.SESSIONS, Capability.LOGITS),
 )
 def test_chunking(trial: Trial, observe: Observer, engine: Engine) -> None:
     """Any chunking of a prompt gives what one chunk gives, past 256 positions too where there are as many.
 
-    A small model's whole context is fed in chunks of 512, of 64, and of 7 and 1 about every 512th position
-    and at the end, with large ones between; up to 300 positions of any model in chunks of other sizes.
+    A small model's whole context is fed in chunks of 1, of 7, of 64 and of 512; up to 300 positions of any
+    model in chunks of other sizes.
     """
     whole, worst = longest_of(trial.golden), 0.0
     expected, spans = engine.logits(whole), [range(late_from(trial.golden)), *late_spans(trial.golden)]
@@ -153,8 +154,7 @@ def test_switching(
     other = open_model(pytestconfig.getoption("prill_engine"), spec)
     own = [i % int(other.info.config["vocab_size"]) for i in ids]
     between = other.logits(own)
-    after = engine.logits(ids)
-    again = other.logits(own)
+    after, again = engine.logits(ids), other.logits(own)
     observe.saw(before.size + between.size, oracle="the same model before the switch")
     observe.expect(
         bool(np.array_equal(before, after)), f"after {spec} the model gives other logits than before"
@@ -223,33 +223,43 @@ def test_logprobs(trial: Trial, observe: Observer, engine: Engine) -> None:
 
 @check(
     "properties.end_of_text",
-    kills=("eos_ignored", "eos_included", "ignore_eos_ignored", "finish_reason_lost", "ends_forgotten"),
+    kills=(
+        "eos_ignored",
+        "eos_included",
+        "ignore_eos_ignored",
+        "finish_reason_lost",
+        "ends_forgotten",
+        "late_end_ignored",
+    ),
     needs=(Capability.GENERATE,),
 )
 def test_end_of_text(observe: Observer, engine: Engine, golden: Golden, twin: Twin) -> None:
-    """Text ends at the end-of-text token, which is no part of it; told to ignore that, the engine goes on."""
+    """Text ends at the end-of-text token, which is no part of it, behind a late prompt too; told to ignore
+    that, the engine goes on."""
     if not twin.ends:
         endless(observe, engine, golden)
         return
-    prompt, at, arguments = ending(observe, engine, golden, twin.ends)
-    free = engine.generate(prompt, max_tokens=at + BEYOND, ignore_eos=True, **arguments)
-    ended = engine.generate(prompt, max_tokens=at + BEYOND, **arguments)
-    observe.saw(at + 1, oracle="the same request, told to ignore the end")
-    observe.expect(
-        ended.finish_reason == "eos", f"expected 'eos' after {at} tokens, got {ended.finish_reason!r}"
-    )
-    observe.expect(
-        ended.ids == free.ids[:at], f"expected the {at} tokens before the end, got {len(ended.ids)}"
-    )
-    longer = len(free.ids) == at + BEYOND and free.finish_reason == "length"
-    observe.expect(longer, f"the control did not differ: ignoring the end gave {len(free.ids)} tokens")
-    observe.expect(
-        ended.end_id in (None, free.ids[at]), f"ended by id {free.ids[at]}, but reports {ended.end_id}"
-    )
-    observe.say(
-        f"stopped after {at} tokens at id {free.ids[at]} {twin.tokens[free.ids[at]]!r}; told to ignore it, "
-        f"went on to {len(free.ids)}"
-    )
+    told = []
+    for prompt, at, arguments in ending(observe, engine, golden, twin.ends):
+        free = engine.generate(prompt, max_tokens=at + BEYOND, ignore_eos=True, **arguments)
+        ended = engine.generate(prompt, max_tokens=at + BEYOND, **arguments)
+        observe.saw(at + 1, oracle="the same request, told to ignore the end")
+        where = f"behind {len(prompt)} ids"
+        observe.expect(
+            ended.finish_reason == "eos",
+            f"{where}: expected 'eos' after {at} tokens, got {ended.finish_reason!r}",
+        )
+        observe.expect(
+            ended.ids == free.ids[:at],
+            f"{where}: expected the {at} tokens before the end, got {len(ended.ids)}",
+        )
+        longer = len(free.ids) == at + BEYOND and free.finish_reason == "length"
+        observe.expect(longer, f"the control did not differ: ignoring the end gave {len(free.ids)} tokens")
+        observe.expect(
+            ended.end_id in (None, free.ids[at]), f"ended by id {free.ids[at]}, but reports {ended.end_id}"
+        )
+        told.append(f"{where} after {at} tokens at id {free.ids[at]} {twin.tokens[free.ids[at]]!r}")
+    observe.say(f"stopped {' and '.join(told)}; told to ignore it, went on for {BEYOND} tokens")
 
 
 @check(
@@ -277,11 +287,12 @@ def test_max_tokens(trial: Trial, observe: Observer, engine: Engine) -> None:
 
 @check(
     "properties.stop_strings",
-    kills=("stop_within_token_only", "stop_ignored", "stop_from_half"),
+    kills=("stop_within_token_only", "stop_ignored", "stop_from_half", "late_stop_ignored"),
     needs=(Capability.GENERATE,),
 )
 def test_stop_strings(observe: Observer, engine: Engine, golden: Golden, twin: Twin) -> None:
-    """A stop string split over two tokens ends the text at the token that completes it, in any script."""
+    """A stop string split over two tokens ends the text at the token that completes it, in any script, and
+    behind a late prompt."""
     found, where = stopping(engine, golden, twin.special)
     for text in found:
         stopped, never = text.again(engine, text.stop), text.again(engine, NEVER)
@@ -305,8 +316,7 @@ def test_stop_strings(observe: Observer, engine: Engine, golden: Golden, twin: T
 )
 def test_cancel(trial: Trial, observe: Observer, engine: Engine) -> None:
     """A callback that says no ends the text at once; one that says nothing does not; late on small models."""
-    late, seen = longest_of(trial.golden)[:LATE_PROMPT], list[int]()
-    prompt = late if len(late) == LATE_PROMPT else trial.prompt(0, 12)
+    prompt, seen = late_prompt(trial.golden) or trial.prompt(0, 12), list[int]()
     count = trial.room(prompt, 9)
     most = max(1, min(3, count - 1))
 

@@ -9,7 +9,7 @@ from prill_suites.sequences import LONG
 
 SIZES = (1, 7, 31, 32, 33, 64)
 PAST = 256  # positions of the first chunk, where there are more
-EVERY = 512  # positions between the places that a long prompt is fed past step by step
+EVEN = (1, 7, 64, 512)  # sizes in which the whole of a long prompt is fed, one at a time
 Chunking = tuple[str, list[int]]
 
 
@@ -21,10 +21,10 @@ def chunkings(length: int) -> Iterator[Chunking]:
         cut = filled(sizes, short)
         yield f"chunks {cut}", cut
     if length > LONG:
-        yield f"chunks of {EVERY} to {length}", filled([EVERY] * (length // EVERY), length)
+        for size in EVEN:
+            yield f"chunks of {size} to {length}", filled([size] * (length // size), length)
         # None of them ends where the others do, at a multiple of a power of two.
         yield f"a chunk of 31 and chunks of 64 to {length}", filled([31, *[64] * (length // 64)], length)
-        yield f"chunks of 7 and 1 about every {EVERY}th of {length}", stepping(length)
 
 
 def filled(sizes: Sequence[int], length: int) -> list[int]:
@@ -34,11 +34,3 @@ def filled(sizes: Sequence[int], length: int) -> list[int]:
         if left := length - sum(out):
             out.append(min(size, left))
     return out
-
-
-def stepping(length: int) -> list[int]:
-    """Large chunks up to 24 before every 512th position and the end, then 7, 7, 7 and single ids past it."""
-    out: list[int] = []
-    for border in (*range(EVERY, length, EVERY), length):
-        out += [max(0, border - 24 - sum(out)), 7, 7, 7, 1, 1, 1, 1, 1, 1]
-    return filled([size for size in out if size], length)

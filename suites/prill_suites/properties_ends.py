@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, islice, takewhile
 from typing import Any
@@ -16,6 +16,7 @@ from prill_harness.tokens.golden import Golden
 from prill_runtime.errors import Inconclusive
 from prill_runtime.sampling.philox import philox_uniform
 from prill_runtime.sampling.sampler import SamplingParams, filtered_distribution
+from prill_suites.sequences import late_prompt
 
 HOT = 50.0  # temperature at which a distribution is almost flat
 BEYOND = 4  # tokens asked for past an end
@@ -27,6 +28,7 @@ WAYS: tuple[dict[str, Any], ...] = (
     {"temperature": HOT, "seed": 8},
 )
 LENGTH, PROMPTS = 24, 4
+TRIED = 4  # late prompts behind which an end is drawn
 
 
 def room(engine: Engine, ids: Sequence[int]) -> int:
@@ -36,8 +38,9 @@ def room(engine: Engine, ids: Sequence[int]) -> int:
 
 def ending(
     observe: Observer, engine: Engine, golden: Golden, ends: Collection[int]
-) -> tuple[list[int], int, dict[str, Any]]:
-    """A request in which the model ends its text: prompt, how many tokens before the end, sampling.
+) -> list[tuple[list[int], int, dict[str, Any]]]:
+    """Requests in which the model ends its text: prompt, how many tokens before the end, sampling. Behind a
+    short prompt, and on a small model behind a late one.
 
     Args:
         ends: the ids that end a text, at least one.
@@ -45,7 +48,28 @@ def ending(
     Raises:
         Inconclusive: the model never ended a text.
     """
-    for ids, at, arguments in ends_expected(engine, golden, ends):
+    found = [first_ended(observe, engine, ends_expected(engine, golden, ends), ends)]
+    if late := late_prompt(golden):
+        tried = hot_ends(engine, [late[n:] for n in range(TRIED)], ends)
+        found.append(first_ended(observe, engine, tried, ends))
+    return found
+
+
+def first_ended(
+    observe: Observer,
+    engine: Engine,
+    requests: Iterable[tuple[list[int], int, dict[str, Any]]],
+    ends: Collection[int],
+) -> tuple[list[int], int, dict[str, Any]]:
+    """The first of these requests that the engine, told to ignore it, writes the end of text into where it is
+    expected.
+
+    Raises:
+        Inconclusive: it does so in none.
+    """
+    tried = 0
+    for ids, at, arguments in requests:
+        tried += 1
         most = at + BEYOND
         drawn = engine.generate(ids, max_tokens=most, ignore_eos=True, **arguments)
         observe.expect(
@@ -58,7 +82,7 @@ def ending(
         # Two ids about as probable change places when the row they are chosen from is rounded in another way.
     raise Inconclusive(
         "the engine's sampler does not draw the end of text where its logits say so",
-        where=f"{len(golden.prompts)} prompts",
+        where=f"{tried} requests",
     )
 
 
@@ -73,8 +97,15 @@ def ends_expected(
             ids, at = [*prompt.ids, *prompt.tokens[:start]], prompt.first_eos - start
             if at + BEYOND <= room(engine, ids):
                 yield ids, at, {}
-    for prompt in golden.prompts:
-        ids = prompt.ids[: max(1, room(engine, ()) - BEYOND)]
+    yield from hot_ends(engine, [prompt.ids for prompt in golden.prompts], ends)
+
+
+def hot_ends(
+    engine: Engine, prompts: Iterable[Sequence[int]], ends: Collection[int]
+) -> Iterator[tuple[list[int], int, dict[str, Any]]]:
+    """Requests behind each of these prompts whose first token is to be an end of text."""
+    for prompt in prompts:
+        ids = [*prompt[: max(1, room(engine, ()) - BEYOND)]]
         yield ids, 0, hot_end(engine.logits(ids)[-1], ends, len(ids))
 
 
@@ -138,9 +169,17 @@ class Written:
 
 def written(engine: Engine, golden: Golden) -> Iterator[Written]:
     """What the model writes behind the beginnings of its golden texts, in several ways of drawing."""
+    beginnings = [
+        [*prompt.ids, *prompt.tokens][: min(12, max(1, room(engine, ()) // 2))]
+        for prompt in golden.prompts[:PROMPTS]
+    ]
+    return behind(engine, beginnings)
+
+
+def behind(engine: Engine, beginnings: Sequence[list[int]]) -> Iterator[Written]:
+    """What the model writes behind each of these, in each way of drawing."""
     for arguments in WAYS:
-        for prompt in golden.prompts[:PROMPTS]:
-            ids = [*prompt.ids, *prompt.tokens][: min(12, max(1, room(engine, ()) // 2))]
+        for ids in beginnings:
             count = min(LENGTH, room(engine, ids))
             free = engine.generate(ids, max_tokens=count, ignore_eos=True, **arguments)
             yield Written(ids, arguments, free, NEVER, len(free.ids), "length")
@@ -163,17 +202,26 @@ def endless(observe: Observer, engine: Engine, golden: Golden) -> None:
 def stopping(engine: Engine, golden: Golden, special: Collection[int]) -> tuple[list[Written], str]:
     """Texts that come to a stop string, each with the string; and in words where those lie.
 
-    Two that begin in one token and end in another, where the model writes any; one within a token where no
-    two tokens make a text; where none makes any, a string that stops nothing.
+    Two that begin in one token and end in another, where the model writes any, and one behind a late prompt;
+    one within a token where no two tokens make a text; where none makes any, a string that stops nothing.
     """
-    over = (text.with_stop(over_a_border(text.pieces(engine, special))) for text in written(engine, golden))
-    if found := list(islice(filter(None, over), 2)):
-        return found, "split over two tokens, each ended the text at the token that completes it"
+    late = late_prompt(golden)
+    found = divided(engine, written(engine, golden), special, 2)
+    found += divided(engine, behind(engine, [late] * bool(late)), special, 1)
+    if found:
+        where = f", behind up to {len(found[-1].prompt)} ids" if late else ""
+        return found, f"split over two tokens, each ended the text at the token that completes it{where}"
     texts = list(written(engine, golden))
     within = (text.with_stop(in_one_token(text.pieces(engine, special))) for text in texts)
     if found := list(islice(filter(None, within), 1)):
         return found, "within a token ended the text there; no two tokens of this model's texts make a word"
     return texts[:1], "ended nothing: no token of this model's texts stands for a character"
+
+
+def divided(engine: Engine, texts: Iterable[Written], special: Collection[int], most: int) -> list[Written]:
+    """The first of the texts in which a stop string begins in one token and ends in another, with that."""
+    over = (text.with_stop(over_a_border(text.pieces(engine, special))) for text in texts)
+    return list(islice(filter(None, over), most))
 
 
 def over_a_border(pieces: Sequence[bytes]) -> tuple[str, int] | None:

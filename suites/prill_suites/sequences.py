@@ -9,6 +9,7 @@ from prill_harness.tokens.golden import Golden
 LONG = 300  # positions that the longest checks look at, where the context has them
 FULL = 2048  # that they look at on a model so small that it takes no time
 PRODUCTS = 500_000_000  # that such a model multiplies for them, at most
+LATE_PROMPT = 1100  # ids behind which a text is late
 LATE, TAIL = 256, 64  # positions before the late ones, and the last of them
 FEWEST = 3
 
@@ -47,6 +48,12 @@ def longest_of(golden: Golden) -> list[int]:
     """The text that reaches furthest, as many ids as the longest checks look at."""
     text, wanted = max(texts_of(golden), key=len), reach_of(golden)
     return (text * -(-wanted // len(text)))[:wanted]
+
+
+def late_prompt(golden: Golden) -> list[int]:
+    """A prompt behind which every token is late; empty where the longest checks do not look so far."""
+    longest = longest_of(golden)
+    return longest[:LATE_PROMPT] if len(longest) > LATE_PROMPT else []
 
 
 def texts_of(golden: Golden) -> list[list[int]]:

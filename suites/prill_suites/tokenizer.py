@@ -12,8 +12,10 @@ from prill_harness.engines.base import Capability, Engine
 from prill_harness.run.checks import Observer, check
 from prill_harness.tokens.golden import Golden
 from prill_runtime.errors import MissingCapability
+from prill_runtime.tokenizer.load import load_tokenizer
 from prill_runtime.tokenizer.pretokenizers import PRE_TOKENIZERS
 from prill_suites.common import FILE_READER, embedded, file_fields
+from prill_suites.tokenizer_drawn import SEED, vocabularies
 from prill_suites.tokenizer_texts import AROUND, HARD_TEXTS, NO_SPECIAL, RARE, WORDY, long_text, parting
 from prill_suites.tokenizer_twins import NORMAL, UNUSED, USER_DEFINED, Ambiguous, Twin, longest_text
 from prill_suites.tokenizer_words import BY_NAME, Words
@@ -294,6 +296,38 @@ def test_pre_tokenizers(observe: Observer, engine: Engine) -> None:
             observe.saw(len(expected), oracle="the published expressions, by Python's re")
             observe.expect(got == expected, f"{name!r} cuts {text!r} otherwise: {parting(expected, got)}")
     observe.say(f"{len(BY_NAME)} names, {len(WORDY)} texts, {observe.observed} words, each as published")
+
+
+@check(
+    "tokenizer.drawn",
+    kills=(
+        "specials_in_order_of_ids",
+        "specials_from_the_left",
+        "ties_to_the_right",
+        "runs_of_spaces_apart",
+        "all_spaces_of_prefix_stripped",
+    ),
+)
+def test_drawn(observe: Observer, engine: Engine) -> None:
+    """On drawn vocabularies, of special tokens that overlap, scores that tie and pieces of several spaces,
+    ids are the naive twin's, and so are the bytes that come back."""
+    embedded(engine)
+    observe.seed, drawn = SEED, list(vocabularies())
+    for number, (fields, texts) in enumerate(drawn):
+        tokenizer, twin = load_tokenizer(fields), Twin(fields)
+        for text in texts:
+            expected, got = twin.ids(text), tokenizer.encode(text, add_special=False)
+            observe.saw(max(1, len(expected)), oracle=TWIN)
+            observe.expect(
+                got == expected, f"drawn vocabulary {number}, {text!r}: ids {parting(expected, got)}"
+            )
+            back, bytes_of = tokenizer.decode(got), twin.text(expected)
+            observe.expect(
+                back == bytes_of, f"drawn vocabulary {number}, {text!r}: bytes {parting(bytes_of, back)}"
+            )
+    observe.say(
+        f"{len(drawn)} drawn vocabularies, {observe.observed} ids, all as the twin's, and the bytes of each"
+    )
 
 
 @check("tokenizer.ends", kills=("ends_forgotten",), needs=(Capability.TOKENIZE,))

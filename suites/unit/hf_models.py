@@ -10,6 +10,7 @@ import gguf
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from prill_harness.second import GPT2, LLAMA
 
 from .tiny_gguf import add_tokenizer, write_gguf
 
@@ -69,19 +70,6 @@ def permuted(weight: Floats, heads: int) -> Floats:
     return np.ascontiguousarray(split.swapaxes(1, 2).reshape(weight.shape))
 
 
-LLAMA_NAMES = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
-
-
 def llama_tensors(state: dict[str, Floats], config: Any) -> dict[str, Floats]:
     tensors = {
         "token_embd.weight": state["model.embed_tokens.weight"],
@@ -98,7 +86,7 @@ def llama_tensors(state: dict[str, Floats], config: Any) -> dict[str, Floats]:
             array = permuted(array, config.num_attention_heads)
         if module == "self_attn.k_proj":
             array = permuted(array, config.num_key_value_heads)
-        tensors[f"blk.{layer}.{LLAMA_NAMES[module]}.{part}"] = array
+        tensors[f"blk.{layer}.{LLAMA[module]}.{part}"] = array
     return tensors
 
 
@@ -181,16 +169,6 @@ def llama(name: str, folder: Path) -> tuple[Any, Path]:
     return model, write_gguf(folder / f"llama-{name}.gguf", "llama", tensors, [metadata])
 
 
-GPT2_NAMES = {
-    "ln_1": "attn_norm",
-    "attn.c_attn": "attn_qkv",
-    "attn.c_proj": "attn_output",
-    "ln_2": "ffn_norm",
-    "mlp.c_fc": "ffn_up",
-    "mlp.c_proj": "ffn_down",
-}
-
-
 def gpt2(heads: int, folder: Path) -> tuple[Any, Path]:
     """A GPT2LMHeadModel, not yet in float64, and its file."""
     eps = single(1e-5)
@@ -217,7 +195,7 @@ def gpt2(heads: int, folder: Path) -> tuple[Any, Path]:
             _, _, layer, rest = name.split(".", 3)
             module, part = rest.rsplit(".", 1)
             # Conv1D keeps (in, out).
-            tensors[f"blk.{layer}.{GPT2_NAMES[module]}.{part}"] = np.ascontiguousarray(array.T)
+            tensors[f"blk.{layer}.{GPT2[module]}.{part}"] = np.ascontiguousarray(array.T)
 
     def metadata(writer: gguf.GGUFWriter) -> None:
         writer.add_context_length(256)

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prill_harness import Engine, open_engine
+from prill_harness.measure import reach
 from prill_harness.measure.cost import Meter, Spent, average, slopes
 from prill_runtime.ops.numpy import NumpyBackend
 
@@ -116,6 +117,43 @@ def test_bytes_are_counted_by_function_whether_kept_or_not() -> None:
     assert 200_000 <= spent.allocated["grown"] + spent.allocated.get("grown.<locals>.<listcomp>", 0) < 240_000
     assert 10_000 <= spent.transient < 25_000
     assert spent.kept < 2_000
+
+
+@pytest.mark.parametrize(
+    ("work", "items"),
+    [
+        (lambda ids: 7 in ids, 50),
+        (lambda ids: ids.count(3), 50),
+        (lambda ids: ids.index(0), 50),
+        (sum, 50),
+        (set, 50),
+        (lambda ids: ids.append(1), 0),
+        (len, 0),
+        (lambda ids: bytearray(30).find(b"x"), 30),
+        (lambda ids: "abc".replace("b", "d"), 3),
+    ],
+)
+def test_what_c_goes_over_is_counted(work: Callable[[list[int]], object], items: int) -> None:
+    """Of a text's ids when they are searched or walked, of a text when a method searches it; nothing else."""
+    counted = reach.Walked([0] * 50)
+    with Meter() as meter:
+        counted.count_of = meter._walked
+        assert sum(meter.spent(partial(work, counted)).reached.values()) == items
+
+
+def test_what_is_written_into_a_cache_is_counted(engine: Engine) -> None:
+    """A token writes its own row; whoever fills the rest of the rows, by any way to write, is seen."""
+    session = engine.session(8)
+    session.close()
+    with Meter(engine) as meter:
+        session = engine.session(8)
+        session.feed([1])
+        own = meter.spent(partial(session.feed, [2])).elements["cache"]
+        keys = session._cache._keys  # type: ignore[attr-defined]
+        for write in (partial(keys.__setitem__, ..., 0), partial(keys[..., 2:, :].fill, 0)):
+            assert meter.spent(write).elements["cache"] in (keys.size, keys.size * 6 // 8)
+        assert own == 2 * keys.size // 8
+        session.close()
 
 
 @given(rows=st.integers(1, 5), inner=st.integers(1, 7), columns=st.integers(1, 6))

@@ -21,6 +21,7 @@ LATE = sorted(name for name, fault in catalogue("emu").items() if fault.area == 
 TENSOR = "device_late_tile_unmasked"  # in a kernel that only `fast` launches
 DECODE = "device_late_decode_forgets"
 IDS = longest_of(golden_for(MODEL))[:PAST]
+DECODED = 1e-6  # logprobs of a confident text: 1e-8 was measured, 5e-5 with the fault
 SOUND = {"emu": 1e-11, "emu:fast": 5e-6}  # NMSE of the last rows, by arithmetic
 
 
@@ -61,7 +62,7 @@ def test_sound_kernels_are_right_late(spec: str) -> None:
     """Past four splits and eight tiles, in a prompt and behind it, the logits are the oracle's."""
     assert last_rows(spec) < SOUND[spec]
     if spec == "emu":  # captured steps are those of `fast` but for their products
-        assert decoded(spec) < 1e-4
+        assert decoded(spec) < DECODED
 
 
 @pytest.mark.parametrize("fault", LATE)
@@ -72,7 +73,7 @@ def test_late_faults_of_a_device_are_killed(fault: str) -> None:
     if fault == TENSOR:
         assert last_rows(f"emu:fast+fault:{fault}") > 10 * SOUND["emu:fast"]
     elif fault == DECODE:
-        assert decoded(f"emu+fault:{fault}") > 1e-3
+        assert decoded(f"emu+fault:{fault}") > 10 * DECODED
     else:
         with open_engine(f"emu+fault:{fault}", MODEL) as broken, open_engine("numpy64", MODEL) as oracle:
             assert first_wrong(stages(broken, IDS[:160]), stages(oracle, IDS[:160])) is None

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from prill_harness import Engine, open_engine
 from prill_harness.engines.base import Session
+from prill_harness.engines.embedded import EmbeddedSession
 from prill_harness.engines.models import resolve_model
 from prill_harness.leaks.judge import judge, probe
 from prill_harness.leaks.probed import kinds, paths
@@ -67,6 +69,36 @@ def test_an_embedded_engine_takes_every_kind(subject: Subject, tmp_path: Path) -
     assert ends["stop"] == 18
 
 
+def test_each_entry_point_is_called_in_every_round(
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand rounds call each a thousand times: a leak in every two hundredth comes five times."""
+    made, counts = kinds.offered(subject, tmp_path), Counter[str]()
+    entries = {
+        (cls, name)
+        for cls in (type(subject.engine), EmbeddedSession)
+        for base in (Engine, Session)
+        for name in vars(base).keys() - BESIDE - {"registry", "length"}
+        if not name.startswith("_") and callable(getattr(cls, name, None))
+    }
+
+    def counted(name: str, call: Any) -> Callable[..., Any]:
+        def counting(*given: Any, **named: Any) -> Any:
+            counts[name] += 1
+            return call(*given, **named)
+
+        return counting
+
+    for cls, name in entries:
+        monkeypatch.setattr(cls, name, counted(f"{cls.__name__}.{name}", getattr(cls, name)))
+    for n in range(20):
+        for make in made.values():
+            make(n)
+    assert len(entries) > 10
+    few = {f"{cls.__name__}.{name}" for cls, name in entries if counts[f"{cls.__name__}.{name}"] < 20}
+    assert few <= {"NumPy.close"}, few  # a load and its end: in one round of five
+
+
 def test_malformed_files_are_refused_early_and_late(subject: Subject, tmp_path: Path) -> None:
     """Some are missing or no GGUF at all; others are refused when tensors or the tokenizer are looked at."""
     kinds.offered(subject, tmp_path)
@@ -101,7 +133,7 @@ def test_a_rare_leak_of_one_kind_is_found_and_told() -> None:
     report = probe.run(Probe("control:leak=block,on=cancel,every=100", "none", "requests", vary=False))
     assert report.verdict is LeakVerdict.LEAK
     assert report.sentence.endswith("left by cancelled (host blocks +1)"), report.sentence
-    offered = {"greedy", "sampled", "cancelled", "filled", "refused", "held"}
+    offered = {"greedy", "sampled", "cancelled", "filled", "refused", "held", "told"}
     assert report.kinds == dict.fromkeys(offered, 40 * paths.TIMES)
     sound = probe.run(Probe("control:noise=churn", "none", "requests", vary=False))
     assert sound.verdict is LeakVerdict.CLEAN, sound.sentence

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 import prill_fixtures
 from prill_fixtures import sound, types
-from prill_fixtures.config import DRAWN
+from prill_fixtures.config import SPECIAL
 from prill_harness import open_engine
 from prill_harness.engines.embedded import NumPy64
 from prill_harness.faults.catalogue import catalogue
@@ -92,8 +92,8 @@ def test_every_change_to_a_sound_model_moves_both_alike(
     assert nmse(before, sensitivity.oracle_logits(path, base, ids)) <= SUMMED
 
 
-@pytest.mark.parametrize("name", DRAWN)
-def test_everything_that_a_drawn_fixture_says_shows(name: str) -> None:
+@pytest.mark.parametrize("name", SPECIAL)
+def test_everything_that_a_special_fixture_says_shows(name: str) -> None:
     """Window, eps, base, scaling, divisors, head count, head and each bias: changed in the reading, each
     moves the witness; on these models there is nothing that cannot be told."""
     base = sensitivity.shallow(witness.read(prill_fixtures.path(name)))

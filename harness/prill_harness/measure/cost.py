@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import math
+import sys
 import sysconfig
 import tracemalloc
 from array import array
@@ -17,12 +18,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from statistics import median
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any
 
 import numpy as np
 
 from prill_harness.engines.base import Engine
+from prill_harness.measure import reach
 from prill_harness.measure.interpreter import watch
 from prill_runtime.device.machine.emulator import EmuDevice
 from prill_runtime.ops.numpy import NumpyBackend
@@ -44,6 +46,8 @@ class Spent:
         allocated: bytes, by function, as far as they were held at the same time between two calls.
         transient: most bytes held beyond those held before it; kept: after it.
         products: by op of a NumPy backend, multiply-adds of matrix products; elements: of all else NumPy did.
+            Of op "cache": what was written into the rows of a cache.
+        reached: items of a text's ids and characters of texts that C went over, by function.
         launches, threads: of an emulated device, by kernel.
     """
 
@@ -53,6 +57,7 @@ class Spent:
     kept: int = 0
     products: Mapping[str, int] = field(default_factory=dict)
     elements: Mapping[str, int] = field(default_factory=dict)
+    reached: Mapping[str, int] = field(default_factory=dict)
     launches: Mapping[str, int] = field(default_factory=dict)
     threads: Mapping[str, int] = field(default_factory=dict)
 
@@ -75,17 +80,20 @@ class Meter:
         self._threads: Counter[str] = Counter()
         # Numbers in arrays, by the place of a function's name: what the meter notes takes no memory.
         self._instructions, self._allocated = array("q", [NONE]), array("q", [NONE])
+        self._reached = array("q", [NONE])
         self._places = {OUTSIDE: 0}
         self._known: dict[CodeType, int] = {}  # -1 for a library's
         self._callers = [0]
         self._products: Counter[str] = Counter()
         self._elements: Counter[str] = Counter()
         self.running, self._stack = False, ExitStack()
-        self._watch = watch(self._entered, self._stepped, self._left, __file__)
+        self._watch = watch(self._entered, self._stepped, self._left, __file__, reach.__file__)
         self._collects = False
         model = getattr(engine, "model", None)
         backend = model.backend if isinstance(model, Model) else None
         device = getattr(backend, "device", None)
+        if model is not None:
+            self._stack.enter_context(reach.watching(self._walked, self._written))
         if isinstance(backend, NumpyBackend):
             for op in OPS:
                 self._stack.enter_context(_replaced(backend, op, self._counting(backend, op)))
@@ -107,11 +115,13 @@ class Meter:
         gc.disable()  # a collection comes when it comes, and gives back what nobody expects
         tracemalloc.start()
         self._clear()
+        sys.setprofile(self._called)
         self._watch.start()
 
     def stop(self) -> Spent:
         """What was spent since the last reading; counting ends, since it makes everything slow."""
         self._watch.stop()
+        sys.setprofile(None)
         spent = self.read()
         tracemalloc.stop()
         self.running = False
@@ -126,7 +136,8 @@ class Meter:
         spent = Spent(
             self._named(self._instructions), self._named(self._allocated),
             self._most - self._base, held - self._base,
-            _some(self._products), _some(self._elements), dict(self._launches), dict(self._threads),
+            _some(self._products), _some(self._elements), self._named(self._reached),
+            dict(self._launches), dict(self._threads),
         )  # fmt: skip
         self._clear()
         return spent
@@ -142,7 +153,7 @@ class Meter:
 
     def _clear(self) -> None:
         for at in range(len(self._places)):
-            self._instructions[at] = self._allocated[at] = NONE
+            self._instructions[at] = self._allocated[at] = self._reached[at] = NONE
         # Counts keep their names: a dictionary that finds its size again would be in the bytes.
         for counts in (self._products, self._elements):
             for name in counts:
@@ -168,8 +179,8 @@ class Meter:
         if not code.co_filename.startswith((*LIBRARY, "<")):
             place = self._places.setdefault(code.co_qualname, len(self._places))
             if place == len(self._allocated):
-                self._instructions.append(NONE)
-                self._allocated.append(NONE)
+                for numbers in (self._instructions, self._allocated, self._reached):
+                    numbers.append(NONE)
         self._known[code] = place
         held, low = tracemalloc.get_traced_memory()[0], self._low
         tracemalloc.reset_peak()
@@ -183,6 +194,18 @@ class Meter:
         self._segment()
         if len(self._callers) > 1:
             self._callers.pop()
+
+    def _called(self, frame: FrameType, event: str, argument: object) -> None:
+        if event == "c_call" and (length := reach.searched(argument)):
+            self._walked(length)
+
+    def _walked(self, items: int) -> None:
+        if self.running:
+            self._reached[self._callers[-1]] += items
+
+    def _written(self, elements: int) -> None:
+        if self.running:
+            self._elements["cache"] += elements
 
     def _segment(self) -> None:
         """Give what was taken since the last call or return to the function that ran."""
@@ -219,6 +242,8 @@ class Tally:
 
     def seen(self, value: Any) -> Any:
         """An array as one whose operations are counted; anything else as it is."""
+        if isinstance(value, reach.Written):
+            value = value.view(np.ndarray)
         if type(value) is not np.ndarray or value.dtype.kind != "f":
             return value
         view = value.view(Counted)

@@ -93,11 +93,11 @@ class Monitored:
         self._monitoring.free_tool_id(self._tool)
 
 
-def watch(entered: Told, stepped: Told, left: Told, apart: str) -> Watch:
+def watch(entered: Told, stepped: Told, left: Told, *apart: str) -> Watch:
     """Whoever is told of each call, instruction and return, or resumption and yield, once it is started.
 
-    Functions that run already are told of once they are called again. What is in the file `apart` is not
+    Functions that run already are told of once they are called again. What is in the files `apart` is not
     told of, nor is what is done while somebody is told.
     """
     kind = Monitored if sys.version_info >= (3, 12) else Traced
-    return kind(entered, stepped, left, frozenset((apart, __file__)))
+    return kind(entered, stepped, left, frozenset((*apart, __file__)))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 JOBS = click.option(
     "-j", "--jobs", type=click.IntRange(min=0), default=0, help="Processes at a time; 0: one per core."
 )
-CLEAN = 200  # runs on sound engines that a whole matrix makes
+CLEAN = 210  # runs on sound engines that a whole matrix makes
 
 
 @click.group(name="faults", epilog="\b\nExample:\n  prill faults run rope_base_default")
@@ -114,7 +114,7 @@ def run(console: Console, names: Sequence[str], jobs: int) -> int:
 )
 @click.option("--only", multiple=True, metavar="AREA|NAME", help="These faults alone; repeatable.")
 @click.option(
-    "--clean", type=click.IntRange(min=0), metavar="N", help="Clean runs; default 200, with --only none."
+    "--clean", type=click.IntRange(min=0), metavar="N", help="Clean runs; default 210, with --only none."
 )
 @click.option(
     "-o",

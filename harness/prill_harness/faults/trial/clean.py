@@ -42,10 +42,10 @@ from prill_runtime.run.model import Model
 
 NAMES = ("llama-tiny", "gpt2-tiny")
 TYPES = ("f16", "f32", "bf16", "q8_0", "q4_0", "q4_k", "q6_k")
-DRAWN = ("fixture:llama-window", "fixture:llama-long")
+SPECIAL = ("fixture:llama-window", "fixture:llama-long")
 MODELS = (
     *(f"fixture:{name}" + f":{kind}" * (kind != "f16") for kind in TYPES for name in NAMES),
-    *DRAWN,
+    *SPECIAL,
 )
 SHORTEST, LONGEST = 2, 320  # positions
 # Figures that are noise over the bound on noise; agreements and ranks are counts, and only alarm.

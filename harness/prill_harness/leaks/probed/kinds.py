@@ -1,7 +1,8 @@
 """An engine in; one small call of every kind its protocol knows, and of every way a call ends, out.
 
 Each is a site at which memory may be left. They are made small, so that thousands are affordable: a leak in
-one request of two hundred shows as well as one in each.
+one request of two hundred shows as well as one in each. So every round calls each entry point of the
+protocol, but for loads of a whole model.
 """
 
 from __future__ import annotations
@@ -146,12 +147,16 @@ def filled(s: Subject, n: int) -> None:
 
 @kind(Capability.GENERATE, Capability.BATCH)
 def batched(s: Subject, n: int) -> None:
-    """Of prompts that differ, greedy and drawn, ended together or not; and one with a refused prompt."""
+    """Of prompts that differ, greedy and drawn, ended together or not."""
     drawn = [SamplingParams(), SamplingParams(temperature=1.0, seed=n)] if n % 3 else ()
     s.engine.generate_batch([[1], [2, 3]], max_tokens=1 + n % 2, ignore_eos=n % 5 > 0, sampling=drawn)
-    if n % 4 == 0:
-        with refusing():
-            s.engine.generate_batch([[1], []], max_tokens=1)
+
+
+@kind(Capability.GENERATE, Capability.BATCH)
+def batch_refused(s: Subject, n: int) -> None:
+    """For one prompt of several."""
+    with refusing():
+        s.engine.generate_batch([[1], []], max_tokens=1)
 
 
 @kind(Capability.GENERATE)
@@ -170,12 +175,12 @@ def held(s: Subject, n: int) -> None:
     session = s.engine.session(2)
     try:
         session.feed([1])
-        if n % 3 == 0:
+        if n % 2:
             session.reset()
-        if n % 3 == 1:
-            with refusing():
-                session.feed([1, 2, 3])
+        with refusing():
+            session.feed([1, 2, 3])
         _ = session.length
+        session.reset()
     finally:
         session.close()
 
@@ -198,20 +203,29 @@ def spelled(s: Subject, n: int) -> None:
 
 
 @kind(Capability.LOGITS)
-def looked(s: Subject, n: int) -> None:
-    """Logits, of one prompt and of two; a trace; the engine's own figures; and requests for them refused."""
-    if n % 4 == 0:
-        s.engine.logits([1, 2])
-    elif n % 4 == 1 and s.offers(Capability.BATCH):
-        s.engine.logits_batch([[1], [2, 3]])
-    elif n % 4 == 2 and s.offers(Capability.TRACE):
-        for _ in s.engine.trace([1]):
-            pass
-    elif s.offers(Capability.MEMORY):
-        s.engine.memory()
-        s.engine.phases()
-        with refusing():
-            s.engine.logits([])
+def scored(s: Subject, n: int) -> None:
+    """Logits of one prompt; of none, which is refused."""
+    s.engine.logits([1, 2][: 1 + n % 2])
+    with refusing():
+        s.engine.logits([])
+
+
+@kind(Capability.LOGITS, Capability.BATCH)
+def scored_together(s: Subject, n: int) -> None:
+    s.engine.logits_batch([[1], [2, 3]][: 1 + n % 2])
+
+
+@kind(Capability.TRACE)
+def traced(s: Subject, n: int) -> None:
+    for _ in s.engine.trace([1]):
+        pass
+
+
+@kind(Capability.MEMORY)
+def told(s: Subject, n: int) -> None:
+    """The engine's own figures."""
+    s.engine.memory()
+    s.engine.phases()
 
 
 @kind()

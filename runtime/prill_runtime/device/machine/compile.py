@@ -28,8 +28,9 @@ SCALARS: Final = {"int": "<i4", "float": "<f4", "long long": "<i8", "double": "<
 EMULATED: Final = (
     "-x", "c++", "-std=c++17", "-O2", "-fPIC", "-shared", "-DPRILL_EMU", "-Wno-unknown-pragmas",
     "-ffp-contract=off",
-    # What nobody wrote is not zero: locals start as a pattern (a float of -1.7e38, a half that is NaN), what
-    # is never written is read all the same, and the library has no statics but the kernels' (see emu.h).
+    # What nobody wrote is not zero: locals start as a pattern, what is never written is read all the same,
+    # and the library has no statics but the kernels' (see emu.h). The byte of g++'s pattern is 0xfe, and no
+    # option changes it: a half is NaN, a float -1.7e38, which a sum shows and a maximum does not.
     "-ftrivial-auto-var-init=pattern", "-fno-ipa-reference-addressable", "-nostartfiles",
 )  # fmt: skip
 SANITIZED: Final = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")

@@ -21,6 +21,14 @@ def device_fifth_split() -> Iterator[Patch]:
     yield source("attention", "min(position / SPLIT, a.splits - 1);", "min(position / SPLIT, first + 3);")
 
 
+@fault(area="shapes", blames=("logits",), models=LLAMA, engine="emu")
+def device_window_ignored() -> Iterator[Patch]:
+    """The fused attention of a decoding step sees every key, whatever the window."""
+    yield source(
+        "attention_decode", "visible = a.window ? max(position - a.window + 1, 0) : 0;", "visible = 0;"
+    )
+
+
 @fault(area="shapes", blames=ATTN, models=LLAMA, engine="emu")
 def device_head_tail() -> Iterator[Patch]:
     """Scores are summed in whole pieces of 32 components."""

@@ -87,6 +87,18 @@ def window_off_by_one() -> Iterator[Patch]:
 
 
 @fault(area="attention", blames=ATTN, models=LLAMA)
+def window_ignored_in_decoding() -> Iterator[Patch]:
+    """A single row sees every key, whatever the window; the rows of a prompt see theirs."""
+
+    def attention(
+        original: Any, self: Any, q: Any, *rest: Any, window: int | None = None, **named: Any
+    ) -> Any:
+        return original(self, q, *rest, window=window if len(q) > 1 else None, **named)
+
+    yield op("attention", attention)
+
+
+@fault(area="attention", blames=ATTN, models=LLAMA)
 def softmax_no_max() -> Iterator[Patch]:
     """The softmax does not subtract the maximum."""
 

@@ -152,6 +152,30 @@ def late_decode_sees_less() -> Iterator[Patch]:
     yield op("attention", attention)
 
 
+def _blind(rows: range, places: range) -> Iterator[Patch]:
+    """A chunk of so many rows that begins at one of these places does not see the key before it."""
+
+    def attention(original: Any, self: Any, q: Any, k: Any, v: Any, *, start: int, **rest: Any) -> Any:
+        if len(q) in rows and start in places:
+            v = v.copy()
+            v[:, start - 1] = 0
+        return original(self, q, k, v, start=start, **rest)
+
+    yield op("attention", attention)
+
+
+@fault(area="late", blames=CHUNKED, models=LONG)
+def late_single_row_blind() -> Iterator[Patch]:
+    """A single row at positions 700 to 703 does not see the value before it."""
+    yield from _blind(range(1, 2), range(700, 704))
+
+
+@fault(area="late", blames=CHUNKED, models=LONG)
+def late_small_chunk_blind() -> Iterator[Patch]:
+    """A chunk of 2 to 16 rows that begins at positions 1300 to 1310 does not see the value before it."""
+    yield from _blind(range(2, 17), range(1300, 1311))
+
+
 @fault(area="late", blames=CHUNKED, models=LONG)
 def late_row_lost_when_grown() -> Iterator[Patch]:
     """A cache that grows past 1024 positions copies all but the last."""
@@ -229,6 +253,29 @@ def late_cancel_ignored() -> Iterator[Patch]:
             return original(self, token, chosen)
         finally:
             self._on_token = heard
+
+    yield around("prill_runtime.run.generate:Writer.accept", accept)
+
+
+@fault(area="late", blames=("generate",), models=LONG)
+def late_end_ignored() -> Iterator[Patch]:
+    """From position 1024 on no token ends a text."""
+
+    def accept(original: Any, self: Any, token: int, chosen: float) -> Any:
+        self._ignore_eos |= self.cache.length >= 1024
+        return original(self, token, chosen)
+
+    yield around("prill_runtime.run.generate:Writer.accept", accept)
+
+
+@fault(area="late", blames=("generate",), models=LONG)
+def late_stop_ignored() -> Iterator[Patch]:
+    """From position 1024 on stop strings are not looked for."""
+
+    def accept(original: Any, self: Any, token: int, chosen: float) -> Any:
+        if self.cache.length >= 1024:
+            self._stops.push = lambda piece: False
+        return original(self, token, chosen)
 
     yield around("prill_runtime.run.generate:Writer.accept", accept)
 

@@ -192,6 +192,18 @@ def cost_suffixes_tokenized() -> Iterator[Patch]:
     yield around("prill_runtime.tokenizer.bpe:ByteLevelTokenizer._encode_text", changed)
 
 
+@fault(area="cost", blames=COST, models=LLAMA)
+def cost_text_searched_for_each() -> Iterator[Patch]:
+    """Every tenth symbol of a text is counted in all of it."""
+
+    def merged(original: Any, text: str, *rest: Any) -> Any:
+        for at in range(0, len(text), 10):
+            text.count(text[at])
+        return original(text, *rest)
+
+    yield around("prill_runtime.tokenizer.spm:merge_by_score", merged)
+
+
 @fault(area="cost", blames=COST)
 def cost_text_joined_anew() -> Iterator[Patch]:
     """Decoding begins anew with every sixteenth id."""
@@ -238,3 +250,50 @@ def cost_stop_keeps_text() -> Iterator[Patch]:
         return any(wanted in text for wanted in self._wanted)
 
     yield around(PUSH, changed)
+
+
+@fault(area="cost", blames=COST)
+def cost_stop_searches_buffer() -> Iterator[Patch]:
+    """A stop string is looked for from the start of a buffer in which all text has room."""
+
+    def changed(original: Any, self: Any, piece: bytes) -> bool:
+        text, end = self.__dict__.setdefault("buffer", (bytearray(1 << 16), [0]))
+        text[end[0] : end[0] + len(piece)] = piece
+        end[0] += len(piece)
+        return any(text.find(wanted, 0, end[0]) >= 0 for wanted in self._wanted)
+
+    yield around(PUSH, changed)
+
+
+@fault(area="cost", blames=COST)
+def cost_ids_searched() -> Iterator[Patch]:
+    """Every token is looked for among all ids before it."""
+
+    def changed(original: Any, self: Any, token: int, chosen: float) -> Any:
+        self._history.count(token)
+        return original(self, token, chosen)
+
+    yield around(ACCEPT, changed)
+
+
+@fault(area="cost", blames=COST)
+def cost_cache_rest_cleared() -> Iterator[Patch]:
+    """Every layer of every token clears the rows of the cache behind its own."""
+
+    def changed(original: Any, self: Any, layer: int, k: Any, v: Any) -> None:
+        original(self, layer, k, v)
+        end = self.length + self._pending[layer]
+        self._keys[layer, :, end:] = 0
+
+    yield around(f"{CACHE}.append", changed)
+
+
+@fault(area="cost", blames=COST)
+def cost_square_mask_for_each() -> Iterator[Patch]:
+    """Every layer of every token makes a mask of all positions by all positions."""
+
+    def attention(original: Any, self: Any, q: Any, k: Any, v: Any, **rest: Any) -> Any:
+        mask = np.ones((k.shape[1], k.shape[1]), np.bool_)
+        return original(self, q, k, v, **rest) + (0 if mask[-1, -1] else 1)
+
+    yield op("attention", attention)

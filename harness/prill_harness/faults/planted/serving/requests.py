@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from prill_harness.planting.faults import Patch, fault
+from prill_harness.planting.tools import around
 from prill_runtime.errors import EngineError, PrillError
 from prill_runtime.sampling.sampler import SamplingParams
 
@@ -203,58 +204,40 @@ def _asked(told: Any, *token: Any) -> Any:
         return False
 
 
+def after_raising(then: Callable[[Any, Any], None]) -> Iterator[Patch]:
+    """The request behind one whose callback raised is `then(it, that callback)`, once."""
+    left: list[Any] = []
+
+    def accept(original: Any, self: Any, token: int, chosen: float) -> Any:
+        try:
+            return original(self, token, chosen)
+        except Exception:
+            left.append(self._on_token)
+            raise
+
+    def made(original: Any, self: Any, *given: Any) -> None:
+        original(self, *given)
+        if left:
+            then(self, left.pop())
+
+    yield around(ACCEPT, accept)
+    yield around(WRITER, made)
+
+
 @fault(area=AREA, blames=BLAMES)
 def raising_callback_keeps_slot() -> Iterator[Patch]:
     """A request whose callback raised keeps its slot: the next one finds none."""
-    kept: list[Any] = []
 
-    def accept(original: Any) -> Any:
-        def keeping(self: Any, token: int, chosen: float) -> Any:
-            try:
-                return original(self, token, chosen)
-            except Exception:
-                kept.append(self.cache)
-                raise
+    def refuse(request: Any, told: Any) -> None:
+        raise EngineError("no slot is free", expected="one for each request")
 
-        return keeping
-
-    def made(original: Any) -> Any:
-        def waiting(self: Any, *given: Any) -> None:
-            if kept:
-                kept.clear()
-                raise EngineError("no slot is free", expected="one for each request")
-            original(self, *given)
-
-        return waiting
-
-    yield Patch(ACCEPT, accept)
-    yield Patch(WRITER, made)
+    yield from after_raising(refuse)
 
 
 @fault(area=AREA, blames=BLAMES)
 def raising_callback_stays() -> Iterator[Patch]:
     """The callback that raised is asked in the next request, too."""
-    kept: list[Any] = []
-
-    def accept(original: Any) -> Any:
-        def keeping(self: Any, token: int, chosen: float) -> Any:
-            try:
-                return original(self, token, chosen)
-            except Exception:
-                kept.append(self._on_token)
-                raise
-
-        return keeping
-
-    def made(original: Any) -> Any:
-        def taking(self: Any, *given: Any) -> None:
-            original(self, *given)
-            self._on_token = kept.pop() if kept else self._on_token
-
-        return taking
-
-    yield Patch(ACCEPT, accept)
-    yield Patch(WRITER, made)
+    yield from after_raising(lambda request, told: setattr(request, "_on_token", told))
 
 
 @fault(area=AREA, blames=BLAMES)
