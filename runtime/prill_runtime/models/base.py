@@ -1,16 +1,12 @@
-"""What every node of a model is: the tables it answers with, and the pass it computes in."""
+"""What every node of a model is: the tables it answers with, and the step that it takes part in."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
 
 from prill_runtime.models.cache import KVCache
-from prill_runtime.ops.protocol import Array, Backend, Ids
-
-if TYPE_CHECKING:
-    from prill_runtime.models.nodes import Network
+from prill_runtime.ops.protocol import Array, Ids
 
 Value = int | float | str | bool
 # Sees every named stage and returns what the pass goes on with.
@@ -66,17 +62,6 @@ class Step:
     ids: Ids
     positions: Ids
     sequences: tuple[tuple[KVCache, slice], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """One forward pass: what every node computes with, and who looks on."""
-
-    network: Network
-    weights: Mapping[str, Array]
-    ops: Backend
-    step: Step
-    tap: Tap = untouched
 
 
 @dataclass(frozen=True, slots=True)

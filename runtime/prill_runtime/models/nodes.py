@@ -9,8 +9,8 @@ from typing import Any, Final
 import numpy as np
 
 from prill_runtime.errors import UnsupportedModel
-from prill_runtime.models.base import CacheLayout, Node, Pass, Stage, Tensor, Value
-from prill_runtime.ops.protocol import Array, RopeLayout
+from prill_runtime.models.base import CacheLayout, Node, Stage, Step, Tap, Tensor, Value, untouched
+from prill_runtime.ops.protocol import Array, Backend, RopeLayout
 
 
 @dataclass(frozen=True)
@@ -372,3 +372,14 @@ class Network(Node):
         for layer in self.layers:
             x = layer(p, x)
         return self.norm(p, x)
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One forward pass: what every node computes with, and who looks on."""
+
+    network: Network
+    weights: Mapping[str, Array]
+    ops: Backend
+    step: Step
+    tap: Tap = untouched

@@ -15,9 +15,9 @@ from prill_runtime.device.memory.array import DeviceArray, blocks
 from prill_runtime.device.memory.matrix import DeviceMatrix
 from prill_runtime.device.ops.backend import CudaBackend
 from prill_runtime.device.steps.launches import GROUP, MOST_DIM, Heads, attend, product
-from prill_runtime.models.base import Node, Pass
+from prill_runtime.models.base import Node
 from prill_runtime.models.load import Wired
-from prill_runtime.models.nodes import Attention, Dense, Embed, Head, Linear, Norm, RmsNorm, Rope
+from prill_runtime.models.nodes import Attention, Dense, Embed, Head, Linear, Norm, Pass, RmsNorm, Rope
 
 # Takes the stream (1, width) and gives it back with what the node adds to it.
 Piece = Callable[[Any, DeviceArray], DeviceArray]
