@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-import numpy as np
-
 from prill_runtime.errors import ModelFileError, UnsupportedModel
 from prill_runtime.gguf.file import GGUFFile
 from prill_runtime.gguf.kinds import require_model
@@ -136,7 +134,7 @@ class Adapter(ABC):
                     window=self.config.window,
                 )
             )
-        return mixed[0] if len(mixed) == 1 else np.concatenate(mixed)
+        return mixed[0] if len(mixed) == 1 else ops.concatenate(mixed)
 
     @classmethod
     def read_config(cls, file: GGUFFile) -> tuple[Config, Keys]:

@@ -130,11 +130,6 @@ class DeviceArray:
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         return self.copy().astype(dtype or F32, copy=False)
 
-    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        if function is np.concatenate and len(args) == 1 and not kwargs:
-            return self.ops.concatenate(list(args[0]))
-        return function(*(np.asarray(a) if isinstance(a, DeviceArray) else a for a in args), **kwargs)
-
 
 def neighbours(parts: Sequence[DeviceArray]) -> DeviceArray | None:
     """Contiguous arrays as one, where they lie one below the other already."""

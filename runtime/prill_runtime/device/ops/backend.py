@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from prill_runtime.device.machine.base import Device, Pointer
 from prill_runtime.device.memory.arena import Arena
 from prill_runtime.device.memory.array import F32, Block, DeviceArray, DeviceIds, neighbours
 from prill_runtime.device.memory.matrix import DeviceMatrix, is_zero, staging_bytes
-from prill_runtime.device.memory.slot import SEQUENCE
+from prill_runtime.device.memory.slot import SEQUENCE, CacheView
 from prill_runtime.device.ops import sampler as sampling
 from prill_runtime.device.ops.tensor_cores import HEADS, LEAST, TensorCores
 from prill_runtime.errors import InvalidParameter
 from prill_runtime.gguf.tensors import TensorInfo
 from prill_runtime.ops import rotary
-from prill_runtime.ops.protocol import RopeLayout
+from prill_runtime.ops.protocol import Backend, RopeLayout
 from prill_runtime.quants.layouts import dequantize
 from prill_runtime.sampling.sampler import SamplingParams
 
-if TYPE_CHECKING:
-    from prill_runtime.device.steps.cache import CacheView
-
-Operand: TypeAlias = "DeviceArray | NDArray[Any]"
-Indices: TypeAlias = "DeviceIds | NDArray[Any]"
+Operand: TypeAlias = DeviceArray | NDArray[Any]
+Weight: TypeAlias = DeviceMatrix | Operand
+Held: TypeAlias = CacheView | NDArray[Any]  # keys or values
+Indices: TypeAlias = DeviceIds | NDArray[Any]
 MODULES: Final = (
     "repack", "embed", "norm", "matvec", "matmul", "rope", "cache", "attention", "attention_decode",
     "softmax", "elementwise", "choose", "sample", "fused",
@@ -60,7 +59,7 @@ def blocks(count: int, threads: int = THREADS) -> tuple[int]:
     return (max(1, -(-count // threads)),)
 
 
-class CudaBackend:
+class CudaBackend(Backend[DeviceArray, DeviceMatrix | DeviceArray, Held]):
     """Backend protocol over one device and one arena.
 
     Activations are DeviceArrays; a host array is uploaded where one is expected. Results live in the arena's
@@ -72,7 +71,7 @@ class CudaBackend:
     def __init__(self, device: Device, arena: Arena, mode: str = "exact") -> None:
         self.device, self.arena, self.mode = device, arena, mode
         self.name = f"{device.spec} {mode}"
-        self._frequencies: dict[Any, DeviceArray] = {}
+        self._frequencies: dict[Hashable, DeviceArray] = {}
         self._tensor = TensorCores(self) if mode == "fast" else None
         self._results: str | None = None
         device.module(*MODULES)
@@ -100,14 +99,14 @@ class CudaBackend:
         finally:
             self._results = None
 
-    def upload(self, array: NDArray[Any], dtype: Any = np.float32, rows: int = 1) -> Block:
+    def upload(self, array: NDArray[Any], dtype: DTypeLike = np.float32, rows: int = 1) -> Block:
         """A host array as a block, padded by so many rows."""
         host = np.ascontiguousarray(array, dtype)
         block = self.block(host.nbytes, rows=rows)
         self.device.upload(block.pointer, host)
         return block
 
-    def on(self, x: Any) -> DeviceArray:
+    def on(self, x: Weight) -> DeviceArray:
         """x as contiguous rows on the device."""
         if isinstance(x, DeviceMatrix):
             return self.expand(x)
@@ -154,10 +153,10 @@ class CudaBackend:
             return self.empty(*info.shape, purpose="weights")
         return DeviceMatrix(self.arena, info.type, info.shape)
 
-    def is_zero(self, weight: Any) -> bool:
-        return weight.zero if isinstance(weight, DeviceMatrix) else not np.asarray(weight).any()
+    def is_zero(self, weight: Weight) -> bool:
+        return weight.zero if isinstance(weight, DeviceMatrix) else not np.any(np.asarray(weight))
 
-    def matrix(self, weight: Any) -> DeviceMatrix | DeviceArray:
+    def matrix(self, weight: Weight) -> DeviceMatrix | DeviceArray:
         """A weight as the kernels take it; a host array as F32 rows padded to whole chunks."""
         if isinstance(weight, DeviceMatrix | DeviceArray):
             return weight
@@ -180,7 +179,7 @@ class CudaBackend:
         self.device.launch(f"embed_{weight.kind}", blocks(rows * weight.pitch), THREADS, args)
         return out
 
-    def embed(self, table: Any, ids: Indices) -> DeviceArray:
+    def embed(self, table: Weight, ids: Indices) -> DeviceArray:
         fields, kind = self.fields(table := self.matrix(table))
         at = self.ids(ids)
         out = self.empty(len(at), table.shape[1])
@@ -194,7 +193,7 @@ class CudaBackend:
         picked = [whole[int(i) : int(i) + 1] for i in which]
         return self.concatenate(picked) if len(picked) != 1 else picked[0]
 
-    def concatenate(self, arrays: Sequence[Any]) -> DeviceArray:
+    def concatenate(self, arrays: Sequence[Operand]) -> DeviceArray:
         """Rows of all, one below the other; those that lie so already are not moved."""
         parts = [self.on(array) for array in arrays]
         if (whole := neighbours(parts)) is not None:
@@ -206,7 +205,7 @@ class CudaBackend:
             low += len(part)
         return out
 
-    def _norm(self, kernel: str, x: Any, weight: Any, bias: Any, eps: float) -> DeviceArray:
+    def _norm(self, kernel: str, x: Operand, weight: Weight, bias: Weight | None, eps: float) -> DeviceArray:
         x, weight = self.on(x), self.on(weight)
         bias = None if bias is None else self.on(bias)
         out = self.empty(*x.shape)
@@ -215,14 +214,14 @@ class CudaBackend:
         self.device.launch(kernel, (x.size // x.shape[-1],), THREADS, args)
         return out
 
-    def rms_norm(self, x: Any, weight: Any, eps: float) -> DeviceArray:
+    def rms_norm(self, x: Operand, weight: Weight, eps: float) -> DeviceArray:
         return self._norm("rms_norm", x, weight, None, eps)
 
-    def layer_norm(self, x: Any, weight: Any, bias: Any, eps: float) -> DeviceArray:
+    def layer_norm(self, x: Operand, weight: Weight, bias: Weight, eps: float) -> DeviceArray:
         return self._norm("layer_norm", x, weight, bias, eps)
 
     def linear(
-        self, x: Any, weight: Any, bias: Any | None = None, out: DeviceArray | None = None
+        self, x: Operand, weight: Weight, bias: Weight | None = None, out: DeviceArray | None = None
     ) -> DeviceArray:
         x = self.on(x)
         fields, kind = self.fields(weight := self.matrix(weight))
@@ -245,14 +244,14 @@ class CudaBackend:
 
     def rope(
         self,
-        x: Any,
+        x: Operand,
         positions: Indices,
         *,
         base: float,
         dim: int,
         layout: RopeLayout,
         factor: float = 1.0,
-        freq_factors: Any | None = None,
+        freq_factors: Weight | None = None,
     ) -> DeviceArray:
         at = self.ids(positions)
         angles = self.angles(at, base, dim, factor, freq_factors)
@@ -266,7 +265,7 @@ class CudaBackend:
         return out
 
     def angles(
-        self, at: DeviceIds, base: float, dim: int, factor: float, divisors: Any | None
+        self, at: DeviceIds, base: float, dim: int, factor: float, divisors: Weight | None
     ) -> DeviceArray:
         """Cosines and sines (row, pair, 2), made once for the positions of a step."""
         key = (base, dim, factor, None if divisors is None else id(divisors))
@@ -281,7 +280,7 @@ class CudaBackend:
         return out
 
     def frequencies(
-        self, base: float, dim: int, factor: float = 1.0, freq_factors: Any | None = None
+        self, base: float, dim: int, factor: float = 1.0, freq_factors: Weight | None = None
     ) -> DeviceArray:
         """Radians a position (pair,) of a rotation, in float64; kept from its first use on."""
         key = (base, dim, factor, None if freq_factors is None else id(freq_factors))
@@ -294,7 +293,7 @@ class CudaBackend:
             self._frequencies[key] = DeviceArray(self, block, (dim // 2, 2))
         return self._frequencies[key]
 
-    def softmax(self, x: Any) -> DeviceArray:
+    def softmax(self, x: Operand) -> DeviceArray:
         x = self.on(x)
         out = self.empty(*x.shape)
         args = {"x": x.pointer, "out": out.pointer, "width": x.shape[-1]}
@@ -302,19 +301,19 @@ class CudaBackend:
         return out
 
     def attention(
-        self, q: Any, k: Any, v: Any, *, start: int, scale: float, window: int | None = None
+        self, q: Operand, k: Held, v: Held, *, start: int, scale: float, window: int | None = None
     ) -> DeviceArray:
         """As the protocol says; k and v are views of a DeviceCache, or host arrays."""
-        if isinstance(k, np.ndarray):
-            held = self.upload(k), self.upload(v)
-            sequence = self._sequence(held[0].pointer, held[1].pointer, k.shape[1], start)
-            return self._attend(q, sequence.pointer, k.shape[0], k.shape[1], 0, scale, window)
-        view: CacheView = k
-        if view.start is not None and view.start != start:
-            raise InvalidParameter(
-                "attention does not start at the cache's end", expected=view.start, got=start
-            )
-        return self._attend(q, view.sequence, view.kv_heads, view.reach, view.layer, scale, window)
+        if isinstance(k, CacheView):
+            if k.start is not None and k.start != start:
+                raise InvalidParameter(
+                    "attention does not start at the cache's end", expected=k.start, got=start
+                )
+            return self._attend(q, k.sequence, k.kv_heads, k.reach, k.layer, scale, window)
+        assert not isinstance(v, CacheView)
+        keys, values = self.upload(k), self.upload(v)
+        sequence = self._sequence(keys.pointer, values.pointer, k.shape[1], start)
+        return self._attend(q, sequence.pointer, k.shape[0], k.shape[1], 0, scale, window)
 
     def _sequence(self, keys: Pointer, values: Pointer, capacity: int, length: int) -> Block:
         record = np.array([(keys, values, capacity, length, 0, 0, 0)], SEQUENCE)
@@ -326,7 +325,7 @@ class CudaBackend:
 
     def _attend(
         self,
-        q: Any,
+        q: Operand,
         sequence: Pointer,
         kv_heads: int,
         reach: int,
@@ -358,7 +357,7 @@ class CudaBackend:
             self.device.launch("attention_combine", (heads, len(some)), 128, args)
         return out
 
-    def _elementwise(self, kernel: str, x: Any, y: Any | None) -> DeviceArray:
+    def _elementwise(self, kernel: str, x: Operand, y: Operand | None) -> DeviceArray:
         x, y = self.on(x), None if y is None else self.on(y)
         out = self.empty(*x.shape)
         args: Mapping[str, int] = {"x": x.pointer, "y": y.pointer if y else 0, "out": out.pointer,
@@ -366,15 +365,17 @@ class CudaBackend:
         self.device.launch(kernel, blocks(x.size), THREADS, args)
         return out
 
-    def swiglu(self, gate: Any, up: Any) -> DeviceArray:
+    def swiglu(self, gate: Operand, up: Operand) -> DeviceArray:
         return self._elementwise("swiglu", gate, up)
 
-    def gelu_tanh(self, x: Any) -> DeviceArray:
+    def gelu_tanh(self, x: Operand) -> DeviceArray:
         return self._elementwise("gelu_tanh", x, None)
 
-    def add(self, a: Any, b: Any) -> DeviceArray:
+    def add(self, a: Operand, b: Operand) -> DeviceArray:
         return self._elementwise("add", a, b)
 
-    def draw(self, logits: Any, params: SamplingParams, position: int, history: Sequence[int] = ()) -> int:
+    def draw(
+        self, logits: Operand, params: SamplingParams, position: int, history: Sequence[int] = ()
+    ) -> int:
         """The id that `sampler.sample` draws."""
         return sampling.draw(self, logits, params, position, history)
