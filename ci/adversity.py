@@ -24,8 +24,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prill_harness import ledger
-from prill_harness.children import prill
+from prill_harness.records import ledger
+from prill_harness.run.children import prill
 
 POLICY = """default = "small"
 [gates.small]

@@ -14,9 +14,9 @@ from pathlib import Path
 from hardware_account import Result
 from hardware_job import Job, end
 
-from prill_harness import ledger as ledgers
-from prill_harness.cells import command
-from prill_harness.evidence import Cell, CellStarted, Evidence
+from prill_harness.records import ledger as ledgers
+from prill_harness.records.evidence import Cell, CellStarted, Evidence
+from prill_harness.run.cells import command
 
 TOOLS = ("racecheck", "memcheck", "initcheck")  # the slowest first
 SHARDS = 7

@@ -18,10 +18,10 @@ from hardware_account import Result
 from hardware_job import Job
 from hardware_sanitizer import sanitizer
 
-from prill_harness import evidence
-from prill_harness.evidence import CellEnded, CellStarted, Evidence
-from prill_harness.ledger import read
-from prill_harness.policy import load_policy
+from prill_harness.plan.policy import load_policy
+from prill_harness.records import evidence
+from prill_harness.records.evidence import CellEnded, CellStarted, Evidence
+from prill_harness.records.ledger import read
 
 HERE = Path(__file__).resolve().parent
 PRILL = [sys.executable, "-c", "from prill_harness.cli import main; main()"]

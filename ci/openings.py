@@ -28,9 +28,10 @@ from prill_fixtures import sound
 from prill_fixtures.sound import Recipe
 from prill_fixtures.sound_blocks import TYPES
 from prill_fixtures.sound_vocab import Vocabulary
-from prill_harness import lanes, open_engine
+from prill_harness import open_engine
 from prill_harness.engines.base import Engine
 from prill_harness.engines.embedded import Embedded
+from prill_harness.numbers import lanes
 from prill_runtime.device.memory.arena import OutOfDeviceMemory
 from prill_runtime.errors import PrillError
 from prill_suites import ops_models

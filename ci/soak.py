@@ -19,9 +19,9 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from prill_harness.engines import open_engine
 from prill_harness.engines.base import Engine
 from prill_harness.engines.embedded import anonymous_bytes
+from prill_harness.engines.spec import open_engine
 from prill_runtime.errors import PrillError
 
 WINDOWS = 5

@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from prill_harness.engines import EngineSpec, open_engine
 from prill_harness.engines.base import Engine
-from prill_harness.leaks.device import GIVE, KINDS, STATIC, Driver, Records, take
+from prill_harness.engines.spec import EngineSpec, open_engine
+from prill_harness.leaks.ledgers.device import GIVE, KINDS, STATIC, Driver, Records, take
 from prill_runtime.device.memory.arena import Arena
 from prill_runtime.errors import EngineError, Inconclusive, PrillError
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 
 import msgspec
 
-from prill_harness.evidence import builtin
+from prill_harness.records.evidence import builtin
 from prill_runtime.errors import OutputError
 
 if TYPE_CHECKING:

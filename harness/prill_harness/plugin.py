@@ -26,8 +26,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "prill_check(name, kills, needs, oracle): a check that leaves evidence"
     )
     if any(config.getoption(option) for option in ASKS):
-        from prill_harness import fixtures
-        from prill_harness.recorder import Recorder
+        from prill_harness.recording import fixtures
+        from prill_harness.recording.recorder import Recorder
 
         config.pluginmanager.register(Recorder(config), "prill-recorder")
         # Their names are plain, `engine` or `golden`: in any other run they would hide somebody else's.
@@ -37,7 +37,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def _look_at_engine(spec: str) -> None:
     """Refuse the oracle as the engine under test, and make planted faults ambient."""
-    from prill_harness import engines, faults
+    from prill_harness.engines import spec as engines
+    from prill_harness.planting import core as faults
     from prill_runtime.errors import UsageError
 
     try:

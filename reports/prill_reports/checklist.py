@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from prill_harness.verdict import CheckResult, ItemResult, ItemStatus, Verdict
+from prill_harness.records.verdict import CheckResult, ItemResult, ItemStatus, Verdict
 from prill_reports.markdown import code, text
 
 BOX = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prill_harness.leaks.curves import Curve
-from prill_harness.leaks.report import amount
+from prill_harness.leaks.reports.curves import Curve
+from prill_harness.leaks.reports.report import amount
 
 MARKS = {"leak": "failed", "broken": "failed", "clean": "passed", "inconclusive": "inconclusive"}
 

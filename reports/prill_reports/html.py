@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from prill_harness.evidence import Status
-from prill_harness.verdict import ItemStatus, Verdict
+from prill_harness.records.evidence import Status
+from prill_harness.records.verdict import ItemStatus, Verdict
 from prill_reports import view
 from prill_reports.curves import SMALL, WHOLE
 from prill_reports.templating import page

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from junitparser import Error, Failure, JUnitXml, Properties, Property, Skipped, TestCase, TestSuite
 from junitparser.junitparser import FinalResult
 
-from prill_harness.evidence import Cell, Status
-from prill_harness.verdict import CellResult, CheckResult, Verdict
+from prill_harness.records.evidence import Cell, Status
+from prill_harness.records.verdict import CellResult, CheckResult, Verdict
 from prill_reports.text import bound, one_line, seconds, unique, visible
 from prill_runtime.errors import InvalidParameter
 

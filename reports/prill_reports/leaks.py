@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from prill_harness.leaks.curves import curves
-from prill_harness.leaks.report import Report, amount
+from prill_harness.leaks.reports.curves import curves
+from prill_harness.leaks.reports.report import Report, amount
 from prill_reports.curves import MARKS, drawn
 from prill_reports.templating import page
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from prill_harness.evidence import Status
-from prill_harness.verdict import CheckResult, ItemStatus, Verdict
+from prill_harness.records.evidence import Status
+from prill_harness.records.verdict import CheckResult, ItemStatus, Verdict
 from prill_reports import view
 from prill_reports.text import bound, figure, one_line
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeGuard
 
-from prill_harness.evidence import Cell, Status
-from prill_harness.leaks import curves
-from prill_harness.leaks.report import amount
-from prill_harness.verdict import CheckResult, ItemResult, ItemStatus, Severity, Verdict, WaiverResult
+from prill_harness.leaks.reports import curves
+from prill_harness.leaks.reports.report import amount
+from prill_harness.records.evidence import Cell, Status
+from prill_harness.records.verdict import CheckResult, ItemResult, ItemStatus, Severity, Verdict, WaiverResult
 from prill_reports.curves import Frame, Picture, drawn
 from prill_reports.text import figure, one_line
 

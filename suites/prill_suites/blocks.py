@@ -8,8 +8,8 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
-from prill_harness.checks import Observer, check
 from prill_harness.engines.base import Engine
+from prill_harness.run.checks import Observer, check
 from prill_runtime.errors import MissingCapability, UnsupportedModel
 from prill_runtime.gguf.tensors import TensorInfo
 from prill_runtime.quants import layouts as quants

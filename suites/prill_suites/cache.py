@@ -7,10 +7,10 @@ from functools import partial
 import numpy as np
 import pytest
 
-from prill_harness.checks import Observer, check
 from prill_harness.engines.base import Capability, Engine
 from prill_harness.engines.embedded import Embedded
-from prill_harness.golden import Golden
+from prill_harness.run.checks import Observer, check
+from prill_harness.tokens.golden import Golden
 from prill_runtime.errors import Inconclusive
 from prill_suites.common import embedded, fed, refusal
 from prill_suites.controls import Pair, Trial

@@ -10,8 +10,8 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from prill_harness.checks import Observer
 from prill_harness.engines.base import Engine
+from prill_harness.run.checks import Observer
 from prill_runtime.errors import MissingCapability, PrillError
 from prill_runtime.ops.protocol import Backend
 from prill_runtime.run.model import Model

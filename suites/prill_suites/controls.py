@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prill_harness import faults, lanes
-from prill_harness.checks import Observer
-from prill_harness.compare import largest, nmse
-from prill_harness.divergence import first_difference
 from prill_harness.engines.base import Engine
 from prill_harness.engines.embedded import Embedded
-from prill_harness.golden import Golden
+from prill_harness.numbers import lanes
+from prill_harness.numbers.compare import largest, nmse
+from prill_harness.planting import core as faults
+from prill_harness.run.checks import Observer
+from prill_harness.tokens.divergence import first_difference
+from prill_harness.tokens.golden import Golden
 from prill_suites.common import DIFFERENT, rounding
 from prill_suites.sequences import context_of, texts_of
 from prill_suites.stages_noise import Noise

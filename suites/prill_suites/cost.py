@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from prill_harness.checks import Observer, check
-from prill_harness.cost import Meter, Spent, average, slopes, typical
 from prill_harness.engines.base import Capability, Engine
-from prill_harness.golden import Golden
+from prill_harness.measure.cost import Meter, Spent, average, slopes, typical
+from prill_harness.run.checks import Observer, check
+from prill_harness.tokens.golden import Golden
 from prill_runtime.errors import Inconclusive
 from prill_runtime.run.generate import StopStrings
 from prill_suites.common import embedded

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from prill_harness.checks import Observer
-from prill_harness.compare import smallest
-from prill_harness.cost import Spent
 from prill_harness.engines.base import Engine
+from prill_harness.measure.cost import Spent
+from prill_harness.numbers.compare import smallest
+from prill_harness.run.checks import Observer
 from prill_suites.common import file_tensors
 
 T = TypeVar("T")

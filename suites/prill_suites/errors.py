@@ -11,9 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from prill_fixtures import path as fixture_path
-from prill_harness.checks import Observer, check
 from prill_harness.engines.base import Capability, Engine
-from prill_harness.golden import Golden
+from prill_harness.run.checks import Observer, check
+from prill_harness.tokens.golden import Golden
 from prill_suites.common import refusal
 from prill_suites.sequences import context_of
 

@@ -14,9 +14,9 @@ import pytest
 
 import prill_fixtures
 from prill_fixtures import malformed
-from prill_harness.checks import Observer, check
-from prill_harness.engines import fixture_name, resolve_model
 from prill_harness.engines.base import Engine
+from prill_harness.engines.spec import fixture_name, resolve_model
+from prill_harness.run.checks import Observer, check
 from prill_runtime.gguf.file import open_gguf
 from prill_suites.common import (
     FILE_READER,

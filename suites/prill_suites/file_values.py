@@ -38,7 +38,7 @@ from gguf import GGML_QUANT_SIZES, TokenType
 from gguf import GGMLQuantizationType as T
 from numpy.typing import NDArray
 
-from prill_harness.compare import largest, smallest
+from prill_harness.numbers.compare import largest, smallest
 
 CHANCE, SHUFFLED = 1e-6, 0.05
 RANGE = 1e3

@@ -12,14 +12,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from prill_harness import compare, divergence, engines, faults, lanes, sides, trace
-from prill_harness.checks import Observer, check
+from prill_harness.engines import spec as engines
 from prill_harness.engines.base import Capability, Engine
 from prill_harness.engines.embedded import Embedded
-from prill_harness.evidence import CellEnded, Evidence, Status
-from prill_harness.golden import Golden
-from prill_harness.golden_pack import Packed
-from prill_harness.lanes import Figures
+from prill_harness.numbers import compare, lanes
+from prill_harness.numbers.lanes import Figures
+from prill_harness.planting import core as faults
+from prill_harness.records.evidence import CellEnded, Evidence, Status
+from prill_harness.run.checks import Observer, check
+from prill_harness.stages import trace
+from prill_harness.tokens import divergence, sides
+from prill_harness.tokens.golden import Golden
+from prill_harness.tokens.golden_pack import Packed
 from prill_runtime.errors import EngineError
 from prill_runtime.run.model import Model
 from prill_suites import harness_gate, harness_probes, harness_specimens

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 import prill_runtime.run.generate as generation
-from prill_harness.checks import Observer
 from prill_harness.engines.base import Engine, Generation
-from prill_harness.golden import Golden
+from prill_harness.run.checks import Observer
+from prill_harness.tokens.golden import Golden
 from prill_suites import errors, sampler, tokenizer
 from prill_suites.tokenizer_twins import Twin
 

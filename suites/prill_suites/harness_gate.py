@@ -13,17 +13,18 @@ from typing import Any
 
 import msgspec
 
-from prill_harness import gate, plan
-from prill_harness.checklist import Checklist, Item
-from prill_harness.evidence import Cell, CellEnded, CellStarted, Evidence, Record, Status
-from prill_harness.faults.core import Fault
-from prill_harness.faults.forgotten import Forgotten, Kill
-from prill_harness.faults.kills import Kills, Trial, fresh
-from prill_harness.ledger import EXIT_CODES, lines
-from prill_harness.plan import Plan
-from prill_harness.policy import Gate, Policy
-from prill_harness.verdict import Severity, Verdict
-from prill_harness.waivers import Conditions, Waiver
+from prill_harness.decide import gate
+from prill_harness.decide.checklist import Checklist, Item
+from prill_harness.decide.waivers import Conditions, Waiver
+from prill_harness.faults.trial.forgotten import Forgotten, Kill
+from prill_harness.faults.trial.kills import Kills, Trial, fresh
+from prill_harness.plan import plan
+from prill_harness.plan.plan import Plan
+from prill_harness.plan.policy import Gate, Policy
+from prill_harness.planting.core import Fault
+from prill_harness.records.evidence import Cell, CellEnded, CellStarted, Evidence, Record, Status
+from prill_harness.records.ledger import EXIT_CODES, lines
+from prill_harness.records.verdict import Severity, Verdict
 
 DAY = dt.date(2026, 1, 1)
 CELLS = (Cell("fixture:a", "numpy", "demo"), Cell("fixture:b", "numpy", "demo"))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prill_harness import plan
-from prill_harness.evidence import Cell, Record, Status
-from prill_harness.plan import Plan
+from prill_harness.plan import plan
+from prill_harness.plan.plan import Plan
+from prill_harness.records.evidence import Cell, Record, Status
 
 LONGEST_S = 120.0
 PROBES = '''
 import pytest
-from prill_harness.checks import check
+from prill_harness.run.checks import check
 from prill_runtime.errors import EngineError, Inconclusive
 
 LAW = dict(kills=("rope_pairing",))
@@ -100,7 +100,7 @@ def test_breaks_at_its_end(observe, broken_end):
 '''
 DYING = """
 import os
-from prill_harness.checks import check
+from prill_harness.run.checks import check
 
 @check("dying.dies", kills=("rope_pairing",))
 def test_dies(observe):

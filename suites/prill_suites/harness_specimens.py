@@ -20,16 +20,17 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
-from prill_harness import outcomes, tokens
-from prill_harness.checks import Observer
-from prill_harness.compare import largest
-from prill_harness.engines import open_engine, resolve_model
 from prill_harness.engines.base import Engine, EngineInfo, Generation
 from prill_harness.engines.embedded import Embedded
-from prill_harness.evidence import Status
-from prill_harness.golden import Golden, golden_for
-from prill_harness.golden_pack import GoldenPrompt, Packed
-from prill_harness.witness import read
+from prill_harness.engines.spec import open_engine, resolve_model
+from prill_harness.numbers.compare import largest
+from prill_harness.records.evidence import Status
+from prill_harness.run import outcomes
+from prill_harness.run.checks import Observer
+from prill_harness.tokens import judge as tokens
+from prill_harness.tokens.golden import Golden, golden_for
+from prill_harness.tokens.golden_pack import GoldenPrompt, Packed
+from prill_harness.witness.naive import read
 from prill_runtime.errors import EngineError, UsageError
 from prill_runtime.ops.numpy import NumpyBackend
 from prill_suites import blocks, file, harness_answers, ops_twins, stages, tokenizer, witness

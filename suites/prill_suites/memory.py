@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
-from prill_harness.checks import Observer, check
-from prill_harness.engines import FAULT
 from prill_harness.engines.base import Capability, Engine
-from prill_harness.leaks import PathReport, Verdict
-from prill_harness.leaks.curves import noted
-from prill_harness.leaks.kinds import KINDS
+from prill_harness.engines.spec import FAULT
+from prill_harness.leaks.probed.kinds import KINDS
+from prill_harness.leaks.reports.curves import noted
+from prill_harness.leaks.reports.report import PathReport, Verdict
+from prill_harness.run.checks import Observer, check
 from prill_runtime.errors import Inconclusive
 from prill_runtime.run.model import Model
 

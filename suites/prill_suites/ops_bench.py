@@ -15,9 +15,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from prill_harness.checks import Observer
-from prill_harness.compare import nmse
 from prill_harness.engines.base import Engine
+from prill_harness.numbers.compare import nmse
+from prill_harness.run.checks import Observer
 from prill_runtime.errors import MissingCapability
 from prill_suites.ops_shapes import sizes
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prill_harness.checks import Observer, check
-from prill_harness.compare import largest, log_softmax
 from prill_harness.engines.base import Capability, Engine
 from prill_harness.engines.embedded import Embedded
-from prill_harness.golden import Golden
+from prill_harness.numbers.compare import largest, log_softmax
+from prill_harness.run.checks import Observer, check
+from prill_harness.tokens.golden import Golden
 from prill_suites.common import at_offset, fed, file_fields
 from prill_suites.controls import Pair, Trial
 from prill_suites.properties_batch import compositions, texts_alone

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from prill_harness.compare import largest
-from prill_harness.divergence import first_difference
 from prill_harness.engines.base import Engine
+from prill_harness.numbers.compare import largest
+from prill_harness.tokens.divergence import first_difference
 from prill_suites.common import SAME, rounding
 from prill_suites.controls import Pair, Texts, Trial
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prill_harness.compare import largest
+from prill_harness.numbers.compare import largest
 from prill_runtime.errors import MissingCapability
 from prill_suites.common import SAME, embedded, rounding
 from prill_suites.controls import Trial

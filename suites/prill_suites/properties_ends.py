@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prill_harness.checks import Observer
 from prill_harness.engines.base import Engine, Generation
-from prill_harness.golden import Golden
+from prill_harness.run.checks import Observer
+from prill_harness.tokens.golden import Golden
 from prill_runtime.errors import Inconclusive
 from prill_runtime.sampling.philox import philox_uniform
 from prill_runtime.sampling.sampler import SamplingParams, filtered_distribution

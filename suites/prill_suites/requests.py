@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 import prill_runtime.run.generate as generation
-from prill_harness.checks import Observer, check
-from prill_harness.compare import largest, log_softmax
 from prill_harness.engines.base import Capability, Engine, Generation
 from prill_harness.engines.embedded import Embedded
-from prill_harness.golden import Golden
-from prill_harness.textstream import TextStream
+from prill_harness.engines.textstream import TextStream
+from prill_harness.numbers.compare import largest, log_softmax
+from prill_harness.run.checks import Observer, check
+from prill_harness.tokens.golden import Golden
 from prill_runtime.errors import PrillError
 from prill_suites.common import embedded, file_fields
 from prill_suites.controls import Trial

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import prill_runtime.run.generate as generation
-from prill_harness.checks import Observer, check
-from prill_harness.compare import largest
 from prill_harness.engines.base import Capability, Engine
-from prill_harness.golden import Golden
+from prill_harness.numbers.compare import largest
+from prill_harness.run.checks import Observer, check
+from prill_harness.tokens.golden import Golden
 from prill_runtime.errors import MissingCapability
 from prill_runtime.sampling import philox
 from prill_runtime.sampling.sampler import SamplingParams, filtered_distribution

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prill_harness.checks import Observer
-from prill_harness.compare import largest, smallest
+from prill_harness.numbers.compare import largest, smallest
+from prill_harness.run.checks import Observer
 from prill_runtime.sampling.sampler import SamplingParams
 from prill_suites import sampler_twins as twins
 from prill_suites.ops_shapes import about

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from prill_harness.golden import Golden
+from prill_harness.tokens.golden import Golden
 
 LONG = 300  # positions that the longest checks look at, where the context has them
 FULL = 2048  # that they look at on a model so small that it takes no time

@@ -8,15 +8,15 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from prill_harness import trace as traces
-from prill_harness.checks import Observer, check
-from prill_harness.compare import nmse
 from prill_harness.engines.base import Capability, Engine
-from prill_harness.findings import hidden
-from prill_harness.golden import Golden
-from prill_harness.lanes import bounds, lane_for
-from prill_harness.stages import stage_table
-from prill_harness.trace import Trace
+from prill_harness.numbers.compare import nmse
+from prill_harness.numbers.lanes import bounds, lane_for
+from prill_harness.run.checks import Observer, check
+from prill_harness.stages import trace as traces
+from prill_harness.stages.findings import hidden
+from prill_harness.stages.table import stage_table
+from prill_harness.stages.trace import Trace
+from prill_harness.tokens.golden import Golden
 from prill_runtime.errors import Inconclusive
 from prill_suites.sequences import late_spans, longest_of
 from prill_suites.stages_noise import Noise

@@ -15,13 +15,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from prill_harness import faults, trace
-from prill_harness.compare import squares
-from prill_harness.engines import resolve_model
 from prill_harness.engines.base import Engine
-from prill_harness.golden import Golden
-from prill_harness.lanes import lane_for
-from prill_harness.sequential import SequentialBackend
+from prill_harness.engines.spec import resolve_model
+from prill_harness.numbers.compare import squares
+from prill_harness.numbers.lanes import lane_for
+from prill_harness.numbers.sequential import SequentialBackend
+from prill_harness.planting import core as faults
+from prill_harness.stages import trace
+from prill_harness.tokens.golden import Golden
 from prill_runtime.ops.rounded import RoundedBackend
 from prill_runtime.run.model import Model
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from prill_harness.checks import Observer, check
 from prill_harness.engines.base import Capability, Engine
-from prill_harness.golden import Golden
+from prill_harness.run.checks import Observer, check
+from prill_harness.tokens.golden import Golden
 from prill_runtime.errors import MissingCapability
 from prill_runtime.tokenizer.pretokenizers import PRE_TOKENIZERS
 from prill_suites.common import FILE_READER, embedded, file_fields

@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 import pytest
 
-from prill_harness import sides, tokens
-from prill_harness.checks import Observer, check
 from prill_harness.engines.base import Capability, Engine
 from prill_harness.engines.embedded import Embedded
-from prill_harness.evidence import Status
-from prill_harness.golden import Golden
-from prill_harness.tokens import Finding
+from prill_harness.records.evidence import Status
+from prill_harness.run.checks import Observer, check
+from prill_harness.tokens import judge as tokens
+from prill_harness.tokens import sides
+from prill_harness.tokens.golden import Golden
+from prill_harness.tokens.judge import Finding
 from prill_runtime.errors import Inconclusive
 from prill_suites.sequences import context_of
 

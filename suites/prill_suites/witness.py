@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from prill_harness import faults, lanes, second, sensitivity, witness
-from prill_harness.checks import Observer, check
-from prill_harness.compare import nmse, nmse_of, smallest, squares
 from prill_harness.engines.embedded import Embedded
-from prill_harness.golden import Golden
-from prill_harness.sequential import SequentialBackend
-from prill_harness.witness import Reading
+from prill_harness.numbers import lanes
+from prill_harness.numbers.compare import nmse, nmse_of, smallest, squares
+from prill_harness.numbers.sequential import SequentialBackend
+from prill_harness.planting import core as faults
+from prill_harness.run.checks import Observer, check
+from prill_harness.tokens.golden import Golden
+from prill_harness.witness import naive as witness
+from prill_harness.witness import second, sensitivity
+from prill_harness.witness.naive import Reading
 from prill_runtime.errors import Inconclusive, PrillError
 from prill_runtime.ops.numpy import NumpyBackend
 from prill_runtime.ops.rounded import RoundedBackend

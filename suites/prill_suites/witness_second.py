@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from prill_harness import lanes, second, sensitivity
-from prill_harness.checks import Observer
-from prill_harness.compare import nmse
 from prill_harness.engines.embedded import Embedded
-from prill_harness.golden import Golden
-from prill_harness.witness import Reading
+from prill_harness.numbers import lanes
+from prill_harness.numbers.compare import nmse
+from prill_harness.run.checks import Observer
+from prill_harness.tokens.golden import Golden
+from prill_harness.witness import second, sensitivity
+from prill_harness.witness.naive import Reading
 from prill_suites.common import SAME
 
 TRANSFORMERS = "Hugging Face transformers on the same weights"

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 import prill_runtime.run.generate as generation
-from prill_harness import engines
+from prill_harness.engines import spec as engines
 from prill_harness.engines.base import Engine
 from prill_harness.engines.embedded import EmbeddedSession, NumPy, NumPy64
-from prill_harness.faults import file as damage
-from prill_harness.leaks import PathReport, Probe
+from prill_harness.faults.planted.model import file as damage
+from prill_harness.leaks.reports.report import PathReport, Probe
 from prill_runtime.errors import PrillError
 from prill_runtime.gguf.file import GGUFFile
 from prill_runtime.models.cache import KVCache

@@ -8,9 +8,10 @@ from typing import Any
 
 import msgspec
 
-import prill_harness.golden
-from prill_harness import compare, plan
+import prill_harness.tokens.golden
 from prill_harness.engines.embedded import NumPy
+from prill_harness.numbers import compare
+from prill_harness.plan import plan
 from prill_runtime.ops.numpy import NumpyBackend
 
 from .planted import Patch, breaks, wrap
@@ -74,7 +75,7 @@ def floors_of_coarse_arithmetic(patch: Patch) -> None:
         floors = {name: replace(floor, nmse=50 * floor.nmse) for name, floor in golden.floors.items()}
         return msgspec.structs.replace(golden, floors=floors)
 
-    wrap(patch, prill_harness.golden, "golden_for", louder)
+    wrap(patch, prill_harness.tokens.golden, "golden_for", louder)
 
 
 @breaks("harness.gate")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prill_harness import faults
+from prill_harness.planting import core as faults
 
 from .planted import Patch, breaks
 from .planted_company import FAULTS

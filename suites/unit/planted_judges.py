@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import msgspec
 
-from prill_harness import cells, compare, lanes, sides
 from prill_harness.engines.embedded import NumPy, NumPy64
-from prill_harness.leaks import PathReport, Probe
-from prill_harness.leaks import probe as leaks
+from prill_harness.leaks.judge import probe as leaks
+from prill_harness.leaks.reports.report import PathReport, Probe
+from prill_harness.numbers import compare, lanes
+from prill_harness.run import cells
+from prill_harness.tokens import sides
 
 from .planted import FAULTS, Patch, breaks, wrap
 

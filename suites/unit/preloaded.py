@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from prill_harness.leaks import build
+from prill_harness.leaks.ledgers import build
 
 
 def preloaded(script: str, *arguments: str) -> str:

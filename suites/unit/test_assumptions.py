@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prill_harness import provenance
-from prill_harness.declared import declared
-from prill_harness.engines import open_engine
-from prill_harness.golden import record
-from prill_harness.tokens import compare_config
+from prill_harness.engines.spec import open_engine
+from prill_harness.plan import provenance
+from prill_harness.tokens.golden import record
+from prill_harness.tokens.judge import compare_config
+from prill_harness.witness.declared import declared
 from prill_runtime.gguf.file import open_gguf
 from prill_runtime.models.assumptions import assumptions, remarks
 from prill_runtime.tokenizer.load import load_tokenizer

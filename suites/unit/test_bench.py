@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from click.testing import Result as Said
 
-from prill_harness import bench
-from prill_harness.bench import Ratio, Result, Row, Sample, Settings, Timed, measure
-from prill_harness.commands.bench import figure
+from prill_harness.commands.engines.bench import figure
 from prill_harness.engines.base import Engine, EngineInfo, Generation
+from prill_harness.measure import bench
+from prill_harness.measure.bench import Ratio, Result, Row, Sample, Settings, Timed, measure
 from prill_runtime.errors import EngineError, Inconclusive, InvalidParameter, MissingCapability
 from prill_runtime.gguf.file import open_gguf
 
@@ -272,7 +272,7 @@ def result(ratio: float) -> Result:
 @pytest.mark.parametrize(("ratio", "code"), [(1.11, 1), (1.1, 0), (0.4, 0)])
 def test_a_budget_is_kept_or_exit_1(ratio: float, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Above the budget the command fails and says by which phase; without a budget nothing is judged."""
-    monkeypatch.setattr("prill_harness.commands.bench.measure", lambda *a, **k: result(ratio))
+    monkeypatch.setattr("prill_harness.commands.engines.bench.measure", lambda *a, **k: result(ratio))
     judged = said("--engine", "numpy", "--against", "numpy64", "--budget", "1.10")
     assert judged.exit_code == code
     assert ("over the budget of 1.1: decode" in judged.stdout) == bool(code)
@@ -295,7 +295,7 @@ def test_the_command_times_a_real_engine(monkeypatch: pytest.MonkeyPatch) -> Non
     readings = (number**2 / 1e3 for number in count())  # every interval is longer than the one before
     monkeypatch.setattr(bench, "memory_copies", lambda nbytes, count, clock: [1e9] * count)
     monkeypatch.setattr(
-        "prill_harness.commands.bench.measure", partial(measure, clock=lambda: next(readings))
+        "prill_harness.commands.engines.bench.measure", partial(measure, clock=lambda: next(readings))
     )
     done = said("--against", "numpy", "--repeat", "3", "--json")
     assert done.exit_code == 0, done.stderr

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from prill_harness.bisect import Report, Subject, bisect
-from prill_harness.engines import open_engine, resolve_model
 from prill_harness.engines.base import Engine
-from prill_harness.faults import Fault, catalogue
-from prill_harness.golden import golden_for
-from prill_harness.lanes import lane_for
-from prill_harness.stage_bounds import stage_bounds
-from prill_harness.subject import open_subject
-from prill_harness.trace import capture
+from prill_harness.engines.spec import open_engine, resolve_model
+from prill_harness.numbers.lanes import lane_for
+from prill_harness.planting.core import Fault, catalogue
+from prill_harness.stages.bisect import Report, Subject, bisect
+from prill_harness.stages.bounds import stage_bounds
+from prill_harness.stages.subject import open_subject
+from prill_harness.stages.trace import capture
+from prill_harness.tokens.golden import golden_for
 
 MODEL = "fixture:llama-tiny"
 SHORT, MIDDLE, LONG = 20, 140, 264  # positions

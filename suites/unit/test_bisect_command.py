@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prill_harness import trace
-from prill_harness.commands.bisect import chart
-from prill_harness.commands.texts import ids_for
-from prill_harness.engines import open_engine
+from prill_harness.commands.engines.bisect import chart
+from prill_harness.commands.shared.texts import ids_for
+from prill_harness.engines.spec import open_engine
+from prill_harness.stages import trace
 
 from .commandline import invoke
 from .tiny_gguf import tiny

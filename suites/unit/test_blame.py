@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prill_harness.choices import Part
-from prill_harness.evidence import Cell, Evidence, Status
-from prill_harness.faults.blame import CAUSES, OPS, blame, kills
-from prill_harness.stages import stage_table
+from prill_harness.faults.trial.blame import CAUSES, OPS, blame, kills
+from prill_harness.records.evidence import Cell, Evidence, Status
+from prill_harness.stages.table import stage_table
+from prill_harness.tokens.choices import Part
 
 MODEL = "fixture:llama-tiny"
 WRONG = "is the first wrong stage: NMSE 0.3 at positions 0-63, at most 1e-11 in lane exact"

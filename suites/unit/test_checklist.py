@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from prill_harness.catalog import check_ids, suite_file, suites
-from prill_harness.checklist import Observed, evaluate, load_checklists
-from prill_harness.evidence import Cell, Evidence, Status
-from prill_harness.verdict import ItemResult, ItemStatus
+from prill_harness.decide.checklist import Observed, evaluate, load_checklists
+from prill_harness.records.catalog import check_ids, suite_file, suites
+from prill_harness.records.evidence import Cell, Evidence, Status
+from prill_harness.records.verdict import ItemResult, ItemStatus
 from prill_runtime.errors import PolicyError, UsageError
 
 SOUND = """id = "demo"

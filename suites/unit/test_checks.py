@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prill_harness.checks import CheckFailed, Observer, check, content_hash
-from prill_harness.sources import judging
+from prill_harness.records.sources import judging
+from prill_harness.run.checks import CheckFailed, Observer, check, content_hash
 
 
 def test_a_check_names_a_fault_that_it_kills() -> None:
@@ -87,9 +87,9 @@ def test_the_content_hash_follows_the_code_that_judges(monkeypatch: pytest.Monke
     assert first == content_hash(test_an_observer_adds_what_it_saw)
     assert first != content_hash(test_a_check_names_a_fault_that_it_kills)
     texts = dict(judging(Path(__file__)))
-    monkeypatch.setattr("prill_harness.checks.judging", lambda suite: texts)
+    monkeypatch.setattr("prill_harness.run.checks.judging", lambda suite: texts)
     assert first == content_hash(test_an_observer_adds_what_it_saw)
-    texts["prill_harness.outcomes"] += b"\n"
+    texts["prill_harness.run.outcomes"] += b"\n"
     assert first != content_hash(test_an_observer_adds_what_it_saw)
 
 
@@ -97,7 +97,7 @@ def test_the_hash_of_a_check_is_the_same_in_every_process() -> None:
     """A suite and a judge may share a file name; the order they are hashed in may not depend on chance."""
     code = (
         "from prill_suites.tokens import test_greedy as check; "
-        "from prill_harness.checks import content_hash; print(content_hash(check))"
+        "from prill_harness.run.checks import content_hash; print(content_hash(check))"
     )
     seen = {
         subprocess.run(

@@ -18,7 +18,7 @@ import pytest
 
 from prill_harness import cli
 from prill_harness.console import Console, printable
-from prill_harness.textstream import TextStream
+from prill_harness.engines.textstream import TextStream
 from prill_runtime.errors import EngineError, Inconclusive, NothingSelected, PrillError
 
 from .commandline import PRILL, child, interruptible, invoke

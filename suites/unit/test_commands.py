@@ -10,12 +10,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from prill_harness import evidence
-from prill_harness import ledger as ledgers
-from prill_harness.commands import run, runs
-from prill_harness.plan import Plan
-from prill_harness.provenance import file_digest
-from prill_harness.verdict import Verdict
+from prill_harness.commands.gates import run
+from prill_harness.commands.shared import runs
+from prill_harness.plan.plan import Plan
+from prill_harness.plan.provenance import file_digest
+from prill_harness.records import evidence
+from prill_harness.records import ledger as ledgers
+from prill_harness.records.verdict import Verdict
 
 from .commandline import child, invoke
 
@@ -154,7 +155,7 @@ def test_resume_json_and_shards_agree(gated: tuple[Path, subprocess.CompletedPro
 
 def test_an_old_verdict_does_not_outlive_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An interrupted gate ends with 2 and leaves no verdict or report of an earlier run behind."""
-    from prill_harness.commands import gate
+    from prill_harness.commands.gates import gate
 
     def interrupted(*args: object, **named: object) -> None:
         raise KeyboardInterrupt

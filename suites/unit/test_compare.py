@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from prill_harness import compare
+from prill_harness.numbers import compare
 from prill_runtime.errors import EngineError
 
 Floats = NDArray[np.float64]

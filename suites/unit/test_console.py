@@ -104,9 +104,9 @@ def test_the_live_view_of_a_probe_fits(width: int, bars: int) -> None:
 
     from rich.console import Console as RichConsole
 
-    from prill_harness.leaks.live import BARS, Live
-    from prill_harness.leaks.protocol import Call
-    from prill_harness.leaks.report import Probe
+    from prill_harness.leaks.judge.live import BARS, Live
+    from prill_harness.leaks.probed.protocol import Call
+    from prill_harness.leaks.reports.report import Probe
 
     terminal = Terminal()
     console = RichConsole(file=terminal, width=width)

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from prill_fixtures import TYPES, sound
-from prill_harness import faults, lanes
-from prill_harness.checks import CheckFailed, Observer
-from prill_harness.compare import squares
-from prill_harness.engines import open_engine
 from prill_harness.engines.base import Engine
 from prill_harness.engines.embedded import Embedded
-from prill_harness.golden import golden_for
+from prill_harness.engines.spec import open_engine
+from prill_harness.numbers import lanes
+from prill_harness.numbers.compare import squares
+from prill_harness.planting import core as faults
+from prill_harness.run.checks import CheckFailed, Observer
+from prill_harness.tokens.golden import golden_for
 from prill_suites.common import SAME
 from prill_suites.controls import Pair, Texts, Trial, distance
 from prill_suites.stages_noise import Noise

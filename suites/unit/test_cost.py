@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prill_harness import Engine, open_engine
-from prill_harness.cost import Meter, Spent, average, slopes
+from prill_harness.measure.cost import Meter, Spent, average, slopes
 from prill_runtime.ops.numpy import NumpyBackend
 
 PICO = "synth:llama-pico:f16"

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from lxml import etree
 from lxml import html as parser
 
-from prill_harness.evidence import Status
-from prill_harness.leaks import Judged, PathReport, Verdict, curves
-from prill_harness.leaks import Report as LeakReport
-from prill_harness.leaks.verdict import WINDOWS, shape
-from prill_harness.verdict import Verdict as GateVerdict
+from prill_harness.leaks.reports import curves
+from prill_harness.leaks.reports.report import Judged, PathReport, Verdict
+from prill_harness.leaks.reports.report import Report as LeakReport
+from prill_harness.leaks.reports.verdict import WINDOWS, shape
+from prill_harness.records.evidence import Status
+from prill_harness.records.verdict import Verdict as GateVerdict
 from prill_reports import html, leaks, markdown
 from prill_reports.curves import SMALL, WHOLE, drawn
 

@@ -11,8 +11,9 @@ import pytest
 from gguf import GGMLQuantizationType as T
 from numpy.typing import NDArray
 
-from prill_harness import lanes, open_engine
+from prill_harness import open_engine
 from prill_harness.engines.embedded import Embedded
+from prill_harness.numbers import lanes
 from prill_runtime.device.model import DeviceModel
 from prill_runtime.quants.layouts import Block, dequantize
 from prill_suites import ops_models

@@ -10,10 +10,10 @@ import msgspec
 import pytest
 
 from prill_harness import cli
-from prill_harness.commands import door
-from prill_harness.provenance import file_digest
-from prill_harness.verdict import Verdict
-from prill_harness.waivers import LOCAL
+from prill_harness.commands.shared import door
+from prill_harness.decide.waivers import LOCAL
+from prill_harness.plan.provenance import file_digest
+from prill_harness.records.verdict import Verdict
 from prill_runtime.errors import UsageError
 
 from .commandline import invoke

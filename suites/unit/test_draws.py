@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prill_harness import lanes
-from prill_harness.draws import boundary_distance, expected_swaps, share_distance
+from prill_harness.numbers import lanes
+from prill_harness.numbers.draws import boundary_distance, expected_swaps, share_distance
 from prill_runtime.sampling.sampler import SamplingParams, filtered_distribution
 
 HOT = SamplingParams(temperature=1.0)

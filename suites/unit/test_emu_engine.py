@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prill_harness import Capability, Engine, lanes, open_engine
-from prill_harness.faults.core import catalogue
-from prill_harness.golden import golden_for
+from prill_harness import Capability, Engine, open_engine
+from prill_harness.numbers import lanes
+from prill_harness.planting.core import catalogue
+from prill_harness.tokens.golden import golden_for
 from prill_runtime.device.machine.emulator import EmuDevice
 from prill_runtime.device.memory.slot import RING
 from prill_runtime.errors import NotANumber, PrillError, UsageError

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from prill_harness.evidence import (
+from prill_harness.records.evidence import (
     Cell,
     CellEnded,
     CellStarted,
@@ -24,7 +24,7 @@ from prill_harness.evidence import (
     builtin,
     checks,
 )
-from prill_harness.ledger import Ledger, read
+from prill_harness.records.ledger import Ledger, read
 from prill_runtime.errors import PolicyError
 
 CELL = Cell("m", "numpy", "tokens")

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from prill_harness import catalog
-from prill_harness.checklist import load_checklists
-from prill_harness.explained import explain
-from prill_harness.faults import kills
+from prill_harness.decide.checklist import load_checklists
+from prill_harness.decide.explained import explain
+from prill_harness.faults.trial import kills
+from prill_harness.records import catalog
 
 from .commandline import PRILL, child, invoke
 

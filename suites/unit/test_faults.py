@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 import prill_runtime
-from prill_harness import faults
-from prill_harness.engines import open_engine
-from prill_harness.faults import Fault, catalogue
-from prill_harness.faults.blame import AFTER_STAGES, BEFORE_STAGES, COST
-from prill_harness.stages import BLOCKS
+from prill_harness.engines.spec import open_engine
+from prill_harness.faults.trial.blame import AFTER_STAGES, BEFORE_STAGES, COST
+from prill_harness.planting import core as faults
+from prill_harness.planting.core import Fault, catalogue
+from prill_harness.stages.table import BLOCKS
 from prill_runtime.errors import UsageError
 from prill_runtime.ops.numpy import NumpyBackend
 

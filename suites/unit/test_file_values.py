@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from prill_harness.evidence import Status
+from prill_harness.records.evidence import Status
 from prill_runtime.quants.layouts import supported_types
 from prill_suites.file_values import Survey, constants, survey, unused_tokens
 

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prill_harness import catalog
-from prill_harness.catalog import suites
-from prill_harness.commands import run
-from prill_harness.estimate import TYPICAL, estimate, recorded
-from prill_harness.evidence import Cell, CellEnded, CellStarted
-from prill_harness.ledger import Ledger
+from prill_harness.commands.gates import run
+from prill_harness.plan.estimate import TYPICAL, estimate, recorded
+from prill_harness.records import catalog
+from prill_harness.records.catalog import suites
+from prill_harness.records.evidence import Cell, CellEnded, CellStarted
+from prill_harness.records.ledger import Ledger
 
 from .commandline import child, invoke
 from .tiny_gguf import tiny

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prill_harness import faults
-from prill_harness.catalog import check_ids
-from prill_harness.evidence import Cell, Evidence, Status
-from prill_harness.faults import forgotten
-from prill_harness.faults import kills as matrix
-from prill_harness.faults.forgotten import Amount, Forgotten, Kill
-from prill_harness.faults.kills import Kills, Trial
+from prill_harness.faults.trial import forgotten
+from prill_harness.faults.trial import kills as matrix
+from prill_harness.faults.trial.forgotten import Amount, Forgotten, Kill
+from prill_harness.faults.trial.kills import Kills, Trial
+from prill_harness.planting import core as faults
+from prill_harness.records.catalog import check_ids
+from prill_harness.records.evidence import Cell, Evidence, Status
 from prill_reports import html, markdown
 from prill_runtime.errors import KillsError
 

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from prill_harness import cells, forkserver
-from prill_harness import ledger as ledgers
-from prill_harness.evidence import Cell, Evidence
-from prill_harness.forkserver import ForkServer
+from prill_harness.records import ledger as ledgers
+from prill_harness.records.evidence import Cell, Evidence
+from prill_harness.run import cells, forkserver
+from prill_harness.run.forkserver import ForkServer
 
 SUITE = """
 import os, signal
-from prill_harness.checks import check
+from prill_harness.run.checks import check
 
 @check("demo.one", kills=("rope_pairing",))
 def test_one(observe):

@@ -10,15 +10,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prill_harness import gate
-from prill_harness.checklist import Checklist, Item, When
-from prill_harness.evidence import Cell, CellEnded, CellStarted, CheckStarted, Evidence, Record, Status
-from prill_harness.faults.forgotten import Forgotten
-from prill_harness.faults.kills import Kills, Trial
-from prill_harness.plan import Plan
-from prill_harness.policy import Gate, Policy
-from prill_harness.verdict import ItemStatus, Severity, Verdict
-from prill_harness.waivers import Conditions, Waiver
+from prill_harness.decide import gate
+from prill_harness.decide.checklist import Checklist, Item, When
+from prill_harness.decide.waivers import Conditions, Waiver
+from prill_harness.faults.trial.forgotten import Forgotten
+from prill_harness.faults.trial.kills import Kills, Trial
+from prill_harness.plan.plan import Plan
+from prill_harness.plan.policy import Gate, Policy
+from prill_harness.records.evidence import (
+    Cell,
+    CellEnded,
+    CellStarted,
+    CheckStarted,
+    Evidence,
+    Record,
+    Status,
+)
+from prill_harness.records.verdict import ItemStatus, Severity, Verdict
 from prill_runtime.errors import PolicyError
 
 TODAY = dt.date(2026, 6, 1)

@@ -6,8 +6,8 @@ import datetime as dt
 
 import pytest
 
-from prill_harness.evidence import Status
-from prill_harness.waivers import Conditions
+from prill_harness.decide.waivers import Conditions
+from prill_harness.records.evidence import Status
 
 from .test_gate import (
     CELLS,

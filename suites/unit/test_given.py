@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prill_harness.given import named
+from prill_harness.plan.given import named
 
 PARTS = st.sampled_from(["a", "b", "c"])
 FILES = st.sampled_from(["x.gguf", "y.gguf"])

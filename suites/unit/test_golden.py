@@ -11,11 +11,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from prill_harness import golden as goldens
 from prill_harness import open_engine
 from prill_harness.engines.embedded import Embedded
-from prill_harness.golden import Golden, golden_for, load, record, save
-from prill_harness.golden_pack import Packed
+from prill_harness.tokens import golden as goldens
+from prill_harness.tokens.golden import Golden, golden_for, load, record, save
+from prill_harness.tokens.golden_pack import Packed
 from prill_runtime.errors import PrillError, UsageError
 from prill_runtime.run.model import Model, generate
 from prill_runtime.sampling.sampler import SamplingParams

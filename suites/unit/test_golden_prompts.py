@@ -11,11 +11,12 @@ from hypothesis import given, settings
 
 from prill_fixtures import sound
 from prill_fixtures.sound_vocab import Vocabulary
-from prill_harness import golden_prompts, tokens
-from prill_harness.engines import open_engine
 from prill_harness.engines.embedded import Embedded
-from prill_harness.golden import PROMPTS, golden_for, record
-from prill_harness.golden_pack import ALONE, load, save
+from prill_harness.engines.spec import open_engine
+from prill_harness.tokens import golden_prompts
+from prill_harness.tokens import judge as tokens
+from prill_harness.tokens.golden import PROMPTS, golden_for, record
+from prill_harness.tokens.golden_pack import ALONE, load, save
 from prill_runtime.errors import UsageError
 from prill_runtime.gguf.file import open_gguf
 from prill_runtime.tokenizer.load import load_tokenizer

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prill_harness.engines.base import Engine, EngineInfo, Generation
-from prill_harness.evidence import Cell, Evidence, Status
-from prill_harness.ledger import Ledger
+from prill_harness.records.evidence import Cell, Evidence, Status
+from prill_harness.records.ledger import Ledger
 from prill_runtime.errors import InvalidParameter
 
 CI = Path(__file__).resolve().parents[2] / "ci"

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from prill_harness import lanes, trace
-from prill_harness.bisect import Report, bisect
-from prill_harness.engines import open_engine
-from prill_harness.stage_bounds import stage_bounds
-from prill_harness.subject import open_subject
+from prill_harness.engines.spec import open_engine
+from prill_harness.numbers import lanes
+from prill_harness.stages import trace
+from prill_harness.stages.bisect import Report, bisect
+from prill_harness.stages.bounds import stage_bounds
+from prill_harness.stages.subject import open_subject
 
 torch = pytest.importorskip("torch", reason="needs the extra hf")
 pytest.importorskip("transformers", reason="needs the extra hf")

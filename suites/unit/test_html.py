@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from lxml import etree
 from lxml import html as parser
 
-from prill_harness.evidence import Status
-from prill_harness.verdict import AssumptionResult, Verdict
+from prill_harness.records.evidence import Status
+from prill_harness.records.verdict import AssumptionResult, Verdict
 from prill_reports import html, view
 
 VERDICT = msgspec.json.decode((Path(__file__).parent / "data/verdict.json").read_bytes(), type=Verdict)

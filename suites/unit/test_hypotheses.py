@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 import prill_fixtures
-from prill_harness.bisect import Subject
-from prill_harness.compare import nmse
-from prill_harness.engines import open_engine
-from prill_harness.hypotheses import REGISTRY, Case, explain, names
-from prill_harness.hypotheses.case import guesses
-from prill_harness.subject import open_subject
-from prill_harness.trace import capture
+from prill_harness.engines.spec import open_engine
+from prill_harness.numbers.compare import nmse
+from prill_harness.stages.bisect import Subject
+from prill_harness.stages.hypotheses.case import guesses
+from prill_harness.stages.hypotheses.known import REGISTRY, Case, explain, names
+from prill_harness.stages.subject import open_subject
+from prill_harness.stages.trace import capture
 
 from .tiny_gguf import tiny
 
@@ -115,7 +115,7 @@ def test_all_kinds_have_hypotheses(cases: dict[str, Case]) -> None:
 @pytest.fixture(scope="module")
 def long() -> Iterator[dict[str, Case]]:
     """Clean cases of llama-tiny's last layer over 300 positions of a golden."""
-    from prill_harness.golden import golden_for
+    from prill_harness.tokens.golden import golden_for
 
     prompt = golden_for("fixture:llama-tiny").prompts[0]
     ids = [*prompt.ids, *prompt.tokens][:300]

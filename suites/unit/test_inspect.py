@@ -13,8 +13,8 @@ import pytest
 from gguf import GGMLQuantizationType as T
 
 from prill_fixtures import path as fixture
-from prill_harness import filediff
-from prill_harness.compare import nmse
+from prill_harness.measure import filediff
+from prill_harness.numbers.compare import nmse
 from prill_runtime.gguf.file import open_gguf
 
 from .commandline import invoke

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase
 from lxml import etree
 
-from prill_harness.evidence import Status
-from prill_harness.verdict import Verdict
+from prill_harness.records.evidence import Status
+from prill_harness.records.verdict import Verdict
 from prill_reports import junit
 from prill_runtime.errors import InvalidParameter
 

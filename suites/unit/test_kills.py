@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prill_harness import faults
-from prill_harness.catalog import check_ids, packaged
-from prill_harness.checks import content_hash
-from prill_harness.faults import kills as matrix
-from prill_harness.faults import page
-from prill_harness.faults.kills import Clean, Kills, Trial
-from prill_harness.faults.matrix import claims
+from prill_harness.faults.trial import kills as matrix
+from prill_harness.faults.trial import page
+from prill_harness.faults.trial.kills import Clean, Kills, Trial
+from prill_harness.faults.trial.matrix import claims
+from prill_harness.planting import core as faults
+from prill_harness.records.catalog import check_ids, packaged
+from prill_harness.run.checks import content_hash
 from prill_runtime.errors import PolicyError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,7 +86,7 @@ def test_a_fault_whose_code_changed_is_dropped() -> None:
 
 def test_a_helper_counts_in_the_digest_of_its_faults(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a fault only calls, and the constants it reads, make it what it is; other faults stay the same."""
-    from prill_harness.faults import sampler
+    from prill_harness.faults.planted.serving import sampler
 
     known = faults.catalogue()
     asked = ("seed_reused", "penalty_forgets", "topk_off_by_one")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from prill_harness import open_engine
-from prill_harness.commands import door
+from prill_harness.commands.shared import door
 from prill_runtime.errors import PrillError
 
 from .commandline import invoke

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prill_harness import lanes
-from prill_harness.golden import forced
-from prill_harness.lanes import Figures, Tally
+from prill_harness.numbers import lanes
+from prill_harness.numbers.lanes import Figures, Tally
+from prill_harness.tokens.golden import forced
 from prill_runtime.errors import EngineError, UnsupportedModel
 from prill_runtime.ops.numpy import NumpyBackend
 from prill_runtime.ops.protocol import Array

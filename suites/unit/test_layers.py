@@ -17,9 +17,9 @@ MAY_IMPORT = {
 }
 # The harness finds a packaged model, a golden and text for clean runs through these doors alone.
 FIXTURES_DOOR = {
-    "harness/prill_harness/engines/__init__.py",
-    "harness/prill_harness/golden.py",
-    "harness/prill_harness/faults/clean.py",
+    "harness/prill_harness/engines/spec.py",
+    "harness/prill_harness/tokens/golden.py",
+    "harness/prill_harness/faults/trial/clean.py",
 }
 SOURCES = [file for room in MAY_IMPORT for file in sorted((ROOT / room / f"prill_{room}").rglob("*.py"))]
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from prill_harness.leaks import build, native
+from prill_harness.leaks.ledgers import build, native
 from prill_runtime.errors import Inconclusive
 
 from .preloaded import preloaded
 
 PRELUDE = """
 import ctypes, os, threading
-from prill_harness.leaks.native import EVERY_THREAD, THIS_THREAD, Interposer
+from prill_harness.leaks.ledgers.native import EVERY_THREAD, THIS_THREAD, Interposer
 libc = ctypes.CDLL(None)
 for name in ("malloc", "calloc", "realloc", "reallocarray", "memalign", "aligned_alloc", "valloc", "pvalloc",
              "strdup", "mmap", "mremap"):

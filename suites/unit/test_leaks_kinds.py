@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from prill_harness import Engine, open_engine
-from prill_harness.engines import resolve_model
 from prill_harness.engines.base import Session
-from prill_harness.leaks import judge, kinds, paths, probe
-from prill_harness.leaks.kinds import KINDS, Subject
-from prill_harness.leaks.report import Judged, Probe, Verdict
+from prill_harness.engines.spec import resolve_model
+from prill_harness.leaks.judge import judge, probe
+from prill_harness.leaks.probed import kinds, paths
+from prill_harness.leaks.probed.kinds import KINDS, Subject
+from prill_harness.leaks.reports.report import Judged, Probe, Verdict
 from prill_runtime.errors import PrillError
 
 PICO = "synth:llama-pico:f16"

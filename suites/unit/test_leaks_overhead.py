@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from prill_harness.leaks import build, overhead
+from prill_harness.leaks.ledgers import build
+from prill_harness.leaks.selftest import overhead
 
 
 def timed(monkeypatch: pytest.MonkeyPatch, plain: Iterator[float], preloaded: Iterator[float]) -> None:

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prill_harness.leaks import build, lastwords, protocol
-from prill_harness.leaks.owners import Code, Owner, mapped, owner
-from prill_harness.leaks.probe import Conversation
-from prill_harness.leaks.report import Probe, Verdict
+from prill_harness.leaks.judge.probe import Conversation
+from prill_harness.leaks.ledgers import build, lastwords
+from prill_harness.leaks.ledgers.owners import Code, Owner, mapped, owner
+from prill_harness.leaks.probed import protocol
+from prill_harness.leaks.reports.report import Probe, Verdict
 
 from .preloaded import preloaded
 
@@ -23,9 +24,9 @@ TYPES = ("f16", "f32", "bf16", "q8_0", "q4_0", "q4_k", "q6_k")
 
 WALK = """
 import sys
-from prill_harness.engines import resolve_model
-from prill_harness.leaks import paths, walk
-from prill_harness.leaks.native import Interposer
+from prill_harness.engines.spec import resolve_model
+from prill_harness.leaks.probed import paths, walk
+from prill_harness.leaks.ledgers.native import Interposer
 model = str(resolve_model(sys.argv[1]))
 judged, walked = walk.walk_over(lambda: paths.opened("numpy", model).close(), Interposer(), 4096, 0.5)
 print(judged.verdict.value, walked.failed, walked.spared, judged.sentence)
@@ -102,8 +103,8 @@ int library_fill(char *block) { memset(block, 1, 9000); return 0; }
 """
 DIES = """
 import ctypes, faulthandler, sys
-from prill_harness.leaks import walk
-from prill_harness.leaks.native import Interposer
+from prill_harness.leaks.probed import walk
+from prill_harness.leaks.ledgers.native import Interposer
 faulthandler.enable()
 ctypes.CDLL(sys.argv[1], ctypes.RTLD_GLOBAL)
 engine = ctypes.CDLL(sys.argv[2])

@@ -7,17 +7,22 @@ import json
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from prill_harness.commands.leak import render
-from prill_harness.leaks import bars, build, device, judge, ledgers, protocol, selftest, settle, sites
-from prill_harness.leaks.ledgers import PLANT_EVERY, Book, Ledger, Measured, Series
-from prill_harness.leaks.live import sparkline
-from prill_harness.leaks.probe import Conversation, joined, probe, run
-from prill_harness.leaks.report import Judged, PathReport, Probe, Report, Verdict, amount
-from prill_harness.leaks.verdict import Rule
+from prill_harness.commands.engines.leak import render
+from prill_harness.leaks.judge import judge, sites
+from prill_harness.leaks.judge.live import sparkline
+from prill_harness.leaks.judge.probe import Conversation, joined, probe, run
+from prill_harness.leaks.ledgers import build, device, ledgers, settle
+from prill_harness.leaks.ledgers.ledgers import PLANT_EVERY, Book, Ledger, Measured, Series
+from prill_harness.leaks.probed import protocol
+from prill_harness.leaks.reports import bars
+from prill_harness.leaks.reports.report import Judged, PathReport, Probe, Report, Verdict, amount
+from prill_harness.leaks.reports.verdict import Rule
+from prill_harness.leaks.selftest import page, selftest
 from prill_runtime.errors import Inconclusive, UsageError
 
 from .commandline import invoke
@@ -358,5 +363,5 @@ def test_figures_for_people() -> None:
 
 def test_the_libraries_are_data_of_the_package() -> None:
     """Both C files and the guide lie beside the modules that use them."""
-    folder = build.Path(build.__file__).parent
-    assert {"interposer.c", "control.c", "guide.md"} <= {file.name for file in folder.iterdir()}
+    assert {"interposer.c", "control.c"} <= {file.name for file in Path(build.__file__).parent.iterdir()}
+    assert Path(page.__file__).with_name("guide.md").is_file()

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from prill_harness.leaks import Verdict
-from prill_harness.leaks.repeat import RUNS, settled
+from prill_harness.leaks.judge.repeat import RUNS, settled
+from prill_harness.leaks.reports.report import Verdict
 
 UNCLEAR, CLEAN, LEAK = Verdict.INCONCLUSIVE, Verdict.CLEAN, Verdict.LEAK
 

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prill_harness.leaks import judge, paths
-from prill_harness.leaks.ledgers import Book, Series
-from prill_harness.leaks.report import Judged, Probe, Verdict
-from prill_harness.leaks.verdict import WINDOWS, Rule
+from prill_harness.leaks.judge import judge
+from prill_harness.leaks.ledgers.ledgers import Book, Series
+from prill_harness.leaks.probed import paths
+from prill_harness.leaks.reports.report import Judged, Probe, Verdict
+from prill_harness.leaks.reports.verdict import WINDOWS, Rule
 
 from .preloaded import preloaded
 
@@ -22,8 +23,8 @@ BLOCKS = Series("host", "blocks", "blocks", Rule.EXACT)
 STORE = """
 import sys
 import numpy as np
-from prill_harness.leaks import settle
-from prill_harness.leaks.native import Interposer
+from prill_harness.leaks.ledgers.ledgers import settle
+from prill_harness.leaks.ledgers.native import Interposer
 it, level = Interposer(), settle.settled if sys.argv[1] == "settled" else settle.freeze
 settle.begin()
 def at_once(count, sizes):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prill_harness.leaks.verdict import Rule, State, shape, state, theil_sen
+from prill_harness.leaks.reports.verdict import Rule, State, shape, state, theil_sen
 
 
 def judged(values: list[int], rule: Rule = Rule.EXACT, *, doubled: bool = False) -> State:

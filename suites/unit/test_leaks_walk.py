@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prill_harness.leaks import Verdict, curves, walk
-from prill_harness.leaks.probe import run
-from prill_harness.leaks.report import PathReport, Probe, Walk
+from prill_harness.leaks.judge.probe import run
+from prill_harness.leaks.probed import walk
+from prill_harness.leaks.reports import curves
+from prill_harness.leaks.reports.report import PathReport, Probe, Verdict, Walk
 
 from .preloaded import preloaded
 
@@ -204,8 +205,8 @@ int driver_open(void) { /* forgets 1512 bytes when it is refused memory, or libc
 
 ENGINE = """
 import ctypes, sys
-from prill_harness.leaks import owners, walk
-from prill_harness.leaks.native import Interposer
+from prill_harness.leaks.ledgers import owners; from prill_harness.leaks.probed import walk
+from prill_harness.leaks.ledgers.native import Interposer
 driver = ctypes.CDLL(sys.argv[1])
 if sys.argv[2] == "fail": owners.DRIVERS = ("libother",)
 def load():

@@ -14,9 +14,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prill_harness.evidence import Cell, CellEnded, CellStarted, CheckStarted, Evidence, Record, Status
-from prill_harness.ledger import Ledger, audited, lines, read
-from prill_harness.plan import merge
+from prill_harness.plan.plan import merge
+from prill_harness.records.evidence import (
+    Cell,
+    CellEnded,
+    CellStarted,
+    CheckStarted,
+    Evidence,
+    Record,
+    Status,
+)
+from prill_harness.records.ledger import Ledger, audited, lines, read
 from prill_runtime.errors import LedgerError
 
 from .commandline import child

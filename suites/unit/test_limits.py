@@ -13,11 +13,11 @@ import gguf
 import numpy as np
 import pytest
 
-from prill_harness import ledger as ledgers
-from prill_harness import pool
-from prill_harness.evidence import Cell, Evidence, Status
-from prill_harness.plan import LEAST_S, Plan, patience, run
-from prill_harness.pool import TIMEOUT_S
+from prill_harness.plan.plan import LEAST_S, Plan, patience, run
+from prill_harness.records import ledger as ledgers
+from prill_harness.records.evidence import Cell, Evidence, Status
+from prill_harness.run import pool
+from prill_harness.run.pool import TIMEOUT_S
 from prill_runtime.errors import ModelFileError
 from prill_runtime.gguf.file import open_gguf
 from prill_runtime.models.load import adapter_for
@@ -87,7 +87,7 @@ def test_a_million_blocks_are_refused_at_once(tmp_path: Path) -> None:
 
 SUITE = '''
 import os, signal, subprocess, sys, time
-from prill_harness.checks import check
+from prill_harness.run.checks import check
 
 @check("mean.first", kills=("gelu_erf",))
 def test_first(observe):

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prill_harness.evidence import Status
-from prill_harness.verdict import AssumptionResult, Verdict
+from prill_harness.records.evidence import Status
+from prill_harness.records.verdict import AssumptionResult, Verdict
 from prill_reports import markdown
 
 VERDICT = msgspec.json.decode((Path(__file__).parent / "data/verdict.json").read_bytes(), type=Verdict)

@@ -11,21 +11,23 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from prill_harness import faults, gate, plan
-from prill_harness.catalog import packaged, suites
-from prill_harness.checklist import Checklist, Item
-from prill_harness.commands import faults as commands
-from prill_harness.evidence import Cell, Evidence, Status
-from prill_harness.faults import clean, matrix
-from prill_harness.faults import forgotten as oblivion
-from prill_harness.faults import kills as data
-from prill_harness.faults.core import Fault
-from prill_harness.faults.forgotten import Amount, Forgotten, Kill
-from prill_harness.faults.kills import Kills
-from prill_harness.faults.matrix import Subject
-from prill_harness.plan import Plan
-from prill_harness.policy import Gate, PlanEntry, Policy, default_gate
-from prill_harness.verdict import Severity, Verdict
+from prill_harness.commands.gates import faults as commands
+from prill_harness.decide import gate
+from prill_harness.decide.checklist import Checklist, Item
+from prill_harness.faults.trial import clean, matrix
+from prill_harness.faults.trial import forgotten as oblivion
+from prill_harness.faults.trial import kills as data
+from prill_harness.faults.trial.forgotten import Amount, Forgotten, Kill
+from prill_harness.faults.trial.kills import Kills
+from prill_harness.faults.trial.matrix import Subject
+from prill_harness.plan import plan
+from prill_harness.plan.plan import Plan
+from prill_harness.plan.policy import Gate, PlanEntry, Policy, default_gate
+from prill_harness.planting import core as faults
+from prill_harness.planting.core import Fault
+from prill_harness.records.catalog import packaged, suites
+from prill_harness.records.evidence import Cell, Evidence, Status
+from prill_harness.records.verdict import Severity, Verdict
 
 from .commandline import child, invoke
 
@@ -316,7 +318,7 @@ WEAKENED = {
         "bounds(lane, golden.floors[lane.name]).nmse * 10",
     ),
     "widening a lane tenfold": (
-        "harness/prill_harness/lanes.py",
+        "harness/prill_harness/numbers/lanes.py",
         "EXACT_RATIO = 100.0",
         "EXACT_RATIO = 1000.0",
     ),

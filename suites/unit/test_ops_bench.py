@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from prill_harness.checks import CheckFailed, Observer
-from prill_harness.engines import open_engine
 from prill_harness.engines.base import Engine, EngineInfo
+from prill_harness.engines.spec import open_engine
+from prill_harness.run.checks import CheckFailed, Observer
 from prill_runtime.errors import MissingCapability
 from prill_runtime.ops.numpy import NumpyBackend
 from prill_suites import ops_twins

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from prill_harness.commands import write_file
+from prill_harness.commands.shared.declare import write_file
 from prill_harness.console import printable
 from prill_reports.markdown import text
 from prill_reports.text import one_line

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from prill_harness import Capability, Engine, EngineInfo, Generation, faults, open_engine
+from prill_harness import Capability, Engine, EngineInfo, Generation, open_engine
 from prill_harness.engines.embedded import Embedded, NumPy, NumPy64
-from prill_harness.evidence import Status
-from prill_harness.golden import Golden, record
-from prill_harness.tokens import Finding, compare_greedy, compare_sampled, compare_teacher_forced
+from prill_harness.planting import core as faults
+from prill_harness.records.evidence import Status
+from prill_harness.tokens.golden import Golden, record
+from prill_harness.tokens.judge import Finding, compare_greedy, compare_sampled, compare_teacher_forced
 
 from .test_tokens import PROMPTS, Logits, Planted, swap
 from .tiny_gguf import tiny

@@ -15,15 +15,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prill_harness import gate, plan, policy
-from prill_harness import ledger as ledgers
-from prill_harness.checklist import load_checklists
-from prill_harness.evidence import Cell, CellEnded, CellStarted, Evidence, Record, Status
-from prill_harness.faults.kills import Kills, Trial
-from prill_harness.ledger import Ledger
-from prill_harness.plan import Event, Plan
-from prill_harness.policy import Gate, PlanEntry
-from prill_harness.verdict import Severity, Verdict
+from prill_harness.decide import gate
+from prill_harness.decide.checklist import load_checklists
+from prill_harness.faults.trial.kills import Kills, Trial
+from prill_harness.plan import plan, policy
+from prill_harness.plan.plan import Event, Plan
+from prill_harness.plan.policy import Gate, PlanEntry
+from prill_harness.records import ledger as ledgers
+from prill_harness.records.evidence import Cell, CellEnded, CellStarted, Evidence, Record, Status
+from prill_harness.records.ledger import Ledger
+from prill_harness.records.verdict import Severity, Verdict
 from prill_runtime.errors import NothingSelected, PolicyError, UsageError
 
 from .commandline import interruptible
@@ -31,7 +32,7 @@ from .commandline import interruptible
 SUITE = """
 import os, signal, sys, time
 from pathlib import Path
-from prill_harness.checks import check
+from prill_harness.run.checks import check
 
 @check("SUITE.first", kills=("rope_pairing",))
 def test_first(observe):
@@ -235,7 +236,7 @@ def test_a_resume_runs_again_what_changed(tmp_path: Path) -> None:
     work = project(tmp_path)
     plan.run(work, tmp_path / "out", jobs=2)
     project(tmp_path, beta="assert False, 'now it is wrong'")
-    from prill_harness import provenance
+    from prill_harness.plan import provenance
 
     provenance.code_digest.cache_clear()
     events: list[Event] = []
@@ -302,7 +303,7 @@ def test_the_callers_pytest_settings_do_not_reach_a_cell(
 DRIVER = """
 import sys
 from pathlib import Path
-from prill_harness import plan, policy
+from prill_harness.plan import plan, policy
 folder = Path(sys.argv[1])
 work = plan.build(policy.load_policy(folder / "gates.toml").gate(), folder=folder / "suites")
 try:
@@ -379,7 +380,7 @@ def test_merged_records_are_ordered_by_cell(picked: list[int]) -> None:
 
 def test_threads_are_limited_whatever_runs_beside_a_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each cell has one BLAS thread, also alone; alone it may have as many as its caller says."""
-    from prill_harness.cells import THREADS, environment
+    from prill_harness.run.cells import THREADS, environment
 
     for name in THREADS:
         monkeypatch.delenv(name, raising=False)

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from prill_harness.evidence import CellEnded, CellStarted, CheckStarted, Evidence, Record, Status
-from prill_harness.ledger import read
+from prill_harness.records.evidence import CellEnded, CellStarted, CheckStarted, Evidence, Record, Status
+from prill_harness.records.ledger import read
 
 SUITE = """
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from types import SimpleNamespace
-from prill_harness.checks import check
+from prill_harness.run.checks import check
 from prill_harness.engines.base import Capability
 from prill_runtime.errors import EngineError, Inconclusive, InvalidParameter, ModelFileError
 
@@ -159,7 +159,7 @@ EXPECTED = {
 }
 ONE = """
 import os, signal, pytest
-from prill_harness.checks import check
+from prill_harness.run.checks import check
 @check("one.first", kills=("rope_pairing",))
 def test_first(observe):
     observe.saw(1, oracle="numpy64")
@@ -331,7 +331,7 @@ def test_an_unmarked_test_and_a_repeated_id_are_refused(tmp_path: Path) -> None:
 
 def test_the_oracles_own_error_is_not_blamed_on_the_candidate() -> None:
     """An engine error that passed through the oracle's methods is an error, through another's a finding."""
-    from prill_harness import outcomes
+    from prill_harness.run import outcomes
     from prill_runtime.errors import NotANumber
 
     class Fake:
@@ -350,7 +350,7 @@ def test_the_plugin_is_inert_without_its_options(tmp_path: Path) -> None:
     source = (
         "import sys\n"
         "def test_plain():\n"
-        "    assert not {'prill_harness.recorder', 'prill_harness.checks', 'msgspec'} & set(sys.modules)\n"
+        "    assert not {'prill_harness.recording', 'prill_harness.run', 'msgspec'} & set(sys.modules)\n"
     )
     code, records, printed = run(tmp_path, source, model=False)
     assert (code, records) == (0, ()), printed

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from prill_harness.policy import load_policy
-from prill_harness.verdict import Severity
+from prill_harness.plan.policy import load_policy
+from prill_harness.records.verdict import Severity
 from prill_runtime.errors import PolicyError
 
 SOUND = """

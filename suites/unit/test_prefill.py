@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prill_harness import Engine, open_engine
-from prill_harness.golden import golden_for
+from prill_harness.tokens.golden import golden_for
 from prill_runtime.device import model as device_model
 from prill_runtime.device.steps.prefill import KEPT
 from prill_runtime.errors import ContextLengthExceeded, InvalidParameter, NotANumber

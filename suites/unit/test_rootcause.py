@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from prill_harness import rootcause
-from prill_harness.evidence import Cell, Evidence, Status
+from prill_harness.decide import rootcause
+from prill_harness.records.evidence import Cell, Evidence, Status
 
 from .commandline import child
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from prill_harness.evidence import CellStarted, Evidence, Status
-from prill_harness.faults.kills import Kills
-from prill_harness.rules import RULES
-from prill_harness.verdict import Severity, Verdict
+from prill_harness.decide.rules import RULES
+from prill_harness.faults.trial.kills import Kills
+from prill_harness.records.evidence import CellStarted, Evidence, Status
+from prill_harness.records.verdict import Severity, Verdict
 
 from .test_gate import (
     ALL,

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 from prill_fixtures import sound
-from prill_harness import open_engine, second, witness
-from prill_harness.checks import CheckFailed, Observer
-from prill_harness.compare import nmse
+from prill_harness import open_engine
 from prill_harness.engines.embedded import NumPy64
-from prill_harness.golden import golden_for
+from prill_harness.numbers.compare import nmse
+from prill_harness.run.checks import CheckFailed, Observer
+from prill_harness.tokens.golden import golden_for
+from prill_harness.witness import naive as witness
+from prill_harness.witness import second
 from prill_runtime.errors import Inconclusive, UsageError
 from prill_suites import witness as suite
 

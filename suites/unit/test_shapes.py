@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prill_harness.evidence import Evidence
-from prill_harness.faults import blame, catalogue
-from prill_harness.ledger import read
+from prill_harness.faults.trial import blame
+from prill_harness.planting.core import catalogue
+from prill_harness.records.evidence import Evidence
+from prill_harness.records.ledger import read
 from prill_runtime.device.machine import compile as kernels
 from prill_runtime.device.ops import backend as cuda
 from prill_runtime.device.ops import tensor_cores as tensor

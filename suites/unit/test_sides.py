@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from prill_harness import open_engine
 from prill_harness.engines.base import Engine
 from prill_harness.engines.embedded import Embedded, NumPy, NumPy64
-from prill_harness.evidence import Status
-from prill_harness.golden import Golden, record, save
-from prill_harness.golden_pack import Packed
-from prill_harness.sides import check_stale, of_another_file
-from prill_harness.tokens import compare, compare_greedy, compare_prompt_ids
+from prill_harness.records.evidence import Status
+from prill_harness.tokens.golden import Golden, record, save
+from prill_harness.tokens.golden_pack import Packed
+from prill_harness.tokens.judge import compare, compare_greedy, compare_prompt_ids
+from prill_harness.tokens.sides import check_stale, of_another_file
 from prill_runtime.errors import ModelFileError, NotANumber
 from prill_runtime.ops.numpy import NumpyBackend
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from prill_fixtures import sound
 from prill_fixtures.sound_vocab import Vocabulary
-from prill_harness.evidence import Evidence, Status
-from prill_harness.ledger import read
+from prill_harness.records.evidence import Evidence, Status
+from prill_harness.records.ledger import read
 
 from .commandline import child
 

@@ -7,22 +7,24 @@ from pathlib import Path
 
 import pytest
 
-from prill_harness import sources
-from prill_harness.catalog import suite_file, suites
-from prill_harness.sources import judging
+from prill_harness.records import sources
+from prill_harness.records.catalog import suite_file, suites
+from prill_harness.records.sources import judging
 
 RUNS = {
-    "prill_harness.plugin", "prill_harness.fixtures", "prill_harness.recorder", "prill_harness.outcomes",
-    "prill_harness.checks",
+    "prill_harness.plugin", "prill_harness.recording.fixtures", "prill_harness.recording.recorder",
+    "prill_harness.run.outcomes", "prill_harness.run.checks",
 }  # fmt: skip
-AFTER = ("prill_harness.commands", "prill_harness.bench", "prill_harness.console", "prill_reports")
+AFTER = ("prill_harness.commands", "prill_harness.measure.bench", "prill_harness.console", "prill_reports")
 FILES = {
     "prill_harness/__init__.py": "",
-    "prill_harness/outcomes.py": "",
-    "prill_harness/recorder.py": "from prill_harness import checks\n",
-    "prill_harness/checks.py": "",
-    "prill_harness/plugin.py": "def setup():\n    from prill_harness import fixtures\n",
-    "prill_harness/fixtures.py": (
+    "prill_harness/run/__init__.py": "",
+    "prill_harness/recording/__init__.py": "",
+    "prill_harness/run/outcomes.py": "",
+    "prill_harness/recording/recorder.py": "from prill_harness.run import checks\n",
+    "prill_harness/run/checks.py": "",
+    "prill_harness/plugin.py": "def setup():\n    from prill_harness.recording import fixtures\n",
+    "prill_harness/recording/fixtures.py": (
         "import pytest\nfrom typing import TYPE_CHECKING\n"
         "if TYPE_CHECKING:\n    from prill_harness import types_only\n"
         "@pytest.fixture\ndef probe(model):\n    from prill_harness.probes import run\n"
@@ -47,8 +49,9 @@ FILES = {
     "prill_fixtures/__init__.py": "",
 }
 PLAIN = {
-    "plain.py", "prill_harness", "prill_harness.checks", "prill_harness.outcomes", "prill_harness.plugin",
-    "prill_harness.fixtures", "prill_harness.recorder", "prill_suites", "prill_suites.shared",
+    "plain.py", "prill_harness", "prill_harness.plugin", "prill_harness.run", "prill_harness.run.checks",
+    "prill_harness.run.outcomes", "prill_harness.recording", "prill_harness.recording.fixtures",
+    "prill_harness.recording.recorder", "prill_suites", "prill_suites.shared",
 }  # fmt: skip
 PROBING = {
     "prill_harness.probes", "prill_harness.probes.run", "prill_harness.probes.child", "prill_harness.lazily",
@@ -94,9 +97,9 @@ def test_what_runs_every_check_judges_for_every_suite(name: str) -> None:
 
 def test_leaks_judge_where_leaks_are_looked_for() -> None:
     """The leak probe is in the hash of its own suite, and in no other's."""
-    probing = [n for n in suites() if "prill_harness.leaks.judge" in judging(suite_file(n))]
+    probing = [n for n in suites() if "prill_harness.leaks.judge.judge" in judging(suite_file(n))]
     assert probing == ["memory"]
-    assert {"prill_harness.leaks.host", "prill_harness/leaks/interposer.c"} <= set(
+    assert {"prill_harness.leaks.probed.host", "prill_harness/leaks/ledgers/interposer.c"} <= set(
         judging(suite_file("memory"))
     )
 
@@ -104,9 +107,9 @@ def test_leaks_judge_where_leaks_are_looked_for() -> None:
 @pytest.mark.parametrize(
     ("suite", "judge"),
     [
-        ("tokens", "prill_harness.golden_prompts"), ("tokens", "prill_harness.divergence"),
+        ("tokens", "prill_harness.tokens.golden_prompts"), ("tokens", "prill_harness.tokens.divergence"),
         ("file", "prill_fixtures.malformed"), ("file", "prill_suites.file_values"),
-        ("witness", "prill_harness.sensitivity"), ("harness", "prill_harness.gate"),
+        ("witness", "prill_harness.witness.sensitivity"), ("harness", "prill_harness.decide.gate"),
         ("harness", "prill_suites.stages"), ("ops", "prill_suites.ops_twins"),
     ],
 )  # fmt: skip

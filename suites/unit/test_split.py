@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from prill_harness import open_engine
-from prill_harness.evidence import Status
-from prill_harness.golden import golden_for
-from prill_harness.provenance import model_facts
-from prill_harness.subject import open_subject
+from prill_harness.plan.provenance import model_facts
+from prill_harness.records.evidence import Status
+from prill_harness.stages.subject import open_subject
+from prill_harness.tokens.golden import golden_for
 from prill_runtime.errors import ModelFileError, UnsupportedModel
 from prill_runtime.gguf.file import open_gguf
 from prill_runtime.run.model import require_loadable

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from prill_harness.catalog import check_ids, packaged, suite_file, suites
-from prill_harness.checklist import load_checklists
-from prill_harness.evidence import Evidence, Status
-from prill_harness.ledger import read
-from prill_harness.policy import load_policy
+from prill_harness.decide.checklist import load_checklists
+from prill_harness.plan.policy import load_policy
+from prill_harness.records.catalog import check_ids, packaged, suite_file, suites
+from prill_harness.records.evidence import Evidence, Status
+from prill_harness.records.ledger import read
 
 from .planted_requests import FAULTS
 

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from prill_harness import golden as goldens
-from prill_harness import golden_prompts
-from prill_harness.checks import Observer
-from prill_harness.engines import open_engine
 from prill_harness.engines.base import Engine
+from prill_harness.engines.spec import open_engine
+from prill_harness.run.checks import Observer
+from prill_harness.tokens import golden as goldens
+from prill_harness.tokens import golden_prompts
 from prill_suites import properties, tokenizer, tokenizer_texts
 from prill_suites.common import embedded, file_fields
 from prill_suites.tokenizer_twins import Twin

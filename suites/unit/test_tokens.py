@@ -13,12 +13,11 @@ import pytest
 from numpy.typing import NDArray
 
 from prill_harness import Capability, Engine, EngineInfo, Generation, open_engine
-from prill_harness.declared import declared, same
 from prill_harness.engines.embedded import Embedded
-from prill_harness.evidence import Status
-from prill_harness.golden import Golden, record
-from prill_harness.golden_pack import Packed
-from prill_harness.tokens import (
+from prill_harness.records.evidence import Status
+from prill_harness.tokens.golden import Golden, record
+from prill_harness.tokens.golden_pack import Packed
+from prill_harness.tokens.judge import (
     Finding,
     compare,
     compare_config,
@@ -27,6 +26,7 @@ from prill_harness.tokens import (
     compare_sampled,
     compare_teacher_forced,
 )
+from prill_harness.witness.declared import declared, same
 from prill_runtime.errors import NotANumber
 from prill_runtime.gguf.file import open_gguf
 

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from prill_harness import trace
-from prill_harness.engines import open_engine
 from prill_harness.engines.base import Engine
-from prill_harness.stages import canonical, stage_table
+from prill_harness.engines.spec import open_engine
+from prill_harness.stages import trace
+from prill_harness.stages.table import canonical, stage_table
 from prill_runtime.errors import InvalidParameter, UsageError
 
 IDS = [1, 306, 17, 900, 44, 5, 5, 81]

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from prill_harness.golden import golden_for
-from prill_harness.leaks import build
-from prill_harness.leaks.probe import lost_settings, run
-from prill_harness.leaks.report import Probe, Verdict
+from prill_harness.leaks.judge.probe import lost_settings, run
+from prill_harness.leaks.ledgers import build
+from prill_harness.leaks.reports.report import Probe, Verdict
+from prill_harness.tokens.golden import golden_for
 from prill_runtime import user_cache
 from prill_runtime.device.machine import compile as kernels
 from prill_runtime.errors import UsageError

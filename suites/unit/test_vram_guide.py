@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prill_fixtures.synth import SHAPES
-from prill_harness.engines import open_engine, resolve_model
-from prill_harness.vram import MOMENTS, SESSIONS, account, position_bytes
+from prill_harness.engines.spec import open_engine, resolve_model
+from prill_harness.measure.vram import MOMENTS, SESSIONS, account, position_bytes
 from prill_runtime.device.memory.arena import PURPOSES, OutOfDeviceMemory, Region, padded
 from prill_runtime.errors import Inconclusive
 from prill_runtime.gguf.file import open_gguf
@@ -158,7 +158,7 @@ def test_the_account_is_one_json_document() -> None:
 )
 def test_whatever_is_wrong_is_said(what: str, purpose: str, data: st.DataObject) -> None:
     """A ledger that is off by any number of bytes, in any purpose, at any moment, is never called right."""
-    from prill_harness.vram import _wrong
+    from prill_harness.measure.vram import _wrong
 
     planned = dict.fromkeys(PURPOSES, 10_000)
     moment = dict.fromkeys(PURPOSES, 100)

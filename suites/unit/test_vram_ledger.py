@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from prill_harness.leaks import device
+from prill_harness.leaks.ledgers import device
 from prill_runtime.device.machine.emulator import EmuDevice
 from prill_runtime.errors import Inconclusive
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prill_harness import cli
-from prill_harness.engines import EngineSpec, with_budget
+from prill_harness.engines.spec import EngineSpec, with_budget
 from prill_runtime.device.model import Options
 from prill_runtime.errors import UsageError
 

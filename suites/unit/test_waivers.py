@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from prill_harness.evidence import Cell, Evidence, Status
-from prill_harness.waivers import load_waivers
+from prill_harness.decide.waivers import load_waivers
+from prill_harness.records.evidence import Cell, Evidence, Status
 from prill_runtime.errors import PolicyError
 
 SOUND = """

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NoReturn, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from prill_harness.names import look_up
+from prill_harness.records.names import look_up
 from prill_runtime.errors import MissingCapability
 from prill_runtime.ops.protocol import Backend
 

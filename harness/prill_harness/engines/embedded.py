@@ -11,8 +11,8 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from prill_harness.engines import resolve_model
 from prill_harness.engines.base import Capability, Engine, EngineInfo, Generation, Session
+from prill_harness.engines.spec import resolve_model
 from prill_harness.version import version
 from prill_runtime.errors import EngineError, UsageError
 from prill_runtime.models.cache import KVCache

@@ -1,0 +1,147 @@
+"""Two installed versions of prill go in; how fast the second is as a share of the first comes out.
+
+    pip install --target before prill-OLD.whl && pip install --target after prill-NEW.whl
+    python ci/versions_bench.py --before before --after after --engine cuda:fast --model synth:llama-1b:q8_0
+
+Each version runs in a process of its own and keeps its model open; they are timed in turn, repetition by
+repetition, now one and now the other ahead, on the same random prompts. A share is the first's seconds over
+the second's of two neighbours: below 1 the second is slower. Exit code: 0 when the median of every share is
+at least `--least`, 1 when one is not, 2 when a version could not be run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+TIMED = """
+import json, sys, time
+import numpy as np
+from prill_harness import open_engine
+
+def answer(engine, seed, prompt, tokens):
+    drawn = np.random.default_rng(seed).integers(0, engine.info.config["vocab_size"], prompt)
+    ids = [int(token) for token in drawn]
+    began = time.perf_counter()
+    made = engine.generate(ids, max_tokens=tokens, ignore_eos=True)
+    took = time.perf_counter() - began
+    assert len(made.ids) == tokens, f"expected {tokens} tokens, got {len(made.ids)}"
+    return took, list(made.ids)
+
+with open_engine(sys.argv[1], sys.argv[2]) as engine:
+    for line in sys.stdin:
+        asked = json.loads(line)
+        first, _ = answer(engine, [asked["number"], 0], asked["prompt"], 1)
+        whole, ids = answer(engine, [asked["number"], 1], asked["prompt"], asked["tokens"] + 1)
+        assert whole > first, "decoding cannot be told from noise: ask for more --tokens"
+        took = {"prompt": first, "decode": (whole - first) / asked["tokens"]}
+        print(json.dumps({**took, "ids": ids}), flush=True)
+"""
+PHASES = ("prompt", "decode")
+
+
+class Version:
+    """One version at work in its own process."""
+
+    def __init__(self, site: Path, engine: str, model: str) -> None:
+        self.site = site
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", TIMED, engine, model],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(site.resolve())},
+        )
+
+    def timed(self, asked: Mapping[str, int]) -> dict[str, Any]:
+        """Seconds of one prompt and of one decoded token, and the ids.
+
+        Raises:
+            ChildProcessError: it ended; what it said of that stands on stderr.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(asked) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # what it said last is missing, which is told below
+        line = self._process.stdout.readline()
+        if not line:
+            raise ChildProcessError(f"{self.site}: expected seconds, got exit code {self._process.wait()}")
+        read: dict[str, Any] = json.loads(line)
+        return read
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+def compared(asked: argparse.Namespace, model: str) -> dict[str, Any]:
+    """Both versions on one model: tokens per second of each, the shares, and whether their ids are equal."""
+    with ExitStack() as stack:
+        versions = [Version(site, asked.engine, model) for site in (asked.before, asked.after)]
+        for version in versions:
+            stack.callback(version.close)
+        settings = {"prompt": asked.prompt, "tokens": asked.tokens}
+        for number in range(
+            2
+        ):  # makes what is made on first use: a prompt's length is captured the second time
+            for version in versions:
+                version.timed({**settings, "number": number})
+        before, after = [], []
+        for number in range(2, 2 + asked.repeat):
+            for version in versions[:: 1 if number % 2 == 0 else -1]:
+                (before if version is versions[0] else after).append(
+                    version.timed({**settings, "number": number})
+                )
+    done: dict[str, Any] = {"engine": asked.engine, "model": model}
+    done["equal ids"] = all(b["ids"] == a["ids"] for b, a in zip(before, after, strict=True))
+    for phase, work in zip(PHASES, (asked.prompt, 1), strict=True):
+        shares = [b[phase] / a[phase] for b, a in zip(before, after, strict=True)]
+        rates = [work / statistics.median(run[phase] for run in runs) for runs in (before, after)]
+        done[phase] = {
+            "before": round(rates[0], 1),
+            "after": round(rates[1], 1),
+            "share": round(statistics.median(shares), 4),
+            "from": round(min(shares), 4),
+            "to": round(max(shares), 4),
+        }
+    return done
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--before", type=Path, required=True, help="folder that the first was installed into")
+    parser.add_argument("--after", type=Path, required=True, help="and the second")
+    parser.add_argument("--engine", default="cuda:fast")
+    parser.add_argument("--model", action="append", required=True, help="may be given several times")
+    parser.add_argument("--prompt", type=int, default=512)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--least", type=float, default=0.98, help="share that every median has to reach")
+    parser.add_argument("--out", type=Path, help="a file for the lines, besides standard output")
+    asked = parser.parse_args(arguments)
+    reached = True
+    with (asked.out or Path(os.devnull)).open("w", encoding="utf-8") as out:
+        for model in asked.model:
+            try:
+                done = compared(asked, model)
+            except ChildProcessError as error:
+                print(error, file=sys.stderr)
+                return 2
+            reached &= all(done[phase]["share"] >= asked.least for phase in PHASES)
+            for target in (sys.stdout, out):
+                print(json.dumps(done), file=target, flush=True)
+    return int(not reached)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Commands about an engine, a model or a golden."""

@@ -1,0 +1,133 @@
+"""An engine and a model go in; the time of every phase comes out, and whether a budget was kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import click
+
+from prill_harness.commands.shared.declare import command as declare
+from prill_harness.commands.shared.declare import vram_option
+from prill_harness.console import Console
+from prill_harness.measure.bench import Ratio, Result, Row, Sample, Settings, Timed, measure, steps
+from prill_runtime.errors import UsageError
+
+WIDTH = 24  # characters of a whole bar
+FIRST = ("first token, cold", "first token")
+SINGLE = ("copy", "prompt", "decode")
+
+
+@declare(
+    name="bench",
+    example="prill bench --engine numpy --model synth:llama-micro:q8_0 --prompt 64 --tokens 32\n"
+    "prill bench --engine numpy --model fixture:llama-tiny --against numpy64 --budget 1.10",
+)
+@click.option("--engine", default="numpy", show_default=True, help="Engine spec.")
+@vram_option
+@click.option("--model", required=True, help="Path, fixture:NAME[:TYPE] or synth:SHAPE:TYPE.")
+@click.option("--against", metavar="ENGINE", help="Time this engine in turn, and say the ratios.")
+@click.option("--budget", type=click.FloatRange(min=0, min_open=True), metavar="RATIO",
+              help="Exit 1 when prompt or decoding takes over RATIO times as long as there.")  # fmt: skip
+@click.option("--prompt", type=click.IntRange(min=1), default=512, show_default=True, help="Ids per prompt.")
+@click.option("--tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Per answer.")
+@click.option("--repeat", type=click.IntRange(min=1), default=5, show_default=True, help="Timed answers.")
+@click.option("--loads", type=click.IntRange(min=1), default=1, show_default=True, help="Times it is opened.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the prompts.")
+def command(
+    console: Console,
+    engine: str,
+    model: str,
+    against: str | None,
+    budget: float | None,
+    prompt: int,
+    tokens: int,
+    repeat: int,
+    loads: int,
+    seed: int,
+) -> int:
+    """Time loading, first token, prompt and decoding; medians and spreads.
+
+    Exit code 1 when a budget was not kept, 10 when decoding could not be told from noise.
+    """
+    if budget is not None and against is None:
+        raise UsageError("a budget needs something to hold against", hint="name an engine with --against")
+    specs = (engine,) if against is None else (engine, against)
+    settings = Settings(prompt, tokens, repeat, loads, seed)
+    with console.progress(steps(settings, len(specs)), f"timing {model}") as bar:
+        result = measure(model, specs, settings, tell=bar.step)
+    over = [ratio for ratio in result.ratios if budget is not None and ratio.median > budget]
+    console.emit({"result": result, "budget": budget, "over": [ratio.name for ratio in over]})
+    show(console, result)
+    for ratio in result.ratios:
+        console.line(_told(ratio, result), status="failed" if ratio in over else "")
+    if budget is not None:
+        kept = f"over the budget of {budget:g}: {', '.join(r.name for r in over)}" if over else ""
+        console.line(kept or f"within the budget of {budget:g}", status="failed" if over else "ok")
+    return 1 if over else 0
+
+
+def show(console: Console, result: Result) -> None:
+    """One line on the run, and a table with a bar for every figure."""
+    console.line(
+        f"{result.model}: prompt {result.prompt}, {result.tokens} tokens, "
+        f"{result.weight_bytes / 1e6:,.1f} MB of weights per token, model sha256 {result.model_sha256[:16]}"
+    )
+    for timed in result.engines:
+        console.line(f"{timed.engine}: {timed.name} {timed.version}, {timed.device}, {timed.arithmetic}")
+    console.line()
+    columns = ("what", "engine", "median", "lowest to highest", "runs", "of copy", "")
+    console.table(columns, list(_rows(result)))
+    console.line()
+
+
+def _rows(result: Result) -> Iterator[tuple[object, ...]]:
+    names = dict.fromkeys(row.name for timed in result.engines for row in timed.rows)
+    for name in names:
+        for timed in result.engines:
+            row = timed.row(name)
+            if row.sample is None:
+                yield name, timed.engine, "not reported", "", "", "", ""
+                continue
+            s = row.sample
+            share = "" if row.share is None else f"{row.share:.0%}"
+            spread = f"{figure(s.unit, s.low)} to {figure(s.unit, s.high)}" if s.runs > 1 else ""
+            bar = _bar(row, result.engines)
+            yield name, timed.engine, figure(s.unit, s.median), spread, s.runs, share, bar
+
+
+def figure(unit: str, value: float) -> str:
+    """A number with a unit that a person reads easily."""
+    if unit == "s":
+        return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
+    if unit == "B/s":
+        return f"{value / 1e9:,.1f} GB/s"
+    return f"{value:,.1f} {unit}" if value < 1000 else f"{value:,.0f} {unit}"
+
+
+def _bar(row: Row, engines: tuple[Timed, ...]) -> str:
+    """Decoding against the copy bandwidth; everything else against the largest figure of its group."""
+    assert row.sample is not None
+    if row.share is not None:
+        return _drawn(row.share)
+    rows = [other for timed in engines for other in timed.rows if _group(other.name) == _group(row.name)]
+    samples: list[Sample] = [other.sample for other in rows if other.sample is not None]
+    return _drawn(row.sample.median / max(s.median for s in samples)) if len(samples) > 1 else ""
+
+
+def _group(name: str) -> str:
+    """Figures of one group share a scale: all phases of loading, and both first tokens."""
+    return "first" if name in FIRST else name if name in SINGLE else "loading"
+
+
+def _drawn(share: float) -> str:
+    """A bar with a whole length of WIDTH; more than the whole ends in a sign of it."""
+    length = round(WIDTH * min(share, 1))
+    return "█" * length + ("▶" if share > 1 else "")
+
+
+def _told(ratio: Ratio, result: Result) -> str:
+    mine, other = (timed.engine for timed in result.engines)
+    return (
+        f"{ratio.name}: {mine} takes {ratio.median:.3f} times as long as {other} "
+        f"({ratio.low:.3f} to {ratio.high:.3f} in {ratio.runs} pairs)"
+    )

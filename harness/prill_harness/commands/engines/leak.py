@@ -1,0 +1,148 @@
+"""An engine and a model go in; what its paths leave behind, or the probe's own examination, comes out."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from prill_harness.commands.shared.declare import command as declare
+from prill_harness.commands.shared.declare import vram_option, write_file
+from prill_harness.console import Console
+from prill_runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from prill_harness.leaks.reports.report import PathReport, Report
+
+PATHS = ("success", "error", "cancel", "load", "session", "concurrent", "requests")
+REPORTERS = "prill.leak_reporters"
+STATUS = {"clean": "passed", "leak": "failed", "broken": "failed", "inconclusive": "inconclusive"}
+
+
+@declare(
+    name="leak",
+    example="prill leak --engine numpy --model fixture:llama-tiny\n"
+    "prill leak --engine numpy --model fixture:llama-tiny --path all --html leaks.html\n"
+    "prill leak --selftest --quick",
+    own="control:",
+)
+@click.option("--engine", default="numpy", show_default=True, metavar="SPEC")
+@vram_option
+@click.option("--model", metavar="SPEC", help="A path, or fixture:NAME[:TYPE].")
+@click.option(
+    "--calls",
+    type=click.IntRange(min=50),
+    default=50,
+    show_default=True,
+    help="Of each path, warm-up included.",
+)
+@click.option("--path", "path", type=click.Choice([*PATHS, "all"]), default="success", show_default=True)
+@click.option(
+    "--timeout", type=click.FloatRange(min=1), default=300.0, show_default=True, help="Seconds for each path."
+)
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write the curves as a page.")
+@click.option("--selftest", is_flag=True, help="Examine the probe itself on known leaks and clean engines.")
+@click.option("--quick", is_flag=True, help="With --selftest: fewer of each, under a minute.")
+@click.option("--device", is_flag=True, help="With --selftest: known leaks on the GPU too.")
+@click.option(
+    "--docs",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="With --selftest: write the page of its table.",
+)
+@click.option(
+    "-j", "--jobs", type=click.IntRange(min=1), default=1, help="With --selftest: probes at a time."
+)
+def command(
+    console: Console,
+    engine: str,
+    model: str | None,
+    calls: int,
+    path: str,
+    timeout: float,
+    html: Path | None,
+    selftest: bool,
+    quick: bool,
+    device: bool,
+    docs: Path | None,
+    jobs: int,
+) -> int:
+    """Tell whether an engine gives back the memory it takes: exact ledgers, 50 calls, three verdicts.
+
+    Exit code 0 clean, 1 leak, 10 inconclusive.
+    """
+    if selftest:
+        from prill_harness.leaks.selftest import selftest as examination
+
+        return examination.command(console, quick=quick, device=device, docs=docs, jobs=jobs)
+    if model is None:
+        raise UsageError("no model to probe", where="prill leak", hint="name one with --model")
+    from prill_harness.leaks.judge.live import Live
+    from prill_harness.leaks.judge.probe import lost_settings, probe
+    from prill_harness.leaks.reports.report import Probe
+
+    for name in lost_settings():
+        console.remark(f"{name} is not set where the engine is probed: it changes what is allocated")
+    wanted = Probe(engine, model, PATHS[0] if path == "all" else path, calls, timeout)
+    with Live() as live:
+        report = probe(wanted, PATHS if path == "all" else (path,), live.watch)
+    if html is not None:
+        write_file(html, render("html", report))
+    console.emit(report)
+    show(console, report)
+    return report.exit_code
+
+
+def show(console: Console, report: Report) -> None:
+    """A table of every series that moved, and one sentence for each path."""
+    console.table(
+        ("status", "path", "ledger", "per call", "95 % interval", "windows", "in all"),
+        [row for path in report.paths for row in _rows(path)],
+        status=0,
+    )
+    console.line()
+    for path in report.paths:
+        console.line(f"{path.path}: {path.sentence}", status=STATUS[path.verdict.value])
+        for site in path.sites:
+            console.line(
+                f"  {site.bytes_per_call:.4g} B per call allocated in {site.function}, from "
+                + " < ".join(site.stack[1:6])
+            )
+        if path.walk and path.verdict.value == "clean":
+            console.line(f"  {path.walk.sentence}")
+        if path.stacks:
+            console.line(f"  {path.stacks}")
+    console.line(
+        f"{report.verdict.value}: {report.engine} on {report.model}, {report.duration_s:.1f} s",
+        status=STATUS[report.verdict.value],
+    )
+
+
+def _rows(path: PathReport) -> list[tuple[str, ...]]:
+    rows = list[tuple[str, ...]]()
+    for j in path.seen:
+        moved = j.values[-1] - j.values[0] if j.values else 0
+        if not j.values or (j.verdict.value == "clean" and not moved):
+            continue
+        interval = f"{j.low:.4g} to {j.high:.4g}"
+        rows.append(
+            (
+                STATUS[j.verdict.value], path.path, f"{j.ledger} {j.series}", f"{j.slope:.4g} {j.unit}",
+                interval,
+                f"{j.windows} of {j.of}", f"{moved:+d}",
+            )
+        )  # fmt: skip
+    still = [f"{j.ledger} {j.series}" for j in path.seen if j.values and j.values[0] == j.values[-1]]
+    if still:
+        rows.append(("passed", path.path, f"{len(still)} more series", "0", "", "", "+0"))
+    rows += [("inconclusive", path.path, name, "not attached", "", "", "") for name in path.missing]
+    return rows
+
+
+def render(name: str, report: Report) -> str:
+    """The page of a report, by the reporter of that name."""
+    for point in entry_points(group=REPORTERS, name=name):
+        text: str = point.load()(report)
+        return text
+    raise UsageError("no such leak reporter", got=repr(name), hint="install prill again")

@@ -1,0 +1,1 @@
+"""Commands about runs, verdicts, checks and this installation."""

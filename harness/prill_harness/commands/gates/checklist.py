@@ -1,0 +1,128 @@
+"""Checklists and a ledger go in; which items are proven, failed or unproven comes out, with the evidence."""
+
+from __future__ import annotations
+
+import datetime as dt
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from prill_harness.commands.shared import reporters
+from prill_harness.commands.shared.declare import command as declare
+from prill_harness.commands.shared.declare import write_file
+from prill_harness.console import Console, write
+from prill_harness.decide.checklist import Observed, evaluate, load_checklists
+from prill_harness.records import evidence
+from prill_harness.records import ledger as ledgers
+from prill_harness.records.evidence import CellStarted, Evidence, Record, Status
+from prill_harness.records.verdict import CheckResult, ItemResult, ItemStatus, Verdict
+from prill_harness.version import version
+from prill_runtime.errors import UsageError
+
+DEFAULT = Path("out/ledger.jsonl")
+WORST_FIRST = (Status.FAILED, Status.ERROR, Status.INCONCLUSIVE, Status.PASSED)
+CODES = {Status.PASSED: 0, Status.FAILED: 1, Status.INCONCLUSIVE: 10}
+
+
+@declare(
+    name="checklist", example="prill checklist llama\nprill checklist --format json --ledger out/ledger.jsonl"
+)
+@click.argument("names", nargs=-1)
+@click.option(
+    "--format", "form", type=click.Choice(["markdown", "json"]), default="markdown", show_default=True
+)
+@click.option(
+    "--ledger", type=click.Path(path_type=Path), help=f"Evidence; default: {DEFAULT}, if it is there."
+)
+@click.option(
+    "--docs",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the page of what each item means and which command proves it; looks at no ledger.",
+)
+def command(console: Console, names: Sequence[str], form: str, ledger: Path | None, docs: Path | None) -> int:
+    """Show the integration checklists NAME..., all when none is named, beside the evidence of a ledger.
+
+    Waivers play no part here. Exit code 0 when every item is proven, 1 when one failed, else 10.
+    """
+    if ledger is not None and not ledger.is_file():
+        raise UsageError("no such ledger", where=str(ledger))
+    checklists = load_checklists(names or None)
+    if docs is not None:
+        from prill_harness.decide.checklist_page import render
+
+        write_file(docs, render(checklists))
+        console.emit({"file": str(docs), "items": sum(len(each.items) for each in checklists)})
+        console.line(f"written: {docs}")
+        return 0
+    path = ledger or DEFAULT
+    records = ledgers.audited(path) if path.is_file() else ()
+    if not records:
+        console.remark(f"no evidence in {path}: every item is unproven; run prill gate first")
+    cells = sorted({r.cell for r in records if isinstance(r, CellStarted)})
+    today = dt.datetime.now(dt.UTC).date()
+    items = evaluate(checklists, cells, _observed(records), today)
+    verdict = _verdict(names, items, records, today)
+    machine = Console(json=console.json or form == "json")
+    machine.emit({"status": verdict.status, "counts": verdict.counts, "ledger": str(path), "items": items})
+    if not machine.json:
+        write(sys.stdout, reporters.render("checklist", verdict))
+    return verdict.exit_code
+
+
+def _observed(records: Sequence[Record]) -> Observed:
+    """The records indexed for the items; of several records of one check in one cell the worst counts."""
+    found: dict[str, dict[str, Evidence]] = {}
+    for record in records:
+        if isinstance(record, Evidence):
+            mine = found.setdefault(record.cell.id, {})
+            known = mine.get(record.check, record)
+            mine[record.check] = min(known, record, key=lambda e: WORST_FIRST.index(e.status))
+    starts = [r for r in records if isinstance(r, CellStarted)]
+    return Observed(
+        evidence=found,
+        planned={s.cell.id: s.planned for s in starts},
+        architecture={s.cell.model: s.versions.get("architecture", "") for s in starts},
+    )
+
+
+def _verdict(
+    names: Sequence[str], items: Sequence[ItemResult], records: Sequence[Record], today: dt.date
+) -> Verdict:
+    """The items as a verdict without policy: what a reporter renders."""
+    counts = Counter(item.status for item in items)
+    if counts[ItemStatus.FAILED]:
+        status = Status.FAILED
+    else:
+        status = Status.PASSED if items and counts[ItemStatus.PROVEN] == len(items) else Status.INCONCLUSIVE
+    told = ", ".join(f"{counts[kind]} {kind.value}" for kind in ItemStatus if kind is not ItemStatus.WAIVED)
+    return Verdict(
+        gate=", ".join(names) or "all",
+        status=status,
+        exit_code=CODES[status],
+        sentence=f"{len(items)} items: {told}",
+        as_of=today.isoformat(),
+        rules=(),
+        items=tuple(items),
+        cells=(),
+        checks=tuple(_result(r) for r in evidence.checks(records).values()),
+        waivers=(),
+        counts={kind.value: counts[kind] for kind in ItemStatus},
+        policy_sha256="",
+        prill_version=version(),
+    )
+
+
+def _result(record: Evidence) -> CheckResult:
+    return CheckResult(
+        check=record.check,
+        cell=record.cell,
+        status=record.status,
+        sentence=record.sentence,
+        observed=record.observed,
+        duration_s=record.duration_s,
+        reproduce=record.reproduce,
+        oracle=record.oracle,
+    )

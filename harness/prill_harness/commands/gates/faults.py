@@ -1,0 +1,264 @@
+"""Names of planted faults go in; what they are, who kills them and who is blamed comes out."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from prill_harness.commands.shared import runs
+from prill_harness.commands.shared.declare import command as declare
+from prill_harness.commands.shared.declare import write_file
+from prill_harness.console import Console
+from prill_harness.records.names import look_up
+from prill_runtime.errors import NothingSelected
+
+if TYPE_CHECKING:
+    from prill_harness.faults.trial.clean import Run
+    from prill_harness.faults.trial.matrix import Result, Subject
+    from prill_harness.plan.policy import Gate
+    from prill_harness.records.evidence import Cell, Record
+
+JOBS = click.option(
+    "-j", "--jobs", type=click.IntRange(min=0), default=0, help="Processes at a time; 0: one per core."
+)
+CLEAN = 200  # runs on sound engines that a whole matrix makes
+
+
+@click.group(name="faults", epilog="\b\nExample:\n  prill faults run rope_base_default")
+def command() -> None:
+    """Show planted faults, and see that the checks find them."""
+
+
+@declare(parent=command, name="list", example="prill faults list --json")
+def listing(console: Console) -> int:
+    """List every planted fault: name, area, what it breaks, what has to be blamed."""
+    from prill_harness.planting import core as faults
+
+    known = [fault for engine in ("numpy", "emu") for fault in faults.catalogue(engine).values()]
+    shown = ("name", "area", "engine", "summary", "blames", "models")
+    console.emit({"faults": [{key: getattr(fault, key) for key in shown} for fault in known]})
+    console.table(
+        ("fault", "area", "blames", "what is wrong"),
+        [(f.name, f.area, " or ".join(f.blames), f.summary) for f in known],
+    )
+    on_device = sum(fault.engine == "emu" for fault in known)
+    console.line(
+        f"{len(known)} faults; open an engine with one as numpy+fault:NAME, "
+        f"with the last {on_device}, of a device, as emu+fault:NAME"
+    )
+    return 0
+
+
+@declare(parent=command, name="show", example="prill faults show rope_base_default")
+@click.argument("name")
+def show(console: Console, name: str) -> int:
+    """Show the fault NAME: what is wrong, its code, and who was seen to kill it."""
+    from prill_harness.faults.trial import kills as matrix
+    from prill_harness.planting import core as faults
+
+    (fault,) = faults.named([name])
+    seen = matrix.fresh(matrix.load(), faults.catalogue()).faults.get(name)
+    killed_by, blamed = (seen.killed_by, seen.blamed) if seen else ((), ())
+    console.emit(
+        {
+            "name": fault.name, "area": fault.area, "summary": fault.summary, "blames": fault.blames,
+            "models": fault.models, "source": fault.source, "killed_by": killed_by, "blamed": blamed,
+        }
+    )  # fmt: skip
+    console.line(f"{fault.name} ({fault.area}): {fault.summary}")
+    console.line(f"has to be blamed: {' or '.join(fault.blames)}; shows on {', '.join(fault.models)}")
+    console.line(
+        f"killed by: {', '.join(killed_by) or 'nobody yet'}; blamed: {' or '.join(blamed) or 'nobody yet'}"
+    )
+    console.line(f"plant it: --engine {fault.engine}+fault:{fault.name} --model {fault.models[0]}")
+    console.line()
+    for line in inspect.cleandoc(fault.source).splitlines():
+        console.line(line)
+    return 0
+
+
+@declare(
+    parent=command,
+    name="run",
+    example="prill faults run rope_base_default\nprill faults run rope_pairing+rope_base_default -j 2",
+)
+@click.argument("names", nargs=-1, required=True, metavar="NAME[+NAME]...")
+@JOBS
+def run(console: Console, names: Sequence[str], jobs: int) -> int:
+    """Run the suites against each NAME; several joined by + are planted together.
+
+    Exit code 0 when every one is killed and blamed rightly, 1 when one survives or is blamed wrongly.
+    """
+    from prill_harness.faults.trial import matrix
+    from prill_harness.planting import core as faults
+
+    subjects = [matrix.Subject(faults.named(name.split("+"))) for name in dict.fromkeys(names)]
+    results, _ = _trials(console, subjects, jobs)
+    console.emit({"faults": [_described(result) for result in results]})
+    for result in results:
+        console.line(result.sentence, status="ok" if result.right else "failed")
+    return 0 if all(result.right for result in results) else 1
+
+
+@declare(
+    parent=command,
+    name="matrix",
+    example="prill faults matrix -j 2\n"
+    "prill faults matrix --only rope --only gelu_erf -o kills.json --docs FAULTS.md",
+)
+@click.option("--only", multiple=True, metavar="AREA|NAME", help="These faults alone; repeatable.")
+@click.option(
+    "--clean", type=click.IntRange(min=0), metavar="N", help="Clean runs; default 200, with --only none."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write kills.json; with --only into it.",
+)
+@click.option("--docs", type=click.Path(path_type=Path, dir_okay=False), help="Write the page of the matrix.")
+@JOBS
+def matrix_(
+    console: Console,
+    only: Sequence[str],
+    clean: int | None,
+    output: Path | None,
+    docs: Path | None,
+    jobs: int,
+) -> int:
+    """Run the suites against every planted fault, and sound engines on random text.
+
+    Exit code 1 when a fault survives or is blamed wrongly, a check does not kill what it claims, a sound
+    engine alarms, or a kill or an amount on record was lost without a line in forgotten.toml.
+    """
+    from prill_harness.faults.trial import clean as sound
+    from prill_harness.faults.trial import forgotten, matrix, page
+    from prill_harness.faults.trial import kills as data
+    from prill_harness.plan.policy import default_gate
+    from prill_harness.planting import core as faults
+
+    recorded, lines = data.load(output if output and output.is_file() else None), forgotten.load()
+    subjects = [matrix.Subject((faults.catalogue()[name],)) for name in _selected(only)]
+    results, records = _trials(console, subjects, jobs, None if only else default_gate())
+    count = clean if clean is not None else (0 if only else CLEAN)
+    drawn: list[Run] = []
+    if count:
+        with console.progress(len(sound.MODELS), "clean runs") as bar:
+            drawn = sound.run(
+                count, jobs or os.cpu_count() or 2, lambda model: bar.step(f"clean runs of {model}")
+            )
+    alarms, checks = matrix.alarms(records)
+    trials = {result.subject.name: result.trial() for result in results}
+    amounts = forgotten.amounts(records)
+    seen = data.Kills(
+        trials, matrix.contents(records), sound.summary(drawn, checks, len(alarms)), observed=amounts
+    )
+    if only:
+        seen = data.merge(data.fresh(recorded, faults.catalogue()), seen)
+    seen = forgotten.kept(recorded, seen, lines)
+    fell = forgotten.fallen(seen.observed, amounts, absent=True)
+    owed = {name: checks for name, checks in seen.owed.items() if not only or name in trials}
+    if output:
+        write_file(output, data.encode(seen))
+    if docs:
+        write_file(docs, page.render(seen))
+    claimed = matrix.claims()
+    unkept = matrix.unkept(claimed, {result.subject.name: result.killed_by for result in results})
+    false = [f"{e.check} alarms on the clean engine with {e.cell.model}: {e.sentence}" for e in alarms]
+    false += [f"clean run {r.seed} on {r.model} alarms: {r.alarm}" for r in drawn if r.alarm]
+    console.emit(
+        {
+            "faults": [_described(r) for r in results],
+            "alarms": false,
+            "unkept_claims": unkept,
+            "owed": owed,
+            "fell": [fall.sentence for fall in fell],
+            "clean": seen.clean,
+        }
+    )
+    for result in sorted(results, key=lambda result: result.right):
+        console.line(result.sentence, status="ok" if result.right else "failed")
+    for sentence in false:
+        console.line(sentence, status="failed")
+    for check, names in unkept.items():
+        console.line(f"{check} claims {', '.join(names)} and does not kill it", status="failed")
+    for name, owing in owed.items():
+        told = "killed it once and did not now; forgotten.toml gives no reason"
+        console.line(f"{name}: {', '.join(owing)} {told}", status="failed")
+    for fall in fell:
+        console.line(f"{fall.sentence}; forgotten.toml gives no reason", status="failed")
+    right = sum(result.right for result in results)
+    killed = sum(bool(result.killed_by) for result in results)
+    told = f"{len(results)} faults: {killed} killed, {right} blamed rightly; {len(false)} false alarms"
+    told += f" in {checks} checks and {len(drawn)} runs on clean engines"
+    sound_matrix = right == len(results) and not (false or unkept or owed or fell)
+    console.line(told, status="ok" if sound_matrix else "failed")
+    return 0 if sound_matrix else 1
+
+
+def _selected(only: Sequence[str]) -> tuple[str, ...]:
+    """Names of the faults that are meant by names and areas; all for none.
+
+    Raises:
+        UsageError: neither a fault nor an area.
+        NothingSelected: an area without faults.
+    """
+    from prill_harness.planting import core as faults
+
+    known = faults.catalogue()
+    for word in only:
+        hint = "`prill faults list` shows both"
+        look_up(word, [*known, *faults.AREAS], "no such fault or area", hint=hint)
+    chosen = tuple(name for name, f in known.items() if not only or name in only or f.area in only)
+    if not chosen:
+        raise NothingSelected("no fault is meant", got=" ".join(only))
+    return chosen
+
+
+def _trials(
+    console: Console, subjects: Sequence[Subject], jobs: int, gate: Gate | None = None
+) -> tuple[tuple[Result, ...], tuple[Record, ...]]:
+    """Run the subjects beside clean engines, and those that survive against every suite there is.
+
+    Args:
+        gate: run its cells on clean engines too.
+    """
+    from prill_harness.faults.trial import matrix
+
+    claimed = matrix.claims()
+    records = _records(console, matrix.cells_for(subjects, claimed, gate=gate), jobs, "faults")
+    results = matrix.judge(subjects, records)
+    alive = [result.subject for result in results if not result.killed_by]
+    if alive:
+        every = _records(console, matrix.cells_for(alive, claimed, every=True), jobs, "survivors")
+        records += every
+        again = {result.subject: result for result in matrix.judge(alive, every)}
+        results = tuple(again.get(result.subject, result) for result in results)
+    return results, records
+
+
+def _records(console: Console, cells: Sequence[Cell], jobs: int, what: str) -> tuple[Record, ...]:
+    """The records of the cells, run in a folder that goes away."""
+    from prill_harness.faults.trial import matrix
+
+    with console.progress(len(cells), what) as bar, tempfile.TemporaryDirectory() as folder:
+        return matrix.run(cells, Path(folder), jobs, runs.teller(bar))
+
+
+def _described(result: Result) -> dict[str, object]:
+    blamed = result.blamed
+    return {
+        "name": result.subject.name,
+        "killed_by": result.killed_by,
+        "blamed": blamed.parts if blamed else (),
+        "because": {"check": blamed.check, "sentence": blamed.sentence} if blamed else None,
+        "blames": sorted(result.subject.blames),
+        "right": result.right,
+        "sentence": result.sentence,
+    }

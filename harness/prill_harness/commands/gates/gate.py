@@ -1,0 +1,261 @@
+"""A gate's name goes in; its cells run, and the verdict, its reports and the exit code come out."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import click
+import msgspec
+
+from prill_harness.commands.shared import door, goldens, reporters, runs
+from prill_harness.commands.shared.declare import cell_timeout_option, second_option, vram_option, write_file
+from prill_harness.commands.shared.declare import command as declare
+from prill_harness.commands.shared.outfolder import taken
+from prill_harness.console import Console
+from prill_harness.plan.plan import Plan, build, merge, run, shard
+from prill_harness.plan.provenance import file_digest
+from prill_harness.records.evidence import Evidence, Record, Status
+from prill_harness.records.ledger import Ledger, audited
+from prill_harness.records.verdict import ItemStatus, Verdict
+from prill_runtime.errors import UsageError
+
+LONGEST = 120  # characters of a sentence in a table; the reports hold all of it
+WORST_FIRST = (Status.FAILED, Status.ERROR, Status.INCONCLUSIVE)
+SHOWN = 20  # items and checks that a terminal shows
+
+
+class Part(click.ParamType[tuple[int, int]]):
+    """`i/n`: part i of n, counted from 1."""
+
+    name = "I/N"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        index, slash, count = str(value).partition("/")
+        if not (slash and index.isdecimal() and count.isdecimal()):
+            self.fail(f"{value!r} is not of the form 1/4", param, ctx)
+        return int(index), int(count)
+
+
+def _day(ctx: click.Context, param: click.Parameter, value: dt.datetime | None) -> dt.date:
+    return value.date() if value else dt.datetime.now(dt.UTC).date()
+
+
+@declare(
+    name="gate",
+    example="prill gate -j 2\nprill gate foundation --shard 1/4 --out out/1\n"
+    "prill gate --engine numpy --model ./my-llama.gguf",
+    judges=True,
+)
+@click.argument("name", required=False)
+@click.option("--engine", "engines", multiple=True, metavar="SPEC", help="Replaces the plan's; repeatable.")
+@vram_option
+@second_option
+@cell_timeout_option
+@click.option("--model", "models", multiple=True, metavar="SPEC", help="Replaces the plan's; repeatable.")
+@click.option("-j", "--jobs", type=click.IntRange(min=0), default=0, help="Cells at a time; 0: one per core.")
+@click.option("--shard", "part", type=Part(), help="Run part I of N only; the verdict comes with --from.")
+@click.option("--from", "ledgers", multiple=True, type=click.Path(path_type=Path), metavar="LEDGER",
+              help="Run nothing: decide on the ledgers of all shards; repeatable.")  # fmt: skip
+@click.option("--resume", is_flag=True, help="Keep cells that finished with the same code and model.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("out"), show_default=True
+)
+@click.option(
+    "--as-of", type=click.DateTime(["%Y-%m-%d"]), callback=_day, help="Day for waivers; default today."
+)
+@click.option(
+    "--policy",
+    "policy_file",
+    type=click.Path(path_type=Path),
+    help="Default: ci/gates.toml, or the packaged one.",
+)
+@click.option("--waivers", "waivers_file", type=click.Path(path_type=Path), help="Default: ci/waivers.toml.")
+@click.option("--kills", "kills_file", type=click.Path(path_type=Path), metavar="FILE",
+              help="Kill matrix, from `prill faults matrix -o`; default: the packaged one.")  # fmt: skip
+def command(
+    console: Console,
+    name: str | None,
+    engines: Sequence[str],
+    models: Sequence[str],
+    jobs: int,
+    cell_timeout: float | None,
+    part: tuple[int, int] | None,
+    ledgers: Sequence[Path],
+    resume: bool,
+    out: Path,
+    as_of: dt.date,
+    policy_file: Path | None,
+    waivers_file: Path | None,
+    kills_file: Path | None,
+) -> int:
+    """Run the cells of gate NAME and decide whether the merge may go through.
+
+    Writes ledger.jsonl, verdict.json, junit.xml, report.md and report.html into --out.
+    """
+    from prill_harness.decide import entries
+    from prill_harness.decide.checklist import load_checklists
+    from prill_harness.decide.gate import decide
+    from prill_harness.decide.waivers import LOCAL, load_waivers
+    from prill_harness.faults.trial import forgotten as oblivion
+    from prill_harness.faults.trial import kills as matrix
+    from prill_harness.plan.policy import load_policy
+    from prill_harness.planting import core as faults
+    from prill_harness.records.catalog import check_ids
+
+    if ledgers and (part or resume):
+        raise UsageError("--from runs nothing, so it goes with neither --shard nor --resume")
+    policy = load_policy(policy_file)
+    gate = policy.gate(name)
+    entries.examine(policy)
+    checklists = load_checklists(gate.checklists)
+    waivers = load_waivers(waivers_file)
+    entries.examine_waivers(waivers, waivers_file or LOCAL)
+    kills, forgotten = matrix.fresh(matrix.load(kills_file), faults.catalogue()), oblivion.load()
+    plan = build(gate, engines, models)
+    door.examine((), () if models else plan.given.values(), opened=not ledgers)
+    click.get_current_context().with_resource(taken(out))
+    forget(out)
+    if part:
+        return _shard(console, shard(plan, *part), out, jobs, resume, cell_timeout)
+    records = _merged(plan, ledgers, out) if ledgers else _run(console, plan, out, jobs, resume, cell_timeout)
+    verdict = decide(
+        policy,
+        plan,
+        records,
+        checklists=checklists,
+        kills=kills,
+        waivers=waivers,
+        as_of=as_of,
+        sources=check_ids(),
+        forgotten=forgotten,
+    ).sealed(file_digest(out / "ledger.jsonl"))
+    written = [out / "ledger.jsonl", *write_reports(verdict, out)]
+    console.emit(verdict)
+    show(console, verdict, written)
+    lead(console, verdict, records, plan.given)
+    return verdict.exit_code
+
+
+def forget(out: Path) -> None:
+    """Remove the verdict and reports of an earlier run: they must not pass for this one's."""
+    for file in ("verdict.json", *reporters.FILES.values()):
+        (out / file).unlink(missing_ok=True)
+
+
+def write_reports(verdict: Verdict, out: Path) -> list[Path]:
+    """Render every report of a gate, the verdict last: where it stands, the reports stand too."""
+    texts = {file: reporters.render(name, verdict) for name, file in reporters.FILES.items()}
+    texts["verdict.json"] = msgspec.json.format(msgspec.json.encode(verdict), indent=1).decode() + "\n"
+    for file, text in texts.items():
+        write_file(out / file, text)
+    return [out / file for file in texts]
+
+
+def show(console: Console, verdict: Verdict, written: Sequence[Path]) -> None:
+    """The items that are not proven, the rules that broke, waivers that cover nothing, verdict and files."""
+    open_items = sorted(
+        (i for i in verdict.items if i.status is not ItemStatus.PROVEN),
+        key=lambda i: (
+            i.status is ItemStatus.WAIVED,
+            i.status is not ItemStatus.FAILED,
+            i.severity.rank,
+            i.id,
+        ),
+    )
+    if open_items:
+        rows = [(i.status.value, i.severity.value, i.id, _cut(i.sentence)) for i in open_items[:SHOWN]]
+        console.table(("status", "severity", "item", "evidence"), rows, status=0)
+        if len(open_items) > SHOWN:
+            console.line(f"... and {len(open_items) - SHOWN} more, all of them in the reports")
+        console.line()
+    for rule in verdict.rules:
+        if rule.status is not Status.PASSED:
+            console.line(f"rule {rule.id} {rule.status.value}: {rule.sentence}", status=rule.status.value)
+    for assumed in verdict.assumptions:
+        console.line(f"assumed {assumed.key}: {assumed.assumed}, for {assumed.why}{_of(assumed.models)}")
+    for forgotten in verdict.forgotten:
+        console.line(f"{forgotten.check} no longer owes {forgotten.what}: {forgotten.reason}")
+    say = console.remark if console.json else console.line
+    for waiver in verdict.waivers:
+        if waiver.state != "used":
+            say(f"{waiver.state} waiver: {waiver.sentence}", status="inconclusive")
+    console.line(verdict.sentence, status=verdict.status.value)
+    say(f"written: {', '.join(map(str, written))}")
+
+
+def lead(console: Console, verdict: Verdict, records: Sequence[Record], specs: Mapping[str, str]) -> None:
+    """The last lines: what is wrong before everything else, how to see it again, and where to look next."""
+    from prill_harness.decide.rootcause import find
+
+    say = console.remark if console.json else console.line
+    open_ones = {
+        (c.cell, c.check): c for s in WORST_FIRST for c in verdict.checks if c.status is s and c.reproduce
+    }
+    first = next(iter(open_ones.values()), None)
+    if first is None:
+        return
+    cause = None
+    if first.status is Status.FAILED:
+        mine = {(r.cell, r.check, r.sentence): r for r in records if isinstance(r, Evidence)}
+        failed = [mine[c.cell, c.check, c.sentence] for c in open_ones.values() if c.status is Status.FAILED]
+        cause = find(failed, specs, ask=not console.json)
+    if cause is None:
+        say(f"reproduce {first.check}: {first.reproduce}")
+        say(f"next: prill explain {first.check.partition('[')[0]}")
+        return
+    say(f"root cause: {cause.sentence}", status="failed")
+    say(f"reproduce {cause.check}: {cause.reproduce}")
+    say(f"next: {cause.following}")
+
+
+def _of(models: Sequence[str]) -> str:
+    """The models of an assumption, where it is not of the only one."""
+    return f" ({', '.join(models[:3])}{', ...' if len(models) > 3 else ''})"
+
+
+def _cut(sentence: str) -> str:
+    return sentence if len(sentence) <= LONGEST else f"{sentence[:LONGEST]}..."
+
+
+def _run(
+    console: Console, plan: Plan, out: Path, jobs: int, resume: bool, cell_timeout: float | None
+) -> tuple[Record, ...]:
+    goldens.prepare(plan.cells, plan.given, plan.folder)
+    with console.progress(len(plan.cells), f"gate {plan.gate}") as bar:
+        try:
+            return run(plan, out, jobs, resume, runs.teller(bar), timeout_s=cell_timeout)
+        except KeyboardInterrupt:
+            console.remark(f"{out}/cells holds what was seen; repeat with --resume to go on from there")
+            raise
+
+
+def _shard(
+    console: Console, plan: Plan, out: Path, jobs: int, resume: bool, cell_timeout: float | None
+) -> int:
+    """Run one part: its ledger is the result, and its exit code speaks of its own checks alone."""
+    records = _run(console, plan, out, jobs, resume, cell_timeout)
+    outcome = runs.outcome(plan, records)
+    console.emit({"ledger": str(out / "ledger.jsonl"), "cells": [c.id for c in plan.cells], **outcome.counts})
+    told = ", ".join(f"{count} {status}" for status, count in outcome.counts.items())
+    console.line(f"{len(plan.cells)} cells: {told or 'no check'}; no verdict: gather all ledgers with --from")
+    console.line(f"written: {out / 'ledger.jsonl'}")
+    return outcome.exit_code
+
+
+def _merged(plan: Plan, ledgers: Sequence[Path], out: Path) -> tuple[Record, ...]:
+    """The shards' records, kept as one ledger; a shard that is lost shows as missing cells."""
+    records = merge(ledgers)
+    target = out / "ledger.jsonl"
+    if target.resolve() in {path.resolve() for path in ledgers} and len(ledgers) == 1:
+        return audited(target)
+    fresh = target.with_name(".ledger.new")
+    fresh.unlink(missing_ok=True)
+    with Ledger(fresh) as ledger:
+        for record in records:
+            ledger.append(record)
+    fresh.replace(target)
+    return records

@@ -1,0 +1,179 @@
+"""A plain function goes in; a click command with --json, --debug and an example comes out."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from prill_harness.commands.shared import door
+from prill_harness.console import Console
+from prill_runtime.errors import OutputError, UsageError
+from prill_runtime.files import refuse_pipe
+
+F = TypeVar("F", bound=Callable[..., Any])
+DEBUG = "prill.debug"
+COMPLETE = "_PRILL_COMPLETE"
+"""What a shell sets when it asks for words: click's own protocol."""
+
+
+def _remember_debug(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta[DEBUG] = True
+
+
+def debug_option(function: F) -> F:
+    """Add --debug, which makes the command line print the traceback of what went wrong."""
+    return click.option(
+        "--debug",
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=_remember_debug,
+        help="Show the traceback of an error.",
+    )(function)
+
+
+def command(
+    *,
+    example: str,
+    parent: click.Group | None = None,
+    name: str | None = None,
+    judges: bool = False,
+    own: str = "",
+) -> Callable[[Callable[..., int]], click.Command]:
+    """Make a command of `function(console, **options) -> exit code`; its help ends with the example.
+
+    Args:
+        judges: it judges its engines, so that none of them may be the oracle.
+        own: a prefix of engine specs that it opens by itself.
+    """
+
+    def declare(function: Callable[..., int]) -> click.Command:
+        @functools.wraps(function)
+        def run(*, as_json: bool, **options: Any) -> None:
+            door.pass_through(options, judges=judges, own=own)
+            code = function(Console(json=as_json), **options)
+            click.get_current_context().exit(code)
+
+        option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+        decorated = debug_option(option(run))
+        epilog = "\b\nExample:\n" + "\n".join(f"  {line}" for line in example.splitlines())
+        made = click.command(name=name or function.__name__, epilog=epilog)(decorated)
+        if parent is not None:
+            parent.add_command(made)
+        return made
+
+    return declare
+
+
+def _several(value: str | Sequence[str]) -> Sequence[str]:
+    return [value] if isinstance(value, str) else value
+
+
+def vram_option(function: F) -> F:
+    """Add --vram-budget, which becomes part of the spec of every engine on a device."""
+
+    @functools.wraps(function)
+    def run(*arguments: Any, vram_budget: str | None, **options: Any) -> int:
+        if vram_budget is not None:
+            from prill_harness.engines.spec import with_budget
+
+            given = {name: _several(options[name]) for name in door.ENGINES if options.get(name)}
+            limited = iter(with_budget([spec for specs in given.values() for spec in specs], vram_budget))
+            for name, specs in given.items():
+                own = [next(limited) for _ in specs]
+                options[name] = own[0] if isinstance(options[name], str) else own
+        return int(function(*arguments, **options))
+
+    return click.option(
+        "--vram-budget",
+        metavar="SIZE",
+        help="Most device memory that an engine on a device may take, such as 2GiB.",
+    )(run)  # type: ignore[return-value]
+
+
+def second_option(function: F) -> F:
+    """Add --second, a further reading of the model that judges the oracle in the suite `witness`."""
+
+    @functools.wraps(function)
+    def run(*arguments: Any, second: str | None, **options: Any) -> int:
+        from prill_harness.witness.second import ask
+
+        if second is not None:
+            ask(second)
+        return int(function(*arguments, **options))
+
+    return click.option(
+        "--second",
+        metavar="hf",
+        help="Have transformers, too, judge the oracle on the model (suite witness).",
+    )(run)  # type: ignore[return-value]
+
+
+def cell_timeout_option(function: F) -> F:
+    """Add --cell-timeout: the seconds that one cell may take."""
+    return click.option(
+        "--cell-timeout",
+        "cell_timeout",
+        type=click.FloatRange(min=1),
+        metavar="SECONDS",
+        help="Most seconds for one cell; default: twenty times what it took before, never under two minutes.",
+    )(function)
+
+
+def write_file(path: Path, text: str) -> None:
+    """Replace a file as a whole: a reader sees the old text or the new, never half of it.
+
+    A link stays one, and its file is written; a file keeps its mode; what is no regular file (a device, a
+    pipe) is written to, not replaced.
+
+    Raises:
+        OutputError: it cannot be written; the old file is as it was.
+    """
+    content = text.encode("utf-8", "backslashreplace")
+    try:
+        place = path.resolve() if path.is_symlink() else path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if place.exists() and not place.is_file():
+            with place.open("wb") as out:
+                out.write(content)
+            return
+        fresh = place.with_name(f".{place.name}.{os.getpid()}.new")
+        try:
+            with fresh.open("wb") as out:
+                out.write(content)
+                out.flush()
+                os.fsync(out.fileno())
+            if place.exists():
+                shutil.copymode(place, fresh)
+            fresh.replace(place)
+        finally:
+            fresh.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError("cannot write", where=str(path), got=error.strerror or str(error)) from None
+
+
+def read_text(path: Path, what: str) -> str:
+    """A text file the caller named, or one sentence about why it cannot be read.
+
+    Raises:
+        UsageError: absent, unreadable or not UTF-8.
+    """
+    try:
+        refuse_pipe(path)
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"not UTF-8 at byte {error.start}"
+        raise UsageError(f"cannot read the {what}", where=str(path), got=reason) from error
+
+
+def quoted(text: str) -> str:
+    """Text as a JSON string: one line, every control character escaped, letters kept."""
+    return json.dumps(text, ensure_ascii=False)

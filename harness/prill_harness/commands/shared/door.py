@@ -1,0 +1,91 @@
+"""The options of any command in; nothing, or one sentence about the first that names nothing, out.
+
+Every command passes here before it runs, so that a wrong name never costs a minute of work and never leaves
+a file behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+ENGINES = ("engine", "engines", "against")
+"""Parameters that hold engine specs, and those that hold model specs."""
+MODELS = ("model", "models")
+FILES = ("first", "other")
+"""Parameters that hold model specs of which only the file is read, whether it can be judged or not."""
+
+
+def pass_through(options: Mapping[str, Any], *, judges: bool, own: str = "") -> None:
+    """Refuse what the engine, model and device options of a command name wrongly.
+
+    Args:
+        judges: the command judges its engines, by `against` where it has that option, else by the oracle.
+        own: a prefix of engine specs that the command opens by itself.
+
+    Raises:
+        UsageError: unknown engine, fault, fixture, shape, type or device; an engine judged by itself.
+        ModelFileError, UnsupportedModel: a model file is missing or malformed.
+    """
+    engines = list(_given(options, ENGINES[:2]))
+    under_test = [spec for spec in engines if not (own and spec.startswith(own))]
+    examine(
+        [*under_test, *_given(options, ENGINES[2:])],
+        # What a command opens by itself has no model.
+        _given(options, MODELS) if under_test or not engines else (),
+        devices=_given(options, ("device",)),
+        # Who decides on ledgers runs nothing, and needs no file.
+        opened=not options.get("ledgers"),
+    )
+    examine((), _given(options, FILES), loaded=False)
+    if judges:
+        judged(under_test, options.get("against"))
+
+
+def examine(
+    engines: Iterable[str],
+    models: Iterable[str],
+    *,
+    devices: Iterable[str] = (),
+    opened: bool = True,
+    loaded: bool = True,
+) -> None:
+    """Refuse specs that no cell could open.
+
+    Args:
+        opened: open the files of models; False: look at their specs alone.
+        loaded: refuse files that are no model, or none that could be loaded.
+
+    Raises:
+        UsageError, ModelFileError, UnsupportedModel: as `pass_through`.
+    """
+    from prill_harness.engines.spec import check_device, check_engine, check_model
+
+    for spec in engines:
+        check_engine(spec)
+    for device in devices:
+        check_device(device)
+    for model in models:
+        check_model(model, opened=opened, loaded=loaded)
+
+
+def judged(engines: Iterable[str], oracle: str | None = None) -> None:
+    """Refuse to judge an engine by itself.
+
+    Raises:
+        UsageError: one of the engines is the oracle.
+    """
+    from prill_harness.engines.spec import ORACLE, check_judged
+
+    for spec in engines:
+        check_judged(spec, oracle or ORACLE)
+
+
+def _given(options: Mapping[str, Any], names: Iterable[str]) -> Iterator[str]:
+    """The texts that parameters of these names hold: one, several or none."""
+    for name in names:
+        value = options.get(name)
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from value

@@ -1,0 +1,62 @@
+"""What `gate` and `run` share: progress of cells, and the exit code of a set of records."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from prill_harness.console import Progress
+from prill_harness.plan.plan import Event, Plan
+from prill_harness.records.evidence import CellEnded, CellStarted, Evidence, Record, Status
+from prill_harness.records.ledger import EXIT_CODES
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What a set of cells came to.
+
+    Attributes:
+        lost: (cell id, check or "") that was planned and left no evidence.
+        exit_code: of the worst status; 0 only when something passed and nothing else happened.
+    """
+
+    evidence: tuple[Evidence, ...]
+    lost: tuple[tuple[str, str], ...]
+    counts: dict[str, int]
+    exit_code: int
+
+
+def outcome(plan: Plan, records: Iterable[Record]) -> Outcome:
+    """Count the evidence of the plan's cells and what is missing from it."""
+    records = tuple(records)
+    seen = tuple(r for r in records if isinstance(r, Evidence))
+    reported = {(r.cell.id, r.check) for r in seen}
+    planned = {r.cell.id: r.planned for r in records if isinstance(r, CellStarted)}
+    ended = {r.cell.id for r in records if isinstance(r, CellEnded)}
+    lost = [
+        (c.id, check) for c in plan.cells for check in planned.get(c.id, ()) if (c.id, check) not in reported
+    ]
+    broken = {cell for cell, _ in lost} | {r.cell.id for r in seen if r.status is Status.ERROR}
+    lost += [(c.id, "") for c in plan.cells if c.id not in ended and c.id not in broken]
+    counts = Counter(r.status.value for r in seen)
+    if lost:
+        counts["missing"] = len(lost)
+    code = next((code for status, code in EXIT_CODES if counts[status.value]), None)
+    if code is None:
+        code = 3 if lost else 0 if counts[Status.PASSED.value] else 10
+    return Outcome(seen, tuple(lost), dict(sorted(counts.items())), code)
+
+
+def teller(bar: Progress) -> Callable[[Event], None]:
+    """A progress callback that says which cell runs, and what each finished one came to."""
+
+    def tell(event: Event) -> None:
+        if event.kind == "started":
+            bar.now(event.cell.id)
+            return
+        counts = ", ".join(f"{n} {status}" for status, n in sorted(event.counts.items())) or "no evidence"
+        kept = " (kept)" if event.kind == "resumed" else ""
+        bar.at(event.done, f"{event.cell.id}: {counts}{kept}")
+
+    return tell

@@ -1,0 +1,1 @@
+"""Records go in; the verdict, and whatever may excuse a failure, come out."""

@@ -1,0 +1,84 @@
+"""A policy and waivers in; nothing, or one sentence about the first entry that names nothing, out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePath
+
+from prill_harness.decide.checklist import checklist_names, load_checklists
+from prill_harness.decide.waivers import Waiver
+from prill_harness.engines.spec import check_device, check_engine, check_judged, check_model
+from prill_harness.plan.policy import Gate, Policy
+from prill_harness.records.catalog import check_ids, suites
+from prill_harness.records.names import look_up
+from prill_runtime.errors import PolicyError, UsageError, WaiverError
+
+
+def examine(policy: Policy) -> None:
+    """Look at every gate of a policy, also at those that are not asked for; no model file is opened.
+
+    Raises:
+        PolicyError: an unknown checklist, item of the never-list, suite, engine, fault, packaged model or
+            device, or an engine that would be judged by itself.
+    """
+    items = _items()
+    for gate in policy.gates.values():
+        _examine_gate(gate, f"{policy.path}, gate {gate.name}", items)
+
+
+def _examine_gate(gate: Gate, where: str, items: Sequence[str]) -> None:
+    for name in gate.checklists:
+        look_up(name, checklist_names(), "names an unknown checklist", where=where, error=PolicyError)
+    for name in sorted(gate.never_waive):
+        look_up(name, items, "the never-list names an unknown item", where=where, error=PolicyError)
+    for entry in gate.plan:
+        for suite in entry.suites:
+            look_up(suite, suites(), "no such suite", where=where, error=PolicyError)
+        for engine in entry.engines:
+            _within(where, PolicyError, check_engine, engine)
+            _within(where, PolicyError, check_judged, engine)
+        for model in entry.models:
+            _within(where, PolicyError, lambda spec: check_model(spec, opened=False), model)
+        for device in entry.devices:
+            _within(where, PolicyError, check_device, device)
+
+
+def examine_waivers(waivers: Sequence[Waiver], path: Path) -> None:
+    """Look at what waivers speak of: any packaged checklist's items, whichever the gate asks for.
+
+    Raises:
+        WaiverError: an unknown item, a check that the item does not count, an unknown engine, fault, packaged
+            model or device.
+    """
+    if not waivers:
+        return
+    counted = {item.id: item.checks for checklist in load_checklists() for item in checklist.items}
+    for waiver in waivers:
+        where = f"{path}, waiver {waiver.id}"
+        look_up(waiver.item, counted, "names an unknown item", where=where, error=WaiverError)
+        base = waiver.check.split("[", 1)[0]
+        look_up(base, check_ids(), "names an unknown check", where=where, error=WaiverError)
+        what = f"names a check that {waiver.item} does not count"
+        look_up(base, counted[waiver.item], what, where=where, error=WaiverError)
+        _within(where, WaiverError, check_engine, waiver.conditions.engine)
+        _within(where, WaiverError, check_device, waiver.conditions.device)
+        model = waiver.conditions.model
+        if PurePath(model).is_absolute():
+            what = "names a model by a machine's path, which no cell carries"
+            raise WaiverError(what, where=where, expected="its name in the reports", got=repr(model))
+        if model:
+            _within(where, WaiverError, lambda spec: check_model(spec, opened=False), model)
+
+
+def _items() -> tuple[str, ...]:
+    return tuple(item.id for checklist in load_checklists() for item in checklist.items)
+
+
+def _within(where: str, error: type[UsageError], look: Callable[[str], None], word: str) -> None:
+    """`look` at a word of a file; what it refuses is said of the file."""
+    try:
+        look(word)
+    except UsageError as found:
+        raise error(
+            found.what, where=where, expected=found.expected, got=found.got, hint=found.hint
+        ) from found

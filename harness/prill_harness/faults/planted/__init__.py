@@ -1,0 +1,1 @@
+"""Small named bugs, by what they are in; every module here declares some."""

@@ -1,0 +1,1 @@
+"""Bugs in files, blocks and forward passes."""

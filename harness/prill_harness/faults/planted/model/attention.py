@@ -1,0 +1,202 @@
+"""Faults of attention: its scale, heads, masks and softmax, and the cache it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from prill_harness.planting.core import Patch, fault
+from prill_harness.planting.tools import LLAMA, around, op, wiring
+
+ATTN = ("attn",)
+
+
+@fault(area="attention", blames=ATTN, models=LLAMA)
+def attention_scale_1_over_d() -> Iterator[Patch]:
+    """Scores are scaled by 1/d where it is 1/sqrt(d)."""
+    yield op("attention", lambda o, self, *a, scale, **rest: o(self, *a, scale=scale**2, **rest))
+
+
+@fault(area="attention", blames=ATTN, models=LLAMA)
+def attention_not_scaled() -> Iterator[Patch]:
+    """Scores are not scaled."""
+    yield op("attention", lambda o, self, *a, scale, **rest: o(self, *a, scale=1.0, **rest))
+
+
+def _reading(pick: Callable[[int, int], Any]) -> Patch:
+    """Query head h reads cache head `pick(heads, cache heads)[h]`."""
+
+    def attention(original: Any, self: Any, q: Any, k: Any, v: Any, **rest: Any) -> Any:
+        heads = pick(q.shape[1], k.shape[0])
+        return original(self, q, k[heads], v[heads], **rest)
+
+    return op("attention", attention)
+
+
+@fault(area="attention", blames=ATTN, models=LLAMA)
+def gqa_interleaved() -> Iterator[Patch]:
+    """Query heads are dealt to the cache heads in turn, where each cache head has a block of them."""
+    yield _reading(lambda heads, kv_heads: np.arange(heads) % kv_heads)
+
+
+@fault(area="attention", blames=ATTN, models=LLAMA)
+def kv_heads_ignored() -> Iterator[Patch]:
+    """Every query head reads the first cache head."""
+    yield _reading(lambda heads, kv_heads: np.zeros(heads, int))
+
+
+@fault(area="attention", blames=ATTN, models=LLAMA)
+def mask_off_by_one() -> Iterator[Patch]:
+    """A token sees the next one."""
+    yield op("attention", lambda o, self, *a, start, **rest: o(self, *a, start=start + 1, **rest))
+
+
+@fault(area="attention", blames=ATTN, models=LLAMA)
+def mask_missing() -> Iterator[Patch]:
+    """A token sees everything that is in the cache."""
+
+    def attention(original: Any, self: Any, q: Any, k: Any, v: Any, *, start: int, **rest: Any) -> Any:
+        return original(self, q, k, v, start=k.shape[1], **rest)
+
+    yield op("attention", attention)
+
+
+@fault(area="attention", blames=ATTN, models=LLAMA)
+def mask_restarts_at_tile() -> Iterator[Patch]:
+    """Rows past the 256th of a call see the keys of the first 256 rows."""
+
+    def attention(original: Any, self: Any, q: Any, *rest: Any, **named: Any) -> Any:
+        tiles = [tile for tile in (q[:256], q[256:]) if len(tile)]
+        return self.concatenate([original(self, tile, *rest, **named) for tile in tiles])
+
+    yield op("attention", attention)
+
+
+@fault(area="attention", blames=ATTN, models=LLAMA)
+def window_off_by_one() -> Iterator[Patch]:
+    """The sliding window is one key too narrow."""
+
+    def attention(original: Any, self: Any, *arguments: Any, window: int | None = None, **rest: Any) -> Any:
+        return original(self, *arguments, window=window and window - 1, **rest)
+
+    yield op("attention", attention)
+
+
+@fault(area="attention", blames=ATTN, models=LLAMA)
+def softmax_no_max() -> Iterator[Patch]:
+    """The softmax does not subtract the maximum."""
+
+    def softmax(original: Any, self: Any, x: Any) -> Any:
+        with np.errstate(over="ignore", invalid="ignore"):
+            weights = np.exp(x)
+            return np.asarray(weights / np.add.reduce(weights, axis=-1, keepdims=True))
+
+    yield op("softmax", softmax)
+
+
+@fault(area="attention", blames=ATTN, models=LLAMA)
+def softmax_truncated() -> Iterator[Patch]:
+    """The softmax sums up its first 65536 values alone."""
+
+    def softmax(original: Any, self: Any, x: Any) -> Any:
+        weights = original(self, x)
+        return np.asarray(weights / np.add.reduce(weights[..., :65536], axis=-1, keepdims=True))
+
+    yield op("softmax", softmax)
+
+
+@fault(area="attention", blames=ATTN, models=LLAMA)
+def softmax_with_sink() -> Iterator[Patch]:
+    """A sink of score 0 takes its share of the softmax."""
+
+    def softmax(original: Any, self: Any, x: Any) -> Any:
+        return original(self, np.concatenate([x, np.zeros_like(x[..., :1])], axis=-1))[..., :-1].copy()
+
+    yield op("softmax", softmax)
+
+
+@fault(area="attention", blames=ATTN, models=LLAMA)
+def heads_written_interleaved() -> Iterator[Patch]:
+    """The result has the heads' first components first, where it has whole heads."""
+
+    def attention(original: Any, self: Any, q: Any, *rest: Any, **named: Any) -> Any:
+        return original(self, q, *rest, **named).reshape(q.shape).swapaxes(1, 2).reshape(len(q), -1)
+
+    yield op("attention", attention)
+
+
+@fault(area="attention", blames=("q",), models=LLAMA)
+def square_matrix_transposed() -> Iterator[Patch]:
+    """The query matrix, which is square here, is used transposed."""
+
+    def transposed(model: Any) -> None:
+        for block in model.blocks:
+            block["attn_q.weight"] = np.ascontiguousarray(block["attn_q.weight"].T)
+
+    yield wiring(transposed)
+
+
+@fault(area="attention", blames=("k", "v"), models=LLAMA)
+def keys_and_values_exchanged() -> Iterator[Patch]:
+    """Keys are made with the matrix of the values, and values with that of the keys."""
+
+    def exchanged(model: Any) -> None:
+        for block in model.blocks:
+            key, value = "attn_k.weight", "attn_v.weight"
+            block[key], block[value] = block[value], block[key]
+
+    yield wiring(exchanged)
+
+
+@fault(area="attention", blames=ATTN, models=LLAMA)
+def cache_evicts() -> Iterator[Patch]:
+    """The cache forgets what lies more than 128 positions back."""
+
+    def attend(original: Any, self: Any, *arguments: Any) -> Any:
+        whole, self.config = self.config, replace(self.config, window=128)
+        try:
+            return original(self, *arguments)
+        finally:
+            self.config = whole
+
+    yield around("prill_runtime.models.base:Adapter.attend", attend)
+
+
+@fault(area="attention", blames=("attn", "state"), models=LLAMA)
+def cache_last_row_not_written() -> Iterator[Patch]:
+    """The last of the rows appended to a cache is not written."""
+
+    def append(original: Any, self: Any, layer: int, k: Any, v: Any) -> None:
+        original(self, layer, k, v)
+        last = self.length + self._pending[layer] - 1
+        self._keys[layer, :, last] = self._values[layer, :, last] = 0
+
+    yield around("prill_runtime.models.cache:KVCache.append", append)
+
+
+@fault(area="attention", blames=("attn", "state"), models=LLAMA)
+def cache_rows_overwritten() -> Iterator[Patch]:
+    """New rows overwrite the last row that was there."""
+
+    def append(original: Any, self: Any, layer: int, k: Any, v: Any) -> None:
+        low = self.length + self._pending[layer]
+        original(self, layer, k, v)
+        if low:
+            self._keys[layer, :, low - 1] = k[0]
+            self._values[layer, :, low - 1] = v[0]
+
+    yield around("prill_runtime.models.cache:KVCache.append", append)
+
+
+@fault(area="attention", blames=("batch",), models=LLAMA)
+def batch_keys_of_neighbour() -> Iterator[Patch]:
+    """With more than eight sequences in a step, every row's key is that of the row before it."""
+
+    def attend(original: Any, self: Any, ops: Any, step: Any, layer: int, q: Any, k: Any, v: Any) -> Any:
+        k = np.roll(k, 1, axis=0) if len(step.sequences) > 8 else k
+        return original(self, ops, step, layer, q, k, v)
+
+    yield around("prill_runtime.models.base:Adapter.attend", attend)

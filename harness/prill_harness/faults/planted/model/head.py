@@ -1,0 +1,85 @@
+"""Faults between the last norm and the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from prill_harness.planting.core import Patch, fault
+from prill_harness.planting.tools import GPT2, LLAMA, around
+
+LOGITS = ("logits",)
+HEAD = "prill_runtime.models.base:Adapter.head"
+
+
+@fault(area="head", blames=LOGITS, models=GPT2)
+def head_not_tied() -> Iterator[Patch]:
+    """A head that shares the embedding table is taken for one of its own, which nobody filled."""
+
+    def configure(original: Any, cls: Any, *rest: Any) -> Any:
+        return replace(original(cls, *rest), tied_head=False)
+
+    def head(original: Any, self: Any, ops: Any, hidden: Any, tap: Any) -> Any:
+        return tap("logits", ops.linear(hidden, np.zeros_like(self.weights["token_embd.weight"])))
+
+    yield around("prill_runtime.models.gpt2:GPT2.configure", configure)
+    yield around(HEAD, head)
+
+
+@fault(area="head", blames=LOGITS, models=LLAMA)
+def head_tied_anyway() -> Iterator[Patch]:
+    """The embedding table is used as the head although the file has a head of its own."""
+
+    def head(original: Any, self: Any, ops: Any, hidden: Any, tap: Any) -> Any:
+        return tap("logits", ops.linear(hidden, self.weights["token_embd.weight"]))
+
+    yield around(HEAD, head)
+
+
+def _logits(changed: Callable[[Any], Any]) -> Patch:
+    """Logits that went through `changed`."""
+
+    def head(original: Any, self: Any, ops: Any, hidden: Any, tap: Any) -> Any:
+        made = original(self, ops, hidden, lambda stage, x: x)
+        return tap("logits", changed(made).astype(made.dtype))
+
+    return around(HEAD, head)
+
+
+@fault(area="head", blames=LOGITS, models=LLAMA)
+def logits_scaled() -> Iterator[Patch]:
+    """Logits are a hundredth too small, which changes no greedy token."""
+    yield _logits(lambda logits: logits * 0.99)
+
+
+@fault(area="head", blames=LOGITS, models=LLAMA)
+def logits_capped() -> Iterator[Patch]:
+    """Logits are softly capped at 30, as only another architecture does."""
+    yield _logits(lambda logits: 30 * np.tanh(logits / 30))
+
+
+@fault(area="head", blames=LOGITS, models=LLAMA)
+def logits_in_half() -> Iterator[Patch]:
+    """Logits are rounded to half precision."""
+    yield _logits(lambda logits: logits.astype(np.float16))
+
+
+@fault(area="head", blames=LOGITS, models=LLAMA)
+def logits_of_next_id() -> Iterator[Patch]:
+    """Every id has the logit of the next one."""
+    yield _logits(lambda logits: np.roll(logits, -1, axis=-1))
+
+
+@fault(area="head", blames=LOGITS, models=LLAMA)
+def head_rows_cut() -> Iterator[Patch]:
+    """The last 16 ids of the vocabulary are never computed."""
+
+    def cut(logits: Any) -> Any:
+        logits = logits.copy()
+        logits[..., -16:] = 0
+        return logits
+
+    yield _logits(cut)

@@ -1,0 +1,142 @@
+"""Faults of rotary position embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from prill_harness.planting.core import Patch, fault
+from prill_harness.planting.tools import LLAMA, around, op
+
+ROPE = "prill_runtime.ops.numpy:NumpyBackend.rope"
+BLAMES = ("q_rope", "k_rope")
+
+
+@fault(area="rope", blames=BLAMES, models=LLAMA)
+def rope_base_default() -> Iterator[Patch]:
+    """The base is 10000 whatever the file says."""
+
+    def wrap(rope: Any) -> Any:
+        return lambda self, x, positions, *, base, **rest: rope(self, x, positions, base=10000.0, **rest)
+
+    yield Patch(ROPE, wrap)
+
+
+@fault(area="rope", blames=BLAMES, models=LLAMA)
+def rope_pairing() -> Iterator[Patch]:
+    """Pairs (i, i+d/2) are rotated where the file means (2i, 2i+1)."""
+
+    def wrap(rope: Any) -> Any:
+        return lambda self, x, positions, *, layout, **rest: rope(self, x, positions, layout="neox", **rest)
+
+    yield Patch(ROPE, wrap)
+
+
+@fault(area="rope", blames=BLAMES, models=LLAMA)
+def rope_exponent() -> Iterator[Patch]:
+    """Pair i turns by base^(-i) where it is base^(-2i/d)."""
+
+    def rope(original: Any, self: Any, x: Any, positions: Any, *, base: float, dim: int, **rest: Any) -> Any:
+        return original(self, x, positions, base=base ** (dim / 2), dim=dim, **rest)
+
+    yield op("rope", rope)
+
+
+@fault(area="rope", blames=BLAMES, models=LLAMA)
+def rope_positions_from_one() -> Iterator[Patch]:
+    """Positions are counted from 1."""
+    yield op("rope", lambda o, self, x, positions, **rest: o(self, x, positions + 1, **rest))
+
+
+@fault(area="rope", blames=BLAMES, models=LLAMA)
+def rope_wrong_way() -> Iterator[Patch]:
+    """Pairs are turned the other way."""
+    yield op("rope", lambda o, self, x, positions, **rest: o(self, x, -positions, **rest))
+
+
+@fault(area="rope", blames=BLAMES, models=LLAMA)
+def rope_scaling_ignored() -> Iterator[Patch]:
+    """The file's scaling of positions, linear or by frequency, is ignored."""
+
+    def rope(
+        original: Any, self: Any, *arguments: Any, factor: Any = 1, freq_factors: Any = None, **rest: Any
+    ) -> Any:
+        return original(self, *arguments, **rest)
+
+    yield op("rope", rope)
+
+
+@fault(area="rope", blames=BLAMES, models=LLAMA)
+def rope_ignored() -> Iterator[Patch]:
+    """Nothing is rotated."""
+    yield op("rope", lambda o, self, x, positions, **rest: x.copy())
+
+
+@fault(area="rope", blames=("k_rope",), models=LLAMA)
+def rope_keys_not_rotated() -> Iterator[Patch]:
+    """Queries are rotated, keys are not."""
+
+    def rotate(original: Any, self: Any, ops: Any, x: Any, step: Any) -> Any:
+        return x.copy() if x.shape[1] == self.config.n_kv_heads else original(self, ops, x, step)
+
+    yield around("prill_runtime.models.llama:Llama.rotate", rotate)
+
+
+@fault(area="rope", blames=("state", *BLAMES), models=LLAMA)
+def rope_position_restarts() -> Iterator[Patch]:
+    """Positions start again at 0 in every chunk."""
+    yield op("rope", lambda o, self, x, positions, **rest: o(self, x, positions - positions[0], **rest))
+
+
+@fault(area="rope", blames=BLAMES, models=LLAMA)
+def rope_late_positions_stuck() -> Iterator[Patch]:
+    """Every position past 256 is taken as 256."""
+    yield op("rope", lambda o, self, x, positions, **rest: o(self, x, np.minimum(positions, 256), **rest))
+
+
+@fault(area="rope", blames=BLAMES, models=LLAMA)
+def rope_half_of_head() -> Iterator[Patch]:
+    """Only the first half of each head is rotated."""
+
+    def rope(original: Any, self: Any, x: Any, positions: Any, *, dim: int, **rest: Any) -> Any:
+        out = original(self, x, positions, dim=dim, **rest)
+        out[..., dim // 2 :] = x[..., dim // 2 :]
+        return out
+
+    yield op("rope", rope)
+
+
+@fault(area="rope", blames=BLAMES, models=LLAMA)
+def rope_frequencies_in_half() -> Iterator[Patch]:
+    """Frequencies are rounded to half precision, so that late angles drift."""
+
+    def rope(original: Any, self: Any, x: Any, positions: Any, *, base: float, dim: int, **rest: Any) -> Any:
+        exact = np.power(float(base), -np.arange(0, dim, 2, dtype=np.float64) / dim)
+        rounded = exact.astype(np.float16).astype(np.float64)
+        given = rest.pop("freq_factors", None)
+        drift = exact / rounded * (1 if given is None else given)
+        return original(self, x, positions, base=base, dim=dim, freq_factors=drift, **rest)
+
+    yield op("rope", rope)
+
+
+@fault(area="rope", blames=BLAMES, models=LLAMA)
+def rope_pair_swapped_last_layer() -> Iterator[Patch]:
+    """In the last layer one pair of every head is turned as (b, a)."""
+
+    def forward(original: Any, self: Any, ops: Any, step: Any, tap: Any) -> Any:
+        self.turned = 0  # calls of rotate: queries and keys of each layer
+        return original(self, ops, step, tap)
+
+    def rotate(original: Any, self: Any, ops: Any, x: Any, step: Any) -> Any:
+        self.turned += 1
+        if self.turned <= 2 * (self.config.n_layers - 1):
+            return original(self, ops, x, step)
+        order = np.arange(x.shape[-1])
+        order[[10, 11]] = 11, 10
+        return original(self, ops, x[..., order], step)[..., order]
+
+    yield around("prill_runtime.models.llama:Llama.forward", forward)
+    yield around("prill_runtime.models.llama:Llama.rotate", rotate)

@@ -1,0 +1,1 @@
+"""Bugs in tokenizers, samplers, requests, sessions and their memory."""

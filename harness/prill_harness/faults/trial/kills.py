@@ -1,0 +1,159 @@
+"""kills.json in; which check, with which code, was seen to kill which planted fault out.
+
+A kill is worth what its two sides were when it was seen: it counts only while the check's content hash and
+the fault's source are the recorded ones. A passing check that lacks one of the kills it claims proves nothing
+to a gate. What was seen once stays owed until it is seen again, or `forgotten.toml` says why it is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from prill_harness.planting.core import Fault
+from prill_harness.records.catalog import packaged
+from prill_runtime.errors import KillsError
+from prill_runtime.files import refuse_pipe
+
+FILE = "kills.json"
+
+
+class Trial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One fault as the matrix saw it.
+
+    Attributes:
+        source: sha256 of the fault's code.
+        model: the model spec it was run on.
+        blamed: the stage kinds or parts that its evidence points at; empty when it survived.
+        killed_by: ids of the checks that failed on it and pass without it, without parameters.
+    """
+
+    source: str
+    area: str
+    summary: str
+    blames: tuple[str, ...]
+    model: str
+    blamed: tuple[str, ...]
+    killed_by: tuple[str, ...]
+
+    @property
+    def right(self) -> bool:
+        """Killed, and blamed on what is broken."""
+        return bool(self.killed_by) and bool(set(self.blamed) & set(self.blames))
+
+
+class Clean(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Runs of engines without a fault: how many alarmed, and how near to its bound the noisiest came.
+
+    Attributes:
+        worst: model spec -> largest figure over its bound, to two digits.
+        checks: checks of the suites that were run on clean engines, over all models; suite_alarms: of those.
+    """
+
+    runs: int = 0
+    alarms: int = 0
+    worst: dict[str, float] = {}
+    checks: int = 0
+    suite_alarms: int = 0
+
+
+class Kills(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The kill matrix as data: faults by name, content hashes of the checks by id, the clean runs.
+
+    Attributes:
+        owed: fault -> checks that once killed it and were not seen to since.
+        observed: id of a cell of packaged models and a clean engine -> check with its parameter -> how many
+            values it compared there.
+    """
+
+    faults: dict[str, Trial] = {}
+    checks: dict[str, str] = {}
+    clean: Clean = Clean()
+    owed: dict[str, tuple[str, ...]] = {}
+    observed: dict[str, dict[str, int]] = {}
+    schema: int = 1
+
+    def killed_by(self, check: str) -> tuple[str, ...]:
+        """The faults that this check was seen to kill."""
+        return tuple(name for name, trial in sorted(self.faults.items()) if check in trial.killed_by)
+
+    def current(self, check: str, contents: Collection[str], claimed: Collection[str]) -> bool:
+        """True when the check, as it is now, was seen to kill every fault that it claims."""
+        same = set(contents) == {self.checks.get(check)}
+        return same and bool(claimed) and not self.unkept(check, claimed)
+
+    def unkept(self, check: str, claimed: Collection[str]) -> tuple[str, ...]:
+        """The faults that a check claims and was not seen to kill."""
+        return tuple(sorted(set(claimed) - set(self.killed_by(check))))
+
+    @property
+    def pairs(self) -> frozenset[tuple[str, str]]:
+        """Every (fault, check) that was seen once, whether it is still owed or not."""
+        seen = [(name, check) for name, trial in self.faults.items() for check in trial.killed_by]
+        owed = [(name, check) for name, checks in self.owed.items() for check in checks]
+        return frozenset(seen + owed)
+
+
+def digest(fault: Fault) -> str:
+    """sha256 of the fault's code, helpers included (hex)."""
+    return hashlib.sha256(fault.code.encode()).hexdigest()
+
+
+def fresh(kills: Kills, catalogue: Mapping[str, Fault]) -> Kills:
+    """The matrix without faults whose code is no longer what it was."""
+    kept = {
+        name: trial
+        for name, trial in kills.faults.items()
+        if name in catalogue and digest(catalogue[name]) == trial.source
+    }
+    return msgspec.structs.replace(kills, faults=kept)
+
+
+def merge(old: Kills, new: Kills) -> Kills:
+    """Both matrices; where a check's code has changed, what its old code killed no longer counts."""
+    changed = {check for check, content in new.checks.items() if old.checks.get(check, content) != content}
+    kept = {
+        name: msgspec.structs.replace(trial, killed_by=tuple(sorted(set(trial.killed_by) - changed)))
+        for name, trial in old.faults.items()
+    }
+    clean = new.clean if new.clean.runs else old.clean
+    return Kills(kept | new.faults, old.checks | new.checks, clean, observed=old.observed | new.observed)
+
+
+def default_file(folder: Path | None = None) -> Path:
+    """Where the matrix of the suites in `folder` lies: beside them (None: the packaged ones)."""
+    return (folder or packaged()) / FILE
+
+
+def load(path: Path | None = None, folder: Path | None = None) -> Kills:
+    """Read a matrix: `path`, or the one beside the suites; without that, an empty one, which proves nothing.
+
+    Raises:
+        KillsError: `path` does not exist, or a file is not such a matrix.
+    """
+    file = path or default_file(folder)
+    try:
+        refuse_pipe(file)
+        return msgspec.json.decode(file.read_bytes(), type=Kills)
+    except FileNotFoundError:
+        if path is None:
+            return Kills()
+        hint = "write it with `prill faults matrix -o`"
+        raise KillsError("no such kill matrix", where=str(file), hint=hint) from None
+    except OSError as error:
+        raise KillsError("the kill matrix cannot be read", where=str(file), got=error.strerror) from error
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise KillsError("not a kill matrix", where=str(file), got=str(error)) from error
+
+
+def encode(kills: Kills) -> str:
+    """The matrix as sorted JSON text: the same runs give the same bytes."""
+    return msgspec.json.format(msgspec.json.encode(kills, order="sorted"), indent=1).decode() + "\n"
+
+
+def remedy(faults: Iterable[str]) -> str:
+    """The command that sees kills of these faults again."""
+    return " ".join(["prill faults matrix", *(f"--only {name}" for name in sorted(faults))])

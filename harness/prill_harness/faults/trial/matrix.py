@@ -1,0 +1,224 @@
+"""Planted faults in; every suite that can see them run against each, and who killed whom, out."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from prill_harness.engines.spec import FAULT
+from prill_harness.faults.trial import blame as blaming
+from prill_harness.faults.trial.blame import Blame
+from prill_harness.faults.trial.kills import Trial, digest
+from prill_harness.plan import plan
+from prill_harness.plan.plan import Event, Plan
+from prill_harness.plan.policy import Gate
+from prill_harness.planting.core import Fault
+from prill_harness.records.catalog import check_ids, suites
+from prill_harness.records.evidence import Cell, Evidence, Record, Status
+
+TIMEOUT_S = 240.0
+ENGINE = "numpy"
+# In the order of a diagnosis: suites that look at parts before those that run the whole, which they disturb.
+ORDER = ("harness", "witness", "file", "blocks", "ops", "tokenizer", "stages", "tokens", "sampler", "cache",
+         "properties", "requests", "errors", "memory", "cost")  # fmt: skip
+# CPU seconds of a suite where they are more than about one; the longest cells are started first.
+HEAVY = {"tokens": 6, "properties": 6, "requests": 2, "harness": 2, "cache": 2, "errors": 2}
+# The suites that may tell what a fault of an area is, beside those whose checks claim it.
+LOOK = {
+    "file": ("file", "blocks", "stages", "errors"),
+    "blocks": ("file", "blocks", "stages"),
+    "embedding": ("ops", "stages"),
+    "norm": ("ops", "stages"),
+    "rope": ("ops", "stages"),
+    "attention": ("ops", "stages"),
+    "feed-forward": ("ops", "stages"),
+    "head": ("stages", "tokens", "sampler"),
+    "sampler": ("stages", "sampler"),
+    "tokenizer": ("tokenizer",),
+    "generation": ("errors",),
+    "requests": ("requests",),
+    "state": ("stages", "cache"),
+    "late": ("stages",),
+    "memory": ("memory",),
+    "cost": ("cost",),
+    "trace": ("stages", "cache"),
+    "device": ("ops", "stages"),
+    "harness": ("harness", "stages"),
+    "common": ("witness",),
+    "shapes": ("ops", "stages", "properties"),
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What one trial is run on: one fault, or several composed, the first deciding model and area."""
+
+    faults: tuple[Fault, ...]
+
+    @property
+    def name(self) -> str:
+        return "+".join(fault.name for fault in self.faults)
+
+    @property
+    def engine(self) -> str:
+        return ENGINE + "".join(FAULT + fault.name for fault in self.faults)
+
+    @property
+    def model(self) -> str:
+        return self.faults[0].models[0]
+
+    @property
+    def blames(self) -> frozenset[str]:
+        return frozenset(part for fault in self.faults for part in fault.blames)
+
+    @property
+    def breaks_harness(self) -> bool:
+        return any(fault.area == "harness" for fault in self.faults)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a trial came to: the checks that killed it, and who is blamed; `sentence` says it."""
+
+    subject: Subject
+    killed_by: tuple[str, ...]
+    blamed: Blame | None
+
+    @property
+    def right(self) -> bool:
+        return self.blamed is not None and bool(set(self.blamed.parts) & self.subject.blames)
+
+    @property
+    def sentence(self) -> str:
+        name = self.subject.name
+        if self.blamed is None:
+            return f"{name} survives: no check that passes without it fails on it"
+        parts, owed = " or ".join(self.blamed.parts), " or ".join(sorted(self.subject.blames))
+        verdict = "rightly" if self.right else f"wrongly: it breaks {owed}"
+        shown = ", ".join(self.killed_by[:4]) + (
+            f" and {len(self.killed_by) - 4} more" if len(self.killed_by) > 4 else ""
+        )
+        return f"{name} is killed by {shown}; {parts} is blamed, {verdict} ({self.blamed.check})"
+
+    def trial(self) -> Trial:
+        """As kills.json keeps it; of a single fault."""
+        (fault,) = self.subject.faults
+        blamed = self.blamed.parts if self.blamed else ()
+        return Trial(
+            digest(fault), fault.area, fault.summary, fault.blames, self.subject.model, blamed, self.killed_by
+        )
+
+
+def claims(folder: Path | None = None) -> dict[str, tuple[str, ...]]:
+    """Check id -> the faults it claims, read from the suites' text: literals, or a module's constant."""
+    found: dict[str, tuple[str, ...]] = {}
+    for file in {file for file, _ in check_ids(folder).values()}:
+        tree = ast.parse(file.read_text("utf-8"), str(file))
+        constants = {
+            target.id: node.value
+            for node in tree.body
+            if isinstance(node, ast.Assign)
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            named = {keyword.arg: keyword.value for keyword in call.keywords}
+            if getattr(call.func, "id", "") != "check" or "kills" not in named or not call.args:
+                continue
+            value = named["kills"]
+            value = constants.get(value.id, value) if isinstance(value, ast.Name) else value
+            found[str(ast.literal_eval(call.args[0]))] = tuple(ast.literal_eval(value))
+    return found
+
+
+def suites_for(subject: Subject, claimed: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """The suites a subject is run against, in order: of its areas, and those that claim a fault of it."""
+    there = set(suites())
+    names = {fault.name for fault in subject.faults}
+    wanted = {suite for fault in subject.faults for suite in LOOK[fault.area]}
+    wanted |= {check.partition(".")[0] for check, faults in claimed.items() if names & set(faults)}
+    return tuple(name for name in (*ORDER, *sorted(there - set(ORDER))) if name in wanted & there)
+
+
+def cells_for(
+    subjects: Iterable[Subject],
+    claimed: Mapping[str, Sequence[str]],
+    *,
+    every: bool = False,
+    gate: Gate | None = None,
+) -> tuple[Cell, ...]:
+    """One process for each subject, and for each model and suite one on the clean engine.
+
+    Args:
+        every: all suites, whatever the subject: for those that the likely suites did not see.
+        gate: its cells are run too, so that what their checks observe on the clean engine is recorded.
+    """
+    trials, clean = [], defaultdict[str, dict[str, None]](dict)
+    for subject in subjects:
+        names = tuple(n for n in ORDER if n in suites()) if every else suites_for(subject, claimed)
+        clean[subject.model] |= dict.fromkeys(names)
+        trials.append(Cell(subject.model, subject.engine, "+".join(names)))
+    sound = [Cell(model, ENGINE, name) for model, names in sorted(clean.items()) for name in names]
+    sound += [cell for cell in plan.build(gate).cells if cell.engine == ENGINE] if gate else []
+    # The longest first, so that no core is left alone with one at the end.
+    return tuple(dict.fromkeys([*sound, *sorted(trials, key=_cost, reverse=True)]))
+
+
+def _cost(cell: Cell) -> int:
+    return sum(HEAVY.get(suite, 1) for suite in cell.suite.split("+"))
+
+
+def run(
+    cells: Sequence[Cell], out: Path, jobs: int, progress: Callable[[Event], None] = lambda event: None
+) -> tuple[Record, ...]:
+    """Run the cells of `cells_for`; their records."""
+    return plan.run(Plan("faults", tuple(cells)), out, jobs, progress=progress, timeout_s=TIMEOUT_S)
+
+
+def judge(subjects: Sequence[Subject], records: Iterable[Record]) -> tuple[Result, ...]:
+    """What each subject's evidence comes to beside that of the clean engine."""
+    by_engine: dict[tuple[str, str], list[Evidence]] = defaultdict(list)
+    for record in records:
+        if isinstance(record, Evidence):
+            by_engine[record.cell.model, record.cell.engine].append(record)
+    results = []
+    for subject in subjects:
+        seen = by_engine[subject.model, subject.engine]
+        sound = by_engine[subject.model, ENGINE]
+        killed = blaming.kills(seen, sound, silence=subject.breaks_harness)
+        checks = tuple(sorted({evidence.base for evidence in killed}))
+        results.append(Result(subject, checks, blaming.blame(killed)))
+    return tuple(results)
+
+
+def alarms(records: Iterable[Record]) -> tuple[list[Evidence], int]:
+    """Checks that did not pass on a clean engine, and how many were carried out there."""
+    clean = [r for r in records if isinstance(r, Evidence) and r.cell.engine == ENGINE]
+    return [e for e in clean if e.status in (Status.FAILED, Status.ERROR)], len(clean)
+
+
+def unkept(
+    claimed: Mapping[str, Sequence[str]], killed_by: Mapping[str, Sequence[str]]
+) -> dict[str, tuple[str, ...]]:
+    """Check id -> faults that it claims and was not seen to kill, of those that were run.
+
+    Args:
+        killed_by: for each fault that was run the checks that killed it.
+    """
+    found = {
+        check: tuple(name for name in names if name in killed_by and check not in killed_by[name])
+        for check, names in sorted(claimed.items())
+    }
+    return {check: names for check, names in found.items() if names}
+
+
+def contents(records: Iterable[Record]) -> dict[str, str]:
+    """Content hash of every check that was run on a clean engine, by id without parameters."""
+    return {
+        r.base: r.content
+        for r in records
+        if isinstance(r, Evidence) and r.content and r.cell.engine == ENGINE
+    }

@@ -1,0 +1,1 @@
+"""Pretended engines with known leaks."""

@@ -1,0 +1,1 @@
+"""The probed process goes in; the verdict on it comes out."""

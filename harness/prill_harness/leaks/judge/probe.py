@@ -1,0 +1,302 @@
+"""A probe in; each path in a fresh preloaded process, watched and timed, and one report of them all out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Self
+
+import msgspec
+
+from prill_harness.engines.spec import EngineSpec
+from prill_harness.leaks.judge import judge
+from prill_harness.leaks.ledgers import build, lastwords
+from prill_harness.leaks.ledgers.ledgers import Book
+from prill_harness.leaks.probed import paths, protocol
+from prill_harness.leaks.probed.protocol import (
+    Call,
+    Control,
+    Failing,
+    Finished,
+    Message,
+    Opened,
+    Refused,
+    Rows,
+)
+from prill_harness.leaks.reports.report import Judged, PathReport, Probe, Report, Verdict, worst
+from prill_harness.run.children import python
+from prill_harness.run.outcomes import one_line
+from prill_runtime.errors import Inconclusive, UsageError
+
+Watch = Callable[[Probe, Call], None]
+ON_DEVICE = ("cuda", "control_cuda")
+LOST = ("PYTHONMALLOC", "PYTHONTRACEMALLOC", "MALLOC_")
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def probe(
+    wanted: Probe, names: Sequence[str] = (), watch: Watch = lambda probe, call: None, *, stacks: bool = True
+) -> Report:
+    """Probe the named paths (the probe's own, when none is named), each in a process of its own.
+
+    Raises:
+        UsageError: no such path.
+        Inconclusive: this machine cannot preload the host ledger.
+    """
+    from prill_harness.leaks.judge import sites
+
+    began, found = time.monotonic(), list[PathReport]()
+    for name in names or (wanted.path,):
+        one = msgspec.structs.replace(wanted, path=name)
+        report = run(one, watch)
+        if stacks and wanted.stacks and report.verdict is Verdict.LEAK:
+            report = sites.located(one, report)
+        found.append(report)
+    verdict = worst([p.verdict for p in found])
+    telling = [p for p in found if p.verdict is verdict]
+    sentence = "; ".join(
+        f"{p.path}: {p.sentence}" for p in (telling if verdict is not Verdict.CLEAN else telling[:1])
+    )
+    if verdict is Verdict.CLEAN and len(found) > 1:
+        sentence = f"{len(found)} paths are clean; {sentence}"
+    return Report(
+        wanted.engine, wanted.model, verdict, sentence, tuple(found), reproduce(wanted, names),
+        round(time.monotonic() - began, 3),
+    )  # fmt: skip
+
+
+def reproduce(wanted: Probe, names: Sequence[str]) -> str:
+    """The shell command that probes this again."""
+    which = names[0] if len(names) == 1 else "all" if names else wanted.path
+    words = ["prill", "leak", "--engine", wanted.engine, "--model", wanted.model]
+    words += ["--calls", str(wanted.calls), "--path", which]
+    return shlex.join(words)
+
+
+def run(wanted: Probe, watch: Watch = lambda probe, call: None) -> PathReport:
+    """Probe one path in a fresh process under its time limit; a process that dies is itself a finding.
+
+    An engine on a GPU is probed twice: CUPTI, which records the GPU's memory, takes memory of the host at
+    every call, so that the host's ledgers are read where it is not attached.
+    """
+    if wanted.path not in paths.NAMES:
+        raise UsageError("no such path", expected=" or ".join(paths.NAMES), got=repr(wanted.path))
+    report = _run(wanted, watch)
+    if report.verdict is Verdict.BROKEN or EngineSpec.parse(wanted.engine).name not in ON_DEVICE:
+        return report
+    return joined(report, _run(msgspec.structs.replace(wanted, device=True), watch))
+
+
+def joined(host: PathReport, device: PathReport) -> PathReport:
+    """One report of a path's two runs; what one of them could not see forbids to say clean."""
+    verdict = worst([host.verdict, device.verdict])
+    telling = [one.sentence for one in (host, device) if one.verdict is verdict]
+    return msgspec.structs.replace(
+        host,
+        verdict=verdict,
+        sentence=host.sentence if verdict is Verdict.CLEAN else "; ".join(telling),
+        planted=host.planted and device.planted,
+        seen=host.seen + device.seen,
+        missing=host.missing | device.missing | ({} if device.seen else {"device": device.sentence}),
+        duration_s=round(host.duration_s + device.duration_s, 3),
+        readings=host.readings | device.readings,
+    )
+
+
+def _run(wanted: Probe, watch: Watch) -> PathReport:
+    began = time.monotonic()
+    with (
+        build.preloaded(os.environ.get("LD_PRELOAD", "")) as (preload, files),
+        Hosted(wanted, "host", {"LD_PRELOAD": preload}, files) as hosted,
+    ):
+        report = Conversation(wanted, hosted, watch).report()
+    return msgspec.structs.replace(report, duration_s=round(time.monotonic() - began, 3))
+
+
+class Conversation:
+    """Listens to the process that measures, judges what it read, and says what it shall do next."""
+
+    def __init__(self, wanted: Probe, hosted: Hosted, watch: Watch) -> None:
+        self._wanted, self._hosted, self._watch = wanted, hosted, watch
+        self._found: list[Judged] = []
+        self._planted = self._doubled = self._distinct = False
+        self._opened: Opened | None = None
+        self._book: Book | None = None
+        self._control: judge.Control | None = None
+        self._failing: Failing | None = None
+        self._done = 0
+
+    def report(self) -> PathReport:
+        """What the path came to."""
+        for message in self._hosted.messages():
+            if isinstance(message, Call):
+                self._done = message.done
+                self._watch(self._wanted, message)
+            elif isinstance(message, Opened):
+                self._opened = message
+            elif isinstance(message, Rows):
+                self._hosted.command(self._next(message))
+            elif isinstance(message, Control) and self._opened is not None:
+                book = message.rows.book(self._opened.series)
+                self._control = judge.Control(book, message.rows.first)
+            elif isinstance(message, Failing):
+                self._failing = message
+            elif isinstance(message, Refused):
+                verdict = Verdict.BROKEN if message.broken else Verdict.INCONCLUSIVE
+                return PathReport(self._wanted.path, verdict, message.sentence, self._done)
+            elif isinstance(message, Finished):
+                return self._finished(message)
+        return self._died()
+
+    def _next(self, rows: Rows) -> bytes:
+        """Judge; the command for what is worth doing then."""
+        assert self._opened is not None
+        self._book = book = rows.book(self._opened.series)
+        phase = judge.Phase(
+            book, rows.first, doubled=self._doubled, distinct=self._distinct, control=self._control
+        )
+        if phase.open and (self._distinct or not phase.leaks):
+            self._doubled = True
+            return protocol.AGAIN
+        if self._distinct:  # where that grows, it takes the place of what was found before
+            self._found = judge.with_distinct(self._found, phase.judged())
+            return protocol.END
+        self._found, self._planted = phase.judged(), all(phase.planted.values())
+        clean = worst([j.verdict for j in self._found]) is Verdict.CLEAN
+        if self._opened.varies and clean:
+            self._distinct, self._doubled = True, False
+            return protocol.DISTINCT
+        if self._opened.kinds and phase.leaks:
+            return protocol.LOCATE
+        # Beside the GPU's ledgers CUPTI takes memory of the host at every load, failed ones included.
+        walks = self._wanted.path == "load" and not phase.leaks and not self._wanted.device
+        return protocol.WALK if walks else protocol.END
+
+    def _finished(self, message: Finished) -> PathReport:
+        assert self._opened is not None
+        assert self._book is not None
+        found = [*self._found, *message.extra]
+        if message.constant is not None:
+            found = [j for j in found if j.ledger != "engine"] + [judge.constant(message.constant)]
+        report = judge.concluded(self._wanted, self._book, found, self._planted, self._opened.missing)
+        made = {kind: times * (report.calls - report.first + 1) for kind, times in self._opened.kinds.items()}
+        sentence = report.sentence + judge.sites(report.leaks, message.left)
+        return msgspec.structs.replace(report, walk=message.walk, kinds=made, sentence=sentence)
+
+    def _died(self) -> PathReport:
+        path, code, lines = self._wanted.path, self._hosted.ended(), self._hosted.said()
+        if self._hosted.late:
+            limit = f"{self._wanted.timeout_s:g} s and {self._done} of {self._wanted.calls} calls"
+            return PathReport(path, Verdict.INCONCLUSIVE, f"timed out after {limit}", self._done)
+        if self._failing is not None and (end := lastwords.read(lines)) is not None:
+            return self._died_refused(
+                self._failing, end, signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            )
+        where = f"in call {self._done + 1}"
+        if code >= 0:  # an exception nobody expected: no verdict on the engine's memory
+            words = one_line(lines[-1]) if lines else "it printed nothing"
+            return PathReport(path, Verdict.INCONCLUSIVE, f"the probe ended {where}: {words}", self._done)
+        words, name = one_line(lines[0]) if lines else "it printed nothing", signal.Signals(-code).name
+        sentence = f"the engine's process was ended by {name} {where}: {words}"
+        return PathReport(path, Verdict.BROKEN, sentence, self._done)
+
+    def _died_refused(self, failing: Failing, end: lastwords.LastWord, how: str) -> PathReport:
+        """A load that died of a refused allocation: broken only where it died in the engine's own code."""
+        which = f"allocation {failing.nth} of {failing.of} of a load failed"
+        sentence = f"host: {which}, and the process was ended by {how} {end.sentence}"
+        verdict = Verdict.BROKEN if end.engine else Verdict.INCONCLUSIVE
+        found = (*self._found, Judged("host", "failed allocations", "B", verdict, sentence))
+        first = self._wanted.warmup + 1
+        return PathReport(self._wanted.path, verdict, sentence, self._done, first, self._planted, found)
+
+
+class Hosted:
+    """The process that hosts the engine: its own group, one BLAS thread, fixed hashes; killed when late."""
+
+    def __init__(self, wanted: Probe, module: str, extra: dict[str, str], files: Sequence[int] = ()) -> None:
+        lost = (*lost_settings(), "LD_PRELOAD")
+        inherited = {name: value for name, value in os.environ.items() if name not in lost}
+        fixed = dict.fromkeys(THREADS, "1") | {"PYTHONHASHSEED": "0"}
+        words = python(f"prill_harness.leaks.probed.{module}", "-X", "faulthandler")
+        reading, writing = os.pipe()
+        ordered, ordering = os.pipe()
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [*words, msgspec.json.encode(wanted).decode(), str(writing), str(ordered)],
+            stdin=subprocess.DEVNULL,
+            stdout=self._said,
+            stderr=subprocess.STDOUT,
+            pass_fds=(writing, ordered, *files),
+            env=inherited | fixed | extra,
+            start_new_session=True,
+        )
+        os.close(writing)
+        os.close(ordered)
+        self._messages, self._ordering = os.fdopen(reading, "rb"), ordering
+        self.late = False
+        self._timer = threading.Timer(wanted.timeout_s, self._expire)
+
+    def _expire(self) -> None:
+        self.late = True
+        self._kill()
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def messages(self) -> Iterator[Message]:
+        """What the process says, until it ends."""
+        decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
+        for line in self._messages:
+            with contextlib.suppress(msgspec.DecodeError):  # a killed writer leaves half a line
+                yield decoder.decode(line)
+
+    def command(self, order: bytes) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._ordering, order)
+
+    def ended(self) -> int:
+        """The exit code, once it is over; negative for a signal."""
+        return self._process.wait()
+
+    def said(self) -> list[str]:
+        """What the process printed, line by line."""
+        self._said.seek(0)
+        text = self._said.read().decode("utf-8", "backslashreplace")
+        return [line for line in text.splitlines() if line.strip()]
+
+    def __enter__(self) -> Self:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._timer.cancel()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            if error[0] is None:
+                self._process.wait(1)
+        self._kill()
+        self._process.wait()
+        self._messages.close()
+        self._said.close()
+        os.close(self._ordering)
+
+
+def lost_settings() -> tuple[str, ...]:
+    """The caller's variables that the probed process does not get: they change what it allocates."""
+    return tuple(sorted(name for name in os.environ if name.startswith(LOST)))
+
+
+def attached() -> str:
+    """Empty when the host ledger can be preloaded here, else why not."""
+    try:
+        build.interposer()
+    except Inconclusive as error:
+        return str(error)
+    return ""

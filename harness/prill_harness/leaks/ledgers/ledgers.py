@@ -1,0 +1,228 @@
+"""This process in; one row of integers per call, each column a series of a ledger with its own rule, out."""
+
+from __future__ import annotations
+
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from prill_harness.leaks.ledgers import settle
+from prill_harness.leaks.ledgers.native import Interposer
+from prill_harness.leaks.reports.verdict import Rule
+from prill_runtime.errors import PrillError
+
+PLANT_BYTES, PLANT_EVERY = 16, 8
+SETTLE_S, SETTLE_TRIES = 0.001, 50
+PROCESS_KEYS = ("process", "rss")  # of engine.memory(): what the process ledger reads itself
+LIMIT = "_limit"  # engine.memory() may say how large a counter may become: "cache" and "cache_limit"
+
+
+class Series(msgspec.Struct, frozen=True):
+    """One column. `part` series locate a leak and do not decide by themselves; `readings` only inform."""
+
+    ledger: str
+    name: str
+    unit: str
+    rule: Rule | None
+    part: bool = False
+
+
+class Ledger(ABC):
+    """A few counters read together. Reading must leave nothing behind."""
+
+    series: tuple[Series, ...]
+
+    @abstractmethod
+    def read(self) -> Sequence[int]:
+        """One value for each series."""
+
+    def plant(self) -> Mapping[str, int]:
+        """Leak something known; what each series (by name) has to show of it."""
+        return {}
+
+    def unplant(self) -> None:
+        """Take back what was planted."""
+
+
+class Host(Ledger):
+    """Live blocks and bytes of every allocation family, in all and by size class, and mapped bytes."""
+
+    def __init__(self, interposer: Interposer) -> None:
+        self._interposer = interposer
+        names = [
+            f"blocks of {size} B" if size <= 1032 else f"blocks up to {size} B" for size in interposer.sizes
+        ]
+        names[-1] = "larger blocks"
+        self.series = (
+            Series("host", "blocks", "blocks", Rule.EXACT),
+            Series("host", "bytes", "B", Rule.EXACT),
+            Series("host", "mapped", "B", Rule.EXACT),
+            *(Series("host", name, "blocks", Rule.EXACT, part=True) for name in names),
+        )
+
+    def read(self) -> Sequence[int]:
+        blocks, sizes, mapped = self._interposer.read()
+        return sum(blocks), sum(sizes), mapped, *blocks
+
+    def plant(self) -> Mapping[str, int]:
+        usable = self._interposer.plant(PLANT_BYTES)
+        at = self._interposer.sizes.index(usable)
+        return {"blocks": 1, "bytes": usable, self.series[3 + at].name: 1} if usable else {}
+
+    def unplant(self) -> None:
+        self._interposer.unplant()
+
+
+class Python(Ledger):
+    """Blocks that Python's own allocator has handed out."""
+
+    def __init__(self, room: int) -> None:
+        self.series = (Series("python", "blocks", "blocks", Rule.EXACT),)
+        self._kept: list[object] = [None] * room
+        self._planted = 0
+
+    def read(self) -> Sequence[int]:
+        return (sys.getallocatedblocks(),)
+
+    def plant(self) -> Mapping[str, int]:
+        self._kept[self._planted] = object()
+        self._planted += 1
+        return {"blocks": 1}
+
+    def unplant(self) -> None:
+        self._kept[: self._planted] = [None] * self._planted
+
+
+class Process(Ledger):
+    """Descriptors and threads, which may never grow, and resident memory that no exact ledger explains."""
+
+    def __init__(self, interposer: Interposer) -> None:
+        self._interposer, self._threads = interposer, sys.maxsize
+        self.series = (
+            Series("process", "descriptors", "descriptors", Rule.NEVER),
+            Series("process", "threads", "threads", Rule.NEVER),
+            Series("process", "unattributed", "B", Rule.RESIDENT),
+            Series("process", "resident", "B", None),
+        )
+
+    def read(self) -> Sequence[int]:
+        for _ in range(SETTLE_TRIES):  # a joined thread is counted until the kernel has put it away
+            about = self._interposer.process()
+            if about["threads"] <= self._threads:
+                break
+            time.sleep(SETTLE_S)
+        self._threads = about["threads"]
+        resident = about["rss_anon"] + about["swap"]
+        _, held, mapped = self._interposer.totals()
+        return about["descriptors"], about["threads"], resident - held - mapped, resident
+
+
+class Counters(Ledger):
+    """What the engine says it holds; every counter is back at its idle value after a call."""
+
+    def __init__(self, memory: Callable[[], Mapping[str, int]], names: Sequence[str]) -> None:
+        self._memory = memory
+        self._names = tuple(names)
+        self.series = tuple(
+            Series("engine", n, "B", None if n.endswith(LIMIT) else Rule.COUNTER) for n in self._names
+        )
+
+    def read(self) -> Sequence[int]:
+        said = self._memory()
+        return [int(said.get(name, 0)) for name in self._names]
+
+
+def counter_names(said: Mapping[str, int]) -> list[str]:
+    """The counters of engine.memory() that concern the engine and not its process."""
+    return [name for name in said if name not in PROCESS_KEYS]
+
+
+class Book:
+    """Readings: what was counted, by call.
+
+    Attributes:
+        rows: (call, series), int64. planted: (call, series), what the plants so far add. calls: rows in use.
+    """
+
+    def __init__(
+        self, series: Sequence[Series], rows: NDArray[np.int64], planted: NDArray[np.int64], calls: int
+    ) -> None:
+        self.series, self.rows, self.planted, self.calls = tuple(series), rows, planted, calls
+        self._column = {(s.ledger, s.name): i for i, s in enumerate(self.series)}
+
+    def last(self) -> dict[str, int]:
+        """The newest reading of what a person watches, plants taken off."""
+        row = self.rows[self.calls - 1] - self.planted[self.calls - 1]
+        shown = (s for s in self.series if not s.part)
+        return {f"{s.ledger} {s.name}": int(row[self._column[s.ledger, s.name]]) for s in shown}
+
+    def values(self, series: Series, first: int, *, planted: bool = False) -> tuple[int, ...]:
+        """Readings from the one before call `first` on; with the plants in them or without."""
+        column = self._column[series.ledger, series.name]
+        read = self.rows[first - 2 : self.calls, column]
+        off = 0 if planted else self.planted[first - 2 : self.calls, column]
+        return tuple(int(value) for value in read - off)
+
+
+class Measured(Book):
+    """A book that is being written; its memory is taken before the first call."""
+
+    def __init__(self, ledgers: Sequence[Ledger], calls: int) -> None:
+        self._ledgers = tuple(ledgers)
+        series = tuple(s for ledger in self._ledgers for s in ledger.series)
+        shape = calls, len(series)
+        # Filled with ones: touched, so that writing to them later takes no page.
+        super().__init__(series, np.ones(shape, np.int64), np.ones(shape, np.int64), 0)
+        self._sum: NDArray[np.int64] = np.zeros(len(series), np.int64)
+
+    def close_call(self) -> None:
+        """Plant what is due and read every ledger."""
+        if (self.calls + 1) % PLANT_EVERY == 0:
+            self._plant()
+        settle.settled()
+        at = 0
+        for ledger in self._ledgers:
+            for value in ledger.read():
+                self.rows[self.calls, at] = value
+                at += 1
+        self.planted[self.calls] = self._sum
+        self.calls += 1
+
+    def beside(self, calls: int) -> Measured:
+        """An empty book of the same ledgers, for the calls of a control."""
+        return Measured(self._ledgers, calls)
+
+    def _plant(self) -> None:
+        for ledger in self._ledgers:
+            for name, size in ledger.plant().items():
+                self._sum[self._column[ledger.series[0].ledger, name]] += size
+
+    def unplant(self) -> None:
+        for ledger in self._ledgers:
+            ledger.unplant()
+
+
+def opened(
+    calls: int, engine_memory: Callable[[], Mapping[str, int]] | None, device: Sequence[Ledger] = ()
+) -> tuple[Measured, dict[str, str]]:
+    """The book of every ledger that can be attached here, and why the others cannot.
+
+    The ledgers of a device are read alone: what records them for us takes memory of the host at every call.
+    """
+    missing: dict[str, str] = {}
+    if device:
+        return Measured(device, calls), missing
+    found: list[Ledger] = []
+    try:
+        interposer = Interposer()
+        found += [Host(interposer), Python(calls), Process(interposer)]
+    except PrillError as error:
+        missing["host"] = str(error)
+    if engine_memory is not None:
+        found.append(Counters(engine_memory, counter_names(engine_memory())))
+    return Measured(found, calls), missing

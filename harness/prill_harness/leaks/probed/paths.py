@@ -1,0 +1,304 @@
+"""A path's name and an engine in; one call of it out: success, error, cancel, load, session, concurrent,
+requests."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from pathlib import Path as File
+from threading import Barrier
+from typing import Any, ClassVar
+
+import numpy as np
+
+from prill_harness.engines.base import Capability, Engine, engine_class
+from prill_harness.engines.spec import CONNECTORS, EngineSpec, open_engine, resolve_model
+from prill_harness.leaks.probed import kinds
+from prill_harness.leaks.reports.report import Probe
+from prill_harness.numbers.compare import largest
+from prill_runtime.errors import Inconclusive, PrillError
+
+PROMPT = "the quick brown fox jumps over the lazy dog"
+LENGTH = 12
+FULL_CONTEXT = 8192  # a prompt one longer than a larger context is not worth its time
+SESSIONS = 4
+CANCEL_AT = 3
+PROMPTS = 1000  # distinct ones that a vocabulary and a length have to allow
+TIMES = 25  # calls of each kind in one of the path `requests`: 200 in a window of eight
+REQUESTS_S = (
+    60.0  # seconds of the processor's that path may take; where a call is slow, each kind is made fewer times
+)
+
+
+def opened(spec: str, model: str) -> Engine:
+    """As `open_engine`, for a process in which the spec's faults are ambient: no twin class of every object,
+    whose making and unmaking would be in the readings."""
+    parsed = EngineSpec.parse(spec)
+    if not parsed.faults:
+        return open_engine(spec, model)
+    for connector in CONNECTORS:
+        import_module(f"prill_harness.engines.{connector}")
+    cls, argument = engine_class(f"{parsed.name}:{parsed.argument}")
+    return cls.open(argument, model)
+
+
+class Path(ABC):
+    """One way through the engine. `call` leaves nothing behind but what the engine leaves.
+
+    Raises:
+        Inconclusive: in `call`, when what the path is about does not happen.
+    """
+
+    registry: ClassVar[dict[str, type[Path]]] = {}
+    varies = False  # whether distinct prompts make a difference
+    control: Callable[[], None] | None = None  # a call like this path's that does no work of the engine
+    kinds: Mapping[str, Callable[[int], object]] = {}  # of which one call of this path is made up, if it is
+    times = 1  # that each of them is made in it
+
+    def __init_subclass__(cls, name: str) -> None:
+        Path.registry[name] = cls
+
+    def __init__(self, probe: Probe) -> None:
+        self.probe = probe
+        self.engine: Engine | None = opened(probe.engine, probe.model)
+        self.info = self.engine.info
+        self.ids = self._prompt(self.engine)
+        self._digits = next((n for n in range(1, len(self.ids) + 1) if self._known**n >= PROMPTS), 0)
+        self.varies = self.varies and self._digits > 0
+
+    @abstractmethod
+    def call(self, number: int, ids: Sequence[int]) -> None:
+        """One call; `number` counts from 1."""
+
+    def memory(self) -> Callable[[], Mapping[str, int]] | None:
+        """What reads the engine's counters; None when it has none."""
+        return self.engine.memory if self.engine and Capability.MEMORY in self.info.capabilities else None
+
+    def close(self) -> None:
+        if self.engine is not None:
+            self.engine.close()
+            self.engine = None
+
+    def distinct(self, number: int) -> list[int]:
+        """A prompt like the usual one that no other call has."""
+        ids = list(self.ids)
+        for at in range(self._digits):  # the number itself, its digits being ids
+            number, ids[-1 - at] = divmod(number, self._known)
+        return ids
+
+    @property
+    def _known(self) -> int:
+        """Ids of the vocabulary; of an engine that does not say, as many as any has."""
+        return int(self.info.config.get("vocab_size", 256))
+
+    @property
+    def _context(self) -> int:
+        """Positions; 0: the engine does not say."""
+        return int(self.info.config.get("context_length", 0))
+
+    def _prompt(self, engine: Engine) -> list[int]:
+        """At most LENGTH ids, fewer where a context would not hold the tokens of a cancelled request.
+
+        Not of a text where the vocabulary's size is known: it need not have tokens for any.
+        """
+        texts = "vocab_size" not in self.info.config and Capability.TOKENIZE in self.info.capabilities
+        ids = engine.tokenize(PROMPT) if texts else [n % self._known for n in range(1, LENGTH + 1)]
+        return ids[: max(1, min(LENGTH, self._context - CANCEL_AT) if self._context else LENGTH)]
+
+    def _needs(self, capability: Capability) -> Engine:
+        if self.engine is None or capability not in self.info.capabilities:
+            raise Inconclusive(f"engine {self.info.name} does not offer {capability.value}")
+        return self.engine
+
+
+class Success(Path, name="success"):
+    """A request that works: prefill, a few decode steps, the end."""
+
+    varies = True
+
+    def call(self, number: int, ids: Sequence[int]) -> None:
+        if Capability.GENERATE in self.info.capabilities:
+            self._needs(Capability.GENERATE).generate(ids, max_tokens=self.probe.max_tokens, ignore_eos=True)
+        else:
+            self._needs(Capability.LOGITS).logits(ids)
+
+
+class Error(Path, name="error"):
+    """Every error a request can provoke, once each."""
+
+    def __init__(self, probe: Probe) -> None:
+        super().__init__(probe)
+        over = self._known if "vocab_size" in self.info.config else 2**31 - 1
+        self._requests: list[tuple[str, list[int], dict[str, Any]]] = [
+            ("an id outside the vocabulary", [*self.ids, over], {}),
+            ("an empty prompt", [], {}),
+            ("a temperature below 0", self.ids, {"temperature": -1.0}),
+            ("top-p above 1", self.ids, {"top_p": 1.5}),
+        ]
+        if 0 < self._context <= FULL_CONTEXT:
+            long = (self.ids * (self._context // len(self.ids) + 1))[: self._context + 1]
+            self._requests.append(("a prompt longer than the context", long, {}))
+
+    def call(self, number: int, ids: Sequence[int]) -> None:
+        engine, refused = self._needs(Capability.GENERATE), 0
+        for _, prompt, rest in self._requests:
+            try:
+                engine.generate(prompt, max_tokens=1, **rest)
+            except Exception:
+                refused += 1
+        if not refused:
+            raise Inconclusive("no bad request was refused, so no error path was walked")
+
+
+class Cancel(Path, name="cancel"):
+    """A request that is cancelled at its third token."""
+
+    def call(self, number: int, ids: Sequence[int]) -> None:
+        seen = 0
+
+        def enough(token: int, logprob: float) -> bool:
+            nonlocal seen
+            seen += 1
+            return seen < CANCEL_AT
+
+        engine = self._needs(Capability.GENERATE)
+        done = engine.generate(ids, max_tokens=4 * CANCEL_AT, ignore_eos=True, on_token=enough)
+        if done.finish_reason != "cancelled":
+            raise Inconclusive("the request was not cancelled", got=done.finish_reason)
+
+
+class Load(Path, name="load"):
+    """The engine is opened on the model, and closed."""
+
+    def __init__(self, probe: Probe) -> None:
+        fixture = probe.model.startswith("fixture:")  # found once: what is probed is loading its file
+        self.model = str(resolve_model(probe.model)) if fixture else probe.model
+        super().__init__(probe)
+        self.close()
+
+    def call(self, number: int, ids: Sequence[int]) -> None:
+        opened(self.probe.engine, self.model).close()
+
+    def memory(self) -> Callable[[], Mapping[str, int]] | None:
+        return None
+
+
+class Session(Path, name="session"):
+    """A session is created, fed, and destroyed."""
+
+    def call(self, number: int, ids: Sequence[int]) -> None:
+        session = self._needs(Capability.SESSIONS).session()
+        try:
+            session.feed(ids)
+        finally:
+            session.close()
+
+
+class Concurrent(Path, name="concurrent"):
+    """Several requests at once, each in a thread of its own that stays.
+
+    What threads that meet leave in the stores of the interpreter and of libraries is a matter of chance, and
+    more so on a busy machine: control calls of the same run show how much.
+    """
+
+    def __init__(self, probe: Probe) -> None:
+        super().__init__(probe)
+        self._pool, self._all_there = ThreadPoolExecutor(SESSIONS), Barrier(SESSIONS)
+        self.control()  # the pool starts its threads as it needs them: now it has all
+
+    def call(self, number: int, ids: Sequence[int]) -> None:
+        generate = self._needs(Capability.GENERATE).generate
+        self._at_once(lambda: generate(ids, max_tokens=CANCEL_AT, ignore_eos=True))
+
+    def control(self) -> None:
+        """As many threads at once, at work on arrays of nobody."""
+        self._at_once(arithmetic)
+
+    def _at_once(self, work: Callable[[], object]) -> None:
+        def meet() -> None:
+            self._all_there.wait()  # or one thread would do all, and the last first come in when measured
+            work()
+
+        for task in [self._pool.submit(meet) for _ in range(SESSIONS)]:
+            task.result()
+
+    def close(self) -> None:
+        self._pool.shutdown()
+        super().close()
+
+
+class Requests(Path, name="requests"):
+    """Every kind of call that the protocol knows, some of each: what leaves something in one of two hundred,
+    or at one end of one kind alone, shows."""
+
+    def __init__(self, probe: Probe) -> None:
+        super().__init__(probe)
+        self._folder = tempfile.TemporaryDirectory(prefix="prill-leaks-")
+        model = probe.model
+        with contextlib.suppress(PrillError):
+            model = str(resolve_model(model))
+        assert self.engine is not None
+        vocab = self._known if "vocab_size" in self.info.config else 0
+        subject = kinds.Subject(
+            self.engine, lambda file: opened(probe.engine, file), model, vocab, self._context
+        )
+        self.kinds = kinds.offered(subject, File(self._folder.name))
+        self._poisoned = subject.poisoned
+        if not self.kinds:
+            raise Inconclusive(f"engine {self.info.name} offers no call that could be made")
+        self._round(0)
+        began = time.process_time()  # which does not grow when others use the machine
+        self._round(1)
+        each = probe.calls * (time.process_time() - began)
+        self.times = max(1, min(TIMES, int(REQUESTS_S / largest(each, 1e-9))))
+
+    def call(self, number: int, ids: Sequence[int]) -> None:
+        for n in range(number * self.times, (number + 1) * self.times):
+            self._round(n)
+
+    def _round(self, n: int) -> None:
+        for make in self.kinds.values():
+            make(n)
+
+    def close(self) -> None:
+        super().close()
+        if self._poisoned is not None:
+            self._poisoned.close()
+        self._folder.cleanup()
+
+
+NAMES = tuple(Path.registry)
+
+
+def arithmetic() -> None:
+    """What engines do to arrays, done to nobody's: products, exponentials, small results."""
+    with np.errstate(all="ignore"):
+        for size in (1, 7, 12, 64, 288):
+            row = np.ones((size, 64), np.float32)
+            scores = np.exp(row @ row.T - size)
+            scores /= scores.sum(-1, keepdims=True)
+            np.argsort(scores[-1])
+
+
+def counters_move(engine: Engine, ids: Sequence[int]) -> bool:
+    """Whether the engine's counters react to a session, to work or to nothing at all."""
+    from prill_harness.leaks.ledgers.ledgers import counter_names
+
+    def read() -> dict[str, int]:
+        said = engine.memory()
+        return {name: int(said[name]) for name in counter_names(said)}
+
+    idle, during = read(), []
+    if Capability.SESSIONS in engine.info.capabilities:
+        session = engine.session()
+        session.feed(ids)
+        during.append(read())
+        session.close()
+    if Capability.GENERATE in engine.info.capabilities:
+        engine.generate(ids, max_tokens=2, ignore_eos=True, on_token=lambda *_: during.append(read()))
+    return any(reading != idle for reading in during)

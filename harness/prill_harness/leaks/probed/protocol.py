@@ -1,0 +1,98 @@
+"""What the probed process and the one that judges say to each other, as JSON lines and one-byte commands."""
+
+from __future__ import annotations
+
+import base64
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from prill_harness.leaks.ledgers.ledgers import Book, Series
+from prill_harness.leaks.reports.report import Judged, Site, Walk
+
+# Commands: as many calls again; as many with a prompt of their own each; the end, with the walk, with the
+# kinds of call that leave something, or with neither.
+AGAIN, DISTINCT, WALK, LOCATE, END = b"a", b"d", b"w", b"l", b"e"
+
+
+class Opened(msgspec.Struct, frozen=True, tag="opened"):
+    """The ledgers' columns, the ledgers that are missing and why; whether distinct prompts mean anything;
+    and of how many calls of which kinds one of this path is made up."""
+
+    series: tuple[Series, ...]
+    missing: dict[str, str]
+    varies: bool
+    kinds: dict[str, int] = {}
+
+
+class Call(msgspec.Struct, frozen=True, tag="call"):
+    """Progress: calls done, those foreseen, and the newest readings."""
+
+    done: int
+    total: int
+    values: dict[str, int]
+
+
+class Rows(msgspec.Struct, frozen=True, tag="rows"):
+    """Every reading so far, and where what is asked about begins; the process waits for a command."""
+
+    first: int
+    calls: int
+    rows: bytes
+    planted: bytes
+
+    @classmethod
+    def of(cls, book: Book, first: int) -> Rows:
+        used = book.rows[: book.calls], book.planted[: book.calls]
+        return cls(first, book.calls, *(base64.b64encode(a.tobytes()) for a in used))
+
+    def book(self, series: tuple[Series, ...]) -> Book:
+        return Book(series, _array(self.rows, len(series)), _array(self.planted, len(series)), self.calls)
+
+
+class Control(msgspec.Struct, frozen=True, tag="control"):
+    """Readings of calls like the path's that do no work of the engine."""
+
+    rows: Rows
+
+
+class Finished(msgspec.Struct, frozen=True, tag="finished"):
+    """The end.
+
+    Attributes:
+        extra: what the walk found; walk: how far it went.
+        constant: counters of the engine that nothing moves. left: by kind of call, what grew by how much.
+    """
+
+    extra: tuple[Judged, ...] = ()
+    constant: tuple[str, ...] | None = None
+    walk: Walk | None = None
+    left: dict[str, dict[str, int]] = {}
+
+
+class Failing(msgspec.Struct, frozen=True, tag="failing"):
+    """Loads begin whose allocation `nth` of `of` is failed, again and again."""
+
+    nth: int
+    of: int
+
+
+class Refused(msgspec.Struct, frozen=True, tag="refused"):
+    """The path cannot be walked; `broken`: because the engine failed, not for lack of something."""
+
+    sentence: str
+    broken: bool
+
+
+class Traced(msgspec.Struct, frozen=True, tag="traced"):
+    """What a run under memray found, the worst first."""
+
+    sites: tuple[Site, ...]
+
+
+Message = Opened | Call | Control | Rows | Failing | Finished | Refused | Traced
+
+
+def _array(packed: bytes, width: int) -> NDArray[np.int64]:
+    return np.frombuffer(base64.b64decode(packed), np.int64).reshape(-1, width)

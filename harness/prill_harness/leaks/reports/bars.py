@@ -1,0 +1,132 @@
+"""What the probe is examined on: known leaks on their paths, clean engines, and what has to come of each."""
+
+from __future__ import annotations
+
+import msgspec
+
+from prill_harness.leaks.reports.report import Probe, Verdict
+
+TINY = "fixture:llama-tiny"
+NONE = "none"
+
+
+class Case(msgspec.Struct, frozen=True):
+    """One known engine.
+
+    Attributes:
+        ledgers: those that have to show the leak; empty: none may.
+        verdicts: those that are right.
+        function: the one a stack has to name; empty: no stack is asked for.
+        says: words of the sentence. most_calls: of a run, when not 0. anywhere: whichever ledger shows it.
+        runs: how often, with another seed each, in a full examination; quick: in a quick one.
+    """
+
+    name: str
+    engine: str
+    ledgers: tuple[str, ...] = ()
+    verdicts: tuple[Verdict, ...] = (Verdict.LEAK,)
+    path: str = "success"
+    model: str = NONE
+    function: str = ""
+    runs: int = 1
+    quick: int = 0
+    says: str = ""
+    most_calls: int = 0
+    anywhere: bool = False
+
+    def probe(self, seed: int) -> Probe:
+        """The probe of one run."""
+        engine = self.engine if self.model != NONE else f"{self.engine},seed={seed + 1}"
+        return Probe(engine, self.model, self.path, timeout_s=120.0, stacks=False)
+
+
+CLEAN_ONLY = (Verdict.CLEAN,)
+EITHER = (Verdict.CLEAN, Verdict.INCONCLUSIVE)
+
+
+def _block(size: int, every: int, noise: str = "quiet", **rest: object) -> Case:
+    name = f"{size} bytes, every {'call' if every == 1 else f'{every}th call'}"
+    name += "" if noise == "quiet" else f", amid {noise}"
+    engine = f"control:leak=block,size={size},every={every},noise={noise}"
+    case = Case(name, engine, ("host",), function="control_leak_block")
+    return msgspec.structs.replace(case, **rest)
+
+
+# The bar: 16 bytes in every 8th call, 60 of 60, in 50 calls.
+BAR = tuple(
+    _block(16, 8, noise, runs=20, quick=1, most_calls=50, function="") for noise in ("quiet", "churn", "pool")
+)
+
+PLANTED = (
+    *(
+        _block(size, every, quick=int((size, every) == (1, 8)))
+        for size in (1, 16, 64, 4096)
+        for every in (1, 8)
+    ),
+    _block(64, 8, "pool"),
+    _block(64, 8, "threads"),
+    Case("a list that only grows", "control:leak=list,size=64", ("host",),
+         function="control_grow_list", quick=1),
+    Case("one buffer that only grows", "control:leak=buffer,size=64", ("host",),
+         function="control_grow_buffer"),
+    Case("a mapping in every call", "control:leak=mapping,size=4096", ("host",),
+         function="control_leak_mapping"),
+    Case("an own arena of mappings", "control:leak=arena,size=16384", ("host",),
+         function="control_leak_arena"),
+    Case("mappings behind libc's back", "control:leak=raw,size=65536", ("process",)),
+    Case("a descriptor", "control:leak=descriptor", ("process",), says="descriptors"),
+    Case("a thread", "control:leak=thread", ("process",), says="threads"),
+    Case("only on error", "control:leak=block,on=error", ("host",), path="error", quick=1),
+    Case("only on cancel", "control:leak=block,on=cancel", ("host",), path="cancel"),
+    Case("only at unload", "control:leak=block,on=load", ("host",), path="load"),
+    Case("only in a session's end", "control:leak=block,on=session", ("host",), path="session"),
+    Case("only on the 3rd failed allocation", "control:on=third_failure", ("host",), path="load", quick=1,
+         says="allocation 3 "),
+    Case("on any failed allocation", "control:on=any_failure", ("host",), path="load"),
+    Case("a block freed twice", "control:leak=double_free", (), (Verdict.BROKEN,), says="double free"),
+    Case("a tracker that reports a constant", "control:tells=constant", (), (Verdict.INCONCLUSIVE,),
+         says="tracks nothing"),
+    *(
+        Case(f"numpy: {fault}", f"numpy+fault:{fault}", ledgers, path=path, model=TINY, quick=quick)
+        for fault, path, ledgers, quick in (
+            ("leak_on_success", "success", ("host",), 0),
+            ("leak_every_eighth", "success", ("host",), 0),
+            ("leak_on_error", "error", ("host",), 0),
+            ("leak_on_cancel", "cancel", ("host",), 0),
+            ("leak_on_unload", "load", ("host",), 0),
+            ("failed_load_leaks", "load", ("host",), 0),
+            ("session_cache_kept", "session", ("host",), 0),
+            ("leak_mapping", "success", ("host",), 0),
+            ("leak_descriptor", "success", ("process",), 0),
+            ("leak_thread", "success", ("process",), 0),
+            ("leak_when_concurrent", "concurrent", ("host",), 0),
+        )
+    ),
+    Case("numpy: history_grows", "numpy+fault:history_grows", ("python",), model=TINY,
+         function="memory.py"),
+)  # fmt: skip
+
+CLEAN = (
+    Case("quiet", "control:noise=quiet", (), CLEAN_ONLY, runs=10, quick=1),
+    Case("allocation churn", "control:noise=churn", (), CLEAN_ONLY, runs=45, quick=1),
+    Case("worker pool, cross-thread frees", "control:noise=pool", (), CLEAN_ONLY, runs=40, quick=1),
+    Case("threads that come and go", "control:noise=threads", (), CLEAN_ONLY, runs=35, quick=1),
+    Case("a cache of 16, entered by every call", "control:ring=16", (), CLEAN_ONLY, runs=15),
+    Case("a cache of 30, entered by every call", "control:ring=30,noise=churn", (), CLEAN_ONLY, runs=15),
+    Case("a cache of 64 prompts", "control:prompts=64", (), CLEAN_ONLY, runs=15),
+    Case("numpy on llama-tiny", "numpy", (), CLEAN_ONLY, model=TINY, runs=8, quick=1),
+    Case("numpy64 on llama-tiny", "numpy64", (), CLEAN_ONLY, model=TINY, runs=8),
+    *(
+        Case(f"{engine}: {path}", engine, (), CLEAN_ONLY, path=path, model=TINY, runs=2)
+        for engine in ("numpy", "numpy64")
+        for path in ("error", "cancel", "load", "session", "concurrent")
+    ),
+)  # fmt: skip
+
+UNDECIDED = (
+    Case("a cache of 5000, entered by every call, that never fills", "control:ring=5000", (),
+         (Verdict.INCONCLUSIVE,), runs=5, quick=1, says="has not filled"),
+    Case("a silent cache of 5000 prompts that never fills", "control:prompts=5000,tells=no", (),
+         (Verdict.INCONCLUSIVE,), runs=2, says="distinct prompts"),
+    Case("as many live blocks as chance wills", "control:noise=ragged", (), EITHER, runs=10),
+)  # fmt: skip

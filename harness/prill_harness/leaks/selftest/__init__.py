@@ -1,0 +1,1 @@
+"""The probe examined: on controls, on clean engines, beside another tool."""

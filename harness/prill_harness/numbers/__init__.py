@@ -1,0 +1,1 @@
+"""Arithmetic of comparing: how far numbers are apart, and how far they may be."""

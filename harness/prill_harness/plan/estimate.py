@@ -1,0 +1,76 @@
+"""Ledgers of earlier runs and cells in; how long the cells will take, as far as that is known, out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from prill_harness.numbers.compare import largest
+from prill_harness.records import ledger
+from prill_harness.records.evidence import Cell, CellEnded
+from prill_runtime.errors import PrillError
+
+TYPICAL = {
+    "blocks": 0.2, "cache": 0.8, "cost": 2.0, "errors": 0.2, "file": 0.6, "harness": 4.2, "memory": 14.8,
+    "ops": 4.1, "properties": 2.0, "requests": 0.9, "sampler": 0.9, "stages": 0.4, "tokenizer": 0.5,
+    "tokens": 3.2, "witness": 0.5,
+}  # fmt: skip
+"""Seconds of a cell of each suite with the engine numpy on a packaged model, on two cores of 2026."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of wall time for the cells of which something is known, how many of these never ran here, and
+    how many cells nothing is known of."""
+
+    seconds: float
+    unknown: int
+    typical: int = 0
+
+    def __str__(self) -> str:
+        if not self.seconds:
+            return "how long that takes was never recorded here"
+        told = f"{self.seconds:.0f} s" if self.seconds < 100 else f"{self.seconds / 60:.0f} min"
+        more = f", and {self.unknown} cells of which nothing is recorded" if self.unknown else ""
+        whose = "what earlier runs took"
+        if self.typical:
+            whose = f"what {self.typical} of the cells take on a packaged model"
+        return f"about {told} by {whose}{more}"
+
+
+def recorded(ledgers: Iterable[Path]) -> dict[Cell, float]:
+    """Seconds of each cell that ended, by the first ledger that has it; what cannot be read is left out."""
+    times: dict[Cell, float] = {}
+    for path in ledgers:
+        try:
+            records = ledger.read(path) if path.is_file() else ()
+        except (PrillError, OSError):
+            continue
+        for record in records:
+            if isinstance(record, CellEnded):
+                times.setdefault(record.cell, record.duration_s)
+    return times
+
+
+def estimate(cells: Sequence[Cell], times: Mapping[Cell, float], jobs: int) -> Estimate:
+    """A cell takes what it took; one that never ran, what its suite took on that engine with other models, or
+    what is typical of it."""
+    alike: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for cell, seconds in times.items():
+        alike[_kind(cell)].append(seconds)
+    known = [
+        times.get(cell, fmean(alike[_kind(cell)])) for cell in cells if cell in times or _kind(cell) in alike
+    ]
+    rest = [cell for cell in cells if cell not in times and _kind(cell) not in alike]
+    typical = [TYPICAL[cell.suite] for cell in rest if cell.engine == "numpy" and cell.suite in TYPICAL]
+    known += typical
+    # All cells side by side take no less than the longest of them.
+    wall = largest(0.0, sum(known) / max(1, min(jobs, len(cells))), *known)
+    return Estimate(wall, len(cells) - len(known), len(typical))
+
+
+def _kind(cell: Cell) -> tuple[str, str, str]:
+    return cell.engine, cell.suite, cell.device

@@ -1,0 +1,161 @@
+"""gates.toml in; gates with what they inherit resolved out.
+
+```toml
+default = "architectures"            # the gate that `prill gate` runs when none is named
+
+[gates.foundation]
+checklists = ["foundation"]          # files of the checklists folder, without .toml
+blocks_at = "medium"                 # an item at least this severe must be proven
+minimum_executed = 30                # evidence that passed or failed, at least
+max_inconclusive = 0
+max_flaky = 0                        # checks whose evidence disagrees with itself
+never_waive = ["cache.leak"]         # items that no waiver may cover
+[[gates.foundation.plan]]            # every combination of these is a cell
+models = ["fixture:llama-tiny"]
+engines = ["numpy"]
+suites = ["file", "ops"]
+devices = ["cpu"]                    # optional
+
+[gates.architectures]
+extends = "foundation"               # checklists, never_waive and plan are added to the parent's,
+blocks_at = "low"                    # any other key replaces the parent's
+```
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from prill_harness.plan.provenance import file_digest
+from prill_harness.records.catalog import packaged
+from prill_harness.records.names import look_up
+from prill_harness.records.strict import load_toml
+from prill_harness.records.verdict import Severity
+from prill_runtime.errors import PolicyError, UsageError
+
+LOCAL = Path("ci/gates.toml")
+
+
+class PlanEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The cells models x engines x suites x devices."""
+
+    models: tuple[str, ...]
+    engines: tuple[str, ...]
+    suites: tuple[str, ...]
+    devices: tuple[str, ...] = ("cpu",)
+
+
+class _GateFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    extends: str = ""
+    checklists: tuple[str, ...] = ()
+    never_waive: tuple[str, ...] = ()
+    plan: tuple[PlanEntry, ...] = ()
+    blocks_at: Severity | None = None
+    minimum_executed: int | None = None
+    max_inconclusive: int | None = None
+    max_flaky: int | None = None
+
+
+class _PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    default: str
+    gates: dict[str, _GateFile]
+
+
+class Gate(msgspec.Struct, frozen=True):
+    """One gate, inheritance resolved; `chain` names it and its parents, itself first."""
+
+    name: str
+    chain: tuple[str, ...]
+    checklists: tuple[str, ...]
+    never_waive: frozenset[str]
+    plan: tuple[PlanEntry, ...]
+    blocks_at: Severity
+    minimum_executed: int
+    max_inconclusive: int
+    max_flaky: int
+
+    def blocks(self, severity: Severity) -> bool:
+        """True when an item of this severity holds the gate shut unless it is proven."""
+        return severity.rank <= self.blocks_at.rank
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """A whole policy file."""
+
+    path: Path
+    sha256: str
+    default: str
+    gates: dict[str, Gate]
+
+    def gate(self, name: str | None = None) -> Gate:
+        """The gate of that name, or the default.
+
+        Raises:
+            UsageError: no such gate. PolicyError: the default is none.
+        """
+        error = UsageError if name else PolicyError
+        look_up(name or self.default, self.gates, "no such gate", where=str(self.path), error=error)
+        return self.gates[name or self.default]
+
+
+def default_gate() -> Gate:
+    """The default gate of the packaged policy, which is the same in every folder."""
+    return load_policy(packaged() / "gates.toml").gate()
+
+
+def load_policy(path: Path | None = None) -> Policy:
+    """Read a policy: `path`, or ci/gates.toml of the current folder, or the packaged one.
+
+    Raises:
+        PolicyError: unreadable, unknown keys, unknown or circular `extends`, or a gate without cells.
+    """
+    path = Path(path) if path else LOCAL if LOCAL.is_file() else packaged() / "gates.toml"
+    file = load_toml(path, _PolicyFile)
+    gates = {name: _resolve(path, file.gates, name) for name in file.gates}
+    policy = Policy(path=path, sha256=file_digest(path), default=file.default, gates=gates)
+    policy.gate()
+    return policy
+
+
+def _resolve(path: Path, files: dict[str, _GateFile], name: str) -> Gate:
+    chain: list[str] = []
+    parent = name
+    while parent:
+        where = f"{path} - at `$.gates.{chain[-1]}.extends`" if chain else str(path)
+        if parent in chain:
+            raise PolicyError("gates extend one another in a circle", where=where, got=repr(parent))
+        look_up(parent, files, "extends a gate that does not exist", where=where, error=PolicyError)
+        chain.append(parent)
+        parent = files[parent].extends
+    oldest_first = [files[link] for link in reversed(chain)]
+
+    def latest(field: str, default: object) -> object:
+        given = [getattr(f, field) for f in oldest_first if getattr(f, field) is not None]
+        return given[-1] if given else default
+
+    values = {
+        "blocks_at": latest("blocks_at", Severity.LOW),
+        "minimum_executed": latest("minimum_executed", 1),
+        "max_inconclusive": latest("max_inconclusive", 0),
+        "max_flaky": latest("max_flaky", 0),
+    }
+    for field in ("minimum_executed", "max_inconclusive", "max_flaky"):
+        lowest = 1 if field == "minimum_executed" else 0
+        if int(str(values[field])) < lowest:
+            where = f"{path} - at `$.gates.{name}.{field}`"
+            raise PolicyError("out of range", where=where, expected=f"at least {lowest}", got=values[field])
+    gate = Gate(
+        name=name,
+        chain=tuple(chain),
+        checklists=tuple(dict.fromkeys(c for f in oldest_first for c in f.checklists)),
+        never_waive=frozenset(i for f in oldest_first for i in f.never_waive),
+        plan=tuple(e for f in oldest_first for e in f.plan),
+        **values,  # type: ignore[arg-type]
+    )
+    if not any(e.models and e.engines and e.suites and e.devices for e in gate.plan):
+        raise PolicyError("a gate needs a plan with at least one cell", where=f"{path} - at `$.gates.{name}`")
+    if not gate.checklists:
+        raise PolicyError("a gate needs at least one checklist", where=f"{path} - at `$.gates.{name}`")
+    return gate

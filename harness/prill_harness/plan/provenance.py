@@ -1,0 +1,92 @@
+"""A model spec and a suite in; digests and versions of all that decides what their evidence is worth out."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import platform
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from prill_harness.version import version
+from prill_harness.witness.second import asked
+from prill_runtime.errors import PrillError
+
+SOURCES = ("prill_runtime", "prill_harness", "prill_fixtures")
+
+
+def describe(model: str, suite_file: Path, checks: Sequence[str] = ()) -> dict[str, str]:
+    """What `CellStarted.versions` holds: library versions, code digest, model sha256 and architecture, and
+    the check ids the run was restricted to, and the second reading of the model that was asked for.
+
+    A model that cannot be read leaves `model_sha256` empty; the checks of the cell then say why.
+    """
+    return {
+        "prill": version(),
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in ("numpy", "gguf", "pytest")},
+        "code_sha256": code_digest(suite_file.resolve()),
+        "selection": ",".join(sorted(checks)),
+        "second": asked(),
+        **model_facts(model),
+    }
+
+
+@cache
+def model_facts(spec: str) -> dict[str, str]:
+    """sha256 and architecture of the file a model spec names; empty strings for what cannot be read."""
+    from prill_harness.engines.spec import resolve_model
+    from prill_runtime.gguf.file import open_gguf
+
+    facts = {"model_sha256": "", "architecture": ""}
+    try:
+        paths: tuple[Path, ...] = (resolve_model(spec),)
+        with suppress(PrillError), open_gguf(paths[0]) as file:
+            paths, facts["architecture"] = file.paths, file.architecture
+        facts["model_sha256"] = file_digest(*paths)
+    except (PrillError, OSError):
+        pass
+    return facts
+
+
+@cache
+def assumed(spec: str) -> tuple[tuple[str, str, str], ...]:
+    """(key, assumed, why) of what the file of a model spec leaves open; nothing of what cannot be read."""
+    from prill_harness.engines.spec import resolve_model
+    from prill_runtime.gguf.file import open_gguf
+    from prill_runtime.models.assumptions import assumptions
+
+    with suppress(PrillError, OSError), open_gguf(resolve_model(spec)) as file:
+        return tuple((each.key, each.assumed, each.why) for each in assumptions(file))
+    return ()
+
+
+def file_digest(*paths: Path) -> str:
+    """sha256 of files, one behind the other (hex)."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
+
+
+@cache
+def code_digest(suite_file: Path) -> str:
+    """sha256 over the suite and over the sources and goldens of prill that judge for it (hex)."""
+    digest = hashlib.sha256()
+    for file in [suite_file, *_sources()]:
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+@cache
+def _sources() -> tuple[Path, ...]:
+    found: list[Path] = []
+    for package in SOURCES:
+        spec = importlib.util.find_spec(package)
+        for folder in (spec.submodule_search_locations or ()) if spec else ():
+            found += [p for p in Path(folder).rglob("*") if p.suffix in (".py", ".json")]
+    return tuple(sorted(found))

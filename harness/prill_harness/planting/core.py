@@ -1,0 +1,274 @@
+"""A planted fault is a name and a few patches; what is active while which engine works is decided here alone.
+
+Production code has no branch for faults: a fault replaces attributes of its modules and classes from
+outside. An engine opened as `numpy+fault:NAME` has its fault active only inside its own calls. A process that
+tests such an engine makes the fault ambient, so that code called without an engine (a sampler, a decoder) is
+faulty too; engines without a fault, the oracle above all, then suspend it inside their calls. A fault of the
+area `common` is in the code that all engines share: once ambient, nothing suspends it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import CodeType
+from typing import Any, TypeVar
+
+from prill_harness.engines.base import Engine, Session
+from prill_harness.records.names import look_up
+
+Wrap = Callable[[Any], Any]
+Patches = Callable[[], Iterable["Patch"]]
+AREAS = (
+    "file", "blocks", "embedding", "norm", "rope", "attention", "feed-forward", "head", "sampler",
+    "tokenizer", "requests", "generation", "state", "late", "shapes", "memory", "cost", "trace", "device",
+    "harness", "common",
+)  # fmt: skip
+COMMON = "common"
+OWN = ("prill_harness.planting.", "prill_harness.faults.")
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One attribute replaced: `module:Qualified.name`, and a function from original to replacement."""
+
+    target: str
+    wrap: Wrap
+
+    def owner(self) -> tuple[Any, str]:
+        """The object that holds the attribute, and the attribute's name."""
+        module, _, path = self.target.partition(":")
+        owner: Any = importlib.import_module(module)
+        *parents, name = path.split(".")
+        for parent in parents:
+            owner = getattr(owner, parent)
+        return owner, name
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One small named bug.
+
+    Attributes:
+        area: the row of the table of faults it belongs to, one of AREAS.
+        blames: stage kinds (`q_rope`) or parts (`file`, `tokenizer`, `sampler`, `state` …) of which one has
+            to be blamed by whoever finds it.
+        summary: what is wrong, one clause.
+        models: model specs on which it shows; the first is the one it is run on.
+        engine: the engine whose code it changes.
+        patches: yields the patches.
+    """
+
+    name: str
+    area: str
+    blames: tuple[str, ...]
+    summary: str
+    models: tuple[str, ...]
+    patches: Patches
+    engine: str = "numpy"
+
+    @property
+    def source(self) -> str:
+        """The code of the fault, for `prill faults show`."""
+        return inspect.getsource(self.patches)
+
+    @property
+    def code(self) -> str:
+        """The source, and whatever of the faults' own modules it names, for its content hash."""
+        return "\n".join(text for _, text in sorted(_used(self.patches).items()))
+
+
+def _used(function: Callable[..., Any]) -> dict[str, str]:
+    """Name -> source or value of a function and of everything it uses that the faults' modules define."""
+    found: dict[str, str] = {}
+    pending: list[Any] = [function]
+    while pending:
+        each = pending.pop()
+        if each.__qualname__ in found:
+            continue
+        found[each.__qualname__] = inspect.getsource(each)
+        for name in _names(each.__code__) if inspect.isfunction(each) else ():
+            value = each.__globals__.get(name)
+            module = str(getattr(value, "__module__", ""))
+            if module.startswith(OWN) and module != __name__:
+                pending.append(value)
+            elif _plain(value):
+                found[name] = repr(value)
+    return found
+
+
+def _plain(value: object) -> bool:
+    """True for numbers, text, and tuples and dictionaries of them, which look the same in every process."""
+    if isinstance(value, tuple | dict):
+        inner = [*value, *value.values()] if isinstance(value, dict) else value
+        return all(_plain(each) for each in inner)
+    return isinstance(value, str | int | float)
+
+
+def _names(code: CodeType) -> set[str]:
+    """Every global name in a function's code and in the functions inside it."""
+    inner = [names for part in code.co_consts if isinstance(part, CodeType) for names in _names(part)]
+    return {*code.co_names, *inner}
+
+
+REGISTRY: dict[str, Fault] = {}
+PLANTED = Path(__file__).parents[1] / "faults" / "planted"
+"""Every module below declares faults, so that a new file of them is found."""
+
+
+def modules() -> list[str]:
+    """Those that declare faults; `common` last, which plants others' once more, and devices' after all."""
+    files = sorted(
+        PLANTED.rglob("[a-z]*.py"), key=lambda f: (f.stem.startswith("device"), f.stem == COMMON, f.stem)
+    )
+    return [".".join(("faults", "planted", *f.relative_to(PLANTED).with_suffix("").parts)) for f in files]
+
+
+def fault(
+    *,
+    area: str,
+    blames: Sequence[str],
+    models: Sequence[str] = ("fixture:llama-tiny", "fixture:gpt2-tiny"),
+    engine: str = "numpy",
+) -> Callable[[Patches], Patches]:
+    """Register a function that yields patches as the fault of its name; its docstring is the summary."""
+
+    def register(function: Patches) -> Patches:
+        name = function.__name__
+        told = function.__doc__ or (name.replace("_", " ") if sys.flags.optimize > 1 else "")
+        if name in REGISTRY or area not in AREAS or not blames or not models or not told:
+            raise ValueError(f"fault {name} is declared twice or incompletely")
+        summary = told.strip().rstrip(".")
+        REGISTRY[name] = Fault(name, area, tuple(blames), summary, tuple(models), function, engine)
+        return function
+
+    return register
+
+
+def planted_in_both(name: str, blames: Sequence[str]) -> None:
+    """Register a fault that is declared already once more, as one of engine and oracle alike."""
+    own = REGISTRY[name]
+    summary = f"Engine and oracle alike: {own.summary[:1].lower()}{own.summary[1:]}"
+    REGISTRY[f"common_{name}"] = replace(
+        own, name=f"common_{name}", area=COMMON, blames=tuple(blames), summary=summary
+    )
+
+
+def catalogue(engine: str = "numpy") -> dict[str, Fault]:
+    """Every fault of an engine by name, in the order of their files."""
+    for module in modules():
+        importlib.import_module(f"prill_harness.{module}")
+    return {name: fault for name, fault in REGISTRY.items() if fault.engine == engine}
+
+
+def known() -> frozenset[str]:
+    """The names of all faults of all engines."""
+    return frozenset(catalogue() | catalogue("emu"))
+
+
+def named(names: Iterable[str]) -> tuple[Fault, ...]:
+    """The faults of these names.
+
+    Raises:
+        UsageError: a name nobody declared.
+    """
+    declared = catalogue() | catalogue("emu")
+    for name in (names := tuple(names)):
+        look_up(name, declared, "unknown planted fault", hint="`prill faults list` shows them")
+    return tuple(declared[name] for name in names)
+
+
+_active: tuple[Fault, ...] = ()
+_shared: tuple[Fault, ...] = ()  # of the area `common`, planted for the rest of the process
+_undo: list[tuple[Any, str, Any, bool]] = []
+
+
+@contextmanager
+def only(faults: tuple[Fault, ...]) -> Iterator[None]:
+    """Make exactly these faults active, beside shared ones; what was before is restored on the way out."""
+    before, faults = _active, (*_shared, *(each for each in faults if each not in _shared))
+    if before == faults:
+        yield
+        return
+    _install(faults)
+    try:
+        yield
+    finally:
+        _install(before)
+
+
+def ambient(faults: tuple[Fault, ...]) -> None:
+    """Make these faults active for the rest of the process."""
+    global _shared
+    _shared = tuple(each for each in faults if each.area == COMMON)
+    _install((*_shared, *(each for each in faults if each not in _shared)))
+
+
+def active() -> tuple[Fault, ...]:
+    """The faults that are active now."""
+    return _active
+
+
+@functools.cache
+def _patches(fault: Fault) -> tuple[Patch, ...]:
+    """Made once, so that what a fault remembers outlives the calls for which it is suspended."""
+    return tuple(fault.patches())
+
+
+def _install(faults: tuple[Fault, ...]) -> None:
+    global _active
+    while _undo:
+        owner, name, original, own = _undo.pop()
+        if own:
+            setattr(owner, name, original)
+        else:
+            delattr(owner, name)
+    _active = faults
+    for each in faults:
+        for patch in _patches(each):
+            owner, name = patch.owner()
+            own = name in vars(owner)
+            original = vars(owner)[name] if own else getattr(owner, name)
+            kind = type(original) if isinstance(original, staticmethod | classmethod) else None
+            replacement = patch.wrap(original.__func__ if kind else original)
+            _undo.append((owner, name, original, own))
+            setattr(owner, name, kind(replacement) if kind else replacement)
+
+
+T = TypeVar("T", Engine, Session)
+
+
+def scoped(open_it: Callable[[], Engine], faults: tuple[Fault, ...]) -> Engine:
+    """Open an engine under exactly these faults, and keep each of its later calls under them."""
+    with only(faults):
+        engine = open_it()
+    return _confine(engine, faults)
+
+
+def _confine(target: T, faults: tuple[Fault, ...]) -> T:
+    """Give the object's class a twin whose methods all run under the faults."""
+    cls = type(target)
+
+    def __getattribute__(self: Any, name: str) -> Any:  # noqa: N807
+        with only(faults):
+            value = cls.__getattribute__(self, name)
+        if name.startswith("_") or not inspect.ismethod(value):
+            return value
+
+        @functools.wraps(value)
+        def call(*arguments: Any, **named: Any) -> Any:
+            with only(faults):
+                result = value(*arguments, **named)
+            return _confine(result, faults) if isinstance(result, Session) else result
+
+        return call
+
+    twin = type(cls.__name__, (cls,), {"__getattribute__": __getattribute__, "__doc__": cls.__doc__})
+    target.__class__ = twin
+    return target

@@ -1,0 +1,43 @@
+"""A place and a changed behaviour in; the patch that plants it out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from prill_harness.planting.core import Patch
+
+LLAMA = ("fixture:llama-tiny",)
+GPT2 = ("fixture:gpt2-tiny",)
+LONG = ("fixture:llama-long",)
+WINDOW = ("fixture:llama-window",)
+
+
+def around(target: str, changed: Callable[..., Any]) -> Patch:
+    """The function at `target` replaced by `changed(original, *arguments, **named)`."""
+
+    def wrap(original: Any) -> Any:
+        return lambda *arguments, **named: changed(original, *arguments, **named)
+
+    return Patch(target, wrap)
+
+
+def op(name: str, changed: Callable[..., Any]) -> Patch:
+    """An op of the NumPy backend replaced by `changed(original, self, *arguments, **named)`."""
+    return around(f"prill_runtime.ops.numpy:NumpyBackend.{name}", changed)
+
+
+def decode(block: str, changed: Callable[..., Any]) -> Patch:
+    """A block format's decoder replaced by `changed(original, fields)`."""
+    return around(f"prill_runtime.quants.layouts:{block}.decode", changed)
+
+
+def wiring(changed: Callable[..., Any]) -> Patch:
+    """A model whose weights were loaded, before its first use: `changed(adapter)`, whose `weights` are those
+    of the file by name and whose `blocks` are what the layers use."""
+
+    def load(original: Any, self: Any, *arguments: Any) -> None:
+        original(self, *arguments)
+        changed(self)
+
+    return around("prill_runtime.models.base:Adapter.__init__", load)

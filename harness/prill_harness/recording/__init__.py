@@ -1,0 +1,1 @@
+"""pytest's own run goes in; evidence, check by check, comes out."""

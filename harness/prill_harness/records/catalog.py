@@ -1,0 +1,93 @@
+"""Suite names in; their files and the ids of the checks they hold out, without importing any of them."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from functools import cache
+from pathlib import Path
+
+from prill_harness.records.names import look_up
+from prill_runtime.errors import UsageError
+
+
+def packaged() -> Path:
+    """The folder of the packaged suites, checklists and gates (located, not imported).
+
+    Raises:
+        UsageError: the package `prill_suites` is not installed.
+    """
+    spec = importlib.util.find_spec("prill_suites")
+    if spec is None or not spec.submodule_search_locations:
+        raise UsageError("the packaged suites are missing", hint="install prill again")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def shown(path: Path) -> str:
+    """A file as reports and CI services name it: from the current folder when it lies inside, else from its
+    package or the folder that holds it; never the machine's own path."""
+    absolute, here, package = path.resolve(), Path.cwd(), packaged().parent
+    for base in (here, package):
+        if absolute.is_relative_to(base):
+            return absolute.relative_to(base).as_posix()
+    return f"{absolute.parent.name}/{absolute.name}"
+
+
+def suite_file(name: str, folder: Path | None = None) -> Path:
+    """The file of suite `name` in `folder` (None: the packaged suites).
+
+    Raises:
+        UsageError: no such suite.
+    """
+    folder = folder or packaged()
+    file = folder / f"{name}.py"
+    if not name.isidentifier() or not file.is_file():
+        look_up(name, suites(folder), "no such suite", where=str(folder))
+    return file
+
+
+def suites(folder: Path | None = None) -> tuple[str, ...]:
+    """Names of the suites in `folder` that hold at least one check."""
+    return tuple(sorted({file.stem for file, _ in _declared(folder or packaged()).values()}))
+
+
+def check_ids(folder: Path | None = None) -> dict[str, tuple[Path, int]]:
+    """Every check id declared with a literal name, and the file and line that declare it."""
+    return _declared(folder or packaged())
+
+
+def takes(suite: str, argument: str, folder: Path | None = None) -> bool:
+    """True when a function of the suite's file takes an argument, or a fixture, of that name."""
+    tree = ast.parse(suite_file(suite, folder).read_bytes())
+    functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+    return any(argument == given.arg for function in functions for given in function.args.args)
+
+
+def _declared(folder: Path) -> dict[str, tuple[Path, int]]:
+    found: dict[str, tuple[Path, int]] = {}
+    for file in sorted(folder.glob("*.py")):
+        for name, line in _checks_in(file.read_bytes(), str(file)):
+            found.setdefault(name, (file, line))
+    return found
+
+
+@cache
+def _checks_in(source: bytes, file: str) -> tuple[tuple[str, int], ...]:
+    """Ids and lines of the checks that a file's text declares; each text is parsed once."""
+    try:
+        tree = ast.parse(source, file)
+    except (SyntaxError, ValueError) as error:
+        raise UsageError("a suite is not valid Python", where=file, got=str(error)) from error
+    calls = (n for n in ast.walk(tree) if isinstance(n, ast.Call) and _calls_check(n.func))
+    return tuple((name, call.lineno) for call in calls if (name := _literal_name(call)))
+
+
+def _calls_check(function: ast.expr) -> bool:
+    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    return name == "check"
+
+
+def _literal_name(call: ast.Call) -> str:
+    values = [*call.args[:1], *(k.value for k in call.keywords if k.arg == "name")]
+    first = values[0] if values else None
+    return first.value if isinstance(first, ast.Constant) and isinstance(first.value, str) else ""

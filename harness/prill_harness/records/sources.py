@@ -1,0 +1,192 @@
+"""The file of a suite in; every file of prill that decides what its checks see and say out.
+
+What a suite imports judges for it, and what that imports, wherever in a file the import stands; a module or a
+file that is named in a text, as those are that a child process runs, is imported too. So does what runs every
+check: the plugin, its fixtures for the suites that name them, the recorder and the rules of outcomes.
+The runtime is not a judge but what is judged; planted faults have digests of their own; commands and reports
+come after the evidence: none of them is in.
+
+Imports are read from the text, so that a fault planted in this process, or a module that was never run,
+changes nothing.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import itertools
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from prill_harness.records.catalog import suite_file, suites
+
+ROOMS = ("prill_harness", "prill_suites", "prill_fixtures")
+FIXTURES = "prill_harness.recording.fixtures"
+RUNS_CHECKS = (
+    FIXTURES,
+    "prill_harness.plugin",
+    "prill_harness.recording.recorder",
+    "prill_harness.run.outcomes",
+)
+CATALOGUE = "prill_harness.faults."  # what is planted is no judge
+_MODULE = re.compile(rf"(?:{'|'.join(ROOMS)})(?:\.\w+)+")
+_BESIDE = re.compile(r"\w+\.(?!py$)\w+")
+
+
+@dataclass(frozen=True)
+class Text:
+    """One file as far as imports go.
+
+    Attributes:
+        imports: modules that it names, outside fixtures; files beside it that it names, by their paths.
+        fixtures: name of a pytest fixture -> the modules that it names, and its arguments.
+        arguments: of all functions.
+    """
+
+    imports: frozenset[str]
+    fixtures: Mapping[str, tuple[frozenset[str], frozenset[str]]]
+    arguments: frozenset[str]
+
+    @property
+    def all_imports(self) -> frozenset[str]:
+        return self.imports.union(*(imports for imports, _ in self.fixtures.values()))
+
+
+@cache
+def judging(suite: Path) -> Mapping[str, bytes]:
+    """Name -> text of the suite's own file and of every file that judges for it, in a fixed order."""
+    suite = suite.resolve()
+    own = _read(suite)
+    found, asked = {suite.name: suite}, set(own.arguments)
+    pending = [*RUNS_CHECKS, *own.all_imports]
+    while pending:
+        name = pending.pop()
+        file = _file(name, suite.parent)
+        if file is None or name in found or file == suite:
+            continue
+        found[name] = file
+        if file.suffix == ".py" and name != FIXTURES:
+            text = _read(file)
+            asked |= text.arguments if file.parent == suite.parent else frozenset()
+            pending += [*text.all_imports, *_packages(name)]
+    given = _read(found[FIXTURES])
+    more = {each for each in (*given.imports, *_of_fixtures(given, asked)) if each not in found}
+    for name in sorted(more):
+        found |= _closure(name)
+    return {name: file.read_bytes() for name, file in sorted(found.items())}
+
+
+@cache
+def _closure(name: str) -> Mapping[str, Path]:
+    """A module of prill and all that it imports."""
+    found: dict[str, Path] = {}
+    pending = [name]
+    while pending:
+        name = pending.pop()
+        file = _file(name, Path())
+        if file is None or name in found:
+            continue
+        found[name] = file
+        pending += [*_read(file).all_imports, *_packages(name)] if file.suffix == ".py" else ()
+    return found
+
+
+def _packages(name: str) -> tuple[str, ...]:
+    """The packages of a module, whose own files run first."""
+    return tuple(itertools.accumulate(name.split(".")[:-1], lambda outer, inner: f"{outer}.{inner}"))
+
+
+def _of_fixtures(given: Text, asked: Iterable[str]) -> set[str]:
+    """What the fixtures that are asked for import, and those that they ask for."""
+    imports: set[str] = set()
+    pending, done = list(asked), set[str]()
+    while pending:
+        name = pending.pop()
+        if name in given.fixtures and name not in done:
+            done.add(name)
+            imports |= given.fixtures[name][0]
+            pending += given.fixtures[name][1]
+    return imports
+
+
+@cache
+def _file(name: str, beside: Path) -> Path | None:
+    """The file of a module of prill's rooms, or of one that lies beside the suite; None for all others."""
+    if "/" in name:
+        return _folder(name.split("/")[0]).parent / name
+    room, *parts = name.split(".")
+    base = _folder(room).joinpath(*parts) if room in ROOMS else beside.joinpath(room, *parts)
+    file = base / "__init__.py" if room in ROOMS and base.is_dir() else base.with_suffix(".py")
+    return file if file.is_file() else None
+
+
+@cache
+def _folder(room: str) -> Path:
+    spec = importlib.util.find_spec(room)
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+class _Named:
+    """What one part of a file names: modules that imports and texts name, and files beside this one, with
+    their paths from their room.
+
+    Of `from package import name` both, for the name may be a module. A text that ends in a dot is the
+    beginning of modules whose last names are texts too.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._modules: set[str] = set()
+        self._texts: set[str] = set()
+
+    def add(self, node: ast.AST) -> None:
+        if isinstance(node, ast.Import):
+            self._modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            self._modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            self._texts.add(node.value)
+
+    def whole(self) -> frozenset[str]:
+        file, texts = self._file, self._texts
+        begun = [t for t in texts if t.endswith(".") and t != CATALOGUE and _MODULE.fullmatch(t[:-1])]
+        modules = {first + last for first in begun for last in texts if last.isidentifier()}
+        modules |= {text for text in texts if _MODULE.fullmatch(text)}
+        rooms = [
+            folder for folder in file.parents if folder.name in ROOMS
+        ]  # none of a suite of the user's own
+        beside = [file.parent / text for text in texts if rooms and _BESIDE.fullmatch(text)]
+        paths = {found.relative_to(rooms[0].parent).as_posix() for found in beside if found.is_file()}
+        return frozenset(self._modules | modules | paths)
+
+
+@cache
+def _read(file: Path) -> Text:
+    tree = ast.parse(file.read_bytes(), str(file))
+    outside, arguments = _Named(file), set[str]()
+    found: dict[str, tuple[_Named, frozenset[str]]] = {}
+    pending: list[tuple[ast.AST, _Named]] = [(tree, outside)]
+    while pending:
+        node, named = pending.pop()
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.FunctionDef):
+            own = frozenset(a.arg for a in (*node.args.args, *node.args.kwonlyargs))
+            arguments |= own
+            if any("fixture" in ast.unparse(decorator) for decorator in node.decorator_list):
+                named = _Named(file)
+                found[node.name] = named, own
+        named.add(node)
+        pending += [(child, named) for child in ast.iter_child_nodes(node)]
+    done = {name: (inner.whole(), own) for name, (inner, own) in found.items()}
+    return Text(outside.whole(), done, frozenset(arguments))
+
+
+def warm() -> int:
+    """Read all that the packaged suites are judged by, for processes that are forked from this one; files."""
+    return sum(len(judging(suite_file(name))) for name in suites())

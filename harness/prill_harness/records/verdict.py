@@ -1,0 +1,167 @@
+"""The verdict: what the gate decided and why, as data that every reporter renders."""
+
+from __future__ import annotations
+
+import hashlib
+from enum import StrEnum
+
+import msgspec
+
+from prill_harness.records.evidence import Cell, Status
+
+
+class ItemStatus(StrEnum):
+    """PROVEN needs passed evidence from every planned cell that carries the item's checks; WAIVED is unproven
+    too, for a failure that a waiver covers."""
+
+    PROVEN = "proven"
+    FAILED = "failed"
+    UNPROVEN = "unproven"
+    WAIVED = "waived"
+
+
+class Severity(StrEnum):
+    """The seed's four, worst first."""
+
+    CRITICAL = "critical"
+    HIGH = "high"
+    MEDIUM = "medium"
+    LOW = "low"
+
+    @property
+    def rank(self) -> int:
+        return list(Severity).index(self)
+
+
+class CheckResult(msgspec.Struct, frozen=True):
+    """One check in one cell, as the gate counts it (waivers applied); file and line declare it."""
+
+    check: str
+    cell: Cell
+    status: Status
+    sentence: str
+    observed: int
+    duration_s: float
+    reproduce: str
+    waiver: str = ""
+    oracle: str = ""
+    metrics: tuple[dict[str, float | str | None], ...] = ()
+    detail: dict[str, object] = {}
+    file: str = ""
+    line: int = 0
+
+
+class ItemResult(msgspec.Struct, frozen=True):
+    """One checklist item. `cells` maps a cell id to the worst status of the item's checks there.
+
+    `warns`: its failure is shown and holds no gate shut.
+    """
+
+    checklist: str
+    id: str
+    title: str
+    why: str
+    severity: Severity
+    status: ItemStatus
+    sentence: str
+    checks: tuple[str, ...]
+    cells: dict[str, str]
+    docs: str = ""
+    waivers: tuple[str, ...] = ()
+    file: str = ""
+    line: int = 0
+    warns: bool = False
+
+
+class CellResult(msgspec.Struct, frozen=True):
+    """One planned cell. status: "complete", "missing" (no ledger), "incomplete" (died) or "error".
+
+    `at` is when it started, in seconds since 1970 UTC; 0 when it did not.
+    """
+
+    cell: Cell
+    status: str
+    planned: int
+    executed: int
+    passed: int
+    duration_s: float
+    sentence: str = ""
+    at: float = 0.0
+
+
+class RuleResult(msgspec.Struct, frozen=True):
+    """One rule of the policy; `status` is passed, failed or inconclusive."""
+
+    id: str
+    status: Status
+    sentence: str
+
+
+class WaiverResult(msgspec.Struct, frozen=True):
+    """state: "used", "unused", "expired" or "refused" (not allowed to cover what it matched)."""
+
+    id: str
+    item: str
+    state: str
+    expires: str
+    days_left: int
+    owner: str
+    reason: str
+    sentence: str = ""
+
+
+class AssumptionResult(msgspec.Struct, frozen=True):
+    """What prill took in place of something that the files of `models` leave open, where engines disagree."""
+
+    key: str
+    assumed: str
+    why: str
+    models: tuple[str, ...]
+
+
+class ForgottenResult(msgspec.Struct, frozen=True):
+    """What a check no longer owes, a kill or an amount of values, and the reason that somebody gave."""
+
+    check: str
+    what: str
+    reason: str
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """status: passed, failed or inconclusive; exit_code 0, 1 or 10. `sentence` names the rule that broke.
+
+    `models` maps the name of each model that ran to the sha256 of its file; `policy` is the file decided by.
+    `ledger_sha256` and `digest` are empty until a gate wrote it (see `sealed`).
+    """
+
+    gate: str
+    status: Status
+    exit_code: int
+    sentence: str
+    as_of: str
+    rules: tuple[RuleResult, ...]
+    items: tuple[ItemResult, ...]
+    cells: tuple[CellResult, ...]
+    checks: tuple[CheckResult, ...]
+    waivers: tuple[WaiverResult, ...]
+    counts: dict[str, int]
+    policy_sha256: str
+    prill_version: str
+    duration_s: float = 0.0
+    models: dict[str, str] = {}
+    policy: str = ""
+    schema: int = 1
+    assumptions: tuple[AssumptionResult, ...] = ()
+    forgotten: tuple[ForgottenResult, ...] = ()
+    ledger_sha256: str = ""
+    digest: str = ""
+
+    def sealed(self, ledger_sha256: str) -> Verdict:
+        """This verdict, with the digests of the ledger it was computed from and of all it says itself."""
+        bare = msgspec.structs.replace(self, ledger_sha256=ledger_sha256, digest="")
+        return msgspec.structs.replace(bare, digest=bare.digest_of_all())
+
+    def digest_of_all(self) -> str:
+        """sha256 (hex) of everything but `digest`."""
+        bare = msgspec.structs.replace(self, digest="")
+        return hashlib.sha256(msgspec.json.encode(bare, order="sorted")).hexdigest()

@@ -1,0 +1,200 @@
+"""Cells in; a fresh process for each, at most `jobs` at a time, and a ledger even of one that died, out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from prill_harness.records import ledger as ledgers
+from prill_harness.records.evidence import Cell, CellEnded, CellStarted, CheckStarted, Evidence, Status
+from prill_harness.records.ledger import Ledger
+from prill_harness.run import cells, orphans
+from prill_harness.run.forkserver import Forked, ForkServer
+from prill_harness.run.outcomes import one_line
+
+POLL_S = 0.02
+TIMEOUT_S = 900.0
+LOG_BYTES = 16 << 20  # of what a cell prints; the log of one that prints more begins anew
+LAST_BYTES = 4096  # of a log, in which a dead cell's last words are looked for
+
+
+@dataclass(frozen=True)
+class Event:
+    """Progress: `kind` is "started", "ended" or "resumed" (kept from an earlier run).
+
+    `counts` is filled when a cell is over: evidence by status.
+    """
+
+    kind: str
+    cell: Cell
+    done: int
+    total: int
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class _Running:
+    cell: Cell
+    spec: str
+    ledger: Path
+    process: subprocess.Popen[bytes] | Forked
+    deadline: float
+    forward: bool
+
+    @property
+    def log(self) -> Path:
+        return self.ledger.with_suffix(".log")
+
+    @property
+    def finished(self) -> bool:
+        """Whether the cell's last record is there."""
+        return self.ledger.exists() and any(isinstance(r, CellEnded) for r in ledgers.read(self.ledger))
+
+
+def run(
+    todo: Sequence[tuple[Cell, str, Path]],
+    *,
+    jobs: int,
+    folder: Path | None,
+    checks: Sequence[str],
+    timeout_s: Mapping[Cell, float],
+    ended: Callable[[Cell], None],
+    started: Callable[[Cell], None],
+) -> None:
+    """Run every (cell, spec of its model, ledger path), each within its time; returns when all are over.
+
+    Raises:
+        KeyboardInterrupt: after the running cells were ended; their ledgers stay, unfinished.
+    """
+    waiting, running = list(todo), list[_Running]()
+    with ExitStack() as stack:
+        server = _server(stack, todo, jobs)
+        stack.callback(_end_all, running)
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                # From both ends of the plan: its first cells start processes and compute, its last stream
+                # weights. Two that stream at once take a fifth longer each, for what the cores share.
+                forward = not any(one.forward for one in running)
+                cell, spec, ledger = waiting.pop(0 if forward else -1)
+                started(cell)
+                ledger.unlink(missing_ok=True)
+                log = ledger.with_suffix(".log")
+                log.write_bytes(b"")
+                words = cells.arguments(cell, ledger, folder, checks, spec)
+                process = _start(server, words, log, jobs)
+                running.append(
+                    _Running(cell, spec, ledger, process, time.monotonic() + timeout_s[cell], forward)
+                )
+            for one in list(running):
+                late = time.monotonic() > one.deadline
+                if one.process.poll() is None and not late:
+                    _bound(one.log)
+                    continue
+                _end(one)
+                if isinstance(one.process, Forked) and server and server.gone and not one.finished:
+                    waiting.append((one.cell, one.spec, one.ledger))  # it died with the server: once more
+                    running.remove(one)
+                    continue
+                _account(one, f"timed out after {timeout_s[one.cell]:g} s" if late else "")
+                running.remove(one)
+                ended(one.cell)
+            time.sleep(POLL_S)
+
+
+def _server(stack: ExitStack, todo: Sequence[tuple[Cell, str, Path]], jobs: int) -> ForkServer | None:
+    """The server that starts cells, where it pays and where a process with NumPy in it may fork."""
+    if jobs < 2 or len(todo) < 2 or not sys.platform.startswith("linux"):  # threads of BLAS do not fork
+        return None
+    return stack.enter_context(ForkServer(cells.environment(jobs) | cells.KEPT))
+
+
+def _start(
+    server: ForkServer | None, words: Sequence[str], log: Path, jobs: int
+) -> subprocess.Popen[bytes] | Forked:
+    """From the server, or, where it has ended, as a process of its own."""
+    if server is not None and not server.gone:
+        with contextlib.suppress(ChildProcessError):
+            return server.start(words, log)
+    return _execute(words, log, jobs)
+
+
+def _bound(log: Path) -> None:
+    """An engine may print without end; what it printed first is given up."""
+    with contextlib.suppress(OSError):
+        if log.stat().st_size > LOG_BYTES:
+            os.truncate(log, 0)  # its writers append
+
+
+def _execute(words: Sequence[str], log: Path, jobs: int) -> subprocess.Popen[bytes]:
+    with log.open("ab") as out:
+        return subprocess.Popen(
+            [*cells.PYTHON, *words],
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=cells.environment(jobs) | cells.KEPT | {orphans.CELL: str(log.absolute())},
+            start_new_session=True,  # the whole group can be ended, and a Ctrl-C reaches the parent alone
+        )
+
+
+def _end_all(running: Sequence[_Running]) -> None:
+    for one in running:
+        _end(one)
+
+
+def _end(one: _Running) -> None:
+    """Kill what is left of the cell's process group, and what left it for a session of its own; reap it."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(one.process.pid, signal.SIGKILL)
+    one.process.wait()
+    orphans.end(one.log.absolute())
+    if one.process.stdin:
+        one.process.stdin.close()
+
+
+def _account(one: _Running, cause: str) -> None:
+    """A cell that ended without its last record leaves an error: of the check in flight, or of its own."""
+    records = ledgers.read(one.ledger) if one.ledger.exists() else ()
+    if any(isinstance(r, CellEnded) for r in records):
+        return
+    code = one.process.wait() or 0
+    died = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    cause = cause or f"the cell's process {died}"
+    reported = {r.check for r in records if isinstance(r, Evidence)}
+    flying = [r.check for r in records if isinstance(r, CheckStarted) and r.check not in reported]
+    with Ledger(one.ledger) as ledger:
+        if not any(isinstance(r, CellStarted) for r in records):
+            ledger.append(CellStarted(one.cell, (f"{one.cell.suite}.process",), time.time()))
+        check = flying[-1] if flying else f"{one.cell.suite}.process"
+        where = f"while {check} ran" if flying else f"outside any check: {_last_words(one.ledger)}"
+        ledger.append(_error(one, check, f"{cause} {where}"))
+
+
+def _error(one: _Running, check: str, sentence: str) -> Evidence:
+    return Evidence(
+        check=check,
+        content="",
+        cell=one.cell,
+        status=Status.ERROR,
+        observed=0,
+        sentence=sentence,
+        oracle="",
+        kills=(),
+        reproduce=cells.reproduce(one.cell, one.spec, check),
+        at=time.time(),
+    )
+
+
+def _last_words(ledger: Path) -> str:
+    with ledger.with_suffix(".log").open("rb") as log:
+        log.seek(max(0, log.seek(0, os.SEEK_END) - LAST_BYTES))
+        text = log.read().decode("utf-8", "backslashreplace").strip()
+    return one_line(text.splitlines()[-1]) if text else "it printed nothing"

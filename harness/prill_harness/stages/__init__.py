@@ -1,0 +1,1 @@
+"""An engine's stages beside the oracle's: the first that is wrong, and why."""

@@ -1,0 +1,200 @@
+"""Two traces go in, a candidate's and the oracle's; the first wrong stage, and why it is wrong, comes out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prill_harness.engines.base import Capability, Engine
+from prill_harness.numbers.compare import nmse
+from prill_harness.stages.findings import Diagnosis, Finding, StageResult, figures, grouped, hidden, verdict
+from prill_harness.stages.hypotheses.known import Case, Raw, Weight, explain
+from prill_harness.stages.localise import localise
+from prill_harness.stages.table import Stage, stage_table
+from prill_harness.stages.trace import Trace, capture, fit
+from prill_runtime.errors import EngineError, Inconclusive, NotANumber
+
+__all__ = ["Finding", "Report", "StageResult", "Subject", "bisect"]
+Array = NDArray[np.float64]
+# What these stages compute depends on the place of a row, which a trace of the last rows alone hides.
+_PLACED = ("embed", "q_rope", "k_rope", "attn")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the walk found. `missing` are stages the candidate did not show."""
+
+    stages: tuple[StageResult, ...]
+    findings: tuple[Finding, ...]
+    missing: tuple[str, ...]
+    observed: int
+    sentence: str
+
+    @property
+    def ok(self) -> bool:
+        return not self.findings
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the walk knows of the model: configuration, weights as float64, bytes as they lie in the file."""
+
+    config: Mapping[str, int | float | str | bool]
+    weight: Weight
+    raw: Raw
+
+    @property
+    def table(self) -> dict[str, Stage]:
+        return stage_table(str(self.config["architecture"]), int(self.config["n_layers"]))
+
+
+@dataclass(frozen=True)
+class Walk:
+    """One isolated walk: what was computed, what should have been, and from which inputs, by stage.
+
+    Attributes:
+        unjudged: stages whose own input was not finite.
+    """
+
+    got: Mapping[str, Array]
+    want: Mapping[str, Array]
+    inputs: Mapping[str, Array]
+    odd: Mapping[str, tuple[int, ...]]
+    unjudged: frozenset[str] = frozenset()
+
+
+def bisect(
+    candidate: Engine | Trace,
+    oracle: Engine,
+    ids: Sequence[int],
+    subject: Subject,
+    bounds: Mapping[str, float],
+) -> Report:
+    """Walk the stages free-running, then isolated.
+
+    An engine that can take a stage's value from outside is fed the oracle's. Another, and a trace from a
+    file, cannot be: there the oracle's stages are fed the candidate's values, which judges the same stages
+    by the same inputs.
+
+    Args:
+        bounds: stage -> NMSE that the lane's noise may leave in isolation.
+
+    Raises:
+        Inconclusive: the two have no stage in common, or the candidate shows none.
+    """
+    truth = capture(oracle, ids).stages
+    architecture, table = str(subject.config["architecture"]), subject.table
+    broken: NotANumber | None = None
+    shown = candidate if isinstance(candidate, Trace) else Trace((), {})
+    try:
+        shown = candidate if isinstance(candidate, Trace) else capture(candidate, ids)
+        free, odd = fit(shown, truth, architecture)
+    except NotANumber as error:
+        broken, free, odd = error, {}, {}
+    if not (free or odd or broken):
+        expected, got = ", ".join(list(truth)[:3]), ", ".join(shown.unknown[:3]) or "nothing"
+        raise Inconclusive("the traces have no stage in common", expected=f"{expected} …", got=got)
+    try:
+        if isinstance(candidate, Engine) and Capability.REPLACE in candidate.info.capabilities:
+            alone, odd = fit(capture(candidate, ids, truth), truth, architecture)
+            walk = Walk(alone, truth, truth, odd)
+        elif broken:
+            raise broken
+        else:
+            walk = _fed(oracle, ids, truth, free, odd, table)
+    except NotANumber as error:
+        return _broken(error, truth)
+    return _report(walk, free, truth, ids, subject, bounds)
+
+
+def _fed(
+    oracle: Engine,
+    ids: Sequence[int],
+    truth: Mapping[str, Array],
+    own: Mapping[str, Array],
+    odd: Mapping[str, tuple[int, ...]],
+    table: Mapping[str, Stage],
+) -> Walk:
+    """Feed the candidate's values to the oracle's stages; what it does not show, the oracle computes."""
+    whole: dict[str, Array] = {}
+    for name, array in own.items():
+        above = truth[name][: len(truth[name]) - len(array)]
+        filled = np.concatenate([above, array])
+        whole[name] = np.where(np.isfinite(filled), filled, truth[name])
+    want = capture(oracle, ids, whole).stages
+    spoiled = {name for name, array in own.items() if not np.isfinite(array).all()}
+    unjudged = frozenset(
+        name for name in own if spoiled & {*table[name].inputs, *hidden_sources(table[name], table, own)}
+    )
+    return Walk(own, want, {**want, **whole}, odd, unjudged)
+
+
+def hidden_sources(stage: Stage, table: Mapping[str, Stage], shown: Mapping[str, object]) -> set[str]:
+    """The shown stages that this one is computed from through stages that are not shown."""
+    return {source for name in hidden(stage, table, shown) for source in table[name].inputs}
+
+
+def _broken(error: NotANumber, truth: Mapping[str, Array]) -> Report:
+    """The engine itself stopped at a value that is not finite, and shows nothing."""
+    stage = error.where or "logits"
+    sentence = f"{stage} is wrong: {error.what}, and the engine stopped there without showing its stages"
+    finding = Finding((stage,), math.inf, error.what, None, sentence)
+    said = verdict((), (finding,), ())
+    return Report((), (finding,), tuple(truth), int(truth[stage].size) if stage in truth else 1, said)
+
+
+def _report(
+    walk: Walk,
+    free: Mapping[str, Array],
+    truth: Mapping[str, Array],
+    ids: Sequence[int],
+    subject: Subject,
+    bounds: Mapping[str, float],
+) -> Report:
+    results: list[StageResult] = []
+    wrong: list[Diagnosis] = []
+    table, loosest = subject.table, max(bounds.values())
+    for name in truth:
+        if name in walk.odd:
+            fact = f"shape {walk.odd[name]}, expected {truth[name].shape}"
+            wrong.append(Diagnosis(table[name], math.inf, fact))
+        if name not in walk.got:
+            continue
+        got = walk.got[name]
+        want = walk.want[name][-len(got) :]
+        judged = name not in walk.unjudged
+        apart = nmse(truth[name][-len(free[name]) :], free[name]) if name in free else math.nan
+        isolated = nmse(want, got) if judged else math.nan
+        result = StageResult(name, apart, isolated, bounds.get(name, loosest), int(got.size), judged)
+        results.append(result)
+        if not result.ok:
+            inputs = tuple(walk.inputs[source][-len(got) :] for source in table[name].inputs)
+            case = Case(
+                table[name], subject.config, tuple(ids), inputs, want, got, subject.weight, subject.raw
+            )
+            wrong.append(_diagnose(case, result, hidden(table[name], table, walk.got)))
+    findings = grouped(wrong)
+    if not results and not findings:
+        raise EngineError("the engine shows other stages when some are replaced", expected="the same stages")
+    missing = tuple(name for name in truth if name not in walk.got and name not in walk.odd)
+    observed = sum(result.observed for result in results)
+    return Report(tuple(results), findings, missing, observed, verdict(results, findings, missing))
+
+
+def _diagnose(case: Case, result: StageResult, unseen: tuple[str, ...]) -> Diagnosis:
+    fact = figures(result.isolated, result.bound)
+    bad = ~np.isfinite(case.got)
+    if bad.any():
+        count = int(bad.sum())
+        noun = "value is" if count == 1 else "values are"
+        fact = f"{count} of {bad.size} {noun} NaN or infinite"
+        return Diagnosis(case.stage, result.isolated, fact, localise(case.got, case.want), hidden=unseen)
+    heads = int(case.number("n_heads")) if case.stage.kind == "attn" else 0
+    whole = len(case.got) == len(case.ids) or case.stage.kind not in _PLACED
+    reason = explain(case, result.bound) if whole else None
+    where = localise(case.got, case.want, heads)
+    return Diagnosis(case.stage, result.isolated, fact, where, reason, unseen)

@@ -1,0 +1,116 @@
+"""One wrong stage with everything it was computed from, and the search over hypotheses for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prill_harness.stages.table import Stage
+
+Array = NDArray[np.float64]
+Guess = tuple[str, Array]
+Weight = Callable[[str], Array | None]
+Hypothesis = Callable[["Case"], Iterable[Guess]]
+REGISTRY: dict[str, list[Hypothesis]] = {}
+ANY = "any"
+
+
+class Raw(Protocol):
+    """Bytes and type name of a tensor as they lie in the file."""
+
+    def __call__(self, name: str, shift: int = 0) -> tuple[NDArray[np.uint8], str] | None:
+        """`shift` bytes after the tensor's own offset; None when the model has no such tensor."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A stage whose output is wrong although its input was right.
+
+    Attributes:
+        inputs: the oracle's arrays of the stage's inputs, in the stage table's order.
+        want: the oracle's output; got: the candidate's, computed from the same inputs, same shape.
+        weight: float64 array of a tensor by its full name, None when the model has none.
+        raw: the tensor's bytes and type name in the file, None when the model has none.
+    """
+
+    stage: Stage
+    config: Mapping[str, int | float | str | bool]
+    ids: tuple[int, ...]
+    inputs: tuple[Array, ...]
+    want: Array
+    got: Array
+    weight: Weight
+    raw: Raw
+
+    def number(self, key: str, default: float = 0.0) -> float:
+        """A numeric key of the effective configuration."""
+        return float(self.config.get(key, default))
+
+    @property
+    def positions(self) -> Array:
+        return np.arange(len(self.ids), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The guess that fits best: a clause ("base 10000 instead of 50000") and the NMSE it leaves."""
+
+    clause: str
+    nmse: float
+
+
+def hypothesis(*kinds: str) -> Callable[[Hypothesis], Hypothesis]:
+    """Register a generator of guesses for the stage kinds it can explain."""
+
+    def register(function: Hypothesis) -> Hypothesis:
+        for kind in kinds:
+            REGISTRY.setdefault(kind, []).append(function)
+        return function
+
+    return register
+
+
+def guesses(case: Case) -> Iterator[Guess]:
+    """Every guess of the right shape, the specific ones before the generic."""
+    for function in (*REGISTRY.get(case.stage.kind, ()), *REGISTRY.get(ANY, ())):
+        for clause, array in function(case):
+            if array.size == case.want.size:
+                yield clause, array.reshape(case.want.shape)
+
+
+def wrong_rows(case: Case) -> NDArray[np.bool_]:
+    """(token,) where a row is far further off than the rounding of the rows that are right."""
+    error = np.abs(case.got - case.want).reshape(len(case.want), -1).max(axis=1)
+    scale = float(np.abs(case.want).max())
+    return np.asarray(~(error <= max(1e-6 * scale, 1e-5 * float(np.nanmax(error, initial=0.0)))))
+
+
+def explain(case: Case, floor: float) -> Explanation | None:
+    """The guess that agrees with the candidate best, if it agrees far better than the oracle does.
+
+    Args:
+        floor: NMSE that a right stage may leave here. A guess counts when it comes down to the floor, or
+            takes away all but a thousandth of the error.
+    """
+    before = _nmse(case.got, case.want)
+    best: Explanation | None = None
+    with np.errstate(all="ignore"):
+        for clause, array in guesses(case):
+            left = _nmse(case.got, array)
+            if best is None or left < best.nmse * 0.5:
+                best = Explanation(clause, left)
+    if best is None or not (best.nmse <= max(floor, before * 1e-3)) or best.nmse >= before * 0.1:
+        return None
+    return best
+
+
+def _nmse(got: Array, want: Array) -> float:
+    power = float(np.sum(want**2))
+    error = float(np.sum((got - want) ** 2))
+    if not np.isfinite(error) or not np.isfinite(power):
+        return float("inf")
+    return error / power if power else (0.0 if error == 0 else float("inf"))

@@ -1,0 +1,16 @@
+"""A wrong stage goes in; out comes the textbook mistake, if any, that makes its numbers agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prill_harness.stages.hypotheses import attention, embedding, feedforward, generic, linear, norm, rope
+from prill_harness.stages.hypotheses.case import REGISTRY, Case, Explanation, Raw, Weight, explain
+
+__all__ = ["REGISTRY", "Case", "Explanation", "Raw", "Weight", "explain", "names"]
+_MODULES = (attention, embedding, feedforward, generic, linear, norm, rope)
+
+
+def names() -> Iterator[str]:
+    """Every registered hypothesis, `kind: function`."""
+    return (f"{kind}: {function.__name__}" for kind, functions in REGISTRY.items() for function in functions)

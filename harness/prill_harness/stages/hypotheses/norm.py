@@ -1,0 +1,77 @@
+"""Ways to get RMSNorm and LayerNorm wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from prill_harness.stages.hypotheses.case import Array, Case, Guess, hypothesis
+from prill_harness.stages.hypotheses.storage import misreadings
+
+EPSILONS = (0.0, 1e-12, 1e-8, 1e-6, 1e-5, 1e-3, 1e-2)
+
+
+@hypothesis("attn_norm", "ffn_norm", "output_norm")
+def norms(case: Case) -> Iterator[Guess]:
+    """The epsilon, the statistics, the weight, the bias."""
+    x = case.inputs[0]
+    stem = case.stage.tensors[0]
+    weight, bias = case.weight(f"{stem}.weight"), case.weight(f"{stem}.bias")
+    if weight is None:
+        return
+    shift = np.zeros_like(weight) if bias is None else bias
+    layer_norm, eps = bias is not None, case.number("norm_eps", 1e-5)
+    name = "LayerNorm" if layer_norm else "RMSNorm"
+    n = x.shape[-1]
+
+    def normed(eps: float = eps, centre: bool = layer_norm, count: int = n) -> Array:
+        y = x - x.mean(axis=-1, keepdims=True) if centre else x
+        return np.asarray(y / np.sqrt((y**2).sum(axis=-1, keepdims=True) / count + eps))
+
+    plain = normed()
+    for other in EPSILONS:
+        if abs(other - eps) > 1e-6 * eps:
+            yield f"epsilon {other:g} instead of {eps:g}", normed(other) * weight + shift
+    y = x - x.mean(axis=-1, keepdims=True) if layer_norm else x
+    root = np.sqrt((y**2).mean(axis=-1, keepdims=True))
+    yield "epsilon added outside the square root", y / (root + eps) * weight + shift
+    yield "sum of squares not divided by n", normed(count=1) * weight + shift
+    half = x[..., : n // 2]
+    over = np.sqrt((half**2).mean(axis=-1, keepdims=True) + eps)
+    if not layer_norm:
+        yield "mean square over the first half only", x / over * weight
+    yield "variance over n-1 instead of n", normed(count=n - 1) * weight + shift
+    yield f"{name} weight left out", plain + shift
+    yield f"{name} weight offset by one (w + 1)", plain * (weight + 1) + shift
+    yield f"{name} weight shifted by one element", plain * np.roll(weight, 1) + shift
+    yield f"{name} weight shifted by one element", plain * np.roll(weight, -1) + shift
+    if bias is not None:
+        yield f"{name} bias left out", plain * weight
+        yield f"{name} bias subtracted", plain * weight - shift
+    yield "not normalised", x * weight + shift
+    if layer_norm:
+        yield "mean not subtracted (RMSNorm instead of LayerNorm)", normed(centre=False) * weight + shift
+    else:
+        yield "mean subtracted (LayerNorm instead of RMSNorm)", normed(centre=True) * weight
+    for other_stem in _neighbours(stem):
+        other_weight = case.weight(f"{other_stem}.weight")
+        if other_weight is not None and other_stem != stem:
+            other_bias = case.weight(f"{other_stem}.bias")
+            moved = shift if other_bias is None else other_bias
+            yield f"weights of {other_stem} used", plain * other_weight + moved
+    yield f"{name} weight rounded to float16", plain * weight.astype(np.float16) + shift
+    for clause, wrong in misreadings(case, f"{stem}.weight", weight.shape):
+        yield f"{name} weight of {stem}: {clause}", plain * wrong + shift
+    if bias is not None:
+        for clause, wrong in misreadings(case, f"{stem}.bias", bias.shape):
+            yield f"{name} bias of {stem}: {clause}", plain * weight + wrong
+
+
+def _neighbours(stem: str) -> tuple[str, ...]:
+    block, _, leaf = stem.rpartition(".")
+    if not block:
+        return ("blk.0.attn_norm",)
+    layer = int(block.removeprefix("blk."))
+    other = "ffn_norm" if leaf == "attn_norm" else "attn_norm"
+    return (f"{block}.{other}", f"blk.{layer - 1}.{leaf}", f"blk.{layer + 1}.{leaf}", "output_norm")

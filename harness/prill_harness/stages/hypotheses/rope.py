@@ -1,0 +1,143 @@
+"""Ways to get rotary position embedding wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from prill_harness.stages.hypotheses.case import Array, Case, Guess, hypothesis
+
+BASES = (1e4, 1e5, 1e6, 5e4, 5e5, 1.5e5, 2.5e5, 1e3)
+FACTORS = (2.0, 4.0, 8.0, 16.0, 32.0)
+
+
+def rotate(x: Array, positions: Array, frequencies: Array, *, half_split: bool = False) -> Array:
+    """Rotate pairs of the last axis by position x frequency.
+
+    Args:
+        x: (token, head, dim).
+        frequencies: (dim/2,) radians per position; pairs are (2i, 2i+1), or (i, i+dim/2) when half_split.
+    """
+    angle = positions[:, None] * frequencies  # (token, dim/2)
+    cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
+    half = 2 * len(frequencies)
+    out = x.copy()
+    first, second = (
+        (slice(0, half // 2), slice(half // 2, half))
+        if half_split
+        else (slice(0, half, 2), slice(1, half, 2))
+    )
+    a, b = x[..., first], x[..., second]
+    out[..., first], out[..., second] = a * cos - b * sin, a * sin + b * cos
+    return out
+
+
+def frequencies(dim: int, base: float) -> Array:
+    """base^(-2i/dim) for i in 0..dim/2."""
+    return np.asarray(base ** (-np.arange(0, dim, 2, dtype=np.float64) / dim))
+
+
+def _declared(case: Case) -> tuple[int, float, Array]:
+    """Rotated dimensions, base, and what the file divides each frequency by."""
+    dim, base = int(case.number("rope_dim", case.want.shape[-1])), case.number("rope_base", 1e4)
+    linear = case.config.get("rope_scaling", "linear") == "linear"
+    divisors = np.full(dim // 2, case.number("rope_factor", 1.0) if linear else 1.0)
+    factors = case.weight("rope_freqs.weight")
+    return dim, base, divisors if factors is None else divisors * factors
+
+
+@hypothesis("q_rope", "k_rope")
+def rotary(case: Case) -> Iterator[Guess]:
+    """The pairing, the positions, the frequencies."""
+    x, positions = case.inputs[0], case.positions
+    dim, base, divisors = _declared(case)
+    right = frequencies(dim, base) / divisors
+    yield "not rotated at all", x
+    yield "pairs (i, i+d/2) instead of (2i, 2i+1)", rotate(x, positions, right, half_split=True)
+    yield "positions counted from 1 instead of 0", rotate(x, positions + 1, right)
+    yield "positions counted from -1 instead of 0", rotate(x, positions - 1, right)
+    yield "every position taken as 0", x
+    yield "rotated the wrong way (sine with the opposite sign)", rotate(x, -positions, right)
+    yield "rotated twice", rotate(x, 2 * positions, right)
+    exponents = np.arange(dim // 2, dtype=np.float64)
+    yield "frequency base^(-i) instead of base^(-2i/d)", rotate(x, positions, base**-exponents / divisors)
+    slow = base ** (-exponents / dim) / divisors
+    yield "frequency base^(-i/d) instead of base^(-2i/d)", rotate(x, positions, slow)
+    turned = x.copy()
+    turned[..., : dim // 2] = rotate(x[..., : dim // 2], positions, right[: dim // 4])
+    yield "only the first half of the dimensions rotated", turned
+    turned[..., : dim // 2] = rotate(x[..., : dim // 2], positions, frequencies(dim // 2, base))
+    yield f"rope dimension {dim // 2} instead of {dim}", turned
+    yield "frequencies in reverse order", rotate(x, positions, right[::-1])
+    for last in (64, 128, 256):
+        if last < len(positions):
+            yield f"positions start again after {last}", rotate(x, positions % last, right)
+            yield f"positions past {last} taken as {last}", rotate(x, np.minimum(positions, last), right)
+
+
+@hypothesis("q_rope", "k_rope")
+def settings(case: Case) -> Iterator[Guess]:
+    """Another base, another scaling."""
+    x, positions = case.inputs[0], case.positions
+    dim, base, divisors = _declared(case)
+    for other in BASES:
+        if abs(other / base - 1) > 1e-6:
+            turned = rotate(x, positions, frequencies(dim, other) / divisors)
+            yield f"rope base {other:g} instead of {base:g}", turned
+    right = frequencies(dim, base)
+    if (divisors != 1).any():
+        yield "rope scaling of the file ignored", rotate(x, positions, right)
+        yield "positions multiplied by the file's scaling", rotate(x, positions, right * divisors)
+        yield "rope scaling of the file applied twice", rotate(x, positions, right / divisors**2)
+    for factor in FACTORS:
+        yield f"positions divided by {factor:g}", rotate(x, positions / factor, right / divisors)
+        yield f"positions multiplied by {factor:g}", rotate(x, positions * factor, right / divisors)
+
+
+@hypothesis("q_rope", "k_rope")
+def one_pair(case: Case) -> Iterator[Guess]:
+    """One pair, or two that were exchanged, while all others are right."""
+    error = np.abs(case.got - case.want).reshape(-1, case.want.shape[-1]).max(axis=0)
+    elements = np.flatnonzero(~(error <= max(1e-5 * float(np.nanmax(error)), 1e-6 * np.abs(case.want).max())))
+    dim, base, divisors = _declared(case)
+    pairs = sorted({int(element) // 2 for element in elements})
+    if not 1 <= len(pairs) <= 2 or pairs[-1] >= dim // 2:
+        return
+    x, right = case.inputs[0], frequencies(dim, base) / divisors
+    if len(pairs) == 2:
+        first, second = pairs
+        exchanged = right.copy()
+        exchanged[[first, second]] = exchanged[[second, first]]
+        clause = f"frequencies of rope pairs {first} and {second} exchanged"
+        yield clause, rotate(x, case.positions, exchanged)
+        order = np.arange(x.shape[-1])
+        order[[2 * first, 2 * first + 1, 2 * second, 2 * second + 1]] = (
+            2 * second, 2 * second + 1, 2 * first, 2 * first + 1,
+        )  # fmt: skip
+        yield f"rope pairs {first} and {second} exchanged after the rotation", case.want[..., order]
+        yield (
+            f"rope pairs {first} and {second} exchanged before the rotation",
+            rotate(x[..., order], case.positions, right),
+        )
+        return
+    pair = pairs[0]
+    i, j = 2 * pair, 2 * pair + 1
+    order = np.arange(x.shape[-1])
+    order[[i, j]] = j, i
+    turned = rotate(x[..., order], case.positions, right)
+    yield f"rope pair {pair} swapped: rotated as ({j}, {i}) instead of ({i}, {j})", turned[..., order]
+    yield (
+        f"rope pair {pair} swapped: elements {i} and {j} exchanged after the rotation",
+        case.want[..., order],
+    )
+    yield f"rope pair {pair} swapped: elements {i} and {j} exchanged before the rotation", turned
+    still = right.copy()
+    still[pair] = 0
+    yield f"rope pair {pair} not rotated", rotate(x, case.positions, still)
+    for neighbour in (pair - 1, pair + 1):
+        if 0 <= neighbour < len(right):
+            other = right.copy()
+            other[pair] = right[neighbour]
+            clause = f"rope pair {pair} rotated at the frequency of pair {neighbour}"
+            yield clause, rotate(x, case.positions, other)

@@ -1,0 +1,204 @@
+"""Stage traces: captured from an engine or read from a file, by prill's stage names, in execution order."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prill_harness.engines.base import Engine
+from prill_harness.stages.table import FUSED, canonical, preferred, rotated
+from prill_runtime.errors import UsageError
+from prill_runtime.files import refuse_pipe
+
+Array = NDArray[np.float64]
+Named = tuple[str, NDArray[Any]]
+
+PACKED, LARGEST_SMALL = 20, 64 << 20  # times, and bytes that any array may unpack to
+_COUNTED = re.compile(r"#\d+$")
+_UNREADABLE = (
+    ValueError, OSError, EOFError, MemoryError, RuntimeError, KeyError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One pass over `ids`.
+
+    Attributes:
+        stages: stage name -> array, in execution order.
+        unknown: names that no table has, in order.
+        names: stage -> the name it came under, for the stages that came under another.
+    """
+
+    ids: tuple[int, ...]
+    stages: Mapping[str, Array]
+    unknown: tuple[str, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
+
+
+def capture(engine: Engine, ids: Sequence[int], replace: Mapping[str, Array] | None = None) -> Trace:
+    """Run `ids` through the engine and keep a copy of every stage.
+
+    Args:
+        replace: the stage's array is kept as computed, then this one is handed on in its place: with the
+            oracle's trace here, every stage is computed from the oracle's inputs.
+
+    Raises:
+        MissingCapability: the engine shows no stages, or takes none.
+    """
+    return collect(ids, engine.trace(ids, replace))
+
+
+def collect(ids: Sequence[int], arrays: Iterable[Named]) -> Trace:
+    """A trace from (name, array) pairs in execution order; the names may be prill's, llama.cpp's or
+    transformers', and may occur twice (`NAME#2` is NAME again)."""
+    entries = [(_COUNTED.sub("", name), np.array(array, dtype=np.float64)) for name, array in arrays]
+    given = [name for name, _ in entries]
+    known = preferred(given)
+    found: dict[str, list[int]] = {}
+    for at, name in enumerate(given):
+        if name in known and (stage := canonical(name, given)) is not None:
+            found.setdefault(stage, []).append(at)
+    chosen: dict[int, str] = {}
+    for stage, places in found.items():
+        turned = rotated(given[places[-1]], stage)
+        if turned is not None and len(places) > 1 and turned not in found:
+            chosen[places[-2]], chosen[places[-1]] = stage, turned
+        else:
+            # A bias is added under the product's name, and what is seen last is whole.
+            chosen[places[-1] if turned is not None or stage.endswith(".v") else places[0]] = stage
+    stages: dict[str, Array] = {}
+    names: dict[str, str] = {}
+    for at in sorted(chosen):
+        for stage, array in _split(chosen[at], entries[at][1]):
+            stages.setdefault(stage, array)
+            if given[at] != stage:
+                names.setdefault(stage, given[at])
+    unknown = tuple(name for at, name in enumerate(given) if at not in chosen)
+    return Trace(tuple(int(i) for i in ids), stages, unknown, names)
+
+
+def _split(stage: str, array: Array) -> Iterator[tuple[str, Array]]:
+    """A fused query, key and value (token, 3 * width) as its three stages; other arrays as they are."""
+    block, _, kind = stage.rpartition(".")
+    if kind == FUSED and array.ndim and array.shape[-1] % 3 == 0:
+        for part, third in zip("qkv", np.split(array, 3, axis=-1), strict=True):
+            yield f"{block}.{part}", third
+    elif kind != FUSED:
+        yield stage, array
+
+
+def save(trace: Trace, path: str | Path) -> None:
+    """Write a trace as .npz: `ids`, and one array per stage under its own name, in order."""
+    with Path(path).open("wb") as file:
+        np.savez(file, ids=np.array(trace.ids, dtype=np.int64), **trace.stages)  # type: ignore[arg-type]
+
+
+def load(path: str | Path) -> Trace:
+    """Read a trace; the arrays may carry prill's, llama.cpp's or transformers' names.
+
+    Raises:
+        UsageError: not an .npz of plain arrays of numbers, or without `ids`.
+    """
+    where = str(path)
+    hint = "write it with `prill trace -o t.npz` or numpy.savez(path, ids=…, **stages)"
+    try:
+        refuse_pipe(Path(path))
+        entries = list(_members(Path(path)))
+    except FileNotFoundError:
+        raise UsageError("no such trace file", where=where) from None
+    except IsADirectoryError:
+        raise UsageError("not a trace", where=where, expected="a file", got="a folder", hint=hint) from None
+    except _UNREADABLE as error:
+        got = str(error) or type(error).__name__
+        raise UsageError(
+            "not a trace", where=where, expected="an .npz archive", got=got, hint=hint
+        ) from error
+    ids = next((array for name, array in entries if name == "ids"), None)
+    if ids is None:
+        got = ", ".join(name for name, _ in entries[:5]) or "nothing"
+        raise UsageError("the trace has no ids", where=where, expected="an array `ids`", got=got, hint=hint)
+    if ids.dtype.kind not in "iu" or not ids.size:
+        raise UsageError("the ids are no token ids", where=where, expected="integers", got=str(ids.dtype))
+    for name, array in entries:
+        if array.dtype.kind not in "fiub":
+            raise UsageError("an array has no numbers", where=f"{where}, {name}", got=str(array.dtype))
+    return collect(ids.ravel().tolist(), [(name, array) for name, array in entries if name != "ids"])
+
+
+def _members(path: Path) -> Iterator[Named]:
+    """Arrays of an .npz in the order they were written, those that share a name included."""
+    with zipfile.ZipFile(path) as archive:
+        for item in archive.infolist():
+            # What is stored plainly is as large as the file; packed, a zip may hold a thousand times that.
+            if item.file_size > PACKED * max(item.compress_size, LARGEST_SMALL // PACKED):
+                raise ValueError(
+                    f"{item.filename} unpacks from {item.compress_size} to {item.file_size} bytes"
+                )
+            with archive.open(item) as stream:
+                array = np.lib.format.read_array(stream, allow_pickle=False)
+                yield item.filename.removesuffix(".npy"), array
+
+
+def fit(
+    trace: Trace, truth: Mapping[str, Array], architecture: str
+) -> tuple[dict[str, Array], dict[str, tuple[int, ...]]]:
+    """The trace's arrays as the oracle lays them out, and the shapes of those that cannot be.
+
+    Leading axes of one are dropped and heads joined or split. An array may have fewer rows than the oracle's:
+    engines that want only the last logits drop the rows before, and the rows they have are the last.
+
+    Returns:
+        stage -> array (rows, ...) of the oracle's trailing shape; stage -> shape of what does not fit.
+    """
+    fitted: dict[str, Array] = {}
+    odd: dict[str, tuple[int, ...]] = {}
+    for name, array in _placed(trace, truth):
+        tail = truth[name].shape[1:]
+        heads_first = len(tail) == 2 and array.shape[-3:] == (tail[0], len(truth[name]), tail[1])
+        if (
+            heads_first and array.shape != truth[name].shape
+        ):  # as many tokens as heads: laid out as the oracle's
+            array = array.swapaxes(-2, -3)
+        count, rest = divmod(array.size, int(np.prod(tail)))
+        if rest or not 0 < count <= len(truth[name]):
+            odd[name] = array.shape
+            continue
+        shaped = array.reshape(count, *tail)
+        if architecture == "llama" and trace.names.get(name, "").endswith(("q_proj", "k_proj")):
+            # transformers keeps the halves of a rotary pair half a head apart, llama files side by side.
+            shaped = shaped.reshape(count, tail[0], 2, -1).swapaxes(-1, -2).reshape(count, *tail)
+        fitted[name] = shaped
+    return {name: fitted[name] for name in truth if name in fitted}, odd
+
+
+def _placed(trace: Trace, truth: Mapping[str, Array]) -> Iterator[tuple[str, Array]]:
+    """Stages that the oracle has too; a lone `Qcur` may be the rotated one, which overwrote the first."""
+    for name, array in trace.stages.items():
+        turned = rotated(trace.names.get(name, ""), name)
+        if turned and turned in truth and turned not in trace.stages and array.size == truth[turned].size:
+            flat = array.ravel()
+            near, far = (float(np.sum((flat - truth[n].ravel()) ** 2)) for n in (turned, name))
+            name = turned if near < far else name
+        if name in truth:
+            yield name, array
+
+
+def rows(array: Array) -> Array:
+    """The array as (token, everything else), so that (n, heads, d) and (n, heads*d) compare alike."""
+    return array.reshape(array.shape[0], -1) if array.ndim else array.reshape(1, 1)
+
+
+def pairs(candidate: Trace, oracle: Trace) -> Iterator[tuple[str, Array, Array]]:
+    """Stages both traces have, in the oracle's order: (name, candidate's array, oracle's array)."""
+    for name, reference in oracle.stages.items():
+        if name in candidate.stages:
+            yield name, candidate.stages[name], reference

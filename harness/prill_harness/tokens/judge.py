@@ -1,0 +1,347 @@
+"""An engine and a golden come in; five findings go out, in order: are its tokens right, and if not, why not.
+
+Prompt ids, configuration, teacher-forced logits, greedy tokens, sampled tokens: a step that fails stops the
+ones after it, because they would only show its consequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from prill_harness.engines.base import Engine
+from prill_harness.engines.embedded import Embedded
+from prill_harness.engines.spec import open_engine, resolve_model
+from prill_harness.numbers import compare as measure
+from prill_harness.numbers import lanes
+from prill_harness.numbers.draws import expected_swaps
+from prill_harness.numbers.lanes import Figures
+from prill_harness.planting import core as faults
+from prill_harness.records.evidence import Status
+from prill_harness.tokens.divergence import Divergences, Row, first_difference, lane_of, named
+from prill_harness.tokens.golden import PROMPTS
+from prill_harness.tokens.golden_pack import Golden, GoldenPrompt, SampledGolden
+from prill_harness.tokens.sides import Gap, allowed, explained, gap_at, of_another_file, oracle_logits, since
+from prill_harness.witness.declared import declared, same
+from prill_runtime.errors import EngineError, Inconclusive, InvalidParameter
+from prill_runtime.gguf.file import open_gguf
+from prill_runtime.sampling.sampler import SamplingParams
+
+SHOWN = 3  # figures out of bound that a sentence names
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one step came to.
+
+    Attributes:
+        observed: values compared. A finding that observed none is never ok.
+        inconclusive: nothing was wrong, but something could not be seen; the sentence says what.
+        figures, bounds: of the teacher-forced step.
+        detail: builtins; of the first divergence, what a report needs to draw it.
+    """
+
+    step: str
+    ok: bool
+    sentence: str
+    observed: int = 0
+    inconclusive: bool = False
+    figures: Figures | None = None
+    bounds: Figures | None = None
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.ok and (self.inconclusive or self.observed < 1):
+            raise ValueError(f"{self.step} cannot be ok: observed {self.observed}, {self.sentence}")
+
+    @property
+    def status(self) -> Status:
+        if self.inconclusive:
+            return Status.INCONCLUSIVE
+        return Status.PASSED if self.ok else Status.FAILED
+
+
+def _step(name: str) -> Callable[[Callable[..., Finding]], Callable[..., Finding]]:
+    """Turn what the engine cannot do, or fails at, into a finding of this step, and lend it an oracle.
+
+    Against a golden of another file no step compares anything; the finding is the golden's.
+    """
+
+    def wrap(body: Callable[[Engine, Golden, Embedded], Finding]) -> Callable[..., Finding]:
+        def run(engine: Engine, golden: Golden, oracle: Embedded | None = None) -> Finding:
+            with ExitStack() as stack:
+                judge = oracle or stack.enter_context(oracle_for(engine))
+                if (doubt := of_another_file(golden, judge)) is not None:
+                    return Finding("golden", False, doubt.sentence, detail={"side": doubt.side})
+                try:
+                    return body(engine, golden, judge)
+                except Inconclusive as missing:
+                    # Whoever raises it again says that word again.
+                    sentence = str(missing).removeprefix(f"{Inconclusive.noun}: ")
+                    return Finding(name, False, sentence, inconclusive=True)
+                except (EngineError, InvalidParameter) as error:
+                    return Finding(name, False, f"the engine stopped: {error}")
+
+        run.__doc__ = body.__doc__
+        run.__name__ = body.__name__
+        return run
+
+    return wrap
+
+
+def oracle_for(engine: Engine) -> Embedded:
+    """The float64 oracle on the model that the engine has open."""
+    oracle = open_engine("numpy64", engine.info.model)
+    assert isinstance(oracle, Embedded)
+    return oracle
+
+
+@_step("tokenizer")
+def compare_prompt_ids(engine: Engine, golden: Golden, oracle: Embedded) -> Finding:
+    """Step 1: the engine's ids of every prompt are the golden's, special tokens included."""
+    if golden.prompts[0].unspelled:
+        return _compare_refusals(engine, oracle)
+    observed = 0
+    for number, prompt in enumerate(golden.prompts):
+        got, expected = list(engine.tokenize(prompt.text)), prompt.ids
+        observed += len(expected)
+        today = list(oracle.tokenize(prompt.text))
+        if got == expected == today:
+            continue
+        detail = {"expected": expected, "got": got, "today": today}
+        if today == expected:
+            at = first_difference(expected, got) or 0
+            sentence = (
+                f"tokenizer: prompt {number} differs at id {at}: expected {named(oracle, expected, at)}, "
+                f"got {named(oracle, got, at)}"
+            )
+            return Finding("tokenizer", False, sentence, observed, detail=detail)
+        at = first_difference(expected, today) or 0
+        side = "the golden" if got == expected else "today's oracle" if got == today else "neither"
+        sentence = (
+            f"the golden is stale: prompt {number} has {named(oracle, expected, at)} at id {at}, today's "
+            f"tokenizer gives {named(oracle, today, at)}; the candidate agrees with {side}"
+        )
+        return Finding("tokenizer", False, sentence + since(golden), observed, detail=detail)
+    return Finding(
+        "tokenizer", True, f"{observed} ids of {len(golden.prompts)} prompts equal the golden's", observed
+    )
+
+
+def _compare_refusals(engine: Engine, oracle: Embedded) -> Finding:
+    """Of a vocabulary that spells no text: the engine gives no ids, or refuses, where the oracle does."""
+    for text in PROMPTS:
+        expected, got = _ids_of(oracle, text), _ids_of(engine, text)
+        if expected != got:
+            found = "refuses it" if got is None else f"gives {len(got)} ids"
+            wanted = "a refusal" if expected is None else f"{len(expected)} ids"
+            sentence = f"tokenizer: {text[:20]!r}: expected {wanted}, the engine {found}"
+            return Finding("tokenizer", False, sentence, len(PROMPTS), detail={"got": got})
+    sentence = f"the vocabulary spells no text: {len(PROMPTS)} give no ids, as they give the oracle none"
+    return Finding("tokenizer", True, sentence, len(PROMPTS))
+
+
+def _ids_of(engine: Engine, text: str) -> list[int] | None:
+    """Ids of a text, None where the engine refuses it."""
+    try:
+        return list(engine.tokenize(text))
+    except (EngineError, InvalidParameter):
+        return None
+
+
+@_step("config")
+def compare_config(engine: Engine, golden: Golden, oracle: Embedded) -> Finding:
+    """Step 2: what the engine reports of its configuration is what the file declares."""
+    with open_gguf(resolve_model(oracle.info.model)) as file:
+        expected = declared(file)
+    reported = engine.info.config
+    seen = [key for key in expected if key in reported]
+    unseen = sorted(set(expected) - set(reported))
+    wrong = [key for key in seen if not same(expected[key], reported[key])]
+    # The file is silent about a window: an engine that reports one closes off keys that should be seen.
+    wrong += [key for key in ("window",) if key in reported and key not in expected]
+    detail = {"expected": expected, "reported": dict(reported), "unseen": unseen}
+    if wrong:
+        facts = "; ".join(
+            f"{key}: the file says {expected.get(key, 'nothing')}, the engine uses {reported[key]}"
+            for key in wrong
+        )
+        return Finding("config", False, f"configuration: {facts}", len(seen), detail=detail)
+    if unseen:
+        sentence = f"{len(seen)} values agree with the file; the engine does not report {', '.join(unseen)}"
+        return Finding("config", False, sentence, len(seen), inconclusive=True, detail=detail)
+    return Finding("config", True, f"{len(seen)} values equal the file's", len(seen), detail=detail)
+
+
+@_step("logits")
+def compare_teacher_forced(engine: Engine, golden: Golden, oracle: Embedded) -> Finding:
+    """Step 3: logits on the golden continuation, against the live oracle and the golden's own logprobs."""
+    lane, floor, bound = lane_of(engine, golden)
+    tally, flips, gap, largest = lanes.Tally(), 0, 0.0, 0.0
+    stale: Gap | None = None
+    worst: tuple[float, int, int] = (-1.0, 0, 0)
+    for number, prompt in enumerate(golden.prompts):
+        expected = oracle_logits(oracle, prompt.sequence)
+        got = _own_logits(engine, prompt.sequence)
+        stale = stale or gap_at(number, prompt, expected)
+        tally.add(expected, got)
+        largest = measure.largest(largest, float(np.abs(expected).max()))
+        forced = got[len(prompt.ids) - 1 :]
+        flips += _flips(expected[len(prompt.ids) - 1 :], forced, prompt)
+        gap = measure.largest(gap, _golden_gap(prompt, forced))
+        at = int(np.argmax(tally.kl[-1]))
+        if not tally.kl[-1][at] <= worst[0]:
+            worst = float(tally.kl[-1][at]), number, at
+    figures = tally.figures()
+    margins = np.concatenate([prompt.margins for prompt in golden.prompts])
+    tau = lanes.tau(lane, floor, largest)
+    allowed = lanes.poisson_upper(lanes.expected_flips(margins, tau))
+    broken = [
+        f"{name} {value:.3g}, {'at least' if relation == '>=' else 'at most'} {limit:.3g} allowed"
+        for name, value, limit, relation in lanes.broken(figures, bound)
+    ]
+    if flips > allowed:
+        broken.append(f"{flips} best tokens flipped, at most {allowed} predicted by the margin profile")
+    off_golden = not gap <= bound.dlogprob_max
+    observed = figures.positions * oracle.model.vocab_size
+    detail = {
+        "lane": lane.name,
+        "figures": lanes.summary(figures),
+        "bounds": lanes.summary(bound),
+        "flips": flips,
+        "flips_allowed": allowed,
+        "golden_dlogprob_max": gap,
+        "worst": {"kl": worst[0], "prompt": worst[1], "position": worst[2] + 1},
+    }
+
+    def made(ok: bool, sentence: str) -> Finding:
+        return Finding("logits", ok, sentence, observed, figures=figures, bounds=bound, detail=detail)
+
+    where = f"worst at prompt {worst[1]}, position {worst[2] + 1}"
+    facts = "; ".join(broken[:SHOWN]) + (f"; {len(broken) - SHOWN} more" if len(broken) > SHOWN else "")
+    if stale:
+        doubt = explained(stale, golden, oracle)
+        detail["side"] = doubt.side
+        if doubt.side == "oracle":
+            raise Inconclusive(doubt.sentence)
+        if not broken:
+            side = "today's oracle" + ("" if off_golden else " and, within the lane's noise, with the golden")
+        elif off_golden:
+            side = f"neither: {facts} against the oracle, {where}"
+        else:
+            side = "the golden: what has changed is the oracle, not the engine"
+        return made(False, f"{doubt.sentence}; the candidate agrees with {side}")
+    if broken:
+        return made(False, f"regressed in the {lane.name} lane: {facts}; {where}")
+    if off_golden:
+        limit = bound.dlogprob_max
+        return made(False, f"regressed: logprobs are {gap:.3g} off the golden's, at most {limit:.3g} allowed")
+    return made(
+        True,
+        f"{figures.positions} positions within the {lane.name} lane: KL max {figures.kl_max:.2g} "
+        f"of {bound.kl_max:.2g}, NMSE {figures.nmse:.2g} of {bound.nmse:.2g}",
+    )
+
+
+@_step("greedy")
+def compare_greedy(engine: Engine, golden: Golden, oracle: Embedded) -> Finding:
+    """Step 4: free-running greedy tokens; a first divergence is a near tie within budget, or wrong.
+
+    The prompts run together where the engine can batch; that a batch writes what each prompt does alone is
+    a property with a check of its own.
+    """
+    judged = Divergences(engine, golden, oracle)
+    count = len(golden.prompts[0].tokens)
+    together = engine.generate_batch([p.ids for p in golden.prompts], max_tokens=count, ignore_eos=True)
+    for number, (prompt, made) in enumerate(zip(golden.prompts, together, strict=True)):
+        judged.greedy(number, prompt, made.ids)
+    # Each prompt parts at most once, and is expected to with the chance that one flip or more occurs.
+    flips = [lanes.expected_flips(prompt.margins, judged.largest) for prompt in golden.prompts]
+    return _of("greedy", judged, float(np.sum(-np.expm1(np.negative(flips)))))
+
+
+@_step("sampled")
+def compare_sampled(engine: Engine, golden: Golden, oracle: Embedded) -> Finding:
+    """Step 5: the same seed draws the same tokens; a draw next to a boundary is budgeted like a near tie."""
+    judged = Divergences(engine, golden, oracle)
+    runs = [(number, run) for number, prompt in enumerate(golden.prompts) for run in prompt.sampled]
+    steps = sum(len(run.tokens) for _, run in runs)
+    made = engine.generate_batch(
+        [golden.prompts[number].ids for number, _ in runs],
+        max_tokens=max((len(run.tokens) for _, run in runs), default=0),
+        ignore_eos=True,
+        sampling=[run.params for _, run in runs],
+    )
+    for (number, run), text in zip(runs, made, strict=True):
+        judged.sampled(number, golden.prompts[number], run.tokens, text.ids, run.params)
+    # A noise of this KL moves a boundary by at most the total variation, √(KL/2) (Pinsker).
+    predicted = steps * float(np.sqrt(judged.bound.kl_p99 / 2))
+    if len(judged.near) > lanes.poisson_upper(predicted):
+        predicted += sum(_swaps(judged, golden.prompts[number], run) for number, run in runs)
+    return _of("sampled", judged, predicted)
+
+
+def _swaps(judged: Divergences, prompt: GoldenPrompt, run: SampledGolden) -> float:
+    """`draws.expected_swaps` of one run, by the oracle and the sampler without faults."""
+    with faults.only(()):
+        rows = oracle_logits(judged.oracle, [*prompt.ids, *run.tokens[:-1]])[len(prompt.ids) - 1 :]
+        return expected_swaps(rows, prompt.ids, run.tokens, SamplingParams(**run.params), judged.largest)
+
+
+def _of(step: str, judged: Divergences, predicted: float) -> Finding:
+    ok, sentence, detail = judged.result(predicted)
+    return Finding(step, ok, sentence, judged.observed, bounds=judged.bound, detail=detail)
+
+
+STEPS: tuple[Callable[..., Finding], ...] = (
+    compare_prompt_ids,
+    compare_config,
+    compare_teacher_forced,
+    compare_greedy,
+    compare_sampled,
+)
+
+
+def compare(engine: Engine, golden: Golden, oracle: Embedded | None = None) -> list[Finding]:
+    """All steps in order, up to and with the first that fails; an inconclusive one stops nothing."""
+    findings: list[Finding] = []
+    with ExitStack() as stack:
+        judge = oracle or stack.enter_context(oracle_for(engine))
+        for step in STEPS:
+            findings.append(step(engine, golden, judge))
+            if findings[-1].status is Status.FAILED:
+                break
+    return findings
+
+
+def _own_logits(engine: Engine, ids: Sequence[int]) -> Row:
+    """The engine's logits, unrounded where it is an embedded one."""
+    return engine.exact_logits(ids) if isinstance(engine, Embedded) else np.asarray(engine.logits(ids))
+
+
+def _flips(expected: Row, forced: Row, prompt: GoldenPrompt) -> int:
+    """Positions where the best token is another than the golden's, and not its equal to the oracle."""
+    best, right = measure.best_ids(forced), prompt.top_ids.array[:, 0]
+    rows = np.arange(len(right))
+    return int(
+        np.count_nonzero(
+            (best != right) & (np.abs(expected[rows, right] - expected[rows, best]) > measure.REORDERED)
+        )
+    )
+
+
+def _golden_gap(prompt: GoldenPrompt, forced: Row) -> float:
+    """max |Δ logprob| against the golden's best ids; infinite when anything is not finite.
+
+    A golden keeps float32: where nothing else is rounded, a difference of that size is none.
+    """
+    if not np.isfinite(forced).all():
+        return float("inf")
+    own = np.take_along_axis(measure.log_softmax(forced), prompt.top_ids.array, axis=-1)
+    stored = prompt.top_logprobs.array.astype(np.float64)
+    gap = np.abs(own - stored)
+    return float(np.where(gap <= allowed(stored), 0.0, gap).max())

@@ -1,0 +1,189 @@
+"""A golden, its model's file and today's oracle come in; which of them cannot be believed, and why, goes out.
+
+An engine is judged by a golden and by the oracle, and either may be what is wrong. Whatever is said of the
+engine comes after this: a golden of another file judges nothing, nor does an oracle that contradicts itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prill_harness.engines.embedded import Embedded
+from prill_harness.engines.spec import fixture_name, resolve_model
+from prill_harness.numbers import compare
+from prill_harness.numbers.compare import REORDERED
+from prill_harness.tokens.golden import Golden, GoldenPrompt, file_type, versions
+from prill_runtime.errors import EngineError, Inconclusive, UsageError
+from prill_runtime.gguf.file import open_gguf
+
+Rows = NDArray[np.floating]
+STORED = 2.0**-23  # float32 logprobs keep half a unit in the last place
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """What cannot be believed, the golden, the file or the oracle, and the sentence that says why."""
+
+    side: Literal["golden", "file", "oracle"]
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A logprob of the golden that today's oracle does not give: a token's, after `at` of a prompt's."""
+
+    prompt: int
+    at: int
+    token: int
+    stored: float
+    today: float
+
+    @property
+    def size(self) -> float:
+        return abs(self.today - self.stored)
+
+    @property
+    def place(self) -> str:
+        return f"in the logprob of token {self.token} at prompt {self.prompt}, token {self.at}"
+
+
+def allowed(stored: Rows | float) -> Rows | float:
+    """How far a stored logprob may be from the one it was made of."""
+    return np.abs(stored) * STORED + REORDERED
+
+
+def of_another_file(golden: Golden, oracle: Embedded) -> Doubt | None:
+    """Whether the golden was recorded from another file than the oracle has open: another model's, or an
+    earlier state of this one's."""
+    mark, found = golden.fingerprint, oracle.info
+    if mark.model_sha256 == found.model_sha256:
+        return None
+    with open_gguf(path := resolve_model(found.model)) as file:
+        kind = file_type(file)
+    named = fixture_name(found.model)
+    name, tokenizer = named[0] if named else path.stem, oracle.model.tokenizer.digest
+    own = (name, kind, tokenizer, found.config["architecture"])
+    if own != (golden.name, golden.type, mark.tokenizer_digest, golden.config.get("architecture")):
+        return Doubt(
+            "golden",
+            "the golden belongs to another model: it was recorded from "
+            f"{_described(golden.name, golden.type, mark.model_sha256, mark.tokenizer_digest)}; "
+            f"this is {_described(name, kind, found.model_sha256, tokenizer)}",
+        )
+    changed = [key for key, value in found.config.items() if golden.config.get(key) != value]
+    what = (
+        f"in {', '.join(changed)}"
+        if changed
+        else "in its tensors: its tokenizer and configuration are the same"
+    )
+    return Doubt(
+        "file",
+        f"the file has changed since the golden was recorded, {what}; {name} had sha256 "
+        f"{mark.model_sha256[:12]}…, and has {found.model_sha256[:12]}… now: no engine is judged by that",
+    )
+
+
+def refuse_another(golden: Golden, oracle: Embedded, where: str) -> None:
+    """Refuse a golden that was given by hand for another model than the oracle has open.
+
+    Raises:
+        UsageError: both are named, by name, type, digest and tokenizer.
+    """
+    doubt = of_another_file(golden, oracle)
+    if doubt is not None and doubt.side == "golden":
+        raise UsageError(doubt.sentence, where=where, hint="`prill golden record` records this model's own")
+
+
+def _described(name: str, kind: str, sha256: str, tokenizer: str) -> str:
+    return f"{name} {kind} (sha256 {sha256[:12]}…, tokenizer {tokenizer[:12]}…)"
+
+
+def check_stale(golden: Golden, oracle: Embedded, prompts: int | None = None) -> Doubt | None:
+    """Whether golden and today's oracle may be believed: None, or which of them not.
+
+    Args:
+        prompts: look at so many of the golden's; all when None.
+    """
+    doubt = of_another_file(golden, oracle)
+    if doubt is not None:
+        return doubt
+    for number, prompt in enumerate(golden.prompts[:prompts]):
+        if not prompt.unspelled and oracle.tokenize(prompt.text) != prompt.ids:
+            sentence = f"the golden is stale: today's tokenizer gives other ids for prompt {number}"
+            return Doubt("golden", sentence + since(golden))
+        gap = gap_at(number, prompt, oracle_logits(oracle, prompt.sequence))
+        if gap is not None:
+            return explained(gap, golden, oracle)
+    return None
+
+
+def oracle_logits(oracle: Embedded, ids: Sequence[int]) -> Rows:
+    """The oracle's logits (len(ids), vocab).
+
+    Raises:
+        Inconclusive: it stops, which says nothing of the engine.
+    """
+    try:
+        return oracle.exact_logits(ids)
+    except EngineError as error:
+        raise Inconclusive(
+            f"today's oracle itself stops on this file, so no engine can be judged on it: {error}"
+        ) from error
+
+
+def gap_at(number: int, prompt: GoldenPrompt, logits: Rows) -> Gap | None:
+    """The first stored logprob of a prompt that the oracle's logits of its sequence (position, vocab) do not
+    give; None when they give all."""
+    ids, stored = prompt.top_ids.array, prompt.top_logprobs.array.astype(np.float64)
+    today = np.take_along_axis(compare.log_softmax(logits[len(prompt.ids) - 1 :]), ids, axis=-1)
+    wrong = ~(np.abs(today - stored) <= allowed(stored))
+    if not wrong.any():
+        return None
+    at, place = (int(i) for i in np.argwhere(wrong)[0])
+    return Gap(number, at, int(ids[at, place]), float(stored[at, place]), float(today[at, place]))
+
+
+def explained(gap: Gap, golden: Golden, oracle: Embedded) -> Doubt:
+    """Whose a gap is: the golden's, unless the oracle gives two answers to one question today.
+
+    The oracle is asked again as it was asked before, and as it was when the golden was recorded: all prompts
+    together, token by token.
+    """
+    prompt = golden.prompts[gap.prompt]
+    again = oracle_logits(oracle, prompt.sequence)[len(prompt.ids) - 1 + gap.at]
+    apart = abs(float(compare.log_softmax(again)[gap.token]) - gap.today)
+    neither = "; neither the golden nor the engine can be judged by it"
+    if not apart <= allowed(gap.today):
+        sentence = f"today's oracle does not reproduce itself: two runs differ by {apart:.2g} {gap.place}"
+        return Doubt("oracle", sentence + neither)
+    rows = oracle.exact_decoded(
+        [each.ids for each in golden.prompts], [each.tokens[: gap.at] for each in golden.prompts]
+    )
+    # One of them may lie near by chance; an oracle that recorded the golden gives the whole row again.
+    stored = prompt.top_logprobs.array[gap.at].astype(np.float64)
+    decoded = compare.log_softmax(rows[gap.prompt])[prompt.top_ids.array[gap.at]]
+    if bool((np.abs(decoded - stored) <= allowed(stored)).all()):
+        sentence = (
+            "today's oracle contradicts itself: token by token it gives the golden's numbers, in one pass "
+            f"others, {gap.size:.2g} off {gap.place}: rounding decides what this file gives, or the oracle's "
+            "own code is wrong"
+        )
+        return Doubt("oracle", sentence + neither)
+    sentence = f"the golden is stale: today's oracle differs from it by {gap.size:.2g} {gap.place}"
+    return Doubt("golden", sentence + since(golden))
+
+
+def since(golden: Golden) -> str:
+    """The versions that are others than when the golden was recorded, as a clause; empty when none is."""
+    then, now = golden.fingerprint.versions, versions()
+    moved = [
+        f"{name} {then[name]}, now {now[name]}"
+        for name in sorted(then.keys() & now)
+        if then[name] != now[name]
+    ]
+    return f" (recorded with {'; '.join(moved)})" if moved else ""

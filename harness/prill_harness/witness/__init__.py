@@ -1,0 +1,1 @@
+"""Readings of a model's file that owe nothing to the runtime."""

@@ -1,0 +1,161 @@
+"""A model file goes in; the same file with one thing changed, for oracle and witness alike, comes out.
+
+What changes nothing when it is changed was not read. So each variation is read twice, by the oracle through
+the runtime and by the witness through `gguf`: both must move, and to the same logits.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
+
+from prill_harness.numbers.compare import largest
+from prill_harness.witness.naive import Reading
+from prill_runtime.gguf.file import GGUFFile, open_gguf
+from prill_runtime.gguf.tensors import TensorInfo
+from prill_runtime.models.cache import KVCache
+from prill_runtime.models.load import adapter_for
+from prill_runtime.ops.numpy import NumpyBackend
+from prill_runtime.run.model import Model
+
+LAYERS = 2  # of a deep model: the variations are looked at on its first layers
+LARGEST_TABLE = 1 << 26  # values of an embedding table of which a changed copy is made
+ROTARY = ("llama",)
+BIASED = ("llama",)  # whose projections may have biases
+PROJECTION = re.compile(r"blk\.0\.(attn_(q|k|v|output)|ffn_(gate|up|down))\.weight$")
+TABLE, HEAD, FREQUENCIES = "token_embd.weight", "output.weight", "rope_freqs.weight"
+
+
+class Varied:
+    """An open file with other metadata and other tensors, as far as loading a model asks.
+
+    Args:
+        keys: full metadata name -> value. tensors: name -> values (float64), None takes the tensor away.
+    """
+
+    def __init__(self, file: GGUFFile, keys: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
+        self.path, self.architecture = file.path, file.architecture
+        self.metadata = MappingProxyType({**file.metadata, **keys})
+        self._file, self._changed = file, tensors
+        layers = int(self.metadata[f"{self.architecture}.block_count"])
+        kept: dict[str, TensorInfo] = {
+            name: info for name, info in file.tensors.items() if _layer(name) < layers
+        }
+        for name, values in tensors.items():
+            if values is None:
+                kept.pop(name, None)
+            else:
+                kept[name] = TensorInfo(name, values.shape, GGMLQuantizationType.F32)
+        self.tensors = MappingProxyType(kept)
+
+    def raw(self, name: str) -> NDArray[np.uint8]:
+        """The tensor's bytes, (nbytes,)."""
+        values = self._changed.get(name)
+        if values is None:
+            return self._file.raw(name)
+        return np.ascontiguousarray(values, np.float32).reshape(-1).view(np.uint8)
+
+
+def _layer(name: str) -> int:
+    return int(name.split(".")[1]) if name.startswith("blk.") else -1
+
+
+def oracle_logits(path: Path, reading: Reading, ids: Sequence[int]) -> NDArray[np.float64]:
+    """What the oracle's code computes in float64 from the file as `reading` has it: (len(ids), vocabulary).
+
+    Raises:
+        ModelFileError, UnsupportedModel: it refuses the changed file.
+    """
+    with open_gguf(path) as file:
+        stated = {
+            name: value for name, value in reading.keys.items() if name.startswith(f"{file.architecture}.")
+        }
+        varied: Any = Varied(file, stated, reading.changed)
+        backend = NumpyBackend("float64")
+        adapter, report = adapter_for(file.architecture).load(varied, backend)
+    model = Model(adapter, backend, None, report, "")  # type: ignore[arg-type]  # ids go in, no text
+    c = adapter.config
+    cache = KVCache(c.n_layers, c.n_kv_heads, c.head_dim, len(ids), backend.dtype, 0)
+    return np.asarray(model.forward([(cache, ids)])[0], np.float64)
+
+
+@dataclass(frozen=True)
+class Variation:
+    """One thing that a file can say otherwise: what it is called, and the file that says so."""
+
+    name: str
+    reading: Reading
+
+
+def shallow(reading: Reading) -> Reading:
+    """The same model with its first layers alone."""
+    return reading.with_keys(block_count=min(LAYERS, int(reading.key("block_count"))))
+
+
+def variations(reading: Reading, length: int) -> Iterator[Variation]:
+    """What of the file can be changed and still makes a model; `length`: ids of the prompt it is seen on."""
+    kind = "rms_" if reading.key("attention.layer_norm_rms_epsilon") is not None else ""
+    eps = float(reading.key(f"attention.layer_norm_{kind}epsilon"))
+    yield Variation(
+        "eps", reading.with_keys(**{f"attention__layer_norm_{kind}epsilon": largest(64 * eps, 0.01)})
+    )
+    yield from _heads(reading)
+    if reading.architecture in ROTARY:
+        yield from _positions(reading, length)
+    yield from _tie(reading)
+    for name in reading.tensors:
+        if name.endswith((".bias", "_norm.weight")) and _layer(name) < 1:
+            yield Variation(name, reading.with_tensor(name, _moved(reading.all(name))))
+        biased = name.removesuffix("weight") + "bias"
+        if reading.architecture in BIASED and PROJECTION.match(name) and not reading.has(biased):
+            zero = np.zeros(reading.count(name))
+            yield Variation(biased, reading.with_tensor(biased, _moved(zero)))
+
+
+def _heads(reading: Reading) -> Iterator[Variation]:
+    """Half as many heads of twice the size: the matrices keep their shapes."""
+    heads, groups = int(reading.key("attention.head_count")), reading.groups
+    if heads % 2 == 0 and groups % 2 == 0:
+        doubled = {f"attention__{part}_length": 2 * reading.head_size for part in ("key", "value")}
+        half = {"attention__head_count": heads // 2, "attention__head_count_kv": groups // 2}
+        rope = {"rope__dimension_count": reading.rope_size} if reading.architecture in ROTARY else {}
+        yield Variation("head count", reading.with_keys(**half, **doubled, **rope))
+
+
+def _positions(reading: Reading, length: int) -> Iterator[Variation]:
+    size = reading.rope_size
+    base = float(reading.key("rope.freq_base", 10000.0))
+    yield Variation("rope base", reading.with_keys(rope__freq_base=base / 16))
+    factor = 4 * float(reading.key("rope.scaling.factor", 1.0))
+    scaled = {"rope__scaling__type": "linear", "rope__scaling__factor": factor}
+    yield Variation("rope scaling factor", reading.with_keys(**scaled))
+    yield Variation("window", reading.with_keys(attention__sliding_window=max(1, length // 3)))
+    old = reading.all(FREQUENCIES) if reading.has(FREQUENCIES) else np.ones(size // 2)
+    if size >= 4:
+        fewer = reading.with_keys(rope__dimension_count=size // 4 * 2)
+        if reading.has(FREQUENCIES):  # one divisor for each pair
+            fewer = fewer.with_tensor(FREQUENCIES, old[: size // 4])
+        yield Variation("rope dimension", fewer)
+    steps = np.exp2(np.arange(size // 2) % 3 - 1)
+    yield Variation(FREQUENCIES, reading.with_tensor(FREQUENCIES, old * steps))
+
+
+def _tie(reading: Reading) -> Iterator[Variation]:
+    """A head of its own for a tied model, the embedding table for one that has a head."""
+    if reading.count(TABLE) * int(reading.key("embedding_length")) <= LARGEST_TABLE:
+        own = None if reading.has(HEAD) else reading.all(TABLE)[::-1]
+        yield Variation("tie", reading.with_tensor(HEAD, own))
+
+
+def _moved(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Other values, one as large as the next, that float32 holds too; not a shift that a norm takes away."""
+    wave = np.cos(np.arange(values.size)) * largest(float(np.abs(values).max()), 1.0)
+    return np.asarray((values + wave).astype(np.float32), np.float64)
