@@ -103,11 +103,6 @@ class DeviceMatrix:
                     "row_bytes": row_bytes, "pitch": self.pitch}  # fmt: skip
             device.launch(kernel, (-(-rows * self.pitch // 256),), 256, args)
 
-    def free(self) -> None:
-        for pointer in self.pointers.values():
-            self._arena.free(pointer)
-        self.pointers = {}
-
 
 def is_zero(raw: NDArray[np.uint8], type: T) -> bool:
     """Whether every weight is zero; looks no further than the first that is not."""

@@ -234,7 +234,6 @@ class CudaBackend(Backend[DeviceArray, DeviceMatrix | DeviceArray, Held]):
             return out
         args = {"m": fields, "x": x.pointer, "bias": bias.pointer if bias else 0, "out": out.pointer}
         if rows <= FEW:
-            args["residual"] = 0
             threads = min(128, -(-fields[6] // 32) * 32)
             self.device.launch(f"matvec_{kind}", (-(-outputs // MATVEC_ROWS), rows), threads, args)
         else:

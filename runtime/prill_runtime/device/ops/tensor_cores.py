@@ -92,7 +92,7 @@ class TensorCores:
         nbytes = 4 * tiling.splits * rows * outs
         sums = self.ops.block(nbytes, "scratch", passing=True) if split else out.block
         args: dict[str, Any] = {
-            "m": fields, "x": source.pointer, "bias": 0 if split else bias, "residual": 0,
+            "m": fields, "x": source.pointer, "bias": 0 if split else bias,
             "out": sums.pointer if split else out.pointer, "rows": rows, "x_pitch": pitch,
             "out_pitch": outs, "steps": tiling.steps,
         }  # fmt: skip
@@ -100,7 +100,7 @@ class TensorCores:
         kernel = f"tensor_{OUTS}x{tiling.rows}_{kind}"
         device.launch(kernel, grid, 2 * OUTS, args, shared=SHARED[tiling.rows])
         if split:
-            join = {"sums": sums.pointer, "bias": bias, "residual": 0, "out": out.pointer,
+            join = {"sums": sums.pointer, "bias": bias, "out": out.pointer,
                     "count": rows * outs, "outs": outs, "splits": tiling.splits}  # fmt: skip
             device.launch("tensor_join", (-(-rows * outs // 256),), 256, join)
 

@@ -9,8 +9,6 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Final
 from weakref import ref
 
-import numpy as np
-
 from prill_runtime.device.machine.base import Device, Graph, in_turn
 from prill_runtime.device.memory.array import DeviceIds
 from prill_runtime.device.memory.slot import TOKEN, Slot
@@ -21,7 +19,6 @@ from prill_runtime.device.steps.fused import FusedLlama, fits
 from prill_runtime.device.steps.prefill import Prefill, hidden_of
 from prill_runtime.errors import NotANumber
 from prill_runtime.models.base import Adapter
-from prill_runtime.ops.protocol import Array
 from prill_runtime.run.generate import Generation, Writer
 from prill_runtime.sampling.sampler import SamplingParams
 
@@ -175,20 +172,6 @@ class Decoder:
         self.sampler.arm(params)
         if params.repetition_penalty != 1.0:
             self.sampler.remember(history)
-
-    @in_turn
-    def step(self, cache: DeviceCache, token: int) -> Array:
-        """Feed one id; logits (vocab,) of what follows. The cache's count of positions does not move.
-
-        Raises:
-            ContextLengthExceeded: it does not fit. NotANumber: logits that are not finite.
-        """
-        cache.require(1)
-        graph = self.graph(cache.capacity)
-        self._arm(cache, token)
-        graph.replay()
-        self._only()
-        return self.ops.device.download(self.logits.pointer, (self.logits.shape[1],), np.float32)
 
     def close(self) -> None:
         for graph in self._graphs.values():
