@@ -93,7 +93,7 @@ def test_a_matrix_larger_than_the_staging_arrives_whole(ops: CudaBackend, type: 
     raw, info = raw_tensor(type, 7, 256, seed=1)
     room = 2 * raw.nbytes // 7
     matrix = DeviceMatrix(ops.arena, type, info.shape)
-    staging = ops.block(room, "scratch")
+    staging = ops.allocate(room, "scratch")
     matrix.store(raw, staging.pointer, room)
     got = ops.download(ops.expand(matrix))
     assert np.array_equal(got, dequantize(raw, type, info.shape))

@@ -162,7 +162,7 @@ _DEFINE = re.compile(r"^#define (\w+) (\d+)$", re.M)
 
 @dataclass(frozen=True)
 class Signature:
-    """A kernel's argument struct and the most threads a block of it may have."""
+    """A kernel's argument struct and the most threads that a thread block of it may have."""
 
     layout: np.dtype[np.void]
     threads: int

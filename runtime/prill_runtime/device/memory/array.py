@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 F32: Final = np.dtype(np.float32)
 
 
-class Block:
-    """Memory of an arena that goes back to it with the last array that looks at it."""
+class Allocation:
+    """Memory of an arena, given back with the last array that looks at it."""
 
     def __init__(self, pointer: Pointer, free: Callable[[Pointer], None]) -> None:
         self.pointer, self._free = pointer, free
@@ -39,21 +39,23 @@ class DeviceArray:
     def __init__(
         self,
         ops: CudaBackend,
-        block: Block,
+        allocation: Allocation,
         shape: tuple[int, ...],
         pitch: int | None = None,
         offset: int = 0,
     ) -> None:
-        self.ops, self.block, self.shape = ops, block, shape
+        self.ops, self.allocation, self.shape = ops, allocation, shape
         self.pitch = prod(shape[1:]) if pitch is None else pitch
         self.offset = offset
-        self.halves: Block | None = None  # the same rows in half precision, once a product has needed them
+        self.halves: Allocation | None = (
+            None  # the same rows in half precision, once a product has needed them
+        )
         self.whole: DeviceArray | None = None  # the rows that these are a part of
-        self._beside: ref[Block] | None = None
+        self._beside: ref[Allocation] | None = None
 
     @property
     def pointer(self) -> Pointer:
-        return self.block.pointer + 4 * self.offset
+        return self.allocation.pointer + 4 * self.offset
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -88,7 +90,9 @@ class DeviceArray:
         whole = tuple(self.size // known if n < 0 else n for n in shape)
         if (whole[0] != self.shape[0] and not self.contiguous) or prod(whole) != self.size:
             raise PrillError("cannot reshape rows", where="device array", expected=self.shape, got=shape)
-        return DeviceArray(self.ops, self.block, whole, None if self.contiguous else self.pitch, self.offset)
+        return DeviceArray(
+            self.ops, self.allocation, whole, None if self.contiguous else self.pitch, self.offset
+        )
 
     def __getitem__(self, key: Any) -> DeviceArray:
         """Some rows: a slice or an array of indices; or `[:, i]`, one part of every row."""
@@ -97,13 +101,15 @@ class DeviceArray:
             if step != 1:
                 raise PrillError("rows are sliced one by one", where="device array", got=key)
             shape = (max(high - low, 0), *self.shape[1:])
-            part = DeviceArray(self.ops, self.block, shape, self.pitch, self.offset + low * self.pitch)
+            part = DeviceArray(self.ops, self.allocation, shape, self.pitch, self.offset + low * self.pitch)
             part.whole = None if shape == self.shape else self.whole or self
             return part
         if isinstance(key, tuple) and len(key) == 2 and key[0] == slice(None) and self.ndim > 2:
             inner = prod(self.shape[2:])
             shape = (self.shape[0], *self.shape[2:])
-            return DeviceArray(self.ops, self.block, shape, self.pitch, self.offset + int(key[1]) * inner)
+            return DeviceArray(
+                self.ops, self.allocation, shape, self.pitch, self.offset + int(key[1]) * inner
+            )
         if isinstance(key, np.ndarray):
             return self.ops.rows(self, key)
         raise PrillError("device arrays take rows alone", where="device array", got=repr(key))
@@ -116,12 +122,12 @@ class DeviceArray:
         """
         if (whole := self.whole) is None:
             return self.ops.empty(len(self), width)
-        block = None if whole._beside is None else whole._beside()
-        if block is None:
-            block = self.ops.empty(len(whole), width).block
-            whole._beside = ref(block)
+        allocation = None if whole._beside is None else whole._beside()
+        if allocation is None:
+            allocation = self.ops.empty(len(whole), width).allocation
+            whole._beside = ref(allocation)
         first = (self.offset - whole.offset) // whole.pitch
-        return DeviceArray(self.ops, block, (len(self), width), offset=first * width)
+        return DeviceArray(self.ops, allocation, (len(self), width), offset=first * width)
 
     def copy(self) -> NDArray[np.float32]:
         """A host copy."""
@@ -136,22 +142,25 @@ def neighbours(parts: Sequence[DeviceArray]) -> DeviceArray | None:
     first = parts[0]
     ends = accumulate((part.size for part in parts), initial=first.offset)
     if not all(
-        part.block is first.block and part.offset == end for part, end in zip(parts, ends, strict=False)
+        part.allocation is first.allocation and part.offset == end
+        for part, end in zip(parts, ends, strict=False)
     ):
         return None
-    return DeviceArray(first.ops, first.block, (sum(map(len, parts)), *first.shape[1:]), offset=first.offset)
+    return DeviceArray(
+        first.ops, first.allocation, (sum(map(len, parts)), *first.shape[1:]), offset=first.offset
+    )
 
 
 class DeviceIds:
     """Integers (row,) in device memory; `tables` keeps what was computed from them, by what it depends on."""
 
-    def __init__(self, block: Block, count: int, offset: int = 0) -> None:
-        self.block, self.count, self.offset = block, count, offset
+    def __init__(self, allocation: Allocation, count: int, offset: int = 0) -> None:
+        self.allocation, self.count, self.offset = allocation, count, offset
         self.tables: dict[Any, DeviceArray] = {}
 
     @property
     def pointer(self) -> Pointer:
-        return self.block.pointer + self.offset
+        return self.allocation.pointer + self.offset
 
     def __len__(self) -> int:
         return self.count

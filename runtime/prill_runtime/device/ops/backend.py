@@ -12,11 +12,11 @@ from numpy.typing import DTypeLike, NDArray
 
 from prill_runtime.device.machine.base import Device, Pointer
 from prill_runtime.device.memory.arena import Arena
-from prill_runtime.device.memory.array import F32, Block, DeviceArray, DeviceIds, neighbours
+from prill_runtime.device.memory.array import F32, Allocation, DeviceArray, DeviceIds, neighbours
 from prill_runtime.device.memory.matrix import DeviceMatrix, is_zero, staging_bytes
 from prill_runtime.device.memory.slot import SEQUENCE, CacheView
 from prill_runtime.device.ops import sampler as sampling
-from prill_runtime.device.ops.tensor_cores import HEADS, LEAST, TensorCores
+from prill_runtime.device.ops.tensor_cores import HEAD_SIZES, LEAST_TILE_ROWS, TensorCores
 from prill_runtime.errors import InvalidParameter
 from prill_runtime.gguf.tensors import TensorInfo
 from prill_runtime.ops import rotary
@@ -32,17 +32,17 @@ MODULES: Final = (
     "repack", "embed", "norm", "matvec", "matmul", "rope", "cache", "attention", "attention_decode",
     "softmax", "elementwise", "choose", "sample", "fused",
 )  # fmt: skip
-THREADS: Final = 256
-SPLIT: Final = 128  # keys of one block of attention_split
-MATVEC_ROWS: Final = 4  # output rows of one block of a mat-vec
-FEW: Final = 4  # so many rows go through the mat-vec, more through the tiled product
+BLOCK_THREADS: Final = 256
+SPLIT_KEYS: Final = 128  # keys that a thread block of attention_split takes
+MATVEC_ROWS: Final = 4  # output rows that a thread block of a mat-vec takes
+MOST_MATVEC_ROWS: Final = 4  # so many rows go through the mat-vec, more through the tiled product
 PARTIAL_BYTES: Final = 32 << 20
 """Of partial sums of attention at a time; one row's at least."""
 
 
 def partial_sums(rows: int, heads: int, dim: int, reach: int) -> tuple[int, int, int]:
     """Rows whose partial sums attention takes at a time over so many positions, their splits, their bytes."""
-    splits = -(-reach // SPLIT)
+    splits = -(-reach // SPLIT_KEYS)
     each = 4 * heads * splits * (dim + 2)
     step = max(1, min(rows, PARTIAL_BYTES // each))
     return step, splits, each * step
@@ -54,8 +54,8 @@ def most_partial(rows: int, heads: int, dim: int, reach: int) -> int:
     return min(each * rows, max(each, PARTIAL_BYTES))
 
 
-def blocks(count: int, threads: int = THREADS) -> tuple[int]:
-    """A grid of enough blocks for one thread each."""
+def grid_of(count: int, threads: int = BLOCK_THREADS) -> tuple[int]:
+    """A grid of enough thread blocks for one thread each."""
     return (max(1, -(-count // threads)),)
 
 
@@ -79,16 +79,18 @@ class CudaBackend(Backend[DeviceArray, DeviceMatrix | DeviceArray, Held]):
     def empty(self, *shape: int, purpose: str = "activations") -> DeviceArray:
         """Memory for an array that a kernel is about to write."""
         if purpose != "activations":
-            return DeviceArray(self, self.block(4 * prod(shape), purpose), shape)
+            return DeviceArray(self, self.allocate(4 * prod(shape), purpose), shape)
         if self._results is not None:
-            return DeviceArray(self, self.block(4 * prod(shape), self._results, passing=True), shape)
-        return DeviceArray(self, self.block(4 * prod(shape), rows=shape[0] if len(shape) > 1 else 1), shape)
+            return DeviceArray(self, self.allocate(4 * prod(shape), self._results, passing=True), shape)
+        return DeviceArray(
+            self, self.allocate(4 * prod(shape), rows=shape[0] if len(shape) > 1 else 1), shape
+        )
 
-    def block(
+    def allocate(
         self, nbytes: int, purpose: str = "activations", *, rows: int = 1, passing: bool = False
-    ) -> Block:
+    ) -> Allocation:
         """Memory of the arena, as `Region.alloc`; activations of a step are padded by its rows."""
-        return Block(self.arena.alloc(purpose, nbytes, rows, passing), self.arena.free)
+        return Allocation(self.arena.alloc(purpose, nbytes, rows, passing), self.arena.free)
 
     @contextmanager
     def results(self, purpose: str) -> Iterator[None]:
@@ -99,12 +101,12 @@ class CudaBackend(Backend[DeviceArray, DeviceMatrix | DeviceArray, Held]):
         finally:
             self._results = None
 
-    def upload(self, array: NDArray[Any], dtype: DTypeLike = np.float32, rows: int = 1) -> Block:
-        """A host array as a block, padded by so many rows."""
+    def upload(self, array: NDArray[Any], dtype: DTypeLike = np.float32, rows: int = 1) -> Allocation:
+        """A host array on the device, padded by so many rows."""
         host = np.ascontiguousarray(array, dtype)
-        block = self.block(host.nbytes, rows=rows)
-        self.device.upload(block.pointer, host)
-        return block
+        allocation = self.allocate(host.nbytes, rows=rows)
+        self.device.upload(allocation.pointer, host)
+        return allocation
 
     def on(self, x: Weight) -> DeviceArray:
         """x as contiguous rows on the device."""
@@ -122,7 +124,7 @@ class CudaBackend(Backend[DeviceArray, DeviceMatrix | DeviceArray, Held]):
         """Queue a copy of the rows of x into contiguous ones."""
         args = {"x": x.pointer, "y": 0, "out": out.pointer, "count": x.size, "width": x.width,
                 "pitch": x.pitch}  # fmt: skip
-        self.device.launch("copy_rows", blocks(x.size), THREADS, args)
+        self.device.launch("copy_rows", grid_of(x.size), BLOCK_THREADS, args)
 
     def ids(self, ids: Indices) -> DeviceIds:
         """Ids on the device."""
@@ -142,7 +144,7 @@ class CudaBackend(Backend[DeviceArray, DeviceMatrix | DeviceArray, Held]):
             return place
         place.zero = is_zero(raw, info.type)
         room = staging_bytes(info)
-        staging = self.block(room, "scratch", passing=True)
+        staging = self.allocate(room, "scratch", passing=True)
         place.store(raw, staging.pointer, room)
         self.device.synchronize()
         return place
@@ -176,7 +178,7 @@ class CudaBackend(Backend[DeviceArray, DeviceMatrix | DeviceArray, Held]):
         rows = weight.rows if rows is None else rows
         out = self.empty(rows, weight.cols)
         args = {"table": weight.fields, "ids": 0, "out": out.pointer, "rows": rows}
-        self.device.launch(f"embed_{weight.kind}", blocks(rows * weight.pitch), THREADS, args)
+        self.device.launch(f"embed_{weight.kind}", grid_of(rows * weight.pitch), BLOCK_THREADS, args)
         return out
 
     def embed(self, table: Weight, ids: Indices) -> DeviceArray:
@@ -184,7 +186,7 @@ class CudaBackend(Backend[DeviceArray, DeviceMatrix | DeviceArray, Held]):
         at = self.ids(ids)
         out = self.empty(len(at), table.shape[1])
         args = {"table": fields, "ids": at.pointer, "out": out.pointer, "rows": len(at)}
-        self.device.launch(f"embed_{kind}", blocks(len(at) * fields[6]), THREADS, args)
+        self.device.launch(f"embed_{kind}", grid_of(len(at) * fields[6]), BLOCK_THREADS, args)
         return out
 
     def rows(self, x: DeviceArray, which: NDArray[Any]) -> DeviceArray:
@@ -211,7 +213,7 @@ class CudaBackend(Backend[DeviceArray, DeviceMatrix | DeviceArray, Held]):
         out = self.empty(*x.shape)
         args = {"x": x.pointer, "weight": weight.pointer, "bias": bias.pointer if bias else 0,
                 "out": out.pointer, "width": x.shape[-1], "eps": eps}  # fmt: skip
-        self.device.launch(kernel, (x.size // x.shape[-1],), THREADS, args)
+        self.device.launch(kernel, (x.size // x.shape[-1],), BLOCK_THREADS, args)
         return out
 
     def rms_norm(self, x: Operand, weight: Weight, eps: float) -> DeviceArray:
@@ -229,11 +231,11 @@ class CudaBackend(Backend[DeviceArray, DeviceMatrix | DeviceArray, Held]):
         rows, outputs = x.shape[0], weight.shape[0]
         out = self.empty(rows, outputs) if out is None else out
         # Who keeps float32 in a file wants its precision, and its range, which half does not have.
-        if self._tensor is not None and rows >= LEAST and kind != "f32":
+        if self._tensor is not None and rows >= LEAST_TILE_ROWS and kind != "f32":
             self._tensor.linear(x, weight, bias.pointer if bias else 0, out)
             return out
         args = {"m": fields, "x": x.pointer, "bias": bias.pointer if bias else 0, "out": out.pointer}
-        if rows <= FEW:
+        if rows <= MOST_MATVEC_ROWS:
             threads = min(128, -(-fields[6] // 32) * 32)
             self.device.launch(f"matvec_{kind}", (-(-outputs // MATVEC_ROWS), rows), threads, args)
         else:
@@ -260,7 +262,7 @@ class CudaBackend(Backend[DeviceArray, DeviceMatrix | DeviceArray, Held]):
         args = {"x": x.pointer, "angles": angles.pointer, "out": out.pointer, "rows": rows, "heads": heads,
                 "head_dim": head_dim, "pairs": dim // 2, "x_pitch": x.pitch,
                 "neox": int(layout == "neox")}  # fmt: skip
-        self.device.launch("rope", blocks(rows * heads * (head_dim - dim // 2), 128), 128, args)
+        self.device.launch("rope", grid_of(rows * heads * (head_dim - dim // 2), 128), 128, args)
         return out
 
     def angles(
@@ -274,7 +276,7 @@ class CudaBackend(Backend[DeviceArray, DeviceMatrix | DeviceArray, Held]):
         out = self.empty(len(at), dim // 2, 2)
         args = {"positions": at.pointer, "frequencies": frequencies.pointer, "out": out.pointer,
                 "rows": len(at), "pairs": dim // 2}  # fmt: skip
-        self.device.launch("rope_angles", blocks(len(at) * dim // 2, 128), 128, args)
+        self.device.launch("rope_angles", grid_of(len(at) * dim // 2, 128), 128, args)
         at.tables[key] = out
         return out
 
@@ -287,16 +289,16 @@ class CudaBackend(Backend[DeviceArray, DeviceMatrix | DeviceArray, Held]):
         if key not in self._frequencies or theirs:
             divisors = None if freq_factors is None else np.asarray(freq_factors)
             values = rotary.frequencies(base, dim, factor, divisors)
-            block = self.block(values.nbytes, "scratch")
-            self.device.upload(block.pointer, values)
-            self._frequencies[key] = DeviceArray(self, block, (dim // 2, 2))
+            allocation = self.allocate(values.nbytes, "scratch")
+            self.device.upload(allocation.pointer, values)
+            self._frequencies[key] = DeviceArray(self, allocation, (dim // 2, 2))
         return self._frequencies[key]
 
     def softmax(self, x: Operand) -> DeviceArray:
         x = self.on(x)
         out = self.empty(*x.shape)
         args = {"x": x.pointer, "out": out.pointer, "width": x.shape[-1]}
-        self.device.launch("softmax", (x.size // x.shape[-1],), THREADS, args)
+        self.device.launch("softmax", (x.size // x.shape[-1],), BLOCK_THREADS, args)
         return out
 
     def attention(
@@ -314,13 +316,13 @@ class CudaBackend(Backend[DeviceArray, DeviceMatrix | DeviceArray, Held]):
         sequence = self._sequence(keys.pointer, values.pointer, k.shape[1], start)
         return self._attend(q, sequence.pointer, k.shape[0], k.shape[1], 0, scale, window)
 
-    def _sequence(self, keys: Pointer, values: Pointer, capacity: int, length: int) -> Block:
+    def _sequence(self, keys: Pointer, values: Pointer, capacity: int, length: int) -> Allocation:
         record = np.array([(keys, values, capacity, length, 0, 0, 0)], SEQUENCE)
         return self.upload(record, SEQUENCE)
 
     def any_reach(self, rows: int, dim: int) -> bool:
         """Whether the launches of attention are the same wherever in a sequence so many rows stand."""
-        return self._tensor is not None and rows >= LEAST and dim in HEADS
+        return self._tensor is not None and rows >= LEAST_TILE_ROWS and dim in HEAD_SIZES
 
     def _attend(
         self,
@@ -344,7 +346,7 @@ class CudaBackend(Backend[DeviceArray, DeviceMatrix | DeviceArray, Held]):
             return self._tensor.attend(q, sequence, kv_heads, layer, scale, window)
         out: DeviceArray = q.beside(heads * dim)
         step, splits, nbytes = partial_sums(rows, heads, dim, reach)
-        partial = self.block(nbytes, "scratch", passing=True)
+        partial = self.allocate(nbytes, "scratch", passing=True)
         for low in range(0, rows, step):
             some = q[low : low + step]
             args = {"sequence": sequence, "q": some.pointer, "partial": partial.pointer,
@@ -361,7 +363,7 @@ class CudaBackend(Backend[DeviceArray, DeviceMatrix | DeviceArray, Held]):
         out = self.empty(*x.shape)
         args: Mapping[str, int] = {"x": x.pointer, "y": y.pointer if y else 0, "out": out.pointer,
                                    "count": x.size, "width": 0, "pitch": 0}  # fmt: skip
-        self.device.launch(kernel, blocks(x.size), THREADS, args)
+        self.device.launch(kernel, grid_of(x.size), BLOCK_THREADS, args)
         return out
 
     def swiglu(self, gate: Operand, up: Operand) -> DeviceArray:

@@ -11,7 +11,7 @@ from weakref import ref
 
 from prill_runtime.device.machine.base import Device, Graph, in_turn
 from prill_runtime.device.memory.array import DeviceIds
-from prill_runtime.device.memory.slot import TOKEN, Slot
+from prill_runtime.device.memory.slot import TOKEN_OFFSET, Slot
 from prill_runtime.device.ops.backend import CudaBackend
 from prill_runtime.device.ops.sampler import DeviceSampler, refusal
 from prill_runtime.device.steps.cache import DeviceCache
@@ -47,8 +47,8 @@ class Decoder:
         self.adapter, self.ops = adapter, ops
         vocab = adapter.config.vocab_size
         self._slot = Slot(ops.device, ops.arena)
-        self._partial = ops.block(32 * PARTS, "scratch")
-        self._arrived = ops.block(4, "scratch")
+        self._partial = ops.allocate(32 * PARTS, "scratch")
+        self._arrived = ops.allocate(4, "scratch")
         ops.device.fill(self._arrived.pointer, 4)
         self.logits = ops.empty(1, vocab, purpose="logits")
         self._graphs: dict[tuple[int, bool], Graph] = {}
@@ -90,9 +90,9 @@ class Decoder:
             self.fused.record(self._slot, self.logits)
             return
         slot = self._slot
-        ids = DeviceIds(slot.block, 1, TOKEN)
-        positions = DeviceIds(slot.block, 1, slot.at("position") - slot.pointer)
-        hidden = hidden_of(adapter, ops, slot.block, ids, positions, reach)
+        ids = DeviceIds(slot.allocation, 1, TOKEN_OFFSET)
+        positions = DeviceIds(slot.allocation, 1, slot.at("position") - slot.pointer)
+        hidden = hidden_of(adapter, ops, slot.allocation, ids, positions, reach)
         ops.linear(hidden, adapter.head_weight, out=self.logits)
 
     def choose(self) -> None:

@@ -7,8 +7,8 @@ from typing import Any, Final
 from prill_runtime.device.machine.base import Device, Pointer
 from prill_runtime.device.memory.array import DeviceArray
 from prill_runtime.device.memory.matrix import FORMATS, PLAIN, DeviceMatrix
-from prill_runtime.device.memory.slot import TOKEN, Slot
-from prill_runtime.device.ops.backend import CudaBackend, blocks
+from prill_runtime.device.memory.slot import TOKEN_OFFSET, Slot
+from prill_runtime.device.ops.backend import CudaBackend, grid_of
 from prill_runtime.models.base import EMBEDDING, Adapter
 from prill_runtime.models.config import Config
 from prill_runtime.models.llama import ROPE_FREQS, Llama
@@ -65,10 +65,10 @@ class FusedLlama:
         """Queue one token: the id in the slot, at its position, to logits (1, vocab)."""
         adapter, ops, c = self.adapter, self.ops, self.adapter.config
         table: Any = adapter.weights[EMBEDDING]
-        args = {"table": table.fields, "id": slot.pointer + TOKEN, "out": self.x.pointer,
+        args = {"table": table.fields, "id": slot.pointer + TOKEN_OFFSET, "out": self.x.pointer,
                 "position": slot.at("position"), "frequencies": self.frequencies.pointer,
                 "angles": self.angles.pointer, "pairs": self.pairs}  # fmt: skip
-        ops.device.launch(f"begin_{table.kind}", (blocks(table.pitch, 64)[0] + 1,), 64, args)
+        ops.device.launch(f"begin_{table.kind}", (grid_of(table.pitch, 64)[0] + 1,), 64, args)
         for layer, w in enumerate(adapter.blocks):
             weight: Any = {name: w[f"{name}.weight"] for name in MATRICES}
             q, k, v = (weight[name] for name in MATRICES[:3])

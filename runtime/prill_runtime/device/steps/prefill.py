@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from prill_runtime.device.machine.base import Graph
-from prill_runtime.device.memory.array import Block, DeviceArray, DeviceIds
+from prill_runtime.device.memory.array import Allocation, DeviceArray, DeviceIds
 from prill_runtime.device.memory.slot import SEQUENCE
 from prill_runtime.device.ops.backend import CudaBackend
 from prill_runtime.device.steps.cache import DeviceCache, SlotCache
@@ -32,7 +32,7 @@ class Prefill:
 
     def __init__(self, adapter: Adapter, ops: CudaBackend) -> None:
         self.adapter, self.ops = adapter, ops
-        self._piece = ops.block(PIECE.itemsize, "scratch")
+        self._piece = ops.allocate(PIECE.itemsize, "scratch")
         self._last = ops.empty(1, adapter.config.width, purpose="scratch")
         self._lengths: deque[int] = deque(maxlen=REMEMBERED)
         self._graphs: dict[int, Graph] = {}
@@ -84,7 +84,7 @@ class Prefill:
 
 
 def hidden_of(
-    adapter: Adapter, ops: CudaBackend, sequence: Block, ids: DeviceIds, positions: DeviceIds, reach: int
+    adapter: Adapter, ops: CudaBackend, sequence: Allocation, ids: DeviceIds, positions: DeviceIds, reach: int
 ) -> DeviceArray:
     """Queue the adapter's own pass over ids in device memory: hidden states after the last norm (row, width).
 
