@@ -40,7 +40,7 @@ struct Weights {
                         real ? 16 : 0);
             }
     }
-    // Scales, high bits, and the quants unless they are queued (a load that nobody uses is not made).
+    // Scales, high bits, and the quants unless they are queued (the compiler drops unused loads).
     __device__ __forceinline__ void fetch(const Matrix& m, int out0, int step) {
 #pragma unroll
         for (int j = 0; j < EACH; ++j)
@@ -192,7 +192,7 @@ static __device__ __forceinline__ void product(const TensorArgs& a) {
         ask(step + 1);
         copies_end();
     };
-    const auto prepare = [&](int step) {  // past the end: a tile that is free, and columns of nobody
+    const auto prepare = [&](int step) {  // past the end it fills a free tile with columns that are never used
         weights.expand(tiles + step % TILES * HELD, queue + step % STAGES * weights.QUEUE);
         weights.fetch(a.m, out0, first + step + 1);
         copies_wait<AHEAD - 1>();

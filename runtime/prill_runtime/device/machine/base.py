@@ -42,8 +42,8 @@ class Device(ABC):
     Attributes:
         spec: as on the command line, `cuda:0` or `emu`. name: what the device calls itself.
         target: what kernels are compiled for. multiprocessors: thread blocks that run at once, at least.
-        turn: held by the thread whose step is queued and read: the stream, the arena's activations and what a
-            captured graph reads are one for all of them.
+        turn: a lock, held while a thread queues a step and reads its result: all threads share the stream,
+            the arena's activations and the memory that captured graphs read.
     """
 
     spec: str
@@ -59,7 +59,7 @@ class Device(ABC):
 
     @abstractmethod
     def alloc(self, nbytes: int) -> Pointer:
-        """Device memory, aligned to 256 bytes.
+        """Allocate device memory, aligned to 256 bytes.
 
         Raises:
             EngineError: there is not enough.
@@ -83,7 +83,7 @@ class Device(ABC):
 
     @abstractmethod
     def mark(self) -> int:
-        """A place in what is queued, for `peek`; only the last MARKS are known."""
+        """A place in what is queued, for `peek`; only the last MOST_MARKS are known."""
 
     @abstractmethod
     def peek(self, pointer: Pointer, shape: Shape, dtype: DTypeLike, mark: int) -> NDArray[Any]:

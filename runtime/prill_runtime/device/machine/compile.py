@@ -28,8 +28,8 @@ SCALARS: Final = {"int": "<i4", "float": "<f4", "long long": "<i8", "double": "<
 EMULATED: Final = (
     "-x", "c++", "-std=c++17", "-O2", "-fPIC", "-shared", "-DPRILL_EMU", "-Wno-unknown-pragmas",
     "-ffp-contract=off",
-    # What nobody wrote is not zero: locals start as a pattern (a float of -1.7e38, a half that is NaN), what
-    # is never written is read all the same, and the library has no statics but the kernels' (see emu.h).
+    # Unwritten memory is not zero: locals start as a pattern (a float of -1.7e38, a half that is NaN), reads
+    # of never-written statics are kept, and the library has no statics but the kernels' (see emu.h).
     "-ftrivial-auto-var-init=pattern", "-fno-ipa-reference-addressable", "-nostartfiles",
 )  # fmt: skip
 SANITIZED: Final = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
@@ -93,7 +93,7 @@ def _text(path: Path) -> str:
 
 
 def waits(name: str) -> bool:
-    """Whether a file's kernels wait for the launch before them by themselves, and so may start early."""
+    """Whether a file's kernels call wait_for_previous(), and so may overlap the launch before them."""
     return "wait_for_previous();" in source(name)
 
 

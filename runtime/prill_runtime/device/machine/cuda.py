@@ -94,7 +94,7 @@ def cuda_state() -> list[tuple[str, bool, str]]:
 
 
 class CudaGraph(Graph):
-    """An instantiated CUDA graph: a chain of launches, of which those that wait by themselves start early."""
+    """An instantiated CUDA graph: a chain of launches, overlapping where the kernels wait by themselves."""
 
     def __init__(self, device: CudaDevice, graph: Any, waits: list[bool]) -> None:
         self._device = device

@@ -47,7 +47,7 @@ class DryDevice(Device):
         """Addresses are not used again."""
 
     def upload(self, pointer: Pointer, array: NDArray[Any]) -> None:
-        """Nobody reads it."""
+        """Nothing: no content is kept."""
 
     def download(self, pointer: Pointer, shape: Shape, dtype: DTypeLike) -> NDArray[Any]:
         return np.zeros(shape, dtype)
@@ -59,10 +59,10 @@ class DryDevice(Device):
         return np.zeros(shape, dtype)
 
     def fill(self, pointer: Pointer, nbytes: int, value: int = 0) -> None:
-        """Nobody reads it."""
+        """Nothing: no content is kept."""
 
     def copy(self, target: Pointer, source: Pointer, nbytes: int) -> None:
-        """Nobody reads it."""
+        """Nothing: no content is kept."""
 
     def synchronize(self) -> None:
         """Nothing is ever queued."""

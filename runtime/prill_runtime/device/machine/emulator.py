@@ -45,9 +45,10 @@ class EmuGraph(Graph):
 class EmuDevice(Device):
     """Device memory is host memory of its own; a launch has run when it returns.
 
-    Memory is poisoned before it is written, so that a value nobody wrote is NaN: the device's, and a thread
-    block's shared memory and statics before it runs; local variables are -1.7e38. The sanitized build sees
-    accesses outside the arena and the kernels' own arrays; inside the arena, guards keep allocations apart.
+    Memory is poisoned, so that a value that was never written reads as NaN: the device's when it is
+    allocated, a thread block's shared memory and statics before it runs; local variables are -1.7e38. The
+    sanitized build sees accesses outside the arena and the kernels' own arrays; inside the arena, guards keep
+    allocations apart.
     """
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ from prill_runtime.errors import EngineError, InvalidParameter, PrillError
 PURPOSES = ("weights", "cache", "activations", "scratch", "logits")
 ALIGNMENT = 256
 GUARD_BYTES = 256
-"""Bytes that nobody owns behind every piece: what runs past the end of one does not meet the next."""
+"""Unowned bytes after every allocation, so that an overrun does not reach the next one."""
 
 
 class OutOfDeviceMemory(EngineError):
@@ -74,8 +74,8 @@ class Region:
         """An allocation.
 
         Args:
-            rows: that it is padded by. passing: what one op needs for itself lies at the end, apart from what
-                stays: so one that is larger fits as well, wherever others have come to stay meanwhile.
+            rows: that it is padded by. passing: scratch memory of a single op, taken from the end of the
+                region, so that it does not fragment the space of allocations that stay.
 
         Raises:
             OutOfDeviceMemory: no gap is long enough.
@@ -160,7 +160,7 @@ class Arena:
                 got=f"{shown(self.size)} needed ({parts})",
                 hint="raise the budget, shorten the cache, or take a smaller model",
             )
-        self._lock = RLock()  # caches come and go in any thread, and allocations with whoever drops them last
+        self._lock = RLock()  # any thread may open a cache, or drop the last reference to memory
         self._base: Pointer | None = device.alloc(max(self.size, ALIGNMENT))
         at, self.regions = self._base, {}
         for purpose in PURPOSES:

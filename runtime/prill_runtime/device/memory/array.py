@@ -33,7 +33,7 @@ class Allocation:
 class DeviceArray:
     """float32 rows in device memory: (row, …), rows `pitch` values apart, each row contiguous.
 
-    It knows just what the adapters do to an array between two ops; `copy` and numpy get a host copy.
+    It supports what forward passes do to an array between two ops; `copy` and NumPy get a host copy.
     """
 
     def __init__(

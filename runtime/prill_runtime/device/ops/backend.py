@@ -230,7 +230,7 @@ class CudaBackend(Backend[DeviceArray, DeviceMatrix | DeviceArray, Held]):
         bias = None if bias is None else self.on(bias)
         rows, outputs = x.shape[0], weight.shape[0]
         out = self.empty(rows, outputs) if out is None else out
-        # Who keeps float32 in a file wants its precision, and its range, which half does not have.
+        # A file that stores float32 needs its precision and range, which half does not have.
         if self._tensor is not None and rows >= LEAST_TILE_ROWS and kind != "f32":
             self._tensor.linear(x, weight, bias.pointer if bias else 0, out)
             return out

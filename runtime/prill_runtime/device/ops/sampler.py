@@ -99,7 +99,7 @@ class DeviceSampler:
 
 
 def draw(ops: CudaBackend, logits: Any, params: SamplingParams, position: int, history: Sequence[int]) -> int:
-    """The id at `position` from logits (vocab,), as `sampler.sample`: the kernels by themselves.
+    """The id at `position` from logits (vocab,), as `sampler.sample` gives it; the kernels, outside a graph.
 
     Args:
         position: 0 to 2^31 - 1.
