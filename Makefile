@@ -7,7 +7,7 @@ JOBS ?= 2
 ARCH ?= sm_90
 
 .DEFAULT_GOAL := help
-.PHONY: help gate test test-hf emu-sanitize kernels lint format goldens clean
+.PHONY: help gate test digests test-hf emu-sanitize kernels lint format goldens clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ gate: $(VENV)/.installed  ## run the default gate on the packaged fixtures; writ
 
 test: $(VENV)/.installed-dev  ## run prill's own tests
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not hf"
+
+digests: $(VENV)/.installed-dev  ## hold every engine's logits on every model and type to the recorded digests, bit for bit
+	PRILL_DIGESTS=all OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) suites/unit/test_digests.py
 
 test-hf: $(VENV)/.installed-hf  ## check the oracle against Hugging Face transformers (installs CPU torch)
 	$(BIN)/python -m pytest -m hf

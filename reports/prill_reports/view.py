@@ -9,18 +9,17 @@ from typing import TypeGuard
 
 from prill_harness.leaks.reports import curves
 from prill_harness.leaks.reports.report import amount
-from prill_harness.records.evidence import Cell, Status
+from prill_harness.records.evidence import Cell, Status, badness
 from prill_harness.records.verdict import CheckResult, ItemResult, ItemStatus, Severity, Verdict, WaiverResult
 from prill_reports.curves import Frame, Picture, drawn
 from prill_reports.text import figure, one_line
 
-WORST_FIRST = ("failed", "error", "missing", "incomplete", "inconclusive", "waived", "passed")
 FEW = 6  # facts of a mapping that fit on one line
 AROUND = 8  # tokens before and after a divergence
 SHOWN = 8  # divergences of one check that a page shows
 TOP = ("id", "token", "logprob")
 LONGEST = 64  # rows of a list that a page shows
-OPEN = (Status.FAILED, Status.ERROR, Status.INCONCLUSIVE)
+OPEN = {Status.FAILED, Status.ERROR, Status.INCONCLUSIVE}
 _ITEM_ORDER = (ItemStatus.FAILED, ItemStatus.UNPROVEN, ItemStatus.WAIVED, ItemStatus.PROVEN)
 
 
@@ -81,25 +80,20 @@ def matrix_row(item: ItemResult, verdict: Verdict) -> dict[str, str]:
     row: dict[str, str] = {}
     for cell, status in item.cells.items():
         column = columns.get(cell, cell)
-        row[column] = min(row.get(column, status), status, key=_badness)
+        row[column] = min(row.get(column, status), status, key=badness)
     return row
-
-
-def _badness(status: str) -> int:
-    return WORST_FIRST.index(status) if status in WORST_FIRST else -1
 
 
 def severity(result: CheckResult, verdict: Verdict) -> Severity:
     """The worst severity among the items that this check proves in its cell; LOW when it proves none."""
-    base = result.check.split("[", 1)[0]
-    ranked = [i.severity for i in verdict.items if base in i.checks and result.cell.id in i.cells]
+    ranked = [i.severity for i in verdict.items if result.base in i.checks and result.cell.id in i.cells]
     return min(ranked, key=lambda s: s.rank, default=Severity.LOW)
 
 
 def open_checks(verdict: Verdict) -> list[CheckResult]:
     """Checks that failed, broke or saw nothing: worst severity first, failures before the rest."""
     found = [r for r in verdict.checks if r.status in OPEN]
-    return sorted(found, key=lambda r: (severity(r, verdict).rank, OPEN.index(r.status), r.cell, r.check))
+    return sorted(found, key=lambda r: (severity(r, verdict).rank, badness(r.status), r.cell, r.check))
 
 
 def quiet_checks(verdict: Verdict) -> list[CheckResult]:

@@ -15,7 +15,7 @@ import pytest
 import prill_fixtures
 from prill_fixtures import malformed
 from prill_harness.engines.base import Engine
-from prill_harness.engines.spec import fixture_name, resolve_model
+from prill_harness.engines.models import fixture_name, resolve_model
 from prill_harness.run.checks import Observer, check
 from prill_runtime.gguf.file import open_gguf
 from prill_suites.common import (
@@ -161,7 +161,7 @@ def test_tensors(
     What counts as such a run is defined in file_values.
     """
     model = embedded(engine)
-    weights = model.adapter.weights
+    weights = model.weights
     names = {tensor.name for tensor in tensors}
     observe.saw(len(names), oracle=FILE_READER)
     observe.expect(bool(names), "the file holds no tensor")
@@ -202,7 +202,7 @@ def test_weights(
     model = embedded(engine)
     none_found(observe, [seen.not_finite for seen in surveys if seen.not_finite])
     for tensor in tensors:
-        held, shape = model.adapter.weights.get(tensor.name), tuple(int(n) for n in reversed(tensor.shape))
+        held, shape = model.weights.get(tensor.name), tuple(int(n) for n in reversed(tensor.shape))
         observe.expect(held is not None, f"{tensor.name} was never loaded")
         got = weight_values(model.backend, held)
         observe.expect(got.shape == shape, f"{tensor.name}: expected shape {shape}, got {got.shape}")

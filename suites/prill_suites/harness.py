@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from prill_harness.engines import spec as engines
 from prill_harness.engines.base import Capability, Engine
 from prill_harness.engines.embedded import Embedded
+from prill_harness.engines.models import resolve_model
 from prill_harness.numbers import compare, lanes
 from prill_harness.numbers.lanes import Figures
-from prill_harness.planting import core as faults
+from prill_harness.planting import faults
 from prill_harness.records.evidence import CellEnded, Evidence, Status
 from prill_harness.run.checks import Observer, check
 from prill_harness.stages import trace
@@ -82,7 +82,7 @@ def short_values(oracle: Embedded, ids: Sequence[int]) -> dict[str, NDArray[np.f
         if beyond_float32(np.asarray(array, np.float64)) < LEAST_BEYOND:
             found[name] = np.array(array, np.float64)
 
-    with Model.load(engines.resolve_model(oracle.info.model), dtype="float64") as model:
+    with Model.load(resolve_model(oracle.info.model), dtype="float64") as model:
         logits = model.forward([(model.new_cache(len(ids)), ids)], trace=keep)[0]
     return found | ({"its logits": np.array(logits, np.float64)} if "logits" in found else {})
 

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from prill_harness.engines.base import Engine, EngineInfo, Generation
 from prill_harness.engines.embedded import Embedded
-from prill_harness.engines.spec import open_engine, resolve_model
+from prill_harness.engines.models import resolve_model
+from prill_harness.faults.opening import open_engine
 from prill_harness.numbers.compare import largest
 from prill_harness.records.evidence import Status
 from prill_harness.run import outcomes
@@ -154,7 +155,13 @@ def of_stages(at: Judged) -> Iterator[Specimen]:
 
     def of(stage: str) -> Callable[[Observer, bool], object]:
         return lambda observe, wrong: stages.compare_stages(
-            observe, at.astray(f"last row of {stage}" * wrong), at.oracle, at.golden, ids, [range(len(ids))]
+            observe,
+            at.astray(f"last row of {stage}" * wrong),
+            at.oracle,
+            at.golden,
+            resolve_model(MODEL),
+            ids,
+            [range(len(ids))],
         )
 
     for stage in ("embed", "blk.3.q_rope", "logits"):
@@ -229,12 +236,10 @@ def of_parts(at: Judged) -> Iterator[Specimen]:
 
     def weights(observe: Observer, wrong: bool) -> None:
         tensor = next(t for t in reversed(file_tensors(resolve_model(MODEL))) if len(t.shape) == 2)
-        held = at.engine.model.adapter.weights
+        held = at.engine.model.weights
         changed = np.array(held[tensor.name])
         changed[-1, -1] += wrong
-        model = SimpleNamespace(
-            backend=at.engine.ops(), adapter=SimpleNamespace(weights={tensor.name: changed})
-        )
+        model = SimpleNamespace(backend=at.engine.ops(), weights={tensor.name: changed})
         with replaced(file, "embedded", lambda engine: model):
             file.test_weights(observe, at.engine, [tensor], [])
 

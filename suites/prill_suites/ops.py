@@ -16,7 +16,7 @@ from gguf import GGMLQuantizationType as Type
 from prill_fixtures import synth
 from prill_harness.engines.base import Capability, Engine
 from prill_harness.engines.embedded import Embedded
-from prill_harness.engines.spec import open_engine
+from prill_harness.faults.opening import open_engine
 from prill_harness.numbers.lanes import lane_for
 from prill_harness.run.checks import Observer, check
 from prill_runtime.errors import MissingCapability, UnsupportedModel

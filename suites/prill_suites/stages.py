@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from prill_harness.numbers.lanes import bounds, lane_for
 from prill_harness.run.checks import Observer, check
 from prill_harness.stages import trace as traces
 from prill_harness.stages.findings import hidden
-from prill_harness.stages.table import stage_table
+from prill_harness.stages.subject import stage_table
 from prill_harness.stages.trace import Trace
 from prill_harness.tokens.golden import Golden
 from prill_runtime.errors import Inconclusive
@@ -43,6 +44,7 @@ def compare_stages(
     engine: Engine,
     oracle: Engine,
     golden: Golden,
+    model: Path,
     ids: Sequence[int],
     spans: Sequence[range],
 ) -> None:
@@ -52,7 +54,7 @@ def compare_stages(
     candidate, reference = traces.capture(engine, ids), traces.capture(oracle, ids)
     pairs = list(traces.pairs(candidate, reference))
     observe.expect(bool(pairs), "the traces have no stage in common")
-    table = stage_table(str(oracle.info.config["architecture"]), int(oracle.info.config["n_layers"]))
+    table = stage_table(model)
     errors: dict[str, float] = {}
     drowned: dict[str, float] = {}  # stages that the lane's own noise leaves as far off as the engine's
     for name, got, expected in pairs:
@@ -69,7 +71,7 @@ def compare_stages(
         before = list(errors.values())[:-1]
         beyond = [at for at, error in enumerate(apart) if error > limit]
         if beyond and all(
-            noise.explains(name, expected[parts[at]], got[parts[at]], limit, parts[at]) for at in beyond
+            noise.explains(name, expected[parts[at]], got[parts[at]], parts[at]) for at in beyond
         ):
             drowned[name] = errors.pop(name)
             continue
@@ -106,10 +108,12 @@ STAGE_FAULTS = (
 
 
 @check("stages.early", kills=STAGE_FAULTS, needs=(Capability.TRACE,))
-def test_early(observe: Observer, engine: Engine, oracle: Engine, golden: Golden, text: list[int]) -> None:
+def test_early(
+    observe: Observer, engine: Engine, oracle: Engine, golden: Golden, model_path: Path, text: list[int]
+) -> None:
     """Every stage is right on the first 64 positions."""
     early = text[:EARLY]
-    compare_stages(observe, engine, oracle, golden, early, [range(len(early))])
+    compare_stages(observe, engine, oracle, golden, model_path, early, [range(len(early))])
 
 
 @check(
@@ -127,12 +131,14 @@ def test_early(observe: Observer, engine: Engine, oracle: Engine, golden: Golden
     ),
     needs=(Capability.TRACE,),
 )
-def test_late(observe: Observer, engine: Engine, oracle: Engine, golden: Golden, text: list[int]) -> None:
+def test_late(
+    observe: Observer, engine: Engine, oracle: Engine, golden: Golden, model_path: Path, text: list[int]
+) -> None:
     """Every stage is still right past position 256, or past half of a shorter context, to the very end of a
     small model's; the last 64 positions, and each stretch as long as all before it, by themselves."""
     spans = late_spans(golden)
     observe.expect(len(text) == spans[-1].stop, f"{len(text)} ids, {spans[-1].stop} needed")
-    compare_stages(observe, engine, oracle, golden, text, spans)
+    compare_stages(observe, engine, oracle, golden, model_path, text, spans)
 
 
 @check(
@@ -147,12 +153,13 @@ def test_late(observe: Observer, engine: Engine, oracle: Engine, golden: Golden,
     ),
     needs=(Capability.TRACE,),
 )
-def test_complete(observe: Observer, engine: Engine, oracle: Engine, text: list[int]) -> None:
+def test_complete(
+    observe: Observer, engine: Engine, oracle: Engine, model_path: Path, text: list[int]
+) -> None:
     """The oracle names every stage of the architecture, in order; the engine names none out of order."""
-    config = oracle.info.config
-    wanted = list(stage_table(str(config["architecture"]), int(config["n_layers"])))
+    wanted = list(stage_table(model_path))
     names = [name for name, _ in oracle.trace(text[:4])]
-    observe.saw(len(wanted), oracle="the stage table of the architecture")
+    observe.saw(len(wanted), oracle="the stages that the model's nodes name")
     observe.expect(
         names == wanted,
         f"the oracle's stages: expected {len(wanted)}, got {len(names)}; "

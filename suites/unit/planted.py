@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import prill_runtime.run.generate as generation
-from prill_harness.engines import spec as engines
+from prill_harness.engines import models
 from prill_harness.engines.base import Engine
 from prill_harness.engines.embedded import EmbeddedSession, NumPy, NumPy64
 from prill_harness.faults.planted.model import file as damage
@@ -109,9 +109,9 @@ def block_scale_enlarged(patch: Patch) -> None:
     def enlarge(raw: damage.Bytes) -> None:
         raw.view("<f2")[4096:4112] *= 4096
 
-    original = engines._fixture
+    original = models._fixture
     patch.setattr(
-        engines, "_fixture", lambda text: damage.damaged(original(text), "blk.2.ffn_gate.weight", enlarge)
+        models, "_fixture", lambda text: damage.damaged(original(text), "blk.2.ffn_gate.weight", enlarge)
     )
 
 

@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 
 from prill_harness.faults.trial.blame import CAUSES, OPS, blame, kills
 from prill_harness.records.evidence import Cell, Evidence, Status
-from prill_harness.stages.table import stage_table
+from prill_harness.stages.table import KINDS, OUTER
 from prill_harness.tokens.choices import Part
+from prill_runtime.models import walks
+
+from .networks import network
 
 MODEL = "fixture:llama-tiny"
 WRONG = "is the first wrong stage: NMSE 0.3 at positions 0-63, at most 1e-11 in lane exact"
@@ -205,6 +208,7 @@ def test_every_cause_is_one_that_a_comparison_gives() -> None:
 
 
 def test_every_op_belongs_to_stages_that_exist() -> None:
-    """What an op's failure blames are kinds of the stage tables."""
-    kinds = {s.kind for arch in ("llama", "gpt2") for s in stage_table(arch, 1).values()}
+    """What an op's failure blames are kinds of the stages that the models name, and prill names no others."""
+    kinds = {s.kind for arch in ("llama", "gpt2") for s in walks.stages(network(arch)).values()}
+    assert kinds == {*KINDS, *OUTER}
     assert {kind for stages in OPS.values() for kind in stages} <= kinds

@@ -7,7 +7,7 @@ import pytest
 
 from prill_harness import open_engine
 from prill_harness.engines.embedded import Embedded
-from prill_harness.planting.core import catalogue
+from prill_harness.faults.catalogue import catalogue
 from prill_harness.tokens.golden import golden_for
 from prill_runtime.device.model import DeviceModel
 from prill_runtime.errors import InvalidParameter, NotANumber

@@ -10,19 +10,17 @@ import numpy as np
 import pytest
 
 from prill_harness import Capability, Engine, open_engine
+from prill_harness.faults.catalogue import catalogue
 from prill_harness.numbers import lanes
-from prill_harness.planting.core import catalogue
 from prill_harness.tokens.golden import golden_for
 from prill_runtime.device.machine.emulator import EmuDevice
 from prill_runtime.device.memory.slot import RING_IDS
-from prill_runtime.device.model import DeviceModel
-from prill_runtime.device.steps.cache import DeviceCache
 from prill_runtime.errors import NotANumber, PrillError, UsageError
 from prill_runtime.run.generate import logprob
 from prill_runtime.sampling.sampler import SamplingParams, sample
 
 MODELS = ("fixture:llama-tiny", "fixture:gpt2-tiny")
-NMSE = 1e-10  # float32 beside float64 (VALIDATION.md, ops)
+NMSE = 1e-10  # float32 beside float64 (docs/adr/0002-lanes.md, ops)
 WRONG = 1e-6  # a stage this far off is not rounding
 
 
@@ -59,16 +57,6 @@ def draws_wrong(engine: Engine, ids: list[int]) -> bool:
     return wrong or list(text) != on_the_host(engine, ids, 30, **settings)[0]
 
 
-def decoded(model: DeviceModel, cache: DeviceCache, token: int) -> np.ndarray:
-    """Logits (vocab,) of what follows an id, by the decoder's own graph; the cache does not count it."""
-    graph = model.decoder.graph(cache.capacity)
-    model.decoder._arm(cache, token)
-    graph.replay()
-    model.decoder._only()
-    logits = model.decoder.logits
-    return model.device.download(logits.pointer, (logits.shape[1],), np.float32)
-
-
 def on_the_host(engine: Engine, ids: list[int], count: int, **settings: Any) -> tuple[list[int], list[float]]:
     """Ids and logprobs of a text that the host draws from downloaded logits of the same engine."""
     model, params = engine.model, SamplingParams(**settings)  # type: ignore[attr-defined]
@@ -78,7 +66,7 @@ def on_the_host(engine: Engine, ids: list[int], count: int, **settings: Any) -> 
         text.append(sample(row, params, cache.length, text))
         logprobs.append(logprob(row, text[-1]))
         if left:
-            row = decoded(model, cache, text[-1])
+            row = model.decoder.step(cache, text[-1])
             cache.length += 1
     cache.close()
     return text[len(ids) :], logprobs
@@ -222,10 +210,10 @@ def test_attention_asks_for_weights_of_its_own_layer(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(EmuDevice, "launch", watched)
     with open_engine("emu:fast", f"{MODELS[0]}:q8_0") as fast:
         fast.generate([5, 6, 7], max_tokens=2, ignore_eos=True)
-        blocks = fast.model.adapter.blocks  # type: ignore[attr-defined]
-        assert [args["layer"] for args in asked] == list(range(len(blocks)))
-        for args, block in zip(asked, blocks, strict=True):
-            pair = block["ffn_gate.weight"], block["ffn_up.weight"]
+        weights, layers = fast.model.weights, len(fast.model.network.layers)  # type: ignore[attr-defined]
+        assert [args["layer"] for args in asked] == list(range(layers))
+        for layer, args in enumerate(asked):
+            pair = [weights[f"blk.{layer}.ffn_{part}.weight"] for part in ("gate", "up")]
             assert [args["ahead0"], args["ahead1"]] == [matrix.pointers["q"] for matrix in pair]
             assert 0 < args["ahead_bytes"] <= min(matrix.streams["q"] for matrix in pair)
             assert args["ahead_bytes"] % 16 == 0
@@ -329,7 +317,7 @@ def test_fast_decoding_keeps_to_its_lane(kind: str, arithmetic: str) -> None:
         model.forward([(cache, ids)])
         rows = []
         for token in tokens:
-            rows.append(decoded(model, cache, token))
+            rows.append(model.decoder.step(cache, token))
             cache.length += 1
         cache.close()
         expected = oracle.logits([*ids, *tokens])[-count:]

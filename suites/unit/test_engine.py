@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 
 from prill_runtime.errors import ContextLengthExceeded, InvalidParameter, NotANumber, UsageError
+from prill_runtime.models import walks
+from prill_runtime.models.base import Pass
 from prill_runtime.models.cache import KVCache
-from prill_runtime.models.load import Step, Tap
+from prill_runtime.models.nodes import Network
 from prill_runtime.ops.numpy import NumpyBackend
 from prill_runtime.ops.protocol import Array
 from prill_runtime.ops.rounded import RoundedBackend
@@ -104,25 +107,29 @@ STAGES = {
 def test_every_stage_is_traced_in_order_with_its_shape_and_dtype(path: Path, dtype: Any) -> None:
     """The contract's names, order and shapes; every array has the backend's dtype: nothing is upcast."""
     with Model.load(path, dtype=dtype) as model:
-        c, trace = model.adapter.config, Trace()
+        c, trace = model.config, Trace()
         logits = model.forward([(model.new_cache(), IDS)], lambda name, x: trace.append((name, x)))[0]
-        inner = [f"blk.{n}.{stage}" for n in range(c.n_layers) for stage in STAGES[c.architecture].split()]
+        inner = [
+            f"blk.{n}.{stage}"
+            for n in range(int(c["n_layers"]))
+            for stage in STAGES[str(c["architecture"])].split()
+        ]
         assert [name for name, _ in trace] == ["embed", *inner, "output_norm", "logits"]
         shapes = {
-            "q": (c.n_heads, c.head_dim),
-            "k": (c.n_kv_heads, c.head_dim),
-            "v": (c.n_kv_heads, c.head_dim),
-            "q_rope": (c.n_heads, c.head_dim),
-            "k_rope": (c.n_kv_heads, c.head_dim),
-            "attn": (c.n_heads * c.head_dim,),
-            **dict.fromkeys(("gate", "up", "act"), (c.ffn,)),
-            "logits": (c.vocab_size,),
+            "q": (c["n_heads"], c["head_dim"]),
+            "k": (c["n_kv_heads"], c["head_dim"]),
+            "v": (c["n_kv_heads"], c["head_dim"]),
+            "q_rope": (c["n_heads"], c["head_dim"]),
+            "k_rope": (c["n_kv_heads"], c["head_dim"]),
+            "attn": (int(c["n_heads"]) * int(c["head_dim"]),),
+            **dict.fromkeys(("gate", "up", "act"), (c["ffn"],)),
+            "logits": (c["vocab_size"],),
         }
         for name, array in trace:
-            assert array.shape == (len(IDS), *shapes.get(name.split(".")[-1], (c.width,))), name
+            assert array.shape == (len(IDS), *shapes.get(name.split(".")[-1], (c["width"],))), name
             assert array.dtype == np.dtype(dtype), name
         assert logits.dtype == np.dtype(dtype)
-        assert {weight.dtype for weight in model.adapter.weights.values()} == {np.dtype(dtype)}
+        assert {weight.dtype for weight in model.weights.values()} == {np.dtype(dtype)}
         assert model.new_cache().dtype == np.dtype(dtype)
 
 
@@ -215,12 +222,12 @@ def test_a_full_cache_is_refused_at_exactly_one_too_many(model: Model) -> None:
 
 def test_caches_that_do_not_belong_are_refused(model: Model) -> None:
     """The same cache twice, another model's, another dtype, a capacity beyond the context, no sequence."""
-    cache, c = model.new_cache(), model.adapter.config
+    cache, (layers, heads, size) = model.new_cache(), walks.cache_shape(model.network)
     with pytest.raises(InvalidParameter, match="share a cache"):
         model.forward([(cache, IDS), (cache, IDS)])
     for foreign in (
-        KVCache(c.n_layers + 1, c.n_kv_heads, c.head_dim, 9, np.float64),
-        KVCache(c.n_layers, c.n_kv_heads, c.head_dim, 9, np.float32),
+        KVCache(layers + 1, heads, size, 9, np.float64),
+        KVCache(layers, heads, size, 9, np.float32),
     ):
         with pytest.raises(InvalidParameter, match="another model"):
             model.forward([(foreign, IDS)])
@@ -237,18 +244,18 @@ def test_a_failing_pass_leaves_the_caches_as_they_were(model: Model, monkeypatch
     """An error in the last layer takes back what the first layers wrote."""
     cache = model.new_cache()
     model.forward([(cache, IDS[:4])])
-    forward = model.adapter.forward
+    forward = Network.__call__
 
-    def failing(ops: Any, step: Step, tap: Tap) -> Array:
+    def failing(self: Network, p: Pass) -> Array:
         def until_the_end(name: str, x: Array) -> Array:
             if name == "blk.1.attn_out":
                 raise KeyboardInterrupt
-            return tap(name, x)
+            return p.tap(name, x)
 
-        return forward(ops, step, until_the_end)
+        return forward(self, replace(p, tap=until_the_end))
 
     with monkeypatch.context() as patch:
-        patch.setattr(model.adapter, "forward", failing)
+        patch.setattr(Network, "__call__", failing)
         with pytest.raises(KeyboardInterrupt):
             model.forward([(cache, IDS[4:])])
     assert cache.length == 4
@@ -259,7 +266,7 @@ def test_not_a_number_names_the_first_stage(path: Path) -> None:
     """A weight of infinity in layer 1 is blamed on its own stage; the cache is unchanged."""
     with Model.load(path) as model:
         cache = model.new_cache()
-        model.adapter.blocks[1]["ffn_up.weight"][3, 5] = np.inf
+        model.weights["blk.1.ffn_up.weight"][3, 5] = np.inf
         with np.errstate(all="ignore"), pytest.raises(NotANumber, match=r"blk\.1\.up: 12 of \d+ values"):
             model.forward([(cache, IDS)])
         assert cache.length == 0

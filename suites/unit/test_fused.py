@@ -9,9 +9,11 @@ import pytest
 
 from prill_runtime.device.machine.emulator import EmuDevice
 from prill_runtime.device.memory.slot import SEQUENCE
-from prill_runtime.device.steps.fused import attend
-from prill_runtime.models.config import Config
+from prill_runtime.device.steps.launches import attend
+from prill_runtime.models.nodes import Attention
 from prill_runtime.ops.numpy import NumpyBackend
+
+from .networks import network
 
 ORACLE = NumpyBackend("float64")
 LAYERS, KV_HEADS, CAPACITY = 2, 2, 800
@@ -25,31 +27,30 @@ def device() -> Iterator[EmuDevice]:
     made.close()
 
 
-def config(group: int, dim: int, window: int | None = None) -> Config:
-    return Config(
-        architecture="llama", vocab_size=8, n_layers=LAYERS, width=8, n_heads=KV_HEADS * group,
-        n_kv_heads=KV_HEADS, head_dim=dim, ffn=8, context_length=CAPACITY, norm_eps=1e-5, tied_head=False,
-        window=window,
-    )  # fmt: skip
+def attention(group: int, dim: int, window: int = 0) -> Attention:
+    """The second layer's, of a Llama with these heads."""
+    heads = KV_HEADS * group
+    made = network(layers=LAYERS, heads=heads, kv_heads=KV_HEADS, size=dim, context=CAPACITY, window=window)
+    return made.layers[1].attention
 
 
-def both(device: EmuDevice, c: Config, length: int, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+def both(device: EmuDevice, a: Attention, length: int, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     """(head * dim,) of the oracle and of the kernel, for the row at position `length` of layer 1."""
-    rng = np.random.default_rng([length, c.n_heads, c.head_dim])
-    keys, values = rng.standard_normal((2, LAYERS, KV_HEADS, CAPACITY, c.head_dim)).astype(np.float32)
-    q = (scale * rng.standard_normal((1, c.n_heads, c.head_dim))).astype(np.float32)
+    rng = np.random.default_rng([length, a.heads, a.size])
+    keys, values = rng.standard_normal((2, LAYERS, KV_HEADS, CAPACITY, a.size)).astype(np.float32)
+    q = (scale * rng.standard_normal((1, a.heads, a.size))).astype(np.float32)
     keys[:, :, length + 1 :] = values[:, :, length + 1 :] = np.nan  # nobody may look ahead
     held = [device.alloc(array.nbytes) for array in (keys, values, q, q)]
     for pointer, array in zip(held, (keys, values, q), strict=False):
         device.upload(pointer, array)
     slot = device.alloc(SEQUENCE.itemsize)
     device.upload(slot, np.array([(held[0], held[1], CAPACITY, length, 0, 0, 0)], SEQUENCE))
-    attend(device, c, slot, 1, held[2], held[3])
+    attend(device, a, slot, held[2], held[3])
     got = device.download(held[3], (q.size,), np.float32)
     for pointer in (*held, slot):
         device.free(pointer)
     wide = (q.astype(np.float64), *(kv[1, :, : length + 1].astype(np.float64) for kv in (keys, values)))
-    expected = ORACLE.attention(*wide, start=length, scale=c.head_dim**-0.5, window=c.window)
+    expected = ORACLE.attention(*wide, start=length, scale=a.size**-0.5, window=a.window)
     return np.asarray(expected).ravel(), got
 
 
@@ -57,29 +58,29 @@ def both(device: EmuDevice, c: Config, length: int, scale: float = 1.0) -> tuple
 @pytest.mark.parametrize("dim", [4, 32, 64, 80, 128, 132, 256])
 def test_a_row_attends_to_all_before_it(device: EmuDevice, group: int, dim: int) -> None:
     """Every count of heads that share keys, heads of any width, more keys than a warp takes at a time."""
-    expected, got = both(device, config(group, dim), 300)
+    expected, got = both(device, attention(group, dim), 300)
     np.testing.assert_allclose(got, expected, rtol=2e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("length", [0, 1, 15, 16, 255, 256, 257, 799])
 def test_a_row_at_any_position(device: EmuDevice, length: int) -> None:
     """Fewer keys than warps, a last warp with one key or none, a full cache; large scores do not overflow."""
-    expected, got = both(device, config(4, 64), length, scale=40.0)
+    expected, got = both(device, attention(4, 64), length, scale=40.0)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("window", [1, 16, 100, 700])
 def test_a_window_hides_what_lies_before_it(device: EmuDevice, window: int) -> None:
     """Of 400 positions the last `window` count."""
-    expected, got = both(device, config(2, 64, window), 400)
+    expected, got = both(device, attention(2, 64, window), 400)
     np.testing.assert_allclose(got, expected, rtol=2e-5, atol=2e-6)
 
 
 def test_the_order_of_threads_does_not_matter(device: EmuDevice) -> None:
     """Threads and blocks from last to first give the same bits: no barrier is missing."""
-    first = both(device, config(4, 128), 500)[1]
+    first = both(device, attention(4, 128), 500)[1]
     device.reverse = True
     try:
-        assert both(device, config(4, 128), 500)[1].tobytes() == first.tobytes()
+        assert both(device, attention(4, 128), 500)[1].tobytes() == first.tobytes()
     finally:
         device.reverse = False

@@ -11,7 +11,7 @@ import pytest
 
 from prill_harness import Engine, open_engine
 from prill_harness.engines.base import Session
-from prill_harness.engines.spec import resolve_model
+from prill_harness.engines.models import resolve_model
 from prill_harness.leaks.judge import judge, probe
 from prill_harness.leaks.probed import kinds, paths
 from prill_harness.leaks.probed.kinds import KINDS, Subject

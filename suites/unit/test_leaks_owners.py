@@ -24,7 +24,7 @@ TYPES = ("f16", "f32", "bf16", "q8_0", "q4_0", "q4_k", "q6_k")
 
 WALK = """
 import sys
-from prill_harness.engines.spec import resolve_model
+from prill_harness.engines.models import resolve_model
 from prill_harness.leaks.probed import paths, walk
 from prill_harness.leaks.ledgers.native import Interposer
 model = str(resolve_model(sys.argv[1]))

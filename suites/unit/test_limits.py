@@ -13,14 +13,15 @@ import gguf
 import numpy as np
 import pytest
 
-from prill_harness.plan.plan import LEAST_S, Plan, patience, run
+from prill_harness.plan.plan import Plan
 from prill_harness.records import ledger as ledgers
 from prill_harness.records.evidence import Cell, Evidence, Status
 from prill_harness.run import pool
+from prill_harness.run.executor import LEAST_S, patience, run
 from prill_harness.run.pool import TIMEOUT_S
 from prill_runtime.errors import ModelFileError
 from prill_runtime.gguf.file import open_gguf
-from prill_runtime.models.load import adapter_for
+from prill_runtime.models.load import examine
 
 from .commandline import child
 from .tiny_gguf import tiny
@@ -81,7 +82,7 @@ def test_a_million_blocks_are_refused_at_once(tmp_path: Path) -> None:
         open_gguf(file) as opened,
         pytest.raises(ModelFileError, match=r"more blocks than tensors.*got 1000000"),
     ):
-        adapter_for("llama").examine(opened)
+        examine(opened)
     assert gguf.GGUFReader(file).fields["llama.block_count"].contents() == 10**6
 
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from prill_harness import Capability, Engine, EngineInfo, Generation, open_engine
 from prill_harness.engines.embedded import Embedded, NumPy, NumPy64
-from prill_harness.planting import core as faults
+from prill_harness.faults.catalogue import named
+from prill_harness.planting import faults
 from prill_harness.records.evidence import Status
 from prill_harness.tokens.golden import Golden, record
 from prill_harness.tokens.judge import Finding, compare_greedy, compare_sampled, compare_teacher_forced
@@ -194,7 +195,7 @@ def test_a_fault_that_holds_in_the_whole_process_does_not_judge(
     model: Path, golden: Golden, fault: str
 ) -> None:
     """The judge draws by the sound sampler: the engine's is convicted, golden and oracle are not doubted."""
-    faults.ambient(faults.named([fault]))
+    faults.ambient(named([fault]))
     try:
         with open_engine(f"numpy+fault:{fault}", str(model)) as engine:
             finding = compare_sampled(engine, golden)

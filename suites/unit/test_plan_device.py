@@ -24,9 +24,12 @@ from prill_runtime.device.ops.tensor_cores import LEAST_TILE_ROWS
 from prill_runtime.device.plan import plan
 from prill_runtime.device.steps.cache import SESSIONS
 from prill_runtime.gguf.tensors import TensorInfo
-from prill_runtime.models.config import Config
-from prill_runtime.models.load import adapter_for
+from prill_runtime.models import walks
+from prill_runtime.models.load import Wired
+from prill_runtime.models.nodes import Network
 from prill_runtime.sampling.sampler import SamplingParams
+
+from .networks import network
 
 WIDTHS = (16, 32, 48, 96, 100, 256, 288, 512)
 FFNS = (16, 32, 80, 96, 768, 1536)
@@ -36,53 +39,47 @@ DIMS = (16, 32, 48, 64, 80, 128, 256)
 
 
 @st.composite
-def configs(draw: st.DrawFn) -> Config:
+def networks(draw: st.DrawFn) -> Network:
     """Sizes of sound models of both families: small, and large beside one another."""
     llama = draw(st.booleans())
     kv_heads, dim = draw(st.integers(1, 4)), draw(st.sampled_from(DIMS))
-    n_heads = kv_heads * (draw(st.sampled_from([1, 2, 3, 8])) if llama else 1)
-    return Config(
-        architecture="llama" if llama else "gpt2",
-        vocab_size=draw(st.sampled_from(VOCABULARIES)),
-        n_layers=draw(st.integers(1, 5)),
-        width=draw(st.sampled_from(WIDTHS)) if llama else n_heads * dim,
-        n_heads=n_heads,
-        n_kv_heads=kv_heads,
-        head_dim=dim,
+    heads = kv_heads * (draw(st.sampled_from([1, 2, 3, 8])) if llama else 1)
+    return network(
+        "llama" if llama else "gpt2",
+        vocab=draw(st.sampled_from(VOCABULARIES)),
+        layers=draw(st.integers(1, 5)),
+        width=draw(st.sampled_from(WIDTHS)) if llama else heads * dim,
+        heads=heads,
+        kv_heads=kv_heads,
+        size=dim,
         ffn=draw(st.sampled_from(FFNS)),
-        context_length=draw(st.sampled_from(CONTEXTS)),
-        norm_eps=1e-5,
-        tied_head=draw(st.booleans()),
-        rope_base=10000.0 if llama else None,
-        rope_dim=dim if llama else None,
+        context=draw(st.sampled_from(CONTEXTS)),
+        tied=draw(st.booleans()),
     )
 
 
-def file_of(config: Config, type: T) -> Any:
-    """A file of these sizes without its bytes: matrices of one type where their rows are whole blocks."""
+def tensors_of(made: Network, type: T) -> dict[str, TensorInfo]:
+    """A file's tensors without their bytes: matrices of one type where their rows are whole blocks."""
     tensors = {}
-    for spec in adapter_for(config.architecture).layout(config):
-        if spec.optional and (spec.name != "output.weight" or config.tied_head):
-            continue
+    for name, tensor in walks.tensors(made).items():
         weights, _ = gguf.GGML_QUANT_SIZES[type]
-        kind = type if len(spec.shape) > 1 and spec.shape[-1] % weights == 0 else T.F32
-        tensors[spec.name] = TensorInfo(spec.name, spec.shape, kind)
-    return SimpleNamespace(path="dry.gguf", tensors=tensors)
+        kind = type if len(tensor.shape) > 1 and tensor.shape[-1] % weights == 0 else T.F32
+        tensors[name] = TensorInfo(name, tensor.shape, kind)
+    return tensors
 
 
-def dry(config: Config, mode: str = "exact", type: T = T.F16, positions: int | None = None) -> DeviceModel:
+def dry(made: Network, mode: str = "exact", type: T = T.F16, positions: int | None = None) -> DeviceModel:
     """The model of these sizes in an arena as planned, on a device that does nothing."""
-    adapter, file = adapter_for(config.architecture), file_of(config, type)
-    planned = plan(adapter, file, config, mode, positions)
+    tensors = tensors_of(made, type)
+    planned = plan(made, tensors, mode, positions, "dry.gguf")
     device = DryDevice()
     ops: Any = CudaBackend(device, Arena(device, planned.sizes, None, "dry"), mode)
-    weights = {name: ops.place(info) for name, info in file.tensors.items()}
+    weights = {name: ops.place(info) for name, info in tensors.items()}
     tokenizer: Any = SimpleNamespace(eog_ids=(), piece=lambda token: b"x")
-    model = DeviceModel(adapter(config, weights), ops, tokenizer, None, "")  # type: ignore[arg-type]
+    model = DeviceModel(Wired(made, weights), ops, tokenizer, None, "")  # type: ignore[arg-type]
     model.options, model.plan = Options("dry", mode), planned
     model._owned, model._decoder = True, None
-    if model.adapter.rotation:
-        ops.frequencies(**model.adapter.rotation)
+    ops.prepare(walks.rotations(made, weights))
     return model
 
 
@@ -90,21 +87,23 @@ def batch(model: DeviceModel, lengths: Sequence[int]) -> list[tuple[Any, list[in
     return [(model.new_cache(length), [0] * length) for length in lengths]
 
 
-def last_only(config: Config, rows: int) -> bool:
+def last_only(config: Network, rows: int) -> bool:
     """Whether the logits of all rows would be more than a test wants to hold: some chunks are enough."""
-    return rows * config.vocab_size > 1 << 23
+    return rows * config.vocab > 1 << 23
 
 
 @settings(max_examples=15, deadline=None)
 @given(
-    configs(), st.sampled_from(["exact", "fast"]), st.sampled_from([T.F16, T.Q8_0, T.Q4_K, T.F32]), st.data()
+    networks(), st.sampled_from(["exact", "fast"]), st.sampled_from([T.F16, T.Q8_0, T.Q4_K, T.F32]), st.data()
 )
-def test_no_step_takes_more_than_was_planned(config: Config, mode: str, type: T, data: st.DataObject) -> None:
+def test_no_step_takes_more_than_was_planned(
+    config: Network, mode: str, type: T, data: st.DataObject
+) -> None:
     """Any shape, arithmetic and order of steps: prompts, batches up to 64, both at once, texts, traces.
 
     The arena holds what was planned and refuses more, so a plan that is too small is an error here.
     """
-    model, context = dry(config, mode, type), config.context_length
+    model, context = dry(config, mode, type), config.context
     length = (st.integers(1, context) | st.sampled_from([1, 16, 17, 200, 1024, context])).map(
         lambda n: min(n, context)
     )
@@ -126,7 +125,7 @@ def test_no_step_takes_more_than_was_planned(config: Config, mode: str, type: T,
                 assert len(list(model.decoder.stream(cache, [*prompt, 0], 1, params))) == 1
         elif kind == "trace":
             chosen = random.Random(data.draw(st.integers(0, 99)))
-            rows = min(data.draw(length), model.most_rows, max(1, (1 << 23) // config.vocab_size))
+            rows = min(data.draw(length), model.most_rows, max(1, (1 << 23) // config.vocab))
             model.forward(
                 batch(model, [rows]), lambda stage, x, chosen=chosen: x if chosen.random() < 0.5 else None
             )
@@ -141,34 +140,34 @@ def test_no_step_takes_more_than_was_planned(config: Config, mode: str, type: T,
 
 
 @settings(max_examples=15, deadline=None)
-@given(configs(), st.sampled_from(["exact", "fast"]), st.lists(st.integers(2, 99), min_size=1, max_size=9))
-def test_places_for_n_rows_are_n_times_those_for_few(config: Config, mode: str, lengths: list[int]) -> None:
+@given(networks(), st.sampled_from(["exact", "fast"]), st.lists(st.integers(2, 99), min_size=1, max_size=9))
+def test_places_for_n_rows_are_n_times_those_for_few(config: Network, mode: str, lengths: list[int]) -> None:
     """What is rehearsed with a few rows is true of many, to the byte: of one sequence and of a batch.
 
     In `fast`, for sequences of enough rows for the tensor cores, and for those of fewer in a larger batch.
     """
     # The arena is made for 64 sequences of the whole context, and never asked for more.
-    assume(sum(lengths) + LEAST_TILE_ROWS * len(lengths) <= 64 * config.context_length)
+    assume(sum(lengths) + LEAST_TILE_ROWS * len(lengths) <= 64 * config.context)
     model, ops = dry(config, mode), dry(config, mode).backend
     for least in (2, LEAST_TILE_ROWS) if mode == "fast" else (2,):
         few = [n for n in lengths if n < LEAST_TILE_ROWS] or [least - 1, 1] if least == 2 else lengths
         many = [n + least for n in few] if least == LEAST_TILE_ROWS else few
         if mode == "exact" or (least == 2 and 1 < sum(many) < LEAST_TILE_ROWS):
-            expected = plans.rehearsed(ops, model.adapter, (1, 1) if len(many) > 1 else (2,), plans.copied)
+            expected = plans.rehearsed(ops, model.wired, (1, 1) if len(many) > 1 else (2,), plans.copied)
         elif least == LEAST_TILE_ROWS:
-            expected = plans.rehearsed(
-                ops, model.adapter, (LEAST_TILE_ROWS,) * min(len(many), 2), plans.copied
-            )
+            expected = plans.rehearsed(ops, model.wired, (LEAST_TILE_ROWS,) * min(len(many), 2), plans.copied)
         else:
             continue
-        assert plans.rehearsed(ops, model.adapter, tuple(many), plans.copied) == expected
+        assert plans.rehearsed(ops, model.wired, tuple(many), plans.copied) == expected
 
 
 def test_the_shape_of_a_story_model_fits() -> None:
     """A vocabulary of 32,000 beside a width of 288: all rows of a whole context, in both arithmetics."""
     for mode in ("exact", "fast"):
         model = dry(
-            Config("llama", 32_000, 6, 288, 6, 6, 48, 768, 256, 1e-5, True, 10000.0, 48), mode, T.Q8_0
+            network(vocab=32_000, layers=6, width=288, heads=6, kv_heads=6, size=48, ffn=768, context=256),
+            mode,
+            T.Q8_0,
         )
         assert model.forward(batch(model, [256]))[0].shape == (256, 32_000)
         assert model.backend.arena.regions["logits"].peak > 16_000_000
@@ -176,7 +175,7 @@ def test_the_shape_of_a_story_model_fits() -> None:
 
 def test_a_sequence_opened_during_a_step_is_in_nobodys_way() -> None:
     """Another thread opens one while attention runs: the next, longer prompt finds its sums in one piece."""
-    model = dry(Config("llama", 320, 1, 64, 8, 8, 16, 96, 4096, 1e-5, True, 10000.0, 16))
+    model = dry(network(layers=1, heads=8, kv_heads=8, context=4096))
     device: Any = model.device
     opened: list[Any] = []
 
@@ -199,9 +198,9 @@ def test_a_sequence_opened_during_a_step_is_in_nobodys_way() -> None:
 def test_a_plan_is_no_more_than_twice_what_is_used(name: str, mode: str) -> None:
     """Of activations and logits at real shapes, what whole prompts and texts take is half at least."""
     s = SHAPES[name]
-    config = Config(
-        s.architecture, s.vocab, s.layers, s.width, s.heads, s.kv_heads, s.head_dim, s.ffn, s.context,
-        s.epsilon, s.tied, s.rope_base, s.head_dim,
+    config = network(
+        s.architecture, vocab=s.vocab, layers=s.layers, width=s.width, heads=s.heads, kv_heads=s.kv_heads,
+        size=s.head_dim, ffn=s.ffn, context=s.context, tied=s.tied, rope__freq_base=s.rope_base,
     )  # fmt: skip
     model = dry(config, mode, T.Q8_0)
     cache = model.new_cache()
@@ -227,7 +226,7 @@ def test_a_step_of_more_rows_than_planned_is_refused() -> None:
 
 
 def small(positions: int | None = None) -> DeviceModel:
-    return dry(Config("llama", 320, 2, 64, 4, 2, 16, 96, 64, 1e-5, True, 10000.0, 16), positions=positions)
+    return dry(network(), positions=positions)
 
 
 def test_an_error_that_is_kept_keeps_no_activation() -> None:

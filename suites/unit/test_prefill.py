@@ -128,7 +128,7 @@ def test_a_prompt_that_is_not_finite_names_its_stage(temperature: float) -> None
     """The host never sees the logits; the error is still that of the first stage that broke."""
     with open_engine("emu:fast", MODELS[0]) as engine:
         model: Any = engine.model  # type: ignore[attr-defined]
-        model.device.fill(model.adapter.blocks[1]["ffn_norm.weight"].pointer, 4, 0xFF)
+        model.device.fill(model.weights["blk.1.ffn_norm.weight"].pointer, 4, 0xFF)
         for ids in (ids_of(engine, ROWS), ids_of(engine, ROWS)):
             with pytest.raises(NotANumber, match=r"blk\.1\.ffn_norm"):
                 engine.generate(ids, max_tokens=4, ignore_eos=True, temperature=temperature)

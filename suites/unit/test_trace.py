@@ -12,14 +12,19 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from prill_harness.engines.base import Engine
-from prill_harness.engines.spec import open_engine
+from prill_harness.engines.models import resolve_model
+from prill_harness.faults.opening import open_engine
 from prill_harness.stages import trace
-from prill_harness.stages.table import canonical, stage_table
+from prill_harness.stages.subject import stage_table
+from prill_harness.stages.table import canonical
 from prill_runtime.errors import InvalidParameter, UsageError
+from prill_runtime.models import walks
+
+from .networks import network
 
 IDS = [1, 306, 17, 900, 44, 5, 5, 81]
 MODELS = ("fixture:llama-tiny", "fixture:gpt2-tiny")
-STAGES = list(stage_table("llama", 3))
+STAGES = list(walks.stages(network(layers=3)))
 
 
 @pytest.fixture(params=MODELS)
@@ -42,10 +47,7 @@ def test_a_traced_run_gives_the_tokens_of_an_untraced_one(engine: Engine) -> Non
 def test_stages_come_in_execution_order_and_are_copies(engine: Engine) -> None:
     """Every stage of the table, in its order; changing one array changes no other and no later run."""
     made = list(engine.trace(IDS))
-    config = engine.info.config
-    assert [name for name, _ in made] == list(
-        stage_table(str(config["architecture"]), int(config["n_layers"]))
-    )
+    assert [name for name, _ in made] == list(stage_table(resolve_model(engine.info.model)))
     before = [array.copy() for _, array in made]
     made[3][1][...] = 7.0
     for at, (_, array) in enumerate(made):

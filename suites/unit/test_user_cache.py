@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from prill_harness.leaks.judge.probe import lost_settings, run
+from prill_harness.leaks.judge.hosted import lost_settings
+from prill_harness.leaks.judge.probe import run
 from prill_harness.leaks.ledgers import build
 from prill_harness.leaks.reports.report import Probe, Verdict
 from prill_harness.tokens.golden import golden_for

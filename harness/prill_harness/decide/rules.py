@@ -185,9 +185,7 @@ def checks_kill(case: Case) -> Broken | None:
     """A pass is worth something only from a check that, with its present code, was seen to fail: on every
     fault that it says it finds."""
     passed = {
-        c.check.split("[", 1)[0]
-        for c in case.checks
-        if c.status is Status.PASSED and (c.cell.id, c.check) in case.claimed
+        c.base for c in case.checks if c.status is Status.PASSED and (c.cell.id, c.check) in case.claimed
     }
     lacking = [
         c for c in sorted(passed) if not case.kills.current(c, case.contents.get(c, ()), case.faults[c])

@@ -39,7 +39,7 @@ class EngineInfo:
 
     Attributes:
         arithmetic: "float64", "float32", "half", "int8" or "unknown"; it chooses the lane.
-        config: the effective configuration the engine reports itself (names as in the runtime's adapters).
+        config: the effective configuration the engine reports itself (names as the runtime has them).
     """
 
     name: str

@@ -12,7 +12,7 @@ import psutil  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from prill_harness.engines.base import Capability, Engine, EngineInfo, Generation, Session
-from prill_harness.engines.spec import resolve_model
+from prill_harness.engines.models import resolve_model
 from prill_harness.version import version
 from prill_runtime.errors import EngineError, UsageError
 from prill_runtime.models.cache import KVCache
@@ -197,7 +197,7 @@ class Embedded(Engine):
         """Bytes now: `weights` and `cache` are the arrays really held, `process` is this process's
         resident anonymous memory (Linux's RssAnon; elsewhere its unique set)."""
         return {
-            "weights": 0 if self._model is None else array_bytes(self._model.adapter),
+            "weights": 0 if self._model is None else array_bytes(self._model.wired),
             "cache": sum(session.nbytes for session in self._sessions),
             "process": anonymous_bytes(),
         }

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
-from prill_harness.engines import spec as engines
 from prill_harness.engines.base import LOAD_PHASES, Engine
+from prill_harness.engines.models import resolve_model
+from prill_harness.faults.opening import open_engine
 from prill_runtime.errors import EngineError, Inconclusive, InvalidParameter, MissingCapability
 from prill_runtime.gguf.file import GGUFFile, open_gguf
 
@@ -130,7 +131,7 @@ def measure(
     settings: Settings,
     *,
     clock: Clock = time.perf_counter,
-    open_engine: Callable[[str, str], Engine] = engines.open_engine,
+    opening: Callable[[str, str], Engine] = open_engine,
     tell: Tell = lambda sentence: None,
 ) -> Result:
     """Time one engine, or the first against the second.
@@ -143,12 +144,12 @@ def measure(
         EngineError: an answer was shorter than asked for.
         Inconclusive: decoding took no time that the noise would leave.
     """
-    with open_gguf(engines.resolve_model(model)) as file:
+    with open_gguf(resolve_model(model)) as file:
         read = weight_bytes(file)
     with ExitStack() as stack:
         contenders = []
         for spec in specs:
-            contender = _load(spec, model, settings, clock, open_engine, stack)
+            contender = _load(spec, model, settings, clock, opening, stack)
             tell(f"{spec}: opened in {contender.loading[-1]['open']:.2f} s")
             contenders.append(contender)
         for contender in contenders:
@@ -213,14 +214,14 @@ def _load(
     model: str,
     settings: Settings,
     clock: Clock,
-    open_engine: Callable[[str, str], Engine],
+    opening: Callable[[str, str], Engine],
     stack: ExitStack,
 ) -> Contender:
     """Open the engine as often as asked; the last one stays open."""
     loading: list[Mapping[str, float]] = []
     for number in range(settings.loads):
         began = clock()
-        engine = open_engine(spec, model)
+        engine = opening(spec, model)
         loading.append({"open": clock() - began, **engine.phases()})
         if number + 1 < settings.loads:
             engine.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from prill_harness.planting.core import Patch
+from prill_harness.planting.faults import Patch
 
 LLAMA = ("fixture:llama-tiny",)
 GPT2 = ("fixture:gpt2-tiny",)
@@ -33,11 +33,22 @@ def decode(block: str, changed: Callable[..., Any]) -> Patch:
 
 
 def wiring(changed: Callable[..., Any]) -> Patch:
-    """A model whose weights were loaded, before its first use: `changed(adapter)`, whose `weights` are those
-    of the file by name and whose `blocks` are what the layers use."""
+    """A model whose weights were loaded, before its first use: `changed(weights)`, by name as in the file."""
 
     def load(original: Any, self: Any, *arguments: Any) -> None:
         original(self, *arguments)
-        changed(self)
+        changed(self.weights)
 
-    return around("prill_runtime.models.base:Adapter.__init__", load)
+    return around("prill_runtime.models.load:Wired.__init__", load)
+
+
+def node(kind: str, changed: Callable[..., Any]) -> Patch:
+    """What a kind of node computes, replaced by `changed(original, node, pass, *arguments)`; `kind` may name
+    another method of it, as in `Attention.attend`."""
+    place = kind if "." in kind else f"{kind}.__call__"
+    return around(f"prill_runtime.models.nodes:{place}", changed)
+
+
+def description(architecture: str, changed: Callable[[Any], Any]) -> Patch:
+    """The network that an architecture's description makes of a file, replaced by `changed(network)`."""
+    return around(f"prill_runtime.models.{architecture}:model", lambda o, keys: changed(o(keys)))

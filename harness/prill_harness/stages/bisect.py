@@ -11,12 +11,20 @@ from numpy.typing import NDArray
 
 from prill_harness.engines.base import Capability, Engine
 from prill_harness.numbers.compare import nmse
-from prill_harness.stages.findings import Diagnosis, Finding, StageResult, figures, grouped, hidden, verdict
+from prill_harness.stages.findings import (
+    Diagnosis,
+    Finding,
+    StageResult,
+    figures,
+    grouped,
+    hidden,
+    verdict,
+)
 from prill_harness.stages.hypotheses.known import Case, Raw, Weight, explain
 from prill_harness.stages.localise import localise
-from prill_harness.stages.table import Stage, stage_table
 from prill_harness.stages.trace import Trace, capture, fit
 from prill_runtime.errors import EngineError, Inconclusive, NotANumber
+from prill_runtime.models.base import Stage
 
 __all__ = ["Finding", "Report", "StageResult", "Subject", "bisect"]
 Array = NDArray[np.float64]
@@ -41,15 +49,13 @@ class Report:
 
 @dataclass(frozen=True)
 class Subject:
-    """What the walk knows of the model: configuration, weights as float64, bytes as they lie in the file."""
+    """What the walk knows of the model: what the file declares, weights as float64, bytes as they lie there,
+    and every stage by name, in execution order."""
 
     config: Mapping[str, int | float | str | bool]
     weight: Weight
     raw: Raw
-
-    @property
-    def table(self) -> dict[str, Stage]:
-        return stage_table(str(self.config["architecture"]), int(self.config["n_layers"]))
+    table: Mapping[str, Stage]
 
 
 @dataclass(frozen=True)

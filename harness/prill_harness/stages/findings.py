@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from prill_harness.stages.hypotheses.known import Explanation
-from prill_harness.stages.table import Stage
+from prill_runtime.models.base import Stage
 
 SAID = 3  # findings in the sentence; the report has all of them
 

@@ -1,4 +1,4 @@
-"""A model file goes in; what a walk over its stages knows of it comes out, read apart from the adapters."""
+"""A model file goes in; what a walk over its stages knows of it, read apart from the runtime, comes out."""
 
 from __future__ import annotations
 
@@ -10,12 +10,23 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from prill_harness.planting import core as faults
+from prill_harness.planting import faults
 from prill_harness.stages.bisect import Subject
-from prill_harness.stages.table import BLOCKS
 from prill_harness.witness.declared import declared
-from prill_runtime.errors import UnsupportedModel
 from prill_runtime.gguf.file import open_gguf
+from prill_runtime.models import walks
+from prill_runtime.models.base import Stage
+from prill_runtime.models.load import describe
+
+
+def stage_table(path: str | Path) -> dict[str, Stage]:
+    """Every stage of a model file's network by name, in execution order; read without planted faults.
+
+    Raises:
+        ModelFileError: the file is malformed. UnsupportedModel: nobody described its architecture.
+    """
+    with faults.only(()), open_gguf(path) as file:
+        return walks.stages(describe(file))
 
 
 @contextmanager
@@ -25,17 +36,13 @@ def open_subject(path: str | Path) -> Iterator[Subject]:
     Weights are dequantised by the `gguf` package, not by the runtime.
 
     Raises:
-        ModelFileError: the file is malformed. UnsupportedModel: its architecture has no stage table.
+        ModelFileError: the file is malformed. UnsupportedModel: nobody described its architecture.
     """
+    table = stage_table(path)
     with faults.only(()):
         file = open_gguf(path)
     try:
         with faults.only(()):
-            if file.architecture not in BLOCKS:
-                known = " or ".join(BLOCKS)
-                raise UnsupportedModel(
-                    "no stage table", where=str(path), expected=known, got=repr(file.architecture)
-                )
             config = declared(file)
             tensors, parts = dict(file.tensors), file.paths
         known_weights: dict[str, NDArray[np.float64]] = {}
@@ -58,6 +65,6 @@ def open_subject(path: str | Path) -> Iterator[Subject]:
                 known_weights[name] = np.asarray(values, np.float64).reshape(tensors[name].shape)
             return known_weights[name]
 
-        yield Subject(config, weight, raw)
+        yield Subject(config, weight, raw, table)
     finally:
         file.close()

@@ -1,81 +1,16 @@
-"""The stage table: what every stage is computed from, and what other engines call it."""
+"""A name that prill, llama.cpp or transformers gives to a stage comes in; prill's own goes out."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
 
-HIDDEN = "hidden"
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One named point of a forward pass.
-
-    Attributes:
-        name: full name, `blk.3.q_rope`.
-        layer: block number, None outside the blocks.
-        kind: name without the block, `q_rope`.
-        inputs: full names of the stages it is computed from.
-        tensors: stems of the weights it reads, without `.weight` or `.bias`.
-    """
-
-    name: str
-    layer: int | None
-    kind: str
-    inputs: tuple[str, ...]
-    tensors: tuple[str, ...]
-
-
-# kind -> (inputs within the block; HIDDEN is the block's input, tensor stems)
-_LLAMA: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "attn_norm": ((HIDDEN,), ("attn_norm",)),
-    "q": (("attn_norm",), ("attn_q",)),
-    "k": (("attn_norm",), ("attn_k",)),
-    "v": (("attn_norm",), ("attn_v",)),
-    "q_rope": (("q",), ()),
-    "k_rope": (("k",), ()),
-    "attn": (("q_rope", "k_rope", "v"), ()),
-    "attn_out": (("attn",), ("attn_output",)),
-    "ffn_in": ((HIDDEN, "attn_out"), ()),
-    "ffn_norm": (("ffn_in",), ("ffn_norm",)),
-    "gate": (("ffn_norm",), ("ffn_gate",)),
-    "up": (("ffn_norm",), ("ffn_up",)),
-    "act": (("gate", "up"), ()),
-    "down": (("act",), ("ffn_down",)),
-    "out": (("ffn_in", "down"), ()),
-}
-_GPT2 = {kind: entry for kind, entry in _LLAMA.items() if kind not in ("q_rope", "k_rope", "gate")} | {
-    "q": (("attn_norm",), ("attn_qkv",)),
-    "k": (("attn_norm",), ("attn_qkv",)),
-    "v": (("attn_norm",), ("attn_qkv",)),
-    "attn": (("q", "k", "v"), ()),
-    "act": (("up",), ()),
-}
-BLOCKS = {"llama": _LLAMA, "gpt2": _GPT2}
-_EMBED = {"llama": ("token_embd",), "gpt2": ("token_embd", "position_embd")}
-
-
-def stage_table(architecture: str, n_layers: int) -> dict[str, Stage]:
-    """Every stage of a model by name, in execution order.
-
-    Raises:
-        KeyError: an architecture without a table.
-    """
-    table = {"embed": Stage("embed", None, "embed", (), _EMBED[architecture])}
-    hidden = "embed"
-    for layer in range(n_layers):
-        prefix = f"blk.{layer}."
-        for kind, (inputs, tensors) in BLOCKS[architecture].items():
-            sources = tuple(hidden if name == HIDDEN else prefix + name for name in inputs)
-            stems = tuple(prefix + stem for stem in tensors)
-            table[prefix + kind] = Stage(prefix + kind, layer, kind, sources, stems)
-        hidden = f"{prefix}out"
-    table["output_norm"] = Stage("output_norm", None, "output_norm", (hidden,), ("output_norm",))
-    table["logits"] = Stage("logits", None, "logits", ("output_norm",), ("output", "token_embd"))
-    return table
-
+# Every kind of stage that prill names; what a stage is computed from, a model's own nodes say.
+KINDS = (
+    "attn_norm", "q", "k", "v", "q_rope", "k_rope", "attn", "attn_out", "ffn_in", "ffn_norm", "gate", "up",
+    "act", "down", "out",
+)  # fmt: skip
+OUTER = ("embed", "output_norm", "logits")
 
 # What llama.cpp's eval callback prints before `-N` (src/models/{llama,gpt2}.cpp, src/llama-graph.cpp).
 FUSED = "qkv"
@@ -121,10 +56,10 @@ def canonical(name: str, among: Collection[str] = ()) -> str | None:
     Returns:
         A name of the stage table, or `blk.N.qkv` for queries, keys and values in one array.
     """
-    if name in ("embed", "output_norm", "logits"):
+    if name in OUTER:
         return name
     if match := re.fullmatch(r"blk\.(\d+)\.(\w+)", name):
-        return name if match[2] in _LLAMA else None
+        return name if match[2] in KINDS else None
     if match := _CPP_SUFFIX.fullmatch(name):
         kind = _LLAMA_CPP.get(match[1])
         if match[1] == "kqv_out" and f"{_OLD_ATTENTION}-{match[2]}" in among:

@@ -17,7 +17,7 @@ from prill_harness.numbers import lanes
 from prill_harness.numbers.compare import REORDERED
 from prill_harness.numbers.draws import boundary_distance, equally_likely, share_distance
 from prill_harness.numbers.lanes import Figures, Lane
-from prill_harness.planting import core as faults
+from prill_harness.planting import faults
 from prill_harness.tokens.choices import SAID, culprit
 from prill_harness.tokens.golden_pack import Golden, GoldenPrompt
 from prill_harness.tokens.sides import oracle_logits, since

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from prill_harness.engines.spec import fixture_name, resolve_model
+from prill_harness.engines.models import fixture_name, resolve_model
 from prill_harness.numbers import compare
 from prill_harness.numbers.lanes import Figures, Tally, type_lane
 from prill_harness.records.evidence import builtin

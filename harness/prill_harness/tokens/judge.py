@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from prill_harness.engines.base import Engine
-from prill_harness.engines.embedded import Embedded
-from prill_harness.engines.spec import open_engine, resolve_model
+from prill_harness.engines.embedded import Embedded, NumPy64
+from prill_harness.engines.models import resolve_model
 from prill_harness.numbers import compare as measure
 from prill_harness.numbers import lanes
 from prill_harness.numbers.draws import expected_swaps
 from prill_harness.numbers.lanes import Figures
-from prill_harness.planting import core as faults
+from prill_harness.planting import faults
 from prill_harness.records.evidence import Status
 from prill_harness.tokens.divergence import Divergences, Row, first_difference, lane_of, named
 from prill_harness.tokens.golden import PROMPTS
@@ -95,8 +95,8 @@ def _step(name: str) -> Callable[[Callable[..., Finding]], Callable[..., Finding
 
 def oracle_for(engine: Engine) -> Embedded:
     """The float64 oracle on the model that the engine has open."""
-    oracle = open_engine("numpy64", engine.info.model)
-    assert isinstance(oracle, Embedded)
+    oracle = faults.scoped(lambda: NumPy64.open("", engine.info.model), ())
+    assert isinstance(oracle, NumPy64)
     return oracle
 
 

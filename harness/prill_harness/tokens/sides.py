@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prill_harness.engines.embedded import Embedded
-from prill_harness.engines.spec import fixture_name, resolve_model
+from prill_harness.engines.models import fixture_name, resolve_model
 from prill_harness.numbers import compare
 from prill_harness.numbers.compare import REORDERED
 from prill_harness.tokens.golden import Golden, GoldenPrompt, file_type, versions

@@ -1,4 +1,4 @@
-"""A GGUF file comes in; the configuration it declares goes out, read apart from the runtime's adapters."""
+"""A GGUF file comes in; the configuration it declares goes out, read apart from the runtime."""
 
 from __future__ import annotations
 

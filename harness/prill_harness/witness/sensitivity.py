@@ -21,8 +21,9 @@ from prill_harness.numbers.compare import largest
 from prill_harness.witness.naive import Reading
 from prill_runtime.gguf.file import GGUFFile, open_gguf
 from prill_runtime.gguf.tensors import TensorInfo
+from prill_runtime.models import walks
 from prill_runtime.models.cache import KVCache
-from prill_runtime.models.load import adapter_for
+from prill_runtime.models.load import load
 from prill_runtime.ops.numpy import NumpyBackend
 from prill_runtime.run.model import Model
 
@@ -44,7 +45,7 @@ class Varied:
     def __init__(self, file: GGUFFile, keys: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
         self.path, self.architecture = file.path, file.architecture
         self.metadata = MappingProxyType({**file.metadata, **keys})
-        self._file, self._changed = file, tensors
+        self._file, self._changed, self.place = file, tensors, file.place
         layers = int(self.metadata[f"{self.architecture}.block_count"])
         kept: dict[str, TensorInfo] = {
             name: info for name, info in file.tensors.items() if _layer(name) < layers
@@ -80,10 +81,9 @@ def oracle_logits(path: Path, reading: Reading, ids: Sequence[int]) -> NDArray[n
         }
         varied: Any = Varied(file, stated, reading.changed)
         backend = NumpyBackend("float64")
-        adapter, report = adapter_for(file.architecture).load(varied, backend)
-    model = Model(adapter, backend, None, report, "")  # type: ignore[arg-type]  # ids go in, no text
-    c = adapter.config
-    cache = KVCache(c.n_layers, c.n_kv_heads, c.head_dim, len(ids), backend.dtype, 0)
+        wired, report = load(varied, backend)
+    model = Model(wired, backend, None, report, "")  # type: ignore[arg-type]  # ids go in, no text
+    cache = KVCache(*walks.cache_shape(wired.network), len(ids), backend.dtype, 0)
     return np.asarray(model.forward([(cache, ids)])[0], np.float64)
 
 

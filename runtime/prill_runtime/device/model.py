@@ -24,8 +24,10 @@ from prill_runtime.device.steps.prefill import MAX_ROWS
 from prill_runtime.device.steps.step import run
 from prill_runtime.errors import InvalidParameter
 from prill_runtime.gguf.file import open_gguf
+from prill_runtime.models import load as models
+from prill_runtime.models import walks
+from prill_runtime.models.base import Step, Tap
 from prill_runtime.models.cache import KVCache
-from prill_runtime.models.load import Step, Tap, adapter_of
 from prill_runtime.ops.protocol import Array, Ids
 from prill_runtime.run.model import Model, Trace, checked_ids
 from prill_runtime.tokenizer.load import load_tokenizer
@@ -79,7 +81,7 @@ class Options:
 class DeviceModel(Model):
     """A Model whose weights, caches and activations lie in one arena of a device."""
 
-    backend: Any  # a CudaBackend, whose arrays do what the adapters need of NumPy's
+    backend: Any  # a CudaBackend, whose arrays do what the nodes need of NumPy's
 
     @classmethod
     def open(cls, path: str | Path, options: Options, device: Device | None = None) -> DeviceModel:
@@ -90,9 +92,9 @@ class DeviceModel(Model):
             ModelFileError, UnsupportedModel: as `Model.load`.
         """
         with open_gguf(path) as file:
-            adapter_class = adapter_of(file)
-            config, _ = adapter_class.read_config(file)
-            planned = plan(adapter_class, file, config, options.mode, options.positions)
+            network, names = models.examine(file)
+            tensors = {name: file.tensors[name] for name in names}
+            planned = plan(network, tensors, options.mode, options.positions, str(file.path))
             owned = device is None
             marks = [time.perf_counter()]
             arena = None
@@ -105,13 +107,12 @@ class DeviceModel(Model):
                     marks.append(time.perf_counter())
                     backend: Any = CudaBackend(device, arena, options.mode)
                     marks.append(time.perf_counter())
-                    adapter, report = adapter_class.load(file, backend)
+                    wired, report = models.load(file, backend)
                     device.synchronize()
                     marks.append(time.perf_counter())
-                    tokenizer = load_tokenizer(file.metadata, adapter.config.vocab_size)
-                    arena.require_resident(pointers(adapter.weights))
-                    if adapter.rotation:  # made now, so that an idle model holds what it will hold
-                        backend.frequencies(**adapter.rotation)
+                    tokenizer = load_tokenizer(file.metadata, wired.network.vocab)
+                    arena.require_resident(pointers(wired.weights))
+                    backend.prepare(walks.rotations(wired.network, wired.weights))
                 except BaseException:
                     file.close()  # which ends the digest too: nobody waits for it to hear of an error
                     if arena is not None:
@@ -119,7 +120,7 @@ class DeviceModel(Model):
                     if owned and device is not None:
                         device.close()
                     raise
-            model = cls(adapter, backend, tokenizer, report, digest.result())
+            model = cls(wired, backend, tokenizer, report, digest.result())
             model.phases = dict(zip(PHASES, np.diff(marks).tolist(), strict=True))
             model.options, model.plan = options, planned
             model._owned, model._decoder = owned, None
@@ -151,7 +152,7 @@ class DeviceModel(Model):
         """The lane its results belong to."""
         if self.options.mode == "exact":
             return "float32"
-        kinds = {w.kind for w in self.adapter.weights.values() if isinstance(w, DeviceMatrix)}
+        kinds = {w.kind for w in self.weights.values() if isinstance(w, DeviceMatrix)}
         return "half" if kinds <= {"f32", "f16", "bf16"} else "int8"
 
     @property
@@ -164,16 +165,15 @@ class DeviceModel(Model):
         """Captured graphs that continue one sequence token by token."""
         with self.device.turn:
             if self._decoder is None:
-                self._decoder = Decoder(self.adapter, self.backend)
+                self._decoder = Decoder(self.wired, self.backend)
             return self._decoder
 
     def new_cache(self, capacity: int | None = None, offset: int = 0) -> DeviceCache:
-        c = self.adapter.config
-        room = c.context_length - offset
+        room = self.context_length - offset
         capacity = room if capacity is None else capacity
         if not 1 <= capacity <= room:
             raise InvalidParameter("out of range", where="capacity", expected=f"1 to {room}", got=capacity)
-        return DeviceCache(self.backend, c, capacity, offset)
+        return DeviceCache(self.backend, self.network, capacity, offset)
 
     @in_turn
     def forward(
@@ -237,17 +237,17 @@ class DeviceModel(Model):
 
     def _run(self, step: Step, wanted: Ids | None, tap: Tap) -> Array:
         try:
-            return run(self.adapter, self.backend, step, wanted, tap)
+            return run(self.wired, self.backend, step, wanted, tap)
         except BaseException as error:
             clear_frames(error.__traceback__)  # whoever keeps the error keeps no activation
             raise
 
     def memory(self) -> dict[str, int]:
         """Bytes held on the device, by purpose; nothing once the model is closed."""
-        return {} if self._adapter is None else self.backend.arena.ledger()
+        return {} if self._wired is None else self.backend.arena.ledger()
 
     def close(self) -> None:
-        if self._adapter is not None:
+        if self._wired is not None:
             if self._decoder is not None:
                 self._decoder.close()
             self.device.synchronize()

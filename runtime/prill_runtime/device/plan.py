@@ -18,9 +18,11 @@ from prill_runtime.device.steps.cache import SESSIONS, STATE_BYTES, DeviceCache,
 from prill_runtime.device.steps.decode import Decoder
 from prill_runtime.device.steps.prefill import MAX_ROWS, Prefill
 from prill_runtime.device.steps.step import rows_of_logits, run
-from prill_runtime.gguf.file import GGUFFile
-from prill_runtime.models.base import Adapter, Step, Tap, check_tensors, untouched
-from prill_runtime.models.config import Config
+from prill_runtime.gguf.tensors import TensorInfo
+from prill_runtime.models import walks
+from prill_runtime.models.base import Step, Tap, untouched
+from prill_runtime.models.load import Wired
+from prill_runtime.models.nodes import Attention, Network
 from prill_runtime.ops.protocol import Array
 
 CONTEXTS: Final = 64
@@ -41,36 +43,35 @@ class Plan:
     rows: int
 
 
-def plan(adapter: type[Adapter], file: GGUFFile, config: Config, mode: str, positions: int | None) -> Plan:
-    """The division for one file.
+def plan(
+    network: Network, tensors: Mapping[str, TensorInfo], mode: str, positions: int | None, where: str
+) -> Plan:
+    """The division for one model.
 
     Args:
-        mode: arithmetic. positions: of all caches together, None: by the model.
+        tensors: those to load, in order. mode: arithmetic. positions: of all caches together, None: by the
+            model. where: names the model in errors.
 
     Raises:
-        ModelFileError, UnsupportedModel: tensors that do not make the model, or without kernels.
+        UnsupportedModel: tensors without kernels.
     """
-    names = check_tensors(str(file.path), file.tensors, adapter.layout(config))
-    tensors = {name: file.tensors[name] for name in names}
-    positions = positions or positions_of(config)
+    positions = positions or positions_of(network)
     rows = min(positions, MAX_ROWS)
     device = DryDevice()
-    ops = CudaBackend(device, Arena(device, dict.fromkeys(PURPOSES, DRY_BYTES), None, str(file.path)), mode)
+    ops = CudaBackend(device, Arena(device, dict.fromkeys(PURPOSES, DRY_BYTES), None, where), mode)
     weights: Any = {name: ops.place(info) for name, info in tensors.items()}
-    model = adapter(config, weights)
-    if model.rotation:
-        ops.frequencies(**model.rotation)
+    model = Wired(network, weights)
+    ops.prepare(walks.rotations(network, weights))
     decoder = Decoder(model, ops)
     regions = ops.arena.regions
     scratch = regions["scratch"]
     # What stays fills holes that closed sessions left; up to a state of one then lies idle beside each of it.
     kept = scratch.peak + scratch.live * ALIGNMENT + SESSIONS * padded(STATE_BYTES)
-    logits = regions["logits"].peak + padded(
-        4 * config.vocab_size * min(rows, rows_of_logits(config.vocab_size))
-    )
+    logits = regions["logits"].peak + padded(4 * network.vocab * min(rows, rows_of_logits(network.vocab)))
     matrices = [info for info in tensors.values() if len(info.shape) > 1]
     passing = [staging_bytes(info) for info in matrices]
-    passing.append(most_partial(rows, config.n_heads, config.head_dim, config.context_length))
+    attentions = [node for node in network.walk() if isinstance(node, Attention)]
+    passing += [most_partial(rows, node.heads, node.size, network.context) for node in attentions]
     if mode == "fast":
         passing += [most_sums(rows, info.shape[0]) for info in matrices]
     # A trace may put any stages in place, each of them somewhere else than what it stands for: one more.
@@ -78,7 +79,7 @@ def plan(adapter: type[Adapter], file: GGUFFile, config: Config, mode: str, posi
     return Plan(
         {
             "weights": regions["weights"].peak,
-            "cache": nbytes_of(config, positions) + min(positions, SESSIONS) * (padded(1) - 1),
+            "cache": nbytes_of(network, positions) + min(positions, SESSIONS) * (padded(1) - 1),
             "activations": rows * (max(per_row(ops, model, decoder.prompt)) + padded(4 * widest)),
             "scratch": kept + padded(max(passing)),
             "logits": logits,
@@ -87,13 +88,13 @@ def plan(adapter: type[Adapter], file: GGUFFile, config: Config, mode: str, posi
     )
 
 
-def positions_of(config: Config) -> int:
+def positions_of(network: Network) -> int:
     """Positions that all caches have together where nobody says how many."""
-    most = max(POOL_POSITIONS, POOL_BYTES // nbytes_of(config, 1))
-    return min(CONTEXTS * config.context_length, most)
+    most = max(POOL_POSITIONS, POOL_BYTES // nbytes_of(network, 1))
+    return min(CONTEXTS * network.context, most)
 
 
-def per_row(ops: CudaBackend, model: Adapter, prompt: Prefill) -> Iterator[int]:
+def per_row(ops: CudaBackend, model: Wired, prompt: Prefill) -> Iterator[int]:
     """Bytes of activations for each row of a step, of every kind of step, by passes over as few rows as do.
 
     All of its blocks are padded by their rows, so that their places for n rows are n times those for one. A
@@ -112,11 +113,11 @@ def per_row(ops: CudaBackend, model: Adapter, prompt: Prefill) -> Iterator[int]:
             yield -(-region.peak // lengths[0])
 
 
-def rehearsed(ops: CudaBackend, model: Adapter, lengths: tuple[int, ...], tap: Tap) -> int:
+def rehearsed(ops: CudaBackend, model: Wired, lengths: tuple[int, ...], tap: Tap) -> int:
     """Bytes of activations for each row of one step of new sequences of these lengths."""
     region, rows, ends = fresh(ops), sum(lengths), accumulate(lengths)
     parts = [slice(end - length, end) for length, end in zip(lengths, ends, strict=True)]
-    caches = [DeviceCache(ops, model.config, length) for length in lengths]
+    caches = [DeviceCache(ops, model.network, length) for length in lengths]
     zeros = np.zeros(rows, np.int64)
     step = Step(zeros, zeros, tuple(zip(caches, parts, strict=True)))
     run(model, ops, step, np.arange(rows)[::-1], tap)

@@ -11,9 +11,12 @@ import numpy as np
 
 from prill_runtime.errors import InvalidParameter, NotANumber, UsageError
 from prill_runtime.gguf.file import open_gguf
-from prill_runtime.models.base import untouched
+from prill_runtime.models import load as models
+from prill_runtime.models import walks
+from prill_runtime.models.base import Step, Tap, Value, untouched
 from prill_runtime.models.cache import KVCache
-from prill_runtime.models.load import Adapter, LoadReport, Step, Tap, adapter_of
+from prill_runtime.models.load import LoadReport, Wired
+from prill_runtime.models.nodes import Network
 from prill_runtime.ops.numpy import NumpyBackend, Precision
 from prill_runtime.ops.protocol import Array, Backend, Ids
 from prill_runtime.run.generate import Generation, generate, generate_batch
@@ -32,8 +35,8 @@ def require_loadable(path: str | Path) -> None:
         ModelFileError, UnsupportedModel: as Model.load.
     """
     with open_gguf(path) as file:
-        config, _, _ = adapter_of(file).examine(file)
-        load_tokenizer(file.metadata, config.vocab_size)
+        network, _ = models.examine(file)
+        load_tokenizer(file.metadata, network.vocab)
 
 
 class Model:
@@ -45,9 +48,9 @@ class Model:
     """
 
     def __init__(
-        self, adapter: Adapter, backend: Backend, tokenizer: Tokenizer, report: LoadReport, sha256: str
+        self, wired: Wired, backend: Backend, tokenizer: Tokenizer, report: LoadReport, sha256: str
     ) -> None:
-        self._adapter: Adapter | None = adapter
+        self._wired: Wired | None = wired
         self.backend = backend
         self.tokenizer = tokenizer
         self.report = report
@@ -63,32 +66,42 @@ class Model:
         """
         ops = backend or NumpyBackend(dtype)
         with open_gguf(path) as file:
-            adapter, report = adapter_of(file).load(file, ops)
-            tokenizer = load_tokenizer(file.metadata, adapter.config.vocab_size)
-            return cls(adapter, ops, tokenizer, report, file.sha256)
+            wired, report = models.load(file, ops)
+            tokenizer = load_tokenizer(file.metadata, wired.network.vocab)
+            return cls(wired, ops, tokenizer, report, file.sha256)
 
     @property
-    def adapter(self) -> Adapter:
-        """The forward pass and its weights.
+    def wired(self) -> Wired:
+        """The nodes and their weights.
 
         Raises:
             UsageError: the model is closed.
         """
-        if self._adapter is None:
+        if self._wired is None:
             raise UsageError("the model is closed", where="Model", hint="load it again")
-        return self._adapter
+        return self._wired
 
     @property
-    def config(self) -> dict[str, int | float | str | bool]:
-        return self.adapter.config.effective()
+    def network(self) -> Network:
+        """What the model is made of; raises UsageError as `wired`."""
+        return self.wired.network
+
+    @property
+    def weights(self) -> dict[str, Array]:
+        """By their names in the file, as the backend holds them; raises UsageError as `wired`."""
+        return self.wired.weights
+
+    @property
+    def config(self) -> dict[str, Value]:
+        return walks.effective(self.network)
 
     @property
     def vocab_size(self) -> int:
-        return self.adapter.config.vocab_size
+        return self.network.vocab
 
     @property
     def context_length(self) -> int:
-        return self.adapter.config.context_length
+        return self.network.context
 
     def new_cache(self, capacity: int | None = None, offset: int = 0) -> KVCache:
         """An empty cache for one sequence; capacity in positions, up to the context length when None.
@@ -96,12 +109,11 @@ class Model:
         Raises:
             InvalidParameter: a capacity below one, or offset + capacity above the context length.
         """
-        c = self.adapter.config
-        room = c.context_length - offset
+        room = self.context_length - offset
         capacity = room if capacity is None else capacity
         if not 1 <= capacity <= room:
             raise InvalidParameter("out of range", where="capacity", expected=f"1 to {room}", got=capacity)
-        return KVCache(c.n_layers, c.n_kv_heads, c.head_dim, capacity, self.backend.dtype, offset)
+        return KVCache(*walks.cache_shape(self.network), capacity, self.backend.dtype, offset)
 
     def forward(
         self,
@@ -147,7 +159,7 @@ class Model:
 
     def close(self) -> None:
         """Let go of the weights; calling it twice is harmless."""
-        self._adapter = None
+        self._wired = None
 
     def __enter__(self) -> Self:
         return self
@@ -158,8 +170,9 @@ class Model:
         self.close()
 
     def _run(self, step: Step, wanted: Ids | None, tap: Tap) -> Array:
-        hidden = self.adapter.forward(self.backend, step, tap)
-        return self.adapter.head(self.backend, hidden if wanted is None else hidden[wanted], tap)
+        p, network = self.wired.passing(self.backend, step, tap), self.network
+        hidden = network(p)
+        return network.head(p, hidden if wanted is None else hidden[wanted])
 
     def _find_not_finite(self, step: Step) -> None:
         """Run the step once more and stop at the first stage that is not finite."""
@@ -177,16 +190,16 @@ class Model:
 
     def _step(self, batch: Sequence[tuple[KVCache, Sequence[int]]]) -> Step:
         """The batch, checked, as one run of rows."""
-        c = self.adapter.config
+        shape = walks.cache_shape(self.network)
         if not batch:
             raise InvalidParameter("no sequence", where="batch", expected="one at least")
         if len({id(cache) for cache, _ in batch}) != len(batch):
             raise InvalidParameter("two sequences share a cache", where="batch")
         sequences, all_ids, positions, low = [], [], [], 0
         for cache, new in batch:
-            ids = checked_ids(new, c.vocab_size)
+            ids = checked_ids(new, self.vocab_size)
             made_for = (cache.shape[0], cache.shape[1], cache.shape[3])
-            if made_for != (c.n_layers, c.n_kv_heads, c.head_dim) or cache.dtype != self.backend.dtype:
+            if made_for != shape or cache.dtype != self.backend.dtype:
                 raise InvalidParameter("the cache belongs to another model", where="batch", got=made_for)
             cache.rollback()
             cache.require(len(ids))

@@ -58,7 +58,7 @@ def read_vocabulary(metadata: Mapping[str, Any], vocab_size: int | None, default
     Raises:
         ModelFileError: there are no tokens, or not `vocab_size` of them.
     """
-    tokens = list(required(metadata, "tokens"))
+    tokens = tuple(required(metadata, "tokens"))
     size = len(tokens)
     if vocab_size is not None and size != vocab_size:
         raise ModelFileError(
@@ -82,7 +82,7 @@ def read_vocabulary(metadata: Mapping[str, Any], vocab_size: int | None, default
     stated = {key: token_id for key, token_id in named.items() if token_id is not None}
     closing = known_ends(stated, ids)
     return Vocabulary(
-        tokens=tuple(tokens),
+        tokens=tokens,
         types=tuple(types),
         ids=ids,
         bos_id=bos,

@@ -50,7 +50,7 @@ def command(
 ) -> int:
     """Stream the continuation of a prompt; the speed goes to stderr."""
     from prill_harness.engines.given_prompt import about, ended_by
-    from prill_harness.engines.spec import open_engine
+    from prill_harness.faults.opening import open_engine
 
     text = _stdin() if prompt == "-" else prompt
     with open_engine(engine, model) as opened:

@@ -117,7 +117,7 @@ def _cache() -> Iterator[Finding]:
 
 def _models() -> Iterator[Finding]:
     """Every model of the default gate's plan, and the golden that belongs to it."""
-    from prill_harness.engines.spec import resolve_model
+    from prill_harness.engines.models import resolve_model
     from prill_harness.tokens.golden import golden_for
     from prill_runtime.gguf.file import open_gguf
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from prill_harness.planting.core import COMMON, Patch, fault, planted_in_both
+from prill_harness.planting.faults import COMMON, Patch, fault, planted_in_both
 from prill_harness.planting.tools import GPT2, LLAMA, WINDOW, op, wiring
 
 BLAMES = ("oracle",)
@@ -69,9 +69,9 @@ def common_eps_by_default() -> Iterator[Patch]:
 def _without(name: str) -> Patch:
     """A model that was loaded without this tensor of its layers."""
 
-    def forget(model: Any) -> None:
-        for block in model.blocks:
-            block.pop(name, None)
+    def forget(weights: Any) -> None:
+        for full in [full for full in weights if full.endswith(f".{name}")]:
+            del weights[full]
 
     return wiring(forget)
 

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shlex
 import signal
-import subprocess
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Self
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from prill_harness.engines.spec import EngineSpec
-from prill_harness.leaks.judge import judge
+from prill_harness.leaks.judge import judge, sites
+from prill_harness.leaks.judge.hosted import Hosted
 from prill_harness.leaks.ledgers import build, lastwords
 from prill_harness.leaks.ledgers.ledgers import Book
 from prill_harness.leaks.probed import paths, protocol
@@ -25,20 +20,18 @@ from prill_harness.leaks.probed.protocol import (
     Control,
     Failing,
     Finished,
-    Message,
     Opened,
     Refused,
     Rows,
 )
 from prill_harness.leaks.reports.report import Judged, PathReport, Probe, Report, Verdict, worst
-from prill_harness.run.children import python
+from prill_harness.run import reproduce
 from prill_harness.run.outcomes import one_line
 from prill_runtime.errors import Inconclusive, UsageError
 
 Watch = Callable[[Probe, Call], None]
+HOST = "prill_harness.leaks.probed.host"
 ON_DEVICE = ("cuda", "control_cuda")
-LOST = ("PYTHONMALLOC", "PYTHONTRACEMALLOC", "MALLOC_")
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def probe(
@@ -50,8 +43,6 @@ def probe(
         UsageError: no such path.
         Inconclusive: this machine cannot preload the host ledger.
     """
-    from prill_harness.leaks.judge import sites
-
     began, found = time.monotonic(), list[PathReport]()
     for name in names or (wanted.path,):
         one = msgspec.structs.replace(wanted, path=name)
@@ -67,17 +58,21 @@ def probe(
     if verdict is Verdict.CLEAN and len(found) > 1:
         sentence = f"{len(found)} paths are clean; {sentence}"
     return Report(
-        wanted.engine, wanted.model, verdict, sentence, tuple(found), reproduce(wanted, names),
+        wanted.engine, wanted.model, verdict, sentence, tuple(found), again(wanted, names),
         round(time.monotonic() - began, 3),
     )  # fmt: skip
 
 
-def reproduce(wanted: Probe, names: Sequence[str]) -> str:
+def again(wanted: Probe, names: Sequence[str]) -> str:
     """The shell command that probes this again."""
-    which = names[0] if len(names) == 1 else "all" if names else wanted.path
-    words = ["prill", "leak", "--engine", wanted.engine, "--model", wanted.model]
-    words += ["--calls", str(wanted.calls), "--path", which]
-    return shlex.join(words)
+    return reproduce.line(
+        "leak",
+        engine=wanted.engine,
+        model=wanted.model,
+        calls=wanted.calls,
+        path=names[0] if len(names) == 1 else "all" if names else wanted.path,
+        timeout="" if wanted.timeout_s == Probe.timeout_s else f"{wanted.timeout_s:g}",
+    )
 
 
 def run(wanted: Probe, watch: Watch = lambda probe, call: None) -> PathReport:
@@ -114,7 +109,7 @@ def _run(wanted: Probe, watch: Watch) -> PathReport:
     began = time.monotonic()
     with (
         build.preloaded(os.environ.get("LD_PRELOAD", "")) as (preload, files),
-        Hosted(wanted, "host", {"LD_PRELOAD": preload}, files) as hosted,
+        Hosted(wanted, HOST, {"LD_PRELOAD": preload}, files) as hosted,
     ):
         report = Conversation(wanted, hosted, watch).report()
     return msgspec.structs.replace(report, duration_s=round(time.monotonic() - began, 3))
@@ -215,82 +210,6 @@ class Conversation:
         found = (*self._found, Judged("host", "failed allocations", "B", verdict, sentence))
         first = self._wanted.warmup + 1
         return PathReport(self._wanted.path, verdict, sentence, self._done, first, self._planted, found)
-
-
-class Hosted:
-    """The process that hosts the engine: its own group, one BLAS thread, fixed hashes; killed when late."""
-
-    def __init__(self, wanted: Probe, module: str, extra: dict[str, str], files: Sequence[int] = ()) -> None:
-        lost = (*lost_settings(), "LD_PRELOAD")
-        inherited = {name: value for name, value in os.environ.items() if name not in lost}
-        fixed = dict.fromkeys(THREADS, "1") | {"PYTHONHASHSEED": "0"}
-        words = python(f"prill_harness.leaks.probed.{module}", "-X", "faulthandler")
-        reading, writing = os.pipe()
-        ordered, ordering = os.pipe()
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115
-        self._process = subprocess.Popen(
-            [*words, msgspec.json.encode(wanted).decode(), str(writing), str(ordered)],
-            stdin=subprocess.DEVNULL,
-            stdout=self._said,
-            stderr=subprocess.STDOUT,
-            pass_fds=(writing, ordered, *files),
-            env=inherited | fixed | extra,
-            start_new_session=True,
-        )
-        os.close(writing)
-        os.close(ordered)
-        self._messages, self._ordering = os.fdopen(reading, "rb"), ordering
-        self.late = False
-        self._timer = threading.Timer(wanted.timeout_s, self._expire)
-
-    def _expire(self) -> None:
-        self.late = True
-        self._kill()
-
-    def _kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-
-    def messages(self) -> Iterator[Message]:
-        """What the process says, until it ends."""
-        decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
-        for line in self._messages:
-            with contextlib.suppress(msgspec.DecodeError):  # a killed writer leaves half a line
-                yield decoder.decode(line)
-
-    def command(self, order: bytes) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            os.write(self._ordering, order)
-
-    def ended(self) -> int:
-        """The exit code, once it is over; negative for a signal."""
-        return self._process.wait()
-
-    def said(self) -> list[str]:
-        """What the process printed, line by line."""
-        self._said.seek(0)
-        text = self._said.read().decode("utf-8", "backslashreplace")
-        return [line for line in text.splitlines() if line.strip()]
-
-    def __enter__(self) -> Self:
-        self._timer.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._timer.cancel()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            if error[0] is None:
-                self._process.wait(1)
-        self._kill()
-        self._process.wait()
-        self._messages.close()
-        self._said.close()
-        os.close(self._ordering)
-
-
-def lost_settings() -> tuple[str, ...]:
-    """The caller's variables that the probed process does not get: they change what it allocates."""
-    return tuple(sorted(name for name in os.environ if name.startswith(LOST)))
 
 
 def attached() -> str:

@@ -163,12 +163,13 @@ def main(arguments: Sequence[str]) -> int:
         while text:
             text = text[os.write(writing, text) :]
 
-    from prill_harness.planting import core as faults
+    from prill_harness.faults.catalogue import named
+    from prill_harness.planting import faults
 
     try:
         planted = EngineSpec.parse(probe.engine).faults
         if planted:  # for the whole process: its threads must not switch it on and off under one another
-            faults.ambient(faults.named(planted))
+            faults.ambient(named(planted))
         serve(probe, tell, lambda: os.read(reading, 1))
     except PrillError as error:
         tell(Refused(str(error), not isinstance(error, Inconclusive)))

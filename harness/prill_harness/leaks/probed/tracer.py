@@ -92,12 +92,13 @@ def main(arguments: Sequence[str]) -> int:
             channel.write(msgspec.json.encode(message) + b"\n")
 
     from prill_harness.engines.spec import EngineSpec
-    from prill_harness.planting import core as faults
+    from prill_harness.faults.catalogue import named
+    from prill_harness.planting import faults
 
     try:
         planted = EngineSpec.parse(probe.engine).faults
         if planted:
-            faults.ambient(faults.named(planted))
+            faults.ambient(named(planted))
         tell(Traced(traced(probe)))
     except PrillError as error:
         tell(Refused(str(error), True))

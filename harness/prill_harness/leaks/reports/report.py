@@ -7,7 +7,7 @@ from enum import StrEnum
 
 import msgspec
 
-EXIT_CODES = {"clean": 0, "leak": 1, "broken": 1, "inconclusive": 10}
+from prill_harness.records.evidence import EXIT_CODES, Status
 
 
 class Verdict(StrEnum):
@@ -19,8 +19,10 @@ class Verdict(StrEnum):
     CLEAN = "clean"
 
     @property
-    def exit_code(self) -> int:
-        return EXIT_CODES[self.value]
+    def status(self) -> Status:
+        """What a check that rests on it comes to."""
+        others = {Verdict.CLEAN: Status.PASSED, Verdict.INCONCLUSIVE: Status.INCONCLUSIVE}
+        return others.get(self, Status.FAILED)
 
 
 def worst(verdicts: Sequence[Verdict]) -> Verdict:
@@ -142,7 +144,7 @@ class Report(msgspec.Struct, frozen=True):
 
     @property
     def exit_code(self) -> int:
-        return self.verdict.exit_code
+        return EXIT_CODES[self.verdict.status]
 
     def path(self, name: str) -> PathReport:
         return next(p for p in self.paths if p.path == name)

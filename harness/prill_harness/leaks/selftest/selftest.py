@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import msgspec
-
 from prill_harness.console import Console
 from prill_harness.leaks.judge import sites
 from prill_harness.leaks.judge.probe import attached, run
@@ -17,53 +15,16 @@ from prill_harness.leaks.reports import bars
 from prill_harness.leaks.reports.bars import Case
 from prill_harness.leaks.reports.report import PathReport, Verdict
 from prill_harness.leaks.selftest import overhead, page, peer
+from prill_harness.leaks.selftest.examination import Bar, Examination, Tried
 from prill_harness.numbers.compare import largest
+from prill_harness.records.files import write_file
 from prill_runtime.errors import Inconclusive
 
 SECONDS = 20.0  # the probe on llama-tiny under numpy takes less
 
 
-class Tried(msgspec.Struct, frozen=True):
-    """One case after its runs. right: as many came out as they must; wrong: what the first other said."""
-
-    case: Case
-    runs: int
-    right: int
-    alarms: int
-    inconclusive: int
-    calls: int
-    seconds: float
-    named: str = ""
-    wrong: str = ""
-
-
-class Bar(msgspec.Struct, frozen=True):
-    """One claim: what was asked, what was measured, and whether that holds; None: not measured here."""
-
-    claim: str
-    asked: str
-    measured: str
-    holds: bool | None
-
-
-class Examination(msgspec.Struct, frozen=True):
-    """All of it, as data for the table, the page and --json."""
-
-    quick: bool
-    bars: tuple[Bar, ...]
-    tried: tuple[Tried, ...]
-    psleak: tuple[peer.Compared, ...]
-    seconds: float
-
-    @property
-    def holds(self) -> bool:
-        return all(bar.holds is not False for bar in self.bars)
-
-
 def command(console: Console, *, quick: bool, device: bool, docs: Path | None, jobs: int) -> int:
     """Examine, print, write; exit code 0 only when every bar holds."""
-    from prill_harness.commands.shared.declare import write_file
-
     why = attached()
     if why:
         raise Inconclusive("the probe cannot be examined", got=why)

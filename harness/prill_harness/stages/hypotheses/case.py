@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from prill_harness.stages.table import Stage
+from prill_runtime.models.base import Stage
 
 Array = NDArray[np.float64]
 Guess = tuple[str, Array]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import prod
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from gguf import GGMLQuantizationType as T
@@ -47,6 +47,19 @@ def staging_bytes(info: TensorInfo) -> int:
     return min(max(STAGED_BYTES, info.nbytes // prod(info.shape[:-1])), info.nbytes)
 
 
+class Matrix(NamedTuple):
+    """The kernels' struct Matrix."""
+
+    q: Pointer
+    h: Pointer
+    s: Pointer
+    d: Pointer
+    rows: int
+    cols: int
+    pitch: int
+    blocks: int
+
+
 class DeviceMatrix:
     """A matrix (out, in) in device memory.
 
@@ -78,11 +91,11 @@ class DeviceMatrix:
         return sum(self.streams.values())
 
     @property
-    def fields(self) -> tuple[int, ...]:
+    def fields(self) -> Matrix:
         """The kernel's struct Matrix."""
         at = self.pointers
-        return (at["q"], at.get("h", 0), at.get("s", 0), at.get("d", 0),
-                self.rows, self.cols, self.pitch, self.cols // 256)  # fmt: skip
+        streams = (at["q"], at.get("h", 0), at.get("s", 0), at.get("d", 0))
+        return Matrix(*streams, self.rows, self.cols, self.pitch, self.cols // 256)
 
     def store(self, raw: NDArray[np.uint8], staging: Pointer, room: int) -> None:
         """Upload the tensor's bytes piece by piece and repack each on the device.

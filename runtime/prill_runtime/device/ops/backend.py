@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from math import prod
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from prill_runtime.device.machine.base import Device, Pointer
 from prill_runtime.device.memory.arena import Arena
-from prill_runtime.device.memory.array import F32, Allocation, DeviceArray, DeviceIds, neighbours
+from prill_runtime.device.memory.array import (
+    BLOCK_THREADS,
+    F32,
+    Allocation,
+    DeviceArray,
+    DeviceIds,
+    DeviceMemory,
+    Indices,
+    Operand,
+    Weight,
+    grid_of,
+)
 from prill_runtime.device.memory.matrix import DeviceMatrix, is_zero, staging_bytes
 from prill_runtime.device.memory.slot import SEQUENCE, CacheView
 from prill_runtime.device.ops import sampler as sampling
@@ -24,15 +33,11 @@ from prill_runtime.ops.protocol import Backend, RopeLayout
 from prill_runtime.quants.layouts import dequantize
 from prill_runtime.sampling.sampler import SamplingParams
 
-Operand: TypeAlias = DeviceArray | NDArray[Any]
-Weight: TypeAlias = DeviceMatrix | Operand
 Held: TypeAlias = CacheView | NDArray[Any]  # keys or values
-Indices: TypeAlias = DeviceIds | NDArray[Any]
 MODULES: Final = (
     "repack", "embed", "norm", "matvec", "matmul", "rope", "cache", "attention", "attention_decode",
     "softmax", "elementwise", "choose", "sample", "fused",
 )  # fmt: skip
-BLOCK_THREADS: Final = 256
 SPLIT_KEYS: Final = 128  # keys that a thread block of attention_split takes
 MATVEC_ROWS: Final = 4  # output rows that a thread block of a mat-vec takes
 MOST_MATVEC_ROWS: Final = 4  # so many rows go through the mat-vec, more through the tiled product
@@ -54,87 +59,21 @@ def most_partial(rows: int, heads: int, dim: int, reach: int) -> int:
     return min(each * rows, max(each, PARTIAL_BYTES))
 
 
-def grid_of(count: int, threads: int = BLOCK_THREADS) -> tuple[int]:
-    """A grid of enough thread blocks for one thread each."""
-    return (max(1, -(-count // threads)),)
-
-
-class CudaBackend(Backend[DeviceArray, DeviceMatrix | DeviceArray, Held]):
+class CudaBackend(DeviceMemory, Backend[DeviceArray, DeviceMatrix | DeviceArray, Held]):
     """Backend protocol over one device and one arena.
 
-    Activations are DeviceArrays; a host array is uploaded where one is expected. Results live in the arena's
-    part for activations until the last array that looks at them goes.
+    Activations are DeviceArrays; a host array is uploaded where one is expected.
     """
 
     dtype = F32
 
     def __init__(self, device: Device, arena: Arena, mode: str = "exact") -> None:
-        self.device, self.arena, self.mode = device, arena, mode
+        super().__init__(device, arena)
+        self.mode = mode
         self.name = f"{device.spec} {mode}"
         self._frequencies: dict[Hashable, DeviceArray] = {}
         self._tensor = TensorCores(self) if mode == "fast" else None
-        self._results: str | None = None
         device.module(*MODULES)
-
-    def empty(self, *shape: int, purpose: str = "activations") -> DeviceArray:
-        """Memory for an array that a kernel is about to write."""
-        if purpose != "activations":
-            return DeviceArray(self, self.allocate(4 * prod(shape), purpose), shape)
-        if self._results is not None:
-            return DeviceArray(self, self.allocate(4 * prod(shape), self._results, passing=True), shape)
-        return DeviceArray(
-            self, self.allocate(4 * prod(shape), rows=shape[0] if len(shape) > 1 else 1), shape
-        )
-
-    def allocate(
-        self, nbytes: int, purpose: str = "activations", *, rows: int = 1, passing: bool = False
-    ) -> Allocation:
-        """Memory of the arena, as `Region.alloc`; activations of a step are padded by its rows."""
-        return Allocation(self.arena.alloc(purpose, nbytes, rows, passing), self.arena.free)
-
-    @contextmanager
-    def results(self, purpose: str) -> Iterator[None]:
-        """Results of the ops inside go to this part of the arena, to be read and given back at once."""
-        self._results = purpose
-        try:
-            yield
-        finally:
-            self._results = None
-
-    def upload(self, array: NDArray[Any], dtype: DTypeLike = np.float32, rows: int = 1) -> Allocation:
-        """A host array on the device, padded by so many rows."""
-        host = np.ascontiguousarray(array, dtype)
-        allocation = self.allocate(host.nbytes, rows=rows)
-        self.device.upload(allocation.pointer, host)
-        return allocation
-
-    def on(self, x: Weight) -> DeviceArray:
-        """x as contiguous rows on the device."""
-        if isinstance(x, DeviceMatrix):
-            return self.expand(x)
-        if not isinstance(x, DeviceArray):
-            return DeviceArray(self, self.upload(x, rows=len(x) if x.ndim > 1 else 1), x.shape)
-        if x.contiguous:
-            return x
-        out = self.empty(*x.shape)
-        self.copy(x, out)
-        return out
-
-    def copy(self, x: DeviceArray, out: DeviceArray) -> None:
-        """Queue a copy of the rows of x into contiguous ones."""
-        args = {"x": x.pointer, "y": 0, "out": out.pointer, "count": x.size, "width": x.width,
-                "pitch": x.pitch}  # fmt: skip
-        self.device.launch("copy_rows", grid_of(x.size), BLOCK_THREADS, args)
-
-    def ids(self, ids: Indices) -> DeviceIds:
-        """Ids on the device."""
-        return (
-            ids if isinstance(ids, DeviceIds) else DeviceIds(self.upload(ids, np.int32, len(ids)), len(ids))
-        )
-
-    def download(self, x: DeviceArray) -> NDArray[np.float32]:
-        x = self.on(x)
-        return self.device.download(x.pointer, x.shape, np.float32)
 
     def weight(self, raw: NDArray[np.uint8], info: TensorInfo) -> DeviceMatrix | DeviceArray:
         """A vector as float32, a matrix repacked."""
@@ -158,53 +97,12 @@ class CudaBackend(Backend[DeviceArray, DeviceMatrix | DeviceArray, Held]):
     def is_zero(self, weight: Weight) -> bool:
         return weight.zero if isinstance(weight, DeviceMatrix) else not np.any(np.asarray(weight))
 
-    def matrix(self, weight: Weight) -> DeviceMatrix | DeviceArray:
-        """A weight as the kernels take it; a host array as F32 rows padded to whole chunks."""
-        if isinstance(weight, DeviceMatrix | DeviceArray):
-            return weight
-        padded = np.zeros((weight.shape[0], -(-weight.shape[1] // 4) * 4), np.float32)
-        padded[:, : weight.shape[1]] = weight
-        return DeviceArray(self, self.upload(padded), weight.shape, padded.shape[1])
-
-    def fields(self, weight: DeviceMatrix | DeviceArray) -> tuple[tuple[int, ...], str]:
-        """Struct Matrix and kernel suffix; rows of values are an F32 matrix where they are whole chunks."""
-        if isinstance(weight, DeviceMatrix):
-            return weight.fields, weight.kind
-        rows, cols = weight.shape
-        return (weight.pointer, 0, 0, 0, rows, cols, -(-cols // 4), 0), "f32"
-
-    def expand(self, weight: DeviceMatrix, rows: int | None = None) -> DeviceArray:
-        """The first rows of a matrix, or all, as values."""
-        rows = weight.rows if rows is None else rows
-        out = self.empty(rows, weight.cols)
-        args = {"table": weight.fields, "ids": 0, "out": out.pointer, "rows": rows}
-        self.device.launch(f"embed_{weight.kind}", grid_of(rows * weight.pitch), BLOCK_THREADS, args)
-        return out
-
     def embed(self, table: Weight, ids: Indices) -> DeviceArray:
         fields, kind = self.fields(table := self.matrix(table))
         at = self.ids(ids)
         out = self.empty(len(at), table.shape[1])
         args = {"table": fields, "ids": at.pointer, "out": out.pointer, "rows": len(at)}
-        self.device.launch(f"embed_{kind}", grid_of(len(at) * fields[6]), BLOCK_THREADS, args)
-        return out
-
-    def rows(self, x: DeviceArray, which: NDArray[Any]) -> DeviceArray:
-        """The rows of these indices; a row of whole chunks."""
-        whole = self.on(x)
-        picked = [whole[int(i) : int(i) + 1] for i in which]
-        return self.concatenate(picked) if len(picked) != 1 else picked[0]
-
-    def concatenate(self, arrays: Sequence[Operand]) -> DeviceArray:
-        """Rows of all, one below the other; those that lie so already are not moved."""
-        parts = [self.on(array) for array in arrays]
-        if (whole := neighbours(parts)) is not None:
-            return whole
-        out = self.empty(sum(map(len, parts)), *parts[0].shape[1:])
-        low = 0
-        for part in parts:
-            self.copy(part, out[low:])
-            low += len(part)
+        self.device.launch(f"embed_{kind}", grid_of(len(at) * fields.pitch), BLOCK_THREADS, args)
         return out
 
     def _norm(self, kernel: str, x: Operand, weight: Weight, bias: Weight | None, eps: float) -> DeviceArray:
@@ -236,7 +134,7 @@ class CudaBackend(Backend[DeviceArray, DeviceMatrix | DeviceArray, Held]):
             return out
         args = {"m": fields, "x": x.pointer, "bias": bias.pointer if bias else 0, "out": out.pointer}
         if rows <= MOST_MATVEC_ROWS:
-            threads = min(128, -(-fields[6] // 32) * 32)
+            threads = min(128, -(-fields.pitch // 32) * 32)
             self.device.launch(f"matvec_{kind}", (-(-outputs // MATVEC_ROWS), rows), threads, args)
         else:
             args["rows"] = rows
@@ -293,6 +191,11 @@ class CudaBackend(Backend[DeviceArray, DeviceMatrix | DeviceArray, Held]):
             self.device.upload(allocation.pointer, values)
             self._frequencies[key] = DeviceArray(self, allocation, (dim // 2, 2))
         return self._frequencies[key]
+
+    def prepare(self, rotations: Iterable[Mapping[str, Any]]) -> None:
+        """Make these frequencies now, so that an idle model holds what it will hold."""
+        for settings in rotations:
+            self.frequencies(**settings)
 
     def softmax(self, x: Operand) -> DeviceArray:
         x = self.on(x)

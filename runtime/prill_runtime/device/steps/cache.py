@@ -8,14 +8,15 @@ import numpy as np
 
 from prill_runtime.device.machine.base import Pointer
 from prill_runtime.device.memory.arena import OutOfDeviceMemory, padded
-from prill_runtime.device.memory.array import F32, Allocation
+from prill_runtime.device.memory.array import F32, Allocation, grid_of
 from prill_runtime.device.memory.slot import SEQUENCE, CacheView
-from prill_runtime.device.ops.backend import CudaBackend, grid_of
+from prill_runtime.device.ops.backend import CudaBackend
 from prill_runtime.errors import PrillError
+from prill_runtime.models import walks
 from prill_runtime.models.cache import KVCache
 
 if TYPE_CHECKING:
-    from prill_runtime.models.config import Config
+    from prill_runtime.models.nodes import Network
 
 STATE_BYTES: Final = SEQUENCE.itemsize
 """Of every open cache, besides its keys and values."""
@@ -23,17 +24,18 @@ SESSIONS: Final = 1024
 """Caches of a model that may be open at once, where there are positions for so many."""
 
 
-def nbytes_of(config: Config, positions: int) -> int:
+def nbytes_of(network: Network, positions: int) -> int:
     """Bytes of the keys and values of so many positions."""
-    return 2 * F32.itemsize * config.n_layers * config.n_kv_heads * config.head_dim * positions
+    kept = (layout.kv_heads * (layout.key_size + layout.value_size) for layout in walks.caches(network))
+    return F32.itemsize * positions * sum(kept)
 
 
 class DeviceCache(KVCache):
     """KVCache whose rows lie in the arena; the host counts positions and tells the device before a step."""
 
-    def __init__(self, ops: CudaBackend, config: Config, capacity: int, offset: int = 0) -> None:
+    def __init__(self, ops: CudaBackend, network: Network, capacity: int, offset: int = 0) -> None:
         self.ops = ops
-        super().__init__(config.n_layers, config.n_kv_heads, config.head_dim, capacity, F32, offset)
+        super().__init__(*walks.cache_shape(network), capacity, F32, offset)
 
     def _reserve(self, dtype: np.dtype[Any]) -> None:
         self._bytes = int(np.prod(self.shape)) * dtype.itemsize
@@ -114,9 +116,9 @@ class SlotCache(DeviceCache):
     Its launches cover `capacity` positions, and nobody but the device knows how many there are.
     """
 
-    def __init__(self, ops: CudaBackend, config: Config, capacity: int, slot: Allocation) -> None:
+    def __init__(self, ops: CudaBackend, network: Network, capacity: int, slot: Allocation) -> None:
         self._slot = slot
-        super().__init__(ops, config, capacity)
+        super().__init__(ops, network, capacity)
 
     def _reserve(self, dtype: np.dtype[Any]) -> None:
         self._bytes, self._allocation, self._state = 0, None, self._slot

@@ -6,8 +6,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 from weakref import ref
+
+import numpy as np
 
 from prill_runtime.device.machine.base import Device, Graph, in_turn
 from prill_runtime.device.memory.array import DeviceIds
@@ -15,15 +17,13 @@ from prill_runtime.device.memory.slot import TOKEN_OFFSET, Slot
 from prill_runtime.device.ops.backend import CudaBackend
 from prill_runtime.device.ops.sampler import DeviceSampler, refusal
 from prill_runtime.device.steps.cache import DeviceCache
-from prill_runtime.device.steps.fused import FusedLlama, fits
-from prill_runtime.device.steps.prefill import Prefill, hidden_of
+from prill_runtime.device.steps.lower import Lowered
+from prill_runtime.device.steps.prefill import Prefill, in_memory
 from prill_runtime.errors import NotANumber
-from prill_runtime.models.base import Adapter
-from prill_runtime.run.generate import Generation, Writer
+from prill_runtime.models.load import Wired
+from prill_runtime.ops.protocol import Array
+from prill_runtime.run.generate import Generation, Predictor, Writer
 from prill_runtime.sampling.sampler import SamplingParams
-
-if TYPE_CHECKING:
-    from prill_runtime.device.model import DeviceModel
 
 BATCH: Final = 16
 """Tokens queued at a time; the next are queued before the host reads the last: the device never waits."""
@@ -38,14 +38,14 @@ class Decoder:
     """Two graphs, one that takes the most probable id and one that draws: embed, every layer, head, choice,
     next position.
 
-    The fused ones serve caches of any capacity; another architecture's, caches up to a power of two.
+    Where attention is fused they serve caches of any capacity, else caches up to a power of two.
     Token and position live on the device in a slot that describes the sequence, and so do the settings of the
     draw and the ids the text has used; a replay feeds the token there and leaves the next one.
     """
 
-    def __init__(self, adapter: Adapter, ops: CudaBackend) -> None:
-        self.adapter, self.ops = adapter, ops
-        vocab = adapter.config.vocab_size
+    def __init__(self, model: Wired, ops: CudaBackend) -> None:
+        self.model, self.ops = model, ops
+        vocab = model.network.vocab
         self._slot = Slot(ops.device, ops.arena)
         self._partial = ops.allocate(32 * PARTS, "scratch")
         self._arrived = ops.allocate(4, "scratch")
@@ -53,9 +53,9 @@ class Decoder:
         self.logits = ops.empty(1, vocab, purpose="logits")
         self._graphs: dict[tuple[int, bool], Graph] = {}
         self.captured_s = 0.0  # seconds that capturing them took
-        self.fused = FusedLlama(adapter, ops) if fits(adapter) else None
+        self.lowered = Lowered(model, ops)
         self.sampler = DeviceSampler(ops, vocab)
-        self.prompt = Prefill(adapter, ops)
+        self.prompt = Prefill(model, ops)
         # For whom the sampler was armed last, and how many ids of it the sampler remembers.
         self._told: tuple[ref[DeviceCache], SamplingParams, int] | None = None
 
@@ -66,8 +66,8 @@ class Decoder:
     @in_turn
     def graph(self, capacity: int, draws: bool = False) -> Graph:
         """The graph for caches of up to this capacity, captured on first use."""
-        most = self.adapter.config.context_length
-        reach = LEAST if self.fused is None else most
+        most = self.model.network.context
+        reach = most if self.lowered.any_reach else LEAST
         while reach < capacity:
             reach *= 2
         reach = min(reach, max(capacity, most))
@@ -84,20 +84,15 @@ class Decoder:
         return self._graphs[reach, draws]
 
     def _record(self, reach: int) -> None:
-        """One step up to the logits: fused where the architecture allows it, else the adapter's own pass."""
-        ops, adapter = self.ops, self.adapter
-        if self.fused is not None:
-            self.fused.record(self._slot, self.logits)
-            return
+        """One step up to the logits, whose attention covers `reach` positions."""
         slot = self._slot
         ids = DeviceIds(slot.allocation, 1, TOKEN_OFFSET)
         positions = DeviceIds(slot.allocation, 1, slot.at("position") - slot.pointer)
-        hidden = hidden_of(adapter, ops, slot.allocation, ids, positions, reach)
-        ops.linear(hidden, adapter.head_weight, out=self.logits)
+        self.lowered(in_memory(self.model, self.ops, slot.allocation, ids, positions, reach), self.logits)
 
     def choose(self) -> None:
         """Queue the choice of the most probable id, and the step to the next position."""
-        vocab = self.adapter.config.vocab_size
+        vocab = self.model.network.vocab
         parts = max(1, min(PARTS, vocab // 512))
         args = {"logits": self.logits.pointer, "partial": self._partial.pointer,
                 "arrived": self._arrived.pointer, "vocab": vocab, **self._slot.targets}  # fmt: skip
@@ -173,6 +168,20 @@ class Decoder:
         if params.repetition_penalty != 1.0:
             self.sampler.remember(history)
 
+    @in_turn
+    def step(self, cache: DeviceCache, token: int) -> Array:
+        """Feed one id; logits (vocab,) of what follows. The cache's count of positions does not move.
+
+        Raises:
+            ContextLengthExceeded: it does not fit. NotANumber: logits that are not finite.
+        """
+        cache.require(1)
+        graph = self.graph(cache.capacity)
+        self._arm(cache, token)
+        graph.replay()
+        self._only()
+        return self.ops.device.download(self.logits.pointer, (self.logits.shape[1],), np.float32)
+
     def close(self) -> None:
         for graph in self._graphs.values():
             graph.close()
@@ -185,8 +194,22 @@ def is_greedy(params: SamplingParams) -> bool:
     return params.temperature == 0 and params.repetition_penalty == 1.0
 
 
+class DevicePredictor(Predictor, Protocol):
+    """What a text is continued with on a device: a DeviceModel is one."""
+
+    @property
+    def device(self) -> Device: ...
+
+    @property
+    def decoder(self) -> Decoder: ...
+
+    def prefill(self, cache: DeviceCache, ids: Sequence[int]) -> None:
+        """Append ids to a sequence's cache, and leave the logits of the last with the decoder."""
+        ...
+
+
 def generate(
-    model: DeviceModel,
+    model: DevicePredictor,
     ids: Sequence[int],
     *,
     max_tokens: int,
@@ -231,7 +254,7 @@ def _take(
 
 
 def _begin(
-    model: DeviceModel, writer: Writer, cache: DeviceCache, params: SamplingParams
+    model: DevicePredictor, writer: Writer, cache: DeviceCache, params: SamplingParams
 ) -> Generation | None:
     """The prompt, and the id that follows it.
 

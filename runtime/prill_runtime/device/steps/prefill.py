@@ -13,7 +13,8 @@ from prill_runtime.device.memory.array import Allocation, DeviceArray, DeviceIds
 from prill_runtime.device.memory.slot import SEQUENCE
 from prill_runtime.device.ops.backend import CudaBackend
 from prill_runtime.device.steps.cache import DeviceCache, SlotCache
-from prill_runtime.models.base import Adapter, Step, untouched
+from prill_runtime.models.base import Pass, Step
+from prill_runtime.models.load import Wired
 
 MAX_ROWS: Final = 1024  # of one step; longer prompts go through in pieces
 KEPT: Final = 4  # graphs
@@ -24,16 +25,16 @@ PIECE: Final = np.dtype(
 
 
 class Prefill:
-    """The way of a prompt's pieces through the adapter's own pass, from memory that describes the sequence.
+    """The way of a prompt's pieces through the model's nodes, from memory that describes the sequence.
 
     Asking for the launches of a small model takes longer than running them: a length that comes a second time
     is captured, where its launches do not depend on how far the sequence has come.
     """
 
-    def __init__(self, adapter: Adapter, ops: CudaBackend) -> None:
-        self.adapter, self.ops = adapter, ops
+    def __init__(self, model: Wired, ops: CudaBackend) -> None:
+        self.model, self.ops = model, ops
         self._piece = ops.allocate(PIECE.itemsize, "scratch")
-        self._last = ops.empty(1, adapter.config.width, purpose="scratch")
+        self._last = ops.empty(1, model.network.width, purpose="scratch")
         self._lengths: deque[int] = deque(maxlen=REMEMBERED)
         self._graphs: dict[int, Graph] = {}
 
@@ -53,7 +54,7 @@ class Prefill:
 
     def head(self, logits: DeviceArray) -> None:
         """Queue the logits (1, vocab) of the last row that was fed."""
-        weight: Any = self.adapter.head_weight
+        weight: Any = self.model.weights[f"{self.model.network.head.name}.weight"]
         self.ops.linear(self._last, weight, out=logits)
 
     def close(self) -> None:
@@ -67,11 +68,13 @@ class Prefill:
         self._lengths.append(rows)
         if rows in self._graphs:
             self._graphs[rows] = self._graphs.pop(rows)  # the one used last is the last to go
-        elif again and self.ops.any_reach(rows, self.adapter.config.head_dim):
+        elif again and all(
+            self.ops.any_reach(rows, layer.attention.size) for layer in self.model.network.layers
+        ):
             while len(self._graphs) >= KEPT:
                 self._graphs.pop(next(iter(self._graphs))).close()
             with self.ops.device.capture() as made:
-                self.record(rows, self.adapter.config.context_length)
+                self.record(rows, self.model.network.context)
             self._graphs[rows] = made[0]
         return self._graphs.get(rows)
 
@@ -79,19 +82,19 @@ class Prefill:
         """Queue the pass over the piece's sequence, whose attention covers `reach` positions."""
         fields: Any = PIECE.fields
         ids, positions = (DeviceIds(self._piece, rows, fields[name][1]) for name in ("ids", "positions"))
-        hidden = hidden_of(self.adapter, self.ops, self._piece, ids, positions, reach)
+        p = in_memory(self.model, self.ops, self._piece, ids, positions, reach)
+        hidden: Any = self.model.network(p)
         self.ops.copy(self.ops.on(hidden)[rows - 1 : rows], self._last)
 
 
-def hidden_of(
-    adapter: Adapter, ops: CudaBackend, sequence: Allocation, ids: DeviceIds, positions: DeviceIds, reach: int
-) -> DeviceArray:
-    """Queue the adapter's own pass over ids in device memory: hidden states after the last norm (row, width).
+def in_memory(
+    model: Wired, ops: CudaBackend, sequence: Allocation, ids: DeviceIds, positions: DeviceIds, reach: int
+) -> Pass:
+    """A pass over ids in device memory.
 
     Args:
         sequence: begins with the SEQUENCE that the ids continue. reach: positions that attention covers.
     """
-    cache = SlotCache(ops, adapter.config, reach, sequence)
+    cache = SlotCache(ops, model.network, reach, sequence)
     step: Any = Step(ids, positions, ((cache, slice(0, len(ids))),))  # type: ignore[arg-type]
-    hidden: Any = adapter.forward(ops, step, untouched)  # type: ignore[arg-type]
-    return hidden  # type: ignore[no-any-return]
+    return model.passing(ops, step)  # type: ignore[arg-type]

@@ -8,7 +8,8 @@ import numpy as np
 
 from prill_runtime.device.ops.backend import CudaBackend
 from prill_runtime.device.steps.cache import DeviceCache
-from prill_runtime.models.base import Adapter, Step, Tap, untouched
+from prill_runtime.models.base import Step, Tap
+from prill_runtime.models.load import Wired
 from prill_runtime.ops.protocol import Array, Ids
 
 LOGIT_BYTES: Final = 16 << 20
@@ -20,18 +21,18 @@ def rows_of_logits(vocab: int) -> int:
     return max(1, LOGIT_BYTES // (4 * vocab))
 
 
-def run(adapter: Adapter, ops: CudaBackend, step: Step, wanted: Ids | None, tap: Tap) -> Array:
+def run(model: Wired, ops: CudaBackend, step: Step, wanted: Ids | None, tap: Tap) -> Array:
     """Logits (row, vocab) of the wanted rows of a step, all when None, on the host."""
     for cache, _ in step.sequences:
         assert isinstance(cache, DeviceCache)
         cache.arm()
     backend: Any = ops
     on_device = Step(backend.ids(step.ids), backend.ids(step.positions), step.sequences)
-    hidden: Any = ops.on(adapter.forward(backend, on_device, tap))
+    hidden: Any = ops.on(model.network(model.passing(backend, on_device, tap)))
     hidden = hidden if wanted is None else hidden[wanted]
-    most, pieces = rows_of_logits(adapter.config.vocab_size), []
+    most, pieces = rows_of_logits(model.network.vocab), []
     for low in range(0, len(hidden), most):
         some: Any = hidden[low : low + most]
         with ops.results("logits"):
-            pieces.append(np.asarray(adapter.head(backend, some, untouched)))
+            pieces.append(np.asarray(model.network.head(model.passing(backend, on_device), some)))
     return np.asarray(tap("logits", np.concatenate(pieces)))

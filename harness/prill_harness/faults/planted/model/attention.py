@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from prill_harness.planting.core import Patch, fault
-from prill_harness.planting.tools import LLAMA, around, op, wiring
+from prill_harness.planting.faults import Patch, fault
+from prill_harness.planting.tools import LLAMA, around, node, op, wiring
 
 ATTN = ("attn",)
 
@@ -132,9 +132,10 @@ def heads_written_interleaved() -> Iterator[Patch]:
 def square_matrix_transposed() -> Iterator[Patch]:
     """The query matrix, which is square here, is used transposed."""
 
-    def transposed(model: Any) -> None:
-        for block in model.blocks:
-            block["attn_q.weight"] = np.ascontiguousarray(block["attn_q.weight"].T)
+    def transposed(weights: Any) -> None:
+        for name in weights:
+            if name.endswith("attn_q.weight"):
+                weights[name] = np.ascontiguousarray(weights[name].T)
 
     yield wiring(transposed)
 
@@ -143,10 +144,10 @@ def square_matrix_transposed() -> Iterator[Patch]:
 def keys_and_values_exchanged() -> Iterator[Patch]:
     """Keys are made with the matrix of the values, and values with that of the keys."""
 
-    def exchanged(model: Any) -> None:
-        for block in model.blocks:
-            key, value = "attn_k.weight", "attn_v.weight"
-            block[key], block[value] = block[value], block[key]
+    def exchanged(weights: Any) -> None:
+        for key in [name for name in weights if name.endswith("attn_k.weight")]:
+            value = key.replace("attn_k", "attn_v")
+            weights[key], weights[value] = weights[value], weights[key]
 
     yield wiring(exchanged)
 
@@ -155,14 +156,7 @@ def keys_and_values_exchanged() -> Iterator[Patch]:
 def cache_evicts() -> Iterator[Patch]:
     """The cache forgets what lies more than 128 positions back."""
 
-    def attend(original: Any, self: Any, *arguments: Any) -> Any:
-        whole, self.config = self.config, replace(self.config, window=128)
-        try:
-            return original(self, *arguments)
-        finally:
-            self.config = whole
-
-    yield around("prill_runtime.models.base:Adapter.attend", attend)
+    yield node("Attention.attend", lambda o, self, *rest: o(replace(self, window=128), *rest))
 
 
 @fault(area="attention", blames=("attn", "state"), models=LLAMA)
@@ -195,8 +189,8 @@ def cache_rows_overwritten() -> Iterator[Patch]:
 def batch_keys_of_neighbour() -> Iterator[Patch]:
     """With more than eight sequences in a step, every row's key is that of the row before it."""
 
-    def attend(original: Any, self: Any, ops: Any, step: Any, layer: int, q: Any, k: Any, v: Any) -> Any:
-        k = np.roll(k, 1, axis=0) if len(step.sequences) > 8 else k
-        return original(self, ops, step, layer, q, k, v)
+    def attend(original: Any, self: Any, p: Any, q: Any, k: Any, v: Any) -> Any:
+        k = np.roll(k, 1, axis=0) if len(p.step.sequences) > 8 else k
+        return original(self, p, q, k, v)
 
-    yield around("prill_runtime.models.base:Adapter.attend", attend)
+    yield node("Attention.attend", attend)

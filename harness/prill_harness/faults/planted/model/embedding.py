@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from prill_harness.planting.core import Patch, fault
-from prill_harness.planting.tools import GPT2, LLAMA, around, op
+from prill_harness.planting.faults import Patch, fault
+from prill_harness.planting.tools import GPT2, LLAMA, node, op
 
 EMBED = ("embed",)
 
@@ -46,12 +46,11 @@ def embed_repeated_id_lost() -> Iterator[Patch]:
 def _positions(changed: Callable[[Any, int], Any]) -> Patch:
     """Learned positions `changed(positions, table rows)`."""
 
-    def forward(original: Any, self: Any, ops: Any, step: Any, tap: Any) -> Any:
-        return original(
-            self, ops, replace(step, positions=changed(step.positions, self.config.context_length)), tap
-        )
+    def embed(original: Any, self: Any, p: Any) -> Any:
+        moved = changed(p.step.positions, self.context)
+        return original(self, replace(p, step=replace(p.step, positions=moved)))
 
-    return around("prill_runtime.models.gpt2:GPT2.forward", forward)
+    return node("Embed", embed)
 
 
 @fault(area="embedding", blames=EMBED, models=GPT2)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from prill_harness.planting.core import Patch, fault
-from prill_harness.planting.tools import GPT2, LLAMA, around, op, wiring
+from prill_harness.planting.faults import Patch, fault
+from prill_harness.planting.tools import GPT2, LLAMA, node, op, wiring
 
 ACT = ("act",)
 STREAM = ("ffn_in", "out")
@@ -96,29 +97,29 @@ def residual_in_bfloat16() -> Iterator[Patch]:
 def gross_no_ffn() -> Iterator[Patch]:
     """The feed-forward branch is left out of every layer."""
 
-    def forward(original: Any, self: Any, ops: Any, step: Any, tap: Any) -> Any:
+    def forward(original: Any, self: Any, p: Any) -> Any:
         stream: dict[str, Any] = {}
 
         def around_it(stage: str, x: Any) -> Any:
             block, _, kind = stage.rpartition(".")
             if kind in BRANCH:
                 return x  # nobody is shown what is not there
-            x = tap(stage, stream[block] if kind == "out" else x)
+            x = p.tap(stage, stream[block] if kind == "out" else x)
             if kind == "ffn_in":
                 stream[block] = x
             return x
 
-        return original(self, ops, step, around_it)
+        return original(self, replace(p, tap=around_it))
 
-    yield around("prill_runtime.models.llama:Llama.forward", forward)
+    yield node("Network", forward)
 
 
 @fault(area="feed-forward", blames=("down",), models=LLAMA)
 def ffn_down_of_next_layer() -> Iterator[Patch]:
     """The first layer uses the feed-forward output matrix of the second."""
 
-    def moved(model: Any) -> None:
-        model.blocks[0]["ffn_down.weight"] = model.blocks[1]["ffn_down.weight"]
+    def moved(weights: Any) -> None:
+        weights["blk.0.ffn_down.weight"] = weights["blk.1.ffn_down.weight"]
 
     yield wiring(moved)
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prill_harness.planting.core import Patch, fault
-from prill_harness.planting.tools import GPT2, LLAMA, around, op, wiring
+from prill_harness.planting.faults import Patch, fault
+from prill_harness.planting.tools import GPT2, LLAMA, around, description, op, wiring
 from prill_runtime.gguf.file import open_gguf
 
 FILE = ("file",)
@@ -62,28 +62,24 @@ def tensor_zero_filled() -> Iterator[Patch]:
     yield op("weight", lambda o, self, raw, info: o(self, raw, info) * (info.name != "blk.1.ffn_down.weight"))
 
 
+def _zeroed(weights: dict[str, Any], ending: str) -> None:
+    for name in weights:
+        if name.endswith(ending):
+            weights[name] = np.zeros_like(weights[name])
+
+
 @fault(area="file", blames=FILE, models=LLAMA)
 def ffn_down_not_wired() -> Iterator[Patch]:
     """The feed-forward layers' output matrices are not connected, and nothing comes out of them."""
 
-    def lost(model: Any) -> None:
-        model.weights = {name: w for name, w in model.weights.items() if "ffn_down" not in name}
-        for block in model.blocks:
-            block["ffn_down.weight"] = np.zeros_like(block["ffn_down.weight"])
-
-    yield wiring(lost)
+    yield wiring(lambda weights: _zeroed(weights, "ffn_down.weight"))
 
 
 @fault(area="file", blames=FILE, models=GPT2)
 def qkv_bias_dropped() -> Iterator[Patch]:
     """The biases of query, key and value are not loaded."""
 
-    def lost(model: Any) -> None:
-        model.weights = {name: w for name, w in model.weights.items() if "attn_qkv.bias" not in name}
-        for block in model.blocks:
-            block["attn_qkv.bias"] = np.zeros_like(block["attn_qkv.bias"])
-
-    yield wiring(lost)
+    yield wiring(lambda weights: _zeroed(weights, "attn_qkv.bias"))
 
 
 @fault(area="file", blames=FILE, models=LLAMA)
@@ -114,11 +110,9 @@ def matrix_transposed() -> Iterator[Patch]:
 def tensors_exchanged() -> Iterator[Patch]:
     """Gate and up matrices of one layer are loaded under each other's name."""
 
-    def exchanged(model: Any) -> None:
+    def exchanged(weights: Any) -> None:
         gate, up = "blk.2.ffn_gate.weight", "blk.2.ffn_up.weight"
-        model.weights = dict(model.weights) | {gate: model.weights[up], up: model.weights[gate]}
-        block = model.blocks[2]
-        block["ffn_gate.weight"], block["ffn_up.weight"] = block["ffn_up.weight"], block["ffn_gate.weight"]
+        weights[gate], weights[up] = weights[up], weights[gate]
 
     yield wiring(exchanged)
 
@@ -139,7 +133,7 @@ def damaged(path: Path, tensor: str, damage: Damage) -> Path:
 
 def on_disk(tensor: str, damage: Damage) -> Patch:
     """A packaged file whose tensor `damage` changes in place, given its bytes (nbytes,)."""
-    return around("prill_harness.engines.spec:_fixture", lambda o, text: damaged(o(text), tensor, damage))
+    return around("prill_harness.engines.models:_fixture", lambda o, text: damaged(o(text), tensor, damage))
 
 
 @fault(area="file", blames=FILE, models=LLAMA)
@@ -279,10 +273,10 @@ def unknown_architecture_guessed() -> Iterator[Patch]:
     """A file of an unknown architecture is taken for a llama."""
 
     def open_gguf(original: Any, path: Any) -> Any:
-        from prill_runtime.models.load import Adapter
+        from prill_runtime.models.load import known
 
         file = original(path)
-        if file.architecture not in Adapter.registry:
+        if file.architecture not in known():
             file.metadata = dict(file.metadata) | {"general.architecture": "llama"}
         return file
 
@@ -293,8 +287,4 @@ def unknown_architecture_guessed() -> Iterator[Patch]:
 def context_length_halved() -> Iterator[Patch]:
     """The engine works with half the context that the file states."""
 
-    def configure(original: Any, cls: Any, *rest: Any) -> Any:
-        config = original(cls, *rest)
-        return replace(config, context_length=config.context_length // 2)
-
-    yield around("prill_runtime.models.llama:Llama.configure", configure)
+    yield description("llama", lambda network: replace(network, context=network.context // 2))

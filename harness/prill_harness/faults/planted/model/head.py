@@ -8,45 +8,38 @@ from typing import Any
 
 import numpy as np
 
-from prill_harness.planting.core import Patch, fault
-from prill_harness.planting.tools import GPT2, LLAMA, around
+from prill_harness.planting.faults import Patch, fault
+from prill_harness.planting.tools import GPT2, LLAMA, description, node
 
 LOGITS = ("logits",)
-HEAD = "prill_runtime.models.base:Adapter.head"
 
 
 @fault(area="head", blames=LOGITS, models=GPT2)
 def head_not_tied() -> Iterator[Patch]:
     """A head that shares the embedding table is taken for one of its own, which nobody filled."""
 
-    def configure(original: Any, cls: Any, *rest: Any) -> Any:
-        return replace(original(cls, *rest), tied_head=False)
+    def head(original: Any, self: Any, p: Any, hidden: Any) -> Any:
+        return p.tap("logits", p.ops.linear(hidden, np.zeros_like(p.weights["token_embd.weight"])))
 
-    def head(original: Any, self: Any, ops: Any, hidden: Any, tap: Any) -> Any:
-        return tap("logits", ops.linear(hidden, np.zeros_like(self.weights["token_embd.weight"])))
-
-    yield around("prill_runtime.models.gpt2:GPT2.configure", configure)
-    yield around(HEAD, head)
+    yield description("gpt2", lambda network: replace(network, head=replace(network.head, tied=False)))
+    yield node("Head", head)
 
 
 @fault(area="head", blames=LOGITS, models=LLAMA)
 def head_tied_anyway() -> Iterator[Patch]:
     """The embedding table is used as the head although the file has a head of its own."""
 
-    def head(original: Any, self: Any, ops: Any, hidden: Any, tap: Any) -> Any:
-        return tap("logits", ops.linear(hidden, self.weights["token_embd.weight"]))
-
-    yield around(HEAD, head)
+    yield node("Head", lambda o, self, p, hidden: o(replace(self, name="token_embd"), p, hidden))
 
 
 def _logits(changed: Callable[[Any], Any]) -> Patch:
     """Logits that went through `changed`."""
 
-    def head(original: Any, self: Any, ops: Any, hidden: Any, tap: Any) -> Any:
-        made = original(self, ops, hidden, lambda stage, x: x)
-        return tap("logits", changed(made).astype(made.dtype))
+    def head(original: Any, self: Any, p: Any, hidden: Any) -> Any:
+        made = original(self, replace(p, tap=lambda stage, x: x), hidden)
+        return p.tap("logits", changed(made).astype(made.dtype))
 
-    return around(HEAD, head)
+    return node("Head", head)
 
 
 @fault(area="head", blames=LOGITS, models=LLAMA)

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from prill_harness.planting.core import Patch, fault
-from prill_harness.planting.tools import LONG, WINDOW, around, op
+from prill_harness.planting.faults import Patch, fault
+from prill_harness.planting.tools import LONG, WINDOW, around, node, op
 from prill_runtime.errors import ContextLengthExceeded
 
 ATTN = ("attn",)
@@ -110,13 +110,13 @@ def late_rows_unmasked() -> Iterator[Patch]:
 def late_last_row_repeated() -> Iterator[Patch]:
     """The last position of the context gets the attention of the one before it."""
 
-    def attend(original: Any, self: Any, ops: Any, step: Any, *rest: Any) -> Any:
-        mixed = original(self, ops, step, *rest)
-        last = step.positions == self.config.context_length - 1
+    def attend(original: Any, self: Any, p: Any, *rest: Any) -> Any:
+        mixed = original(self, p, *rest)
+        last = p.step.positions == p.network.context - 1
         mixed[last] = np.roll(mixed, 1, axis=0)[last]
         return mixed
 
-    yield around("prill_runtime.models.base:Adapter.attend", attend)
+    yield node("Attention.attend", attend)
 
 
 @fault(area="late", blames=ATTN, models=WINDOW)
@@ -308,7 +308,4 @@ def late_scaling_from_trained_length() -> Iterator[Patch]:
 def late_rows_of_head_repeated() -> Iterator[Patch]:
     """Of a prompt's logits only 1024 rows are computed, those past them are the first ones again."""
 
-    def head(original: Any, self: Any, ops: Any, hidden: Any, tap: Any) -> Any:
-        return original(self, ops, hidden[np.arange(len(hidden)) % 1024], tap)
-
-    yield around("prill_runtime.models.base:Adapter.head", head)
+    yield node("Head", lambda o, self, p, hidden: o(self, p, hidden[np.arange(len(hidden)) % 1024]))

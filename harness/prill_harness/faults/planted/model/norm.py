@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from prill_harness.planting.core import Patch, fault
+from prill_harness.planting.faults import Patch, fault
 from prill_harness.planting.tools import GPT2, LLAMA, around, op, wiring
 
 NORMS = ("attn_norm", "ffn_norm", "output_norm")
@@ -15,14 +15,15 @@ NORMS = ("attn_norm", "ffn_norm", "output_norm")
 
 @fault(area="norm", blames=NORMS, models=LLAMA)
 def rms_eps_from_wrong_key() -> Iterator[Patch]:
-    """The epsilon is looked up under LayerNorm's key, not found, and 1e-6."""
+    """The epsilon is taken from LayerNorm's key, not found, and 1e-6."""
 
     def positive(original: Any, self: Any, key: str, default: float | None = None) -> Any:
+        stated = original(self, key, default)
         if key == "attention.layer_norm_rms_epsilon":
             return original(self, "attention.layer_norm_epsilon", default=1e-6)
-        return original(self, key, default)
+        return stated
 
-    yield around("prill_runtime.models.config:Keys.positive", positive)
+    yield around("prill_runtime.models.keys:Keys.positive", positive)
 
 
 @fault(area="norm", blames=NORMS, models=LLAMA)
@@ -88,10 +89,10 @@ def norm_weight_offset() -> Iterator[Patch]:
 def norms_exchanged() -> Iterator[Patch]:
     """The norms before attention and before the feed-forward layer use each other's weights."""
 
-    def exchanged(model: Any) -> None:
-        for block in model.blocks:
-            first, second = "attn_norm.weight", "ffn_norm.weight"
-            block[first], block[second] = block[second], block[first]
+    def exchanged(weights: Any) -> None:
+        for first in [name for name in weights if name.endswith(".attn_norm.weight")]:
+            second = first.replace("attn_norm", "ffn_norm")
+            weights[first], weights[second] = weights[second], weights[first]
 
     yield wiring(exchanged)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from prill_harness.planting.core import Patch, fault
-from prill_harness.planting.tools import LLAMA, around, op
+from prill_harness.planting.faults import Patch, fault
+from prill_harness.planting.tools import LLAMA, node, op
 
 ROPE = "prill_runtime.ops.numpy:NumpyBackend.rope"
 BLAMES = ("q_rope", "k_rope")
@@ -78,10 +79,10 @@ def rope_ignored() -> Iterator[Patch]:
 def rope_keys_not_rotated() -> Iterator[Patch]:
     """Queries are rotated, keys are not."""
 
-    def rotate(original: Any, self: Any, ops: Any, x: Any, step: Any) -> Any:
-        return x.copy() if x.shape[1] == self.config.n_kv_heads else original(self, ops, x, step)
+    def rotate(original: Any, self: Any, p: Any, x: Any, stage: str) -> Any:
+        return p.tap(stage, x.copy()) if stage.endswith("k_rope") else original(self, p, x, stage)
 
-    yield around("prill_runtime.models.llama:Llama.rotate", rotate)
+    yield node("Rope", rotate)
 
 
 @fault(area="rope", blames=("state", *BLAMES), models=LLAMA)
@@ -126,17 +127,12 @@ def rope_frequencies_in_half() -> Iterator[Patch]:
 def rope_pair_swapped_last_layer() -> Iterator[Patch]:
     """In the last layer one pair of every head is turned as (b, a)."""
 
-    def forward(original: Any, self: Any, ops: Any, step: Any, tap: Any) -> Any:
-        self.turned = 0  # calls of rotate: queries and keys of each layer
-        return original(self, ops, step, tap)
-
-    def rotate(original: Any, self: Any, ops: Any, x: Any, step: Any) -> Any:
-        self.turned += 1
-        if self.turned <= 2 * (self.config.n_layers - 1):
-            return original(self, ops, x, step)
+    def rotate(original: Any, self: Any, p: Any, x: Any, stage: str) -> Any:
+        if not stage.startswith(p.network.layers[-1].at):
+            return original(self, p, x, stage)
         order = np.arange(x.shape[-1])
         order[[10, 11]] = 11, 10
-        return original(self, ops, x[..., order], step)[..., order]
+        turned = original(self, replace(p, tap=lambda stage, x: x), x[..., order], stage)
+        return p.tap(stage, turned[..., order])
 
-    yield around("prill_runtime.models.llama:Llama.forward", forward)
-    yield around("prill_runtime.models.llama:Llama.rotate", rotate)
+    yield node("Rope", rotate)

@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from prill_harness.planting.core import Patch, fault
-from prill_harness.planting.tools import LLAMA, around, op
+from prill_harness.planting.faults import Patch, fault
+from prill_harness.planting.tools import LLAMA, around, node, op
 
 ATTN = ("attn",)
 PRODUCTS = ("q", "k", "v", "attn_out", "gate", "up", "down", "logits")
 NORMS = ("attn_norm", "ffn_norm", "output_norm")
 BATCH = ("batch",)
-ATTEND = "prill_runtime.models.base:Adapter.attend"
 STEP = "prill_runtime.run.model:Model._step"
 
 
@@ -39,26 +38,26 @@ def _result(name: str, spoil: Callable[..., None]) -> Patch:
 def shapes_past_16_sequences() -> Iterator[Patch]:
     """Of a step's sequences, those past the 16th attend with the query of the first row."""
 
-    def attend(original: Any, self: Any, ops: Any, step: Any, layer: int, q: Any, k: Any, v: Any) -> Any:
-        if len(step.sequences) > 16:
+    def attend(original: Any, self: Any, p: Any, q: Any, k: Any, v: Any) -> Any:
+        if len(p.step.sequences) > 16:
             q = q.copy()
-            q[step.sequences[16][1].start :] = q[0]
-        return original(self, ops, step, layer, q, k, v)
+            q[p.step.sequences[16][1].start :] = q[0]
+        return original(self, p, q, k, v)
 
-    yield around(ATTEND, attend)
+    yield node("Attention.attend", attend)
 
 
 @fault(area="shapes", blames=BATCH, models=LLAMA)
 def shapes_mixed_step_keys() -> Iterator[Patch]:
     """In a step of prompts and single ids, the single ids' own keys are not written."""
 
-    def attend(original: Any, self: Any, ops: Any, step: Any, layer: int, q: Any, k: Any, v: Any) -> Any:
-        if _is_mixed(step):
+    def attend(original: Any, self: Any, p: Any, q: Any, k: Any, v: Any) -> Any:
+        if _is_mixed(p.step):
             k = k.copy()
-            k[[rows.start for _, rows in step.sequences if rows.stop - rows.start == 1]] = 0
-        return original(self, ops, step, layer, q, k, v)
+            k[[rows.start for _, rows in p.step.sequences if rows.stop - rows.start == 1]] = 0
+        return original(self, p, q, k, v)
 
-    yield around(ATTEND, attend)
+    yield node("Attention.attend", attend)
 
 
 @fault(area="shapes", blames=BATCH, models=LLAMA)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from prill_harness.faults.planted.serving.memory import EMBEDDED, LLAMA, MEMORY, SESSION, _kept, _libc, after
-from prill_harness.planting.core import Patch, fault
+from prill_harness.planting.faults import Patch, fault
 from prill_harness.planting.tools import around
 
 WRITER = "prill_runtime.run.generate:Writer"
@@ -107,14 +107,14 @@ def malformed_keeps_descriptor() -> Iterator[Patch]:
 def malformed_late_keeps_file() -> Iterator[Patch]:
     """A file whose tensors do not make a model stays mapped."""
 
-    def changed(original: Any, cls: Any, file: Any) -> Any:
+    def changed(original: Any, file: Any) -> Any:
         try:
-            return original(cls, file)
+            return original(file)
         except Exception:
             _kept.append(os.dup(file._file.fileno()))
             raise
 
-    yield around("prill_runtime.models.base:Adapter.examine", changed)
+    yield around("prill_runtime.models.load:examine", changed)
 
 
 @fault(area="memory", blames=MEMORY, models=LLAMA)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from prill_harness.planting.core import Patch, fault
+from prill_harness.planting.faults import Patch, fault
 from prill_runtime.errors import PrillError
 from prill_runtime.models.cache import KVCache
 
@@ -213,8 +213,9 @@ def cache_capacity_new_tokens_only() -> Iterator[Patch]:
 
     def wrap(new_cache: Any) -> Any:
         def roomy(self: Any, capacity: int | None = None, offset: int = 0) -> Any:
-            cache, c = new_cache(self, capacity, offset), self.adapter.config
-            return KVCache(c.n_layers, c.n_kv_heads, c.head_dim, 2 * cache.capacity, cache.dtype, offset)
+            cache = new_cache(self, capacity, offset)
+            layers, heads, _, size = cache.shape
+            return KVCache(layers, heads, size, 2 * cache.capacity, cache.dtype, offset)
 
         return roomy
 

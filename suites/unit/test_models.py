@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,11 @@ from numpy.typing import NDArray
 
 from prill_runtime.errors import ModelFileError, PrillError, UnsupportedModel
 from prill_runtime.gguf.file import open_gguf
-from prill_runtime.models.load import Adapter, LoadReport, adapter_for
+from prill_runtime.models import walks
+from prill_runtime.models.base import Node
+from prill_runtime.models.load import LoadReport, Wired, describe, examine
+from prill_runtime.models.load import load as load_file
+from prill_runtime.models.nodes import Attention, Head, Norm, Rope
 from prill_runtime.ops.numpy import NumpyBackend
 from prill_runtime.run.model import Model
 
@@ -24,6 +28,7 @@ from .tiny_gguf import Edit, tiny
 Floats = NDArray[np.float32]
 ARCHS = ("llama", "gpt2")
 U32, F32, STRING = gguf.GGUFValueType.UINT32, gguf.GGUFValueType.FLOAT32, gguf.GGUFValueType.STRING
+BOOL = gguf.GGUFValueType.BOOL
 
 
 def key(name: str, value: Any, type: gguf.GGUFValueType) -> Callable[[gguf.GGUFWriter], None]:
@@ -38,9 +43,14 @@ def key(name: str, value: Any, type: gguf.GGUFValueType) -> Callable[[gguf.GGUFW
     return change
 
 
-def load(path: Path) -> tuple[Adapter, LoadReport]:
+def load(path: Path) -> tuple[Wired, LoadReport]:
     with open_gguf(path) as file:
-        return adapter_for(file.architecture).load(file, NumpyBackend())
+        return load_file(file, NumpyBackend())
+
+
+def config(path: Path) -> dict[str, Any]:
+    with open_gguf(path) as file:
+        return walks.effective(examine(file)[0])
 
 
 def logits(path: Path) -> Floats:
@@ -135,7 +145,7 @@ def test_per_layer_sizes_are_refused_unless_equal(tmp_path: Path) -> None:
 
         return change
 
-    assert load(tiny(tmp_path / "same.gguf", metadata=sizes(96)))[0].config.ffn == 96
+    assert config(tiny(tmp_path / "same.gguf", metadata=sizes(96)))["ffn"] == 96
     with pytest.raises(UnsupportedModel, match=r"feed_forward_length.*different sizes.*\[96, 95\]"):
         load(tiny(tmp_path / "other.gguf", metadata=sizes(95)))
 
@@ -157,9 +167,7 @@ def put(name: str, *shape: int) -> Edit:
 
 def required(arch: str, tmp_path: Path) -> list[str]:
     with open_gguf(tiny(tmp_path / "all.gguf", arch)) as file:
-        adapter = adapter_for(arch)
-        config = adapter.load(file, NumpyBackend())[0].config
-        return [spec.name for spec in adapter.layout(config) if not spec.optional]
+        return [name for name in walks.tensors(describe(file)) if name != "output.weight"]
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -225,7 +233,7 @@ def test_every_tensor_changes_the_logits(arch: str, tmp_path: Path) -> None:
     with Model.load(tiny(path, arch, edit=every_optional), dtype="float64") as model:
         ids = [5, 300, 7, 261, 9]
         clean = model.forward([(model.new_cache(), ids)])[0]
-        weights = model.adapter.weights
+        weights = model.weights
         assert len(weights) == {"llama": 4 + 2 * 16, "gpt2": 5 + 2 * 12}[arch]
         for name, weight in weights.items():
             kept = weight.copy()
@@ -238,24 +246,38 @@ def test_every_tensor_changes_the_logits(arch: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("field", "kind", "changes"),
     [
-        ("norm_eps", 1e-3),
-        ("rope_base", 500.0),
-        ("rope_factor", 2.0),
-        ("rope_dim", 8),
-        ("window", 2),
-        ("tied_head", True),
+        ("norm_eps", Norm, {"eps": 1e-3}),
+        ("rope_base", Rope, {"base": 500.0}),
+        ("rope_factor", Rope, {"factor": 2.0}),
+        ("rope_dim", Rope, {"dim": 8}),
+        ("window", Attention, {"window": 2}),
+        ("tied_head", Head, {"tied": True, "name": "token_embd"}),
     ],
 )
-def test_the_pass_reads_its_configuration(field: str, value: Any, tmp_path: Path) -> None:
-    """Replacing one field of the adapter's configuration changes the logits and what is reported."""
+def test_the_pass_reads_its_nodes(
+    field: str, kind: type[Node], changes: dict[str, Any], tmp_path: Path
+) -> None:
+    """Replacing one value in all nodes of a kind changes the logits and what is reported."""
     with Model.load(tiny(tmp_path / "m.gguf"), dtype="float64") as model:
         ids = [5, 300, 7, 261, 9]
         clean = model.forward([(model.new_cache(), ids)])[0]
-        model.adapter.config = replace(model.adapter.config, **{field: value})
+        model._wired = Wired(changed(model.network, kind, changes), model.weights)
         assert np.abs(model.forward([(model.new_cache(), ids)])[0] - clean).max() > 1e-6
-        assert model.config[field] == value
+        assert model.config[field] == next(iter(changes.values()))
+
+
+def changed(node: Any, kind: type[Node], values: dict[str, Any]) -> Any:
+    """The node with other values in all its parts of a kind."""
+
+    def part(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(part, value))
+        return changed(value, kind, values) if isinstance(value, Node) else value
+
+    inner = {field.name: part(getattr(node, field.name)) for field in fields(node)}
+    return replace(node, **(inner | values if isinstance(node, kind) else inner))
 
 
 def test_optional_metadata_reaches_the_pass(tmp_path: Path) -> None:
@@ -285,7 +307,7 @@ def test_optional_metadata_reaches_the_pass(tmp_path: Path) -> None:
         head_dim=24,
         metadata=lambda w: (w.add_key_length(24), w.add_value_length(24))[0],
     )
-    assert load(wide)[0].config.head_dim == 24
+    assert config(wide)["head_dim"] == 24
 
 
 def test_without_a_head_the_embedding_is_the_head(tmp_path: Path) -> None:
@@ -298,7 +320,7 @@ def test_without_a_head_the_embedding_is_the_head(tmp_path: Path) -> None:
     np.testing.assert_array_equal(logits(tied), logits(tiny(tmp_path / "copied.gguf", edit=copied)))
     assert np.abs(logits(tied) - logits(tiny(tmp_path / "own.gguf"))).max() > 1e-3
     assert load(tied)[1].tied_head
-    assert load(tied)[0].config.tied_head
+    assert config(tied)["tied_head"]
 
 
 def test_the_report_counts_and_names(tmp_path: Path) -> None:
@@ -308,15 +330,51 @@ def test_the_report_counts_and_names(tmp_path: Path) -> None:
         tensors["blk.1.ffn_down.weight"][...] = 0
         tensors["blk.0.attn_q.bias"] = np.zeros(64, np.float32)  # a zero vector is ordinary
 
-    path = tiny(tmp_path / "m.gguf", edit=zero, metadata=key("llama.residual_scale", 2.0, F32))
+    path = tiny(tmp_path / "m.gguf", edit=zero)
     report = load(path)[1]
     with open_gguf(path) as file:
         elements = sum(int(np.prod(info.shape)) for info in file.tensors.values())
         assert (report.tensors, report.parameters) == (len(file.tensors), elements)
     assert report.nbytes == 4 * elements
     assert report.zero_tensors == ("blk.1.ffn_down.weight",)
-    assert report.unknown_keys == ("llama.residual_scale",)
-    assert load(tiny(tmp_path / "clean.gguf"))[1].unknown_keys == ()
+
+
+@pytest.mark.parametrize(
+    ("arch", "name", "value", "type"),
+    [
+        ("llama", "residual_scale", 2.0, F32),
+        ("llama", "attention.clamp_kqv", 8.0, F32),
+        ("llama", "attention.causal", False, BOOL),
+        ("llama", "attention.layer_norm_epsilon", 1e-6, F32),
+        ("gpt2", "rope.freq_base", 1e6, F32),
+        ("gpt2", "attention.sliding_window", 128, U32),
+        ("llama", "something_new", "a", STRING),
+    ],
+)
+def test_a_key_that_nothing_reads_is_an_error(
+    arch: str, name: str, value: Any, type: gguf.GGUFValueType, tmp_path: Path
+) -> None:
+    """What may change the result and is not read would give wrong numbers: the error names key and value."""
+    with pytest.raises(UnsupportedModel, match="may change the result is not read") as error:
+        load(tiny(tmp_path / "m.gguf", arch, metadata=key(f"{arch}.{name}", value, type)))
+    assert f"{arch}.{name} = {value}"[:24] in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "type"),
+    [
+        ("residual_scale", 1.0, F32),
+        ("attention.causal", True, BOOL),
+        ("rope.scaling.original_context_length", 64, U32),
+        ("expert_used_count", 2, U32),
+    ],
+)
+def test_a_key_that_changes_nothing_is_left_unread(
+    name: str, value: Any, type: gguf.GGUFValueType, tmp_path: Path
+) -> None:
+    """Keys that only describe, or that say what holds anyway, keep no file from loading or change it."""
+    said = tiny(tmp_path / "said.gguf", metadata=key(f"llama.{name}", value, type))
+    np.testing.assert_array_equal(logits(said), logits(tiny(tmp_path / "plain.gguf")))
 
 
 @pytest.mark.parametrize("arch", ARCHS)

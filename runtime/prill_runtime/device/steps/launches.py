@@ -1,0 +1,118 @@
+"""Matrices, a row and where it stands come in; one launch of a fused kernel goes out."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from prill_runtime.device.machine.base import Device, Pointer
+from prill_runtime.device.memory.array import DeviceArray
+from prill_runtime.device.memory.matrix import FORMATS, PLAIN, DeviceMatrix, Matrix
+from prill_runtime.device.ops.backend import CudaBackend
+from prill_runtime.models.nodes import Attention
+
+CLUSTER: Final = 8  # blocks of attention_decode that share a head of keys
+TILE: Final = 16  # keys of one of its warps at a time
+GROUP: Final = 8
+MOST_DIM: Final = 256
+ROWS: Final = 4
+MODE: Final = {"plain": 0, "gate_up": 1, "qkv": 2}
+LAUNCH: dict[str, tuple[int, int]] = {"fast": (512, 1), "exact": (256, 2), "values": (512, 1), "emu": (64, 1)}
+"""Threads of a block, and blocks for each multiprocessor."""
+AHEAD: Final = 2 << 20
+"""Bytes of each of two matrices that attention asks for: with twice as much, the matrix before them waits."""
+NOTHING: Final = Matrix(0, 0, 0, 0, 0, 0, 0, 0)
+
+
+class Heads(NamedTuple):
+    """Where queries are turned and keys and values go: the sequence's cache, its angles, and their sizes."""
+
+    sequence: Pointer
+    angles: Pointer
+    layer: int
+    head_dim: int
+    kv_heads: int
+    pairs: int
+
+
+NOWHERE: Final = Heads(0, 0, 0, 0, 0, 0)
+
+
+def product(
+    ops: CudaBackend,
+    mode: str,
+    matrices: tuple[DeviceMatrix, ...],
+    x: DeviceArray,
+    out: DeviceArray,
+    *,
+    norm: Pointer = 0,
+    eps: float = 0.0,
+    residual: DeviceArray | None = None,
+    heads: Heads = NOWHERE,
+    only: int | None = None,
+) -> None:
+    """Queue one launch of fused.cu.
+
+    Args:
+        only: of q, k and v, the one to compute; the others have launches of their own.
+    """
+    device, first = ops.device, matrices[only or 0]
+    fields = [m.fields for m in matrices] + [NOTHING] * (3 - len(matrices))
+    rows = first.rows if mode == "gate_up" else sum(m.rows for m in matrices)
+    if only is not None:
+        fields = [first.fields._replace(rows=first.rows if part == only else 0) for part in range(3)]
+        rows = first.rows
+    fast = ops.mode == "fast" and first.type not in PLAIN
+    chunk = FORMATS[first.type].chunk
+    shared = first.pitch * chunk + 8 * (first.cols // 32) if fast else 4 * first.pitch * chunk
+    how = "fast" if fast else "values" if first.type in PLAIN else "exact"
+    threads, each = LAUNCH["emu" if device.target.emulated else how]
+    groups = -(-rows // (ROWS // 2 if mode == "gate_up" else ROWS))
+    grid = min(device.multiprocessors * each, groups)
+    team, steps, rounds = team_of(groups, -(-first.pitch // 32), grid, threads // 32)
+    args = {"m0": fields[0], "m1": fields[1], "m2": fields[2], "x": x.pointer, "norm": norm,
+            "residual": residual.pointer if residual is not None else 0, "out": out.pointer, "eps": eps,
+            "mode": MODE[mode], "team_bits": team.bit_length() - 1, "steps": steps, "rounds": rounds,
+            **heads._asdict()}  # fmt: skip
+    kernel = f"fused_{'fast' if fast else 'exact'}_{first.kind}"
+    device.launch(kernel, (max(1, grid),), threads, args, shared=shared)
+
+
+def attend(
+    device: Device,
+    a: Attention,
+    sequence: Pointer,
+    q: Pointer,
+    out: Pointer,
+    ahead: tuple[DeviceMatrix, ...] = (),
+) -> None:
+    """Queue attention_decode: one row of q (head, dim) over a sequence's cache, itself included.
+
+    Args:
+        sequence: a SEQUENCE in device memory, whose length is the row's position. out: (head, dim).
+        ahead: two matrices of one shape that a later launch reads, to be asked into the second-level cache.
+    """
+    group, dim = a.heads // a.kv_heads, a.size
+    first, second = (matrix.pointers["q"] for matrix in ahead) if ahead else (0, 0)
+    most = min(AHEAD, *(matrix.streams["q"] for matrix in ahead)) if ahead else 0
+    args = {"sequence": sequence, "q": q, "out": out, "kv_heads": a.kv_heads, "group": group,
+            "head_dim": dim, "layer": a.layer, "window": a.window or 0, "scale": a.scale,
+            "ahead0": first, "ahead1": second, "ahead_bytes": most}  # fmt: skip
+    heads = next(size for size in (1, 2, 4, GROUP) if size >= group)
+    wide = dim > MOST_DIM // 2
+    tile = TILE // 2 if wide else TILE
+    threads = 64 if device.target.emulated else 256
+    floats = threads // 32 * (2 * tile * dim + (tile + 3) * heads)  # keys, values, weights, maxima and sums
+    floats += heads * dim + CLUSTER * heads * (dim + 2)  # q, and what every block sends to the first
+    kernel = f"attention_decode_{'wide_' if wide else ''}{heads}"
+    device.launch(kernel, (CLUSTER, a.kv_heads), threads, args, shared=4 * floats)
+
+
+def team_of(groups: int, steps: int, grid: int, warps: int) -> tuple[int, int, int]:
+    """Warps that share a group of rows, a power of two: those with the fewest steps one after the other.
+
+    Returns:
+        The warps, steps of each for one group, groups one after the other.
+    """
+    sizes = [size for size in (1, 2, 4, 8, 16) if warps % size == 0]
+    shares = [(size, -(-steps // size), -(-groups // (grid * (warps // size)))) for size in sizes]
+    return min(shares, key=lambda share: share[1] * share[2])
