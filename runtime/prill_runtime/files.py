@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def refuse_pipe(path: Path) -> None:
-    """Refuse what is no regular file: a pipe that nobody writes is waited for for ever.
+    """Refuse what is no regular file: opening a pipe without a writer would block forever.
 
     Raises:
         OSError: it is one, or it cannot be looked at.

@@ -36,7 +36,7 @@ def embedded(engine: Engine) -> Model:
     return model
 
 
-def weight_values(backend: Backend, weight: Any) -> NDArray[Any]:
+def weight_values(backend: Backend[Any], weight: Any) -> NDArray[Any]:
     """A weight's values on the host, whatever the backend keeps; matrices in blocks are looked up by row."""
     if isinstance(weight, np.ndarray) or weight.ndim != 2:
         return np.asarray(weight)

@@ -109,7 +109,7 @@ def test_a_single_block_finishes_what_is_missing(ops: CudaBackend, monkeypatch: 
     rows = (np.zeros(3000, np.float32), np.random.default_rng(4).standard_normal(3000).astype(np.float32))
     params = SamplingParams(1.0, 2900, 0.95, 1e-4, 1.1, 6)
     expected = [ops.draw(row, params, 5, [7]) for row in rows]
-    monkeypatch.setattr(sampling, "PASSES", 0)
+    monkeypatch.setattr(sampling, "FILTER_PASSES", 0)
     assert [ops.draw(row, params, 5, [7]) for row in rows] == expected
     assert expected == [sample(row, params, 5, [7]) for row in rows]
 

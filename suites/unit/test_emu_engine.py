@@ -14,7 +14,7 @@ from prill_harness.faults.catalogue import catalogue
 from prill_harness.numbers import lanes
 from prill_harness.tokens.golden import golden_for
 from prill_runtime.device.machine.emulator import EmuDevice
-from prill_runtime.device.memory.slot import RING
+from prill_runtime.device.memory.slot import RING_IDS
 from prill_runtime.errors import NotANumber, PrillError, UsageError
 from prill_runtime.run.generate import logprob
 from prill_runtime.sampling.sampler import SamplingParams, sample
@@ -148,10 +148,10 @@ def test_graph_and_steps_agree(engine: Engine) -> None:
 def test_more_tokens_than_the_ring_holds(llama: Engine) -> None:
     """The host reads the ring before it is written again."""
     ids = prompt(MODELS[0], 8)
-    long = llama.generate(ids, max_tokens=RING + 10, ignore_eos=True)
+    long = llama.generate(ids, max_tokens=RING_IDS + 10, ignore_eos=True)
     assert long.ids[:5] == llama.generate(ids, max_tokens=5, ignore_eos=True).ids
-    rest = llama.generate([*ids, *long.ids[:RING]], max_tokens=10, ignore_eos=True)
-    assert rest.ids == long.ids[RING:]
+    rest = llama.generate([*ids, *long.ids[:RING_IDS]], max_tokens=10, ignore_eos=True)
+    assert rest.ids == long.ids[RING_IDS:]
 
 
 def test_stops_and_cancels_as_the_host_does(llama: Engine) -> None:
@@ -186,7 +186,7 @@ def test_sampled_tokens_are_the_cpus(llama: Engine) -> None:
 def test_the_graph_draws_what_the_host_draws(engine: Engine, settings: dict[str, float]) -> None:
     """From the same engine's logits: the same ids and logprobs, one by one, and over more than the ring."""
     long = "min_p" in settings and engine.info.model == MODELS[0]
-    ids, count = prompt(engine.info.model, 9), RING + 6 if long else 14
+    ids, count = prompt(engine.info.model, 9), RING_IDS + 6 if long else 14
     done = engine.generate(ids, max_tokens=count, ignore_eos=True, seed=2**63 + 7, **settings)
     expected, logprobs = on_the_host(engine, ids, count, seed=2**63 + 7, **settings)
     assert list(done.ids) == expected
@@ -342,7 +342,7 @@ def test_logits_that_are_not_finite_are_reported(
 
     def poisoned(self: Decoder, cache: object, token: int, behind: int = 0) -> None:
         arm(self, cache, token, behind)  # type: ignore[arg-type]
-        block = cache._block  # type: ignore[attr-defined]
+        block = cache._allocation  # type: ignore[attr-defined]
         self.ops.device.fill(block.pointer, 64, 0xFF)
 
     monkeypatch.setattr(Decoder, "_arm", poisoned)

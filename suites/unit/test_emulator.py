@@ -141,5 +141,5 @@ def test_a_write_behind_dynamic_shared_memory_is_reported(run: Run, place: int) 
     """The next value and one some way off: the kernel's name, and what it did."""
     body = f"reinterpret_cast<float*>(dynamic_shared_memory())[a.count + {place}] = 1.0f; out[i] = 1.0f;"
     assert (run(body, shared=4 * (COUNT + 256)) == 1).all()
-    with pytest.raises(EngineError, match="probe: a block wrote behind its dynamic shared memory"):
+    with pytest.raises(EngineError, match="probe: a thread block wrote behind its dynamic shared memory"):
         run(body, shared=4 * COUNT)

@@ -41,7 +41,7 @@ def test_the_digest_ends_with_the_file(tmp_path: Path, monkeypatch: pytest.Monke
         def hexdigest(self) -> str:
             return self.digest.hexdigest()
 
-    monkeypatch.setattr(gguf_module, "PIECE", 64)
+    monkeypatch.setattr(gguf_module, "DIGESTED_BYTES", 64)
     monkeypatch.setattr(gguf_module.hashlib, "sha256", Watched)
     for stopping in (False, True):
         seen.clear()

@@ -20,7 +20,7 @@ from prill_runtime.device.machine.dry import DryDevice
 from prill_runtime.device.memory.arena import Arena, OutOfDeviceMemory
 from prill_runtime.device.model import DeviceModel, Options
 from prill_runtime.device.ops.backend import CudaBackend
-from prill_runtime.device.ops.tensor_cores import LEAST
+from prill_runtime.device.ops.tensor_cores import LEAST_TILE_ROWS
 from prill_runtime.device.plan import plan
 from prill_runtime.device.steps.cache import SESSIONS
 from prill_runtime.gguf.tensors import TensorInfo
@@ -147,15 +147,15 @@ def test_places_for_n_rows_are_n_times_those_for_few(config: Network, mode: str,
     In `fast`, for sequences of enough rows for the tensor cores, and for those of fewer in a larger batch.
     """
     # The arena is made for 64 sequences of the whole context, and never asked for more.
-    assume(sum(lengths) + LEAST * len(lengths) <= 64 * config.context)
+    assume(sum(lengths) + LEAST_TILE_ROWS * len(lengths) <= 64 * config.context)
     model, ops = dry(config, mode), dry(config, mode).backend
-    for least in (2, LEAST) if mode == "fast" else (2,):
-        few = [n for n in lengths if n < LEAST] or [least - 1, 1] if least == 2 else lengths
-        many = [n + least for n in few] if least == LEAST else few
-        if mode == "exact" or (least == 2 and 1 < sum(many) < LEAST):
+    for least in (2, LEAST_TILE_ROWS) if mode == "fast" else (2,):
+        few = [n for n in lengths if n < LEAST_TILE_ROWS] or [least - 1, 1] if least == 2 else lengths
+        many = [n + least for n in few] if least == LEAST_TILE_ROWS else few
+        if mode == "exact" or (least == 2 and 1 < sum(many) < LEAST_TILE_ROWS):
             expected = plans.rehearsed(ops, model.wired, (1, 1) if len(many) > 1 else (2,), plans.copied)
-        elif least == LEAST:
-            expected = plans.rehearsed(ops, model.wired, (LEAST,) * min(len(many), 2), plans.copied)
+        elif least == LEAST_TILE_ROWS:
+            expected = plans.rehearsed(ops, model.wired, (LEAST_TILE_ROWS,) * min(len(many), 2), plans.copied)
         else:
             continue
         assert plans.rehearsed(ops, model.wired, tuple(many), plans.copied) == expected
@@ -303,10 +303,10 @@ def test_results_of_a_batch_are_one_array() -> None:
     assert (region.live, blocks) == (2, 2)
     assert [part.pointer - joined.pointer for part in parts] == [0, 3 * 128, 4 * 128]
     assert joined.shape == (10, 32)
-    assert ops.concatenate([parts[1], parts[0]]).block is not joined.block
+    assert ops.concatenate([parts[1], parts[0]]).allocation is not joined.allocation
     del parts, joined
     assert region.live == 1
-    assert q[0:3].beside(32).block is not q.block
+    assert q[0:3].beside(32).allocation is not q.allocation
 
 
 def test_a_batch_is_joined_without_a_copy() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from prill_runtime.errors import InvalidParameter, UnsupportedModel
-from prill_runtime.quants.layouts import STRIP, Block, dequantize, supported_types
+from prill_runtime.quants.layouts import STRIP_WEIGHTS, Block, dequantize, supported_types
 
 CONTRACT = (
     "F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K MXFP4".split()  # noqa: SIM905
@@ -101,7 +101,7 @@ def test_any_block_is_bit_exact(type: GGMLQuantizationType, data: st.DataObject)
 def test_shape_and_strips(type: GGMLQuantizationType) -> None:
     """A matrix larger than one strip comes back in its shape, rows in order, as a fresh writable array."""
     per_block, nbytes = GGML_QUANT_SIZES[type]
-    rows = STRIP // 256 + 3
+    rows = STRIP_WEIGHTS // 256 + 3
     raw = blocks_of(type, rows * 256 // per_block, seed=11)
     raw.flags.writeable = False
     got = dequantize(raw, type, (rows, 256))

@@ -172,11 +172,12 @@ def test_a_constant_that_moves_is_noticed(recorded: Shapes) -> None:
 def test_where_backends_change_kernels_has_shapes_on_either_side(recorded: Shapes) -> None:
     """Rows from which a product is tiled, or in half precision; rows of queries that NumPy takes at once."""
     rows = recorded["matvec.rows"] | recorded["matmul.rows"]
-    assert {cuda.FEW, cuda.FEW + 1, tensor.LEAST - 1, tensor.LEAST} <= rows
+    few, tiled = cuda.MOST_MATVEC_ROWS, tensor.LEAST_TILE_ROWS
+    assert {few, few + 1, tiled - 1, tiled} <= rows
     attended = recorded["attention.rows"] | recorded["prefill.rows"]
     assert {host.QUERY_ROWS - 1, host.QUERY_ROWS, host.QUERY_ROWS + 1} <= attended
-    assert {tensor.LEAST - 1, tensor.LEAST} <= attended
-    assert set(tensor.HEADS) <= recorded["prefill.dim"]
+    assert {tensor.LEAST_TILE_ROWS - 1, tensor.LEAST_TILE_ROWS} <= attended
+    assert set(tensor.HEAD_SIZES) <= recorded["prefill.dim"]
 
 
 def test_shapes_that_models_have_are_tried(recorded: Shapes) -> None:
@@ -195,7 +196,7 @@ def test_shapes_that_models_have_are_tried(recorded: Shapes) -> None:
     assert max(recorded["matvec.outer"] | recorded["matmul.outer"]) > 4096
     assert any(rows > 300 and rows % 2 for rows in recorded["matmul.rows"])
     assert any(rows > 300 and rows % 2 for rows in recorded["prefill.rows"])
-    assert max(recorded["decode.keys"]) > 4 * cuda.SPLIT
+    assert max(recorded["decode.keys"]) > 4 * cuda.SPLIT_KEYS
 
 
 def test_one_row_stands_at_every_length_and_in_every_head_size() -> None:
@@ -205,7 +206,7 @@ def test_one_row_stands_at_every_length_and_in_every_head_size() -> None:
         assert {length for _, length, *_ in some} >= set(ATTENTION["keys"])
         assert {group for *_, group, _, _ in some} == set(ATTENTION["group"])
         assert {dim for *_, dim, _ in some} == set(ATTENTION["dim"])
-        assert any(length > 4 * cuda.SPLIT and window is None for _, length, *_, window in some)
+        assert any(length > 4 * cuda.SPLIT_KEYS and window is None for _, length, *_, window in some)
     assert all(rows <= length for rows, length, *_ in cases)
 
 

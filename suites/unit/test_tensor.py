@@ -100,14 +100,14 @@ def halves(device: EmuDevice, x: Floats) -> tuple[int, int]:
 
 def product(
     device: EmuDevice, kind: str, tile: str, matrix: tuple[int, ...], x: Floats, bias: Floats,
-    residual: Floats, splits: int = 1,
+    splits: int = 1,
 ) -> Floats:  # fmt: skip
     """One product, its sums joined if blocks shared a tile."""
     outs, (high, wide) = matrix[4], map(int, tile.split("x"))
     data, pitch = halves(device, x)
     steps = -(-pitch // 64 // splits)
     count, splits = len(x) * outs, -(-pitch // 64 // steps)
-    extras = {"bias": put(device, bias), "residual": put(device, residual)}
+    extras = {"bias": put(device, bias)}
     out = device.alloc(splits * count * 4)
     args = {
         "m": matrix,
@@ -127,16 +127,14 @@ def product(
     return device.download(out, (len(x), outs), np.float32)
 
 
-def case(rows: int, outs: int, cols: int, seed: int) -> tuple[np.random.Generator, Floats, Floats, Floats]:
+def case(rows: int, outs: int, cols: int, seed: int) -> tuple[np.random.Generator, Floats, Floats]:
     rng = np.random.default_rng(seed)
-    x, bias, residual = (
-        rng.standard_normal(n).astype(np.float32) for n in ((rows, cols), outs, (rows, outs))
-    )
-    return rng, x, bias, residual
+    x, bias = (rng.standard_normal(n).astype(np.float32) for n in ((rows, cols), outs))
+    return rng, x, bias
 
 
-def assert_close(got: Floats, x: Floats, dense: NDArray[np.float64], bias: Floats, residual: Floats) -> None:
-    want = x.astype(np.float16).astype(np.float64) @ dense.T + bias + residual
+def assert_close(got: Floats, x: Floats, dense: NDArray[np.float64], bias: Floats) -> None:
+    want = x.astype(np.float16).astype(np.float64) @ dense.T + bias
     error = np.linalg.norm(got - want) / np.linalg.norm(want)
     assert error < 1e-6, f"relative error {error:.1e}"
 
@@ -145,33 +143,30 @@ def assert_close(got: Floats, x: Floats, dense: NDArray[np.float64], bias: Float
 def test_every_format_agrees_with_float64(device: EmuDevice, kind: str) -> None:
     """Weights of any format, rounded once to half: float32 sums of 512 products stay within 1e-6."""
     cols = 150 if kind in ("f32", "f16", "bf16") else 512 if kind in SCALES else 160
-    rng, x, bias, residual = case(33, 150, cols, 1)
+    rng, x, bias = case(33, 150, cols, 1)
     matrix = weights(device, kind, 150, cols, rng)
-    got = product(device, kind, "128x64", matrix.fields, x, bias, residual)
-    assert_close(got, x, matrix.dense, bias, residual)
+    got = product(device, kind, "128x64", matrix.fields, x, bias)
+    assert_close(got, x, matrix.dense, bias)
 
 
 @pytest.mark.parametrize("tile", SHARED)
 @pytest.mark.parametrize(("rows", "outs", "splits"), [(1, 128, 1), (31, 1, 3), (255, 130, 1), (257, 64, 2)])
 def test_odd_shapes_and_splits(device: EmuDevice, tile: str, rows: int, outs: int, splits: int) -> None:
     """Rows and outputs that fill no tile, columns that fill no step: nothing read or written beside them."""
-    rng, x, bias, residual = case(rows, outs, 224, rows)
+    rng, x, bias = case(rows, outs, 224, rows)
     matrix = weights(device, "q8_0", outs, 224, rng)
-    got = product(device, "q8_0", tile, matrix.fields, x, bias, residual, splits)
-    assert_close(got, x, matrix.dense, bias, residual)
+    got = product(device, "q8_0", tile, matrix.fields, x, bias, splits)
+    assert_close(got, x, matrix.dense, bias)
 
 
 @pytest.mark.parametrize("kind", formats.VALUES + formats.BLOCKS)
-def test_unpacked_weights_give_the_same_bits(device: EmuDevice, kind: str) -> None:
-    """Expanding on the way and expanding beforehand are one computation."""
-    rng, x, bias, residual = case(5, 70, 256, 2)
+def test_weights_rounded_beforehand_give_the_same_bits(device: EmuDevice, kind: str) -> None:
+    """Expanding on the way and expanding beforehand, on the host, are one computation."""
+    rng, x, bias = case(5, 70, 256, 2)
     matrix = weights(device, kind, 70, 256, rng)
-    out = device.alloc(70 * 256 * 2)
-    device.launch(f"tensor_unpack_{kind}", (-(-70 * matrix.fields[6] // 256),), 256,
-                  {"m": matrix.fields, "out": out, "out_pitch": 32})  # fmt: skip
-    assert np.array_equal(device.download(out, (70, 256), np.float16), matrix.dense)
-    there = product(device, kind, "128x64", matrix.fields, x, bias, residual)
-    apart = product(device, "f16", "128x64", (out, 0, 0, 0, 70, 256, 32, 1), x, bias, residual)
+    out = put(device, matrix.dense.astype(np.float16))
+    there = product(device, kind, "128x64", matrix.fields, x, bias)
+    apart = product(device, "f16", "128x64", (out, 0, 0, 0, 70, 256, 32, 1), x, bias)
     assert np.array_equal(there, apart)
 
 

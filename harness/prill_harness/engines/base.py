@@ -175,7 +175,7 @@ class Engine(ABC):
         """A new empty sequence; capacity in positions, the model's context length when None."""
         self._lacks(Capability.SESSIONS)
 
-    def ops(self) -> Backend:
+    def ops(self) -> Backend[Any]:
         """The ops that the engine computes with, one by one: for checks of each against its twin."""
         self._lacks(Capability.OPS)
 

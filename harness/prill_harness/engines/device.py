@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 from weakref import WeakSet
 
 import numpy as np
@@ -96,14 +96,14 @@ class OnDevice(Embedded):
             low = high
         return iter([(stage, np.concatenate(arrays)) for stage, arrays in taken.items()])
 
-    def ops(self) -> Backend:
+    def ops(self) -> Backend[Any]:
         """The model's ops in its arithmetic, over an arena of their own: the model's is full."""
         if self._apart is None:
             device, sizes = self.model.device, dict.fromkeys(PURPOSES, CHECKED_BYTES)
             self._apart = CudaBackend(
                 device, Arena(device, sizes, None, "the checks of ops"), self.model.options.mode
             )
-        return self._apart  # type: ignore[return-value]  # its arrays lie on the device
+        return self._apart
 
     def close(self) -> None:
         if self._apart is not None:

@@ -180,7 +180,7 @@ class Embedded(Engine):
         self._sessions.add(session)
         return session
 
-    def ops(self) -> Backend:
+    def ops(self) -> Backend[Any]:
         return self.model.backend
 
     def close(self) -> None:

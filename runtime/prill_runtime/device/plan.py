@@ -9,11 +9,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from prill_runtime.device.machine.dry import ROOM, DryDevice
+from prill_runtime.device.machine.dry import DRY_BYTES, DryDevice
 from prill_runtime.device.memory.arena import ALIGNMENT, PURPOSES, Arena, Region, padded
 from prill_runtime.device.memory.matrix import staging_bytes
 from prill_runtime.device.ops.backend import CudaBackend, most_partial
-from prill_runtime.device.ops.tensor_cores import LEAST, most_sums
+from prill_runtime.device.ops.tensor_cores import LEAST_TILE_ROWS, most_sums
 from prill_runtime.device.steps.cache import SESSIONS, STATE_BYTES, DeviceCache, nbytes_of
 from prill_runtime.device.steps.decode import Decoder
 from prill_runtime.device.steps.prefill import MAX_ROWS, Prefill
@@ -58,7 +58,7 @@ def plan(
     positions = positions or positions_of(network)
     rows = min(positions, MAX_ROWS)
     device = DryDevice()
-    ops = CudaBackend(device, Arena(device, dict.fromkeys(PURPOSES, ROOM), None, where), mode)
+    ops = CudaBackend(device, Arena(device, dict.fromkeys(PURPOSES, DRY_BYTES), None, where), mode)
     weights: Any = {name: ops.place(info) for name, info in tensors.items()}
     model = Wired(network, weights)
     ops.prepare(walks.rotations(network, weights))
@@ -102,9 +102,9 @@ def per_row(ops: CudaBackend, model: Wired, prompt: Prefill) -> Iterator[int]:
     for different ones; so do a batch, a prompt's piece, and stages that the host looks at or puts in place.
     """
     fast = ops.mode == "fast"
-    for lengths in [(1,), (2,), (1, 1)] + [(LEAST,), (LEAST - 1, 1)] * fast:
+    for lengths in [(1,), (2,), (1, 1)] + [(LEAST_TILE_ROWS,), (LEAST_TILE_ROWS - 1, 1)] * fast:
         yield rehearsed(ops, model, lengths, untouched)
-        if lengths[0] in (2, LEAST):
+        if lengths[0] in (2, LEAST_TILE_ROWS):
             yield rehearsed(ops, model, lengths, copied)
             yield rehearsed(ops, model, lengths, replaced)
         if len(lengths) == 1:
@@ -126,7 +126,7 @@ def rehearsed(ops: CudaBackend, model: Wired, lengths: tuple[int, ...], tap: Tap
 
 def fresh(ops: CudaBackend) -> Region:
     """A part for activations that nothing was taken from yet."""
-    region = ops.arena.regions["activations"] = Region("activations", 0, ROOM)
+    region = ops.arena.regions["activations"] = Region("activations", 0, DRY_BYTES)
     return region
 
 

@@ -39,7 +39,7 @@ MAGIC: Final = b"GGUF"
 VERSIONS: Final = (2, 3)
 ARCHITECTURE: Final = "general.architecture"
 ALIGNMENT: Final = "general.alignment"
-PIECE: Final = 8 << 20  # bytes that are digested at a time
+DIGESTED_BYTES: Final = 8 << 20  # bytes that are digested at a time
 
 
 class GGUFFile:
@@ -102,7 +102,7 @@ class GGUFFile:
             InvalidParameter: first used after close(), or closed before the end.
         """
         self._require_open()
-        digest, piece = hashlib.sha256(), memoryview(bytearray(min(PIECE, self.size)))
+        digest, piece = hashlib.sha256(), memoryview(bytearray(min(DIGESTED_BYTES, self.size)))
         for part in (self, *self.further):
             part._file.seek(0)
             while count := part._file.readinto(piece):

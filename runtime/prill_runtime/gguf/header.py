@@ -20,7 +20,7 @@ from prill_runtime.errors import ModelFileError
 
 Value: TypeAlias = int | float | bool | str | list[Any]
 
-CHUNK: Final = 1 << 20
+READ_BYTES: Final = 1 << 20
 MAX_HEADER: Final = 32 << 20  # bytes; vocabularies of 200,000 tokens with merges need 13 MB
 MAX_TEXT: Final = 2 << 20  # bytes of all single strings together
 MAX_ELEMENTS: Final = 3 << 19  # array elements of all arrays together
@@ -122,7 +122,7 @@ class Cursor:
                 f"{what} makes the header too large", expected=f"at most {MAX_HEADER} bytes", got=end
             )
         while len(self._buffer) < end:
-            chunk = self._file.read(min(CHUNK, MAX_HEADER - len(self._buffer)))
+            chunk = self._file.read(min(READ_BYTES, MAX_HEADER - len(self._buffer)))
             if not chunk:
                 raise self.fail(f"{what} is cut off", expected=f"{length} bytes", got=len(self._buffer))
             self._buffer += chunk

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
-
 from prill_runtime.errors import UnsupportedModel
 from prill_runtime.models.base import CacheLayout, Node, Stage, Step, Tap, Tensor, Value, untouched
 from prill_runtime.ops.protocol import Array, Backend, RopeLayout
@@ -220,7 +218,7 @@ class Attention(Node):
                     q[rows], keys, values, start=cache.length, scale=self.scale, window=self.window
                 )
             )
-        return mixed[0] if len(mixed) == 1 else np.concatenate(mixed)
+        return mixed[0] if len(mixed) == 1 else p.ops.concatenate(mixed)
 
 
 GATED: Final = {"silu": "swiglu"}

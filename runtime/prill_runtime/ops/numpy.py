@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from prill_runtime.errors import InvalidParameter
 from prill_runtime.gguf.tensors import TensorInfo
 from prill_runtime.ops import rotary
-from prill_runtime.ops.protocol import Array, Ids, RopeLayout
+from prill_runtime.ops.protocol import Array, Backend, Ids, RopeLayout
 from prill_runtime.quants.layouts import dequantize
 
 Precision = Literal["float32", "float64"]
@@ -21,7 +22,7 @@ Precision = Literal["float32", "float64"]
 QUERY_ROWS = 64
 
 
-class NumpyBackend:
+class NumpyBackend(Backend[Array, Array, Array]):
     """Backend protocol in NumPy.
 
     Every intermediate value has the backend's dtype, with one exception: rotary angles are computed in
@@ -138,3 +139,6 @@ class NumpyBackend:
 
     def add(self, a: Array, b: Array) -> Array:
         return np.asarray(a + b)
+
+    def concatenate(self, arrays: Sequence[Array]) -> Array:
+        return np.concatenate(arrays)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol, TypeAlias
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +14,23 @@ Array: TypeAlias = NDArray[np.floating[Any]]
 Ids: TypeAlias = NDArray[np.int64]
 RopeLayout: TypeAlias = Literal["norm", "neox"]
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
 
-class Backend(Protocol):
+    A = TypeVar("A", default=Array)
+    W = TypeVar("W", default=A)
+    C = TypeVar("C", contravariant=True, default=A)
+else:  # Python 3.11 knows no defaults
+    from typing import TypeVar
+
+    A, W, C = TypeVar("A"), TypeVar("W"), TypeVar("C", contravariant=True)
+
+
+class Backend(Protocol[A, W, C]):
     """What a backend owes: all arithmetic of a forward pass, with nothing hidden between the calls.
+
+    A is the type of its activations, W of its weights, C of the keys and values that attention reads: host
+    arrays all three, where nothing else is said.
 
     Activations are (row, …): the rows of all sequences of a step, one below the other. Every op returns a
     new array of the backend's dtype and leaves its arguments as they were. A wrapper that changes one
@@ -25,41 +40,41 @@ class Backend(Protocol):
     name: str
     dtype: np.dtype[Any]
 
-    def weight(self, raw: NDArray[np.uint8], info: TensorInfo) -> Array:
+    def weight(self, raw: NDArray[np.uint8], info: TensorInfo) -> W:
         """The tensor of shape `info.shape` from its bytes in the file; it owns its memory."""
         ...
 
-    def is_zero(self, weight: Array) -> bool:
+    def is_zero(self, weight: W) -> bool:
         """Whether every element is zero."""
         ...
 
-    def embed(self, table: Array, ids: Ids) -> Array:
+    def embed(self, table: W, ids: Ids) -> A:
         """Rows of a table (vocab, width) for ids (row,): (row, width). Also looks up learned positions."""
         ...
 
-    def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
+    def rms_norm(self, x: A, weight: W, eps: float) -> A:
         """x / sqrt(mean(x²) + eps) · weight over the last axis (Zhang and Sennrich 2019)."""
         ...
 
-    def layer_norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
+    def layer_norm(self, x: A, weight: W, bias: W, eps: float) -> A:
         """(x − mean) / sqrt(var + eps) · weight + bias, var over n, last axis (Ba et al. 2016)."""
         ...
 
-    def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
+    def linear(self, x: A, weight: W, bias: W | None = None) -> A:
         """x (row, in) · weightᵀ + bias, weight (out, in), bias (out,): (row, out)."""
         ...
 
     def rope(
         self,
-        x: Array,
+        x: A,
         positions: Ids,
         *,
         base: float,
         dim: int,
         layout: RopeLayout,
         factor: float = 1.0,
-        freq_factors: Array | None = None,
-    ) -> Array:
+        freq_factors: W | None = None,
+    ) -> A:
         """Rotate the first `dim` components of each head of x (row, head, head_dim) (Su et al. 2021).
 
         Pair i of a row turns by position · base^(−2i/dim) / factor / freq_factors[i]. The pair is
@@ -68,13 +83,11 @@ class Backend(Protocol):
         """
         ...
 
-    def softmax(self, x: Array) -> Array:
+    def softmax(self, x: A) -> A:
         """exp(x − max) / Σ over the last axis; −inf gives 0; a row of nothing but −inf gives NaN."""
         ...
 
-    def attention(
-        self, q: Array, k: Array, v: Array, *, start: int, scale: float, window: int | None = None
-    ) -> Array:
+    def attention(self, q: A, k: C, v: C, *, start: int, scale: float, window: int | None = None) -> A:
         """Causal attention of new rows over one sequence's cache.
 
         Args:
@@ -86,14 +99,18 @@ class Backend(Protocol):
         """
         ...
 
-    def swiglu(self, gate: Array, up: Array) -> Array:
+    def swiglu(self, gate: A, up: A) -> A:
         """gate · sigmoid(gate) · up (Shazeer 2020)."""
         ...
 
-    def gelu_tanh(self, x: Array) -> Array:
+    def gelu_tanh(self, x: A) -> A:
         """x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))) (Hendrycks and Gimpel 2016)."""
         ...
 
-    def add(self, a: Array, b: Array) -> Array:
+    def add(self, a: A, b: A) -> A:
         """a + b: the residual connection."""
+        ...
+
+    def concatenate(self, arrays: Sequence[A]) -> A:
+        """The rows of all arrays (row, …), one below the other."""
         ...

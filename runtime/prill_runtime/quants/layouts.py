@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from prill_runtime.errors import InvalidParameter, UnsupportedModel
 
 # Weights decoded at a time: bounds the temporaries, and keeps them in the cache.
-STRIP: Final = 1 << 16
+STRIP_WEIGHTS: Final = 1 << 16
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -83,7 +83,7 @@ def dequantize(raw: Bytes, type: T, shape: tuple[int, ...]) -> Floats:
         )
     fields = np.ascontiguousarray(raw).view(block.layout)  # (block,)
     out = np.empty((n_blocks, block.weights), np.float32)
-    step = STRIP // block.weights
+    step = STRIP_WEIGHTS // block.weights
     with np.errstate(all="ignore"):  # infinite and NaN scales are the file's own, and go through
         for start in range(0, n_blocks, step):
             part = fields[start : start + step]

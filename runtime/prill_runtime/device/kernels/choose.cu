@@ -76,7 +76,7 @@ KERNEL(choose, ChooseArgs, THREADS) {
     sum = block_sum(own > 0.0 ? own * exp(its - top.value) : 0.0, sums);
     wrong = block_sum(mine ? load(3) : 0.0, sums);
     if (threadIdx.x) return;
-    const int id = top.id < a.vocab ? top.id : 0;  // no logit was a number: the next replay must not read astray
+    const int id = top.id < a.vocab ? top.id : 0;  // no finite logit: keep the next replay's lookup in range
     Sequence& s = *a.sequence;
     *a.arrived = 0;
     a.ids[s.step % a.ring] = wrong > 0.0 ? NOT_FINITE : id;

@@ -26,18 +26,18 @@ static __device__ __forceinline__ uint4 load_once(const uint4* p) {
         : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
     return v;
 }
-// Between kernels that overlap (programmatic dependent launch): nothing that an earlier kernel wrote may be read
-// before the wait; a kernel that is not launched so passes through. A kernel lets the next one start after its own
-// wait, never before: so whoever runs knows that every kernel but the one before it has ended.
+// For kernels that overlap (programmatic dependent launch). Do not read what an earlier kernel wrote before the wait,
+// which returns at once in a kernel launched without overlap. Each kernel triggers the next launch only after its own
+// wait, so at most two kernels run at a time: all but the immediate predecessor have finished.
 static __device__ __forceinline__ void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 static __device__ __forceinline__ void let_next_start() { asm volatile("griddepcontrol.launch_dependents;"); }
-// Memory that somebody will read soon, on its way into the second-level cache: 16-byte pieces of global memory.
+// Prefetches global memory into L2; `p` and `bytes` are multiples of 16.
 static __device__ __forceinline__ void ask_for(const void* p, unsigned bytes) {
     asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" :: "l"(p), "r"(bytes) : "memory");
 }
 template <class T>
 static __device__ __forceinline__ T load_shared_by_blocks(const T* p) { return __ldcg(p); }
-// 16 bytes on their way from global to shared memory past the registers, until the thread asks that its copies be done.
+// Starts an asynchronous copy of 16 bytes from global to shared memory; copies_done() waits for the thread's copies.
 static __device__ __forceinline__ void copy_piece(void* shared, const void* global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
                  :: "r"((unsigned)__cvta_generic_to_shared(shared)), "l"(global) : "memory");

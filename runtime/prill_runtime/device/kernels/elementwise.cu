@@ -7,7 +7,7 @@ struct ElementArgs {
     float* out;
     long long count;
     int width;      // of a row of `out`
-    int pitch;      // of a row of `x`, in copy_rows; of the vector y, in add_rows
+    int pitch;      // of a row of `x`, in copy_rows
 };
 
 KERNEL(swiglu, ElementArgs, 256) {
@@ -25,11 +25,6 @@ KERNEL(gelu_tanh, ElementArgs, 256) {
 KERNEL(add, ElementArgs, 256) {
     const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < a.count) a.out[i] = a.x[i] + a.y[i];
-}
-
-KERNEL(add_rows, ElementArgs, 256) {  // a vector (width,) onto every row
-    const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < a.count) a.out[i] = a.x[i] + a.y[i % a.width];
 }
 
 KERNEL(copy_rows, ElementArgs, 256) {  // the first `width` values of rows that are `pitch` apart

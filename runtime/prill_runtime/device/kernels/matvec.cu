@@ -1,4 +1,4 @@
-// x (row, in) times a matrix (out, in) transposed, plus a bias, plus a residual -> (row, out): float32 throughout.
+// x (row, in) times a matrix (out, in) transposed, plus a bias -> (row, out): float32 throughout.
 //
 // A block of up to four warps shares ROWS output rows; its threads split the columns, so that a thread loads its
 // activations once for all of them, and four independent 16-byte loads are in flight. Sums go through shuffles and
@@ -12,7 +12,6 @@ struct MatvecArgs {
     Matrix m;
     const float* x;         // (row, in)
     const float* bias;      // (out,) or null
-    const float* residual;  // (row, out) or null
     float* out;             // (row, out)
 };
 
@@ -55,7 +54,6 @@ static __device__ __forceinline__ void matvec(const MatvecArgs& a) {
     for (int w = 1; w < blockDim.x / 32; ++w) y += sums[threadIdx.x][w];
     const long long to = (long long)blockIdx.y * a.m.rows + row;
     if (a.bias) y += a.bias[row];
-    if (a.residual) y += a.residual[to];
     a.out[to] = y;
 }
 

@@ -274,7 +274,7 @@ KERNEL(sample_finish, SampleArgs, 256) {
     if (threadIdx.x) return;
     const Sampler& state = *a.state;
     Sequence& s = *a.sequence;
-    const int result = state.result, id = result < 0 ? 0 : result;  // a refused row must not lead the next replay astray
+    const int result = state.result, id = result < 0 ? 0 : result;  // after a refused row, keep the next replay's lookup in range
     a.ids[s.step % a.ring] = result;
     a.logprobs[s.step % a.ring] = (double)a.logits[id] - state.raw_top - log(state.raw_sum);
     a.seen[id] = 1;

@@ -11,7 +11,6 @@ struct TensorArgs {
     Matrix m;
     const void* x;          // halves (row, x_pitch) from tensor_halves
     const float* bias;      // (out,) or null
-    const float* residual;  // (row, out_pitch) or null
     float* out;             // (row, out_pitch); of several splits (split, row, out): to be joined
     int rows;
     int x_pitch;            // halves a row: columns, filled up with zeros to a multiple of 64
@@ -41,7 +40,7 @@ struct Weights {
                         real ? 16 : 0);
             }
     }
-    // Scales, high bits, and the quants unless they are queued (a load that nobody uses is not made).
+    // Scales, high bits, and the quants unless they are queued (the compiler drops unused loads).
     __device__ __forceinline__ void fetch(const Matrix& m, int out0, int step) {
 #pragma unroll
         for (int j = 0; j < EACH; ++j)
@@ -193,7 +192,7 @@ static __device__ __forceinline__ void product(const TensorArgs& a) {
         ask(step + 1);
         copies_end();
     };
-    const auto prepare = [&](int step) {  // past the end: a tile that is free, and columns of nobody
+    const auto prepare = [&](int step) {  // past the end it fills a free tile with columns that are never used
         weights.expand(tiles + step % TILES * HELD, queue + step % STAGES * weights.QUEUE);
         weights.fetch(a.m, out0, first + step + 1);
         copies_wait<AHEAD - 1>();
@@ -218,10 +217,8 @@ static __device__ __forceinline__ void product(const TensorArgs& a) {
     core.each([&](int o, int r, float sum) {
         o += out0, r += row0;
         if (o >= a.m.rows || r >= a.rows) return;
-        const long long at = (long long)r * a.out_pitch + o;
         if (whole && a.bias) sum += a.bias[o];
-        if (whole && a.residual) sum += a.residual[at];
-        out[at] = sum;
+        out[(long long)r * a.out_pitch + o] = sum;
     });
 }
 
@@ -239,7 +236,6 @@ KERNELS(tensor_128x64, TensorArgs, 256)
 struct JoinArgs {
     const float* sums;      // (split, row, out)
     const float* bias;      // (out,) or null
-    const float* residual;  // (row, out) or null
     float* out;             // (row, out)
     long long count;        // rows times outputs
     int outs;
@@ -252,7 +248,6 @@ KERNEL(tensor_join, JoinArgs, 256) {
     float sum = a.sums[i];
     for (int s = 1; s < a.splits; ++s) sum += a.sums[s * a.count + i];
     if (a.bias) sum += a.bias[i % a.outs];
-    if (a.residual) sum += a.residual[i];
     a.out[i] = sum;
 }
 
@@ -276,33 +271,3 @@ KERNEL(tensor_halves, HalvesArgs, 256) {
     static_cast<uint4*>(a.out)[n] = {pack_halves(v[0], v[1]), pack_halves(v[2], v[3]), pack_halves(v[4], v[5]),
                                      pack_halves(v[6], v[7])};
 }
-
-struct UnpackArgs {
-    Matrix m;
-    void* out;      // halves (row, 8 * out_pitch)
-    int out_pitch;  // pieces of 8 halves a row
-};
-
-// A matrix in any format -> one in format F16 (formats.cuh), rounded once.
-template <class Format>
-static __device__ __forceinline__ void tensor_unpack(const UnpackArgs& a) {
-    constexpr int N = Format::N < 8 ? 8 : Format::N, PARTS = N / Format::N;
-    const long long n = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    const int each = (a.m.pitch + PARTS - 1) / PARTS;
-    if (n >= (long long)a.m.rows * each) return;
-    const int row = (int)(n / each), c = (int)(n % each);
-    float w[N] = {};
-#pragma unroll
-    for (int p = 0; p < PARTS; ++p)
-        if (c * PARTS + p < a.m.pitch) Format::expand(Format::load(a.m, row, c * PARTS + p), w + p * Format::N);
-    uint4* out = static_cast<uint4*>(a.out) + (long long)row * a.out_pitch;
-#pragma unroll
-    for (int p = 0; p < N / 8; ++p)
-        if (c * (N / 8) + p < a.out_pitch) {
-            const float* v = w + 8 * p;
-            out[c * (N / 8) + p] = {pack_halves(v[0], v[1]), pack_halves(v[2], v[3]), pack_halves(v[4], v[5]),
-                                    pack_halves(v[6], v[7])};
-        }
-}
-
-KERNELS(tensor_unpack, UnpackArgs, 256)

@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 from prill_runtime.device.machine import compile as kernels
 from prill_runtime.errors import EngineError, InvalidParameter
 
-MARKS: Final = 8
+MOST_MARKS: Final = 8
 Shape: TypeAlias = tuple[int, ...]
 Pointer: TypeAlias = int
 P = ParamSpec("P")
@@ -41,9 +41,9 @@ class Device(ABC):
 
     Attributes:
         spec: as on the command line, `cuda:0` or `emu`. name: what the device calls itself.
-        target: what kernels are compiled for. multiprocessors: blocks that run at once, at least.
-        turn: held by the thread whose step is queued and read: the stream, the arena's activations and what a
-            captured graph reads are one for all of them.
+        target: what kernels are compiled for. multiprocessors: thread blocks that run at once, at least.
+        turn: a lock, held while a thread queues a step and reads its result: all threads share the stream,
+            the arena's activations and the memory that captured graphs read.
     """
 
     spec: str
@@ -59,7 +59,7 @@ class Device(ABC):
 
     @abstractmethod
     def alloc(self, nbytes: int) -> Pointer:
-        """Device memory, aligned to 256 bytes.
+        """Allocate device memory, aligned to 256 bytes.
 
         Raises:
             EngineError: there is not enough.
@@ -83,7 +83,7 @@ class Device(ABC):
 
     @abstractmethod
     def mark(self) -> int:
-        """A place in what is queued, for `peek`; only the last MARKS are known."""
+        """A place in what is queued, for `peek`; only the last MOST_MARKS are known."""
 
     @abstractmethod
     def peek(self, pointer: Pointer, shape: Shape, dtype: DTypeLike, mark: int) -> NDArray[Any]:
@@ -163,7 +163,7 @@ class Device(ABC):
         """Queue a kernel.
 
         Args:
-            grid, block: blocks, and threads of a block, in up to three dimensions.
+            grid, block: thread blocks, and threads of each, in up to three dimensions.
             args: every field of the kernel's struct; a struct inside it is a tuple. shared: bytes.
 
         Raises:
@@ -185,7 +185,8 @@ class Device(ABC):
         if min(grid3) < 1 or not 1 <= threads <= signature.threads:
             raise InvalidParameter(
                 "wrong launch shape", where=kernel,
-                expected=f"blocks, of 1 to {signature.threads} threads", got=f"grid {grid3}, block {block3}",
+                expected=f"thread blocks, of 1 to {signature.threads} threads",
+                got=f"grid {grid3}, block {block3}",
             )  # fmt: skip
         packed = np.zeros((), signature.layout)
         for name, value in args.items():
@@ -194,7 +195,7 @@ class Device(ABC):
 
     @contextmanager
     def capture(self) -> Iterator[list[Graph]]:
-        """Collect the launches inside the block instead of running them; the list then holds their graph.
+        """Collect launches instead of running them; once the context ends, the list holds their graph.
 
         Raises:
             EngineError: a capture inside a capture.

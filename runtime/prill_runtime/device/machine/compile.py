@@ -28,9 +28,9 @@ SCALARS: Final = {"int": "<i4", "float": "<f4", "long long": "<i8", "double": "<
 EMULATED: Final = (
     "-x", "c++", "-std=c++17", "-O2", "-fPIC", "-shared", "-DPRILL_EMU", "-Wno-unknown-pragmas",
     "-ffp-contract=off",
-    # What nobody wrote is not zero: locals start as a pattern, what is never written is read all the same,
-    # and the library has no statics but the kernels' (see emu.h). The byte of g++'s pattern is 0xfe, and no
-    # option changes it: a half is NaN, a float -1.7e38, which a sum shows and a maximum does not.
+    # Unwritten memory is not zero: locals start as a pattern, reads of never-written statics are kept, and the
+    # library has no statics but the kernels' (see emu.h). g++'s pattern is the byte 0xfe, and no option changes
+    # it: a half is NaN, a float -1.7e38, which shows in a sum and not in a maximum.
     "-ftrivial-auto-var-init=pattern", "-fno-ipa-reference-addressable", "-nostartfiles",
 )  # fmt: skip
 SANITIZED: Final = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
@@ -94,7 +94,7 @@ def _text(path: Path) -> str:
 
 
 def waits(name: str) -> bool:
-    """Whether a file's kernels wait for the launch before them by themselves, and so may start early."""
+    """Whether a file's kernels call wait_for_previous(), and so may overlap the launch before them."""
     return "wait_for_previous();" in source(name)
 
 
@@ -163,7 +163,7 @@ _DEFINE = re.compile(r"^#define (\w+) (\d+)$", re.M)
 
 @dataclass(frozen=True)
 class Signature:
-    """A kernel's argument struct and the most threads a block of it may have."""
+    """A kernel's argument struct and the most threads that a thread block of it may have."""
 
     layout: np.dtype[np.void]
     threads: int

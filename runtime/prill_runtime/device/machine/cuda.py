@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from prill_runtime.device.machine import compile as kernels
-from prill_runtime.device.machine.base import MARKS, Device, Graph, Pointer, Shape
+from prill_runtime.device.machine.base import MOST_MARKS, Device, Graph, Pointer, Shape
 from prill_runtime.errors import EngineError, Inconclusive, InvalidParameter, PrillError, UsageError
 
 __all__ = ["CudaDevice", "Device", "Graph", "Pointer", "Shape", "cuda_state", "open_device"]
@@ -94,7 +94,7 @@ def cuda_state() -> list[tuple[str, bool, str]]:
 
 
 class CudaGraph(Graph):
-    """An instantiated CUDA graph: a chain of launches, of which those that wait by themselves start early."""
+    """An instantiated CUDA graph: a chain of launches, overlapping where the kernels wait by themselves."""
 
     def __init__(self, device: CudaDevice, graph: Any, waits: list[bool]) -> None:
         self._device = device
@@ -160,7 +160,7 @@ class CudaDevice(Device):
         with self.current():
             self.stream, self._aside = self.cuda.Stream(), self.cuda.Stream()
             # Made once: PyCUDA cannot give an event back from another thread than the context's.
-            self._marks = [self.cuda.Event(self.cuda.event_flags.DISABLE_TIMING) for _ in range(MARKS)]
+            self._marks = [self.cuda.Event(self.cuda.event_flags.DISABLE_TIMING) for _ in range(MOST_MARKS)]
         self._marked = 0
         self._loaded: list[Any] = []
         self._waits: list[bool] = []
@@ -169,7 +169,7 @@ class CudaDevice(Device):
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """The context is on the thread's stack inside the block, and only there."""
+        """The context is on the thread's stack inside the with statement, and only there."""
         if self._context is None:
             raise EngineError("the device is closed", where=self.spec, hint="open it again")
         self._context.push()
@@ -203,22 +203,22 @@ class CudaDevice(Device):
         self._outside_capture("allocation")
         with self.current():
             try:
-                block = self.cuda.mem_alloc(max(nbytes, 1))
+                allocation = self.cuda.mem_alloc(max(nbytes, 1))
             except self.cuda.MemoryError:
                 free, total = self.cuda.mem_get_info()
                 raise EngineError(
                     "not enough device memory", where=self.spec, expected=f"{nbytes} bytes",
                     got=f"{free} of {total} free",
                 ) from None  # fmt: skip
-        self._memory[int(block)] = block
-        return int(block)
+        self._memory[int(allocation)] = allocation
+        return int(allocation)
 
     def free(self, pointer: Pointer) -> None:
-        block = self._memory.pop(pointer, None)
-        if block is None:
+        allocation = self._memory.pop(pointer, None)
+        if allocation is None:
             raise InvalidParameter("freeing an unknown pointer", where=self.spec, got=hex(pointer))
         with self.current():
-            block.free()
+            allocation.free()
 
     def upload(self, pointer: Pointer, array: NDArray[Any]) -> None:
         self._outside_capture("an upload")
@@ -239,14 +239,14 @@ class CudaDevice(Device):
     def mark(self) -> int:
         self._marked += 1
         with self.current():
-            self._marks[self._marked % MARKS].record(self.stream)
+            self._marks[self._marked % MOST_MARKS].record(self.stream)
         return self._marked
 
     def peek(self, pointer: Pointer, shape: Shape, dtype: DTypeLike, mark: int) -> NDArray[Any]:
         self._outside_capture("a download")
         out = np.empty(shape, dtype)
         with self.current():
-            self._marks[mark % MARKS].synchronize()
+            self._marks[mark % MOST_MARKS].synchronize()
             self.cuda.memcpy_dtoh_async(out, pointer, self._aside)
             self._aside.synchronize()
         return out
@@ -298,8 +298,8 @@ class CudaDevice(Device):
         if self._context is None:
             return
         with self.current():
-            for block in self._memory.values():
-                block.free()
+            for allocation in self._memory.values():
+                allocation.free()
             self._memory.clear()
             self._kernels.clear()
             self._loaded.clear()

@@ -11,7 +11,7 @@ from numpy.typing import DTypeLike, NDArray
 from prill_runtime.device.machine.base import Device, Graph, Pointer, Shape
 from prill_runtime.device.machine.compile import emulator_target
 
-ROOM: Final = 1 << 50
+DRY_BYTES: Final = 1 << 50
 """Bytes that no purpose of an arena uses up."""
 
 
@@ -30,14 +30,14 @@ class DryGraph(Graph):
 class DryDevice(Device):
     """Endless memory that holds zeros, and launches that are forgotten.
 
-    A pass over it asks an arena for just the blocks that the same pass asks for on a real device, in the same
-    order: what the arena counts is what the device will need.
+    A pass over it asks an arena for the same allocations, in the same order, as on a real device: what the
+    arena counts is what the device will need.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.spec, self.name, self.target, self.multiprocessors = "dry", "dry run", emulator_target(), 1
-        self._next: Pointer = ROOM
+        self._next: Pointer = DRY_BYTES
 
     def alloc(self, nbytes: int) -> Pointer:
         pointer, self._next = self._next, self._next + nbytes
@@ -47,7 +47,7 @@ class DryDevice(Device):
         """Addresses are not used again."""
 
     def upload(self, pointer: Pointer, array: NDArray[Any]) -> None:
-        """Nobody reads it."""
+        """Nothing: no content is kept."""
 
     def download(self, pointer: Pointer, shape: Shape, dtype: DTypeLike) -> NDArray[Any]:
         return np.zeros(shape, dtype)
@@ -59,10 +59,10 @@ class DryDevice(Device):
         return np.zeros(shape, dtype)
 
     def fill(self, pointer: Pointer, nbytes: int, value: int = 0) -> None:
-        """Nobody reads it."""
+        """Nothing: no content is kept."""
 
     def copy(self, target: Pointer, source: Pointer, nbytes: int) -> None:
-        """Nobody reads it."""
+        """Nothing: no content is kept."""
 
     def synchronize(self) -> None:
         """Nothing is ever queued."""
@@ -77,7 +77,7 @@ class DryDevice(Device):
         return {"memory": "device"}
 
     def memory(self) -> tuple[int, int]:
-        return 16 * ROOM, 16 * ROOM
+        return 16 * DRY_BYTES, 16 * DRY_BYTES
 
     def close(self) -> None:
         """Nothing is held."""

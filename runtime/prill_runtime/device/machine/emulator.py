@@ -23,7 +23,7 @@ POISON = 0xFF  # a float32 of these bytes is NaN
 FAILURES = {
     1: "not every thread reached the same barrier",
     2: "the launch shape does not suit the kernel",
-    3: "a block wrote behind its dynamic shared memory",
+    3: "a thread block wrote behind its dynamic shared memory",
 }
 
 
@@ -45,9 +45,10 @@ class EmuGraph(Graph):
 class EmuDevice(Device):
     """Device memory is host memory of its own; a launch has run when it returns.
 
-    Memory is poisoned before it is written, so that a value nobody wrote is NaN: the device's, and a block's
-    shared memory and statics before each block; local variables are -1.7e38. The sanitized build sees
-    accesses outside the arena and the kernels' own arrays; inside the arena, guards keep blocks apart.
+    Memory is poisoned, so that a value that was never written reads as NaN: the device's when it is
+    allocated, a thread block's shared memory and statics before it runs; local variables are -1.7e38. The
+    sanitized build sees accesses outside the arena and the kernels' own arrays; inside the arena, guards keep
+    allocations apart.
     """
 
     def __init__(self) -> None:
@@ -64,11 +65,11 @@ class EmuDevice(Device):
     def alloc(self, nbytes: int) -> Pointer:
         self._outside_capture("allocation")
         try:
-            block = np.empty(nbytes + ALIGNMENT, np.uint8)
+            memory = np.empty(nbytes + ALIGNMENT, np.uint8)
         except MemoryError:
             raise EngineError("not enough memory", where="emu", expected=f"{nbytes} bytes") from None
-        pointer = -(-block.ctypes.data // ALIGNMENT) * ALIGNMENT
-        self._memory[pointer] = block
+        pointer = -(-memory.ctypes.data // ALIGNMENT) * ALIGNMENT
+        self._memory[pointer] = memory
         self.fill(pointer, nbytes, POISON)
         return pointer
 
@@ -143,8 +144,8 @@ class EmuDevice(Device):
 
     def _inside(self, pointer: Pointer, nbytes: int) -> bool:
         return any(
-            base <= pointer and pointer + nbytes <= base + block.nbytes - ALIGNMENT
-            for base, block in self._memory.items()
+            base <= pointer and pointer + nbytes <= base + memory.nbytes - ALIGNMENT
+            for base, memory in self._memory.items()
         )
 
     def _check(self, pointer: Pointer, nbytes: int) -> None:

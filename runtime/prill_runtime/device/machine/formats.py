@@ -11,8 +11,8 @@ from gguf import GGMLQuantizationType as T
 from prill_runtime.quants.layouts import Block
 
 HEADER: Final = "formats_table.cuh"
-LOAD: Final = 16  # bytes that a lane loads at a time
-MOST: Final = 32  # weights of a chunk
+LOAD_BYTES: Final = 16  # bytes that a lane loads at a time
+MOST_CHUNK_WEIGHTS: Final = 32  # weights of a chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Format:
             return sum(fields[name][0].itemsize for name in names if name in fields)
 
         values, own = size("x", "q", "l"), size("d", "m", "dmin", "e")
-        chunk = min(MOST, LOAD * weights // values)
+        chunk = min(MOST_CHUNK_WEIGHTS, LOAD_BYTES * weights // values)
         grouped = "s" in fields
         return cls(
             chunk=chunk,

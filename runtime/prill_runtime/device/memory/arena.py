@@ -1,4 +1,4 @@
-"""Sizes by purpose come in; one block of device memory goes out in pieces, every byte on a ledger."""
+"""Sizes by purpose come in; one allocation of device memory goes out in pieces, every byte on a ledger."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from prill_runtime.errors import EngineError, InvalidParameter, PrillError
 
 PURPOSES = ("weights", "cache", "activations", "scratch", "logits")
 ALIGNMENT = 256
-GUARD = 256
-"""Bytes that nobody owns behind every block: what runs past the end of one does not meet the next."""
+GUARD_BYTES = 256
+"""Unowned bytes after every allocation, so that an overrun does not reach the next one."""
 
 
 class OutOfDeviceMemory(EngineError):
@@ -28,13 +28,13 @@ class NotResident(EngineError):
 
 
 def padded(nbytes: int, rows: int = 1) -> int:
-    """Bytes that a block of this size takes in an arena, guard included.
+    """Bytes that an allocation of this size takes in an arena, guard included.
 
-    A block of rows is padded row by row: where every block of a step is, their places for n rows are n times
-    those for one, and what is enough for n is enough for fewer.
+    An allocation of rows is padded row by row. Where all of a step's are, their addresses scale with the
+    number of rows, so memory that suffices for n rows suffices for fewer.
     """
     each = -(-nbytes // max(1, rows))
-    return (-(-each // ALIGNMENT) * ALIGNMENT + GUARD) * max(1, rows)
+    return (-(-each // ALIGNMENT) * ALIGNMENT + GUARD_BYTES) * max(1, rows)
 
 
 def shown(nbytes: int) -> str:
@@ -71,11 +71,11 @@ class Region:
         self._live: dict[Pointer, tuple[int, int]] = {}  # bytes asked for, bytes taken
 
     def alloc(self, nbytes: int, rows: int = 1, passing: bool = False) -> Pointer:
-        """A block.
+        """An allocation.
 
         Args:
-            rows: that it is padded by. passing: what one op needs for itself lies at the end, apart from what
-                stays: so one that is larger fits as well, wherever others have come to stay meanwhile.
+            rows: that it is padded by. passing: scratch memory of a single op, taken from the end of the
+                region, so that it does not fragment the space of allocations that stay.
 
         Raises:
             OutOfDeviceMemory: no gap is long enough.
@@ -85,8 +85,8 @@ class Region:
         if not found:
             raise OutOfDeviceMemory(
                 f"{self.purpose} do not fit into the arena",
-                expected=f"at most {shown(max(0, self.gap - GUARD))} in one piece",
-                got=f"{shown(nbytes)} besides {shown(self.held)} in {self.live} blocks",
+                expected=f"at most {shown(max(0, self.gap - GUARD_BYTES))} in one piece",
+                got=f"{shown(nbytes)} besides {shown(self.held)} in {self.live} allocations",
                 hint="say what was run, with the model's sizes: the plan of the arena is too small for it",
             )
         at = found[-1 if passing else 0]
@@ -118,7 +118,7 @@ class Region:
 
     @property
     def live(self) -> int:
-        """Blocks that are held."""
+        """Allocations that are held."""
         return len(self._live)
 
     @property
@@ -136,8 +136,8 @@ class Arena:
     """One allocation for a whole model, divided by purpose; nothing is allocated after it.
 
     Args:
-        sizes: bytes of each purpose, blocks padded (`padded`). budget: most bytes in all, None: no limit.
-        model: whose memory it is, for the error.
+        sizes: bytes of each purpose, allocations padded (`padded`).
+        budget: most bytes in all, None: no limit. model: whose memory it is, for the error.
 
     Raises:
         OutOfDeviceMemory: before anything is allocated: over the budget, or over what the device has free.
@@ -160,7 +160,7 @@ class Arena:
                 got=f"{shown(self.size)} needed ({parts})",
                 hint="raise the budget, shorten the cache, or take a smaller model",
             )
-        self._lock = RLock()  # caches come and go in any thread, and blocks with whoever drops them last
+        self._lock = RLock()  # any thread may open a cache, or drop the last reference to memory
         self._base: Pointer | None = device.alloc(max(self.size, ALIGNMENT))
         at, self.regions = self._base, {}
         for purpose in PURPOSES:
@@ -168,7 +168,7 @@ class Arena:
             at += sizes.get(purpose, 0)
 
     def alloc(self, purpose: str, nbytes: int, rows: int = 1, passing: bool = False) -> Pointer:
-        """A block for one purpose, as `Region.alloc`.
+        """An allocation for one purpose, as `Region.alloc`.
 
         Raises:
             OutOfDeviceMemory: the purpose's part of the arena is used up.
@@ -179,10 +179,10 @@ class Arena:
         return pointer
 
     def free(self, pointer: Pointer) -> None:
-        """Give a block back.
+        """Give an allocation back.
 
         Raises:
-            InvalidParameter: not a block of this arena, or freed before.
+            InvalidParameter: no allocation of this arena, or freed before.
         """
         with self._lock:
             for region in self.regions.values():
@@ -214,7 +214,7 @@ class Arena:
         return count
 
     def close(self) -> None:
-        """Give the whole block back; calling it twice is harmless."""
+        """Give the whole of it back; calling it twice is harmless."""
         base, self._base = self._base, None
         if base is not None:
             self.device.free(base)

@@ -18,11 +18,11 @@ from prill_runtime.device.memory.matrix import DeviceMatrix, Matrix
 from prill_runtime.errors import PrillError
 
 F32: Final = np.dtype(np.float32)
-THREADS: Final = 256
+BLOCK_THREADS: Final = 256
 
 
-class Block:
-    """Memory of an arena that goes back to it with the last array that looks at it."""
+class Allocation:
+    """Memory of an arena, given back with the last array that looks at it."""
 
     def __init__(self, pointer: Pointer, free: Callable[[Pointer], None]) -> None:
         self.pointer, self._free = pointer, free
@@ -34,27 +34,29 @@ class Block:
 class DeviceArray:
     """float32 rows in device memory: (row, …), rows `pitch` values apart, each row contiguous.
 
-    It knows just what the nodes do to an array between two ops; `copy` and numpy get a host copy.
+    It supports what forward passes do to an array between two ops; `copy` and NumPy get a host copy.
     """
 
     def __init__(
         self,
         ops: DeviceMemory,
-        block: Block,
+        allocation: Allocation,
         shape: tuple[int, ...],
         pitch: int | None = None,
         offset: int = 0,
     ) -> None:
-        self.ops, self.block, self.shape = ops, block, shape
+        self.ops, self.allocation, self.shape = ops, allocation, shape
         self.pitch = prod(shape[1:]) if pitch is None else pitch
         self.offset = offset
-        self.halves: Block | None = None  # the same rows in half precision, once a product has needed them
+        self.halves: Allocation | None = (
+            None  # the same rows in half precision, once a product has needed them
+        )
         self.whole: DeviceArray | None = None  # the rows that these are a part of
-        self._beside: ref[Block] | None = None
+        self._beside: ref[Allocation] | None = None
 
     @property
     def pointer(self) -> Pointer:
-        return self.block.pointer + 4 * self.offset
+        return self.allocation.pointer + 4 * self.offset
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -89,7 +91,9 @@ class DeviceArray:
         whole = tuple(self.size // known if n < 0 else n for n in shape)
         if (whole[0] != self.shape[0] and not self.contiguous) or prod(whole) != self.size:
             raise PrillError("cannot reshape rows", where="device array", expected=self.shape, got=shape)
-        return DeviceArray(self.ops, self.block, whole, None if self.contiguous else self.pitch, self.offset)
+        return DeviceArray(
+            self.ops, self.allocation, whole, None if self.contiguous else self.pitch, self.offset
+        )
 
     def __getitem__(self, key: Any) -> DeviceArray:
         """Some rows: a slice or an array of indices; or `[:, low:high]`, a part of every row."""
@@ -98,7 +102,7 @@ class DeviceArray:
             if step != 1:
                 raise PrillError("rows are sliced one by one", where="device array", got=key)
             shape = (max(high - low, 0), *self.shape[1:])
-            part = DeviceArray(self.ops, self.block, shape, self.pitch, self.offset + low * self.pitch)
+            part = DeviceArray(self.ops, self.allocation, shape, self.pitch, self.offset + low * self.pitch)
             part.whole = None if shape == self.shape else self.whole or self
             return part
         if isinstance(key, tuple) and len(key) == 2 and key[0] == slice(None) and isinstance(key[1], slice):
@@ -106,7 +110,7 @@ class DeviceArray:
             if step == 1:
                 inner = prod(self.shape[2:])
                 shape = (self.shape[0], high - low, *self.shape[2:])
-                return DeviceArray(self.ops, self.block, shape, self.pitch, self.offset + low * inner)
+                return DeviceArray(self.ops, self.allocation, shape, self.pitch, self.offset + low * inner)
         if isinstance(key, np.ndarray):
             return self.ops.rows(self, key)
         raise PrillError("device arrays take rows alone", where="device array", got=repr(key))
@@ -119,12 +123,12 @@ class DeviceArray:
         """
         if (whole := self.whole) is None:
             return self.ops.empty(len(self), width)
-        block = None if whole._beside is None else whole._beside()
-        if block is None:
-            block = self.ops.empty(len(whole), width).block
-            whole._beside = ref(block)
+        allocation = None if whole._beside is None else whole._beside()
+        if allocation is None:
+            allocation = self.ops.empty(len(whole), width).allocation
+            whole._beside = ref(allocation)
         first = (self.offset - whole.offset) // whole.pitch
-        return DeviceArray(self.ops, block, (len(self), width), offset=first * width)
+        return DeviceArray(self.ops, allocation, (len(self), width), offset=first * width)
 
     def copy(self) -> NDArray[np.float32]:
         """A host copy."""
@@ -133,43 +137,43 @@ class DeviceArray:
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         return self.copy().astype(dtype or F32, copy=False)
 
-    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        if function is np.concatenate and len(args) == 1 and not kwargs:
-            return self.ops.concatenate(list(args[0]))
-        return function(*(np.asarray(a) if isinstance(a, DeviceArray) else a for a in args), **kwargs)
-
 
 def neighbours(parts: Sequence[DeviceArray]) -> DeviceArray | None:
     """Contiguous arrays as one, where they lie one below the other already."""
     first = parts[0]
     ends = accumulate((part.size for part in parts), initial=first.offset)
     if not all(
-        part.block is first.block and part.offset == end for part, end in zip(parts, ends, strict=False)
+        part.allocation is first.allocation and part.offset == end
+        for part, end in zip(parts, ends, strict=False)
     ):
         return None
-    return DeviceArray(first.ops, first.block, (sum(map(len, parts)), *first.shape[1:]), offset=first.offset)
+    return DeviceArray(
+        first.ops, first.allocation, (sum(map(len, parts)), *first.shape[1:]), offset=first.offset
+    )
 
 
 class DeviceIds:
     """Integers (row,) in device memory; `tables` keeps what was computed from them, by what it depends on."""
 
-    def __init__(self, block: Block, count: int, offset: int = 0) -> None:
-        self.block, self.count, self.offset = block, count, offset
+    def __init__(self, allocation: Allocation, count: int, offset: int = 0) -> None:
+        self.allocation, self.count, self.offset = allocation, count, offset
         self.tables: dict[Any, DeviceArray] = {}
 
     @property
     def pointer(self) -> Pointer:
-        return self.block.pointer + self.offset
+        return self.allocation.pointer + self.offset
 
     def __len__(self) -> int:
         return self.count
 
 
+Operand: TypeAlias = DeviceArray | NDArray[Any]
+Weight: TypeAlias = DeviceMatrix | Operand
 Indices: TypeAlias = DeviceIds | NDArray[Any]
 
 
-def blocks(count: int, threads: int = THREADS) -> tuple[int]:
-    """A grid of enough blocks for one thread each."""
+def grid_of(count: int, threads: int = BLOCK_THREADS) -> tuple[int]:
+    """A grid of enough thread blocks for one thread each."""
     return (max(1, -(-count // threads)),)
 
 
@@ -186,16 +190,18 @@ class DeviceMemory:
     def empty(self, *shape: int, purpose: str = "activations") -> DeviceArray:
         """Memory for an array that a kernel is about to write."""
         if purpose != "activations":
-            return DeviceArray(self, self.block(4 * prod(shape), purpose), shape)
+            return DeviceArray(self, self.allocate(4 * prod(shape), purpose), shape)
         if self._results is not None:
-            return DeviceArray(self, self.block(4 * prod(shape), self._results, passing=True), shape)
-        return DeviceArray(self, self.block(4 * prod(shape), rows=shape[0] if len(shape) > 1 else 1), shape)
+            return DeviceArray(self, self.allocate(4 * prod(shape), self._results, passing=True), shape)
+        return DeviceArray(
+            self, self.allocate(4 * prod(shape), rows=shape[0] if len(shape) > 1 else 1), shape
+        )
 
-    def block(
+    def allocate(
         self, nbytes: int, purpose: str = "activations", *, rows: int = 1, passing: bool = False
-    ) -> Block:
+    ) -> Allocation:
         """Memory of the arena, as `Region.alloc`; activations of a step are padded by its rows."""
-        return Block(self.arena.alloc(purpose, nbytes, rows, passing), self.arena.free)
+        return Allocation(self.arena.alloc(purpose, nbytes, rows, passing), self.arena.free)
 
     @contextmanager
     def results(self, purpose: str) -> Iterator[None]:
@@ -206,14 +212,14 @@ class DeviceMemory:
         finally:
             self._results = None
 
-    def upload(self, array: NDArray[Any], dtype: Any = np.float32, rows: int = 1) -> Block:
-        """A host array as a block, padded by so many rows."""
+    def upload(self, array: NDArray[Any], dtype: DTypeLike = np.float32, rows: int = 1) -> Allocation:
+        """A host array on the device, padded by so many rows."""
         host = np.ascontiguousarray(array, dtype)
-        block = self.block(host.nbytes, rows=rows)
-        self.device.upload(block.pointer, host)
-        return block
+        allocation = self.allocate(host.nbytes, rows=rows)
+        self.device.upload(allocation.pointer, host)
+        return allocation
 
-    def on(self, x: Any) -> DeviceArray:
+    def on(self, x: Weight) -> DeviceArray:
         """x as contiguous rows on the device."""
         if isinstance(x, DeviceMatrix):
             return self.expand(x)
@@ -229,7 +235,7 @@ class DeviceMemory:
         """Queue a copy of the rows of x into contiguous ones."""
         args = {"x": x.pointer, "y": 0, "out": out.pointer, "count": x.size, "width": x.width,
                 "pitch": x.pitch}  # fmt: skip
-        self.device.launch("copy_rows", blocks(x.size), THREADS, args)
+        self.device.launch("copy_rows", grid_of(x.size), BLOCK_THREADS, args)
 
     def ids(self, ids: Indices) -> DeviceIds:
         """Ids on the device."""
@@ -241,7 +247,7 @@ class DeviceMemory:
         x = self.on(x)
         return self.device.download(x.pointer, x.shape, np.float32)
 
-    def matrix(self, weight: Any) -> DeviceMatrix | DeviceArray:
+    def matrix(self, weight: Weight) -> DeviceMatrix | DeviceArray:
         """A weight as the kernels take it; a host array as F32 rows padded to whole chunks."""
         if isinstance(weight, DeviceMatrix | DeviceArray):
             return weight
@@ -261,7 +267,7 @@ class DeviceMemory:
         rows = weight.rows if rows is None else rows
         out = self.empty(rows, weight.cols)
         args = {"table": weight.fields, "ids": 0, "out": out.pointer, "rows": rows}
-        self.device.launch(f"embed_{weight.kind}", blocks(rows * weight.pitch), THREADS, args)
+        self.device.launch(f"embed_{weight.kind}", grid_of(rows * weight.pitch), BLOCK_THREADS, args)
         return out
 
     def rows(self, x: DeviceArray, which: NDArray[Any]) -> DeviceArray:
@@ -270,7 +276,7 @@ class DeviceMemory:
         picked = [whole[int(i) : int(i) + 1] for i in which]
         return self.concatenate(picked) if len(picked) != 1 else picked[0]
 
-    def concatenate(self, arrays: Sequence[Any]) -> DeviceArray:
+    def concatenate(self, arrays: Sequence[Operand]) -> DeviceArray:
         """Rows of all, one below the other; those that lie so already are not moved."""
         parts = [self.on(array) for array in arrays]
         if (whole := neighbours(parts)) is not None:

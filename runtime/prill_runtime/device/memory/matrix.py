@@ -14,11 +14,11 @@ from prill_runtime.device.machine.formats import FORMATS, PLAIN
 from prill_runtime.device.memory.arena import Arena
 from prill_runtime.errors import UnsupportedModel
 from prill_runtime.gguf.tensors import TensorInfo
-from prill_runtime.quants.layouts import STRIP, Block, dequantize
+from prill_runtime.quants.layouts import STRIP_WEIGHTS, Block, dequantize
 
 __all__ = ["FORMATS", "PLAIN", "DeviceMatrix", "is_zero", "staging_bytes", "streams"]
 
-STAGING: Final = 32 << 20
+STAGED_BYTES: Final = 32 << 20
 """Bytes of the file that are on their way to the device at a time; one row at least."""
 
 
@@ -44,7 +44,7 @@ def streams(type: T, shape: tuple[int, ...]) -> dict[str, int]:
 
 def staging_bytes(info: TensorInfo) -> int:
     """Bytes of a matrix that are on their way to the device at a time."""
-    return min(max(STAGING, info.nbytes // prod(info.shape[:-1])), info.nbytes)
+    return min(max(STAGED_BYTES, info.nbytes // prod(info.shape[:-1])), info.nbytes)
 
 
 class Matrix(NamedTuple):
@@ -116,16 +116,11 @@ class DeviceMatrix:
                     "row_bytes": row_bytes, "pitch": self.pitch}  # fmt: skip
             device.launch(kernel, (-(-rows * self.pitch // 256),), 256, args)
 
-    def free(self) -> None:
-        for pointer in self.pointers.values():
-            self._arena.free(pointer)
-        self.pointers = {}
-
 
 def is_zero(raw: NDArray[np.uint8], type: T) -> bool:
     """Whether every weight is zero; looks no further than the first that is not."""
     weights, nbytes = Block.registry[type].weights, Block.registry[type].layout.itemsize
-    step = max(1, STRIP // weights) * nbytes
+    step = max(1, STRIP_WEIGHTS // weights) * nbytes
     for low in range(0, raw.nbytes, step):
         piece = raw[low : low + step]
         if dequantize(piece, type, (len(piece) // nbytes * weights,)).any():

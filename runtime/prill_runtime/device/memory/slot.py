@@ -9,7 +9,7 @@ import numpy as np
 
 from prill_runtime.device.machine.base import Device, Pointer
 from prill_runtime.device.memory.arena import Arena
-from prill_runtime.device.memory.array import Block
+from prill_runtime.device.memory.array import Allocation
 
 SEQUENCE: Final = np.dtype(
     [("keys", "<u8"), ("values", "<u8"), ("capacity", "<i4"), ("length", "<i4"), ("offset", "<i4"),
@@ -17,11 +17,12 @@ SEQUENCE: Final = np.dtype(
     align=True,
 )  # fmt: skip
 """The kernels' struct Sequence."""
-TOKEN: Final = 28  # offset of the token in it
-RING: Final = 64
+TOKEN_OFFSET: Final = 28  # offset of the token in it
+RING_IDS: Final = 64
 """Ids that may be queued before the host reads them."""
 SLOT: Final = np.dtype(
-    [("sequence", SEQUENCE), ("position", "<i4"), ("ids", "<i4", RING), ("logprobs", "<f8", RING)], align=True
+    [("sequence", SEQUENCE), ("position", "<i4"), ("ids", "<i4", RING_IDS), ("logprobs", "<f8", RING_IDS)],
+    align=True,
 )
 
 
@@ -50,11 +51,11 @@ class Slot:
 
     def __init__(self, device: Device, arena: Arena) -> None:
         self._device = device
-        self.block = Block(arena.alloc("scratch", SLOT.itemsize), arena.free)
+        self.allocation = Allocation(arena.alloc("scratch", SLOT.itemsize), arena.free)
 
     @property
     def pointer(self) -> Pointer:
-        return self.block.pointer
+        return self.allocation.pointer
 
     def at(self, field: str) -> Pointer:
         """Where a field lies."""
@@ -65,7 +66,7 @@ class Slot:
     def targets(self) -> dict[str, int]:
         """The arguments by which a kernel that chooses finds the slot."""
         names = ("sequence", "position", "ids", "logprobs")
-        return {name: self.at(name) for name in names} | {"ring": RING}
+        return {name: self.at(name) for name in names} | {"ring": RING_IDS}
 
     def arm(self, sequence: np.ndarray[Any, np.dtype[np.void]]) -> None:
         """Describe a sequence (one SEQUENCE): the next id chosen is the first of the ring."""
@@ -84,5 +85,5 @@ class Slot:
             state = self._device.download(self.pointer, (1,), SLOT)[0]
         else:
             state = self._device.peek(self.pointer, (1,), SLOT, mark)[0]
-        places = np.arange(first, first + count) % RING
+        places = np.arange(first, first + count) % RING_IDS
         return state["ids"][places].tolist(), state["logprobs"][places].tolist()

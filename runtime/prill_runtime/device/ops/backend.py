@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,40 +11,43 @@ from numpy.typing import NDArray
 from prill_runtime.device.machine.base import Device, Pointer
 from prill_runtime.device.memory.arena import Arena
 from prill_runtime.device.memory.array import (
+    BLOCK_THREADS,
     F32,
-    THREADS,
-    Block,
+    Allocation,
     DeviceArray,
     DeviceIds,
     DeviceMemory,
     Indices,
-    blocks,
+    Operand,
+    Weight,
+    grid_of,
 )
 from prill_runtime.device.memory.matrix import DeviceMatrix, is_zero, staging_bytes
 from prill_runtime.device.memory.slot import SEQUENCE, CacheView
 from prill_runtime.device.ops import sampler as sampling
-from prill_runtime.device.ops.tensor_cores import HEADS, LEAST, TensorCores
+from prill_runtime.device.ops.tensor_cores import HEAD_SIZES, LEAST_TILE_ROWS, TensorCores
 from prill_runtime.errors import InvalidParameter
 from prill_runtime.gguf.tensors import TensorInfo
 from prill_runtime.ops import rotary
-from prill_runtime.ops.protocol import RopeLayout
+from prill_runtime.ops.protocol import Backend, RopeLayout
 from prill_runtime.quants.layouts import dequantize
 from prill_runtime.sampling.sampler import SamplingParams
 
+Held: TypeAlias = CacheView | NDArray[Any]  # keys or values
 MODULES: Final = (
     "repack", "embed", "norm", "matvec", "matmul", "rope", "cache", "attention", "attention_decode",
     "softmax", "elementwise", "choose", "sample", "fused",
 )  # fmt: skip
-SPLIT: Final = 128  # keys of one block of attention_split
-MATVEC_ROWS: Final = 4  # output rows of one block of a mat-vec
-FEW: Final = 4  # so many rows go through the mat-vec, more through the tiled product
+SPLIT_KEYS: Final = 128  # keys that a thread block of attention_split takes
+MATVEC_ROWS: Final = 4  # output rows that a thread block of a mat-vec takes
+MOST_MATVEC_ROWS: Final = 4  # so many rows go through the mat-vec, more through the tiled product
 PARTIAL_BYTES: Final = 32 << 20
 """Of partial sums of attention at a time; one row's at least."""
 
 
 def partial_sums(rows: int, heads: int, dim: int, reach: int) -> tuple[int, int, int]:
     """Rows whose partial sums attention takes at a time over so many positions, their splits, their bytes."""
-    splits = -(-reach // SPLIT)
+    splits = -(-reach // SPLIT_KEYS)
     each = 4 * heads * splits * (dim + 2)
     step = max(1, min(rows, PARTIAL_BYTES // each))
     return step, splits, each * step
@@ -56,7 +59,7 @@ def most_partial(rows: int, heads: int, dim: int, reach: int) -> int:
     return min(each * rows, max(each, PARTIAL_BYTES))
 
 
-class CudaBackend(DeviceMemory):
+class CudaBackend(DeviceMemory, Backend[DeviceArray, DeviceMatrix | DeviceArray, Held]):
     """Backend protocol over one device and one arena.
 
     Activations are DeviceArrays; a host array is uploaded where one is expected.
@@ -68,7 +71,7 @@ class CudaBackend(DeviceMemory):
         super().__init__(device, arena)
         self.mode = mode
         self.name = f"{device.spec} {mode}"
-        self._frequencies: dict[Any, DeviceArray] = {}
+        self._frequencies: dict[Hashable, DeviceArray] = {}
         self._tensor = TensorCores(self) if mode == "fast" else None
         device.module(*MODULES)
 
@@ -80,7 +83,7 @@ class CudaBackend(DeviceMemory):
             return place
         place.zero = is_zero(raw, info.type)
         room = staging_bytes(info)
-        staging = self.block(room, "scratch", passing=True)
+        staging = self.allocate(room, "scratch", passing=True)
         place.store(raw, staging.pointer, room)
         self.device.synchronize()
         return place
@@ -91,47 +94,46 @@ class CudaBackend(DeviceMemory):
             return self.empty(*info.shape, purpose="weights")
         return DeviceMatrix(self.arena, info.type, info.shape)
 
-    def is_zero(self, weight: Any) -> bool:
-        return weight.zero if isinstance(weight, DeviceMatrix) else not np.asarray(weight).any()
+    def is_zero(self, weight: Weight) -> bool:
+        return weight.zero if isinstance(weight, DeviceMatrix) else not np.any(np.asarray(weight))
 
-    def embed(self, table: Any, ids: Indices) -> DeviceArray:
+    def embed(self, table: Weight, ids: Indices) -> DeviceArray:
         fields, kind = self.fields(table := self.matrix(table))
         at = self.ids(ids)
         out = self.empty(len(at), table.shape[1])
         args = {"table": fields, "ids": at.pointer, "out": out.pointer, "rows": len(at)}
-        self.device.launch(f"embed_{kind}", blocks(len(at) * fields.pitch), THREADS, args)
+        self.device.launch(f"embed_{kind}", grid_of(len(at) * fields.pitch), BLOCK_THREADS, args)
         return out
 
-    def _norm(self, kernel: str, x: Any, weight: Any, bias: Any, eps: float) -> DeviceArray:
+    def _norm(self, kernel: str, x: Operand, weight: Weight, bias: Weight | None, eps: float) -> DeviceArray:
         x, weight = self.on(x), self.on(weight)
         bias = None if bias is None else self.on(bias)
         out = self.empty(*x.shape)
         args = {"x": x.pointer, "weight": weight.pointer, "bias": bias.pointer if bias else 0,
                 "out": out.pointer, "width": x.shape[-1], "eps": eps}  # fmt: skip
-        self.device.launch(kernel, (x.size // x.shape[-1],), THREADS, args)
+        self.device.launch(kernel, (x.size // x.shape[-1],), BLOCK_THREADS, args)
         return out
 
-    def rms_norm(self, x: Any, weight: Any, eps: float) -> DeviceArray:
+    def rms_norm(self, x: Operand, weight: Weight, eps: float) -> DeviceArray:
         return self._norm("rms_norm", x, weight, None, eps)
 
-    def layer_norm(self, x: Any, weight: Any, bias: Any, eps: float) -> DeviceArray:
+    def layer_norm(self, x: Operand, weight: Weight, bias: Weight, eps: float) -> DeviceArray:
         return self._norm("layer_norm", x, weight, bias, eps)
 
     def linear(
-        self, x: Any, weight: Any, bias: Any | None = None, out: DeviceArray | None = None
+        self, x: Operand, weight: Weight, bias: Weight | None = None, out: DeviceArray | None = None
     ) -> DeviceArray:
         x = self.on(x)
         fields, kind = self.fields(weight := self.matrix(weight))
         bias = None if bias is None else self.on(bias)
         rows, outputs = x.shape[0], weight.shape[0]
         out = self.empty(rows, outputs) if out is None else out
-        # Who keeps float32 in a file wants its precision, and its range, which half does not have.
-        if self._tensor is not None and rows >= LEAST and kind != "f32":
+        # A file that stores float32 needs its precision and range, which half does not have.
+        if self._tensor is not None and rows >= LEAST_TILE_ROWS and kind != "f32":
             self._tensor.linear(x, weight, bias.pointer if bias else 0, out)
             return out
         args = {"m": fields, "x": x.pointer, "bias": bias.pointer if bias else 0, "out": out.pointer}
-        if rows <= FEW:
-            args["residual"] = 0
+        if rows <= MOST_MATVEC_ROWS:
             threads = min(128, -(-fields.pitch // 32) * 32)
             self.device.launch(f"matvec_{kind}", (-(-outputs // MATVEC_ROWS), rows), threads, args)
         else:
@@ -141,14 +143,14 @@ class CudaBackend(DeviceMemory):
 
     def rope(
         self,
-        x: Any,
+        x: Operand,
         positions: Indices,
         *,
         base: float,
         dim: int,
         layout: RopeLayout,
         factor: float = 1.0,
-        freq_factors: Any | None = None,
+        freq_factors: Weight | None = None,
     ) -> DeviceArray:
         at = self.ids(positions)
         angles = self.angles(at, base, dim, factor, freq_factors)
@@ -158,11 +160,11 @@ class CudaBackend(DeviceMemory):
         args = {"x": x.pointer, "angles": angles.pointer, "out": out.pointer, "rows": rows, "heads": heads,
                 "head_dim": head_dim, "pairs": dim // 2, "x_pitch": x.pitch,
                 "neox": int(layout == "neox")}  # fmt: skip
-        self.device.launch("rope", blocks(rows * heads * (head_dim - dim // 2), 128), 128, args)
+        self.device.launch("rope", grid_of(rows * heads * (head_dim - dim // 2), 128), 128, args)
         return out
 
     def angles(
-        self, at: DeviceIds, base: float, dim: int, factor: float, divisors: Any | None
+        self, at: DeviceIds, base: float, dim: int, factor: float, divisors: Weight | None
     ) -> DeviceArray:
         """Cosines and sines (row, pair, 2), made once for the positions of a step."""
         key = (base, dim, factor, None if divisors is None else id(divisors))
@@ -172,12 +174,12 @@ class CudaBackend(DeviceMemory):
         out = self.empty(len(at), dim // 2, 2)
         args = {"positions": at.pointer, "frequencies": frequencies.pointer, "out": out.pointer,
                 "rows": len(at), "pairs": dim // 2}  # fmt: skip
-        self.device.launch("rope_angles", blocks(len(at) * dim // 2, 128), 128, args)
+        self.device.launch("rope_angles", grid_of(len(at) * dim // 2, 128), 128, args)
         at.tables[key] = out
         return out
 
     def frequencies(
-        self, base: float, dim: int, factor: float = 1.0, freq_factors: Any | None = None
+        self, base: float, dim: int, factor: float = 1.0, freq_factors: Weight | None = None
     ) -> DeviceArray:
         """Radians a position (pair,) of a rotation, in float64; kept from its first use on."""
         key = (base, dim, factor, None if freq_factors is None else id(freq_factors))
@@ -185,9 +187,9 @@ class CudaBackend(DeviceMemory):
         if key not in self._frequencies or theirs:
             divisors = None if freq_factors is None else np.asarray(freq_factors)
             values = rotary.frequencies(base, dim, factor, divisors)
-            block = self.block(values.nbytes, "scratch")
-            self.device.upload(block.pointer, values)
-            self._frequencies[key] = DeviceArray(self, block, (dim // 2, 2))
+            allocation = self.allocate(values.nbytes, "scratch")
+            self.device.upload(allocation.pointer, values)
+            self._frequencies[key] = DeviceArray(self, allocation, (dim // 2, 2))
         return self._frequencies[key]
 
     def prepare(self, rotations: Iterable[Mapping[str, Any]]) -> None:
@@ -195,39 +197,39 @@ class CudaBackend(DeviceMemory):
         for settings in rotations:
             self.frequencies(**settings)
 
-    def softmax(self, x: Any) -> DeviceArray:
+    def softmax(self, x: Operand) -> DeviceArray:
         x = self.on(x)
         out = self.empty(*x.shape)
         args = {"x": x.pointer, "out": out.pointer, "width": x.shape[-1]}
-        self.device.launch("softmax", (x.size // x.shape[-1],), THREADS, args)
+        self.device.launch("softmax", (x.size // x.shape[-1],), BLOCK_THREADS, args)
         return out
 
     def attention(
-        self, q: Any, k: Any, v: Any, *, start: int, scale: float, window: int | None = None
+        self, q: Operand, k: Held, v: Held, *, start: int, scale: float, window: int | None = None
     ) -> DeviceArray:
         """As the protocol says; k and v are views of a DeviceCache, or host arrays."""
-        if isinstance(k, np.ndarray):
-            held = self.upload(k), self.upload(v)
-            sequence = self._sequence(held[0].pointer, held[1].pointer, k.shape[1], start)
-            return self._attend(q, sequence.pointer, k.shape[0], k.shape[1], 0, scale, window)
-        view: CacheView = k
-        if view.start is not None and view.start != start:
-            raise InvalidParameter(
-                "attention does not start at the cache's end", expected=view.start, got=start
-            )
-        return self._attend(q, view.sequence, view.kv_heads, view.reach, view.layer, scale, window)
+        if isinstance(k, CacheView):
+            if k.start is not None and k.start != start:
+                raise InvalidParameter(
+                    "attention does not start at the cache's end", expected=k.start, got=start
+                )
+            return self._attend(q, k.sequence, k.kv_heads, k.reach, k.layer, scale, window)
+        assert not isinstance(v, CacheView)
+        keys, values = self.upload(k), self.upload(v)
+        sequence = self._sequence(keys.pointer, values.pointer, k.shape[1], start)
+        return self._attend(q, sequence.pointer, k.shape[0], k.shape[1], 0, scale, window)
 
-    def _sequence(self, keys: Pointer, values: Pointer, capacity: int, length: int) -> Block:
+    def _sequence(self, keys: Pointer, values: Pointer, capacity: int, length: int) -> Allocation:
         record = np.array([(keys, values, capacity, length, 0, 0, 0)], SEQUENCE)
         return self.upload(record, SEQUENCE)
 
     def any_reach(self, rows: int, dim: int) -> bool:
         """Whether the launches of attention are the same wherever in a sequence so many rows stand."""
-        return self._tensor is not None and rows >= LEAST and dim in HEADS
+        return self._tensor is not None and rows >= LEAST_TILE_ROWS and dim in HEAD_SIZES
 
     def _attend(
         self,
-        q: Any,
+        q: Operand,
         sequence: Pointer,
         kv_heads: int,
         reach: int,
@@ -247,7 +249,7 @@ class CudaBackend(DeviceMemory):
             return self._tensor.attend(q, sequence, kv_heads, layer, scale, window)
         out: DeviceArray = q.beside(heads * dim)
         step, splits, nbytes = partial_sums(rows, heads, dim, reach)
-        partial = self.block(nbytes, "scratch", passing=True)
+        partial = self.allocate(nbytes, "scratch", passing=True)
         for low in range(0, rows, step):
             some = q[low : low + step]
             args = {"sequence": sequence, "q": some.pointer, "partial": partial.pointer,
@@ -259,23 +261,25 @@ class CudaBackend(DeviceMemory):
             self.device.launch("attention_combine", (heads, len(some)), 128, args)
         return out
 
-    def _elementwise(self, kernel: str, x: Any, y: Any | None) -> DeviceArray:
+    def _elementwise(self, kernel: str, x: Operand, y: Operand | None) -> DeviceArray:
         x, y = self.on(x), None if y is None else self.on(y)
         out = self.empty(*x.shape)
         args: Mapping[str, int] = {"x": x.pointer, "y": y.pointer if y else 0, "out": out.pointer,
                                    "count": x.size, "width": 0, "pitch": 0}  # fmt: skip
-        self.device.launch(kernel, blocks(x.size), THREADS, args)
+        self.device.launch(kernel, grid_of(x.size), BLOCK_THREADS, args)
         return out
 
-    def swiglu(self, gate: Any, up: Any) -> DeviceArray:
+    def swiglu(self, gate: Operand, up: Operand) -> DeviceArray:
         return self._elementwise("swiglu", gate, up)
 
-    def gelu_tanh(self, x: Any) -> DeviceArray:
+    def gelu_tanh(self, x: Operand) -> DeviceArray:
         return self._elementwise("gelu_tanh", x, None)
 
-    def add(self, a: Any, b: Any) -> DeviceArray:
+    def add(self, a: Operand, b: Operand) -> DeviceArray:
         return self._elementwise("add", a, b)
 
-    def draw(self, logits: Any, params: SamplingParams, position: int, history: Sequence[int] = ()) -> int:
+    def draw(
+        self, logits: Operand, params: SamplingParams, position: int, history: Sequence[int] = ()
+    ) -> int:
         """The id that `sampler.sample` draws."""
         return sampling.draw(self, logits, params, position, history)

@@ -21,18 +21,18 @@ SAMPLING: Final = np.dtype(
 NOT_FINITE, ALL_MASKED, UNDECIDED, REFUSED = -1, -2, -3, -4
 STATE_BYTES: Final = 256
 BINS_BYTES: Final = 8 * 3 * 2048
-LISTED: Final = 512
-PARTS: Final = 128
-PER_PART: Final = 2048  # ids of a block, while there are blocks
-PASSES: Final = 8
-"""Passes by many blocks in one graph: two a filter and two for the draw where nothing is flat."""
+LISTED_IDS: Final = 512
+MOST_PARTS: Final = 128
+IDS_PER_PART: Final = 2048  # that a thread block looks at, while there are enough blocks
+FILTER_PASSES: Final = 8
+"""Passes by many thread blocks in one graph: two a filter and two for the draw where nothing is flat."""
 
 
 def sizes(vocab: int) -> dict[str, int]:
-    """Bytes of the blocks that sampling takes, by name."""
+    """Bytes of the buffers that sampling takes, by name."""
     return {
-        "params": SAMPLING.itemsize, "state": STATE_BYTES, "bins": BINS_BYTES, "values": 8 * LISTED,
-        "which": 4 * LISTED, "partial": 64 * PARTS, "seen": vocab,
+        "params": SAMPLING.itemsize, "state": STATE_BYTES, "bins": BINS_BYTES, "values": 8 * LISTED_IDS,
+        "which": 4 * LISTED_IDS, "partial": 64 * MOST_PARTS, "seen": vocab,
     }  # fmt: skip
 
 
@@ -50,11 +50,11 @@ class DeviceSampler:
 
     def __init__(self, ops: DeviceMemory, vocab: int) -> None:
         self.ops, self.vocab = ops, vocab
-        self._blocks = {name: ops.block(size, "scratch") for name, size in sizes(vocab).items()}
+        self._buffers = {name: ops.allocate(size, "scratch") for name, size in sizes(vocab).items()}
         ops.device.fill(self._at("state"), STATE_BYTES)
 
     def _at(self, name: str) -> Pointer:
-        return self._blocks[name].pointer
+        return self._buffers[name].pointer
 
     def arm(self, params: SamplingParams, *, masks: bool = False) -> None:
         """Say how ids are chosen from now on.
@@ -86,11 +86,11 @@ class DeviceSampler:
 
     def launch(self, logits: DeviceArray, slot: Slot) -> None:
         """Queue the choice of an id from logits (1, vocab), and the step to the next position."""
-        device, parts = self.ops.device, max(1, min(PARTS, -(-self.vocab // PER_PART)))
-        args = {name: self._at(name) for name in self._blocks}
+        device, parts = self.ops.device, max(1, min(MOST_PARTS, -(-self.vocab // IDS_PER_PART)))
+        args = {name: self._at(name) for name in self._buffers}
         args |= {"logits": logits.pointer, "vocab": self.vocab, **slot.targets}
         device.launch("sample_begin", (parts,), 256, args)
-        for _ in range(PASSES):
+        for _ in range(FILTER_PASSES):
             device.launch("sample_pass", (parts,), 256, args)
         device.launch("sample_finish", (1,), 256, args)
 
@@ -98,7 +98,7 @@ class DeviceSampler:
 def draw(
     ops: DeviceMemory, logits: Any, params: SamplingParams, position: int, history: Sequence[int]
 ) -> int:
-    """The id at `position` from logits (vocab,), as `sampler.sample`: the kernels by themselves.
+    """The id at `position` from logits (vocab,), as `sampler.sample` gives it; the kernels, outside a graph.
 
     Args:
         position: 0 to 2^31 - 1.

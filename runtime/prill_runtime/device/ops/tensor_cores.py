@@ -6,22 +6,22 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from prill_runtime.device.machine.base import Device, Pointer
-from prill_runtime.device.memory.array import Block, DeviceArray, DeviceMemory
+from prill_runtime.device.memory.array import Allocation, DeviceArray, DeviceMemory
 from prill_runtime.device.memory.matrix import DeviceMatrix
 
-LEAST: Final = 17
+LEAST_TILE_ROWS: Final = 17
 """Rows below which a tile would be mostly empty."""
-HEADS: Final = (64, 128)  # head sizes that prefill_attention has kernels for
-OUTS, DEPTH = 128, 64  # outputs of a tile, columns of a stage
-SHARED: Final = {256: 193 << 10, 128: 105 << 10, 64: 97 << 10}
+HEAD_SIZES: Final = (64, 128)  # head sizes that prefill_attention has kernels for
+TILE_OUTS, STAGE_COLUMNS = 128, 64  # outputs of a tile, columns of a stage
+SHARED_BYTES: Final = {256: 193 << 10, 128: 105 << 10, 64: 97 << 10}
 MOST_SPLITS: Final = 8
-WORKSPACE: Final = 20 << 20
+JOINED_BYTES: Final = 20 << 20
 """Most bytes of sums that splits leave to be joined."""
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a product is divided: rows of a tile, blocks that share one, stages that each of them takes."""
+    """How a product is divided: rows of a tile, thread blocks that share one, stages for each of them."""
 
     rows: int
     splits: int
@@ -32,16 +32,16 @@ class Tiling:
         """As few tiles as fill the device; where they do not, splits of the columns."""
         tile = 64 if rows <= 64 else 128 if rows <= 128 else 256
         slots = multiprocessors * (1 if tile == 256 else 2)
-        total = x_pitch // DEPTH
-        tiles = -(-rows // tile) * -(-outs // OUTS)
-        splits = max(1, min(slots // tiles, MOST_SPLITS, total // 8, WORKSPACE // (4 * rows * outs)))
+        total = x_pitch // STAGE_COLUMNS
+        tiles = -(-rows // tile) * -(-outs // TILE_OUTS)
+        splits = max(1, min(slots // tiles, MOST_SPLITS, total // 8, JOINED_BYTES // (4 * rows * outs)))
         steps = -(-total // splits)
         return cls(tile, -(-total // steps), steps)
 
 
 def most_sums(rows: int, outs: int) -> int:
     """Most bytes that the splits of a product of up to so many rows leave to be joined, on any device."""
-    return min(WORKSPACE, 4 * MOST_SPLITS * rows * outs)
+    return min(JOINED_BYTES, 4 * MOST_SPLITS * rows * outs)
 
 
 class TensorCores:
@@ -59,18 +59,18 @@ class TensorCores:
             self._loaded = True
         return self.ops.device
 
-    def halves(self, x: DeviceArray) -> tuple[Block, int]:
+    def halves(self, x: DeviceArray) -> tuple[Allocation, int]:
         """x (row, in) rounded to half, rows filled up with zeros: memory, and halves from row to row.
 
         Kept with x: several products may take it.
         """
-        pitch = -(-x.width // DEPTH) * DEPTH
+        pitch = -(-x.width // STAGE_COLUMNS) * STAGE_COLUMNS
         if x.halves is None:
-            block = self.ops.block(2 * len(x) * pitch, rows=len(x))
-            args = {"x": x.pointer, "out": block.pointer, "rows": len(x), "cols": x.width,
+            allocation = self.ops.allocate(2 * len(x) * pitch, rows=len(x))
+            args = {"x": x.pointer, "out": allocation.pointer, "rows": len(x), "cols": x.width,
                     "pitch": x.pitch, "out_pitch": pitch}  # fmt: skip
             self.device.launch("tensor_halves", (-(-len(x) * pitch // 2048),), 256, args)
-            x.halves = block
+            x.halves = allocation
         return x.halves, pitch
 
     def linear(
@@ -87,17 +87,17 @@ class TensorCores:
         tiling = Tiling.of(rows, outs, pitch, device.multiprocessors)
         split = tiling.splits > 1
         nbytes = 4 * tiling.splits * rows * outs
-        sums = self.ops.block(nbytes, "scratch", passing=True) if split else out.block
+        sums = self.ops.allocate(nbytes, "scratch", passing=True) if split else out.allocation
         args: dict[str, Any] = {
-            "m": fields, "x": source.pointer, "bias": 0 if split else bias, "residual": 0,
+            "m": fields, "x": source.pointer, "bias": 0 if split else bias,
             "out": sums.pointer if split else out.pointer, "rows": rows, "x_pitch": pitch,
             "out_pitch": outs, "steps": tiling.steps,
         }  # fmt: skip
-        grid = (-(-rows // tiling.rows), -(-outs // OUTS), tiling.splits)
-        kernel = f"tensor_{OUTS}x{tiling.rows}_{kind}"
-        device.launch(kernel, grid, 2 * OUTS, args, shared=SHARED[tiling.rows])
+        grid = (-(-rows // tiling.rows), -(-outs // TILE_OUTS), tiling.splits)
+        kernel = f"tensor_{TILE_OUTS}x{tiling.rows}_{kind}"
+        device.launch(kernel, grid, 2 * TILE_OUTS, args, shared=SHARED_BYTES[tiling.rows])
         if split:
-            join = {"sums": sums.pointer, "bias": bias, "residual": 0, "out": out.pointer,
+            join = {"sums": sums.pointer, "bias": bias, "out": out.pointer,
                     "count": rows * outs, "outs": outs, "splits": tiling.splits}  # fmt: skip
             device.launch("tensor_join", (-(-rows * outs // 256),), 256, join)
 
@@ -113,9 +113,9 @@ class TensorCores:
         """Rows of q (row, head, dim) over one cache that holds their own keys already: (row, head · dim)."""
         rows, heads, dim = q.shape
         out = q.beside(heads * dim)
-        pitch = -(-heads * dim // DEPTH) * DEPTH
+        pitch = -(-heads * dim // STAGE_COLUMNS) * STAGE_COLUMNS
         if q.whole is None:  # halves of a batch's rows are made of all of them
-            out.halves = self.ops.block(2 * rows * pitch, rows=rows)
+            out.halves = self.ops.allocate(2 * rows * pitch, rows=rows)
         halves = 0 if out.halves is None else out.halves.pointer
         args = {"sequence": sequence, "q": q.pointer, "out": out.pointer, "halves": halves,
                 "rows": rows, "heads": heads, "kv_heads": kv_heads, "q_pitch": q.pitch,

@@ -8,7 +8,7 @@ import numpy as np
 
 from prill_runtime.device.machine.base import Pointer
 from prill_runtime.device.memory.arena import OutOfDeviceMemory, padded
-from prill_runtime.device.memory.array import F32, Block, blocks
+from prill_runtime.device.memory.array import F32, Allocation, grid_of
 from prill_runtime.device.memory.slot import SEQUENCE, CacheView
 from prill_runtime.device.ops.backend import CudaBackend
 from prill_runtime.errors import PrillError
@@ -39,8 +39,8 @@ class DeviceCache(KVCache):
 
     def _reserve(self, dtype: np.dtype[Any]) -> None:
         self._bytes = int(np.prod(self.shape)) * dtype.itemsize
-        self._block: Block | None = None
-        self._state: Block | None = None
+        self._allocation: Allocation | None = None
+        self._state: Allocation | None = None
         pool, each = self.ops.arena.regions["cache"], 2 * self._bytes // self.capacity
         if pool.live >= SESSIONS:
             raise OutOfDeviceMemory(
@@ -49,7 +49,7 @@ class DeviceCache(KVCache):
             )  # fmt: skip
         try:
             # Keys and values in one block: the pool is cut into as few pieces as there are caches.
-            self._block = self.ops.block(2 * self._bytes, "cache")
+            self._allocation = self.ops.allocate(2 * self._bytes, "cache")
         except OutOfDeviceMemory:
             held = f"{pool.held // each} positions in {pool.live} open sequences"
             raise OutOfDeviceMemory(
@@ -59,7 +59,7 @@ class DeviceCache(KVCache):
                 got=f"{self.capacity} positions",
                 hint="close a session, ask for a smaller capacity, or open the engine with cache=POSITIONS",
             ) from None
-        self._state = self.ops.block(STATE_BYTES, "scratch")
+        self._state = self.ops.allocate(STATE_BYTES, "scratch")
 
     @property
     def state(self) -> Pointer:
@@ -78,13 +78,13 @@ class DeviceCache(KVCache):
 
     @property
     def nbytes(self) -> int:
-        return 0 if self._block is None else 2 * self._bytes
+        return 0 if self._allocation is None else 2 * self._bytes
 
     def record(self, token: int = 0) -> np.ndarray[Any, np.dtype[np.void]]:
         """The kernel's struct Sequence as it stands."""
-        if self._block is None:
+        if self._allocation is None:
             raise PrillError("the cache is closed", where="KV cache", hint="open a new one")
-        keys = self._block.pointer
+        keys = self._allocation.pointer
         return np.array(
             [(keys, keys + self._bytes, self.capacity, self.length, self.offset, token, 0)], SEQUENCE
         )
@@ -107,7 +107,7 @@ class DeviceCache(KVCache):
 
     def close(self) -> None:
         """Give the memory back."""
-        self._block = self._state = None
+        self._allocation = self._state = None
 
 
 class SlotCache(DeviceCache):
@@ -116,12 +116,12 @@ class SlotCache(DeviceCache):
     Its launches cover `capacity` positions, and nobody but the device knows how many there are.
     """
 
-    def __init__(self, ops: CudaBackend, network: Network, capacity: int, slot: Block) -> None:
+    def __init__(self, ops: CudaBackend, network: Network, capacity: int, slot: Allocation) -> None:
         self._slot = slot
         super().__init__(ops, network, capacity)
 
     def _reserve(self, dtype: np.dtype[Any]) -> None:
-        self._bytes, self._block, self._state = 0, None, self._slot
+        self._bytes, self._allocation, self._state = 0, None, self._slot
 
     def view(self, layer: int) -> tuple[Any, Any]:
         view = CacheView(self.state, layer, self.shape[1], self.capacity, None)
@@ -133,4 +133,4 @@ def append(ops: CudaBackend, sequence: Pointer, shape: tuple[int, ...], layer: i
     k, v = (x if hasattr(x, "pitch") else ops.on(x) for x in (k, v))
     args = {"sequence": sequence, "k": k.pointer, "v": v.pointer, "rows": len(k), "kv_heads": shape[1],
             "head_dim": shape[3], "k_pitch": k.pitch, "v_pitch": v.pitch, "layer": layer}  # fmt: skip
-    ops.device.launch("cache_append", blocks(len(k) * shape[1] * shape[3]), 256, args)
+    ops.device.launch("cache_append", grid_of(len(k) * shape[1] * shape[3]), 256, args)

@@ -13,7 +13,7 @@ import numpy as np
 
 from prill_runtime.device.machine.base import Device, Graph, in_turn
 from prill_runtime.device.memory.array import DeviceIds
-from prill_runtime.device.memory.slot import TOKEN, Slot
+from prill_runtime.device.memory.slot import TOKEN_OFFSET, Slot
 from prill_runtime.device.ops.backend import CudaBackend
 from prill_runtime.device.ops.sampler import DeviceSampler, refusal
 from prill_runtime.device.steps.cache import DeviceCache
@@ -47,8 +47,8 @@ class Decoder:
         self.model, self.ops = model, ops
         vocab = model.network.vocab
         self._slot = Slot(ops.device, ops.arena)
-        self._partial = ops.block(32 * PARTS, "scratch")
-        self._arrived = ops.block(4, "scratch")
+        self._partial = ops.allocate(32 * PARTS, "scratch")
+        self._arrived = ops.allocate(4, "scratch")
         ops.device.fill(self._arrived.pointer, 4)
         self.logits = ops.empty(1, vocab, purpose="logits")
         self._graphs: dict[tuple[int, bool], Graph] = {}
@@ -86,9 +86,9 @@ class Decoder:
     def _record(self, reach: int) -> None:
         """One step up to the logits, whose attention covers `reach` positions."""
         slot = self._slot
-        ids = DeviceIds(slot.block, 1, TOKEN)
-        positions = DeviceIds(slot.block, 1, slot.at("position") - slot.pointer)
-        self.lowered(in_memory(self.model, self.ops, slot.block, ids, positions, reach), self.logits)
+        ids = DeviceIds(slot.allocation, 1, TOKEN_OFFSET)
+        positions = DeviceIds(slot.allocation, 1, slot.at("position") - slot.pointer)
+        self.lowered(in_memory(self.model, self.ops, slot.allocation, ids, positions, reach), self.logits)
 
     def choose(self) -> None:
         """Queue the choice of the most probable id, and the step to the next position."""

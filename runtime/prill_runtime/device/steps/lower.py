@@ -11,7 +11,7 @@ from functools import partial, singledispatch
 from typing import Any, Final
 
 from prill_runtime.device.machine.base import Pointer
-from prill_runtime.device.memory.array import DeviceArray, blocks
+from prill_runtime.device.memory.array import DeviceArray, grid_of
 from prill_runtime.device.memory.matrix import DeviceMatrix
 from prill_runtime.device.ops.backend import CudaBackend
 from prill_runtime.device.steps.launches import GROUP, MOST_DIM, Heads, attend, product
@@ -161,7 +161,7 @@ class Begin:
                 "frequencies": on.frequencies.pointer if turned else 0,
                 "angles": on.turns.pointer if turned else 0,
                 "pairs": on.rope.dim // 2 if on.rope is not None else 0}  # fmt: skip
-        on.ops.device.launch(f"begin_{table.kind}", (blocks(table.pitch, 64)[0] + 1,), 64, args)
+        on.ops.device.launch(f"begin_{table.kind}", (grid_of(table.pitch, 64)[0] + 1,), 64, args)
         return on.x
 
 

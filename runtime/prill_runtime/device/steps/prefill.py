@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from prill_runtime.device.machine.base import Graph
-from prill_runtime.device.memory.array import Block, DeviceArray, DeviceIds
+from prill_runtime.device.memory.array import Allocation, DeviceArray, DeviceIds
 from prill_runtime.device.memory.slot import SEQUENCE
 from prill_runtime.device.ops.backend import CudaBackend
 from prill_runtime.device.steps.cache import DeviceCache, SlotCache
@@ -34,7 +34,7 @@ class Prefill:
 
     def __init__(self, model: Wired, ops: CudaBackend) -> None:
         self.model, self.ops = model, ops
-        self._piece = ops.block(PIECE.itemsize, "scratch")
+        self._piece = ops.allocate(PIECE.itemsize, "scratch")
         self._last = ops.empty(1, model.network.width, purpose="scratch")
         self._lengths: deque[int] = deque(maxlen=REMEMBERED)
         self._graphs: dict[int, Graph] = {}
@@ -89,7 +89,7 @@ class Prefill:
 
 
 def in_memory(
-    model: Wired, ops: CudaBackend, sequence: Block, ids: DeviceIds, positions: DeviceIds, reach: int
+    model: Wired, ops: CudaBackend, sequence: Allocation, ids: DeviceIds, positions: DeviceIds, reach: int
 ) -> Pass:
     """A pass over ids in device memory.
 

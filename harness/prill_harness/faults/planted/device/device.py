@@ -96,7 +96,7 @@ def device_stale_slot() -> Iterator[Patch]:
 
         return early
 
-    yield Patch("prill_runtime.device.ops.backend:CudaBackend.block", wrap)
+    yield Patch("prill_runtime.device.ops.backend:CudaBackend.allocate", wrap)
 
 
 @fault(area="device", blames=("state",), engine="emu")

@@ -69,9 +69,8 @@ def mask_restarts_at_tile() -> Iterator[Patch]:
     """Rows past the 256th of a call see the keys of the first 256 rows."""
 
     def attention(original: Any, self: Any, q: Any, *rest: Any, **named: Any) -> Any:
-        return np.concatenate(
-            [original(self, tile, *rest, **named) for tile in (q[:256], q[256:]) if len(tile)]
-        )
+        tiles = [tile for tile in (q[:256], q[256:]) if len(tile)]
+        return self.concatenate([original(self, tile, *rest, **named) for tile in tiles])
 
     yield op("attention", attention)
 
