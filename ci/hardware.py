@@ -43,7 +43,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--steps", default=",".join(STEPS), help="names with commas; default all")
     parser.add_argument("--seconds", action="append", default=[], metavar="STEP=N", help="time of a step")
     parser.add_argument("--commit", default="", help="default: what git says")
-    parser.add_argument("--policy", type=Path, help="default: ci/gates.toml")
+    parser.add_argument("--policy", type=Path, help="default: the packaged gates.toml")
     parser.add_argument("--model", default="fixture:llama-tiny", help="of sanitizer, ledger and soak")
     parser.add_argument("--bench-model", action="append", help=f"default: {', '.join(accounts.GOALS)}")
     for name, default in {

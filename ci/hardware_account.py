@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from prill_harness.records.evidence import badness
+
 # tokens/s at 128 tokens after a prompt of 512, and seconds to open, by model: what one H200 has to reach.
 GOALS: dict[str, dict[str, float]] = {
     "synth:llama-1b:q8_0": {"decode": 1500, "prompt": 47_500},
@@ -14,7 +16,6 @@ GOALS: dict[str, dict[str, float]] = {
     "synth:llama-8b:q8_0": {"decode": 380, "prompt": 16_000, "open": 10},
     "synth:llama-8b:q4_k": {"decode": 411, "prompt": 16_000},
 }
-WORST = ("failed", "error", "timeout", "inconclusive", "missing", "passed")
 LISTED = 20  # results of one step that the account names, the bad ones first
 
 
@@ -32,8 +33,7 @@ class Result:
 
 def worst(statuses: Iterable[str]) -> str:
     """The status that a set of results has; without any, nothing was seen."""
-    found = set(statuses)
-    return next((status for status in WORST if status in found), "inconclusive")
+    return min(statuses, key=badness, default="inconclusive")
 
 
 def against_goals(model: str, rows: Mapping[str, float]) -> list[tuple[str, float, float, bool]]:
@@ -77,7 +77,7 @@ def account(title: str, results: Sequence[Result], command: str) -> str:
     for step in steps:
         if step == "machine":
             continue
-        mine = sorted((r for r in results if r.step == step), key=lambda r: WORST.index(r.status))
+        mine = sorted((r for r in results if r.step == step), key=lambda r: badness(r.status))
         lines += ["", f"## {step}", ""]
         lines += [f"- {r.status}: {r.name}: {_cell(r.sentence)}" for r in mine[:LISTED]]
         if len(mine) > LISTED:

@@ -96,7 +96,7 @@ def runs(engine: Engine, oracle: Embedded, r: Random, most: int) -> Iterator[tup
         return [r.randrange(vocabulary) for _ in range(length)]
 
     prompt = ids(max(2, min(context, most // vocabulary)))
-    expected = oracle.exact_logits(prompt)
+    expected = oracle.logits(prompt)
     yield f"prompt of {len(prompt)}", engine.logits(prompt), expected
     cut = r.randrange(1, len(prompt))
     session = engine.session(len(prompt))
@@ -105,13 +105,11 @@ def runs(engine: Engine, oracle: Embedded, r: Random, most: int) -> Iterator[tup
     yield f"chunks of {cut} and {len(prompt) - cut}", rows, expected
     longest = max(1, min(context, 24, most // vocabulary))
     batch = [ids(r.randint(1, longest)) for _ in range(r.randint(2, 20))]
-    for n, (got, alone) in enumerate(
-        zip(engine.logits_batch(batch), map(oracle.exact_logits, batch), strict=True)
-    ):
+    for n, (got, alone) in enumerate(zip(engine.logits_batch(batch), map(oracle.logits, batch), strict=True)):
         yield f"sequence {n} of {len(batch)}", got, alone
     start = prompt[: max(1, min(len(prompt), context - 5))]
     text = engine.generate(start, max_tokens=4, ignore_eos=True)
-    after = ops_models.logprobs(oracle.exact_logits([*start, *text.ids])[len(start) - 1 : -1])
+    after = ops_models.logprobs(oracle.logits([*start, *text.ids])[len(start) - 1 : -1])
     chosen = after[np.arange(len(text.ids)), list(text.ids)]
     # Beside the row's mean, as a row of logits is: one logprob by itself has no scale.
     around = np.stack([chosen, after.mean(axis=-1)], axis=-1)
@@ -145,7 +143,7 @@ def bound_of(engine: Engine, oracle: Embedded, file: Path, made: Recipe) -> floa
     lane = lanes.lane_for(made.type, engine.info.arithmetic)
     length = min(MEASURED, oracle.model.context_length - 1)
     ids = [n * 7 % oracle.model.vocab_size for n in range(length + 1)]
-    noise = ops_models.noise(file, lane, ids, oracle.exact_logits(ids)[:-1])
+    noise = ops_models.noise(file, lane, ids, oracle.logits(ids)[:-1])
     return max(BOUND[engine.info.arithmetic], lane.ratio * noise)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from prill_harness.engines.base import Engine
 from prill_harness.engines.embedded import anonymous_bytes
-from prill_harness.engines.spec import open_engine
+from prill_harness.faults.opening import open_engine
 from prill_runtime.errors import PrillError
 
 WINDOWS = 5

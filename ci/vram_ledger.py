@@ -22,7 +22,8 @@ from functools import partial
 from typing import Any
 
 from prill_harness.engines.base import Engine
-from prill_harness.engines.spec import EngineSpec, open_engine
+from prill_harness.engines.spec import EngineSpec
+from prill_harness.faults.opening import open_engine
 from prill_harness.leaks.ledgers.device import GIVE, KINDS, STATIC, Driver, Records, take
 from prill_runtime.device.memory.arena import Arena
 from prill_runtime.errors import EngineError, Inconclusive, PrillError

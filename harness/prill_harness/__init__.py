@@ -7,7 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prill_harness.engines.base import Capability, Engine, EngineInfo, Generation, Session
-    from prill_harness.engines.spec import EngineSpec, open_engine, resolve_model
+    from prill_harness.engines.models import resolve_model
+    from prill_harness.engines.spec import EngineSpec
+    from prill_harness.faults.opening import open_engine
+
+HOMES = {
+    "Capability": "engines.base",
+    "Engine": "engines.base",
+    "EngineInfo": "engines.base",
+    "EngineSpec": "engines.spec",
+    "Generation": "engines.base",
+    "Session": "engines.base",
+    "open_engine": "faults.opening",
+    "resolve_model": "engines.models",
+}
+"""Public name -> the module that has it. Nothing of the harness imports from here."""
 
 __all__ = [
     "Capability",
@@ -23,7 +37,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import on first use: pytest loads this package's plugin in every run, NumPy is not its business."""
-    if name not in __all__:
+    if name not in HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "engines.spec" if name in ("EngineSpec", "open_engine", "resolve_model") else "engines.base"
-    return getattr(import_module(f"{__name__}.{home}"), name)
+    return getattr(import_module(f"{__name__}.{HOMES[name]}"), name)

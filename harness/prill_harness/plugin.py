@@ -38,14 +38,15 @@ def pytest_configure(config: pytest.Config) -> None:
 def _look_at_engine(spec: str) -> None:
     """Refuse the oracle as the engine under test, and make planted faults ambient."""
     from prill_harness.engines import spec as engines
-    from prill_harness.planting import core as faults
+    from prill_harness.faults.catalogue import named
+    from prill_harness.planting import faults
     from prill_runtime.errors import UsageError
 
     try:
         engines.check_judged(spec)
         planted = engines.EngineSpec.parse(spec).faults
         if planted:
-            faults.ambient(faults.named(planted))
+            faults.ambient(named(planted))
     except UsageError as error:
         raise pytest.UsageError(str(error)) from error
 

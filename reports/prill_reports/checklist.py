@@ -34,7 +34,7 @@ def _item(item: ItemResult, verdict: Verdict) -> Iterator[str]:
     yield f"  - why: {text(item.why)}"
     yield f"  - {text(item.sentence)}"
     for result in verdict.checks:
-        if result.check.split("[", 1)[0] in item.checks and result.cell.id in item.cells:
+        if result.base in item.checks and result.cell.id in item.cells:
             yield f"  - {_evidence(result)}"
     if not any(result.cell.id in item.cells for result in verdict.checks):
         for check in item.checks:

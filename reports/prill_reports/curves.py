@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from prill_harness.leaks.reports.curves import Curve
 from prill_harness.leaks.reports.report import amount
 
-MARKS = {"leak": "failed", "broken": "failed", "clean": "passed", "inconclusive": "inconclusive"}
-
 
 @dataclass(frozen=True)
 class Frame:
@@ -62,7 +60,7 @@ def drawn(curve: Curve, frame: Frame = WHOLE) -> Picture:
     return Picture(
         curve=curve,
         frame=frame,
-        mark=MARKS[curve.verdict.value],
+        mark=curve.verdict.status,
         caption=f"{slope} per call ({least} to {most}), {curve.windows} of {curve.of} windows grew",
         points=" ".join(f"{x(call)},{y(value)}" for call, value in zip(at, moved, strict=True)),
         line=(x(0), y(middle), x(n), y(ends[0])),

@@ -110,8 +110,7 @@ def _check_case(result: CheckResult, verdict: Verdict, classname: str, rich: boo
 
 def _enrich(case: TestCase, result: CheckResult, verdict: Verdict) -> None:
     """Where the checklist item stands, or else the check, as attributes; what was seen as properties."""
-    base = result.check.split("[", 1)[0]
-    here = (i for i in verdict.items if base in i.checks and result.cell.id in i.cells)
+    here = (i for i in verdict.items if result.base in i.checks and result.cell.id in i.cells)
     proving = sorted(here, key=lambda i: i.severity.rank)
     facts = [
         ("suite", result.cell.suite),

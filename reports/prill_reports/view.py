@@ -9,18 +9,17 @@ from typing import TypeGuard
 
 from prill_harness.leaks.reports import curves
 from prill_harness.leaks.reports.report import amount
-from prill_harness.records.evidence import Cell, Status
+from prill_harness.records.evidence import Cell, Status, badness
 from prill_harness.records.verdict import CheckResult, ItemResult, ItemStatus, Severity, Verdict, WaiverResult
 from prill_reports.curves import Frame, Picture, drawn
 from prill_reports.text import figure, one_line
 
-WORST_FIRST = ("failed", "error", "missing", "incomplete", "inconclusive", "waived", "passed")
 FEW = 6  # facts of a mapping that fit on one line
 AROUND = 8  # tokens before and after a divergence
 SHOWN = 8  # divergences of one check that a page shows
 TOP = ("id", "token", "logprob")
 LONGEST = 64  # rows of a list that a page shows
-OPEN = (Status.FAILED, Status.ERROR, Status.INCONCLUSIVE)
+OPEN = {Status.FAILED, Status.ERROR, Status.INCONCLUSIVE}
 _ITEM_ORDER = (ItemStatus.FAILED, ItemStatus.UNPROVEN, ItemStatus.WAIVED, ItemStatus.PROVEN)
 
 
@@ -35,7 +34,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Facts:
     """What a check kept of what it saw: short facts as (name, text), and the lists as tables."""
 
     facts: tuple[tuple[str, str], ...]
@@ -81,25 +80,20 @@ def matrix_row(item: ItemResult, verdict: Verdict) -> dict[str, str]:
     row: dict[str, str] = {}
     for cell, status in item.cells.items():
         column = columns.get(cell, cell)
-        row[column] = min(row.get(column, status), status, key=_badness)
+        row[column] = min(row.get(column, status), status, key=badness)
     return row
-
-
-def _badness(status: str) -> int:
-    return WORST_FIRST.index(status) if status in WORST_FIRST else -1
 
 
 def severity(result: CheckResult, verdict: Verdict) -> Severity:
     """The worst severity among the items that this check proves in its cell; LOW when it proves none."""
-    base = result.check.split("[", 1)[0]
-    ranked = [i.severity for i in verdict.items if base in i.checks and result.cell.id in i.cells]
+    ranked = [i.severity for i in verdict.items if result.base in i.checks and result.cell.id in i.cells]
     return min(ranked, key=lambda s: s.rank, default=Severity.LOW)
 
 
 def open_checks(verdict: Verdict) -> list[CheckResult]:
     """Checks that failed, broke or saw nothing: worst severity first, failures before the rest."""
     found = [r for r in verdict.checks if r.status in OPEN]
-    return sorted(found, key=lambda r: (severity(r, verdict).rank, OPEN.index(r.status), r.cell, r.check))
+    return sorted(found, key=lambda r: (severity(r, verdict).rank, badness(r.status), r.cell, r.check))
 
 
 def quiet_checks(verdict: Verdict) -> list[CheckResult]:
@@ -147,7 +141,7 @@ def _share(value: float | None, limit: float, relation: str) -> float:
     return min(max((math.log10(ratio[0] / ratio[1]) + 4) / 8, 0.0), 1.0)
 
 
-def finding(detail: Mapping[str, object]) -> Finding:
+def finding(detail: Mapping[str, object]) -> Facts:
     """The detail of a check's evidence, whatever its keys: scalars as facts, lists as tables.
 
     Two lists of ids under `expected` and `got` become one table of the tokens around the place where they
@@ -183,10 +177,10 @@ def finding(detail: Mapping[str, object]) -> Finding:
             facts.append((_words(name), ", ".join(map(_cell, value[:LONGEST])) or "none"))
         else:
             facts.append((_words(name), _cell(value)))
-    return Finding(tuple(facts), tuple(tables))
+    return Facts(tuple(facts), tuple(tables))
 
 
-def kept(result: CheckResult) -> Finding:
+def kept(result: CheckResult) -> Facts:
     """The finding of a check without what its sentence says already."""
     found = finding(result.detail)
     said = one_line(result.sentence)

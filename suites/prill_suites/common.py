@@ -17,7 +17,7 @@ from prill_runtime.ops.protocol import Backend
 from prill_runtime.run.model import Model
 
 FILE_READER = "gguf.GGUFReader on the same file"
-# NMSE of work whose sums were only grouped differently, by the engine's arithmetic (VALIDATION.md, ops):
+# NMSE of work whose sums were only grouped differently, by arithmetic (docs/adr/0002-lanes.md, ops):
 # engines that round activations round them elsewhere in a prompt than in single tokens.
 SAME = {"float32": 1e-10, "float64": 1e-10, "half": 1e-5, "int8": 5e-4}
 LOOKED_UP = 1 << 18  # values of a device matrix looked at together

@@ -22,7 +22,7 @@ from prill_harness.engines.base import Engine
 from prill_harness.engines.embedded import Embedded
 from prill_harness.numbers import lanes
 from prill_harness.numbers.compare import largest, nmse
-from prill_harness.planting import core as faults
+from prill_harness.planting import faults
 from prill_harness.run.checks import Observer
 from prill_harness.tokens.divergence import first_difference
 from prill_harness.tokens.golden import Golden
@@ -95,9 +95,9 @@ class Trial:
         """Whether rounding makes such a difference of these very logits: few numbers, all near zero, say."""
         rows = slice(len(ids) - len(expected), None)
         with faults.only(()):
-            truth = np.asarray(self.oracle.exact_logits(ids), np.float64)[rows]
+            truth = np.asarray(self.oracle.logits(ids), np.float64)[rows]
         noise = Noise(self.engine, self.golden, ids, rows.start)
-        return noise.explains("logits", truth, truth + (np.asarray(got, np.float64) - expected), self.limit)
+        return noise.explains("logits", truth, truth + (np.asarray(got, np.float64) - expected))
 
     def control(self, what: str, run: Callable[[Engine], Pair]) -> str:
         """Hold a negative control to being different, or the check proved nothing; a clause with the NMSE.
@@ -153,7 +153,7 @@ class Trial:
 
     def tied(self, prefix: Sequence[int], a: int, b: int) -> bool:
         """Whether noise may decide between two ids after a prefix: the oracle's logits are that close."""
-        row = self.oracle.exact_logits(prefix)[-1]
+        row = self.oracle.logits(prefix)[-1]
         return bool(abs(float(row[a]) - float(row[b])) <= self.tau(row))
 
     def tau(self, logits: NDArray[Any]) -> float:

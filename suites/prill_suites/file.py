@@ -15,7 +15,7 @@ import pytest
 import prill_fixtures
 from prill_fixtures import malformed
 from prill_harness.engines.base import Engine
-from prill_harness.engines.spec import fixture_name, resolve_model
+from prill_harness.engines.models import fixture_name, resolve_model
 from prill_harness.run.checks import Observer, check
 from prill_runtime.gguf.file import open_gguf
 from prill_suites.common import (
@@ -27,7 +27,7 @@ from prill_suites.common import (
     refusal,
     weight_values,
 )
-from prill_suites.file_values import RANGE, Finding, Survey, constants, strips, survey, unused_tokens
+from prill_suites.file_values import RANGE, BadValues, Survey, constants, strips, survey, unused_tokens
 
 LARGEST_BASE = 32 << 20  # of a real file that is broken in a copy, bytes
 EPS = {"llama": "layer_norm_rms_epsilon", "gpt2": "layer_norm_epsilon"}
@@ -233,7 +233,7 @@ def test_scales(observe: Observer, surveys: list[Survey]) -> None:
     observe.say(f"{judged} blocks within {RANGE:.0e} of their neighbours")
 
 
-def none_found(observe: Observer, findings: Sequence[Finding]) -> None:
+def none_found(observe: Observer, findings: Sequence[BadValues]) -> None:
     """Fail with the first finding, and keep all of them."""
     if findings:
         more = f" (and {len(findings) - 1} more tensors)" if len(findings) > 1 else ""

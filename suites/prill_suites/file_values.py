@@ -51,7 +51,7 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Finding:
+class BadValues:
     """Weights of one tensor that are wrong.
 
     Attributes:
@@ -83,9 +83,9 @@ class Survey:
     size: int
     matrix: bool
     judged: int
-    not_finite: Finding | None
-    zero_run: Finding | None
-    out_of_range: Finding | None
+    not_finite: BadValues | None
+    zero_run: BadValues | None
+    out_of_range: BadValues | None
     constant: float | None
     varies: bool
 
@@ -136,7 +136,7 @@ def survey(tensor: gguf.ReaderTensor, unused: NDArray[np.bool_] | None = None) -
             first, wrong = (row * columns + int(bad[0]) if not wrong else first), wrong + bad.size
     finite = None
     if wrong:
-        finite = Finding(tensor.name, first, wrong, tensor.n_elements, "are not finite (NaN or infinity)")
+        finite = BadValues(tensor.name, first, wrong, tensor.n_elements, "are not finite (NaN or infinity)")
     if tensor.tensor_type == T.MXFP4:  # 2^128 times a small number is finite, and still no number
         finite = _scales_of_255(tensor) or finite
     matrix = len(tensor.shape) > 1
@@ -155,7 +155,7 @@ def survey(tensor: gguf.ReaderTensor, unused: NDArray[np.bool_] | None = None) -
     )
 
 
-def _to_the_weight(tensor: gguf.ReaderTensor, run: Finding) -> Finding:
+def _to_the_weight(tensor: gguf.ReaderTensor, run: BadValues) -> BadValues:
     """A run that was found by blocks, with the zeros before and behind it in the blocks at its ends."""
     columns = int(tensor.shape[0])
     row, last = run.first // columns, (run.first + run.count - 1) // columns
@@ -170,14 +170,14 @@ def _leading_zeros(values: Floats) -> int:
     return int(other[0]) if other.size else values.size
 
 
-def _scales_of_255(tensor: gguf.ReaderTensor) -> Finding | None:
+def _scales_of_255(tensor: gguf.ReaderTensor) -> BadValues | None:
     blocks = tensor.data.reshape(-1, GGML_QUANT_SIZES[T.MXFP4][1])
     bad = np.flatnonzero(blocks[:, 0] == E8M0_NAN)
     if not bad.size:
         return None
     what = "have a scale that is not finite (255, NaN)"
     per_block = tensor.n_elements // len(blocks)
-    return Finding(tensor.name, int(bad[0]) * per_block, bad.size * per_block, tensor.n_elements, what)
+    return BadValues(tensor.name, int(bad[0]) * per_block, bad.size * per_block, tensor.n_elements, what)
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ class Judged:
         row, column = divmod(block, self.peaks.shape[1])
         return int(row * self.columns + column * self.width)
 
-    def zero_run(self, unused: NDArray[np.bool_] | None = None) -> Finding | None:
+    def zero_run(self, unused: NDArray[np.bool_] | None = None) -> BadValues | None:
         """The run of zeros that chance explains least, when it does not explain it at all."""
         kept = np.flatnonzero(~unused) if unused is not None else np.arange(self.rows)
         zeros = self.peaks[kept] == 0  # (row, block)
@@ -234,14 +234,14 @@ class Judged:
         start, stop = self._weight(at), min(self._weight(to) + self.width, (to // per_row + 1) * self.columns)
         rows = f"rows {at // per_row} to {to // per_row} of {self.rows}"
         what = f"are zero in a run that pruning does not explain, {rows}"
-        return Finding(self.tensor, start, stop - start, self.rows * self.columns, what)
+        return BadValues(self.tensor, start, stop - start, self.rows * self.columns, what)
 
     @property
     def with_neighbours(self) -> int:
         """Blocks that have something to be compared with."""
         return self.peaks.size if min(self.peaks.shape) > 1 else 0
 
-    def out_of_range(self) -> Finding | None:
+    def out_of_range(self) -> BadValues | None:
         """Blocks far above all others of their row and of their column."""
         if not self.with_neighbours:
             return None
@@ -253,7 +253,7 @@ class Judged:
         at = int(far[0])
         ratio = self.peaks.flat[at] / others.flat[at]
         what, size = f"have a block scale {ratio:,.0f} times those around it", self.rows * self.columns
-        return Finding(self.tensor, self._weight(at), min(far.size * self.width, size), size, what)
+        return BadValues(self.tensor, self._weight(at), min(far.size * self.width, size), size, what)
 
 
 def _largest_other(peaks: Floats, axis: int) -> Floats:
@@ -286,13 +286,13 @@ def unused_tokens(fields: Mapping[str, Any], rows: int) -> NDArray[np.bool_]:
     return unused if len(tokens) else np.zeros(rows, np.bool_)
 
 
-def constants(surveys: Iterable[Survey]) -> list[Finding]:
+def constants(surveys: Iterable[Survey]) -> list[BadValues]:
     """Matrices of one value (not zero) in a file of which another varies; pruned zeros are no variety."""
     matrices = [s for s in surveys if s.matrix and s.size > 1]
     if not any(s.varies for s in matrices):
         return []
     return [
-        Finding(s.tensor, 0, s.size, s.size, f"are constant, {s.constant:.6g} throughout")
+        BadValues(s.tensor, 0, s.size, s.size, f"are constant, {s.constant:.6g} throughout")
         for s in matrices
         if s.constant  # neither None nor zero, which has a sentence of its own
     ]

@@ -18,13 +18,22 @@ from prill_harness.decide.checklist import Checklist, Item
 from prill_harness.decide.waivers import Conditions, Waiver
 from prill_harness.faults.trial.forgotten import Forgotten, Kill
 from prill_harness.faults.trial.kills import Kills, Trial, fresh
-from prill_harness.plan import plan
 from prill_harness.plan.plan import Plan
 from prill_harness.plan.policy import Gate, Policy
-from prill_harness.planting.core import Fault
-from prill_harness.records.evidence import Cell, CellEnded, CellStarted, Evidence, Record, Status
-from prill_harness.records.ledger import EXIT_CODES, lines
+from prill_harness.planting.faults import Fault
+from prill_harness.records.evidence import (
+    EXIT_CODES,
+    Cell,
+    CellEnded,
+    CellStarted,
+    Evidence,
+    Record,
+    Status,
+    badness,
+)
+from prill_harness.records.ledger import lines
 from prill_harness.records.verdict import Severity, Verdict
+from prill_harness.run import executor, gather
 
 DAY = dt.date(2026, 1, 1)
 CELLS = (Cell("fixture:a", "numpy", "demo"), Cell("fixture:b", "numpy", "demo"))
@@ -53,7 +62,7 @@ def sound() -> list[Record]:
 def ended(records: Sequence[Record]) -> Sequence[Record]:
     """A cell's records, with the exit code that its evidence asks for."""
     statuses = {record.status for record in records if isinstance(record, Evidence)}
-    code = next((code for status, code in EXIT_CODES if status in statuses), 0)
+    code = EXIT_CODES[min(statuses, key=badness, default=Status.PASSED)]
     return [msgspec.structs.replace(r, exit_code=code) if isinstance(r, CellEnded) else r for r in records]
 
 
@@ -63,10 +72,10 @@ def decide(folder: Path, records: Sequence[Record], **named: Any) -> Verdict:
     for cell in CELLS:
         mine = [record for record in records if record.cell == cell]
         if mine:
-            ledgers.append(plan.ledger_path(folder, cell))
+            ledgers.append(executor.ledger_path(folder, cell))
             ledgers[-1].parent.mkdir(parents=True, exist_ok=True)
             ledgers[-1].write_bytes(lines(ended(mine)))
-    gathered = plan.gather(ledgers, folder / "ledger.jsonl")
+    gathered = gather.gather(ledgers, folder / "ledger.jsonl")
     item = Item("demo.all", "All", "so", Severity.CRITICAL, CHECKS)
     wanted = Gate("demo", ("demo",), ("demo",), frozenset(), (), Severity.LOW, 1, 0, 0)
     given: dict[str, Any] = {"kills": KILLS, "checklists": (_list(item),), "as_of": DAY} | named

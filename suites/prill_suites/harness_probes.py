@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prill_harness.plan import plan
 from prill_harness.plan.plan import Plan
 from prill_harness.records.evidence import Cell, Record, Status
+from prill_harness.run import executor
 
 LONGEST_S = 120.0
 PROBES = '''
@@ -134,4 +134,4 @@ def run(folder: Path, engine: str) -> tuple[Record, ...]:
     for name, text in (("probes", PROBES), ("dying", DYING)):
         (folder / f"{name}.py").write_text(text, "utf-8")
     cells = tuple(Cell("none", engine, name) for name in ("probes", "dying"))
-    return plan.run(Plan("probes", cells, folder=folder), folder / "out", jobs=2, timeout_s=LONGEST_S)
+    return executor.run(Plan("probes", cells, folder=folder), folder / "out", jobs=2, timeout_s=LONGEST_S)

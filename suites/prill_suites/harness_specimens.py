@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from prill_harness.engines.base import Engine, EngineInfo, Generation
 from prill_harness.engines.embedded import Embedded
-from prill_harness.engines.spec import open_engine, resolve_model
+from prill_harness.engines.models import resolve_model
+from prill_harness.faults.opening import open_engine
 from prill_harness.numbers.compare import largest
 from prill_harness.records.evidence import Status
 from prill_harness.run import outcomes
@@ -71,8 +72,8 @@ class Astray(Embedded):
         ids = super().tokenize(text, add_special)
         return [*ids[:-1], ids[-1] ^ 1] if self.wrong and self.wrong in text else ids
 
-    def exact_logits_batch(self, batch: Sequence[Sequence[int]]) -> list[NDArray[np.floating]]:
-        found = super().exact_logits_batch(batch)
+    def logits_batch(self, batch: Sequence[Sequence[int]]) -> list[NDArray[np.floating]]:
+        found = super().logits_batch(batch)
         if self.wrong == "last row":
             found[-1][-1] *= 1.01
         if self.wrong == "not a number":
@@ -171,7 +172,7 @@ def of_tokens(at: Judged) -> Iterator[Specimen]:
     """What each step of the comparison has to see."""
     last = at.golden.prompts[-1].text
 
-    def of(step: Callable[..., tokens.Finding], what: str) -> Callable[[Observer, bool], object]:
+    def of(step: Callable[..., tokens.StepResult], what: str) -> Callable[[Observer, bool], object]:
         return lambda observe, wrong: judge_finding(
             observe, step(at.astray(what * wrong), at.golden, at.oracle)
         )
@@ -244,12 +245,12 @@ def of_parts(at: Judged) -> Iterator[Specimen]:
 
     def second(observe: Observer, wrong: bool) -> None:
         def logits(ids: Sequence[int]) -> NDArray[np.floating]:
-            got = np.array(at.oracle.exact_logits(ids))
+            got = np.array(at.oracle.logits(ids))
             times = BEYOND if wrong else WITHIN
             got[-1, -1] += np.sqrt(times * SUMMED * np.sum(got**2))
             return got
 
-        engine: Any = SimpleNamespace(exact_logits=logits)
+        engine: Any = SimpleNamespace(logits=logits)
         path = resolve_model(MODEL)
         witness.test_logits(observe, engine, at.golden, read(path), path)
 
@@ -310,7 +311,7 @@ def of_controls(at: Judged) -> Iterator[Specimen]:
     def same(observe: Observer, wrong: bool) -> float:
         trial = Trial(observe, at.astray(""), at.oracle, at.golden)
         ids = at.golden.prompts[0].ids[:4]
-        right = np.asarray(at.oracle.exact_logits(ids), np.float64)
+        right = np.asarray(at.oracle.logits(ids), np.float64)
         observe.saw(right.size, oracle="the same logits")
         off = right.copy()
         limit = largest(ROUNDING, EXACT * at.golden.floors["exact"].nmse)

@@ -10,7 +10,7 @@ from prill_harness.engines.base import Capability, Engine
 from prill_harness.engines.spec import FAULT
 from prill_harness.leaks.probed.kinds import KINDS
 from prill_harness.leaks.reports.curves import noted
-from prill_harness.leaks.reports.report import PathReport, Verdict
+from prill_harness.leaks.reports.report import LeakVerdict, PathReport
 from prill_harness.run.checks import Observer, check
 from prill_runtime.errors import Inconclusive
 from prill_runtime.run.model import Model
@@ -29,10 +29,10 @@ def returns(observe: Observer, report: PathReport) -> None:
         Inconclusive: it could not see, or not tell.
     """
     observe.note(**noted(report))
-    if report.verdict is Verdict.INCONCLUSIVE:
+    if report.verdict is LeakVerdict.INCONCLUSIVE:
         raise Inconclusive(report.sentence)
     observe.saw(sum(min(len(judged.values), FEWEST) for judged in report.seen), oracle=READINGS)
-    observe.expect(report.verdict is Verdict.CLEAN, f"{report.path}: {report.sentence}")
+    observe.expect(report.verdict is LeakVerdict.CLEAN, f"{report.path}: {report.sentence}")
     observe.expect(report.planted, f"{report.path}: the planted leak was not found")
     walk = f"; {report.walk.sentence}" if report.walk else ""
     observe.say(f"{report.path}: {report.sentence}{walk}")
@@ -155,12 +155,12 @@ def test_probe_sees(observe: Observer, leak_probe: LeakProbe, pytestconfig: pyte
     sound = leak_probe("success", engine=f"control:noise=churn{ambient}", vary=False)
     for name, report in (("leaking control", leaky), ("sound control", sound)):
         observe.note(**{name: noted(report)})
-        if report.verdict is Verdict.INCONCLUSIVE:
+        if report.verdict is LeakVerdict.INCONCLUSIVE:
             raise Inconclusive(report.sentence)
     observe.saw(2, oracle="what the control library was asked to leak")
     found = [judged.ledger for judged in leaky.leaks]
     observe.expect(
         set(found) == {"host"}, f"the leaking library: expected a host leak, got {found or 'none'}"
     )
-    observe.expect(sound.verdict is Verdict.CLEAN, f"the sound library: {sound.sentence}")
+    observe.expect(sound.verdict is LeakVerdict.CLEAN, f"the sound library: {sound.sentence}")
     observe.say(f"leaking: {leaky.sentence}; sound: {sound.sentence}")

@@ -22,7 +22,7 @@ from prill_runtime.errors import MissingCapability
 from prill_suites.ops_shapes import sizes
 
 SEED = 7
-# NMSE by the engine's arithmetic (VALIDATION.md, ops).
+# NMSE by the engine's arithmetic (docs/adr/0002-lanes.md, ops).
 BOUND = {"float32": 1e-10, "float64": 1e-22, "half": 1e-5, "int8": 5e-4}
 TWIN = "naive float64 twin"
 BORDER = 64  # values on either side of a result: 256 bytes, which keeps every alignment

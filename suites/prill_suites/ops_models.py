@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from prill_fixtures import synth
 from prill_fixtures.synth import Shape
 from prill_harness.numbers.lanes import Lane
-from prill_harness.planting import core as faults
+from prill_harness.planting import faults
 from prill_runtime.ops.rounded import RoundedBackend
 from prill_runtime.quants import layouts as quants
 from prill_runtime.run.model import Model

@@ -45,29 +45,37 @@ def ending(
     Raises:
         Inconclusive: the model never ended a text.
     """
+    for ids, at, arguments in ends_expected(engine, golden, ends):
+        most = at + BEYOND
+        drawn = engine.generate(ids, max_tokens=most, ignore_eos=True, **arguments)
+        observe.expect(
+            drawn.finish_reason == "length",
+            f"told to ignore the end of text, the engine ended after {len(drawn.ids)} of {most} tokens "
+            f"with {drawn.finish_reason!r}",
+        )
+        if [n for n, token in enumerate(drawn.ids) if token in ends][:1] == [at]:
+            return ids, at, arguments
+        # Two ids about as probable change places when the row they are chosen from is rounded in another way.
+    raise Inconclusive(
+        "the engine's sampler does not draw the end of text where its logits say so",
+        where=f"{len(golden.prompts)} prompts",
+    )
+
+
+def ends_expected(
+    engine: Engine, golden: Golden, ends: Collection[int]
+) -> Iterator[tuple[list[int], int, dict[str, Any]]]:
+    """Requests as of `ending`: where the oracle ended a golden text, then where a hot draw is to end one."""
     for prompt in golden.prompts:
         if prompt.first_eos is not None:
             # Begin close to the end, so that a long text is prefilled rather than decoded.
             start = max(0, prompt.first_eos - 5)
             ids, at = [*prompt.ids, *prompt.tokens[:start]], prompt.first_eos - start
             if at + BEYOND <= room(engine, ids):
-                return ids, at, {}
+                yield ids, at, {}
     for prompt in golden.prompts:
         ids = prompt.ids[: max(1, room(engine, ()) - BEYOND)]
-        arguments = hot_end(engine.logits(ids)[-1], ends, len(ids))
-        drawn = engine.generate(ids, max_tokens=BEYOND, ignore_eos=True, **arguments)
-        observe.expect(
-            drawn.finish_reason == "length",
-            f"told to ignore the end of text, the engine ended after {len(drawn.ids)} of {BEYOND} tokens "
-            f"with {drawn.finish_reason!r}",
-        )
-        if drawn.ids[0] in ends:
-            return ids, 0, arguments
-        # Two ids about as probable change places when the row that is drawn from is rounded in another way.
-    raise Inconclusive(
-        "the engine's sampler does not draw the end of text where its logits say so",
-        where=f"{len(golden.prompts)} prompts",
-    )
+        yield ids, 0, hot_end(engine.logits(ids)[-1], ends, len(ids))
 
 
 def hot_end(row: NDArray[np.floating], ends: Collection[int], position: int) -> dict[str, Any]:

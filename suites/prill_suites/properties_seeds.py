@@ -27,7 +27,7 @@ def another_seed(trial: Trial, prompt: Sequence[int], asked: dict[str, Any]) -> 
     text = engine.generate(prompt, seed=1, **asked).ids
     if text != engine.generate(prompt, seed=2, **asked).ids:
         return "another"
-    rows = trial.oracle.exact_logits([*prompt, *text])[len(prompt) - 1 : -1]
+    rows = trial.oracle.logits([*prompt, *text])[len(prompt) - 1 : -1]
     shares = [twin.distribution(row.tolist(), temperature=asked["temperature"]) for row in rows]
 
     def parts(seed: int) -> bool:

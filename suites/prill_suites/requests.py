@@ -16,7 +16,7 @@ import pytest
 import prill_runtime.run.generate as generation
 from prill_harness.engines.base import Capability, Engine, Generation
 from prill_harness.engines.embedded import Embedded
-from prill_harness.engines.textstream import TextStream
+from prill_harness.engines.textstream import IncrementalDetokenizer
 from prill_harness.numbers.compare import largest, log_softmax
 from prill_harness.run.checks import Observer, check
 from prill_harness.tokens.golden import Golden
@@ -304,7 +304,7 @@ def test_stops(observe: Observer, engine: Engine) -> None:
                 got == expected,
                 f"{stops} in pieces of {size} bytes: stopped at piece {got}, expected {expected}",
             )
-            stream = TextStream(partial(joined, pieces), [], stops)
+            stream = IncrementalDetokenizer(partial(joined, pieces), [], stops)
             seen = "".join(stream.push(n) for n in range(found.count)) + stream.finish()
             wanted = shown(pieces[: found.count], stops)
             observe.saw(len(wanted), oracle="the text up to the first stop string")

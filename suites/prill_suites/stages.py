@@ -71,7 +71,7 @@ def compare_stages(
         before = list(errors.values())[:-1]
         beyond = [at for at, error in enumerate(apart) if error > limit]
         if beyond and all(
-            noise.explains(name, expected[parts[at]], got[parts[at]], limit, parts[at]) for at in beyond
+            noise.explains(name, expected[parts[at]], got[parts[at]], parts[at]) for at in beyond
         ):
             drowned[name] = errors.pop(name)
             continue

@@ -13,7 +13,7 @@ from prill_harness.run.checks import Observer, check
 from prill_harness.tokens import judge as tokens
 from prill_harness.tokens import sides
 from prill_harness.tokens.golden import Golden
-from prill_harness.tokens.judge import Finding
+from prill_harness.tokens.judge import StepResult
 from prill_runtime.errors import Inconclusive
 from prill_suites.sequences import context_of
 
@@ -26,8 +26,8 @@ class Steps:
 
     def __init__(self, engine: Engine, golden: Golden, oracle: Engine) -> None:
         self._given = (engine, golden, oracle)
-        self._found: dict[str, Finding] = {}
-        self._steps: dict[str, Callable[..., Finding]] = {
+        self._found: dict[str, StepResult] = {}
+        self._steps: dict[str, Callable[..., StepResult]] = {
             "tokenizer": tokens.compare_prompt_ids,
             "config": tokens.compare_config,
             "logits": tokens.compare_teacher_forced,
@@ -35,7 +35,7 @@ class Steps:
             "sampled": tokens.compare_sampled,
         }
 
-    def finding(self, wanted: str) -> Finding:
+    def finding(self, wanted: str) -> StepResult:
         """The finding of a step.
 
         Raises:
@@ -57,7 +57,7 @@ def steps(engine: Engine, golden: Golden, oracle: Engine) -> Steps:
     return Steps(engine, golden, oracle)
 
 
-def judge(observe: Observer, finding: Finding) -> None:
+def judge(observe: Observer, finding: StepResult) -> None:
     """Turn a finding into evidence; step 3's figures become metrics."""
     observe.saw(finding.observed, oracle=ORACLE)
     observe.note(**finding.detail)

@@ -108,7 +108,7 @@ def digests(model: str, engine: str, folder: Path) -> dict[str, str]:
         prompt, rest = ids[:PROMPT], ids[PROMPT:]
         stages = [part for name, array in opened.trace(prompt) for part in (name.encode(), array)]
         return {
-            "prompt": _sha([opened.exact_logits(prompt)]),
+            "prompt": _sha([opened.logits(prompt)]),
             "decode": _sha(list(_steps(opened, prompt, rest))),
             "stages": _sha(stages),
         }

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import prill_runtime.run.generate as generation
-from prill_harness.engines import spec as engines
+from prill_harness.engines import models
 from prill_harness.engines.base import Engine
 from prill_harness.engines.embedded import EmbeddedSession, NumPy, NumPy64
 from prill_harness.faults.planted.model import file as damage
@@ -109,9 +109,9 @@ def block_scale_enlarged(patch: Patch) -> None:
     def enlarge(raw: damage.Bytes) -> None:
         raw.view("<f2")[4096:4112] *= 4096
 
-    original = engines._fixture
+    original = models._fixture
     patch.setattr(
-        engines, "_fixture", lambda text: damage.damaged(original(text), "blk.2.ffn_gate.weight", enlarge)
+        models, "_fixture", lambda text: damage.damaged(original(text), "blk.2.ffn_gate.weight", enlarge)
     )
 
 
@@ -379,5 +379,5 @@ def trace_pointers_alias(patch: Patch) -> None:
 
 @breaks("tokens.golden_is_current")
 def golden_from_broken_engine(patch: Patch) -> None:
-    wrap(patch, NumPy64, "exact_logits", lambda o, s, ids: o(s, ids) * 1.0001)
-    wrap(patch, NumPy64, "exact_decoded", lambda o, s, *given: [row * 1.0001 for row in o(s, *given)])
+    wrap(patch, NumPy64, "logits", lambda o, s, ids: o(s, ids) * 1.0001)
+    wrap(patch, NumPy64, "decoded_logits", lambda o, s, *given: [row * 1.0001 for row in o(s, *given)])

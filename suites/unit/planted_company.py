@@ -11,7 +11,7 @@ import msgspec
 import prill_harness.tokens.golden
 from prill_harness.engines.embedded import NumPy
 from prill_harness.numbers import compare
-from prill_harness.plan import plan
+from prill_harness.run import gather
 from prill_runtime.ops.numpy import NumpyBackend
 
 from .planted import Patch, breaks, wrap
@@ -80,7 +80,7 @@ def floors_of_coarse_arithmetic(patch: Patch) -> None:
 
 @breaks("harness.gate")
 def records_lost(patch: Patch) -> None:
-    wrap(patch, plan, "gather", lambda o, *given: o(*given)[:-1])
+    wrap(patch, gather, "gather", lambda o, *given: o(*given)[:-1])
 
 
 @breaks("harness.specimens")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prill_harness.planting import core as faults
+from prill_harness.faults.catalogue import named
 
 from .planted import Patch, breaks
 from .planted_company import FAULTS
@@ -13,7 +13,7 @@ __all__ = ["FAULTS"]
 
 def planted(patch: Patch, name: str) -> None:
     """Plant one of the catalogue's faults in this process."""
-    (fault,) = faults.named((name,))
+    (fault,) = named((name,))
     for each in fault.patches():
         owner, attribute = each.owner()
         patch.setattr(owner, attribute, each.wrap(getattr(owner, attribute)))

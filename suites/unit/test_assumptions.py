@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prill_harness.engines.spec import open_engine
+from prill_harness.faults.opening import open_engine
 from prill_harness.plan import provenance
 from prill_harness.tokens.golden import record
 from prill_harness.tokens.judge import compare_config

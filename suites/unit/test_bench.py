@@ -17,7 +17,7 @@ from click.testing import Result as Said
 from prill_harness.commands.engines.bench import figure
 from prill_harness.engines.base import Engine, EngineInfo, Generation
 from prill_harness.measure import bench
-from prill_harness.measure.bench import Ratio, Result, Row, Sample, Settings, Timed, measure
+from prill_harness.measure.bench import BenchResult, Ratio, Row, Sample, Settings, Timed, measure
 from prill_runtime.errors import EngineError, Inconclusive, InvalidParameter, MissingCapability
 from prill_runtime.gguf.file import open_gguf
 
@@ -98,7 +98,7 @@ class Stage:
         self.opened: list[Staged] = []
         self.told: list[str] = []
 
-    def __call__(self, settings: Settings = SMALL, tick: float = 0.0) -> Result:
+    def __call__(self, settings: Settings = SMALL, tick: float = 0.0) -> BenchResult:
         clock = Clock(tick)
 
         def opened(spec: str, model: str) -> Engine:
@@ -261,12 +261,12 @@ def said(*options: str) -> Said:
     return invoke("bench", "--model", "fixture:llama-tiny", "--prompt", "8", "--tokens", "6", *options)
 
 
-def result(ratio: float) -> Result:
+def result(ratio: float) -> BenchResult:
     """Two engines of which the first takes `ratio` times as long to decode."""
     rows = (Row("copy", None), Row("prompt", Sample("tokens/s", 9, 9, 9, 1)), Row("decode", None))
     timed = tuple(Timed(name, name, "1", "cpu", "float32", rows) for name in ("numpy", "numpy64"))
     ratios = (Ratio("prompt", 0.5, 0.5, 0.5, 1), Ratio("decode", ratio, ratio, ratio, 1))
-    return Result("m", "ab" * 32, 10, 8, 6, 0, timed, ratios)
+    return BenchResult("m", "ab" * 32, 10, 8, 6, 0, timed, ratios)
 
 
 @pytest.mark.parametrize(("ratio", "code"), [(1.11, 1), (1.1, 0), (0.4, 0)])

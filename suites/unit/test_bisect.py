@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from prill_harness.engines.base import Engine
-from prill_harness.engines.spec import open_engine, resolve_model
+from prill_harness.engines.models import resolve_model
+from prill_harness.faults.catalogue import catalogue
+from prill_harness.faults.opening import open_engine
 from prill_harness.numbers.lanes import lane_for
-from prill_harness.planting.core import Fault, catalogue
+from prill_harness.planting.faults import Fault
 from prill_harness.stages.bisect import Report, Subject, bisect
 from prill_harness.stages.bounds import stage_bounds
 from prill_harness.stages.subject import open_subject

@@ -10,7 +10,7 @@ import pytest
 
 from prill_harness.commands.engines.bisect import chart
 from prill_harness.commands.shared.texts import ids_for
-from prill_harness.engines.spec import open_engine
+from prill_harness.faults.opening import open_engine
 from prill_harness.stages import trace
 
 from .commandline import invoke

@@ -11,7 +11,7 @@ from prill_harness.commands.gates.run import selected
 from prill_harness.decide.checklist import Item, load_checklists
 from prill_harness.decide.checklist_page import MODELS, proof, render
 from prill_harness.decide.explained import observes
-from prill_harness.engines.spec import resolve_model
+from prill_harness.engines.models import resolve_model
 from prill_runtime.gguf.file import open_gguf
 
 from .commandline import invoke

@@ -18,7 +18,7 @@ import pytest
 
 from prill_harness import cli
 from prill_harness.console import Console, printable
-from prill_harness.engines.textstream import TextStream
+from prill_harness.engines.textstream import IncrementalDetokenizer
 from prill_runtime.errors import EngineError, Inconclusive, NothingSelected, PrillError
 
 from .commandline import PRILL, child, interruptible, invoke
@@ -246,7 +246,7 @@ def spell(
     pieces: list[bytes], stop: tuple[str, ...] = (), prompt: tuple[int, ...] = ()
 ) -> tuple[list[str], str]:
     """Stream the pieces; the text after each, and all of it."""
-    stream = TextStream(lambda ids: b"".join(pieces[i] for i in ids), prompt, stop)
+    stream = IncrementalDetokenizer(lambda ids: b"".join(pieces[i] for i in ids), prompt, stop)
     said = [stream.push(token) for token in range(len(prompt), len(pieces))]
     return said, "".join(said) + stream.finish()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -40,6 +40,53 @@ def test_instructions_are_counted_by_function() -> None:
     with Meter() as meter:
         spent = [meter.spent(partial(steps, count)).instructions["steps"] for count in (10, 20, 30)]
     assert spent[2] - spent[1] == spent[1] - spent[0] > 20
+
+
+def test_a_function_that_is_met_first_counts_as_ever_after() -> None:
+    """The first call of new code costs the instructions that each later one does."""
+    found: dict[str, object] = {}
+    exec(compile("def fresh(n):\n    for _ in range(n): pass\n", __file__, "exec"), found)
+    fresh = found["fresh"]
+    assert callable(fresh)
+    with Meter() as meter:
+        first, second = (meter.spent(partial(fresh, 9)) for _ in range(2))
+    assert first.instructions == second.instructions
+    assert first.instructions["fresh"] > 20
+
+
+@pytest.mark.parametrize("counts", [(2, 4), (10, 60), (60, 300)])
+def test_what_the_meter_notes_is_in_no_count(counts: tuple[int, int]) -> None:
+    """Work that keeps nothing keeps as much whether it is short or long: numbers that grow take no memory."""
+    with Meter() as meter:
+        for count in counts:
+            meter.spent(partial(steps, count))
+        kept = [meter.spent(partial(steps, count)).kept for count in counts]
+    assert kept[0] == kept[1]
+
+
+def test_who_reads_the_meter_takes_nothing_by_it() -> None:
+    """However many functions there are to tell of, telling is not the reader's work."""
+    found: dict[str, Callable[[], object]] = {}
+    source = "\n".join(f"def part{n}():\n    return [{n}]" for n in range(40))
+    exec(compile(source, __file__, "exec"), found)
+    read: list[Spent] = []
+
+    def reads() -> None:
+        read.append(meter.read())
+
+    def works(count: int) -> None:
+        for n in range(count):
+            found[f"part{n}"]()
+        reads()
+
+    with Meter() as meter:
+        for count in (40, 2, 40):
+            meter.start()
+            works(count)
+            meter.stop()
+    few, many = (spent.allocated.get(reads.__qualname__, 0) for spent in read[1:])
+    assert len(read[2].instructions) - len(read[1].instructions) == 38
+    assert few == many
 
 
 def test_a_librarys_work_is_its_callers() -> None:

@@ -15,8 +15,7 @@ from lxml import etree
 from lxml import html as parser
 
 from prill_harness.leaks.reports import curves
-from prill_harness.leaks.reports.report import Judged, PathReport, Verdict
-from prill_harness.leaks.reports.report import Report as LeakReport
+from prill_harness.leaks.reports.report import Judged, LeakReport, LeakVerdict, PathReport
 from prill_harness.leaks.reports.verdict import WINDOWS, shape
 from prill_harness.records.evidence import Status
 from prill_harness.records.verdict import Verdict as GateVerdict
@@ -29,7 +28,7 @@ FLAT = (1000,) * 41
 RAGGED = tuple(1000 + (n % 3) * 16 for n in range(101))
 
 
-def judged(series: str, values: tuple[int, ...], verdict: Verdict) -> Judged:
+def judged(series: str, values: tuple[int, ...], verdict: LeakVerdict) -> Judged:
     seen = shape(values)
     grown = sum(g > 0 for g in seen.grown)
     return Judged(
@@ -38,17 +37,17 @@ def judged(series: str, values: tuple[int, ...], verdict: Verdict) -> Judged:
     )  # fmt: skip
 
 
-def path(*seen: Judged, verdict: Verdict = Verdict.CLEAN) -> PathReport:
+def path(*seen: Judged, verdict: LeakVerdict = LeakVerdict.CLEAN) -> PathReport:
     return PathReport("success", verdict, "a sentence", 50, 11, True, seen)
 
 
 LEAKING = path(
-    judged("python blocks", FLAT, Verdict.CLEAN),
-    judged("host bytes", LEAK, Verdict.LEAK),
-    judged("process unattributed", RAGGED[:41], Verdict.CLEAN),
-    verdict=Verdict.LEAK,
+    judged("python blocks", FLAT, LeakVerdict.CLEAN),
+    judged("host bytes", LEAK, LeakVerdict.LEAK),
+    judged("process unattributed", RAGGED[:41], LeakVerdict.CLEAN),
+    verdict=LeakVerdict.LEAK,
 )
-CLEAN = path(judged("python blocks", FLAT, Verdict.CLEAN), judged("host bytes", FLAT, Verdict.CLEAN))
+CLEAN = path(judged("python blocks", FLAT, LeakVerdict.CLEAN), judged("host bytes", FLAT, LeakVerdict.CLEAN))
 
 
 def gate(detail: Any, status: Status) -> GateVerdict:
@@ -105,7 +104,7 @@ def test_a_clean_path_has_a_small_flat_picture() -> None:
 
 def test_both_pages_draw_the_same_curve() -> None:
     """The page of a probe and that of a gate hold the very same shapes of a failing series."""
-    report = LeakReport("numpy", "fixture:llama-tiny", Verdict.LEAK, "a leak", (LEAKING,))
+    report = LeakReport("numpy", "fixture:llama-tiny", LeakVerdict.LEAK, "a leak", (LEAKING,))
     own = parser.document_fromstring(leaks.render(report)).xpath("//figure/svg")
     gates = page(gate(curves.noted(LEAKING), Status.FAILED)).xpath("//article//figure/svg")
     assert [etree.tostring(svg) for svg in own] == [etree.tostring(svg) for svg in gates]
@@ -114,8 +113,8 @@ def test_both_pages_draw_the_same_curve() -> None:
 def test_what_a_ledger_keeps_is_bounded() -> None:
     """Of a thousand calls and thirty series eight curves of 41 points are kept, ends and level with them."""
     long = tuple(16 * n for n in range(1001))
-    many = path(*(judged(f"engine counter_{n}", long, Verdict.CLEAN) for n in range(30)),
-                judged("host bytes", long, Verdict.LEAK))  # fmt: skip
+    many = path(*(judged(f"engine counter_{n}", long, LeakVerdict.CLEAN) for n in range(30)),
+                judged("host bytes", long, LeakVerdict.LEAK))  # fmt: skip
     detail = curves.noted(many)
     kept = curves.recalled(detail)["success"]
     assert len(kept) == curves.MOST_SERIES
@@ -128,7 +127,7 @@ def test_what_a_ledger_keeps_is_bounded() -> None:
 
 def test_thinning_keeps_what_is_short() -> None:
     """Every reading of a probe of 50 calls is kept; of 101 readings those asked for."""
-    short, long = (curves.curves(path(judged("host bytes", v, Verdict.LEAK)))[0] for v in (LEAK, RAGGED))
+    short, long = (curves.curves(path(judged("host bytes", v, LeakVerdict.LEAK)))[0] for v in (LEAK, RAGGED))
     assert curves.thinned(short) is short
     assert curves.thinned(long, 5).at == (0, 25, 50, 75, 100)
     assert drawn(curves.thinned(long), WHOLE).last == drawn(long, WHOLE).last == 110

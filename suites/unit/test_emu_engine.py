@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from prill_harness import Capability, Engine, open_engine
+from prill_harness.faults.catalogue import catalogue
 from prill_harness.numbers import lanes
-from prill_harness.planting.core import catalogue
 from prill_harness.tokens.golden import golden_for
 from prill_runtime.device.machine.emulator import EmuDevice
 from prill_runtime.device.memory.slot import RING
@@ -20,7 +20,7 @@ from prill_runtime.run.generate import logprob
 from prill_runtime.sampling.sampler import SamplingParams, sample
 
 MODELS = ("fixture:llama-tiny", "fixture:gpt2-tiny")
-NMSE = 1e-10  # float32 beside float64 (VALIDATION.md, ops)
+NMSE = 1e-10  # float32 beside float64 (docs/adr/0002-lanes.md, ops)
 WRONG = 1e-6  # a stage this far off is not rounding
 
 
@@ -231,7 +231,9 @@ def test_texts_of_a_batch_go_through_the_graphs(engine: Engine, monkeypatch: pyt
 
     monkeypatch.setattr(type(engine.model), "forward", refused)  # type: ignore[attr-defined]
     together = engine.generate_batch(prompts, max_tokens=6, ignore_eos=True)
-    together += engine.generate_batch(prompts, max_tokens=6, ignore_eos=True, sampling=[drawn, drawn])
+    together += engine.generate_batch(
+        prompts, max_tokens=6, ignore_eos=True, sampling=[SamplingParams(**drawn)] * 2
+    )
     assert together == alone
     assert len({text.ids for text in together}) > 1
 

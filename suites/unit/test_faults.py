@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 import prill_runtime
-from prill_harness.engines.spec import open_engine
+from prill_harness.faults.catalogue import catalogue, named
+from prill_harness.faults.opening import open_engine
 from prill_harness.faults.trial.blame import AFTER_STAGES, BEFORE_STAGES, COST
-from prill_harness.planting import core as faults
-from prill_harness.planting.core import Fault, catalogue
+from prill_harness.planting import faults
+from prill_harness.planting.faults import Fault
 from prill_harness.stages.table import KINDS as INNER
 from prill_harness.stages.table import OUTER
 from prill_runtime.errors import UsageError
@@ -92,28 +93,28 @@ def test_two_faults_of_one_op_are_both_active() -> None:
     """The later patch wraps the earlier one; taken away together, nothing of either is left."""
     original = NumpyBackend.rope
     x, positions = np.ones((2, 1, 4), np.float32), np.array([0, 3])
-    named: dict[str, Any] = {"base": 100.0, "dim": 4, "layout": "norm"}
-    with faults.only(faults.named(("rope_positions_from_one", "rope_wrong_way"))):
-        both = NumpyBackend().rope(x, positions, **named)
+    options: dict[str, Any] = {"base": 100.0, "dim": 4, "layout": "norm"}
+    with faults.only(named(("rope_positions_from_one", "rope_wrong_way"))):
+        both = NumpyBackend().rope(x, positions, **options)
     assert NumpyBackend.rope is original
     # -p, and one more.
-    assert np.array_equal(both, NumpyBackend().rope(x, -positions + 1, **named))
+    assert np.array_equal(both, NumpyBackend().rope(x, -positions + 1, **options))
 
 
 def test_an_ambient_fault_spares_sound_engines(clean: np.ndarray) -> None:
     """Code without an engine is faulty in such a process, an engine opened without a fault is not."""
-    (planted,) = faults.named(["rope_ignored"])
+    (planted,) = named(["rope_ignored"])
     x = np.ones((2, 1, 4), np.float32)
-    named: dict[str, Any] = {"base": 100.0, "dim": 4, "layout": "norm"}
+    options: dict[str, Any] = {"base": 100.0, "dim": 4, "layout": "norm"}
     faults.ambient((planted,))
     try:
-        assert np.array_equal(NumpyBackend().rope(x, np.array([0, 3]), **named), x)
+        assert np.array_equal(NumpyBackend().rope(x, np.array([0, 3]), **options), x)
         with open_engine("numpy", MODEL) as sound:
             assert np.array_equal(sound.logits(IDS), clean)
         assert faults.active() == (planted,)
     finally:
         faults.ambient(())
-    assert not np.array_equal(NumpyBackend().rope(x, np.array([0, 3]), **named), x)
+    assert not np.array_equal(NumpyBackend().rope(x, np.array([0, 3]), **options), x)
 
 
 def test_faults_are_gone_after_an_error() -> None:

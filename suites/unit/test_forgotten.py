@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prill_harness.faults.catalogue import known
 from prill_harness.faults.trial import forgotten
 from prill_harness.faults.trial import kills as matrix
 from prill_harness.faults.trial.forgotten import Amount, Forgotten, Kill
 from prill_harness.faults.trial.kills import Kills, Trial
-from prill_harness.planting import core as faults
 from prill_harness.records.catalog import check_ids
 from prill_harness.records.evidence import Cell, Evidence, Status
 from prill_reports import html, markdown
@@ -143,7 +143,7 @@ def test_every_packaged_line_is_needed() -> None:
     lines, committed = forgotten.load(), matrix.load()
     for line in lines.kills:
         assert line.fault not in committed.faults or line.check not in committed.faults[line.fault].killed_by
-        assert line.fault in faults.known() or line.check in check_ids()
+        assert line.fault in known() or line.check in check_ids()
     for amount in lines.observed:
         assert amount.check not in committed.observed.get(amount.cell, {}) or amount.values > 0
     assert msgspec.structs.asdict(lines)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import select
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 
 from prill_harness.records import ledger as ledgers
 from prill_harness.records.evidence import Cell, Evidence
-from prill_harness.run import cells, forkserver
+from prill_harness.run import cells
 from prill_harness.run.forkserver import ForkServer
 
 SUITE = """
@@ -89,4 +91,21 @@ def test_a_server_that_died_is_said_so(tmp_path: Path) -> None:
 
 def test_what_is_imported_before_the_fork_leaves_suites_and_plugin_alone() -> None:
     """pytest rewrites the asserts of what it imports itself: none of that may be there before."""
-    assert not [name for name in forkserver.MODULES if "suites" in name or "plugin" in name]
+    program = (
+        "from prill_harness.recording.forked import catalogue as c; import sys; c(); print(*sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded = said.stdout.split()
+    assert {"pytest", "prill_harness.recording.recorder"} <= set(loaded)
+    assert not [name for name in loaded if name.startswith(("prill_suites", "prill_harness.plugin"))]
+
+
+def test_threads_are_limited_whatever_runs_beside_a_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each cell has one BLAS thread, also alone; alone it may have as many as its caller says."""
+    names, environment = cells.THREADS, cells.environment
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    assert {environment(jobs)[name] for jobs in (1, 2) for name in names} == {"1"}
+    monkeypatch.setenv(names[0], "8")
+    assert (environment(1)[names[0]], environment(2)[names[0]]) == ("8", "1")
+    assert environment(1)[names[1]] == "1"

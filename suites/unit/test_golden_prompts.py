@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from prill_fixtures import sound
 from prill_fixtures.sound_vocab import Vocabulary
 from prill_harness.engines.embedded import Embedded
-from prill_harness.engines.spec import open_engine
+from prill_harness.faults.opening import open_engine
 from prill_harness.tokens import golden_prompts
 from prill_harness.tokens import judge as tokens
 from prill_harness.tokens.golden import PROMPTS, golden_for, record

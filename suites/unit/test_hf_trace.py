@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from prill_harness.engines.spec import open_engine
+from prill_harness.faults.opening import open_engine
 from prill_harness.numbers import lanes
 from prill_harness.stages import trace
 from prill_harness.stages.bisect import Report, bisect

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import prill_fixtures
-from prill_harness.engines.spec import open_engine
+from prill_harness.faults.opening import open_engine
 from prill_harness.numbers.compare import nmse
 from prill_harness.stages.bisect import Subject
 from prill_harness.stages.hypotheses.case import guesses

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prill_harness.faults.catalogue import catalogue
 from prill_harness.faults.trial import kills as matrix
 from prill_harness.faults.trial import page
 from prill_harness.faults.trial.kills import Clean, Kills, Trial
 from prill_harness.faults.trial.matrix import claims
-from prill_harness.planting import core as faults
 from prill_harness.records.catalog import check_ids, packaged
 from prill_harness.run.checks import content_hash
 from prill_runtime.errors import PolicyError
@@ -76,7 +76,7 @@ def test_merging_keeps_clean_runs_unless_there_are_newer_ones() -> None:
 
 def test_a_fault_whose_code_changed_is_dropped() -> None:
     """A kill of what the fault used to be says nothing of what it is."""
-    known = faults.catalogue()
+    known = catalogue()
     name = next(iter(known))
     source = matrix.digest(known[name])
     kept = Kills({name: trial("ops.a", source=source), "gone": trial("ops.a")})
@@ -88,7 +88,7 @@ def test_a_helper_counts_in_the_digest_of_its_faults(monkeypatch: pytest.MonkeyP
     """What a fault only calls, and the constants it reads, make it what it is; other faults stay the same."""
     from prill_harness.faults.planted.serving import sampler
 
-    known = faults.catalogue()
+    known = catalogue()
     asked = ("seed_reused", "penalty_forgets", "topk_off_by_one")
     before = {name: matrix.digest(known[name]) for name in asked}
 
@@ -174,14 +174,14 @@ def test_the_page_is_the_rendering_of_the_data() -> None:
 
 def test_every_fault_is_in_the_matrix() -> None:
     """At least sixty faults, and the matrix holds exactly the catalogue's."""
-    assert set(COMMITTED.faults) == set(faults.catalogue())
+    assert set(COMMITTED.faults) == set(catalogue())
     assert len(COMMITTED.faults) >= 60
 
 
-@pytest.mark.parametrize("name", faults.catalogue())
+@pytest.mark.parametrize("name", catalogue())
 def test_a_fault_is_killed_and_blamed_rightly(name: str) -> None:
     """As it is now, the fault was killed, and what it breaks was blamed."""
-    fault, seen = faults.catalogue()[name], COMMITTED.faults[name]
+    fault, seen = catalogue()[name], COMMITTED.faults[name]
     assert seen.source == matrix.digest(fault), f"{name} changed: {matrix.remedy([name])}"
     assert (seen.area, seen.blames, seen.summary) == (fault.area, fault.blames, fault.summary)
     assert seen.killed_by
@@ -190,7 +190,7 @@ def test_a_fault_is_killed_and_blamed_rightly(name: str) -> None:
 
 def test_claims_name_faults_that_exist() -> None:
     """A check cannot claim a fault that nobody can plant."""
-    unknown = {(c, f) for c, (_, m) in CHECKS.items() for f in m["kills"] if f not in faults.catalogue()}
+    unknown = {(c, f) for c, (_, m) in CHECKS.items() for f in m["kills"] if f not in catalogue()}
     assert not unknown
 
 

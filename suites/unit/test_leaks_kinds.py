@@ -11,11 +11,11 @@ import pytest
 
 from prill_harness import Engine, open_engine
 from prill_harness.engines.base import Session
-from prill_harness.engines.spec import resolve_model
+from prill_harness.engines.models import resolve_model
 from prill_harness.leaks.judge import judge, probe
 from prill_harness.leaks.probed import kinds, paths
 from prill_harness.leaks.probed.kinds import KINDS, Subject
-from prill_harness.leaks.reports.report import Judged, Probe, Verdict
+from prill_harness.leaks.reports.report import Judged, LeakVerdict, Probe
 from prill_runtime.errors import PrillError
 
 PICO = "synth:llama-pico:f16"
@@ -90,7 +90,7 @@ def test_an_engine_without_files_or_text_is_asked_for_less(tmp_path: Path) -> No
 
 def test_the_kind_that_leaves_something_is_named() -> None:
     """Kinds with at least half of the largest growth of a leaking series are told, others are not."""
-    leak = Judged("host", "blocks", "blocks", Verdict.LEAK, "")
+    leak = Judged("host", "blocks", "blocks", LeakVerdict.LEAK, "")
     left = {"a": {"host blocks": 400}, "b": {"host blocks": 3, "python blocks": 9}, "c": {}}
     assert judge.sites([leak], left) == "; left by a (host blocks +400)"
     assert judge.sites([], left) == judge.sites([leak], {}) == ""
@@ -99,9 +99,9 @@ def test_the_kind_that_leaves_something_is_named() -> None:
 def test_a_rare_leak_of_one_kind_is_found_and_told() -> None:
     """16 bytes in every hundredth cancelled request show in 50 calls; the sentence names that kind."""
     report = probe.run(Probe("control:leak=block,on=cancel,every=100", "none", "requests", vary=False))
-    assert report.verdict is Verdict.LEAK
+    assert report.verdict is LeakVerdict.LEAK
     assert report.sentence.endswith("left by cancelled (host blocks +1)"), report.sentence
     offered = {"greedy", "sampled", "cancelled", "filled", "refused", "held"}
     assert report.kinds == dict.fromkeys(offered, 40 * paths.TIMES)
     sound = probe.run(Probe("control:noise=churn", "none", "requests", vary=False))
-    assert sound.verdict is Verdict.CLEAN, sound.sentence
+    assert sound.verdict is LeakVerdict.CLEAN, sound.sentence

@@ -16,7 +16,7 @@ from prill_harness.leaks.judge.probe import Conversation
 from prill_harness.leaks.ledgers import build, lastwords
 from prill_harness.leaks.ledgers.owners import Code, Owner, mapped, owner
 from prill_harness.leaks.probed import protocol
-from prill_harness.leaks.reports.report import Probe, Verdict
+from prill_harness.leaks.reports.report import LeakVerdict, Probe
 
 from .preloaded import preloaded
 
@@ -24,7 +24,7 @@ TYPES = ("f16", "f32", "bf16", "q8_0", "q4_0", "q4_k", "q6_k")
 
 WALK = """
 import sys
-from prill_harness.engines.spec import resolve_model
+from prill_harness.engines.models import resolve_model
 from prill_harness.leaks.probed import paths, walk
 from prill_harness.leaks.ledgers.native import Interposer
 model = str(resolve_model(sys.argv[1]))
@@ -171,15 +171,17 @@ class Dead:
     [
         (
             ["prill: died in library npyiter in umath.so+0x1f"],
-            Verdict.INCONCLUSIVE,
+            LeakVerdict.INCONCLUSIVE,
             "npyiter in umath.so+0x1f",
         ),
-        (["prill: died in interpreter "], Verdict.INCONCLUSIVE, "the interpreter"),
-        (["prill: died in engine engine_open in engine.so+0x9"], Verdict.BROKEN, "engine_open"),
-        (["Fatal Python error: Segmentation fault"], Verdict.BROKEN, "Fatal Python error"),
+        (["prill: died in interpreter "], LeakVerdict.INCONCLUSIVE, "the interpreter"),
+        (["prill: died in engine engine_open in engine.so+0x9"], LeakVerdict.BROKEN, "engine_open"),
+        (["Fatal Python error: Segmentation fault"], LeakVerdict.BROKEN, "Fatal Python error"),
     ],
 )
-def test_only_a_death_in_the_engine_is_the_engines(printed: list[str], expected: Verdict, word: str) -> None:
+def test_only_a_death_in_the_engine_is_the_engines(
+    printed: list[str], expected: LeakVerdict, word: str
+) -> None:
     """In a library's or the interpreter's frame after a failed allocation: inconclusive, with the ordinal.
 
     Without a last word no allocation had been failed yet, so that what died was at its usual work: broken.

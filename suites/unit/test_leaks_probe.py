@@ -17,10 +17,10 @@ from prill_harness.leaks.judge import judge, sites
 from prill_harness.leaks.judge.live import sparkline
 from prill_harness.leaks.judge.probe import Conversation, joined, probe, run
 from prill_harness.leaks.ledgers import build, device, ledgers, settle
-from prill_harness.leaks.ledgers.ledgers import PLANT_EVERY, Book, Ledger, Measured, Series
+from prill_harness.leaks.ledgers.ledgers import PLANT_EVERY, Book, LeakLedger, Measured, Series
 from prill_harness.leaks.probed import protocol
 from prill_harness.leaks.reports import bars
-from prill_harness.leaks.reports.report import Judged, PathReport, Probe, Report, Verdict, amount
+from prill_harness.leaks.reports.report import Judged, LeakReport, LeakVerdict, PathReport, Probe, amount
 from prill_harness.leaks.reports.verdict import Rule
 from prill_harness.leaks.selftest import page, selftest
 from prill_runtime.errors import Inconclusive, UsageError
@@ -60,19 +60,19 @@ def test_a_known_engine_comes_out_as_it_must(name: str) -> None:
 def test_a_probe_has_a_time_limit() -> None:
     """A path that takes too long is inconclusive and says so; nothing is left running."""
     report = run(Probe("control:noise=pool", "none", timeout_s=0.05))
-    assert report.verdict is Verdict.INCONCLUSIVE
+    assert report.verdict is LeakVerdict.INCONCLUSIVE
     assert "timed out after 0.05 s" in report.sentence
 
 
 def test_an_engine_that_cannot_be_opened_is_no_clean_one() -> None:
     """An engine elsewhere, an unknown one and an unknown path each end with a sentence, never with clean."""
     assert "another process" in run(Probe("http:localhost:1", "none")).sentence
-    assert run(Probe("nowhere", "none")).verdict is Verdict.BROKEN
+    assert run(Probe("nowhere", "none")).verdict is LeakVerdict.BROKEN
     with pytest.raises(UsageError, match="no such path"):
         run(Probe("control:", "none", "sideways"))
 
 
-class Fake(Ledger):
+class Fake(LeakLedger):
     """Readings from a list; plants are counted and shown, unless it is blind."""
 
     def __init__(self, values: list[int], *, blind: bool = False) -> None:
@@ -98,12 +98,12 @@ def test_plants_are_taken_off_and_must_show() -> None:
     """A flat ledger is clean with the plants in it; one that does not show them is inconclusive."""
     seeing = judge.Phase(book([100] * 50), 11)
     assert seeing.planted == {"host": True}
-    assert [j.verdict for j in seeing.judged()] == [Verdict.CLEAN]
+    assert [j.verdict for j in seeing.judged()] == [LeakVerdict.CLEAN]
     assert sum(seeing.judged()[0].values) == 41 * 100
     blind = judge.Phase(book([100] * 50, blind=True), 11)
     assert blind.open
     assert [j.verdict for j in judge.Phase(book([100] * 90, blind=True), 11, doubled=True).judged()] == [
-        Verdict.INCONCLUSIVE
+        LeakVerdict.INCONCLUSIVE
     ]
 
 
@@ -112,7 +112,7 @@ def test_a_leak_is_told_in_one_sentence() -> None:
     phase = judge.Phase(book([100 + call // PLANT_EVERY for call in range(1, 51)]), 11)
     assert phase.leaks
     (found,) = phase.judged()
-    assert found.verdict is Verdict.LEAK
+    assert found.verdict is LeakVerdict.LEAK
     assert found.sentence.startswith("host: 0.125 blocks per call (")
     assert found.sentence.endswith("since call 11, 5 of 5 windows")
 
@@ -155,24 +155,26 @@ def test_names_of_attributes_that_python_remembers_are_no_leak() -> None:
         name = ""
         counted.close_call()
     phase = judge.Phase(counted, 11)
-    assert [j.verdict for j in phase.judged()] == [Verdict.CLEAN], phase.judged()[0].sentence
+    assert [j.verdict for j in phase.judged()] == [LeakVerdict.CLEAN], phase.judged()[0].sentence
 
 
 def test_a_missing_ledger_forbids_clean() -> None:
     """Where a ledger could not be attached the verdict is inconclusive and says which."""
-    clean = [Judged("host", "blocks", "blocks", Verdict.CLEAN, "host: no growth", (1, 1))]
+    clean = [Judged("host", "blocks", "blocks", LeakVerdict.CLEAN, "host: no growth", (1, 1))]
     report = judge.concluded(Probe("x", "y"), book([1] * 50), clean, True, {"device": "no CUPTI"})
-    assert report.verdict is Verdict.INCONCLUSIVE
+    assert report.verdict is LeakVerdict.INCONCLUSIVE
     assert report.sentence == "device: no CUPTI"
-    assert judge.concluded(Probe("x", "y"), book([1] * 50), clean, True, {}).verdict is Verdict.CLEAN
-    assert judge.concluded(Probe("x", "y"), book([1] * 50), clean, False, {}).verdict is Verdict.INCONCLUSIVE
+    assert judge.concluded(Probe("x", "y"), book([1] * 50), clean, True, {}).verdict is LeakVerdict.CLEAN
+    assert (
+        judge.concluded(Probe("x", "y"), book([1] * 50), clean, False, {}).verdict is LeakVerdict.INCONCLUSIVE
+    )
 
 
 def test_stacks_name_the_function() -> None:
     """Under memray the function of the control library that leaks is named, with its bytes per call."""
     wanted = Probe("control:leak=list,size=64", "none")
-    leaky = PathReport("success", Verdict.LEAK, "", seen=(
-        Judged("host", "blocks", "blocks", Verdict.LEAK, "", slope=1.0),))  # fmt: skip
+    leaky = PathReport("success", LeakVerdict.LEAK, "", seen=(
+        Judged("host", "blocks", "blocks", LeakVerdict.LEAK, "", slope=1.0),))  # fmt: skip
     pytest.importorskip("memray")
     found = sites.located(wanted, leaky)
     assert "control_grow_list" in " ".join(found.sites[0].stack), found.stacks
@@ -182,16 +184,18 @@ def test_stacks_name_the_function() -> None:
 def test_without_memray_the_report_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
     """The hint names the extra."""
     monkeypatch.setattr(sites.importlib.util, "find_spec", lambda name: None)
-    leaky = PathReport("success", Verdict.LEAK, "", seen=(Judged("host", "bytes", "B", Verdict.LEAK, ""),))
+    leaky = PathReport(
+        "success", LeakVerdict.LEAK, "", seen=(Judged("host", "bytes", "B", LeakVerdict.LEAK, ""),)
+    )
     assert "pip install 'prill[memray]'" in sites.located(Probe("x", "y"), leaky).stacks
 
 
-REPORT = Report(
-    "numpy<b>", "fixture:llama-tiny", Verdict.LEAK, "success: host: 24 B per call", (
-        PathReport("success", Verdict.LEAK, "host: 24 B per call", 50, 11, True, (
-            Judged("host", "bytes", "B", Verdict.LEAK, "host: 24 B per call", tuple(range(0, 984, 24)),
+REPORT = LeakReport(
+    "numpy<b>", "fixture:llama-tiny", LeakVerdict.LEAK, "success: host: 24 B per call", (
+        PathReport("success", LeakVerdict.LEAK, "host: 24 B per call", 50, 11, True, (
+            Judged("host", "bytes", "B", LeakVerdict.LEAK, "host: 24 B per call", tuple(range(0, 984, 24)),
                    24.0, 23.5, 24.5, 960, 0, 5, 5),
-            Judged("python", "blocks", "blocks", Verdict.CLEAN, "python: no growth", (7,) * 41, of=5),
+            Judged("python", "blocks", "blocks", LeakVerdict.CLEAN, "python: no growth", (7,) * 41, of=5),
         )),
     ), "prill leak --engine numpy",
 )  # fmt: skip
@@ -230,7 +234,7 @@ def test_the_command_speaks_json_and_exit_codes() -> None:
 def test_several_paths_are_one_report() -> None:
     """The worst path decides; each is in a process of its own and named in the sentence."""
     report = probe(Probe("control:leak=descriptor,on=session", "none", vary=False), ("success", "session"))
-    assert [path.verdict for path in report.paths] == [Verdict.CLEAN, Verdict.LEAK]
+    assert [path.verdict for path in report.paths] == [LeakVerdict.CLEAN, LeakVerdict.LEAK]
     assert report.exit_code == 1
     assert report.sentence.startswith("session: process descriptors:")
 
@@ -302,25 +306,28 @@ def test_without_a_gpu_the_device_ledger_is_not_attached(monkeypatch: pytest.Mon
         device.attached(0)
 
 
-def part(verdict: Verdict, sentence: str, *series: str, planted: bool = True) -> PathReport:
+def part(verdict: LeakVerdict, sentence: str, *series: str, planted: bool = True) -> PathReport:
     seen = tuple(Judged(name, "bytes", "B", verdict, sentence) for name in series)
     return PathReport("success", verdict, sentence, 50, 11, planted, seen, duration_s=1.5)
 
 
 def test_an_engine_on_a_gpu_is_clean_where_both_its_runs_are() -> None:
     """The worse run of the two decides and speaks; plants must show in both; all series are in one report."""
-    host, device = part(Verdict.CLEAN, "no ledger grew", "host"), part(Verdict.CLEAN, "none", "device")
+    host, device = (
+        part(LeakVerdict.CLEAN, "no ledger grew", "host"),
+        part(LeakVerdict.CLEAN, "none", "device"),
+    )
     both = joined(host, device)
-    assert (both.verdict, both.sentence, both.duration_s) == (Verdict.CLEAN, "no ledger grew", 3.0)
+    assert (both.verdict, both.sentence, both.duration_s) == (LeakVerdict.CLEAN, "no ledger grew", 3.0)
     assert [judged.ledger for judged in both.seen] == ["host", "device"]
     assert not both.missing
-    assert not joined(host, part(Verdict.CLEAN, "none", "device", planted=False)).planted
-    leak = part(Verdict.LEAK, "device: 64 B per call", "device")
-    assert (joined(host, leak).verdict, joined(host, leak).sentence) == (Verdict.LEAK, leak.sentence)
-    other = part(Verdict.LEAK, "host: 24 B per call", "host")
+    assert not joined(host, part(LeakVerdict.CLEAN, "none", "device", planted=False)).planted
+    leak = part(LeakVerdict.LEAK, "device: 64 B per call", "device")
+    assert (joined(host, leak).verdict, joined(host, leak).sentence) == (LeakVerdict.LEAK, leak.sentence)
+    other = part(LeakVerdict.LEAK, "host: 24 B per call", "host")
     assert joined(other, leak).sentence == "host: 24 B per call; device: 64 B per call"
-    blind = part(Verdict.INCONCLUSIVE, "the device ledger is not attached")
-    assert joined(host, blind).verdict is Verdict.INCONCLUSIVE
+    blind = part(LeakVerdict.INCONCLUSIVE, "the device ledger is not attached")
+    assert joined(host, blind).verdict is LeakVerdict.INCONCLUSIVE
     assert joined(host, blind).missing == {"device": blind.sentence}
     assert joined(other, blind).sentence == other.sentence
 
@@ -328,7 +335,7 @@ def test_an_engine_on_a_gpu_is_clean_where_both_its_runs_are() -> None:
 def test_the_ledgers_of_a_device_are_read_alone() -> None:
     """What records them takes memory of the host: no ledger of the host is read beside them."""
 
-    class Constant(Ledger):
+    class Constant(LeakLedger):
         series = (Series("device", "blocks", "blocks", Rule.EXACT),)
 
         def read(self) -> tuple[int]:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from prill_harness.leaks.judge.repeat import RUNS, settled
-from prill_harness.leaks.reports.report import Verdict
+from prill_harness.leaks.reports.report import LeakVerdict
 
-UNCLEAR, CLEAN, LEAK = Verdict.INCONCLUSIVE, Verdict.CLEAN, Verdict.LEAK
+UNCLEAR, CLEAN, LEAK = LeakVerdict.INCONCLUSIVE, LeakVerdict.CLEAN, LeakVerdict.LEAK
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,9 @@ UNCLEAR, CLEAN, LEAK = Verdict.INCONCLUSIVE, Verdict.CLEAN, Verdict.LEAK
         ([UNCLEAR] * 9, RUNS, UNCLEAR),
     ],
 )
-def test_only_what_is_unclear_is_asked_again(verdicts: list[Verdict], runs: int, last: Verdict) -> None:
+def test_only_what_is_unclear_is_asked_again(
+    verdicts: list[LeakVerdict], runs: int, last: LeakVerdict
+) -> None:
     """A verdict ends the asking, a leak at the first; three runs that cannot tell stay inconclusive."""
     asked: list[str] = []
 

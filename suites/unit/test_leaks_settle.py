@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from prill_harness.leaks.judge import judge
 from prill_harness.leaks.ledgers.ledgers import Book, Series
 from prill_harness.leaks.probed import paths
-from prill_harness.leaks.reports.report import Judged, Probe, Verdict
+from prill_harness.leaks.reports.report import Judged, LeakVerdict, Probe
 from prill_harness.leaks.reports.verdict import WINDOWS, Rule
 
 from .preloaded import preloaded
@@ -65,8 +65,8 @@ def test_what_threads_alone_move_is_no_alarm(step: int) -> None:
     assert once.open
     twice = judge.Phase(book(TWICE), 11, doubled=True, control=moves)
     (found,) = [j for j in twice.judged() if j.series == "blocks"]
-    assert found.verdict is (Verdict.LEAK if 4 * step <= 10 else Verdict.INCONCLUSIVE)
-    if found.verdict is Verdict.INCONCLUSIVE:
+    assert found.verdict is (LeakVerdict.LEAK if 4 * step <= 10 else LeakVerdict.INCONCLUSIVE)
+    if found.verdict is LeakVerdict.INCONCLUSIVE:
         assert f"moved it by {step} blocks" in found.sentence
 
 
@@ -81,7 +81,7 @@ def test_a_leak_beyond_the_control_is_found() -> None:
 def test_the_sentence_says_what_the_figures_show(series: list[list[int]]) -> None:
     """`no ledger grew` where none did; else each one that did, with its bytes and windows."""
     found = [
-        Judged("host", f"s{n}", "B", Verdict.CLEAN, "", tuple(row), windows=n % WINDOWS, of=WINDOWS)
+        Judged("host", f"s{n}", "B", LeakVerdict.CLEAN, "", tuple(row), windows=n % WINDOWS, of=WINDOWS)
         for n, row in enumerate(series)
     ]
     said = judge.quiet(found)
@@ -94,10 +94,10 @@ def test_the_sentence_says_what_the_figures_show(series: list[list[int]]) -> Non
 
 def test_what_moved_with_distinct_prompts_is_shown_too() -> None:
     """Calls with distinct prompts that moved a series are a series of their own; worse ones replace it."""
-    one = Judged("host", "bytes", "B", Verdict.CLEAN, "", (7, 7))
-    moved = Judged("host", "bytes", "B", Verdict.CLEAN, "", (7, 131159))
-    still = Judged("host", "bytes", "B", Verdict.CLEAN, "", (9, 9))
-    doubt = Judged("host", "bytes", "B", Verdict.INCONCLUSIVE, "a cache?", (7, 99))
+    one = Judged("host", "bytes", "B", LeakVerdict.CLEAN, "", (7, 7))
+    moved = Judged("host", "bytes", "B", LeakVerdict.CLEAN, "", (7, 131159))
+    still = Judged("host", "bytes", "B", LeakVerdict.CLEAN, "", (9, 9))
+    doubt = Judged("host", "bytes", "B", LeakVerdict.INCONCLUSIVE, "a cache?", (7, 99))
     assert judge.with_distinct([one], [still]) == [one]
     assert judge.with_distinct([one], [doubt]) == [doubt]
     first, second = judge.with_distinct([one], [moved])

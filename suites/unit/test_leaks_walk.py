@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from prill_harness.leaks.judge.probe import run
 from prill_harness.leaks.probed import walk
 from prill_harness.leaks.reports import curves
-from prill_harness.leaks.reports.report import PathReport, Probe, Verdict, Walk
+from prill_harness.leaks.reports.report import LeakVerdict, PathReport, Probe, Walk
 
 from .preloaded import preloaded
 
@@ -65,7 +65,7 @@ class FakeInterposer:
         return 0, self._held, 0
 
 
-def walked(fake: Any, least: int = 0, **more: float) -> tuple[Verdict, Walk]:
+def walked(fake: Any, least: int = 0, **more: float) -> tuple[LeakVerdict, Walk]:
     judged, done = walk.walk_over(fake.load, fake, least, **more)
     return judged.verdict, done
 
@@ -89,7 +89,7 @@ def test_without_a_limit_all_are_failed() -> None:
     """As for a library of C: each of 300 allocations fails, and the report says 300 of 300."""
     fake = FakeInterposer([16] * 300)
     verdict, done = walked(fake)
-    assert verdict is Verdict.CLEAN
+    assert verdict is LeakVerdict.CLEAN
     assert set(fake.failed) == set(range(1, 301))
     assert (done.failed, done.of, done.smaller) == (300, 300, 0)
     assert done.sentence.startswith("300 of the 300 allocations of a load failed in turn: nothing remained")
@@ -99,7 +99,7 @@ def test_small_ones_are_counted_and_not_failed() -> None:
     """Where Python allocates only large allocations fail; how many smaller ones there are is part of it."""
     fake = FakeInterposer([16] * 90 + [8192] * 10)
     verdict, done = walked(fake, 4096)
-    assert verdict is Verdict.CLEAN
+    assert verdict is LeakVerdict.CLEAN
     assert (done.failed, done.of, done.least, done.smaller) == (10, 10, 4096, 90)
     assert "10 of the 10 allocations of 4096 bytes and more" in done.sentence
     assert "its 90 smaller allocations were not failed" in done.sentence
@@ -111,7 +111,7 @@ def test_when_time_is_over_the_report_says_how_far_it_came(monkeypatch: pytest.M
     monkeypatch.setattr(walk.time, "monotonic", lambda: next(clock))
     fake = FakeInterposer([8192] * 1000)
     verdict, done = walked(fake, 4096, budget_s=50)
-    assert verdict is Verdict.CLEAN
+    assert verdict is LeakVerdict.CLEAN
     assert (done.failed, done.of) == (50, 1000)
     assert "50 of the 1000 allocations of 4096 bytes and more of a load, spread over it," in done.sentence
     assert min(fake.failed) <= 40
@@ -121,13 +121,13 @@ def test_when_time_is_over_the_report_says_how_far_it_came(monkeypatch: pytest.M
 def test_a_load_longer_than_the_time_is_failed_once() -> None:
     """However long one load takes an allocation is failed, and one of how many is said."""
     verdict, done = walked(FakeInterposer([8192] * 10), budget_s=-1)
-    assert verdict is Verdict.CLEAN
+    assert verdict is LeakVerdict.CLEAN
     assert (done.failed, done.of) == (1, 10)
 
 
 def test_a_load_that_allocates_nothing_is_inconclusive() -> None:
     """A walk that failed nothing claims nothing."""
-    assert walked(FakeInterposer([]))[0] is Verdict.INCONCLUSIVE
+    assert walked(FakeInterposer([]))[0] is LeakVerdict.INCONCLUSIVE
 
 
 @given(st.integers(1, 20), st.integers(1, 4096))
@@ -138,7 +138,7 @@ def test_a_store_that_fills_is_no_leak(entries: int, size: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(walk, "settled", lambda: None)
         judged, done = walk.walk_over(fake.load, fake, 4096)
-    assert judged.verdict is Verdict.CLEAN, judged.sentence
+    assert judged.verdict is LeakVerdict.CLEAN, judged.sentence
     assert done.filled == (entries > walk.SUSPECT)
     assert ("1 filled a store that has an end" in done.sentence) == bool(done.filled)
 
@@ -151,7 +151,7 @@ def test_what_stays_each_time_is_a_leak(size: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(walk, "settled", lambda: None)
         judged, _ = walk.walk_over(fake.load, fake, 4096)
-    assert judged.verdict is Verdict.LEAK
+    assert judged.verdict is LeakVerdict.LEAK
     assert f"leaves {size} B behind each time" in judged.sentence
 
 
@@ -159,7 +159,7 @@ def test_one_leaking_failure_among_many_is_found() -> None:
     """Only the failure of the 77th of 151 allocations leaves 24 bytes: found, with its number and frames."""
     fake: Any = FakeInterposer([8192] * 151, lambda nth: 24 * (nth == 77))
     judged, _ = walk.walk_over(fake.load, fake, 4096)
-    assert judged.verdict is Verdict.LEAK
+    assert judged.verdict is LeakVerdict.LEAK
     assert judged.sentence.startswith("host: a load whose allocation 77 of 151, load (test_leaks_walk.py:")
     assert judged.sentence.endswith("load in libpretended.so+0x10, fails leaves 24 B behind each time")
 
@@ -175,7 +175,7 @@ def test_a_load_that_breaks_afterwards_is_broken() -> None:
 
     fake: Any = Breaks([8192] * 5)
     judged, _ = walk.walk_over(fake.load, fake)
-    assert judged.verdict is Verdict.BROKEN
+    assert judged.verdict is LeakVerdict.BROKEN
     assert judged.sentence.endswith("failed the next load breaks: still locked")
     assert "allocation 3 of 5, load (test_leaks_walk.py:" in judged.sentence
 
@@ -183,7 +183,7 @@ def test_a_load_that_breaks_afterwards_is_broken() -> None:
 def test_a_library_of_c_is_walked_whole_and_evidence_says_so() -> None:
     """A real probe of the control library: every allocation of its load failed, and the evidence has it."""
     report = run(Probe("control:", "none", "load"))
-    assert report.verdict is Verdict.CLEAN, report.sentence
+    assert report.verdict is LeakVerdict.CLEAN, report.sentence
     assert report.walk is not None
     assert report.walk.failed == report.walk.of > 3
     assert (report.walk.least, report.walk.smaller) == (0, 0)
@@ -239,4 +239,4 @@ def test_what_a_gpus_driver_forgets_is_not_the_engines(tmp_path: Path, driver: s
 
 def test_a_path_without_a_walk_notes_none() -> None:
     """Evidence of other paths has no word about failed allocations."""
-    assert "failed allocations" not in curves.noted(PathReport("success", Verdict.CLEAN, ""))
+    assert "failed allocations" not in curves.noted(PathReport("success", LeakVerdict.CLEAN, ""))

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prill_harness.plan.plan import merge
 from prill_harness.records.evidence import (
     Cell,
     CellEnded,
@@ -25,6 +24,7 @@ from prill_harness.records.evidence import (
     Status,
 )
 from prill_harness.records.ledger import Ledger, audited, lines, read
+from prill_harness.run.gather import merge
 from prill_runtime.errors import LedgerError
 
 from .commandline import child

@@ -13,10 +13,11 @@ import gguf
 import numpy as np
 import pytest
 
-from prill_harness.plan.plan import LEAST_S, Plan, patience, run
+from prill_harness.plan.plan import Plan
 from prill_harness.records import ledger as ledgers
 from prill_harness.records.evidence import Cell, Evidence, Status
 from prill_harness.run import pool
+from prill_harness.run.executor import LEAST_S, patience, run
 from prill_harness.run.pool import TIMEOUT_S
 from prill_runtime.errors import ModelFileError
 from prill_runtime.gguf.file import open_gguf

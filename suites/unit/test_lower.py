@@ -12,7 +12,7 @@ import pytest
 from gguf import GGMLQuantizationType as T
 
 from prill_harness.engines.embedded import Embedded
-from prill_harness.engines.spec import open_engine
+from prill_harness.faults.opening import open_engine
 from prill_runtime.device.model import DeviceModel
 
 from .tiny_gguf import add_config, add_tokenizer, gpt2_tensors, llama_tensors, tiny

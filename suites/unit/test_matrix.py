@@ -11,9 +11,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+import prill_harness
 from prill_harness.commands.gates import faults as commands
 from prill_harness.decide import gate
 from prill_harness.decide.checklist import Checklist, Item
+from prill_harness.faults.catalogue import catalogue
 from prill_harness.faults.trial import clean, matrix
 from prill_harness.faults.trial import forgotten as oblivion
 from prill_harness.faults.trial import kills as data
@@ -23,11 +25,12 @@ from prill_harness.faults.trial.matrix import Subject
 from prill_harness.plan import plan
 from prill_harness.plan.plan import Plan
 from prill_harness.plan.policy import Gate, PlanEntry, Policy, default_gate
-from prill_harness.planting import core as faults
-from prill_harness.planting.core import Fault
+from prill_harness.planting import faults
+from prill_harness.planting.faults import Fault
 from prill_harness.records.catalog import packaged, suites
 from prill_harness.records.evidence import Cell, Evidence, Status
 from prill_harness.records.verdict import Severity, Verdict
+from prill_harness.run import executor
 
 from .commandline import child, invoke
 
@@ -187,7 +190,7 @@ def test_a_clean_run_is_within_its_bounds_and_a_faulty_one_is_not() -> None:
 def test_list_names_every_fault() -> None:
     """The list is the catalogue, that of a device too, each fault with what it breaks."""
     listed = json.loads(invoke("faults", "list", "--json").stdout)["faults"]
-    assert [f["name"] for f in listed] == [*faults.catalogue(), *faults.catalogue("emu")]
+    assert [f["name"] for f in listed] == [*catalogue(), *catalogue("emu")]
     assert {f["engine"] for f in listed} == {"numpy", "emu"}
     assert all(f["summary"] and f["area"] in faults.AREAS and f["blames"] and f["models"] for f in listed)
 
@@ -292,10 +295,8 @@ def test_an_unknown_fault_is_a_usage_error(args: tuple[str, ...]) -> None:
 def test_a_name_and_an_area_select() -> None:
     """--only takes both; nothing selects all."""
     assert commands._selected((NAME,)) == (NAME,)
-    assert set(commands._selected(("rope",))) == {
-        n for n, f in faults.catalogue().items() if f.area == "rope"
-    }
-    assert commands._selected(()) == tuple(faults.catalogue())
+    assert set(commands._selected(("rope",))) == {n for n, f in catalogue().items() if f.area == "rope"}
+    assert commands._selected(()) == tuple(catalogue())
 
 
 # --- weakening a check --------------------------------------------------------------------------------------
@@ -328,7 +329,7 @@ WEAKENED = {
 @pytest.fixture
 def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with copies of the suites and the harness, which cells then run instead of the originals."""
-    for room, package in (("suites", packaged()), ("harness", Path(gate.__file__).parent)):
+    for room, package in (("suites", packaged()), ("harness", Path(prill_harness.__file__).parent)):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(package, tmp_path / room / package.name, ignore=ignored)
     paths = [str(tmp_path / room) for room in ("suites", "harness")]
@@ -339,7 +340,7 @@ def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="module")
 def seen_kills(tmp_path_factory: pytest.TempPathFactory) -> Kills:
     """What the check, as it is, is seen to kill: one planted fault beside the clean engine."""
-    subject = Subject((faults.catalogue()[NAME],))
+    subject = Subject((catalogue()[NAME],))
     suite = CHECK.partition(".")[0]
     cells = [Cell(MODEL, engine, suite) for engine in (matrix.ENGINE, subject.engine)]
     records = matrix.run(cells, tmp_path_factory.mktemp("kills"), 2)
@@ -357,7 +358,7 @@ def decided(out: Path, seen: Kills) -> Verdict:
     item = Item("demo.stages", "Stages", "so", Severity.CRITICAL, (CHECK,))
     lists = (Checklist("demo", "Demo", (item,), Path("demo.toml"), (1,)),)
     work = Plan("demo", plan.cells_of(wanted), checks=(CHECK,))
-    records = plan.run(work, out, jobs=2)
+    records = executor.run(work, out, jobs=2)
     today = dt.date(2026, 1, 1)
     return gate.decide(policy, work, records, checklists=lists, kills=seen, as_of=today)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from prill_harness.faults.catalogue import modules
 from prill_harness.numbers.compare import largest, smallest
-from prill_harness.planting.core import modules
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("harness/prill_harness", "suites/prill_suites", "reports/prill_reports")

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from prill_harness.engines.base import Engine, EngineInfo
-from prill_harness.engines.spec import open_engine
+from prill_harness.faults.opening import open_engine
 from prill_harness.run.checks import CheckFailed, Observer
 from prill_runtime.errors import MissingCapability
 from prill_runtime.ops.numpy import NumpyBackend

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from prill_harness.commands.shared.declare import write_file
 from prill_harness.console import printable
+from prill_harness.records.files import write_file
 from prill_reports.markdown import text
 from prill_reports.text import one_line
 from prill_runtime.errors import OutputError

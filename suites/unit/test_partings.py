@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from prill_harness import Capability, Engine, EngineInfo, Generation, open_engine
 from prill_harness.engines.embedded import Embedded, NumPy, NumPy64
-from prill_harness.planting import core as faults
+from prill_harness.faults.catalogue import named
+from prill_harness.planting import faults
 from prill_harness.records.evidence import Status
 from prill_harness.tokens.golden import Golden, record
-from prill_harness.tokens.judge import Finding, compare_greedy, compare_sampled, compare_teacher_forced
+from prill_harness.tokens.judge import StepResult, compare_greedy, compare_sampled, compare_teacher_forced
 
 from .test_tokens import PROMPTS, Logits, Planted, swap
 from .tiny_gguf import tiny
@@ -143,7 +144,7 @@ def off_by_one(at: int) -> Callable[[int, Generation], Generation]:
 @pytest.mark.parametrize("step", [compare_greedy, compare_sampled])
 @pytest.mark.parametrize("blind", [False, True])
 def test_what_goes_wrong_in_a_batch_alone_is_not_the_samplers(
-    model: Path, golden: Golden, oracle: Embedded, step: Callable[..., Finding], blind: bool
+    model: Path, golden: Golden, oracle: Embedded, step: Callable[..., StepResult], blind: bool
 ) -> None:
     """Right logits, right texts alone, other tokens in company: the batch, of a black box too."""
     with in_company(off_by_one(9)).open("", str(model)) as engine:
@@ -159,7 +160,7 @@ def test_what_goes_wrong_in_a_batch_alone_is_not_the_samplers(
 
 @pytest.mark.parametrize("step", [compare_greedy, compare_sampled])
 def test_what_goes_wrong_after_some_tokens_is_not_the_samplers(
-    sound: Engine, golden: Golden, oracle: Embedded, step: Callable[..., Finding]
+    sound: Engine, golden: Golden, oracle: Embedded, step: Callable[..., StepResult]
 ) -> None:
     """A text that goes wrong at its tenth token, and right when begun anew there: what the engine kept."""
     plant = lambda ids: [*ids[:9], (ids[9] + 1) % 320, *ids[10:]] if len(ids) > 9 else ids  # noqa: E731
@@ -194,7 +195,7 @@ def test_a_fault_that_holds_in_the_whole_process_does_not_judge(
     model: Path, golden: Golden, fault: str
 ) -> None:
     """The judge draws by the sound sampler: the engine's is convicted, golden and oracle are not doubted."""
-    faults.ambient(faults.named([fault]))
+    faults.ambient(named([fault]))
     try:
         with open_engine(f"numpy+fault:{fault}", str(model)) as engine:
             finding = compare_sampled(engine, golden)
@@ -221,8 +222,8 @@ def test_an_oracle_that_draws_two_tokens_decides_nothing(sound: Engine, golden: 
     """Token by token it draws the golden's, in one pass another: neither golden nor engine is wrong."""
 
     class TwoWays(NumPy64):
-        def exact_logits(self, ids: Sequence[int]) -> NDArray[np.floating]:
-            return super().exact_logits(ids)[:, ::-1]
+        def logits(self, ids: Sequence[int]) -> NDArray[np.floating]:
+            return super().logits(ids)[:, ::-1]
 
     with TwoWays.open("", str(model)) as oracle:
         finding = compare_sampled(Planted(sound, generate=swap(5, 7)), golden, oracle)

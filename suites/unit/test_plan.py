@@ -19,12 +19,15 @@ from prill_harness.decide import gate
 from prill_harness.decide.checklist import load_checklists
 from prill_harness.faults.trial.kills import Kills, Trial
 from prill_harness.plan import plan, policy
-from prill_harness.plan.plan import Event, Plan
+from prill_harness.plan.plan import Plan
 from prill_harness.plan.policy import Gate, PlanEntry
 from prill_harness.records import ledger as ledgers
 from prill_harness.records.evidence import Cell, CellEnded, CellStarted, Evidence, Record, Status
 from prill_harness.records.ledger import Ledger
 from prill_harness.records.verdict import Severity, Verdict
+from prill_harness.run import executor
+from prill_harness.run.gather import merge
+from prill_harness.run.pool import Event
 from prill_runtime.errors import NothingSelected, PolicyError, UsageError
 
 from .commandline import interruptible
@@ -158,7 +161,7 @@ def test_shards_part_the_plan(cells: int, count: int, shuffle: object) -> None:
 def test_no_two_cells_share_a_ledger() -> None:
     """Ids that look alike as file names keep ledgers of their own."""
     cells = [Cell("a/b", "e", "s"), Cell("a-b", "e", "s"), Cell("a b", "e", "s"), Cell("x" * 300, "e", "s")]
-    paths = {plan.ledger_path(Path("out"), cell) for cell in cells}
+    paths = {executor.ledger_path(Path("out"), cell) for cell in cells}
     assert len(paths) == 4
     assert all(len(p.name) < 120 and p.parent == Path("out/cells") for p in paths)
 
@@ -178,8 +181,8 @@ def ledger(path: Path, *cells: str, at: float = 1.0) -> Path:
 def test_merging_twice_is_merging_once(tmp_path: Path) -> None:
     """The order of ledgers and their repetition change nothing."""
     a, b = ledger(tmp_path / "a", "m1"), ledger(tmp_path / "b", "m2")
-    once = plan.merge([a, b])
-    assert once == plan.merge([b, a, b, a])
+    once = merge([a, b])
+    assert once == merge([b, a, b, a])
     assert len(once) == 4
 
 
@@ -187,14 +190,14 @@ def test_merging_refuses_missing_and_contradicting_cells(tmp_path: Path) -> None
     """A cell run twice, a planned cell without records and an unplanned one are errors that name it."""
     a, b = ledger(tmp_path / "a", "m1"), ledger(tmp_path / "b", "m1", at=2.0)
     with pytest.raises(PolicyError, match=r"a cell was run twice.*m1/numpy/alpha/cpu"):
-        plan.merge([a, b])
+        merge([a, b])
     wanted = Plan("g", (Cell("m1", "numpy", "alpha"), Cell("m2", "numpy", "alpha")))
     with pytest.raises(PolicyError, match=r"planned cells are missing.*m2/numpy/alpha/cpu"):
-        plan.merge([a], wanted)
+        merge([a], wanted)
     with pytest.raises(PolicyError, match="not in the plan"):
-        plan.merge([a], Plan("g", ()))
+        merge([a], Plan("g", ()))
     with pytest.raises(PolicyError, match="no such ledger"):
-        plan.merge([tmp_path / "nowhere"])
+        merge([tmp_path / "nowhere"])
 
 
 # --- running --------------------------------------------------------------------------------------------
@@ -204,7 +207,7 @@ def test_every_cell_runs_in_its_own_process_and_a_resume_runs_none(tmp_path: Pat
     """Two cells, two processes, a passing verdict; resumed, nothing runs and the verdict is byte-equal."""
     work = project(tmp_path)
     events: list[Event] = []
-    records = plan.run(work, tmp_path / "out", jobs=2, progress=events.append)
+    records = executor.run(work, tmp_path / "out", jobs=2, progress=events.append)
     first = verdict(tmp_path, work, records)
     assert (first.status, first.exit_code) == (Status.PASSED, 0), first.sentence
     lines = (tmp_path / "suites/runs.txt").read_text().split("\n")[:-1]
@@ -213,7 +216,7 @@ def test_every_cell_runs_in_its_own_process_and_a_resume_runs_none(tmp_path: Pat
     assert events[-1].done == events[-1].total == 2
     assert events[-1].counts == {"passed": 2}
     events.clear()
-    again = plan.run(work, tmp_path / "out", jobs=2, resume=True, progress=events.append)
+    again = executor.run(work, tmp_path / "out", jobs=2, resume=True, progress=events.append)
     assert [e.kind for e in events] == ["resumed", "resumed"]
     assert msgspec.json.encode(verdict(tmp_path, work, again)) == msgspec.json.encode(first)
     assert ledgers.read(tmp_path / "out/ledger.jsonl") == again
@@ -225,7 +228,7 @@ def test_cells_run_from_both_ends_of_the_plan(tmp_path: Path) -> None:
     work = plan.build(gate_of(models=("a", "b", "c")), folder=tmp_path / "suites")
     for jobs, first in ((1, work.cells[:2]), (2, (work.cells[0], work.cells[-1]))):
         events: list[Event] = []
-        plan.run(work, tmp_path / f"out{jobs}", jobs=jobs, progress=events.append)
+        executor.run(work, tmp_path / f"out{jobs}", jobs=jobs, progress=events.append)
         started = [event.cell for event in events if event.kind == "started"]
         assert tuple(started[:2]) == first
         assert sorted(started) == sorted(work.cells)
@@ -234,13 +237,13 @@ def test_cells_run_from_both_ends_of_the_plan(tmp_path: Path) -> None:
 def test_a_resume_runs_again_what_changed(tmp_path: Path) -> None:
     """A suite whose code changed is run again, and its new failure is seen; the other is kept."""
     work = project(tmp_path)
-    plan.run(work, tmp_path / "out", jobs=2)
+    executor.run(work, tmp_path / "out", jobs=2)
     project(tmp_path, beta="assert False, 'now it is wrong'")
     from prill_harness.plan import provenance
 
     provenance.code_digest.cache_clear()
     events: list[Event] = []
-    records = plan.run(work, tmp_path / "out", jobs=2, resume=True, progress=events.append)
+    records = executor.run(work, tmp_path / "out", jobs=2, resume=True, progress=events.append)
     assert [(e.kind, e.cell.suite) for e in events if e.kind != "ended"] == [
         ("resumed", "alpha"),
         ("started", "beta"),
@@ -252,8 +255,8 @@ def test_a_selection_is_not_taken_for_the_whole(tmp_path: Path) -> None:
     """A cell that ran one check alone is run again when a whole run resumes."""
     work = project(tmp_path)
     some = plan.build(gate_of(), checks=["alpha.first"], folder=tmp_path / "suites")
-    assert set(by_check(plan.run(some, tmp_path / "out", jobs=1))) == {"alpha.first"}
-    assert not plan.resumable(plan.ledger_path(tmp_path / "out", work.cells[0]), work.cells[0], work)
+    assert set(by_check(executor.run(some, tmp_path / "out", jobs=1))) == {"alpha.first"}
+    assert not executor.resumable(executor.ledger_path(tmp_path / "out", work.cells[0]), work.cells[0], work)
 
 
 @pytest.mark.parametrize(
@@ -267,21 +270,21 @@ def test_a_selection_is_not_taken_for_the_whole(tmp_path: Path) -> None:
 def test_a_cell_that_dies_leaves_an_error_and_never_a_pass(tmp_path: Path, body: str, told: str) -> None:
     """Killed, silently gone or too slow: the check in flight is an error, the verdict inconclusive."""
     work = project(tmp_path, beta=body)
-    records = plan.run(work, tmp_path / "out", jobs=2, timeout_s=3)
+    records = executor.run(work, tmp_path / "out", jobs=2, timeout_s=3)
     found = by_check(records)["beta.second"]
     assert found.status is Status.ERROR
     assert told in found.sentence
     result = verdict(tmp_path, work, records)
     assert (result.status, result.exit_code) == (Status.INCONCLUSIVE, 10)
     assert "beta.second" in result.sentence
-    assert not plan.resumable(plan.ledger_path(tmp_path / "out", work.cells[1]), work.cells[1], work)
+    assert not executor.resumable(executor.ledger_path(tmp_path / "out", work.cells[1]), work.cells[1], work)
 
 
 def test_a_cell_that_cannot_start_says_why(tmp_path: Path) -> None:
     """A suite that ends the process while it is collected leaves an error with its last words."""
     work = project(tmp_path)
     (tmp_path / "suites/beta.py").write_text("import os, sys\nos.write(2, b'no libcuda')\nos._exit(7)\n")
-    found = by_check(plan.run(work, tmp_path / "out", jobs=2))["beta.process"]
+    found = by_check(executor.run(work, tmp_path / "out", jobs=2))["beta.process"]
     assert found.status is Status.ERROR
     assert "ended with exit code 7" in found.sentence
 
@@ -295,7 +298,7 @@ def test_the_callers_pytest_settings_do_not_reach_a_cell(
     (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = -k nothing\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTEST_ADDOPTS", "-k nothing")
-    assert verdict(tmp_path, work, plan.run(work, Path("out"), jobs=2)).status is Status.PASSED
+    assert verdict(tmp_path, work, executor.run(work, Path("out"), jobs=2)).status is Status.PASSED
 
 
 # --- ended half way -------------------------------------------------------------------------------------
@@ -304,10 +307,11 @@ DRIVER = """
 import sys
 from pathlib import Path
 from prill_harness.plan import plan, policy
+from prill_harness.run import executor
 folder = Path(sys.argv[1])
 work = plan.build(policy.load_policy(folder / "gates.toml").gate(), folder=folder / "suites")
 try:
-    plan.run(work, folder / "out", jobs=1)
+    executor.run(work, folder / "out", jobs=1)
 except KeyboardInterrupt:
     ran = (folder / "suites/runs.txt").read_text().splitlines()
     sys.exit(2 if not Path("/proc", ran[-1].split()[1]).exists() else 9)
@@ -318,7 +322,7 @@ def half_way(folder: Path, number: int) -> tuple[int, int]:
     """Start a run in a child, signal it while beta.second runs; the child's code, and the cell's pid."""
     child = subprocess.Popen([sys.executable, "-c", DRIVER, str(folder)], preexec_fn=interruptible)
     runs = folder / "suites/runs.txt"
-    path = plan.ledger_path(folder / "out", Cell("a.gguf", "numpy", "beta"))
+    path = executor.ledger_path(folder / "out", Cell("a.gguf", "numpy", "beta"))
     while not (path.exists() and b'"beta.second","at"' in path.read_bytes()):
         assert child.poll() is None, "the run ended by itself"
         time.sleep(0.01)
@@ -348,17 +352,17 @@ def test_killed_half_way_and_resumed_gives_the_same_verdict(tmp_path: Path, numb
     whole.mkdir()
     undisturbed = project(whole, beta=WAIT)
     (whole / "suites/go").touch()
-    expected = verdict(whole, undisturbed, plan.run(undisturbed, whole / "out", jobs=1))
+    expected = verdict(whole, undisturbed, executor.run(undisturbed, whole / "out", jobs=1))
     assert expected.status is Status.PASSED
 
     work = project(tmp_path, beta=WAIT)
     got, pid = half_way(tmp_path, number)
     assert got == code
     assert not alive(pid)
-    half = plan.merge(list((tmp_path / "out/cells").glob("*.jsonl")))
+    half = merge(list((tmp_path / "out/cells").glob("*.jsonl")))
     assert verdict(tmp_path, work, half).status is Status.INCONCLUSIVE
     (tmp_path / "suites/go").touch()
-    resumed = verdict(tmp_path, work, plan.run(work, tmp_path / "out", jobs=1, resume=True))
+    resumed = verdict(tmp_path, work, executor.run(work, tmp_path / "out", jobs=1, resume=True))
     assert timeless(resumed) == timeless(expected)
     runs = (tmp_path / "suites/runs.txt").read_text().split()[::2]
     assert runs == ["alpha.first", "beta.first", "beta.first"]
@@ -372,19 +376,7 @@ def test_merged_records_are_ordered_by_cell(picked: list[int]) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         paths = [ledger(Path(folder, f"l{n}"), f"m{n}") for n in range(4)]
-        records = plan.merge([paths[n] for n in picked])
+        records = merge([paths[n] for n in picked])
     cells = [r.cell for r in records]
     assert all(a <= b for a, b in pairwise(cells))
     assert len(records) == 2 * len(set(picked))
-
-
-def test_threads_are_limited_whatever_runs_beside_a_cell(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each cell has one BLAS thread, also alone; alone it may have as many as its caller says."""
-    from prill_harness.run.cells import THREADS, environment
-
-    for name in THREADS:
-        monkeypatch.delenv(name, raising=False)
-    assert {environment(jobs)[name] for jobs in (1, 2) for name in THREADS} == {"1"}
-    monkeypatch.setenv(THREADS[0], "8")
-    assert (environment(1)[THREADS[0]], environment(2)[THREADS[0]]) == ("8", "1")
-    assert environment(1)[THREADS[1]] == "1"

@@ -315,7 +315,7 @@ def test_a_suite_that_does_not_import_is_an_error_with_its_cause(tmp_path: Path)
     """A collection error leaves evidence of status error that quotes the cause; exit 3."""
     code, records, _ = run(tmp_path, "import nowhere_to_be_found", "--prill-suite", "demo")
     found = evidence(records)["demo.collection"]
-    assert (code, found.status) == (3, Status.ERROR)
+    assert (code, found.status, found.reproduce[-5:]) == (3, Status.ERROR, " demo")
     assert "No module named 'nowhere_to_be_found'" in found.sentence
 
 

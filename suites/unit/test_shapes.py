@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prill_harness.faults.catalogue import catalogue
 from prill_harness.faults.trial import blame
-from prill_harness.planting.core import catalogue
 from prill_harness.records.evidence import Evidence
 from prill_harness.records.ledger import read
 from prill_runtime.device.machine import compile as kernels

@@ -44,11 +44,11 @@ def changed(kind: type[Embedded], one_pass: Callable[[Rows], Rows], decoded: Cal
     """An engine of a kind whose logits come out changed: those of a pass, and those token by token."""
 
     class Changed(kind):  # type: ignore[misc, valid-type]
-        def exact_logits_batch(self, batch: Sequence[Sequence[int]]) -> Rows:
-            return one_pass(super().exact_logits_batch(batch))
+        def logits_batch(self, batch: Sequence[Sequence[int]]) -> Rows:
+            return one_pass(super().logits_batch(batch))
 
-        def exact_decoded(self, *given: Any) -> Rows:
-            return decoded(super().exact_decoded(*given))
+        def decoded_logits(self, *given: Any) -> Rows:
+            return decoded(super().decoded_logits(*given))
 
     return Changed
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
+from prill_harness import version
 from prill_harness.records import sources
 from prill_harness.records.catalog import suite_file, suites
 from prill_harness.records.sources import judging
+from prill_runtime.errors import PrillError
 
 RUNS = {
     "prill_harness.plugin", "prill_harness.recording.fixtures", "prill_harness.recording.recorder",
@@ -35,13 +43,11 @@ FILES = {
     "prill_harness/models.py": "",
     "prill_harness/nobody.py": "",
     "prill_harness/probes/__init__.py": "",
-    "prill_harness/probes/run.py": (
-        'WORDS = ["-m", f"prill_harness.probes.{name}"]\nstart("child")\nbuild("probe.c")\n'
-    ),
+    "prill_harness/probes/run.py": ('WORDS = ["-m", "prill_harness.probes.child"]\nbuild("probe.c")\n'),
     "prill_harness/probes/child.py": "def main():\n    import prill_harness.lazily\n",
     "prill_harness/probes/probe.c": "int main;\n",
     "prill_harness/probes/other.py": "",
-    "prill_harness/lazily.py": "",
+    "prill_harness/lazily.py": "import stranger\n",
     "prill_suites/__init__.py": "",
     "prill_suites/plain.py": "from prill_suites.shared import twin\ndef test_a(observe): ...\n",
     "prill_suites/probing.py": "def test_b(probe): ...\n",
@@ -57,6 +63,30 @@ PROBING = {
     "prill_harness.probes", "prill_harness.probes.run", "prill_harness.probes.child", "prill_harness.lazily",
     "prill_harness.models", "prill_harness/probes/probe.c",
 }  # fmt: skip
+HASHES = """
+import hashlib
+from prill_harness.records import catalog, sources
+print(sources.__file__)
+for name in catalog.suites():
+    files = sources.judging(catalog.suite_file(name))
+    print(name, {each: hashlib.sha256(text).hexdigest() for each, text in files.items()})
+"""
+CACHED = (sources.judging, sources._closure, sources._file, sources._read)
+
+
+def forget() -> None:
+    for each in CACHED:
+        each.cache_clear()
+
+
+def judged_anew(suite: Path) -> dict[str, bytes]:
+    """What a process that is started now would see."""
+    forget()
+    return dict(judging(suite))
+
+
+def hashed(files: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(text).hexdigest() for name, text in files.items()}
 
 
 @pytest.fixture
@@ -66,12 +96,9 @@ def rooms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(sources, "_folder", lambda room: tmp_path / room)
-    cached = (sources.judging, sources._closure, sources._file, sources._read)
-    for each in cached:
-        each.cache_clear()
+    forget()
     yield tmp_path / "prill_suites"
-    for each in cached:
-        each.cache_clear()
+    forget()
 
 
 def test_a_plain_suite_is_judged_by_what_it_imports_and_what_runs_it(rooms: Path) -> None:
@@ -86,13 +113,29 @@ def test_a_fixture_counts_for_the_suites_that_ask_for_it(rooms: Path) -> None:
     assert not found & {"prill_harness.probes.other", "prill_harness.nobody", "prill_harness.types_only"}
 
 
+@pytest.mark.parametrize(
+    ("line", "got"),
+    [
+        ('NAME = "prill_harness.probes.moved"', "prill_harness.probes.moved"),
+        ('NAME = f"prill_harness.probes.{name}"', "prill_harness.probes."),
+        ("from prill_harness.probes.moved import run", "prill_harness.probes.moved"),
+        ("def late():\n    import prill_harness.moved", "prill_harness.moved"),
+    ],
+)
+def test_a_module_that_is_not_there_is_an_error(rooms: Path, line: str, got: str) -> None:
+    """What it stands for has moved or is put together at run time, and would judge without being hashed."""
+    (rooms / "shared.py").write_text(line + "\n")
+    with pytest.raises(PrillError, match=re.escape(f"got '{got}'")):
+        judging(rooms / "plain.py")
+
+
 @pytest.mark.parametrize("name", sorted(suites()))
 def test_what_runs_every_check_judges_for_every_suite(name: str) -> None:
     """Recorder, plugin and outcomes are in each hash; commands, reports and planted faults in none."""
     found = judging(suite_file(name))
     assert set(found) >= RUNS
     assert not [module for module in found if module.startswith(AFTER)]
-    assert not [m for m in found if m.startswith("prill_harness.faults.") and m.endswith(("rope", "judge"))]
+    assert not [module for module in found if module.startswith("prill_harness.faults.planted.")]
 
 
 def test_leaks_judge_where_leaks_are_looked_for() -> None:
@@ -130,3 +173,46 @@ def test_a_suite_of_the_users_own_is_judged_with_the_modules_beside_it(tmp_path:
 def test_names_of_files_do_not_depend_on_the_machine() -> None:
     """A hash is the same wherever prill lies."""
     assert not [name for name in judging(suite_file("memory")) if name.startswith("/") or ".." in name]
+
+
+def test_what_a_build_writes_judges_for_nothing(rooms: Path) -> None:
+    """The stamp with the commit, which a wheel has and a checkout has not, changes no suite's code: a kill
+    that was seen in a checkout is known to who installed prill."""
+    harness = rooms.parent / "prill_harness"
+    (harness / "run" / "checks.py").write_text("from prill_harness import version\n")
+    (harness / "version.py").write_bytes(Path(version.__file__).read_bytes())
+    before = dict(judging(rooms / "plain.py"))
+    assert before["prill_harness.version"] == (harness / "version.py").read_bytes()
+    (harness / version.STAMP).write_text("0123456789ab\n")
+    assert judged_anew(rooms / "plain.py") == before
+
+
+def test_what_lies_in_the_current_folder_judges_for_nothing(
+    rooms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library that a fixture imports is no part of prill, even where a file of its name lies at hand."""
+    before = dict(judging(rooms / "probing.py"))
+    (tmp_path / "stranger.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert judged_anew(rooms / "probing.py") == before
+
+
+def test_a_wheel_is_judged_by_the_same_code_as_a_checkout(tmp_path: Path) -> None:
+    """Built and unpacked, every suite has the files that it has here, byte for byte, beside a stamp."""
+    pytest.importorskip("hatchling", reason="nothing to build a wheel with")
+    root = Path(__file__).resolve().parents[2]
+    build = "import sys, hatchling.build as b; print(b.build_wheel(sys.argv[1]))"
+    words = [sys.executable, "-c", build, str(tmp_path)]
+    subprocess.run(words, cwd=root, check=True, capture_output=True, timeout=120)
+    site = tmp_path / "site"
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        wheel.extractall(site)
+    assert (site / "prill_harness" / version.STAMP).is_file()
+    found = subprocess.run(
+        [sys.executable, "-c", HASHES],
+        cwd=site, env={**os.environ, "PYTHONPATH": str(site)}, check=True, capture_output=True, text=True,
+        timeout=60,
+    )  # fmt: skip
+    where, *hashes = found.stdout.splitlines()
+    assert Path(where).is_relative_to(site)
+    assert hashes == [f"{name} {hashed(judging(suite_file(name)))}" for name in suites()]

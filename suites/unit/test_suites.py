@@ -111,14 +111,19 @@ def test_checklists_and_checks_agree() -> None:
 
 def test_the_default_gate_runs_every_check() -> None:
     """The plan of the default gate holds a cell of every suite, and requires every checklist."""
-    gate = load_policy(ROOT / "ci" / "gates.toml").gate()
+    gate = load_policy(packaged() / "gates.toml").gate()
     assert {suite for entry in gate.plan for suite in entry.suites} == set(SUITES)
     assert set(gate.checklists) == {checklist.id for checklist in load_checklists()}
 
 
-def test_the_packaged_gates_are_those_of_the_repository() -> None:
-    """An installed prill judges by the same policy as a checkout."""
-    assert (packaged() / "gates.toml").read_bytes() == (ROOT / "ci" / "gates.toml").read_bytes()
+def test_a_checkout_judges_by_the_packaged_gates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What CI runs at the top of the repository names no policy, and decides by the one that is installed."""
+    monkeypatch.chdir(ROOT)
+    assert load_policy().path == packaged() / "gates.toml"
+    own = [file for folder in ("ci", ".ci") for file in (ROOT / folder).rglob("*") if file.is_file()]
+    scripts = [file.read_bytes() for file in (*own, ROOT / "Makefile") if file.suffix != ".pyc"]
+    assert scripts
+    assert not any(b"--policy ci/" in text or b"ci/gates.toml" in text for text in scripts)
 
 
 def test_suites_import_nothing_else() -> None:

@@ -13,7 +13,7 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 
 from prill_fixtures import FixtureError, synth, synth_blocks, synth_vocab
-from prill_harness.engines.spec import resolve_model
+from prill_harness.engines.models import resolve_model
 from prill_runtime.errors import ModelFileError, UsageError
 from prill_runtime.models import walks
 from prill_runtime.run.model import Model

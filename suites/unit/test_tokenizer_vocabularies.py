@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from prill_harness.engines.base import Engine
-from prill_harness.engines.spec import open_engine
+from prill_harness.faults.opening import open_engine
 from prill_harness.run.checks import Observer
 from prill_harness.tokens import golden as goldens
 from prill_harness.tokens import golden_prompts

@@ -18,7 +18,7 @@ from prill_harness.records.evidence import Status
 from prill_harness.tokens.golden import Golden, record
 from prill_harness.tokens.golden_pack import Packed
 from prill_harness.tokens.judge import (
-    Finding,
+    StepResult,
     compare,
     compare_config,
     compare_greedy,
@@ -104,9 +104,9 @@ def test_clean_engines_pass_all_five_steps(model: Path, golden: Golden, spec: st
 def test_a_finding_that_saw_nothing_cannot_be_ok() -> None:
     """ok needs a count above zero, and never goes with inconclusive."""
     with pytest.raises(ValueError, match="cannot be ok"):
-        Finding("logits", True, "nothing", 0)
+        StepResult("logits", True, "nothing", 0)
     with pytest.raises(ValueError, match="cannot be ok"):
-        Finding("logits", True, "half", 3, inconclusive=True)
+        StepResult("logits", True, "half", 3, inconclusive=True)
 
 
 def test_a_lost_bos_is_a_tokenizer_verdict_and_stops_the_rest(
@@ -285,7 +285,7 @@ def test_without_logits_another_token_is_wrong_numbers(
 
 @pytest.mark.parametrize("step", [compare_greedy, compare_sampled])
 def test_truncated_output_fails(
-    sound: Engine, golden: Golden, oracle: Embedded, step: Callable[..., Finding]
+    sound: Engine, golden: Golden, oracle: Embedded, step: Callable[..., StepResult]
 ) -> None:
     """Fewer tokens than asked for fail even when all of them are right; so do more."""
     for plant in (lambda ids: ids[:-1], lambda ids: [*ids, 1]):

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from prill_harness.engines.base import Engine
-from prill_harness.engines.spec import open_engine, resolve_model
+from prill_harness.engines.models import resolve_model
+from prill_harness.faults.opening import open_engine
 from prill_harness.stages import trace
 from prill_harness.stages.subject import stage_table
 from prill_harness.stages.table import canonical

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from prill_harness.leaks.judge.probe import lost_settings, run
+from prill_harness.leaks.judge.hosted import lost_settings
+from prill_harness.leaks.judge.probe import run
 from prill_harness.leaks.ledgers import build
-from prill_harness.leaks.reports.report import Probe, Verdict
+from prill_harness.leaks.reports.report import LeakVerdict, Probe
 from prill_harness.tokens.golden import golden_for
 from prill_runtime import user_cache
 from prill_runtime.device.machine import compile as kernels
@@ -169,7 +170,7 @@ def test_a_probe_works_where_the_path_has_blanks_and_colons(
     assert said.stderr == ""
     monkeypatch.setenv("LD_PRELOAD", str(own))
     report = run(Probe("numpy", "fixture:llama-tiny", "success", 50))
-    assert report.verdict is Verdict.CLEAN, report.sentence
+    assert report.verdict is LeakVerdict.CLEAN, report.sentence
 
 
 def test_settings_that_the_probed_process_does_not_get_are_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prill_fixtures.synth import SHAPES
-from prill_harness.engines.spec import open_engine, resolve_model
+from prill_harness.engines.models import resolve_model
+from prill_harness.faults.opening import open_engine
 from prill_harness.measure.vram import MOMENTS, SESSIONS, account, position_bytes
 from prill_runtime.device.memory.arena import PURPOSES, OutOfDeviceMemory, Region, padded
 from prill_runtime.errors import Inconclusive

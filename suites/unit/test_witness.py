@@ -20,8 +20,8 @@ from prill_fixtures import sound, types
 from prill_fixtures.config import DRAWN
 from prill_harness import open_engine
 from prill_harness.engines.embedded import NumPy64
+from prill_harness.faults.catalogue import catalogue
 from prill_harness.numbers.compare import nmse
-from prill_harness.planting.core import catalogue
 from prill_harness.records.evidence import Evidence, Status
 from prill_harness.records.ledger import read
 from prill_harness.run.checks import CheckFailed, Observer
@@ -48,7 +48,7 @@ def oracle_and_witness(path: Path, ids: list[int]) -> tuple[Floats, Floats]:
     """Logits (id, vocabulary) of both."""
     with open_engine("numpy64", str(path)) as oracle:
         assert isinstance(oracle, NumPy64)
-        return np.asarray(oracle.exact_logits(ids)), witness.logits(witness.read(path), ids)
+        return np.asarray(oracle.logits(ids)), witness.logits(witness.read(path), ids)
 
 
 def test_the_witness_imports_nothing_of_prill() -> None:
@@ -131,8 +131,9 @@ def test_only_the_witness_sees_what_engine_and_oracle_share(
     monkeypatch.setenv("PRILL_CACHE", str(tmp_path / "cache"))
     mine, out = sound.build(PLAIN, tmp_path / "mine.gguf"), tmp_path / "out"
     record = (
-        "from prill_harness.planting import core as faults; from prill_harness.tokens import golden\n"
-        f"faults.ambient(faults.named([{fault!r}]))\ngolden.golden_for({str(mine)!r})\n"
+        "from prill_harness.faults.catalogue import named; from prill_harness.planting import faults\n"
+        "from prill_harness.tokens import golden\n"
+        f"faults.ambient(named([{fault!r}]))\ngolden.golden_for({str(mine)!r})\n"
     )
     subprocess.run([sys.executable, "-c", record], check=True, timeout=60)
     checks = ("witness", "stages.early", "tokens.greedy")
@@ -156,8 +157,9 @@ def test_a_fault_of_both_is_in_the_oracle_too() -> None:
     common = [name for name, fault in catalogue().items() if fault.area == "common"]
     assert len(common) > 20
     code = (
-        "from prill_harness.planting import core as faults; from prill_harness import open_engine\n"
-        "faults.ambient(faults.named([{!r}]))\n"
+        "from prill_harness.faults.catalogue import named; from prill_harness.planting import faults\n"
+        "from prill_harness import open_engine\n"
+        "faults.ambient(named([{!r}]))\n"
         "with open_engine('numpy64', 'fixture:llama-tiny') as e: print(float(e.logits([1, 5, 9])[-1, 0]))\n"
     )
     said = {name: printed(code.format(name)) for name in ("rope_pairing", "common_rope_pairing")}

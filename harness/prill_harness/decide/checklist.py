@@ -10,7 +10,7 @@ title = "Tokens equal the oracle's in the exact lane"
 why = "a wrong number here is wrong text for every user"
 severity = "critical"                # critical, high, medium, low
 checks = ["tokens.teacher_forced"]   # ids of checks; every parameter of each must pass
-docs = "docs/guide.md"               # optional
+docs = "docs/LEAKS.md"               # optional
 when = { architecture = "llama" }    # optional: only cells whose model has this architecture
 
 [[items]]                            # a manual item has no checks but a signature
@@ -36,15 +36,14 @@ from pathlib import Path
 import msgspec
 
 from prill_harness.records.catalog import check_ids, packaged, shown
-from prill_harness.records.evidence import Cell, Evidence, Status
-from prill_harness.records.names import look_up
+from prill_harness.records.evidence import Cell, Evidence, Status, badness
+from prill_harness.records.names import base_of, look_up, suite_of
 from prill_harness.records.strict import load_toml
 from prill_harness.records.verdict import ItemResult, ItemStatus, Severity
 from prill_runtime.errors import ChecklistError
 
 HEADER = re.compile(r"^\s*\[\[\s*items\s*\]\]")
 # Worst first: what a cell, and then an item, comes to.
-ORDER = ("failed", "error", "missing", "inconclusive", "waived", "passed")
 
 
 class Manual(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -189,8 +188,7 @@ def carriers(item: Item, cells: Iterable[Cell], architecture: Mapping[str, str])
         (cell, check)
         for check in item.checks
         for cell in cells
-        if cell.suite == check.partition(".")[0]
-        and (not wanted or architecture.get(cell.model, "") in ("", wanted))
+        if cell.suite == suite_of(check) and (not wanted or architecture.get(cell.model, "") in ("", wanted))
     ]
 
 
@@ -216,7 +214,7 @@ def _item(
         owed = carriers(item, cells, seen.architecture)
         orphans = sorted(set(item.checks) - {check for _, check in owed})
         findings = [f for cell, check in owed for f in _findings(item, cell, check, seen)]
-        findings.sort(key=lambda f: (ORDER.index(f[0]), f[1].id, f[2]))
+        findings.sort(key=lambda f: (badness(f[0]), f[1].id, f[2]))
         by_cell = {}
         for state, cell, _, _ in findings:
             by_cell.setdefault(cell.id, state)
@@ -246,7 +244,7 @@ Found = tuple[str, Cell, str, str]  # state, cell, check, sentence
 def _findings(item: Item, cell: Cell, check: str, seen: Observed) -> list[Found]:
     """State of each parameter of `check` in `cell`; a planned one without evidence is missing."""
     evidence = seen.evidence.get(cell.id, {})
-    names = {n for n in (*seen.planned.get(cell.id, ()), *evidence) if n.split("[", 1)[0] == check}
+    names = {n for n in (*seen.planned.get(cell.id, ()), *evidence) if base_of(n) == check}
     found: list[Found] = []
     for name in sorted(names):
         record = evidence.get(name)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
 from prill_harness.decide.checklist import Checklist, Item
 from prill_harness.decide.explained import observes
+from prill_harness.run import reproduce
 
 INTRO = """\
 # Integration checklist
@@ -64,7 +64,7 @@ def _item(item: Item, models: Mapping[str, str]) -> Iterator[str]:
 def proof(item: Item, models: Mapping[str, str] = MODELS) -> str:
     """The command that runs the item's checks on a packaged model of its architecture."""
     model = models.get(item.when.architecture, "MODEL")
-    return shlex.join(["prill", "run", "--model", model, *item.checks])
+    return reproduce.line("run", *item.checks, model=model)
 
 
 def _link(docs: str) -> str:

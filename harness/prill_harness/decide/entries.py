@@ -7,10 +7,12 @@ from pathlib import Path, PurePath
 
 from prill_harness.decide.checklist import checklist_names, load_checklists
 from prill_harness.decide.waivers import Waiver
-from prill_harness.engines.spec import check_device, check_engine, check_judged, check_model
+from prill_harness.engines.models import check_model
+from prill_harness.engines.spec import check_device, check_judged
+from prill_harness.faults.opening import check_engine
 from prill_harness.plan.policy import Gate, Policy
 from prill_harness.records.catalog import check_ids, suites
-from prill_harness.records.names import look_up
+from prill_harness.records.names import base_of, look_up
 from prill_runtime.errors import PolicyError, UsageError, WaiverError
 
 
@@ -56,7 +58,7 @@ def examine_waivers(waivers: Sequence[Waiver], path: Path) -> None:
     for waiver in waivers:
         where = f"{path}, waiver {waiver.id}"
         look_up(waiver.item, counted, "names an unknown item", where=where, error=WaiverError)
-        base = waiver.check.split("[", 1)[0]
+        base = base_of(waiver.check)
         look_up(base, check_ids(), "names an unknown check", where=where, error=WaiverError)
         what = f"names a check that {waiver.item} does not count"
         look_up(base, counted[waiver.item], what, where=where, error=WaiverError)
@@ -74,7 +76,7 @@ def _items() -> tuple[str, ...]:
     return tuple(item.id for checklist in load_checklists() for item in checklist.items)
 
 
-def _within(where: str, error: type[UsageError], look: Callable[[str], None], word: str) -> None:
+def _within(where: str, error: type[UsageError], look: Callable[[str], object], word: str) -> None:
     """`look` at a word of a file; what it refuses is said of the file."""
     try:
         look(word)

@@ -8,10 +8,10 @@ from functools import cache
 import msgspec
 
 from prill_harness.decide.checklist import Checklist, load_checklists
+from prill_harness.faults.catalogue import catalogue
 from prill_harness.faults.trial import kills
-from prill_harness.planting.core import catalogue
 from prill_harness.records.catalog import check_ids, shown
-from prill_harness.records.names import look_up
+from prill_harness.records.names import base_of, look_up
 
 
 class Mistake(msgspec.Struct, frozen=True):
@@ -57,7 +57,7 @@ def explain(check: str) -> Explanation:
     Raises:
         UsageError: no suite declares it.
     """
-    name, declared = check.partition("[")[0], check_ids()
+    name, declared = base_of(check), check_ids()
     look_up(name, declared, "no such check", hint="prill checklist lists them beside what they prove")
     file, line = declared[name]
     return Explanation(name, shown(file), line, observes(name), _mistakes(name), _proves(name))

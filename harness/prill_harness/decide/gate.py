@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from prill_harness.decide.checklist import Checklist, Item, Observed, carriers, evaluate
-from prill_harness.decide.rules import Case, judge
+from prill_harness.decide.rules import GateCase, judge
 from prill_harness.decide.waivers import Key, Waiver
 from prill_harness.decide.waivers import apply as apply_waivers
 from prill_harness.faults.trial.forgotten import Forgotten, excused
@@ -20,7 +20,17 @@ from prill_harness.faults.trial.kills import Kills
 from prill_harness.plan.plan import Plan
 from prill_harness.plan.policy import Policy
 from prill_harness.records.catalog import shown
-from prill_harness.records.evidence import Cell, CellEnded, CellStarted, Evidence, Record, Status
+from prill_harness.records.evidence import (
+    EXIT_CODES,
+    Cell,
+    CellEnded,
+    CellStarted,
+    Evidence,
+    Record,
+    Status,
+    badness,
+)
+from prill_harness.records.ledger import encode
 from prill_harness.records.verdict import (
     AssumptionResult,
     CellResult,
@@ -33,11 +43,8 @@ from prill_harness.records.verdict import (
 from prill_harness.version import version
 from prill_runtime.errors import PolicyError
 
-EXIT_CODES = {Status.PASSED: 0, Status.FAILED: 1, Status.INCONCLUSIVE: 10}
-# Of several records of one check in one cell the worst counts, so that a lucky repetition hides nothing.
 NOWHERE: Mapping[str, tuple[Path, int]] = {}
 NOTHING = Forgotten()
-WORST_FIRST = (Status.FAILED, Status.ERROR, Status.INCONCLUSIVE, Status.PASSED)
 
 
 def decide(
@@ -75,7 +82,7 @@ def decide(
     items = evaluate(lists, plan.cells, observed, as_of)
     checks = _checks(index, counted, covered, sources)
     cells = tuple(_cell(cell, index) for cell in sorted(plan.cells))
-    case = Case(
+    case = GateCase(
         gate=gate,
         plan=plan,
         items=items,
@@ -90,7 +97,7 @@ def decide(
         faults=index.faults,
     )
     rules = judge(case)
-    broken = [r for s in (Status.FAILED, Status.INCONCLUSIVE) for r in rules if r.status is s]
+    broken = sorted((r for r in rules if r.status is not Status.PASSED), key=lambda r: badness(r.status))
     status = broken[0].status if broken else Status.PASSED
     counts = Counter(check.status.value for check in checks)
     reason = broken[0].sentence if broken else _told(counts, cells, items)
@@ -158,7 +165,7 @@ class _Index:
 def _index(plan: Plan, records: Iterable[Record]) -> _Index:
     planned_cells = set(plan.cells)
     # Sorted by content and stripped of repetitions: order and double merging cannot matter.
-    unique = sorted({msgspec.json.encode(r): r for r in records if r.cell in planned_cells}.items())
+    unique = sorted({encode(r): r for r in records if r.cell in planned_cells}.items())
     found: dict[str, dict[str, list[Evidence]]] = defaultdict(lambda: defaultdict(list))
     starts: dict[str, CellStarted] = {}
     ends: dict[str, CellEnded] = {}
@@ -194,7 +201,8 @@ def _index(plan: Plan, records: Iterable[Record]) -> _Index:
 
 
 def _badness(evidence: Evidence) -> tuple[int, bytes]:
-    return WORST_FIRST.index(evidence.status), msgspec.json.encode(evidence)
+    """Of several records of one check in one cell the worst counts: a lucky repetition hides nothing."""
+    return badness(evidence.status), encode(evidence)
 
 
 def _named(names: Iterable[str], checklists: Sequence[Checklist]) -> tuple[Checklist, ...]:

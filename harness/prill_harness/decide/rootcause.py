@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -13,6 +12,7 @@ import msgspec
 from prill_harness.faults.trial.blame import blame
 from prill_harness.numbers.compare import largest
 from prill_harness.records.evidence import Evidence
+from prill_harness.run import reproduce
 from prill_harness.run.children import prill
 
 LIMIT_S = 20.0
@@ -52,23 +52,23 @@ def find(failed: Iterable[Evidence], specs: Mapping[str, str], *, ask: bool = Tr
         return None
     found = next(e for e in mine if (e.check, e.sentence) == (guilty.check, guilty.sentence))
     spec = specs.get(found.cell.model, found.cell.model)
-    place = ["--engine", found.cell.engine, "--model", spec]
-    said, words = f"{found.check}: {found.sentence}", ["explain", found.base]
+    place = {"engine": found.cell.engine, "model": spec}
+    said, words = f"{found.check}: {found.sentence}", reproduce.words("explain", found.base)
     if found.base.startswith("memory."):
-        words = ["leak", *place, "--path", "all"]
+        words = reproduce.words("leak", **place, path="all")
     elif not NO_STAGE & set(guilty.parts):
         late = found.base == "stages.late"
-        words = ["bisect", *place, "--tokens", str(LENGTHS[late])]
+        words = reproduce.words("bisect", **place, tokens=LENGTHS[late])
         if ask and (told := _walked(place, LENGTHS[late:])):
             said, words = told
-    return Cause(found.check, said, found.reproduce, shlex.join(["prill", *words]))
+    return Cause(found.check, said, found.reproduce, reproduce.shell(words))
 
 
-def _walked(place: Sequence[str], lengths: Iterable[int]) -> tuple[str, list[str]] | None:
+def _walked(place: Mapping[str, str], lengths: Iterable[int]) -> tuple[str, list[str]] | None:
     """The sentence of a bisect that finds something wrong in time, and its words; None where none does."""
     end = time.monotonic() + LIMIT_S
     for length in lengths:
-        words = ["bisect", *place, "--tokens", str(length)]
+        words = reproduce.words("bisect", **place, tokens=length)
         try:
             done = subprocess.run(
                 prill(*words, "--json"),

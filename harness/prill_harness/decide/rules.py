@@ -24,7 +24,7 @@ from prill_harness.records.verdict import (
 
 
 @dataclass(frozen=True)
-class Case:
+class GateCase:
     """Everything the rules judge, sorted, so that the order of records cannot matter."""
 
     gate: Gate
@@ -43,7 +43,7 @@ class Case:
 
 # What breaks a rule: FAILED where something was seen to be wrong, INCONCLUSIVE where something is lacking.
 Broken = tuple[Status, str]
-Rule = Callable[[Case], Broken | None]
+Rule = Callable[[GateCase], Broken | None]
 RULES: dict[str, tuple[Rule, str]] = {}
 
 
@@ -57,7 +57,7 @@ def rule(name: str, holds: str) -> Callable[[Rule], Rule]:
     return register
 
 
-def judge(case: Case) -> tuple[RuleResult, ...]:
+def judge(case: GateCase) -> tuple[RuleResult, ...]:
     """Every rule's result, in the order of declaration."""
     results = []
     for name, (function, holds) in RULES.items():
@@ -67,7 +67,7 @@ def judge(case: Case) -> tuple[RuleResult, ...]:
 
 
 @rule("items", "every blocking item is proven, or waived where it is not critical")
-def items_proven(case: Case) -> Broken | None:
+def items_proven(case: GateCase) -> Broken | None:
     """A waiver is an excuse, not a proof: it opens no gate that a critical item holds shut."""
     if not case.items:
         return Status.INCONCLUSIVE, "no item of its checklists applies to this plan"
@@ -98,7 +98,7 @@ def _warning(item: ItemResult) -> bool:
 
 
 @rule("proof", "something is proven")
-def something_proven(case: Case) -> Broken | None:
+def something_proven(case: GateCase) -> Broken | None:
     """Where nothing blocks, or everything that does is waived, a gate would open on no evidence at all."""
     if any(item.status is ItemStatus.PROVEN for item in case.items):
         return None
@@ -106,7 +106,7 @@ def something_proven(case: Case) -> Broken | None:
 
 
 @rule("unclaimed", "every failure belongs to an item of a checklist")
-def no_unclaimed_failure(case: Case) -> Broken | None:
+def no_unclaimed_failure(case: GateCase) -> Broken | None:
     """A failure that no item counts would otherwise pass unseen."""
     stray = [c for c in case.checks if c.status is Status.FAILED and (c.cell.id, c.check) not in case.claimed]
     if not stray:
@@ -118,7 +118,7 @@ def no_unclaimed_failure(case: Case) -> Broken | None:
 
 
 @rule("cells", "every planned cell is complete")
-def cells_complete(case: Case) -> Broken | None:
+def cells_complete(case: GateCase) -> Broken | None:
     lost = [cell for cell in case.cells if cell.status != "complete"]
     if not lost:
         return None
@@ -126,7 +126,7 @@ def cells_complete(case: Case) -> Broken | None:
 
 
 @rule("errors", "no check ended in an error")
-def no_error(case: Case) -> Broken | None:
+def no_error(case: GateCase) -> Broken | None:
     errors = [c for c in case.checks if c.status is Status.ERROR]
     if not errors:
         return None
@@ -134,7 +134,7 @@ def no_error(case: Case) -> Broken | None:
 
 
 @rule("inconclusive", "no more checks are inconclusive than the policy allows")
-def few_inconclusive(case: Case) -> Broken | None:
+def few_inconclusive(case: GateCase) -> Broken | None:
     found = [c for c in case.checks if c.status is Status.INCONCLUSIVE]
     allowed = case.gate.max_inconclusive
     if len(found) <= allowed:
@@ -144,7 +144,7 @@ def few_inconclusive(case: Case) -> Broken | None:
 
 
 @rule("flaky", "no more checks contradict themselves than the policy allows")
-def few_flaky(case: Case) -> Broken | None:
+def few_flaky(case: GateCase) -> Broken | None:
     if len(case.flaky) <= case.gate.max_flaky:
         return None
     return (
@@ -154,7 +154,7 @@ def few_flaky(case: Case) -> Broken | None:
 
 
 @rule("executed", "enough checks were executed")
-def enough_executed(case: Case) -> Broken | None:
+def enough_executed(case: GateCase) -> Broken | None:
     """Only what ended in passed or failed was executed, and a waived failure counts for nothing; a part of
     the plan owes its share."""
     done = sum(c.status in (Status.PASSED, Status.FAILED) for c in case.checks)
@@ -166,7 +166,7 @@ def enough_executed(case: Case) -> Broken | None:
 
 
 @rule("provenance", "all evidence comes from one prill, one model file per name and one code per check")
-def one_provenance(case: Case) -> Broken | None:
+def one_provenance(case: GateCase) -> Broken | None:
     seen: dict[tuple[str, str], str] = {}
     for start in case.starts.values():
         facts = (("prill", ""), ("model_sha256", start.cell.model))
@@ -181,13 +181,11 @@ def one_provenance(case: Case) -> Broken | None:
 
 
 @rule("kills", "every required check was seen to kill the planted faults that it claims")
-def checks_kill(case: Case) -> Broken | None:
+def checks_kill(case: GateCase) -> Broken | None:
     """A pass is worth something only from a check that, with its present code, was seen to fail: on every
     fault that it says it finds."""
     passed = {
-        c.check.split("[", 1)[0]
-        for c in case.checks
-        if c.status is Status.PASSED and (c.cell.id, c.check) in case.claimed
+        c.base for c in case.checks if c.status is Status.PASSED and (c.cell.id, c.check) in case.claimed
     }
     lacking = [
         c for c in sorted(passed) if not case.kills.current(c, case.contents.get(c, ()), case.faults[c])
@@ -205,7 +203,7 @@ def checks_kill(case: Case) -> Broken | None:
 
 
 @rule("owed", "no kill that was seen once is missing")
-def nothing_owed(case: Case) -> Broken | None:
+def nothing_owed(case: GateCase) -> Broken | None:
     """A check that lost a kill was weakened, or the matrix was not run again; or a line says why."""
     owed = [(f, c) for f, checks in sorted(case.kills.owed.items()) for c in checks if c in case.contents]
     if not owed:
@@ -221,7 +219,7 @@ def nothing_owed(case: Case) -> Broken | None:
 
 
 @rule("observed", "every check observed what it is on record with")
-def enough_observed(case: Case) -> Broken | None:
+def enough_observed(case: GateCase) -> Broken | None:
     """On packaged models what a check compares is known; one that compares less was weakened."""
     seen: dict[str, dict[str, int]] = defaultdict(dict)
     for check in case.checks:
@@ -235,7 +233,7 @@ def enough_observed(case: Case) -> Broken | None:
 
 
 @rule("waivers", "no waiver is refused")
-def waivers_sound(case: Case) -> Broken | None:
+def waivers_sound(case: GateCase) -> Broken | None:
     """An unused or expired waiver is reported; its failure, if there is one, counts by itself."""
     refused = [w for w in case.waivers if w.state == "refused"]
     return (Status.FAILED, refused[0].sentence) if refused else None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from types import TracebackType
-from typing import Any, ClassVar, NoReturn, Self
+from typing import ClassVar, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,10 @@ from numpy.typing import NDArray
 from prill_harness.records.names import look_up
 from prill_runtime.errors import MissingCapability
 from prill_runtime.ops.protocol import Backend
+from prill_runtime.run.generate import Generation
+from prill_runtime.sampling.sampler import SamplingParams
+
+__all__ = ["Capability", "Engine", "EngineInfo", "Generation", "Session", "engine_class"]
 
 LOAD_PHASES = ("init", "module load", "upload and repack", "capture")
 
@@ -52,17 +56,6 @@ class EngineInfo:
     config: Mapping[str, int | float | str | bool] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Generation:
-    """Generated ids, the natural logprob of each under the engine's own distribution, and why it stopped:
-    "eos", "length", "stop", "context" or "cancelled"; `end_id` is the id behind "eos", where it is known."""
-
-    ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    finish_reason: str
-    end_id: int | None = None
-
-
 class Session(ABC):
     """One sequence with its own cache."""
 
@@ -72,8 +65,9 @@ class Session(ABC):
         """Positions already in the cache."""
 
     @abstractmethod
-    def feed(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Append ids; logits (len(ids), vocab): row i predicts the token after ids[i]."""
+    def feed(self, ids: Sequence[int]) -> NDArray[np.floating]:
+        """Append ids; logits (len(ids), vocab) in the engine's own precision: row i predicts the token after
+        ids[i]."""
 
     @abstractmethod
     def reset(self) -> None:
@@ -113,11 +107,12 @@ class Engine(ABC):
     def detokenize(self, ids: Sequence[int]) -> bytes:
         self._lacks(Capability.TOKENIZE)
 
-    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Logits (len(ids), vocab) float32; row i predicts the token after ids[i]."""
+    def logits(self, ids: Sequence[int]) -> NDArray[np.floating]:
+        """Logits (len(ids), vocab) in the precision the engine computes in; row i predicts the token after
+        ids[i]."""
         self._lacks(Capability.LOGITS)
 
-    def logits_batch(self, batch: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
+    def logits_batch(self, batch: Sequence[Sequence[int]]) -> list[NDArray[np.floating]]:
         """Logits of several prompts computed together, each (len(ids), vocab)."""
         self._lacks(Capability.BATCH)
 
@@ -136,7 +131,10 @@ class Engine(ABC):
         ignore_eos: bool = False,
         on_token: Callable[[int, float], bool | None] | None = None,
     ) -> Generation:
-        """Continue ids; `on_token(id, logprob)` returning False cancels."""
+        """Continue ids; `on_token(id, logprob)` returning False cancels.
+
+        An engine may take the six parameters of sampling as `**sampling`, for SamplingParams(**sampling).
+        """
         self._lacks(Capability.GENERATE)
 
     def generate_batch(
@@ -145,16 +143,16 @@ class Engine(ABC):
         *,
         max_tokens: int,
         ignore_eos: bool = False,
-        sampling: Sequence[Mapping[str, Any]] = (),
+        sampling: Sequence[SamplingParams] = (),
     ) -> list[Generation]:
         """Continuations of several prompts, computed together where the engine can (BATCH).
 
         Args:
-            sampling: the sampling arguments of `generate` for each prompt; all greedy when empty.
+            sampling: one for each prompt; all greedy when empty.
         """
-        sampling = sampling or [{}] * len(prompts)
+        sampling = sampling or [SamplingParams()] * len(prompts)
         return [
-            self.generate(ids, max_tokens=max_tokens, ignore_eos=ignore_eos, **drawn)
+            self.generate(ids, max_tokens=max_tokens, ignore_eos=ignore_eos, **asdict(drawn))
             for ids, drawn in zip(prompts, sampling, strict=True)
         ]
 

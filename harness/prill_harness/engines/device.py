@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from prill_harness.engines.base import Capability, Engine, EngineInfo
 from prill_harness.engines.embedded import Embedded, EmbeddedSession, anonymous_bytes
-from prill_harness.engines.spec import resolve_model
+from prill_harness.engines.models import resolve_model
 from prill_harness.version import version
 from prill_runtime.device.machine.cuda import copy_bandwidth
 from prill_runtime.device.memory.arena import PURPOSES, Arena

@@ -11,13 +11,13 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from prill_harness.engines.base import Capability, Engine, EngineInfo, Generation, Session
-from prill_harness.engines.spec import resolve_model
+from prill_harness.engines.base import Capability, Engine, EngineInfo, Session
+from prill_harness.engines.models import resolve_model
 from prill_harness.version import version
 from prill_runtime.errors import EngineError, UsageError
 from prill_runtime.models.cache import KVCache
 from prill_runtime.ops.protocol import Backend
-from prill_runtime.run.model import Model, generate, generate_batch
+from prill_runtime.run.model import Generation, Model, generate, generate_batch
 from prill_runtime.sampling.sampler import SamplingParams
 
 
@@ -43,11 +43,7 @@ class EmbeddedSession(Session):
     def length(self) -> int:
         return self.cache.length
 
-    def feed(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        return self.feed_exact(ids).astype(np.float32)
-
-    def feed_exact(self, ids: Sequence[int]) -> NDArray[np.floating]:
-        """As `feed`, in the precision the engine computed in."""
+    def feed(self, ids: Sequence[int]) -> NDArray[np.floating]:
         return self._model.forward([(self.cache, ids)])[0]
 
     def reset(self) -> None:
@@ -61,7 +57,8 @@ class Embedded(Engine):
     """The runtime's Model behind the engine protocol; subclasses fix the arithmetic."""
 
     dtype: ClassVar[Literal["float32", "float64"]]
-    _continue: ClassVar[Callable[..., Any]] = staticmethod(generate)  # the runtime's, for this kind of model
+    # The runtime's loop for this kind of model.
+    _continue: ClassVar[Callable[..., Generation]] = staticmethod(generate)
 
     def __init__(self, model: Model, spec: str) -> None:
         self._model: Model | None = model
@@ -104,25 +101,17 @@ class Embedded(Engine):
     def detokenize(self, ids: Sequence[int]) -> bytes:
         return self.model.tokenizer.decode(ids)
 
-    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        return self.exact_logits(ids).astype(np.float32)
+    def logits(self, ids: Sequence[int]) -> NDArray[np.floating]:
+        return self.logits_batch([ids])[0]
 
-    def exact_logits(self, ids: Sequence[int]) -> NDArray[np.floating]:
-        """As `logits`, in the precision the engine computed in: (len(ids), vocab)."""
-        return self.exact_logits_batch([ids])[0]
-
-    def logits_batch(self, batch: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
-        return [logits.astype(np.float32) for logits in self.exact_logits_batch(batch)]
-
-    def exact_logits_batch(self, batch: Sequence[Sequence[int]]) -> list[NDArray[np.floating]]:
-        """As `logits_batch`, in the precision the engine computed in."""
+    def logits_batch(self, batch: Sequence[Sequence[int]]) -> list[NDArray[np.floating]]:
         return list(self.model.forward([(self._cache_for(ids), ids) for ids in batch]))
 
-    def exact_decoded(
+    def decoded_logits(
         self, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]
     ) -> list[NDArray[np.floating]]:
-        """What follows each prompt and its text: logits (vocab,), in the precision the engine computed in, of
-        all prompts together, their texts taken in token by token; whose text is short leaves the batch."""
+        """What follows each prompt and its text: logits (vocab,) of all prompts together, their texts taken
+        in token by token; a prompt whose text is over leaves the batch."""
         caches = [self.model.new_cache(len(i) + len(t)) for i, t in zip(prompts, texts, strict=True)]
         rows: list[NDArray[np.floating]] = [np.empty(0)] * len(prompts)
         for step in range(max(map(len, texts)) + 1):
@@ -138,34 +127,20 @@ class Embedded(Engine):
         ids: Sequence[int],
         *,
         max_tokens: int,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        seed: int = 0,
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
         on_token: Callable[[int, float], bool | None] | None = None,
+        **sampling: Any,
     ) -> Generation:
-        params = SamplingParams(
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-        )
-        done = self._continue(
+        return self._continue(
             self.model,
             ids,
             max_tokens=max_tokens,
-            params=params,
+            params=SamplingParams(**sampling),
             stop=stop,
             ignore_eos=ignore_eos,
             on_token=on_token,
         )
-        return Generation(tuple(done.ids), tuple(done.logprobs), done.finish_reason, done.end_id)
 
     def generate_batch(
         self,
@@ -173,13 +148,11 @@ class Embedded(Engine):
         *,
         max_tokens: int,
         ignore_eos: bool = False,
-        sampling: Sequence[Mapping[str, Any]] = (),
+        sampling: Sequence[SamplingParams] = (),
     ) -> list[Generation]:
-        params = [SamplingParams(**drawn) for drawn in sampling]
-        done = generate_batch(
-            self.model, prompts, max_tokens=max_tokens, params=params, ignore_eos=ignore_eos
+        return generate_batch(
+            self.model, prompts, max_tokens=max_tokens, params=sampling, ignore_eos=ignore_eos
         )
-        return [Generation(text.ids, text.logprobs, text.finish_reason, text.end_id) for text in done]
 
     def trace(
         self, ids: Sequence[int], replace: Mapping[str, NDArray[np.float64]] | None = None

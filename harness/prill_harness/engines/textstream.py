@@ -6,7 +6,7 @@ import codecs
 from collections.abc import Callable, Sequence
 
 
-class TextStream:
+class IncrementalDetokenizer:
     """Ids go in one by one; text comes out that never splits a character and never shows a stop string.
 
     Args:

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
-from prill_harness.engines import spec as engines
 from prill_harness.engines.base import LOAD_PHASES, Engine
+from prill_harness.engines.models import resolve_model
+from prill_harness.faults.opening import open_engine
 from prill_runtime.errors import EngineError, Inconclusive, InvalidParameter, MissingCapability
 from prill_runtime.gguf.file import GGUFFile, open_gguf
 
@@ -98,7 +99,7 @@ class Ratio(msgspec.Struct, frozen=True):
     runs: int
 
 
-class Result(msgspec.Struct, frozen=True):
+class BenchResult(msgspec.Struct, frozen=True):
     """Everything of one run; `ratios` is empty without a second engine."""
 
     model: str
@@ -130,9 +131,9 @@ def measure(
     settings: Settings,
     *,
     clock: Clock = time.perf_counter,
-    open_engine: Callable[[str, str], Engine] = engines.open_engine,
+    open_engine: Callable[[str, str], Engine] = open_engine,
     tell: Tell = lambda sentence: None,
-) -> Result:
+) -> BenchResult:
     """Time one engine, or the first against the second.
 
     Args:
@@ -143,7 +144,7 @@ def measure(
         EngineError: an answer was shorter than asked for.
         Inconclusive: decoding took no time that the noise would leave.
     """
-    with open_gguf(engines.resolve_model(model)) as file:
+    with open_gguf(resolve_model(model)) as file:
         read = weight_bytes(file)
     with ExitStack() as stack:
         contenders = []
@@ -162,7 +163,7 @@ def measure(
                 tell(f"{contender.spec}: {1 / contender.decode[-1]:,.1f} tokens/s")
         timed = tuple(_timed(contender, settings, read) for contender in contenders)
         digest = contenders[0].engine.info.model_sha256
-    return Result(
+    return BenchResult(
         model,
         digest,
         read,

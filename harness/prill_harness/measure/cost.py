@@ -9,26 +9,29 @@ from __future__ import annotations
 
 import gc
 import math
-import sys
 import sysconfig
 import tracemalloc
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from statistics import median
-from types import CodeType, FrameType
+from types import CodeType
 from typing import Any
 
 import numpy as np
 
 from prill_harness.engines.base import Engine
+from prill_harness.measure.interpreter import watch
 from prill_runtime.device.machine.emulator import EmuDevice
 from prill_runtime.ops.numpy import NumpyBackend
 from prill_runtime.run.model import Model
 
 LIBRARY = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
 OUTSIDE = "the caller"
+# Where counts begin: Python has small integers at hand, and only larger ones take memory, each as much.
+NONE = 1 << 20
 OPS = ("embed", "rms_norm", "layer_norm", "linear", "rope", "attention", "swiglu", "gelu_tanh", "add")
 
 
@@ -70,14 +73,15 @@ class Meter:
         self._base = self._most = self._low = 0
         self._launches: Counter[str] = Counter()
         self._threads: Counter[str] = Counter()
-        self._instructions: Counter[str] = Counter()
-        self._allocated: Counter[str] = Counter()
-        self._names: dict[CodeType, str] = {}  # "" for a library's
-        self._callers: list[str] = [OUTSIDE]
+        # Numbers in arrays, by the place of a function's name: what the meter notes takes no memory.
+        self._instructions, self._allocated = array("q", [NONE]), array("q", [NONE])
+        self._places = {OUTSIDE: 0}
+        self._known: dict[CodeType, int] = {}  # -1 for a library's
+        self._callers = [0]
         self._products: Counter[str] = Counter()
         self._elements: Counter[str] = Counter()
         self.running, self._stack = False, ExitStack()
-        self._traced: Any = None
+        self._watch = watch(self._entered, self._stepped, self._left, __file__)
         self._collects = False
         model = getattr(engine, "model", None)
         backend = model.backend if isinstance(model, Model) else None
@@ -98,16 +102,16 @@ class Meter:
 
     def start(self) -> None:
         """Count from here on."""
-        self.running, self._traced, self._callers = True, sys.gettrace(), [OUTSIDE]
+        self.running, self._callers = True, [0]
         self._collects = gc.isenabled()
         gc.disable()  # a collection comes when it comes, and gives back what nobody expects
         tracemalloc.start()
         self._clear()
-        sys.settrace(self._entered)
+        self._watch.start()
 
     def stop(self) -> Spent:
         """What was spent since the last reading; counting ends, since it makes everything slow."""
-        sys.settrace(self._traced)
+        self._watch.stop()
         spent = self.read()
         tracemalloc.stop()
         self.running = False
@@ -120,8 +124,9 @@ class Meter:
         self._segment()
         held = tracemalloc.get_traced_memory()[0]
         spent = Spent(
-            +self._instructions, +self._allocated, self._most - self._base, held - self._base,
-            +self._products, +self._elements, dict(self._launches), dict(self._threads),
+            self._named(self._instructions), self._named(self._allocated),
+            self._most - self._base, held - self._base,
+            _some(self._products), _some(self._elements), dict(self._launches), dict(self._threads),
         )  # fmt: skip
         self._clear()
         return spent
@@ -136,8 +141,10 @@ class Meter:
         return spent
 
     def _clear(self) -> None:
+        for at in range(len(self._places)):
+            self._instructions[at] = self._allocated[at] = NONE
         # Counts keep their names: a dictionary that finds its size again would be in the bytes.
-        for counts in (self._products, self._elements, self._instructions, self._allocated):
+        for counts in (self._products, self._elements):
             for name in counts:
                 counts[name] = 0
         for counts in (self._launches, self._threads):
@@ -145,27 +152,37 @@ class Meter:
         tracemalloc.reset_peak()
         self._base = self._most = self._low = tracemalloc.get_traced_memory()[0]
 
-    def _entered(self, frame: FrameType, event: str, argument: object) -> Any:
-        code = frame.f_code
-        if code.co_filename == __file__:
-            return None
-        self._segment()
-        name = self._names.get(code)
-        if name is None:
-            library = code.co_filename.startswith((*LIBRARY, "<"))
-            name = self._names[code] = "" if library else code.co_qualname
-        self._callers.append(name or self._callers[-1])
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        return self._stepped
+    def _named(self, numbers: array[int]) -> dict[str, int]:
+        return {name: n - NONE for name, n in zip(self._places, numbers, strict=True) if n != NONE}
 
-    def _stepped(self, frame: FrameType, event: str, argument: object) -> Any:
-        if event == "opcode":
-            self._instructions[self._callers[-1]] += 1
-        elif event == "return":
-            self._segment()
-            if len(self._callers) > 1:
-                self._callers.pop()
-        return self._stepped
+    def _entered(self, code: CodeType) -> None:
+        self._segment()
+        place = self._known.get(code)
+        if place is None:
+            place = self._place(code)
+        self._callers.append(self._callers[-1] if place < 0 else place)
+
+    def _place(self, code: CodeType) -> int:
+        """The place of a function's numbers, a new one for a new name; what that takes is the meter's own."""
+        place = -1
+        if not code.co_filename.startswith((*LIBRARY, "<")):
+            place = self._places.setdefault(code.co_qualname, len(self._places))
+            if place == len(self._allocated):
+                self._instructions.append(NONE)
+                self._allocated.append(NONE)
+        self._known[code] = place
+        held, low = tracemalloc.get_traced_memory()[0], self._low
+        tracemalloc.reset_peak()
+        self._base, self._most, self._low = self._base + held - low, self._most + held - low, held
+        return place
+
+    def _stepped(self, code: CodeType) -> None:
+        self._instructions[self._callers[-1]] += 1
+
+    def _left(self, code: CodeType) -> None:
+        self._segment()
+        if len(self._callers) > 1:
+            self._callers.pop()
 
     def _segment(self) -> None:
         """Give what was taken since the last call or return to the function that ran."""
@@ -238,6 +255,11 @@ class Counted(np.ndarray[Any, Any]):
             return made
         tally.count(ufunc.__name__, plain, made)
         return out[0] if out is not None else tally.seen(made)
+
+
+def _some(counts: Mapping[str, int]) -> dict[str, int]:
+    """Those that are not 0. Nothing of Python's library is called, which would count."""
+    return {name: count for name, count in counts.items() if count}
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def describe(model: str, suite_file: Path, checks: Sequence[str] = ()) -> dict[s
 @cache
 def model_facts(spec: str) -> dict[str, str]:
     """sha256 and architecture of the file a model spec names; empty strings for what cannot be read."""
-    from prill_harness.engines.spec import resolve_model
+    from prill_harness.engines.models import resolve_model
     from prill_runtime.gguf.file import open_gguf
 
     facts = {"model_sha256": "", "architecture": ""}
@@ -55,7 +55,7 @@ def model_facts(spec: str) -> dict[str, str]:
 @cache
 def assumed(spec: str) -> tuple[tuple[str, str, str], ...]:
     """(key, assumed, why) of what the file of a model spec leaves open; nothing of what cannot be read."""
-    from prill_harness.engines.spec import resolve_model
+    from prill_harness.engines.models import resolve_model
     from prill_runtime.gguf.file import open_gguf
     from prill_runtime.models.assumptions import assumptions
 

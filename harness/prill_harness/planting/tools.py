@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from prill_harness.planting.core import Patch
+from prill_harness.planting.faults import Patch
 
 LLAMA = ("fixture:llama-tiny",)
 GPT2 = ("fixture:gpt2-tiny",)

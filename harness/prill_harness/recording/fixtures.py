@@ -52,7 +52,7 @@ def model_spec(pytestconfig: pytest.Config) -> str:
 @pytest.fixture(scope="session")
 def model_path(model_spec: str) -> Path:
     """The file that the model spec names."""
-    from prill_harness.engines.spec import resolve_model
+    from prill_harness.engines.models import resolve_model
 
     return resolve_model(model_spec)
 
@@ -60,7 +60,7 @@ def model_path(model_spec: str) -> Path:
 @pytest.fixture(scope="session")
 def open_model() -> Iterator[Callable[[str, str], Engine]]:
     """`open_model(engine_spec, model_spec)`: further engines, closed at the end of the run."""
-    from prill_harness.engines.spec import open_engine
+    from prill_harness.faults.opening import open_engine
 
     with ExitStack() as stack:
         yield lambda spec, model: stack.enter_context(open_engine(spec, model))
@@ -69,7 +69,7 @@ def open_model() -> Iterator[Callable[[str, str], Engine]]:
 @pytest.fixture(scope="session")
 def engine(pytestconfig: pytest.Config, model_spec: str) -> Iterator[Engine]:
     """The engine under test."""
-    from prill_harness.engines.spec import open_engine
+    from prill_harness.faults.opening import open_engine
 
     with open_engine(pytestconfig.getoption("prill_engine"), model_spec) as opened:
         yield opened
@@ -96,7 +96,7 @@ def leak_probe(pytestconfig: pytest.Config, model_spec: str) -> Callable[..., Pa
 @pytest.fixture(scope="session")
 def oracle(pytestconfig: pytest.Config, model_spec: str) -> Iterator[Engine]:
     """The float64 oracle on the same model."""
-    from prill_harness.engines.spec import open_engine
+    from prill_harness.faults.opening import open_engine
     from prill_runtime.errors import Inconclusive, UnsupportedModel
 
     try:
@@ -113,7 +113,7 @@ def oracle(pytestconfig: pytest.Config, model_spec: str) -> Iterator[Engine]:
 @pytest.fixture(scope="session")
 def golden(model_spec: str) -> Golden:
     """The golden of the model under test; recorded on first use for a user's own file."""
-    from prill_harness.planting import core as faults
+    from prill_harness.planting import faults
     from prill_harness.tokens.golden import golden_for
 
     with faults.only(()):

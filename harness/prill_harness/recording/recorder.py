@@ -12,9 +12,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from prill_harness.faults import catalogue
 from prill_harness.plan import provenance
-from prill_harness.planting import core as faults
 from prill_harness.records.evidence import (
+    EXIT_CODES,
     Cell,
     CellEnded,
     CellStarted,
@@ -22,10 +23,12 @@ from prill_harness.records.evidence import (
     Evidence,
     Record,
     Status,
+    badness,
     builtin,
 )
-from prill_harness.records.ledger import EXIT_CODES, Ledger
-from prill_harness.run import cells, outcomes
+from prill_harness.records.ledger import Ledger, decode, encode
+from prill_harness.records.names import base_of
+from prill_harness.run import outcomes, reproduce
 from prill_harness.run.checks import Observer, content_hash
 from prill_runtime.errors import MissingCapability
 
@@ -46,8 +49,8 @@ class Planned(msgspec.Struct, frozen=True):
 
     @property
     def reproduce(self) -> str:
-        """The shell command that runs this check alone."""
-        return cells.reproduce(self.cell, self.spec, self.check)
+        """The shell command that runs this check alone; the suite, where it did not even load."""
+        return reproduce.cell(self.cell, self.spec, *([self.check] if self.nodeid else []))
 
     def evidence(self, status: Status, sentence: str, **rest: Any) -> Evidence:
         """Evidence of this check."""
@@ -92,14 +95,14 @@ class Recorder:
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         wanted = set(config.getoption("prill_check") or ())
         if wanted:
-            dropped = [i for i in items if not wanted & {check_id(i), check_id(i).split("[", 1)[0]}]
+            dropped = [i for i in items if not wanted & {check_id(i), base_of(check_id(i))}]
             config.hook.pytest_deselected(items=dropped)
             items[:] = [i for i in items if i not in dropped]
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         plan = [self._plan(item) for item in session.items if item.get_closest_marker("prill_check")]
         self.planned = {p.nodeid: p for p in plan}
-        known = faults.known()
+        known = catalogue.known()
         for p in plan:
             for name in (n for n in p.kills if n not in known):
                 raise pytest.UsageError(
@@ -201,12 +204,12 @@ class Recorder:
     def _sealed(self, planned: Planned, observer: Observer) -> str:
         """The evidence as JSON; what cannot be encoded is an error of that check, not of the run."""
         try:
-            sealed = msgspec.json.encode(self._conclude(planned, observer))
-            msgspec.json.decode(sealed, type=Evidence)
+            sealed = encode(self._conclude(planned, observer))
+            decode(sealed)
             return sealed.decode()
         except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
             sentence = f"the evidence cannot be recorded: {outcomes.one_line(str(error))}"
-            return msgspec.json.encode(planned.evidence(Status.ERROR, sentence)).decode()
+            return encode(planned.evidence(Status.ERROR, sentence)).decode()
 
     def _conclude(self, planned: Planned, observer: Observer) -> Evidence:
         phases = self._phases.pop(planned.nodeid)
@@ -229,8 +232,8 @@ class Recorder:
         if self.worker is not None or planned is None:
             return
         sent = getattr(report, ATTRIBUTE, None)
-        if sent is not None:
-            self._settle(planned, msgspec.json.decode(sent, type=Evidence))
+        if sent is not None and isinstance(evidence := decode(sent), Evidence):
+            self._settle(planned, evidence)
         elif report.when not in ("setup", "call", "teardown"):  # xdist's own report of a worker that died
             text = outcomes.one_line(str(report.longrepr))
             self._settle(planned, planned.evidence(Status.ERROR, f"the process died in the check: {text}"))
@@ -275,10 +278,9 @@ class Recorder:
     def _exit_code(self, own: int) -> int:
         """pytest's code, unless evidence says worse; never 0 beside evidence that did not pass."""
         statuses = {e.status for e in self.evidence.values()}
-        worst = next((code for status, code in EXIT_CODES if status in statuses), 0)
-        if worst == 0:
+        if statuses <= {Status.PASSED}:
             return own
-        return 3 if own == 3 else worst
+        return 3 if own == 3 else EXIT_CODES[min(statuses, key=badness)]
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         for evidence in self.evidence.values():

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from prill_harness.records.names import base_of
+
 SCHEMA = 2
 
 
@@ -20,6 +22,26 @@ class Status(StrEnum):
     ERROR = "error"
     INCONCLUSIVE = "inconclusive"
     WAIVED = "waived"
+
+
+EXIT_CODES: Mapping[str, int] = {
+    "failed": 1,
+    "error": 3,
+    "timeout": 3,
+    "missing": 3,
+    "incomplete": 3,
+    "inconclusive": 10,
+    "waived": 0,
+    "passed": 0,
+}
+"""Exit code of a process by the worst status seen in it; worst first. "timeout", "missing", "incomplete" are
+what reports say of a check or a cell that left no evidence, or not all of it."""
+_WORST_FIRST = tuple(EXIT_CODES)
+
+
+def badness(status: str) -> int:
+    """A status's place among EXIT_CODES: 0 for the worst; a word that is none of them is worse still."""
+    return _WORST_FIRST.index(status) if status in EXIT_CODES else -1
 
 
 class Cell(msgspec.Struct, frozen=True, forbid_unknown_fields=True, order=True):
@@ -121,7 +143,7 @@ class Evidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
     @property
     def base(self) -> str:
         """The check's id without its parameter."""
-        return self.check.split("[", 1)[0]
+        return base_of(self.check)
 
 
 class CellEnded(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="end"):

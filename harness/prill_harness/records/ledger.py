@@ -17,15 +17,41 @@ from typing import Self
 
 import msgspec
 
-from prill_harness.records.evidence import SCHEMA, Cell, CellEnded, CellStarted, Evidence, Record, Status
+from prill_harness.records.evidence import (
+    EXIT_CODES,
+    SCHEMA,
+    Cell,
+    CellEnded,
+    CellStarted,
+    Evidence,
+    Record,
+    Status,
+    badness,
+)
 from prill_runtime.errors import LedgerError
 from prill_runtime.files import refuse_pipe
 
 LINE = re.compile(rb'(\{.*),"digest":"([0-9a-f]{32})"\}', re.DOTALL)
-EXIT_CODES = ((Status.FAILED, 1), (Status.ERROR, 3), (Status.INCONCLUSIVE, 10))
-"""What a cell's process ends with, by the worst status in it."""
 
 _decoder: msgspec.json.Decoder[Record] = msgspec.json.Decoder(Record)
+
+
+def encode(record: Record) -> bytes:
+    """A record as JSON.
+
+    Raises:
+        TypeError, ValueError, OverflowError, msgspec.MsgspecError: JSON has no form for a value.
+    """
+    return msgspec.json.encode(record)
+
+
+def decode(text: bytes | str) -> Record:
+    """The record of a JSON text.
+
+    Raises:
+        msgspec.ValidationError: no record of this version. msgspec.DecodeError, RecursionError: no JSON.
+    """
+    return _decoder.decode(text)
 
 
 class Chain:
@@ -36,7 +62,7 @@ class Chain:
 
     def seal(self, record: Record) -> bytes:
         """The record's line, with its end."""
-        body = msgspec.json.encode(record)
+        body = encode(record)
         self._last[record.cell] = digest = self._digest(record.cell, body)
         return body[:-1] + f',"digest":"{digest}"}}\n'.encode()
 
@@ -51,7 +77,7 @@ class Chain:
             return self._torn(line, where)
         body = match[1] + b"}"
         try:
-            record = _decoder.decode(body)
+            record = decode(body)
         except msgspec.ValidationError as error:
             raise LedgerError("not a record of this version", where=where, got=str(error)) from error
         except (msgspec.DecodeError, RecursionError):
@@ -178,7 +204,7 @@ def _agree(records: Iterable[Record], path: str | Path) -> None:
         if isinstance(record, Evidence):
             seen.setdefault(record.cell, set()).add(record.status)
         if isinstance(record, CellEnded) and record.cell in seen:
-            worst = next((code for status, code in EXIT_CODES if status in seen[record.cell]), 0)
+            worst = EXIT_CODES[min(seen[record.cell], key=badness)]
             if worst and not record.exit_code:  # of a process that other cells may share
                 problem = f"exit code {worst}", record.exit_code
         if problem:

@@ -1,4 +1,4 @@
-"""A word and the words that would be right in; nothing, or one sentence with the nearest of them, out."""
+"""Names in; their parts out, or one sentence with the nearest known name where a name is unknown."""
 
 from __future__ import annotations
 
@@ -8,6 +8,16 @@ from difflib import get_close_matches
 from prill_runtime.errors import PrillError, UsageError
 
 LISTED = 16  # words that a sentence can list
+
+
+def base_of(check: str) -> str:
+    """A check's id without its parameter: `tokens.greedy` of `tokens.greedy[0]`."""
+    return check.partition("[")[0]
+
+
+def suite_of(check: str) -> str:
+    """The suite that a check's id begins with: `tokens` of `tokens.greedy`."""
+    return check.partition(".")[0]
 
 
 def look_up(

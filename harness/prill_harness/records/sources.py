@@ -4,7 +4,8 @@ What a suite imports judges for it, and what that imports, wherever in a file th
 file that is named in a text, as those are that a child process runs, is imported too. So does what runs every
 check: the plugin, its fixtures for the suites that name them, the recorder and the rules of outcomes.
 The runtime is not a judge but what is judged; planted faults have digests of their own; commands and reports
-come after the evidence: none of them is in.
+come after the evidence: none of them is in. A module of prill that is named and is not there is an error.
+come after the evidence; the stamp of a build says where the code came from: none of them is in.
 
 Imports are read from the text, so that a fault planted in this process, or a module that was never run,
 changes nothing.
@@ -22,6 +23,8 @@ from functools import cache
 from pathlib import Path
 
 from prill_harness.records.catalog import suite_file, suites
+from prill_harness.version import STAMP
+from prill_runtime.errors import PrillError
 
 ROOMS = ("prill_harness", "prill_suites", "prill_fixtures")
 FIXTURES = "prill_harness.recording.fixtures"
@@ -31,7 +34,6 @@ RUNS_CHECKS = (
     "prill_harness.recording.recorder",
     "prill_harness.run.outcomes",
 )
-CATALOGUE = "prill_harness.faults."  # what is planted is no judge
 _MODULE = re.compile(rf"(?:{'|'.join(ROOMS)})(?:\.\w+)+")
 _BESIDE = re.compile(r"\w+\.(?!py$)\w+")
 
@@ -86,7 +88,7 @@ def _closure(name: str) -> Mapping[str, Path]:
     pending = [name]
     while pending:
         name = pending.pop()
-        file = _file(name, Path())
+        file = _file(name, None)
         if file is None or name in found:
             continue
         found[name] = file
@@ -113,12 +115,15 @@ def _of_fixtures(given: Text, asked: Iterable[str]) -> set[str]:
 
 
 @cache
-def _file(name: str, beside: Path) -> Path | None:
+def _file(name: str, beside: Path | None) -> Path | None:
     """The file of a module of prill's rooms, or of one that lies beside the suite; None for all others."""
     if "/" in name:
         return _folder(name.split("/")[0]).parent / name
     room, *parts = name.split(".")
-    base = _folder(room).joinpath(*parts) if room in ROOMS else beside.joinpath(room, *parts)
+    folder = _folder(room) if room in ROOMS else beside and beside / room
+    if folder is None:
+        return None
+    base = folder.joinpath(*parts)
     file = base / "__init__.py" if room in ROOMS and base.is_dir() else base.with_suffix(".py")
     return file if file.is_file() else None
 
@@ -135,34 +140,45 @@ class _Named:
     """What one part of a file names: modules that imports and texts name, and files beside this one, with
     their paths from their room.
 
-    Of `from package import name` both, for the name may be a module. A text that ends in a dot is the
-    beginning of modules whose last names are texts too.
+    Of `from package import name` both, for the name may be a module.
     """
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._modules: set[str] = set()
+        self._modules: set[str] = set()  # each is one
+        self._members: set[str] = set()  # of modules; some are modules
         self._texts: set[str] = set()
 
     def add(self, node: ast.AST) -> None:
         if isinstance(node, ast.Import):
             self._modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            self._modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            self._modules.add(node.module)
+            self._members |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             self._texts.add(node.value)
 
     def whole(self) -> frozenset[str]:
+        """All of them.
+
+        Raises:
+            PrillError: a file of prill's own names a module that is not there, or the beginning of one: what
+                it stands for would judge, and count for nothing.
+        """
         file, texts = self._file, self._texts
-        begun = [t for t in texts if t.endswith(".") and t != CATALOGUE and _MODULE.fullmatch(t[:-1])]
-        modules = {first + last for first in begun for last in texts if last.isidentifier()}
-        modules |= {text for text in texts if _MODULE.fullmatch(text)}
-        rooms = [
-            folder for folder in file.parents if folder.name in ROOMS
-        ]  # none of a suite of the user's own
-        beside = [file.parent / text for text in texts if rooms and _BESIDE.fullmatch(text)]
+        modules = self._modules | {text for text in texts if _MODULE.fullmatch(text)}
+        rooms = [folder for folder in file.parents if folder.name in ROOMS]
+        if not rooms:  # a suite of the user's own
+            return frozenset(modules | self._members)
+        begun = {text for text in texts if text.endswith(".") and _MODULE.fullmatch(text[:-1])}
+        own = {name for name in modules if name.partition(".")[0] in ROOMS}
+        for name in sorted(begun | {name for name in own if _file(name, file.parent) is None}):
+            raise PrillError(
+                "names a module that is not there", where=str(file), expected="its whole name", got=repr(name)
+            )
+        beside = [file.parent / text for text in texts - {STAMP} if _BESIDE.fullmatch(text)]
         paths = {found.relative_to(rooms[0].parent).as_posix() for found in beside if found.is_file()}
-        return frozenset(self._modules | modules | paths)
+        return frozenset(modules | self._members | paths)
 
 
 @cache

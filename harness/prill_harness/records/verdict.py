@@ -8,6 +8,7 @@ from enum import StrEnum
 import msgspec
 
 from prill_harness.records.evidence import Cell, Status
+from prill_harness.records.names import base_of
 
 
 class ItemStatus(StrEnum):
@@ -49,6 +50,11 @@ class CheckResult(msgspec.Struct, frozen=True):
     detail: dict[str, object] = {}
     file: str = ""
     line: int = 0
+
+    @property
+    def base(self) -> str:
+        """The check's id without its parameter."""
+        return base_of(self.check)
 
 
 class ItemResult(msgspec.Struct, frozen=True):

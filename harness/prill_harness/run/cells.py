@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 from prill_harness.records.catalog import suite_file
-from prill_harness.records.evidence import Cell, builtin
+from prill_harness.records.evidence import Cell
 from prill_harness.run.children import python
-from prill_harness.witness.second import asked
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 PYTHON = python("prill_harness.run.cells")
@@ -46,14 +44,6 @@ def arguments(
 def command(cell: Cell, ledger: Path, folder: Path | None, checks: Sequence[str] = ()) -> list[str]:
     """The command that does it."""
     return [*PYTHON, *arguments(cell, ledger, folder, checks)]
-
-
-def reproduce(cell: Cell, spec: str, check: str) -> str:
-    """The shell command that runs one check of a cell alone, in the folder where the cell ran."""
-    device = [] if cell.device == "cpu" else ["--device", cell.device]
-    second = ["--second", asked()] if asked() else []
-    words = ["prill", "run", "--engine", cell.engine, "--model", spec, *device, *second, check]
-    return str(builtin(shlex.join(words)))
 
 
 # glibc: large arrays that are freed stay with the process, which asks for them again at once. A tenth of a

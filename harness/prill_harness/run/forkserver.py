@@ -1,40 +1,21 @@
 """Arguments of cells in; each run in a process forked from one that has only imported, exit codes out.
 
-Starting Python and importing pytest and NumPy took two thirds of a second of every cell, more than many
-cells need for their checks. What is imported is all that cells share: none has run in the server.
+What that one runs is `recording.forked`.
 """
 
 from __future__ import annotations
 
-import gc
-import importlib
 import json
-import os
 import select
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from prill_harness.planting import core as faults
-from prill_harness.records import sources
-from prill_harness.run import cells, orphans
 from prill_harness.run.children import python
 
-MODULES = (  # what cells import, but for modules whose asserts pytest rewrites
-    "pytest",
-    "prill_harness.engines.device",
-    "prill_harness.engines.embedded",
-    *(f"prill_harness.{name}" for name in faults.modules()),
-    "prill_harness.tokens.golden",
-    "prill_harness.recording.recorder",
-    "prill_harness.tokens.judge",
-    "prill_harness.stages.trace",
-)
 LARGEST = 1 << 17  # bytes of a message
-POLL_S = 0.01
 
 
 class Forked:
@@ -67,7 +48,7 @@ class ForkServer:
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [*python("prill_harness.run.forkserver"), str(theirs.fileno())],
+                [*python("prill_harness.recording.forked"), str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 env=dict(environment),
@@ -127,46 +108,3 @@ class ForkServer:
 
     def _gone(self) -> ChildProcessError:
         return ChildProcessError(f"the process that starts cells ended with exit code {self._process.wait()}")
-
-
-def serve(channel: socket.socket) -> int:
-    """Fork for every message until the other side is gone; in what was forked, the exit code of its cell."""
-    life = os.pipe()  # the write end is the server's alone: its end is the end of every cell's stdin
-    running: set[int] = set()
-    while True:
-        if select.select([channel], [], [], POLL_S if running else None)[0]:
-            message = channel.recv(LARGEST)
-            if not message:
-                return 0
-            pid = os.fork()
-            if pid == 0:
-                channel.close()
-                os.close(life[1])
-                os.dup2(life[0], 0)
-                *arguments, log = json.loads(message)
-                return _cell(arguments, log)
-            running.add(pid)
-            channel.send(json.dumps([pid, None]).encode())
-        for pid in sorted(running):
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                running.remove(pid)
-                channel.send(json.dumps([pid, os.waitstatus_to_exitcode(status)]).encode())
-
-
-def _cell(arguments: list[str], log: str) -> int:
-    os.setsid()
-    os.environ[orphans.CELL] = str(Path(log).absolute())
-    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    os.dup2(out, 1)
-    os.dup2(out, 2)
-    sys.argv = ["python -m prill_harness.run.cells", *arguments]
-    return cells.main(arguments)
-
-
-if __name__ == "__main__":
-    for name in MODULES:
-        importlib.import_module(name)
-    sources.warm()
-    gc.freeze()  # what is shared stays shared: a collection would write to every page
-    sys.exit(serve(socket.socket(fileno=int(sys.argv[1]))))

@@ -6,25 +6,25 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 CELL = "PRILL_CELL"
 """Names a cell's log in the environment of all it starts: what daemonised keeps it, and its group not."""
 
 
-def end(log: Path, spared: Collection[int] = ()) -> None:
+def end(log: Path) -> None:
     """Kill every process that carries the cell's mark or holds its log open; Linux alone can tell."""
     if sys.platform.startswith("linux"):
-        for pid in _of(log, {os.getpid(), *spared}):
+        for pid in _of(log):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
 
 
-def _of(log: Path, spared: Collection[int]) -> Iterator[int]:
+def _of(log: Path) -> Iterator[int]:
     mark = f"{CELL}={log}".encode("utf-8", "surrogateescape")
     for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal() and int(folder.name) not in spared:
+        if folder.name.isdecimal() and int(folder.name) != os.getpid():
             with contextlib.suppress(OSError):
                 if folder.stat().st_uid == os.geteuid() and (_marked(folder, mark) or _holds(folder, log)):
                     yield int(folder.name)

@@ -7,13 +7,11 @@ from types import TracebackType
 
 import pytest
 
-from prill_harness.records.evidence import Status, builtin
+from prill_harness.records.evidence import Status, badness, builtin
 from prill_harness.run.checks import CheckFailed, Observer
 from prill_runtime.errors import EngineError, Inconclusive, ModelFileError, UnsupportedModel
 
 NOTHING_SEEN = "the check ended without having observed anything"
-# When a group of exceptions leaves a check, the first of these decides.
-WORST_FIRST = (Status.FAILED, Status.ERROR, Status.INCONCLUSIVE)
 
 
 def raised(error: BaseException, *, phase: str, oracle: object = None) -> tuple[Status, str]:
@@ -24,7 +22,7 @@ def raised(error: BaseException, *, phase: str, oracle: object = None) -> tuple[
     """
     if isinstance(error, BaseExceptionGroup):
         verdicts = [raised(inner, phase=phase, oracle=oracle) for inner in error.exceptions]
-        return min(verdicts, key=lambda verdict: WORST_FIRST.index(verdict[0]))
+        return min(verdicts, key=lambda verdict: badness(verdict[0]))
     text = one_line(str(error))
     if isinstance(error, pytest.skip.Exception | pytest.xfail.Exception):
         return Status.INCONCLUSIVE, f"skipped: {text or 'no reason given'}; a skip is no evidence"

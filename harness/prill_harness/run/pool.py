@@ -16,7 +16,7 @@ from pathlib import Path
 from prill_harness.records import ledger as ledgers
 from prill_harness.records.evidence import Cell, CellEnded, CellStarted, CheckStarted, Evidence, Status
 from prill_harness.records.ledger import Ledger
-from prill_harness.run import cells, orphans
+from prill_harness.run import cells, orphans, reproduce
 from prill_harness.run.forkserver import Forked, ForkServer
 from prill_harness.run.outcomes import one_line
 
@@ -44,6 +44,7 @@ class Event:
 class _Running:
     cell: Cell
     spec: str
+    checks: Sequence[str]
     ledger: Path
     process: subprocess.Popen[bytes] | Forked
     deadline: float
@@ -90,9 +91,8 @@ def run(
                 log.write_bytes(b"")
                 words = cells.arguments(cell, ledger, folder, checks, spec)
                 process = _start(server, words, log, jobs)
-                running.append(
-                    _Running(cell, spec, ledger, process, time.monotonic() + timeout_s[cell], forward)
-                )
+                deadline = time.monotonic() + timeout_s[cell]
+                running.append(_Running(cell, spec, checks, ledger, process, deadline, forward))
             for one in list(running):
                 late = time.monotonic() > one.deadline
                 if one.process.poll() is None and not late:
@@ -175,10 +175,11 @@ def _account(one: _Running, cause: str) -> None:
             ledger.append(CellStarted(one.cell, (f"{one.cell.suite}.process",), time.time()))
         check = flying[-1] if flying else f"{one.cell.suite}.process"
         where = f"while {check} ran" if flying else f"outside any check: {_last_words(one.ledger)}"
-        ledger.append(_error(one, check, f"{cause} {where}"))
+        again = flying[-1:] or one.checks
+        ledger.append(_error(one, check, f"{cause} {where}", again))
 
 
-def _error(one: _Running, check: str, sentence: str) -> Evidence:
+def _error(one: _Running, check: str, sentence: str, again: Sequence[str]) -> Evidence:
     return Evidence(
         check=check,
         content="",
@@ -188,7 +189,7 @@ def _error(one: _Running, check: str, sentence: str) -> Evidence:
         sentence=sentence,
         oracle="",
         kills=(),
-        reproduce=cells.reproduce(one.cell, one.spec, check),
+        reproduce=reproduce.cell(one.cell, one.spec, *again),
         at=time.time(),
     )
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from prill_harness.numbers.compare import FLOATS, nmse
 from prill_harness.numbers.lanes import Lane
-from prill_harness.planting import core as faults
+from prill_harness.planting import faults
 from prill_runtime.errors import PrillError
 from prill_runtime.ops import rotary
 from prill_runtime.ops.protocol import Array, Ids

@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from prill_harness.planting import core as faults
+from prill_harness.planting import faults
 from prill_harness.stages.bisect import Subject
 from prill_harness.witness.declared import declared
 from prill_runtime.gguf.file import open_gguf

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Literal
 
 from prill_harness.engines.base import Capability, Engine
+from prill_runtime.sampling.sampler import SamplingParams
 
 Part = Literal["batch", "chance", "cache", "sampler"]
 SAID: dict[Part, str] = {
@@ -17,21 +19,21 @@ SAID: dict[Part, str] = {
 
 
 def culprit(
-    engine: Engine, ids: Sequence[int], tokens: Sequence[int], at: int, given: Mapping[str, Any]
+    engine: Engine, ids: Sequence[int], tokens: Sequence[int], at: int, params: SamplingParams
 ) -> Part:
     """Ask again for the token that went wrong, with less of the engine at work each time.
 
     Args:
         ids, tokens: the prompt and what is expected after it; `at` is the first token that came out wrong,
             in the company of other prompts where the engine takes them together.
-        given: sampling arguments of the request.
+        params: how the request draws.
 
     Raises:
         EngineError: the engine stops.
     """
 
     def written(prompt: Sequence[int], count: int) -> list[int]:
-        return list(engine.generate(prompt, max_tokens=count, ignore_eos=True, **given).ids)
+        return list(engine.generate(prompt, max_tokens=count, ignore_eos=True, **asdict(params)).ids)
 
     if written(ids, at + 1)[: at + 1] == list(tokens[: at + 1]):
         return "batch" if Capability.BATCH in engine.info.capabilities else "chance"

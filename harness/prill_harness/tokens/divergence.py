@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from prill_harness.numbers import lanes
 from prill_harness.numbers.compare import REORDERED
 from prill_harness.numbers.draws import boundary_distance, equally_likely, share_distance
 from prill_harness.numbers.lanes import Figures, Lane
-from prill_harness.planting import core as faults
+from prill_harness.planting import faults
 from prill_harness.tokens.choices import SAID, culprit
 from prill_harness.tokens.golden_pack import Golden, GoldenPrompt
 from prill_harness.tokens.sides import oracle_logits, since
@@ -73,7 +73,7 @@ class Parting:
     """Where one run leaves what was expected of it: after `at` right tokens, with the id `taken`.
 
     Attributes:
-        run: its name in a sentence. ids: its prompt. given: its sampling arguments; none is greedy.
+        run: its name in a sentence. ids: its prompt. params: how it draws.
     """
 
     run: str
@@ -81,7 +81,7 @@ class Parting:
     tokens: Sequence[int]
     at: int
     taken: int
-    given: Mapping[str, Any]
+    params: SamplingParams
     detail: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -115,7 +115,7 @@ class Divergences:
 
     def greedy(self, number: int, prompt: GoldenPrompt, got: Sequence[int]) -> None:
         """Judge one greedy continuation."""
-        parting = self._parted(f"prompt {number}", prompt.ids, prompt.tokens, got, {})
+        parting = self._parted(f"prompt {number}", prompt.ids, prompt.tokens, got, SamplingParams())
         if parting is None:
             return
         row, own = self._rows(parting.prefix)
@@ -143,11 +143,11 @@ class Divergences:
         prompt: GoldenPrompt,
         tokens: Sequence[int],
         got: Sequence[int],
-        given: dict[str, Any],
+        params: SamplingParams,
     ) -> None:
         """Judge one sampled continuation, drawn with these parameters, by the sampler without faults."""
         with faults.only(()):
-            self._sampled(number, prompt, tokens, got, given)
+            self._sampled(number, prompt, tokens, got, params)
 
     def _sampled(
         self,
@@ -155,10 +155,9 @@ class Divergences:
         prompt: GoldenPrompt,
         tokens: Sequence[int],
         got: Sequence[int],
-        given: dict[str, Any],
+        params: SamplingParams,
     ) -> None:
-        params = SamplingParams(**given)
-        parting = self._parted(f"prompt {number}, seed {params.seed}", prompt.ids, tokens, got, given)
+        parting = self._parted(f"prompt {number}, seed {params.seed}", prompt.ids, tokens, got, params)
         if parting is None:
             return
         prefix, expected, taken = parting.prefix, parting.expected, parting.taken
@@ -225,7 +224,7 @@ class Divergences:
         ids: Sequence[int],
         expected: Sequence[int],
         got: Sequence[int],
-        given: Mapping[str, Any],
+        params: SamplingParams,
     ) -> Parting | None:
         """Where they part, unless one merely ends before the other: that is wrong by itself."""
         self.runs += 1
@@ -238,7 +237,7 @@ class Divergences:
                 f"{run}: first divergence at token {at}: expected {named(self.oracle, expected, at)}, "
                 f"got {named(self.oracle, got, at)}"
             )
-            return Parting(here, ids, expected, at, int(got[at]), given)
+            return Parting(here, ids, expected, at, int(got[at]), params)
         sentence = f"{run}: the output has {len(got)} of {len(expected)} tokens, equal up to there"
         self.wrong.append(sentence)
         texts = {"expected": list(expected), "got": list(map(int, got))}
@@ -270,7 +269,8 @@ class Divergences:
 
     def _doubt(self, parting: Parting, today: int, said: str) -> None:
         """The golden's token is not the one of today's oracle, `today`, in one pass."""
-        again = self.oracle.generate(parting.ids, max_tokens=parting.at + 1, ignore_eos=True, **parting.given)
+        drawn = asdict(parting.params)
+        again = self.oracle.generate(parting.ids, max_tokens=parting.at + 1, ignore_eos=True, **drawn)
         if again.ids == tuple(parting.tokens[: parting.at + 1]):
             fact = f"today's oracle contradicts itself: in one pass it {said}, token by token it does not"
             fact += "; neither the golden nor the engine can be judged by it"
@@ -282,14 +282,14 @@ class Divergences:
 
     def _misplaced(self, parting: Parting, fact: str) -> None:
         """The engine's logits are right and its token is not: it went wrong on the way between them."""
-        part = culprit(self.engine, parting.ids, parting.tokens, parting.at, parting.given)
+        part = culprit(self.engine, parting.ids, parting.tokens, parting.at, parting.params)
         self._sort(self.wrong, part, parting, f"{fact}: {SAID[part]}")
 
     def _unexplained(self, parting: Parting, fact: str, own: Row | None) -> None:
         """No noise explains the token; where the engine shows no logits, asking it again tells more."""
         cause, more = "logits", ""
         if own is None:
-            part = culprit(self.engine, parting.ids, parting.tokens, parting.at, parting.given)
+            part = culprit(self.engine, parting.ids, parting.tokens, parting.at, parting.params)
             cause, more = ("logits", "") if part == "sampler" else (part, f"; {SAID[part]}")
         self._sort(self.wrong, cause, parting, f"{fact}: wrong numbers{more}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from prill_harness.engines.spec import fixture_name, resolve_model
+from prill_harness.engines.models import fixture_name, resolve_model
 from prill_harness.numbers import compare
 from prill_harness.numbers.lanes import Figures, Tally, type_lane
 from prill_harness.records.evidence import builtin
@@ -224,8 +224,7 @@ def _sampled(oracle: Model, prompts: list[GoldenPrompt], count: int, step: Calla
 
     _decode(oracle, [[*history] for history in histories], count, draw)
     for (prompt, _, _), params, history in zip(runs, settings, histories, strict=True):
-        values = {field: getattr(params, field) for field in params.__slots__}
-        prompt.sampled.append(SampledGolden(tokens=history[len(prompt.ids) :], **values))
+        prompt.sampled.append(SampledGolden(tokens=history[len(prompt.ids) :], **asdict(params)))
 
 
 def _floors(

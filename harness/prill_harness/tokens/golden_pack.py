@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -13,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from prill_harness.numbers.lanes import Figures
 from prill_runtime.errors import UsageError
 from prill_runtime.files import refuse_pipe
+from prill_runtime.sampling.sampler import SamplingParams
 
 SCHEMA = 1
 LADDER = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.2, 0.5, 1.0, 2.0)
@@ -57,9 +59,9 @@ class SampledGolden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tokens: list[int]
 
     @property
-    def params(self) -> dict[str, Any]:
-        """Keyword arguments for `Engine.generate` and SamplingParams."""
-        return {name: getattr(self, name) for name in self.__struct_fields__ if name != "tokens"}
+    def params(self) -> SamplingParams:
+        """How the tokens were drawn."""
+        return SamplingParams(**{field.name: getattr(self, field.name) for field in fields(SamplingParams)})
 
 
 class GoldenPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

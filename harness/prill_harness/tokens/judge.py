@@ -6,7 +6,7 @@ ones after it, because they would only show its consequences.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from prill_harness.engines.base import Engine
-from prill_harness.engines.embedded import Embedded
-from prill_harness.engines.spec import open_engine, resolve_model
+from prill_harness.engines.embedded import Embedded, NumPy64
+from prill_harness.engines.models import resolve_model
 from prill_harness.numbers import compare as measure
 from prill_harness.numbers import lanes
 from prill_harness.numbers.draws import expected_swaps
 from prill_harness.numbers.lanes import Figures
-from prill_harness.planting import core as faults
+from prill_harness.planting import faults
 from prill_harness.records.evidence import Status
 from prill_harness.tokens.divergence import Divergences, Row, first_difference, lane_of, named
 from prill_harness.tokens.golden import PROMPTS
@@ -29,13 +29,12 @@ from prill_harness.tokens.sides import Gap, allowed, explained, gap_at, of_anoth
 from prill_harness.witness.declared import declared, same
 from prill_runtime.errors import EngineError, Inconclusive, InvalidParameter
 from prill_runtime.gguf.file import open_gguf
-from prill_runtime.sampling.sampler import SamplingParams
 
 SHOWN = 3  # figures out of bound that a sentence names
 
 
 @dataclass(frozen=True)
-class Finding:
+class StepResult:
     """What one step came to.
 
     Attributes:
@@ -65,26 +64,26 @@ class Finding:
         return Status.PASSED if self.ok else Status.FAILED
 
 
-def _step(name: str) -> Callable[[Callable[..., Finding]], Callable[..., Finding]]:
+def _step(name: str) -> Callable[[Callable[..., StepResult]], Callable[..., StepResult]]:
     """Turn what the engine cannot do, or fails at, into a finding of this step, and lend it an oracle.
 
     Against a golden of another file no step compares anything; the finding is the golden's.
     """
 
-    def wrap(body: Callable[[Engine, Golden, Embedded], Finding]) -> Callable[..., Finding]:
-        def run(engine: Engine, golden: Golden, oracle: Embedded | None = None) -> Finding:
+    def wrap(body: Callable[[Engine, Golden, Embedded], StepResult]) -> Callable[..., StepResult]:
+        def run(engine: Engine, golden: Golden, oracle: Embedded | None = None) -> StepResult:
             with ExitStack() as stack:
                 judge = oracle or stack.enter_context(oracle_for(engine))
                 if (doubt := of_another_file(golden, judge)) is not None:
-                    return Finding("golden", False, doubt.sentence, detail={"side": doubt.side})
+                    return StepResult("golden", False, doubt.sentence, detail={"side": doubt.side})
                 try:
                     return body(engine, golden, judge)
                 except Inconclusive as missing:
                     # Whoever raises it again says that word again.
                     sentence = str(missing).removeprefix(f"{Inconclusive.noun}: ")
-                    return Finding(name, False, sentence, inconclusive=True)
+                    return StepResult(name, False, sentence, inconclusive=True)
                 except (EngineError, InvalidParameter) as error:
-                    return Finding(name, False, f"the engine stopped: {error}")
+                    return StepResult(name, False, f"the engine stopped: {error}")
 
         run.__doc__ = body.__doc__
         run.__name__ = body.__name__
@@ -95,13 +94,13 @@ def _step(name: str) -> Callable[[Callable[..., Finding]], Callable[..., Finding
 
 def oracle_for(engine: Engine) -> Embedded:
     """The float64 oracle on the model that the engine has open."""
-    oracle = open_engine("numpy64", engine.info.model)
-    assert isinstance(oracle, Embedded)
+    oracle = faults.scoped(lambda: NumPy64.open("", engine.info.model), ())
+    assert isinstance(oracle, NumPy64)
     return oracle
 
 
 @_step("tokenizer")
-def compare_prompt_ids(engine: Engine, golden: Golden, oracle: Embedded) -> Finding:
+def compare_prompt_ids(engine: Engine, golden: Golden, oracle: Embedded) -> StepResult:
     """Step 1: the engine's ids of every prompt are the golden's, special tokens included."""
     if golden.prompts[0].unspelled:
         return _compare_refusals(engine, oracle)
@@ -119,20 +118,20 @@ def compare_prompt_ids(engine: Engine, golden: Golden, oracle: Embedded) -> Find
                 f"tokenizer: prompt {number} differs at id {at}: expected {named(oracle, expected, at)}, "
                 f"got {named(oracle, got, at)}"
             )
-            return Finding("tokenizer", False, sentence, observed, detail=detail)
+            return StepResult("tokenizer", False, sentence, observed, detail=detail)
         at = first_difference(expected, today) or 0
         side = "the golden" if got == expected else "today's oracle" if got == today else "neither"
         sentence = (
             f"the golden is stale: prompt {number} has {named(oracle, expected, at)} at id {at}, today's "
             f"tokenizer gives {named(oracle, today, at)}; the candidate agrees with {side}"
         )
-        return Finding("tokenizer", False, sentence + since(golden), observed, detail=detail)
-    return Finding(
+        return StepResult("tokenizer", False, sentence + since(golden), observed, detail=detail)
+    return StepResult(
         "tokenizer", True, f"{observed} ids of {len(golden.prompts)} prompts equal the golden's", observed
     )
 
 
-def _compare_refusals(engine: Engine, oracle: Embedded) -> Finding:
+def _compare_refusals(engine: Engine, oracle: Embedded) -> StepResult:
     """Of a vocabulary that spells no text: the engine gives no ids, or refuses, where the oracle does."""
     for text in PROMPTS:
         expected, got = _ids_of(oracle, text), _ids_of(engine, text)
@@ -140,9 +139,9 @@ def _compare_refusals(engine: Engine, oracle: Embedded) -> Finding:
             found = "refuses it" if got is None else f"gives {len(got)} ids"
             wanted = "a refusal" if expected is None else f"{len(expected)} ids"
             sentence = f"tokenizer: {text[:20]!r}: expected {wanted}, the engine {found}"
-            return Finding("tokenizer", False, sentence, len(PROMPTS), detail={"got": got})
+            return StepResult("tokenizer", False, sentence, len(PROMPTS), detail={"got": got})
     sentence = f"the vocabulary spells no text: {len(PROMPTS)} give no ids, as they give the oracle none"
-    return Finding("tokenizer", True, sentence, len(PROMPTS))
+    return StepResult("tokenizer", True, sentence, len(PROMPTS))
 
 
 def _ids_of(engine: Engine, text: str) -> list[int] | None:
@@ -154,7 +153,7 @@ def _ids_of(engine: Engine, text: str) -> list[int] | None:
 
 
 @_step("config")
-def compare_config(engine: Engine, golden: Golden, oracle: Embedded) -> Finding:
+def compare_config(engine: Engine, golden: Golden, oracle: Embedded) -> StepResult:
     """Step 2: what the engine reports of its configuration is what the file declares."""
     with open_gguf(resolve_model(oracle.info.model)) as file:
         expected = declared(file)
@@ -170,15 +169,15 @@ def compare_config(engine: Engine, golden: Golden, oracle: Embedded) -> Finding:
             f"{key}: the file says {expected.get(key, 'nothing')}, the engine uses {reported[key]}"
             for key in wrong
         )
-        return Finding("config", False, f"configuration: {facts}", len(seen), detail=detail)
+        return StepResult("config", False, f"configuration: {facts}", len(seen), detail=detail)
     if unseen:
         sentence = f"{len(seen)} values agree with the file; the engine does not report {', '.join(unseen)}"
-        return Finding("config", False, sentence, len(seen), inconclusive=True, detail=detail)
-    return Finding("config", True, f"{len(seen)} values equal the file's", len(seen), detail=detail)
+        return StepResult("config", False, sentence, len(seen), inconclusive=True, detail=detail)
+    return StepResult("config", True, f"{len(seen)} values equal the file's", len(seen), detail=detail)
 
 
 @_step("logits")
-def compare_teacher_forced(engine: Engine, golden: Golden, oracle: Embedded) -> Finding:
+def compare_teacher_forced(engine: Engine, golden: Golden, oracle: Embedded) -> StepResult:
     """Step 3: logits on the golden continuation, against the live oracle and the golden's own logprobs."""
     lane, floor, bound = lane_of(engine, golden)
     tally, flips, gap, largest = lanes.Tally(), 0, 0.0, 0.0
@@ -186,7 +185,7 @@ def compare_teacher_forced(engine: Engine, golden: Golden, oracle: Embedded) -> 
     worst: tuple[float, int, int] = (-1.0, 0, 0)
     for number, prompt in enumerate(golden.prompts):
         expected = oracle_logits(oracle, prompt.sequence)
-        got = _own_logits(engine, prompt.sequence)
+        got = np.asarray(engine.logits(prompt.sequence))
         stale = stale or gap_at(number, prompt, expected)
         tally.add(expected, got)
         largest = measure.largest(largest, float(np.abs(expected).max()))
@@ -218,8 +217,8 @@ def compare_teacher_forced(engine: Engine, golden: Golden, oracle: Embedded) -> 
         "worst": {"kl": worst[0], "prompt": worst[1], "position": worst[2] + 1},
     }
 
-    def made(ok: bool, sentence: str) -> Finding:
-        return Finding("logits", ok, sentence, observed, figures=figures, bounds=bound, detail=detail)
+    def made(ok: bool, sentence: str) -> StepResult:
+        return StepResult("logits", ok, sentence, observed, figures=figures, bounds=bound, detail=detail)
 
     where = f"worst at prompt {worst[1]}, position {worst[2] + 1}"
     facts = "; ".join(broken[:SHOWN]) + (f"; {len(broken) - SHOWN} more" if len(broken) > SHOWN else "")
@@ -248,7 +247,7 @@ def compare_teacher_forced(engine: Engine, golden: Golden, oracle: Embedded) -> 
 
 
 @_step("greedy")
-def compare_greedy(engine: Engine, golden: Golden, oracle: Embedded) -> Finding:
+def compare_greedy(engine: Engine, golden: Golden, oracle: Embedded) -> StepResult:
     """Step 4: free-running greedy tokens; a first divergence is a near tie within budget, or wrong.
 
     The prompts run together where the engine can batch; that a batch writes what each prompt does alone is
@@ -265,7 +264,7 @@ def compare_greedy(engine: Engine, golden: Golden, oracle: Embedded) -> Finding:
 
 
 @_step("sampled")
-def compare_sampled(engine: Engine, golden: Golden, oracle: Embedded) -> Finding:
+def compare_sampled(engine: Engine, golden: Golden, oracle: Embedded) -> StepResult:
     """Step 5: the same seed draws the same tokens; a draw next to a boundary is budgeted like a near tie."""
     judged = Divergences(engine, golden, oracle)
     runs = [(number, run) for number, prompt in enumerate(golden.prompts) for run in prompt.sampled]
@@ -289,15 +288,15 @@ def _swaps(judged: Divergences, prompt: GoldenPrompt, run: SampledGolden) -> flo
     """`draws.expected_swaps` of one run, by the oracle and the sampler without faults."""
     with faults.only(()):
         rows = oracle_logits(judged.oracle, [*prompt.ids, *run.tokens[:-1]])[len(prompt.ids) - 1 :]
-        return expected_swaps(rows, prompt.ids, run.tokens, SamplingParams(**run.params), judged.largest)
+        return expected_swaps(rows, prompt.ids, run.tokens, run.params, judged.largest)
 
 
-def _of(step: str, judged: Divergences, predicted: float) -> Finding:
+def _of(step: str, judged: Divergences, predicted: float) -> StepResult:
     ok, sentence, detail = judged.result(predicted)
-    return Finding(step, ok, sentence, judged.observed, bounds=judged.bound, detail=detail)
+    return StepResult(step, ok, sentence, judged.observed, bounds=judged.bound, detail=detail)
 
 
-STEPS: tuple[Callable[..., Finding], ...] = (
+STEPS: tuple[Callable[..., StepResult], ...] = (
     compare_prompt_ids,
     compare_config,
     compare_teacher_forced,
@@ -306,9 +305,9 @@ STEPS: tuple[Callable[..., Finding], ...] = (
 )
 
 
-def compare(engine: Engine, golden: Golden, oracle: Embedded | None = None) -> list[Finding]:
+def compare(engine: Engine, golden: Golden, oracle: Embedded | None = None) -> list[StepResult]:
     """All steps in order, up to and with the first that fails; an inconclusive one stops nothing."""
-    findings: list[Finding] = []
+    findings: list[StepResult] = []
     with ExitStack() as stack:
         judge = oracle or stack.enter_context(oracle_for(engine))
         for step in STEPS:
@@ -316,11 +315,6 @@ def compare(engine: Engine, golden: Golden, oracle: Embedded | None = None) -> l
             if findings[-1].status is Status.FAILED:
                 break
     return findings
-
-
-def _own_logits(engine: Engine, ids: Sequence[int]) -> Row:
-    """The engine's logits, unrounded where it is an embedded one."""
-    return engine.exact_logits(ids) if isinstance(engine, Embedded) else np.asarray(engine.logits(ids))
 
 
 def _flips(expected: Row, forced: Row, prompt: GoldenPrompt) -> int:

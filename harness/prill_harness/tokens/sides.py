@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prill_harness.engines.embedded import Embedded
-from prill_harness.engines.spec import fixture_name, resolve_model
+from prill_harness.engines.models import fixture_name, resolve_model
 from prill_harness.numbers import compare
 from prill_harness.numbers.compare import REORDERED
 from prill_harness.tokens.golden import Golden, GoldenPrompt, file_type, versions
@@ -129,7 +129,7 @@ def oracle_logits(oracle: Embedded, ids: Sequence[int]) -> Rows:
         Inconclusive: it stops, which says nothing of the engine.
     """
     try:
-        return oracle.exact_logits(ids)
+        return oracle.logits(ids)
     except EngineError as error:
         raise Inconclusive(
             f"today's oracle itself stops on this file, so no engine can be judged on it: {error}"
@@ -161,7 +161,7 @@ def explained(gap: Gap, golden: Golden, oracle: Embedded) -> Doubt:
     if not apart <= allowed(gap.today):
         sentence = f"today's oracle does not reproduce itself: two runs differ by {apart:.2g} {gap.place}"
         return Doubt("oracle", sentence + neither)
-    rows = oracle.exact_decoded(
+    rows = oracle.decoded_logits(
         [each.ids for each in golden.prompts], [each.tokens[: gap.at] for each in golden.prompts]
     )
     # One of them may lie near by chance; an oracle that recorded the golden gives the whole row again.

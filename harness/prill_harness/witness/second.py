@@ -23,7 +23,7 @@ from prill_runtime.errors import Inconclusive, UsageError
 Floats = NDArray[np.float64]
 NAMES = ("hf",)
 ASKED = "PRILL_SECOND"  # set by --second, so that every cell sees it
-MOST = 1 << 28  # parameters of a model that is built in float64: 2 GiB
+MOST_PARAMETERS = 1 << 28  # parameters of a model that is built in float64: 2 GiB
 
 
 def ask(name: str) -> None:

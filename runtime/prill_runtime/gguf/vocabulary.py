@@ -17,12 +17,14 @@ import numpy as np
 
 from prill_runtime.errors import ModelFileError
 from prill_runtime.gguf.header import Strings, quoted
-from prill_runtime.tokenizer.ends import END_KEYS, FILL_IN
 
 PREFIX: Final = "tokenizer.ggml."
 BYTE_TOKEN: Final = re.compile(r"<0x([0-9A-F]{2})>")
+# Keys that name an end, in the order in which one is credited with it; and those of fill-in-the-middle.
+END_KEYS: Final = ("eos_token_id", "eot_token_id", "eom_token_id")
+FILL_IN_KEYS: Final = ("fim_pad_token_id", "fim_rep_token_id", "fim_sep_token_id")
 # The ids that decide what is generated and where it ends; others are carried along unused.
-SPECIAL_IDS: Final = ("bos_token_id", "unknown_token_id", *END_KEYS, *FILL_IN)
+SPECIAL_IDS: Final = ("bos_token_id", "unknown_token_id", *END_KEYS, *FILL_IN_KEYS)
 
 _TEXT: Final[tuple[str, Any]] = ("text", str)
 _TRUTH: Final[tuple[str, Any]] = ("true or false", bool | np.bool_)

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
 
 from prill_runtime.models.cache import KVCache
 from prill_runtime.ops.protocol import Array, Backend, Ids
-
-if TYPE_CHECKING:
-    from prill_runtime.models.nodes import Network
 
 Value = int | float | str | bool
 # Sees every named stage and returns what the pass goes on with.
@@ -70,9 +66,9 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One forward pass: what every node computes with, and who looks on."""
+    """One forward pass: the whole model, what every node computes with, and who looks on."""
 
-    network: Network
+    network: Node
     weights: Mapping[str, Array]
     ops: Backend
     step: Step

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
@@ -12,9 +12,25 @@ from prill_runtime.errors import InvalidParameter
 from prill_runtime.models.cache import KVCache
 from prill_runtime.ops.protocol import Array
 from prill_runtime.sampling.sampler import SamplingParams, sample
+from prill_runtime.tokenizer.base import Tokenizer
 
-if TYPE_CHECKING:
-    from prill_runtime.run.model import Model
+
+class Predictor(Protocol):
+    """What a text is continued with: a Model is one."""
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def context_length(self) -> int: ...
+
+    def new_cache(self, capacity: int) -> KVCache:
+        """Room for so many positions of one sequence."""
+        ...
+
+    def forward(self, batch: Sequence[tuple[KVCache, Sequence[int]]], *, last_only: bool) -> Sequence[Array]:
+        """Logits (row, vocab) of each sequence, whose new ids are in its cache then."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -73,7 +89,7 @@ class Writer:
 
     def __init__(
         self,
-        model: Model,
+        model: Predictor,
         ids: Sequence[int],
         max_tokens: int,
         params: SamplingParams | None = None,
@@ -139,7 +155,7 @@ class Writer:
 
 
 def generate(
-    model: Model,
+    model: Predictor,
     ids: Sequence[int],
     *,
     max_tokens: int,
@@ -176,7 +192,7 @@ def generate(
 
 
 def generate_batch(
-    model: Model,
+    model: Predictor,
     prompts: Sequence[Sequence[int]],
     *,
     max_tokens: int,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-# Keys that name an end, in the order in which one is credited with it.
-END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
+from prill_runtime.gguf.vocabulary import END_KEYS, FILL_IN_KEYS
+
 # Texts that end a generation whatever type the file gives them: converters often forget to mark them
 # (llama.cpp, llama-vocab.cpp, "tokens that cause end-of-generation").
 END_TEXTS = (
@@ -14,11 +14,12 @@ END_TEXTS = (
     "_<EOT>", "[EOT]", "[EOS]", "<｜end▁of▁sentence｜>", "[e~[", "<turn|>", "<|tool_response>",
 )  # fmt: skip
 # Ends of fill-in-the-middle: by their key, or by their text where the file is silent.
-FILL_IN = {
-    "fim_pad_token_id": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
-    "fim_rep_token_id": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
-    "fim_sep_token_id": ("<|file_sep|>",),
-}
+FILL_IN_TEXTS = (
+    ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
+    ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
+    ("<|file_sep|>",),
+)
+FILL_IN = dict(zip(FILL_IN_KEYS, FILL_IN_TEXTS, strict=True))
 # A text that closes less than the generation in vocabularies that have all of the others.
 NO_END = (
     ("<|end|>", ("<|return|>", "<|call|>")),

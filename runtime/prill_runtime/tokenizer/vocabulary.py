@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from prill_runtime.errors import ModelFileError
-from prill_runtime.gguf.vocabulary import BYTE_TOKEN, PREFIX, TokenType
-from prill_runtime.tokenizer.ends import END_KEYS, FILL_IN, ends, known_ends
+from prill_runtime.gguf.vocabulary import BYTE_TOKEN, END_KEYS, FILL_IN_KEYS, PREFIX, TokenType
+from prill_runtime.tokenizer.ends import ends, known_ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def read_vocabulary(metadata: Mapping[str, Any], vocab_size: int | None, default
     Raises:
         ModelFileError: there are no tokens, or not `vocab_size` of them.
     """
-    tokens = list(required(metadata, "tokens"))
+    tokens = tuple(required(metadata, "tokens"))
     size = len(tokens)
     if vocab_size is not None and size != vocab_size:
         raise ModelFileError(
@@ -78,11 +78,11 @@ def read_vocabulary(metadata: Mapping[str, Any], vocab_size: int | None, default
 
     bos = given["bos"] if given["bos"] is not None else default(defaults.bos_id, TokenType.CONTROL)
     eos = given["eos"] if given["eos"] is not None else default(defaults.eos_id, TokenType.CONTROL)
-    named = {key: optional(metadata, key) for key in (*END_KEYS, *FILL_IN)} | {"eos_token_id": eos}
+    named = {key: optional(metadata, key) for key in (*END_KEYS, *FILL_IN_KEYS)} | {"eos_token_id": eos}
     stated = {key: token_id for key, token_id in named.items() if token_id is not None}
     closing = known_ends(stated, ids)
     return Vocabulary(
-        tokens=tuple(tokens),
+        tokens=tokens,
         types=tuple(types),
         ids=ids,
         bos_id=bos,

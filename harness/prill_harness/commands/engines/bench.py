@@ -9,7 +9,7 @@ import click
 from prill_harness.commands.shared.declare import command as declare
 from prill_harness.commands.shared.declare import vram_option
 from prill_harness.console import Console
-from prill_harness.measure.bench import Ratio, Result, Row, Sample, Settings, Timed, measure, steps
+from prill_harness.measure.bench import BenchResult, Ratio, Row, Sample, Settings, Timed, measure, steps
 from prill_runtime.errors import UsageError
 
 WIDTH = 24  # characters of a whole bar
@@ -66,7 +66,7 @@ def command(
     return 1 if over else 0
 
 
-def show(console: Console, result: Result) -> None:
+def show(console: Console, result: BenchResult) -> None:
     """One line on the run, and a table with a bar for every figure."""
     console.line(
         f"{result.model}: prompt {result.prompt}, {result.tokens} tokens, "
@@ -80,7 +80,7 @@ def show(console: Console, result: Result) -> None:
     console.line()
 
 
-def _rows(result: Result) -> Iterator[tuple[object, ...]]:
+def _rows(result: BenchResult) -> Iterator[tuple[object, ...]]:
     names = dict.fromkeys(row.name for timed in result.engines for row in timed.rows)
     for name in names:
         for timed in result.engines:
@@ -125,7 +125,7 @@ def _drawn(share: float) -> str:
     return "█" * length + ("▶" if share > 1 else "")
 
 
-def _told(ratio: Ratio, result: Result) -> str:
+def _told(ratio: Ratio, result: BenchResult) -> str:
     mine, other = (timed.engine for timed in result.engines)
     return (
         f"{ratio.name}: {mine} takes {ratio.median:.3f} times as long as {other} "

@@ -67,7 +67,8 @@ def command(
     hides another. Exit code 0 when every stage agrees, 1 when one is wrong.
     """
     from prill_harness.engines.base import Engine
-    from prill_harness.engines.spec import open_engine, resolve_model
+    from prill_harness.engines.models import resolve_model
+    from prill_harness.faults.opening import open_engine
     from prill_harness.numbers import lanes
     from prill_harness.stages import trace
     from prill_harness.stages.bisect import bisect

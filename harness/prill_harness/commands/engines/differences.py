@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from prill_harness.commands.engines.inspect import abridged, shaped, shown
+from prill_harness.commands.shared.values import abridged, shaped, shown
 from prill_harness.console import Console
 from prill_harness.measure.filediff import KeyDiff, compare
 from prill_harness.records.evidence import builtin

@@ -11,7 +11,7 @@ import click
 from prill_harness.commands.shared.declare import command as declare
 from prill_harness.commands.shared.declare import vram_option
 from prill_harness.console import Console, write
-from prill_harness.engines.textstream import TextStream
+from prill_harness.engines.textstream import IncrementalDetokenizer
 from prill_runtime.errors import UsageError
 
 
@@ -50,14 +50,14 @@ def command(
 ) -> int:
     """Stream the continuation of a prompt; the speed goes to stderr."""
     from prill_harness.engines.given_prompt import about, ended_by
-    from prill_harness.engines.spec import open_engine
+    from prill_harness.faults.opening import open_engine
 
     text = _stdin() if prompt == "-" else prompt
     with open_engine(engine, model) as opened:
         ids = opened.tokenize(text)
         for sentence in about(opened, text, ids):
             console.remark(sentence)
-        stream = TextStream(opened.detokenize, ids, stop)
+        stream = IncrementalDetokenizer(opened.detokenize, ids, stop)
         pieces: list[str] = []
         times: list[float] = []
 

@@ -12,8 +12,8 @@ import click
 from prill_harness.commands.shared.declare import command as declare
 from prill_harness.commands.shared.declare import quoted, vram_option
 from prill_harness.console import Console
-from prill_harness.records.evidence import Status, builtin
-from prill_runtime.errors import Inconclusive, UsageError
+from prill_harness.records.evidence import EXIT_CODES, Status, badness, builtin
+from prill_runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from prill_harness.tokens.golden import Golden
@@ -38,7 +38,7 @@ def record(
     console: Console, model: str, output: Path | None, keep: bool, tokens: int, prompts: tuple[str, ...]
 ) -> int:
     """Run the float64 oracle over prompts and record MODEL's golden."""
-    from prill_harness.engines.spec import resolve_model
+    from prill_harness.engines.models import resolve_model
     from prill_harness.tokens import golden
 
     if keep:
@@ -65,7 +65,7 @@ def record(
 
 def _keep(console: Console, model: str, *, asked: bool) -> int:
     """Record the golden that commands look for, which is always made in the same way."""
-    from prill_harness.engines.spec import fixture_name, resolve_model
+    from prill_harness.engines.models import fixture_name, resolve_model
     from prill_harness.tokens import golden
 
     if asked or fixture_name(model) is not None:
@@ -137,7 +137,7 @@ def compare(console: Console, engine: str, model: str, file: Path | None) -> int
     Each step that fails stops the next. Exit code 1 when one failed, 10 when one saw nothing, 4 when the
     golden that was given is another model's.
     """
-    from prill_harness.engines.spec import open_engine
+    from prill_harness.faults.opening import open_engine
     from prill_harness.numbers import lanes
     from prill_harness.tokens import golden, sides
     from prill_harness.tokens import judge as tokens
@@ -159,10 +159,7 @@ def compare(console: Console, engine: str, model: str, file: Path | None) -> int
             )
         if finding.status is Status.FAILED:
             _show(console, builtin(finding.detail))
-    statuses = {finding.status for finding in findings}
-    if Status.FAILED in statuses or not findings:
-        return 1
-    return 0 if statuses == {Status.PASSED} else Inconclusive.exit_code
+    return EXIT_CODES[min((finding.status for finding in findings), key=badness, default=Status.FAILED)]
 
 
 def _remarks(path: Path, made: Golden) -> Iterator[str]:
@@ -202,7 +199,7 @@ def _golden(console: Console, model: str) -> Golden:
 
 def _texts(model: str, made: Golden) -> list[str]:
     """The continuations as text; needs the model's tokenizer."""
-    from prill_harness.engines.spec import open_engine
+    from prill_harness.faults.opening import open_engine
 
     with open_engine("numpy", model) as engine:
         whole = [engine.detokenize([*p.ids, *p.tokens]) for p in made.prompts]

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from prill_harness.commands.shared.declare import command as declare
-from prill_harness.console import Console, printable
+from prill_harness.commands.shared.values import abridged, shaped, shown
+from prill_harness.console import Console
 from prill_harness.records.evidence import builtin
 from prill_runtime.errors import UsageError
-
-SHOWN = 6  # elements of a long array that are worth a line
-LONGEST = 72  # characters of a string value on a terminal
 
 
 @declare(
@@ -35,7 +32,7 @@ def command(console: Console, first: str, other: str | None, full: bool, sha: bo
     Exit code 0 when the files could be read, whatever the figures say; a malformed file gives one sentence
     and exit code 4.
     """
-    from prill_harness.engines.spec import resolve_model
+    from prill_harness.engines.models import resolve_model
     from prill_runtime.gguf.file import open_gguf
     from prill_runtime.models.assumptions import assumptions
 
@@ -98,23 +95,3 @@ def command(console: Console, first: str, other: str | None, full: bool, sha: bo
     sizes = ", ".join(f"{size:,} bytes of {name}" for name, size in sorted(by_type.items()))
     console.line(f"{len(tensors)} tensors: {sizes or 'no data'}")
     return 0
-
-
-def shaped(shape: Sequence[int]) -> str:
-    """A shape as a table shows it."""
-    return " x ".join(map(str, shape)) or "scalar"
-
-
-def abridged(value: Any, full: bool) -> Any:
-    """A long array as its length and first elements."""
-    if full or not isinstance(value, Sequence) or isinstance(value, str) or len(value) <= SHOWN:
-        return value
-    return {"length": len(value), "first": list(value[:SHOWN])}
-
-
-def shown(value: Any, full: bool) -> str:
-    """A value on one line."""
-    if isinstance(value, dict):
-        return f"{value['length']} values: {shown(value['first'], full)[1:-1]}, ..."
-    text = printable(repr(value) if isinstance(value, str | list) else value)
-    return text if full or len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters)"

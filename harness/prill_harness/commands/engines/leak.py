@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 import click
 
 from prill_harness.commands.shared.declare import command as declare
-from prill_harness.commands.shared.declare import vram_option, write_file
+from prill_harness.commands.shared.declare import vram_option
 from prill_harness.console import Console
+from prill_harness.records.files import write_file
 from prill_runtime.errors import UsageError
 
 if TYPE_CHECKING:
-    from prill_harness.leaks.reports.report import PathReport, Report
+    from prill_harness.leaks.reports.report import LeakReport, PathReport
 
 PATHS = ("success", "error", "cancel", "load", "session", "concurrent", "requests")
 REPORTERS = "prill.leak_reporters"
-STATUS = {"clean": "passed", "leak": "failed", "broken": "failed", "inconclusive": "inconclusive"}
 
 
 @declare(
@@ -78,8 +78,9 @@ def command(
         return examination.command(console, quick=quick, device=device, docs=docs, jobs=jobs)
     if model is None:
         raise UsageError("no model to probe", where="prill leak", hint="name one with --model")
+    from prill_harness.leaks.judge.hosted import lost_settings
     from prill_harness.leaks.judge.live import Live
-    from prill_harness.leaks.judge.probe import lost_settings, probe
+    from prill_harness.leaks.judge.probe import probe
     from prill_harness.leaks.reports.report import Probe
 
     for name in lost_settings():
@@ -94,7 +95,7 @@ def command(
     return report.exit_code
 
 
-def show(console: Console, report: Report) -> None:
+def show(console: Console, report: LeakReport) -> None:
     """A table of every series that moved, and one sentence for each path."""
     console.table(
         ("status", "path", "ledger", "per call", "95 % interval", "windows", "in all"),
@@ -103,7 +104,7 @@ def show(console: Console, report: Report) -> None:
     )
     console.line()
     for path in report.paths:
-        console.line(f"{path.path}: {path.sentence}", status=STATUS[path.verdict.value])
+        console.line(f"{path.path}: {path.sentence}", status=path.verdict.status)
         for site in path.sites:
             console.line(
                 f"  {site.bytes_per_call:.4g} B per call allocated in {site.function}, from "
@@ -115,7 +116,7 @@ def show(console: Console, report: Report) -> None:
             console.line(f"  {path.stacks}")
     console.line(
         f"{report.verdict.value}: {report.engine} on {report.model}, {report.duration_s:.1f} s",
-        status=STATUS[report.verdict.value],
+        status=report.verdict.status,
     )
 
 
@@ -128,7 +129,7 @@ def _rows(path: PathReport) -> list[tuple[str, ...]]:
         interval = f"{j.low:.4g} to {j.high:.4g}"
         rows.append(
             (
-                STATUS[j.verdict.value], path.path, f"{j.ledger} {j.series}", f"{j.slope:.4g} {j.unit}",
+                j.verdict.status, path.path, f"{j.ledger} {j.series}", f"{j.slope:.4g} {j.unit}",
                 interval,
                 f"{j.windows} of {j.of}", f"{moved:+d}",
             )
@@ -140,7 +141,7 @@ def _rows(path: PathReport) -> list[tuple[str, ...]]:
     return rows
 
 
-def render(name: str, report: Report) -> str:
+def render(name: str, report: LeakReport) -> str:
     """The page of a report, by the reporter of that name."""
     for point in entry_points(group=REPORTERS, name=name):
         text: str = point.load()(report)

@@ -38,7 +38,7 @@ def command(
     output: Path | None,
 ) -> int:
     """Run token ids through an engine and keep every stage, in execution order."""
-    from prill_harness.engines.spec import open_engine
+    from prill_harness.faults.opening import open_engine
     from prill_harness.stages import trace
 
     with open_engine("numpy", model) as reader:

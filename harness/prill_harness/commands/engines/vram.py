@@ -21,7 +21,8 @@ def command(console: Console, engine: str, model: str) -> int:
     Exit code 0 when the ledger stays within its plan, takes what the formulas say and comes back to idle, 1
     when it does not, 10 for an engine without device memory.
     """
-    from prill_harness.engines.spec import open_engine, resolve_model
+    from prill_harness.engines.models import resolve_model
+    from prill_harness.faults.opening import open_engine
     from prill_harness.measure.vram import MOMENTS, SESSIONS, account
     from prill_runtime.device.memory.arena import shown
     from prill_runtime.gguf.file import open_gguf

@@ -12,19 +12,17 @@ import click
 
 from prill_harness.commands.shared import reporters
 from prill_harness.commands.shared.declare import command as declare
-from prill_harness.commands.shared.declare import write_file
 from prill_harness.console import Console, write
 from prill_harness.decide.checklist import Observed, evaluate, load_checklists
 from prill_harness.records import evidence
 from prill_harness.records import ledger as ledgers
-from prill_harness.records.evidence import CellStarted, Evidence, Record, Status
+from prill_harness.records.evidence import EXIT_CODES, CellStarted, Evidence, Record, Status, badness
+from prill_harness.records.files import write_file
 from prill_harness.records.verdict import CheckResult, ItemResult, ItemStatus, Verdict
 from prill_harness.version import version
 from prill_runtime.errors import UsageError
 
 DEFAULT = Path("out/ledger.jsonl")
-WORST_FIRST = (Status.FAILED, Status.ERROR, Status.INCONCLUSIVE, Status.PASSED)
-CODES = {Status.PASSED: 0, Status.FAILED: 1, Status.INCONCLUSIVE: 10}
 
 
 @declare(
@@ -79,7 +77,7 @@ def _observed(records: Sequence[Record]) -> Observed:
         if isinstance(record, Evidence):
             mine = found.setdefault(record.cell.id, {})
             known = mine.get(record.check, record)
-            mine[record.check] = min(known, record, key=lambda e: WORST_FIRST.index(e.status))
+            mine[record.check] = min(known, record, key=lambda e: badness(e.status))
     starts = [r for r in records if isinstance(r, CellStarted)]
     return Observed(
         evidence=found,
@@ -101,7 +99,7 @@ def _verdict(
     return Verdict(
         gate=", ".join(names) or "all",
         status=status,
-        exit_code=CODES[status],
+        exit_code=EXIT_CODES[status],
         sentence=f"{len(items)} items: {told}",
         as_of=today.isoformat(),
         rules=(),

@@ -29,7 +29,7 @@ EXTRAS = {
 }
 
 
-class Finding(msgspec.Struct, frozen=True):
+class Preflight(msgspec.Struct, frozen=True):
     """status: "ok", "missing" (optional) or "broken" (the default gate cannot run); todo: what to do."""
 
     name: str
@@ -62,22 +62,26 @@ def command(console: Console) -> int:
     return 1 if broken else 0
 
 
-def _safely(examine: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+def _safely(examine: Callable[[], Iterator[Preflight]]) -> Iterator[Preflight]:
     """The findings of one examination; one that breaks is itself a finding."""
     try:
         yield from examine()
     except Exception as error:
         told = str(error) if isinstance(error, PrillError) else f"{type(error).__name__}: {error}"
-        yield Finding(examine.__name__.strip("_"), "broken", told, "run with --debug or install prill again")
+        yield Preflight(
+            examine.__name__.strip("_"), "broken", told, "run with --debug or install prill again"
+        )
 
 
-def _python() -> Iterator[Finding]:
+def _python() -> Iterator[Preflight]:
     found = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
     good = sys.version_info >= (3, 11)
-    yield Finding("python", "ok" if good else "broken", found, "" if good else "install Python 3.11 or newer")
+    yield Preflight(
+        "python", "ok" if good else "broken", found, "" if good else "install Python 3.11 or newer"
+    )
 
 
-def _packages() -> Iterator[Finding]:
+def _packages() -> Iterator[Preflight]:
     """Every dependency that prill declares without an extra, with its version."""
     from packaging.requirements import Requirement
 
@@ -88,19 +92,23 @@ def _packages() -> Iterator[Finding]:
         try:
             version = importlib.metadata.version(need.name)
         except importlib.metadata.PackageNotFoundError:
-            yield Finding(need.name, "broken", "not installed", f"pip install '{text}'")
+            yield Preflight(need.name, "broken", "not installed", f"pip install '{text}'")
             continue
         good = need.specifier.contains(version, prereleases=True)
-        yield Finding(need.name, "ok" if good else "broken", version, "" if good else f"pip install '{text}'")
+        yield Preflight(
+            need.name, "ok" if good else "broken", version, "" if good else f"pip install '{text}'"
+        )
 
 
-def _threads() -> Iterator[Finding]:
+def _threads() -> Iterator[Preflight]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     limits = ", ".join(f"{name}={os.environ[name]}" for name in THREADS if name in os.environ)
-    yield Finding("threads", "ok", f"{cores} cores; BLAS takes one in each cell, {limits or 'all'} elsewhere")
+    yield Preflight(
+        "threads", "ok", f"{cores} cores; BLAS takes one in each cell, {limits or 'all'} elsewhere"
+    )
 
 
-def _cache() -> Iterator[Finding]:
+def _cache() -> Iterator[Preflight]:
     from prill_runtime import user_cache
 
     folder = user_cache.root()
@@ -110,14 +118,14 @@ def _cache() -> Iterator[Finding]:
             free = shutil.disk_usage(folder).free
     except OSError as error:
         todo = "set PRILL_CACHE to a folder you can write"
-        yield Finding("cache", "broken", f"{folder}: {error.strerror}", todo)
+        yield Preflight("cache", "broken", f"{folder}: {error.strerror}", todo)
         return
-    yield Finding("cache", "ok", f"{folder} is writable, {free / 2**30:.1f} GiB free")
+    yield Preflight("cache", "ok", f"{folder} is writable, {free / 2**30:.1f} GiB free")
 
 
-def _models() -> Iterator[Finding]:
+def _models() -> Iterator[Preflight]:
     """Every model of the default gate's plan, and the golden that belongs to it."""
-    from prill_harness.engines.spec import resolve_model
+    from prill_harness.engines.models import resolve_model
     from prill_harness.tokens.golden import golden_for
     from prill_runtime.gguf.file import open_gguf
 
@@ -127,11 +135,11 @@ def _models() -> Iterator[Finding]:
                 digest = file.sha256
             recorded = golden_for(spec).fingerprint.model_sha256
         except PrillError as error:
-            yield Finding(spec, "broken", str(error), "install prill again, or clear the cache folder")
+            yield Preflight(spec, "broken", str(error), "install prill again, or clear the cache folder")
             continue
         good = digest == recorded
         sentence = f"sha256 {digest[:16]}" + ("" if good else f", but its golden is of {recorded[:16]}")
-        yield Finding(spec, "ok" if good else "broken", sentence, "" if good else "install prill again")
+        yield Preflight(spec, "ok" if good else "broken", sentence, "" if good else "install prill again")
 
 
 def _gate_models() -> tuple[str, ...]:
@@ -141,22 +149,22 @@ def _gate_models() -> tuple[str, ...]:
     return tuple(dict.fromkeys(model for entry in gate.plan for model in entry.models))
 
 
-def _gpu() -> Iterator[Finding]:
+def _gpu() -> Iterator[Preflight]:
     """Nothing here is needed by the default gate."""
     driver = Path("/proc/driver/nvidia/version")
     if driver.is_file():
         numbers = re.search(r"\b\d{3}\.\d+(\.\d+)?\b", driver.read_text(errors="replace"))
-        yield Finding("nvidia driver", "ok", numbers.group() if numbers else "present")
+        yield Preflight("nvidia driver", "ok", numbers.group() if numbers else "present")
     else:
-        yield Finding("nvidia driver", "missing", "no NVIDIA driver", "needed by the engine cuda alone")
+        yield Preflight("nvidia driver", "missing", "no NVIDIA driver", "needed by the engine cuda alone")
     tool = shutil.which("nvidia-smi")
     listed = _said([tool, "-L"]) if tool else []
-    yield Finding("gpu", "ok" if listed else "missing", "; ".join(listed) or "no GPU found")
+    yield Preflight("gpu", "ok" if listed else "missing", "; ".join(listed) or "no GPU found")
     compiler = shutil.which("nvcc")
     said = _said([compiler, "--version"]) if compiler else []
     version = next((line for line in said if "release" in line), "found" if compiler else "not on the PATH")
     todo = "" if compiler else "install the CUDA toolkit for the engine cuda"
-    yield Finding("nvcc", "ok" if compiler else "missing", version, todo)
+    yield Preflight("nvcc", "ok" if compiler else "missing", version, todo)
 
 
 def _said(words: list[str]) -> list[str]:
@@ -167,12 +175,12 @@ def _said(words: list[str]) -> list[str]:
     return done.stdout.splitlines() if done.returncode == 0 else []
 
 
-def _extras() -> Iterator[Finding]:
+def _extras() -> Iterator[Preflight]:
     for extra, modules in EXTRAS.items():
         absent = [m for m in modules if not _importable(m)]
         sentence = f"without {', '.join(absent)}" if absent else ", ".join(modules)
         todo = f"pip install 'prill[{extra}]' if you need it" if absent else ""
-        yield Finding(f"extra {extra}", "missing" if absent else "ok", sentence, todo)
+        yield Preflight(f"extra {extra}", "missing" if absent else "ok", sentence, todo)
 
 
 def _importable(module: str) -> bool:
@@ -182,18 +190,18 @@ def _importable(module: str) -> bool:
         return False
 
 
-def _device() -> Iterator[Finding]:
+def _device() -> Iterator[Preflight]:
     """What the engines cuda and emu would say; neither is needed by the default gate."""
     from prill_runtime.device.machine.compile import compiler
     from prill_runtime.device.machine.cuda import cuda_state
 
     for part, there, sentence in cuda_state():
         todo = "" if there else "needed by the engine cuda alone"
-        yield Finding(f"cuda {part}", "ok" if there else "missing", sentence, todo)
+        yield Preflight(f"cuda {part}", "ok" if there else "missing", sentence, todo)
     try:
-        yield Finding("emulator", "ok", f"compiled by {compiler('g++')[0]}")
+        yield Preflight("emulator", "ok", f"compiled by {compiler('g++')[0]}")
     except PrillError as error:
-        yield Finding("emulator", "missing", str(error), "needed by the engine emu alone")
+        yield Preflight("emulator", "missing", str(error), "needed by the engine emu alone")
 
 
 EXAMINATIONS = (_python, _packages, _threads, _cache, _models, _gpu, _device, _extras)

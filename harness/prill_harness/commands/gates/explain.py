@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-
 import click
 from click.shell_completion import CompletionItem
 
@@ -25,13 +23,16 @@ def complete(context: click.Context, parameter: click.Parameter, begun: str) -> 
 def command(console: Console, check: str) -> int:
     """Say what CHECK observes, which mistakes it is known to find, and what its failure usually means."""
     from prill_harness.decide.explained import explain
+    from prill_harness.engines.spec import FAULT
+    from prill_harness.run import reproduce
 
     found = explain(check)
-    run, planted = ["prill", "run", found.check], list[str]()
+    run, planted = reproduce.line("run", found.check), ""
     for first in found.mistakes[:1]:
-        run = ["prill", "run", "--engine", first.engine, "--model", first.model, found.check]
-        planted = [f"{word}+fault:{first.fault}" if word == first.engine else word for word in run]
-    console.emit({"explanation": found, "reproduce": shlex.join(run), "see_it_fail": shlex.join(planted)})
+        run = reproduce.line("run", found.check, engine=first.engine, model=first.model)
+        broken = f"{first.engine}{FAULT}{first.fault}"
+        planted = reproduce.line("run", found.check, engine=broken, model=first.model)
+    console.emit({"explanation": found, "reproduce": run, "see_it_fail": planted})
     console.line(f"{found.check}, {found.file}:{found.line}")
     console.line(f"observes: {found.observes}")
     for proven in found.proves:
@@ -53,7 +54,7 @@ def command(console: Console, check: str) -> int:
             console.line(f"... and {len(found.mistakes) - SHOWN} more; --json shows them")
     else:
         console.line("was not seen to find a planted mistake: a pass of it proves nothing")
-    console.line(f"run it alone: {shlex.join(run)}")
+    console.line(f"run it alone: {run}")
     if planted:
-        console.line(f"see it fail: {shlex.join(planted)}")
+        console.line(f"see it fail: {planted}")
     return 0

@@ -13,14 +13,14 @@ import click
 
 from prill_harness.commands.shared import runs
 from prill_harness.commands.shared.declare import command as declare
-from prill_harness.commands.shared.declare import write_file
 from prill_harness.console import Console
+from prill_harness.records.files import write_file
 from prill_harness.records.names import look_up
 from prill_runtime.errors import NothingSelected
 
 if TYPE_CHECKING:
     from prill_harness.faults.trial.clean import Run
-    from prill_harness.faults.trial.matrix import Result, Subject
+    from prill_harness.faults.trial.matrix import Subject, TrialResult
     from prill_harness.plan.policy import Gate
     from prill_harness.records.evidence import Cell, Record
 
@@ -38,9 +38,9 @@ def command() -> None:
 @declare(parent=command, name="list", example="prill faults list --json")
 def listing(console: Console) -> int:
     """List every planted fault: name, area, what it breaks, what has to be blamed."""
-    from prill_harness.planting import core as faults
+    from prill_harness.faults.catalogue import catalogue
 
-    known = [fault for engine in ("numpy", "emu") for fault in faults.catalogue(engine).values()]
+    known = [fault for engine in ("numpy", "emu") for fault in catalogue(engine).values()]
     shown = ("name", "area", "engine", "summary", "blames", "models")
     console.emit({"faults": [{key: getattr(fault, key) for key in shown} for fault in known]})
     console.table(
@@ -59,11 +59,11 @@ def listing(console: Console) -> int:
 @click.argument("name")
 def show(console: Console, name: str) -> int:
     """Show the fault NAME: what is wrong, its code, and who was seen to kill it."""
+    from prill_harness.faults.catalogue import catalogue, named
     from prill_harness.faults.trial import kills as matrix
-    from prill_harness.planting import core as faults
 
-    (fault,) = faults.named([name])
-    seen = matrix.fresh(matrix.load(), faults.catalogue()).faults.get(name)
+    (fault,) = named([name])
+    seen = matrix.fresh(matrix.load(), catalogue()).faults.get(name)
     killed_by, blamed = (seen.killed_by, seen.blamed) if seen else ((), ())
     console.emit(
         {
@@ -95,10 +95,10 @@ def run(console: Console, names: Sequence[str], jobs: int) -> int:
 
     Exit code 0 when every one is killed and blamed rightly, 1 when one survives or is blamed wrongly.
     """
+    from prill_harness.faults.catalogue import named
     from prill_harness.faults.trial import matrix
-    from prill_harness.planting import core as faults
 
-    subjects = [matrix.Subject(faults.named(name.split("+"))) for name in dict.fromkeys(names)]
+    subjects = [matrix.Subject(named(name.split("+"))) for name in dict.fromkeys(names)]
     results, _ = _trials(console, subjects, jobs)
     console.emit({"faults": [_described(result) for result in results]})
     for result in results:
@@ -137,14 +137,14 @@ def matrix_(
     Exit code 1 when a fault survives or is blamed wrongly, a check does not kill what it claims, a sound
     engine alarms, or a kill or an amount on record was lost without a line in forgotten.toml.
     """
+    from prill_harness.faults.catalogue import catalogue
     from prill_harness.faults.trial import clean as sound
     from prill_harness.faults.trial import forgotten, matrix, page
     from prill_harness.faults.trial import kills as data
     from prill_harness.plan.policy import default_gate
-    from prill_harness.planting import core as faults
 
     recorded, lines = data.load(output if output and output.is_file() else None), forgotten.load()
-    subjects = [matrix.Subject((faults.catalogue()[name],)) for name in _selected(only)]
+    subjects = [matrix.Subject((catalogue()[name],)) for name in _selected(only)]
     results, records = _trials(console, subjects, jobs, None if only else default_gate())
     count = clean if clean is not None else (0 if only else CLEAN)
     drawn: list[Run] = []
@@ -160,7 +160,7 @@ def matrix_(
         trials, matrix.contents(records), sound.summary(drawn, checks, len(alarms)), observed=amounts
     )
     if only:
-        seen = data.merge(data.fresh(recorded, faults.catalogue()), seen)
+        seen = data.merge(data.fresh(recorded, catalogue()), seen)
     seen = forgotten.kept(recorded, seen, lines)
     fell = forgotten.fallen(seen.observed, amounts, absent=True)
     owed = {name: checks for name, checks in seen.owed.items() if not only or name in trials}
@@ -209,12 +209,13 @@ def _selected(only: Sequence[str]) -> tuple[str, ...]:
         UsageError: neither a fault nor an area.
         NothingSelected: an area without faults.
     """
-    from prill_harness.planting import core as faults
+    from prill_harness.faults.catalogue import catalogue
+    from prill_harness.planting.faults import AREAS
 
-    known = faults.catalogue()
+    known = catalogue()
     for word in only:
         hint = "`prill faults list` shows both"
-        look_up(word, [*known, *faults.AREAS], "no such fault or area", hint=hint)
+        look_up(word, [*known, *AREAS], "no such fault or area", hint=hint)
     chosen = tuple(name for name, f in known.items() if not only or name in only or f.area in only)
     if not chosen:
         raise NothingSelected("no fault is meant", got=" ".join(only))
@@ -223,7 +224,7 @@ def _selected(only: Sequence[str]) -> tuple[str, ...]:
 
 def _trials(
     console: Console, subjects: Sequence[Subject], jobs: int, gate: Gate | None = None
-) -> tuple[tuple[Result, ...], tuple[Record, ...]]:
+) -> tuple[tuple[TrialResult, ...], tuple[Record, ...]]:
     """Run the subjects beside clean engines, and those that survive against every suite there is.
 
     Args:
@@ -251,7 +252,7 @@ def _records(console: Console, cells: Sequence[Cell], jobs: int, what: str) -> t
         return matrix.run(cells, Path(folder), jobs, runs.teller(bar))
 
 
-def _described(result: Result) -> dict[str, object]:
+def _described(result: TrialResult) -> dict[str, object]:
     blamed = result.blamed
     return {
         "name": result.subject.name,

@@ -10,19 +10,22 @@ import click
 import msgspec
 
 from prill_harness.commands.shared import door, goldens, reporters, runs
-from prill_harness.commands.shared.declare import cell_timeout_option, second_option, vram_option, write_file
+from prill_harness.commands.shared.declare import cell_timeout_option, second_option, vram_option
 from prill_harness.commands.shared.declare import command as declare
 from prill_harness.commands.shared.outfolder import taken
 from prill_harness.console import Console
-from prill_harness.plan.plan import Plan, build, merge, run, shard
+from prill_harness.plan.plan import Plan, build, shard
 from prill_harness.plan.provenance import file_digest
-from prill_harness.records.evidence import Evidence, Record, Status
+from prill_harness.records.evidence import Evidence, Record, Status, badness
+from prill_harness.records.files import write_file
 from prill_harness.records.ledger import Ledger, audited
 from prill_harness.records.verdict import ItemStatus, Verdict
+from prill_harness.run import reproduce
+from prill_harness.run.executor import run
+from prill_harness.run.gather import merge
 from prill_runtime.errors import UsageError
 
 LONGEST = 120  # characters of a sentence in a table; the reports hold all of it
-WORST_FIRST = (Status.FAILED, Status.ERROR, Status.INCONCLUSIVE)
 SHOWN = 20  # items and checks that a terminal shows
 
 
@@ -100,10 +103,10 @@ def command(
     from prill_harness.decide.checklist import load_checklists
     from prill_harness.decide.gate import decide
     from prill_harness.decide.waivers import LOCAL, load_waivers
+    from prill_harness.faults.catalogue import catalogue
     from prill_harness.faults.trial import forgotten as oblivion
     from prill_harness.faults.trial import kills as matrix
     from prill_harness.plan.policy import load_policy
-    from prill_harness.planting import core as faults
     from prill_harness.records.catalog import check_ids
 
     if ledgers and (part or resume):
@@ -114,7 +117,7 @@ def command(
     checklists = load_checklists(gate.checklists)
     waivers = load_waivers(waivers_file)
     entries.examine_waivers(waivers, waivers_file or LOCAL)
-    kills, forgotten = matrix.fresh(matrix.load(kills_file), faults.catalogue()), oblivion.load()
+    kills, forgotten = matrix.fresh(matrix.load(kills_file), catalogue()), oblivion.load()
     plan = build(gate, engines, models)
     door.examine((), () if models else plan.given.values(), opened=not ledgers)
     click.get_current_context().with_resource(taken(out))
@@ -193,7 +196,9 @@ def lead(console: Console, verdict: Verdict, records: Sequence[Record], specs: M
 
     say = console.remark if console.json else console.line
     open_ones = {
-        (c.cell, c.check): c for s in WORST_FIRST for c in verdict.checks if c.status is s and c.reproduce
+        (c.cell, c.check): c
+        for c in sorted(verdict.checks, key=lambda c: badness(c.status))
+        if c.status not in (Status.PASSED, Status.WAIVED) and c.reproduce
     }
     first = next(iter(open_ones.values()), None)
     if first is None:
@@ -205,7 +210,7 @@ def lead(console: Console, verdict: Verdict, records: Sequence[Record], specs: M
         cause = find(failed, specs, ask=not console.json)
     if cause is None:
         say(f"reproduce {first.check}: {first.reproduce}")
-        say(f"next: prill explain {first.check.partition('[')[0]}")
+        say(f"next: {reproduce.line('explain', first.base)}")
         return
     say(f"root cause: {cause.sentence}", status="failed")
     say(f"reproduce {cause.check}: {cause.reproduce}")

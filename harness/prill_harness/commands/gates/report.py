@@ -9,11 +9,11 @@ import click
 
 from prill_harness.commands.shared import reporters
 from prill_harness.commands.shared.declare import command as declare
-from prill_harness.commands.shared.declare import write_file
 from prill_harness.console import Console, write
 from prill_harness.plan.provenance import file_digest
 from prill_harness.records import ledger as ledgers
 from prill_harness.records.evidence import Evidence, Status
+from prill_harness.records.files import write_file
 from prill_harness.records.verdict import Verdict
 from prill_runtime.errors import UsageError, VerdictError
 

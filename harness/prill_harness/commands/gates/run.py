@@ -19,10 +19,10 @@ from prill_harness.plan import provenance
 from prill_harness.plan.estimate import estimate, recorded
 from prill_harness.plan.given import named
 from prill_harness.plan.plan import Plan, openers
-from prill_harness.plan.plan import run as run_plan
 from prill_harness.records import catalog
 from prill_harness.records.evidence import Cell, Status
-from prill_harness.records.names import look_up
+from prill_harness.records.names import base_of, look_up, suite_of
+from prill_harness.run.executor import run as run_plan
 from prill_runtime.errors import NothingSelected
 
 
@@ -124,12 +124,12 @@ def selected(names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """
     suites, declared = catalog.suites(), catalog.check_ids()
     for name in names:
-        look_up(name.split("[", 1)[0], [*suites, *declared], "no such suite or check", error=NothingSelected)
-    chosen = dict.fromkeys(name.partition(".")[0] for name in names or suites)
+        look_up(base_of(name), [*suites, *declared], "no such suite or check", error=NothingSelected)
+    chosen = dict.fromkeys(suite_of(name) for name in names or suites)
     if all(name in suites for name in names):
         return tuple(chosen), ()
     checks = [name for name in names if name not in suites]
-    checks += [check for check in declared if check.partition(".")[0] in names]
+    checks += [check for check in declared if suite_of(check) in names]
     return tuple(chosen), tuple(dict.fromkeys(checks))
 
 

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import shutil
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from prill_harness.commands.shared import door
 from prill_harness.console import Console
-from prill_runtime.errors import OutputError, UsageError
-from prill_runtime.files import refuse_pipe
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEBUG = "prill.debug"
@@ -126,52 +121,6 @@ def cell_timeout_option(function: F) -> F:
         metavar="SECONDS",
         help="Most seconds for one cell; default: twenty times what it took before, never under two minutes.",
     )(function)
-
-
-def write_file(path: Path, text: str) -> None:
-    """Replace a file as a whole: a reader sees the old text or the new, never half of it.
-
-    A link stays one, and its file is written; a file keeps its mode; what is no regular file (a device, a
-    pipe) is written to, not replaced.
-
-    Raises:
-        OutputError: it cannot be written; the old file is as it was.
-    """
-    content = text.encode("utf-8", "backslashreplace")
-    try:
-        place = path.resolve() if path.is_symlink() else path
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if place.exists() and not place.is_file():
-            with place.open("wb") as out:
-                out.write(content)
-            return
-        fresh = place.with_name(f".{place.name}.{os.getpid()}.new")
-        try:
-            with fresh.open("wb") as out:
-                out.write(content)
-                out.flush()
-                os.fsync(out.fileno())
-            if place.exists():
-                shutil.copymode(place, fresh)
-            fresh.replace(place)
-        finally:
-            fresh.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError("cannot write", where=str(path), got=error.strerror or str(error)) from None
-
-
-def read_text(path: Path, what: str) -> str:
-    """A text file the caller named, or one sentence about why it cannot be read.
-
-    Raises:
-        UsageError: absent, unreadable or not UTF-8.
-    """
-    try:
-        refuse_pipe(path)
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"not UTF-8 at byte {error.start}"
-        raise UsageError(f"cannot read the {what}", where=str(path), got=reason) from error
 
 
 def quoted(text: str) -> str:

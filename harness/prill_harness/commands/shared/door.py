@@ -59,7 +59,9 @@ def examine(
     Raises:
         UsageError, ModelFileError, UnsupportedModel: as `pass_through`.
     """
-    from prill_harness.engines.spec import check_device, check_engine, check_model
+    from prill_harness.engines.models import check_model
+    from prill_harness.engines.spec import check_device
+    from prill_harness.faults.opening import check_engine
 
     for spec in engines:
         check_engine(spec)

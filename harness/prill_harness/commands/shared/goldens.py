@@ -17,7 +17,7 @@ RECORD = prill("golden", "record", "--keep")
 
 def unrecorded(spec: str) -> Path | None:
     """Where the golden of a user's file will lie that has none yet; None: it has, or cannot be read."""
-    from prill_harness.engines.spec import fixture_name, resolve_model
+    from prill_harness.engines.models import fixture_name, resolve_model
     from prill_harness.tokens.golden import kept_at
 
     if fixture_name(spec) is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from prill_harness.commands.shared.declare import read_text
+from prill_harness.records.files import read_text
 from prill_harness.records.names import look_up
 from prill_harness.records.verdict import Verdict
 from prill_runtime.errors import VerdictError

@@ -8,9 +8,17 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from prill_harness.console import Progress
-from prill_harness.plan.plan import Event, Plan
-from prill_harness.records.evidence import CellEnded, CellStarted, Evidence, Record, Status
-from prill_harness.records.ledger import EXIT_CODES
+from prill_harness.plan.plan import Plan
+from prill_harness.records.evidence import (
+    EXIT_CODES,
+    CellEnded,
+    CellStarted,
+    Evidence,
+    Record,
+    Status,
+    badness,
+)
+from prill_harness.run.pool import Event
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -42,10 +50,8 @@ def outcome(plan: Plan, records: Iterable[Record]) -> Outcome:
     counts = Counter(r.status.value for r in seen)
     if lost:
         counts["missing"] = len(lost)
-    code = next((code for status, code in EXIT_CODES if counts[status.value]), None)
-    if code is None:
-        code = 3 if lost else 0 if counts[Status.PASSED.value] else 10
-    return Outcome(seen, tuple(lost), dict(sorted(counts.items())), code)
+    worst = min(counts, key=badness, default="inconclusive")
+    return Outcome(seen, tuple(lost), dict(sorted(counts.items())), EXIT_CODES[worst])
 
 
 def teller(bar: Progress) -> Callable[[Event], None]:

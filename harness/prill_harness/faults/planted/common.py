@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from prill_harness.planting.core import COMMON, Patch, fault, planted_in_both
+from prill_harness.planting.faults import COMMON, Patch, fault, planted_in_both
 from prill_harness.planting.tools import GPT2, LLAMA, WINDOW, op, wiring
 
 BLAMES = ("oracle",)

@@ -12,7 +12,7 @@ import numpy as np
 
 from prill_harness.faults.planted.model.norm import NORMS
 from prill_harness.faults.planted.serving.sampler import other_numbers
-from prill_harness.planting.core import Patch, fault
+from prill_harness.planting.faults import Patch, fault
 from prill_harness.planting.tools import LLAMA, op
 
 SMALLEST = np.finfo(np.float32).tiny  # that is not denormal

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from prill_harness.faults.trial.forgotten import LEAST
+from prill_harness.faults.trial.forgotten import LEAST_SHARE
 from prill_harness.records.evidence import Evidence, Status
 
 _FIRST_WRONG = re.compile(r"(?:^|[\s:])(?:blk\.\d+\.)?(\w+) is the first wrong stage")
@@ -93,7 +93,7 @@ def kills(faulty: Iterable[Evidence], clean: Iterable[Evidence], *, silence: boo
     among = [e for e in faulty if (e.cell.model, e.check) in sound]
     seen = [e for e in among if e.status is Status.FAILED]
     if silence:
-        owed = {key: LEAST * observed for key, observed in sound.items()}
+        owed = {key: LEAST_SHARE * observed for key, observed in sound.items()}
         seen += [e for e in among if e.status is Status.PASSED and e.observed < owed[e.cell.model, e.check]]
         seen = seen or [e for e in among if e.status is Status.INCONCLUSIVE]
     return _one_refusal(sorted(seen, key=lambda e: (e.cell, e.check)))

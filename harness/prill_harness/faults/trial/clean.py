@@ -21,12 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prill_fixtures import corpus
-from prill_harness.engines.spec import open_engine, resolve_model
+from prill_harness.engines.models import resolve_model
+from prill_harness.faults.opening import open_engine
 from prill_harness.faults.trial.kills import Clean
 from prill_harness.numbers import lanes
 from prill_harness.numbers.compare import largest
 from prill_harness.numbers.lanes import Figures, Lane
-from prill_harness.planting import core as faults
+from prill_harness.planting import faults
 from prill_harness.run import cells
 from prill_harness.run.children import python
 from prill_harness.run.outcomes import one_line

@@ -34,7 +34,7 @@ from prill_harness.records.strict import load_toml
 from prill_runtime.errors import KillsError, UsageError
 
 FILE = "forgotten.toml"
-LEAST = 0.9  # share of the recorded amount below which a check counts as weakened
+LEAST_SHARE = 0.9  # share of the recorded amount below which a check counts as weakened
 FIXTURE = "fixture:"
 Amounts = Mapping[str, Mapping[str, int]]
 
@@ -75,7 +75,7 @@ class Fall:
     @property
     def sentence(self) -> str:
         return (
-            f"{self.check} observed {self.seen} values in {self.cell}, less than {LEAST:.0%} of the "
+            f"{self.check} observed {self.seen} values in {self.cell}, less than {LEAST_SHARE:.0%} of the "
             f"{self.recorded} on record"
         )
 
@@ -140,7 +140,7 @@ def fallen(recorded: Amounts, seen: Amounts, *, absent: bool = False) -> tuple[F
             if check not in seen[cell] and not absent:
                 continue
             got = seen[cell].get(check, 0)
-            if got < LEAST * owed:
+            if got < LEAST_SHARE * owed:
                 found.append(Fall(cell, check, got, owed))
     return tuple(found)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from prill_harness.planting.core import Fault
+from prill_harness.planting.faults import Fault
 from prill_harness.records.catalog import packaged
 from prill_runtime.errors import KillsError
 from prill_runtime.files import refuse_pipe

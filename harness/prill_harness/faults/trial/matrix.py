@@ -13,11 +13,14 @@ from prill_harness.faults.trial import blame as blaming
 from prill_harness.faults.trial.blame import Blame
 from prill_harness.faults.trial.kills import Trial, digest
 from prill_harness.plan import plan
-from prill_harness.plan.plan import Event, Plan
+from prill_harness.plan.plan import Plan
 from prill_harness.plan.policy import Gate
-from prill_harness.planting.core import Fault
+from prill_harness.planting.faults import Fault
 from prill_harness.records.catalog import check_ids, suites
 from prill_harness.records.evidence import Cell, Evidence, Record, Status
+from prill_harness.records.names import suite_of
+from prill_harness.run import executor
+from prill_harness.run.pool import Event
 
 TIMEOUT_S = 240.0
 ENGINE = "numpy"
@@ -80,7 +83,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Result:
+class TrialResult:
     """What a trial came to: the checks that killed it, and who is blamed; `sentence` says it."""
 
     subject: Subject
@@ -139,7 +142,7 @@ def suites_for(subject: Subject, claimed: Mapping[str, Sequence[str]]) -> tuple[
     there = set(suites())
     names = {fault.name for fault in subject.faults}
     wanted = {suite for fault in subject.faults for suite in LOOK[fault.area]}
-    wanted |= {check.partition(".")[0] for check, faults in claimed.items() if names & set(faults)}
+    wanted |= {suite_of(check) for check, faults in claimed.items() if names & set(faults)}
     return tuple(name for name in (*ORDER, *sorted(there - set(ORDER))) if name in wanted & there)
 
 
@@ -175,10 +178,10 @@ def run(
     cells: Sequence[Cell], out: Path, jobs: int, progress: Callable[[Event], None] = lambda event: None
 ) -> tuple[Record, ...]:
     """Run the cells of `cells_for`; their records."""
-    return plan.run(Plan("faults", tuple(cells)), out, jobs, progress=progress, timeout_s=TIMEOUT_S)
+    return executor.run(Plan("faults", tuple(cells)), out, jobs, progress=progress, timeout_s=TIMEOUT_S)
 
 
-def judge(subjects: Sequence[Subject], records: Iterable[Record]) -> tuple[Result, ...]:
+def judge(subjects: Sequence[Subject], records: Iterable[Record]) -> tuple[TrialResult, ...]:
     """What each subject's evidence comes to beside that of the clean engine."""
     by_engine: dict[tuple[str, str], list[Evidence]] = defaultdict(list)
     for record in records:
@@ -190,7 +193,7 @@ def judge(subjects: Sequence[Subject], records: Iterable[Record]) -> tuple[Resul
         sound = by_engine[subject.model, ENGINE]
         killed = blaming.kills(seen, sound, silence=subject.breaks_harness)
         checks = tuple(sorted({evidence.base for evidence in killed}))
-        results.append(Result(subject, checks, blaming.blame(killed)))
+        results.append(TrialResult(subject, checks, blaming.blame(killed)))
     return tuple(results)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from prill_harness.faults.trial.kills import Kills, Trial
-from prill_harness.planting.core import AREAS
+from prill_harness.planting.faults import AREAS
 
 SHOWN = 6  # checks beside a fault; the table of checks has them all
 INTRO = """\

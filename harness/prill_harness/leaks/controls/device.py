@@ -8,8 +8,8 @@ from typing import Any
 from prill_harness.engines.base import Capability, Engine, EngineInfo, Generation, Session
 from prill_harness.leaks.controls.host import ControlSession
 from prill_harness.leaks.ledgers.device import TAKE, Driver, take
-from prill_harness.leaks.reports.bars import Case
-from prill_harness.leaks.reports.report import Verdict
+from prill_harness.leaks.reports.bars import Known
+from prill_harness.leaks.reports.report import LeakVerdict
 from prill_runtime.errors import InvalidParameter, UsageError
 
 PTX = b""".version 7.0
@@ -23,15 +23,15 @@ LEAKS = ("none", *TAKE, *ELSEWHERE)
 # Executables, modules and contexts are the driver's: in its own memory, which its host blocks go with.
 CASES = (
     *(
-        Case(f"{size} bytes of {kind} memory", f"control_cuda:leak={kind},size={size}", (kind,))
+        Known(f"{size} bytes of {kind} memory", f"control_cuda:leak={kind},size={size}", (kind,))
         for kind, sizes in (("device", SIZES), ("pinned", (64, 4096)), ("managed", (64, 65536)))
         for size in sizes
     ),
-    Case(
+    Known(
         "64 bytes of device memory in every 8th call", "control_cuda:leak=device,size=64,every=8", ("device",)
     ),
-    *(Case(f"{kind}s that stay", f"control_cuda:leak={kind}", anywhere=True) for kind in ELSEWHERE),
-    Case("nothing, on the device", "control_cuda:leak=none", (), (Verdict.CLEAN,), runs=3),
+    *(Known(f"{kind}s that stay", f"control_cuda:leak={kind}", anywhere=True) for kind in ELSEWHERE),
+    Known("nothing, on the device", "control_cuda:leak=none", (), (LeakVerdict.CLEAN,), runs=3),
 )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from prill_harness.leaks.ledgers.ledgers import LIMIT, PLANT_BYTES, PLANT_EVERY, Book, Series
-from prill_harness.leaks.reports.report import Judged, PathReport, Probe, Verdict, amount, worst
+from prill_harness.leaks.reports.report import Judged, LeakVerdict, PathReport, Probe, amount, worst
 from prill_harness.leaks.reports.verdict import CLEAR, ROUGH, WINDOWS, Rule, Shape, State, shape, state
 
 CACHE_SLACK = 1.5  # a cache's entry costs more than the bytes the engine counts for it
@@ -135,30 +135,30 @@ class Phase:
             WINDOWS,
         )  # fmt: skip
 
-    def _verdict(self, r: Reading) -> tuple[Verdict, str]:
+    def _verdict(self, r: Reading) -> tuple[LeakVerdict, str]:
         name = (
             r.series.ledger if r.series.name in ("blocks", "bytes") else f"{r.series.ledger} {r.series.name}"
         )
         cached = self._cached(r) if r.state is not State.CLEAN else ""
         if cached:
-            return Verdict.INCONCLUSIVE, f"{name}: {cached}"
+            return LeakVerdict.INCONCLUSIVE, f"{name}: {cached}"
         if r.state is State.LEAK and self.distinct:
-            return Verdict.INCONCLUSIVE, (
+            return LeakVerdict.INCONCLUSIVE, (
                 f"{name}: {self._rate(r)} with distinct prompts, nothing with a repeated one: a leak, or a "
                 "cache whose limit the engine does not tell"
             )
         if r.state is State.LEAK:
-            return Verdict.LEAK, f"{name}: {self._rate(r)}{self._blocks(r)}"
+            return LeakVerdict.LEAK, f"{name}: {self._rate(r)}{self._blocks(r)}"
         if r.state is State.UNCLEAR:
-            return Verdict.INCONCLUSIVE, (
+            return LeakVerdict.INCONCLUSIVE, (
                 f"{name}: {self._rate(r)}, but {self._doubt(r)}, after {self.last - self.first + 1} calls"
             )
         if self.planted.get(r.series.ledger) is False:
-            return Verdict.INCONCLUSIVE, (
+            return LeakVerdict.INCONCLUSIVE, (
                 f"{name}: the planted leak of {PLANT_BYTES} bytes in every {PLANT_EVERY}th call was not "
                 f"found: readings fall by up to {amount(r.shape.fall, r.series.unit)}"
             )
-        return Verdict.CLEAN, f"{name}: {moved(r.shape.last, r.series.unit, grown_in(r.shape))}"
+        return LeakVerdict.CLEAN, f"{name}: {moved(r.shape.last, r.series.unit, grown_in(r.shape))}"
 
     def _rate(self, r: Reading) -> str:
         s, grown = r.shape, grown_in(r.shape)
@@ -188,7 +188,7 @@ class Phase:
     def _in_doubt(self, judged: Judged) -> Judged:
         names = ", ".join(part.series.name for part in self.hidden[:3])
         sentence = f"host: {names} grow in every window, amid noise that hides it in the total"
-        return _replaced(judged, Verdict.INCONCLUSIVE, sentence)
+        return _replaced(judged, LeakVerdict.INCONCLUSIVE, sentence)
 
     def _cached(self, r: Reading) -> str:
         """What the engine says of a cache that explains this growth and may still grow; else empty."""
@@ -234,7 +234,7 @@ def with_distinct(found: Sequence[Judged], distinct: Sequence[Judged]) -> list[J
     What moved with distinct prompts and is no leak stands beside it under a name of its own.
     """
     later = {(j.ledger, j.series): j for j in distinct}
-    worse = {key: j for key, j in later.items() if j.verdict is not Verdict.CLEAN}
+    worse = {key: j for key, j in later.items() if j.verdict is not LeakVerdict.CLEAN}
     rest = [
         msgspec.structs.replace(j, series=f"{j.series} with distinct prompts")
         for key, j in later.items()
@@ -243,7 +243,7 @@ def with_distinct(found: Sequence[Judged], distinct: Sequence[Judged]) -> list[J
     return [*(worse.get((j.ledger, j.series), j) for j in found), *rest]
 
 
-def _replaced(judged: Judged, verdict: Verdict, sentence: str) -> Judged:
+def _replaced(judged: Judged, verdict: LeakVerdict, sentence: str) -> Judged:
     return msgspec.structs.replace(judged, verdict=verdict, sentence=sentence)
 
 
@@ -253,7 +253,7 @@ def constant(names: Sequence[str]) -> Judged:
     sentence = (
         f"engine: its counters ({told}) are the same with a session open and at work: it tracks nothing"
     )
-    return Judged("engine", "counters", "B", Verdict.INCONCLUSIVE, sentence)
+    return Judged("engine", "counters", "B", LeakVerdict.INCONCLUSIVE, sentence)
 
 
 PREFERRED = ("bytes", "mapped", "blocks")
@@ -284,11 +284,11 @@ def concluded(
     """The report of a path; a ledger that is missing forbids to say clean."""
     verdict, first = worst([j.verdict for j in found]), probe.warmup + 1
     telling = [j for j in found if j.verdict is verdict]
-    if verdict is Verdict.CLEAN and (missing or not planted):
-        verdict = Verdict.INCONCLUSIVE
+    if verdict is LeakVerdict.CLEAN and (missing or not planted):
+        verdict = LeakVerdict.INCONCLUSIVE
         why = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
         sentence = why or "the planted leak was not found"
-    elif verdict is Verdict.CLEAN:
+    elif verdict is LeakVerdict.CLEAN:
         sentence = (
             f"{quiet(found)} after {probe.warmup} of warm-up; a planted leak of {PLANT_BYTES} bytes in every "
             f"{PLANT_EVERY}th call was found"

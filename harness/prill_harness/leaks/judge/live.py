@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 40
 FIGURES = 44  # columns that names and figures take before the bars
-LEAST = 8  # bars that still show a slope
+LEAST_BARS = 8  # bars that still show a slope
 SHOWN = ("host bytes", "host blocks", "host mapped", "python blocks", "process descriptors",
          "process threads", "process unattributed")  # fmt: skip
 
@@ -57,7 +57,7 @@ class Live:
         title = f"{wanted.path}: call {call.done} of {call.total} ({phase}), {left:.0f} s left"
         table = Table(title=title, box=None, title_justify="left", pad_edge=False)
         room = min(WIDTH, self._live.console.width - FIGURES)
-        for column in ("ledger", "now", "per call", "")[: 4 if room >= LEAST else 3]:
+        for column in ("ledger", "now", "per call", "")[: 4 if room >= LEAST_BARS else 3]:
             table.add_column(column, justify="right" if column in ("now", "per call") else "left")
         for name, values in self._seen.items():
             measured = values[wanted.warmup - 1 :]
@@ -65,7 +65,7 @@ class Live:
             unit = "B" if name.endswith(("bytes", "mapped", "unattributed")) else ""
             now, rate = amount(values[-1], unit or "B"), amount(per_call, unit or "B")
             shown = (now, rate) if unit else (str(values[-1]), f"{per_call:.3g}")
-            bars = [sparkline(measured or values, room)] if room >= LEAST else []
+            bars = [sparkline(measured or values, room)] if room >= LEAST_BARS else []
             table.add_row(name, *shown, *bars)
         return table
 

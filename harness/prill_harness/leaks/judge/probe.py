@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shlex
 import signal
-import subprocess
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Self
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from prill_harness.engines.spec import EngineSpec
-from prill_harness.leaks.judge import judge
+from prill_harness.leaks.judge import judge, sites
+from prill_harness.leaks.judge.hosted import Hosted
 from prill_harness.leaks.ledgers import build, lastwords
 from prill_harness.leaks.ledgers.ledgers import Book
 from prill_harness.leaks.probed import paths, protocol
@@ -25,59 +20,59 @@ from prill_harness.leaks.probed.protocol import (
     Control,
     Failing,
     Finished,
-    Message,
     Opened,
     Refused,
     Rows,
 )
-from prill_harness.leaks.reports.report import Judged, PathReport, Probe, Report, Verdict, worst
-from prill_harness.run.children import python
+from prill_harness.leaks.reports.report import Judged, LeakReport, LeakVerdict, PathReport, Probe, worst
+from prill_harness.run import reproduce
 from prill_harness.run.outcomes import one_line
 from prill_runtime.errors import Inconclusive, UsageError
 
 Watch = Callable[[Probe, Call], None]
+HOST = "prill_harness.leaks.probed.host"
 ON_DEVICE = ("cuda", "control_cuda")
-LOST = ("PYTHONMALLOC", "PYTHONTRACEMALLOC", "MALLOC_")
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def probe(
     wanted: Probe, names: Sequence[str] = (), watch: Watch = lambda probe, call: None, *, stacks: bool = True
-) -> Report:
+) -> LeakReport:
     """Probe the named paths (the probe's own, when none is named), each in a process of its own.
 
     Raises:
         UsageError: no such path.
         Inconclusive: this machine cannot preload the host ledger.
     """
-    from prill_harness.leaks.judge import sites
-
     began, found = time.monotonic(), list[PathReport]()
     for name in names or (wanted.path,):
         one = msgspec.structs.replace(wanted, path=name)
         report = run(one, watch)
-        if stacks and wanted.stacks and report.verdict is Verdict.LEAK:
+        if stacks and wanted.stacks and report.verdict is LeakVerdict.LEAK:
             report = sites.located(one, report)
         found.append(report)
     verdict = worst([p.verdict for p in found])
     telling = [p for p in found if p.verdict is verdict]
     sentence = "; ".join(
-        f"{p.path}: {p.sentence}" for p in (telling if verdict is not Verdict.CLEAN else telling[:1])
+        f"{p.path}: {p.sentence}" for p in (telling if verdict is not LeakVerdict.CLEAN else telling[:1])
     )
-    if verdict is Verdict.CLEAN and len(found) > 1:
+    if verdict is LeakVerdict.CLEAN and len(found) > 1:
         sentence = f"{len(found)} paths are clean; {sentence}"
-    return Report(
-        wanted.engine, wanted.model, verdict, sentence, tuple(found), reproduce(wanted, names),
+    return LeakReport(
+        wanted.engine, wanted.model, verdict, sentence, tuple(found), again(wanted, names),
         round(time.monotonic() - began, 3),
     )  # fmt: skip
 
 
-def reproduce(wanted: Probe, names: Sequence[str]) -> str:
+def again(wanted: Probe, names: Sequence[str]) -> str:
     """The shell command that probes this again."""
-    which = names[0] if len(names) == 1 else "all" if names else wanted.path
-    words = ["prill", "leak", "--engine", wanted.engine, "--model", wanted.model]
-    words += ["--calls", str(wanted.calls), "--path", which]
-    return shlex.join(words)
+    return reproduce.line(
+        "leak",
+        engine=wanted.engine,
+        model=wanted.model,
+        calls=wanted.calls,
+        path=names[0] if len(names) == 1 else "all" if names else wanted.path,
+        timeout="" if wanted.timeout_s == Probe.timeout_s else f"{wanted.timeout_s:g}",
+    )
 
 
 def run(wanted: Probe, watch: Watch = lambda probe, call: None) -> PathReport:
@@ -89,7 +84,7 @@ def run(wanted: Probe, watch: Watch = lambda probe, call: None) -> PathReport:
     if wanted.path not in paths.NAMES:
         raise UsageError("no such path", expected=" or ".join(paths.NAMES), got=repr(wanted.path))
     report = _run(wanted, watch)
-    if report.verdict is Verdict.BROKEN or EngineSpec.parse(wanted.engine).name not in ON_DEVICE:
+    if report.verdict is LeakVerdict.BROKEN or EngineSpec.parse(wanted.engine).name not in ON_DEVICE:
         return report
     return joined(report, _run(msgspec.structs.replace(wanted, device=True), watch))
 
@@ -101,7 +96,7 @@ def joined(host: PathReport, device: PathReport) -> PathReport:
     return msgspec.structs.replace(
         host,
         verdict=verdict,
-        sentence=host.sentence if verdict is Verdict.CLEAN else "; ".join(telling),
+        sentence=host.sentence if verdict is LeakVerdict.CLEAN else "; ".join(telling),
         planted=host.planted and device.planted,
         seen=host.seen + device.seen,
         missing=host.missing | device.missing | ({} if device.seen else {"device": device.sentence}),
@@ -114,7 +109,7 @@ def _run(wanted: Probe, watch: Watch) -> PathReport:
     began = time.monotonic()
     with (
         build.preloaded(os.environ.get("LD_PRELOAD", "")) as (preload, files),
-        Hosted(wanted, "host", {"LD_PRELOAD": preload}, files) as hosted,
+        Hosted(wanted, HOST, {"LD_PRELOAD": preload}, files) as hosted,
     ):
         report = Conversation(wanted, hosted, watch).report()
     return msgspec.structs.replace(report, duration_s=round(time.monotonic() - began, 3))
@@ -149,7 +144,7 @@ class Conversation:
             elif isinstance(message, Failing):
                 self._failing = message
             elif isinstance(message, Refused):
-                verdict = Verdict.BROKEN if message.broken else Verdict.INCONCLUSIVE
+                verdict = LeakVerdict.BROKEN if message.broken else LeakVerdict.INCONCLUSIVE
                 return PathReport(self._wanted.path, verdict, message.sentence, self._done)
             elif isinstance(message, Finished):
                 return self._finished(message)
@@ -169,7 +164,7 @@ class Conversation:
             self._found = judge.with_distinct(self._found, phase.judged())
             return protocol.END
         self._found, self._planted = phase.judged(), all(phase.planted.values())
-        clean = worst([j.verdict for j in self._found]) is Verdict.CLEAN
+        clean = worst([j.verdict for j in self._found]) is LeakVerdict.CLEAN
         if self._opened.varies and clean:
             self._distinct, self._doubled = True, False
             return protocol.DISTINCT
@@ -194,7 +189,7 @@ class Conversation:
         path, code, lines = self._wanted.path, self._hosted.ended(), self._hosted.said()
         if self._hosted.late:
             limit = f"{self._wanted.timeout_s:g} s and {self._done} of {self._wanted.calls} calls"
-            return PathReport(path, Verdict.INCONCLUSIVE, f"timed out after {limit}", self._done)
+            return PathReport(path, LeakVerdict.INCONCLUSIVE, f"timed out after {limit}", self._done)
         if self._failing is not None and (end := lastwords.read(lines)) is not None:
             return self._died_refused(
                 self._failing, end, signal.Signals(-code).name if code < 0 else f"exit code {code}"
@@ -202,95 +197,19 @@ class Conversation:
         where = f"in call {self._done + 1}"
         if code >= 0:  # an exception nobody expected: no verdict on the engine's memory
             words = one_line(lines[-1]) if lines else "it printed nothing"
-            return PathReport(path, Verdict.INCONCLUSIVE, f"the probe ended {where}: {words}", self._done)
+            return PathReport(path, LeakVerdict.INCONCLUSIVE, f"the probe ended {where}: {words}", self._done)
         words, name = one_line(lines[0]) if lines else "it printed nothing", signal.Signals(-code).name
         sentence = f"the engine's process was ended by {name} {where}: {words}"
-        return PathReport(path, Verdict.BROKEN, sentence, self._done)
+        return PathReport(path, LeakVerdict.BROKEN, sentence, self._done)
 
     def _died_refused(self, failing: Failing, end: lastwords.LastWord, how: str) -> PathReport:
         """A load that died of a refused allocation: broken only where it died in the engine's own code."""
         which = f"allocation {failing.nth} of {failing.of} of a load failed"
         sentence = f"host: {which}, and the process was ended by {how} {end.sentence}"
-        verdict = Verdict.BROKEN if end.engine else Verdict.INCONCLUSIVE
+        verdict = LeakVerdict.BROKEN if end.engine else LeakVerdict.INCONCLUSIVE
         found = (*self._found, Judged("host", "failed allocations", "B", verdict, sentence))
         first = self._wanted.warmup + 1
         return PathReport(self._wanted.path, verdict, sentence, self._done, first, self._planted, found)
-
-
-class Hosted:
-    """The process that hosts the engine: its own group, one BLAS thread, fixed hashes; killed when late."""
-
-    def __init__(self, wanted: Probe, module: str, extra: dict[str, str], files: Sequence[int] = ()) -> None:
-        lost = (*lost_settings(), "LD_PRELOAD")
-        inherited = {name: value for name, value in os.environ.items() if name not in lost}
-        fixed = dict.fromkeys(THREADS, "1") | {"PYTHONHASHSEED": "0"}
-        words = python(f"prill_harness.leaks.probed.{module}", "-X", "faulthandler")
-        reading, writing = os.pipe()
-        ordered, ordering = os.pipe()
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115
-        self._process = subprocess.Popen(
-            [*words, msgspec.json.encode(wanted).decode(), str(writing), str(ordered)],
-            stdin=subprocess.DEVNULL,
-            stdout=self._said,
-            stderr=subprocess.STDOUT,
-            pass_fds=(writing, ordered, *files),
-            env=inherited | fixed | extra,
-            start_new_session=True,
-        )
-        os.close(writing)
-        os.close(ordered)
-        self._messages, self._ordering = os.fdopen(reading, "rb"), ordering
-        self.late = False
-        self._timer = threading.Timer(wanted.timeout_s, self._expire)
-
-    def _expire(self) -> None:
-        self.late = True
-        self._kill()
-
-    def _kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-
-    def messages(self) -> Iterator[Message]:
-        """What the process says, until it ends."""
-        decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
-        for line in self._messages:
-            with contextlib.suppress(msgspec.DecodeError):  # a killed writer leaves half a line
-                yield decoder.decode(line)
-
-    def command(self, order: bytes) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            os.write(self._ordering, order)
-
-    def ended(self) -> int:
-        """The exit code, once it is over; negative for a signal."""
-        return self._process.wait()
-
-    def said(self) -> list[str]:
-        """What the process printed, line by line."""
-        self._said.seek(0)
-        text = self._said.read().decode("utf-8", "backslashreplace")
-        return [line for line in text.splitlines() if line.strip()]
-
-    def __enter__(self) -> Self:
-        self._timer.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._timer.cancel()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            if error[0] is None:
-                self._process.wait(1)
-        self._kill()
-        self._process.wait()
-        self._messages.close()
-        self._said.close()
-        os.close(self._ordering)
-
-
-def lost_settings() -> tuple[str, ...]:
-    """The caller's variables that the probed process does not get: they change what it allocates."""
-    return tuple(sorted(name for name in os.environ if name.startswith(LOST)))
 
 
 def attached() -> str:

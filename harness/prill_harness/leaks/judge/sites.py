@@ -6,11 +6,13 @@ import importlib.util
 
 import msgspec
 
+from prill_harness.leaks.judge.hosted import Hosted
 from prill_harness.leaks.probed.protocol import Refused, Traced
 from prill_harness.leaks.reports.report import PathReport, Probe, Site
 from prill_harness.numbers.compare import largest
 
 HINT = "the stack that allocated it needs memray: pip install 'prill[memray]'"
+TRACER = "prill_harness.leaks.probed.tracer"
 SHARE = 0.5  # of the leak per call that a call site has to leave
 SHOWN = 3
 ALLOCATED = ("host", "python")  # ledgers whose leaks come from an allocation that memray sees
@@ -22,10 +24,8 @@ def located(wanted: Probe, report: PathReport) -> PathReport:
         return report
     if importlib.util.find_spec("memray") is None:
         return msgspec.structs.replace(report, stacks=HINT)
-    from prill_harness.leaks.judge.probe import Hosted
-
     # Not preloaded: memray replaces the same functions. Python's own blocks go through malloc to be seen.
-    with Hosted(wanted, "tracer", {"PYTHONMALLOC": "malloc"}) as hosted:
+    with Hosted(wanted, TRACER, {"PYTHONMALLOC": "malloc"}) as hosted:
         for message in hosted.messages():
             if isinstance(message, Traced):
                 found = tuple(site for site in message.sites if _explains(site, report))[:SHOWN]

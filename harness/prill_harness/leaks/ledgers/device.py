@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from prill_harness.leaks.ledgers.ledgers import PLANT_BYTES, Ledger, Series
+from prill_harness.leaks.ledgers.ledgers import PLANT_BYTES, LeakLedger, Series
 from prill_harness.leaks.reports.verdict import Rule
 from prill_runtime.errors import Inconclusive
 
@@ -138,7 +138,7 @@ def take(driver: Driver, kind: str, size: int) -> Any:
     return driver.inside(TAKE[kind], size, *more)
 
 
-class DeviceLedger(Ledger):
+class DeviceLedger(LeakLedger):
     """Blocks and bytes of one kind; that of the device also knows what the driver holds beyond them."""
 
     def __init__(self, kind: str, records: Records, driver: Driver) -> None:

@@ -32,7 +32,7 @@ class Series(msgspec.Struct, frozen=True):
     part: bool = False
 
 
-class Ledger(ABC):
+class LeakLedger(ABC):
     """A few counters read together. Reading must leave nothing behind."""
 
     series: tuple[Series, ...]
@@ -49,7 +49,7 @@ class Ledger(ABC):
         """Take back what was planted."""
 
 
-class Host(Ledger):
+class Host(LeakLedger):
     """Live blocks and bytes of every allocation family, in all and by size class, and mapped bytes."""
 
     def __init__(self, interposer: Interposer) -> None:
@@ -78,7 +78,7 @@ class Host(Ledger):
         self._interposer.unplant()
 
 
-class Python(Ledger):
+class Python(LeakLedger):
     """Blocks that Python's own allocator has handed out."""
 
     def __init__(self, room: int) -> None:
@@ -98,7 +98,7 @@ class Python(Ledger):
         self._kept[: self._planted] = [None] * self._planted
 
 
-class Process(Ledger):
+class Process(LeakLedger):
     """Descriptors and threads, which may never grow, and resident memory that no exact ledger explains."""
 
     def __init__(self, interposer: Interposer) -> None:
@@ -122,7 +122,7 @@ class Process(Ledger):
         return about["descriptors"], about["threads"], resident - held - mapped, resident
 
 
-class Counters(Ledger):
+class Counters(LeakLedger):
     """What the engine says it holds; every counter is back at its idle value after a call."""
 
     def __init__(self, memory: Callable[[], Mapping[str, int]], names: Sequence[str]) -> None:
@@ -172,7 +172,7 @@ class Book:
 class Measured(Book):
     """A book that is being written; its memory is taken before the first call."""
 
-    def __init__(self, ledgers: Sequence[Ledger], calls: int) -> None:
+    def __init__(self, ledgers: Sequence[LeakLedger], calls: int) -> None:
         self._ledgers = tuple(ledgers)
         series = tuple(s for ledger in self._ledgers for s in ledger.series)
         shape = calls, len(series)
@@ -208,7 +208,7 @@ class Measured(Book):
 
 
 def opened(
-    calls: int, engine_memory: Callable[[], Mapping[str, int]] | None, device: Sequence[Ledger] = ()
+    calls: int, engine_memory: Callable[[], Mapping[str, int]] | None, device: Sequence[LeakLedger] = ()
 ) -> tuple[Measured, dict[str, str]]:
     """The book of every ledger that can be attached here, and why the others cannot.
 
@@ -217,7 +217,7 @@ def opened(
     missing: dict[str, str] = {}
     if device:
         return Measured(device, calls), missing
-    found: list[Ledger] = []
+    found: list[LeakLedger] = []
     try:
         interposer = Interposer()
         found += [Host(interposer), Python(calls), Process(interposer)]

@@ -34,7 +34,7 @@ class Run:
         probe: Probe,
         path: paths.Path,
         tell: Callable[[Message], None],
-        device: Sequence[ledgers.Ledger] = (),
+        device: Sequence[ledgers.LeakLedger] = (),
     ) -> None:
         self.probe, self.path, self._tell = probe, path, tell
         memory = path.memory()
@@ -138,7 +138,7 @@ def serve(probe: Probe, tell: Callable[[Message], None], order: Callable[[], byt
             path.close()
 
 
-def _device(probe: Probe) -> Sequence[ledgers.Ledger]:
+def _device(probe: Probe) -> Sequence[ledgers.LeakLedger]:
     """The device's ledgers, attached before the engine makes its context.
 
     Raises:
@@ -163,12 +163,13 @@ def main(arguments: Sequence[str]) -> int:
         while text:
             text = text[os.write(writing, text) :]
 
-    from prill_harness.planting import core as faults
+    from prill_harness.faults.catalogue import named
+    from prill_harness.planting import faults
 
     try:
         planted = EngineSpec.parse(probe.engine).faults
         if planted:  # for the whole process: its threads must not switch it on and off under one another
-            faults.ambient(faults.named(planted))
+            faults.ambient(named(planted))
         serve(probe, tell, lambda: os.read(reading, 1))
     except PrillError as error:
         tell(Refused(str(error), not isinstance(error, Inconclusive)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from prill_harness.engines.base import Capability, Engine
 from prill_runtime.errors import Inconclusive, NotANumber
 from prill_runtime.run.model import Model
+from prill_runtime.sampling.sampler import SamplingParams
 
 TEXT = "caf\u00e9 of the quick \U0001f9ea fox, 3.14"
 HEAD = 8 << 20  # bytes in which the edited names of a file have to lie
@@ -106,11 +107,11 @@ def stopped(s: Subject, n: int) -> None:
 @kind(Capability.GENERATE)
 def ended(s: Subject, n: int) -> None:
     """By the end token; alone, and in a batch beside a text that goes on."""
-    drawn = {"temperature": HOT, "seed": s.seed}
+    hot = SamplingParams(temperature=HOT, seed=s.seed or 0)
     if n % 3:
-        s.engine.generate([1], max_tokens=1, **drawn)  # type: ignore[arg-type]
+        s.engine.generate([1], max_tokens=1, temperature=hot.temperature, seed=hot.seed)
     elif s.offers(Capability.BATCH):
-        s.engine.generate_batch([[1], [2]], max_tokens=2, sampling=[drawn, {}])
+        s.engine.generate_batch([[1], [2]], max_tokens=2, sampling=[hot, SamplingParams()])
 
 
 @kind(Capability.GENERATE)
@@ -146,7 +147,7 @@ def filled(s: Subject, n: int) -> None:
 @kind(Capability.GENERATE, Capability.BATCH)
 def batched(s: Subject, n: int) -> None:
     """Of prompts that differ, greedy and drawn, ended together or not; and one with a refused prompt."""
-    drawn: Sequence[Mapping[str, Any]] = [{}, {"temperature": 1.0, "seed": n}] if n % 3 else ()
+    drawn = [SamplingParams(), SamplingParams(temperature=1.0, seed=n)] if n % 3 else ()
     s.engine.generate_batch([[1], [2, 3]], max_tokens=1 + n % 2, ignore_eos=n % 5 > 0, sampling=drawn)
     if n % 4 == 0:
         with refusing():

@@ -9,15 +9,16 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib import import_module
 from pathlib import Path as File
 from threading import Barrier
 from typing import Any, ClassVar
 
 import numpy as np
 
-from prill_harness.engines.base import Capability, Engine, engine_class
-from prill_harness.engines.spec import CONNECTORS, EngineSpec, open_engine, resolve_model
+from prill_harness.engines.base import Capability, Engine
+from prill_harness.engines.connect import connect
+from prill_harness.engines.models import resolve_model
+from prill_harness.engines.spec import EngineSpec
 from prill_harness.leaks.probed import kinds
 from prill_harness.leaks.reports.report import Probe
 from prill_harness.numbers.compare import largest
@@ -38,13 +39,7 @@ REQUESTS_S = (
 def opened(spec: str, model: str) -> Engine:
     """As `open_engine`, for a process in which the spec's faults are ambient: no twin class of every object,
     whose making and unmaking would be in the readings."""
-    parsed = EngineSpec.parse(spec)
-    if not parsed.faults:
-        return open_engine(spec, model)
-    for connector in CONNECTORS:
-        import_module(f"prill_harness.engines.{connector}")
-    cls, argument = engine_class(f"{parsed.name}:{parsed.argument}")
-    return cls.open(argument, model)
+    return connect(EngineSpec.parse(spec), model)
 
 
 class Path(ABC):
@@ -188,7 +183,7 @@ class Load(Path, name="load"):
         return None
 
 
-class Session(Path, name="session"):
+class SessionPath(Path, name="session"):
     """A session is created, fed, and destroyed."""
 
     def call(self, number: int, ids: Sequence[int]) -> None:

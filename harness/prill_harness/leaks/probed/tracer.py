@@ -20,7 +20,7 @@ from prill_harness.leaks.reports.report import Probe, Site
 from prill_runtime.errors import PrillError
 
 SHOWN = 12  # sites
-LEAST = 16  # bytes per call in a single block that grows
+LEAST_BYTES = 16  # bytes per call in a single block that grows
 DEPTH = 12  # frames of each
 OWN = ("probed/tracer.py", "probed/paths.py", "memray/", "<frozen", "runpy")  # where the engine's frames end
 INTERPRETER = ("Objects/", "Python/", "Modules/", "Include/", "<unknown>", "sysdeps/", "malloc/", "malloc.c")
@@ -60,7 +60,7 @@ def traced(probe: Probe) -> tuple[Site, ...]:
 def _sites(records: Iterable[Any], calls: int) -> tuple[Site, ...]:
     """Sites that left as many blocks as a leak in every 8th call, or some bytes in each; most first."""
     least = calls // PLANT_EVERY
-    left = [r for r in records if r.n_allocations >= least or r.size >= calls * LEAST]
+    left = [r for r in records if r.n_allocations >= least or r.size >= calls * LEAST_BYTES]
     left.sort(key=lambda r: r.size, reverse=True)
     found = []
     for record in left:
@@ -92,12 +92,13 @@ def main(arguments: Sequence[str]) -> int:
             channel.write(msgspec.json.encode(message) + b"\n")
 
     from prill_harness.engines.spec import EngineSpec
-    from prill_harness.planting import core as faults
+    from prill_harness.faults.catalogue import named
+    from prill_harness.planting import faults
 
     try:
         planted = EngineSpec.parse(probe.engine).faults
         if planted:
-            faults.ambient(faults.named(planted))
+            faults.ambient(named(planted))
         tell(Traced(traced(probe)))
     except PrillError as error:
         tell(Refused(str(error), True))

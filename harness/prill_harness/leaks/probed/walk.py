@@ -15,7 +15,7 @@ from prill_harness.leaks.ledgers.native import LEARN, Interposer
 from prill_harness.leaks.ledgers.settle import settled
 from prill_harness.leaks.probed.paths import opened
 from prill_harness.leaks.probed.protocol import Failing, Message
-from prill_harness.leaks.reports.report import Judged, Probe, Verdict, Walk
+from prill_harness.leaks.reports.report import Judged, LeakVerdict, Probe, Walk
 from prill_harness.leaks.reports.verdict import CLEAR, WINDOWS, shape
 from prill_runtime.errors import Inconclusive
 
@@ -82,7 +82,7 @@ def walk_over(
     total, begins = seen[0], time.monotonic()
     failed = swallowed = filled = 0
 
-    def told(verdict: Verdict, sentence: str = "", growth: int = 0) -> tuple[Judged, Walk]:
+    def told(verdict: LeakVerdict, sentence: str = "", growth: int = 0) -> tuple[Judged, Walk]:
         seconds = round(time.monotonic() - began, 3)
         smaller = max(0, every[0] - total - seen[2])
         walk = Walk(failed, total, swallowed, least, smaller, seen[2], filled, seconds)
@@ -102,14 +102,18 @@ def walk_over(
         filled += fails.filled
         which = f"allocation {nth} of {total}, {fails.where},"
         if left:
-            return told(Verdict.LEAK, f"a load whose {which} fails leaves {left} B behind each time", left)
+            return told(
+                LeakVerdict.LEAK, f"a load whose {which} fails leaves {left} B behind each time", left
+            )
         try:
             load()
         except Exception as error:
-            return told(Verdict.BROKEN, f"after a load whose {which} failed the next load breaks: {error}")
+            return told(
+                LeakVerdict.BROKEN, f"after a load whose {which} failed the next load breaks: {error}"
+            )
     if not failed:
-        return told(Verdict.INCONCLUSIVE, "the load makes no allocation that could be failed")
-    return told(Verdict.CLEAN)
+        return told(LeakVerdict.INCONCLUSIVE, "the load makes no allocation that could be failed")
+    return told(LeakVerdict.CLEAN)
 
 
 def arrays(size: int) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import msgspec
 
-from prill_harness.leaks.reports.report import Probe, Verdict
+from prill_harness.leaks.reports.report import LeakVerdict, Probe
 
 TINY = "fixture:llama-tiny"
 NONE = "none"
 
 
-class Case(msgspec.Struct, frozen=True):
+class Known(msgspec.Struct, frozen=True):
     """One known engine.
 
     Attributes:
@@ -24,7 +24,7 @@ class Case(msgspec.Struct, frozen=True):
     name: str
     engine: str
     ledgers: tuple[str, ...] = ()
-    verdicts: tuple[Verdict, ...] = (Verdict.LEAK,)
+    verdicts: tuple[LeakVerdict, ...] = (LeakVerdict.LEAK,)
     path: str = "success"
     model: str = NONE
     function: str = ""
@@ -40,15 +40,15 @@ class Case(msgspec.Struct, frozen=True):
         return Probe(engine, self.model, self.path, timeout_s=120.0, stacks=False)
 
 
-CLEAN_ONLY = (Verdict.CLEAN,)
-EITHER = (Verdict.CLEAN, Verdict.INCONCLUSIVE)
+CLEAN_ONLY = (LeakVerdict.CLEAN,)
+EITHER = (LeakVerdict.CLEAN, LeakVerdict.INCONCLUSIVE)
 
 
-def _block(size: int, every: int, noise: str = "quiet", **rest: object) -> Case:
+def _block(size: int, every: int, noise: str = "quiet", **rest: object) -> Known:
     name = f"{size} bytes, every {'call' if every == 1 else f'{every}th call'}"
     name += "" if noise == "quiet" else f", amid {noise}"
     engine = f"control:leak=block,size={size},every={every},noise={noise}"
-    case = Case(name, engine, ("host",), function="control_leak_block")
+    case = Known(name, engine, ("host",), function="control_leak_block")
     return msgspec.structs.replace(case, **rest)
 
 
@@ -65,29 +65,29 @@ PLANTED = (
     ),
     _block(64, 8, "pool"),
     _block(64, 8, "threads"),
-    Case("a list that only grows", "control:leak=list,size=64", ("host",),
+    Known("a list that only grows", "control:leak=list,size=64", ("host",),
          function="control_grow_list", quick=1),
-    Case("one buffer that only grows", "control:leak=buffer,size=64", ("host",),
+    Known("one buffer that only grows", "control:leak=buffer,size=64", ("host",),
          function="control_grow_buffer"),
-    Case("a mapping in every call", "control:leak=mapping,size=4096", ("host",),
+    Known("a mapping in every call", "control:leak=mapping,size=4096", ("host",),
          function="control_leak_mapping"),
-    Case("an own arena of mappings", "control:leak=arena,size=16384", ("host",),
+    Known("an own arena of mappings", "control:leak=arena,size=16384", ("host",),
          function="control_leak_arena"),
-    Case("mappings behind libc's back", "control:leak=raw,size=65536", ("process",)),
-    Case("a descriptor", "control:leak=descriptor", ("process",), says="descriptors"),
-    Case("a thread", "control:leak=thread", ("process",), says="threads"),
-    Case("only on error", "control:leak=block,on=error", ("host",), path="error", quick=1),
-    Case("only on cancel", "control:leak=block,on=cancel", ("host",), path="cancel"),
-    Case("only at unload", "control:leak=block,on=load", ("host",), path="load"),
-    Case("only in a session's end", "control:leak=block,on=session", ("host",), path="session"),
-    Case("only on the 3rd failed allocation", "control:on=third_failure", ("host",), path="load", quick=1,
+    Known("mappings behind libc's back", "control:leak=raw,size=65536", ("process",)),
+    Known("a descriptor", "control:leak=descriptor", ("process",), says="descriptors"),
+    Known("a thread", "control:leak=thread", ("process",), says="threads"),
+    Known("only on error", "control:leak=block,on=error", ("host",), path="error", quick=1),
+    Known("only on cancel", "control:leak=block,on=cancel", ("host",), path="cancel"),
+    Known("only at unload", "control:leak=block,on=load", ("host",), path="load"),
+    Known("only in a session's end", "control:leak=block,on=session", ("host",), path="session"),
+    Known("only on the 3rd failed allocation", "control:on=third_failure", ("host",), path="load", quick=1,
          says="allocation 3 "),
-    Case("on any failed allocation", "control:on=any_failure", ("host",), path="load"),
-    Case("a block freed twice", "control:leak=double_free", (), (Verdict.BROKEN,), says="double free"),
-    Case("a tracker that reports a constant", "control:tells=constant", (), (Verdict.INCONCLUSIVE,),
+    Known("on any failed allocation", "control:on=any_failure", ("host",), path="load"),
+    Known("a block freed twice", "control:leak=double_free", (), (LeakVerdict.BROKEN,), says="double free"),
+    Known("a tracker that reports a constant", "control:tells=constant", (), (LeakVerdict.INCONCLUSIVE,),
          says="tracks nothing"),
     *(
-        Case(f"numpy: {fault}", f"numpy+fault:{fault}", ledgers, path=path, model=TINY, quick=quick)
+        Known(f"numpy: {fault}", f"numpy+fault:{fault}", ledgers, path=path, model=TINY, quick=quick)
         for fault, path, ledgers, quick in (
             ("leak_on_success", "success", ("host",), 0),
             ("leak_every_eighth", "success", ("host",), 0),
@@ -102,31 +102,31 @@ PLANTED = (
             ("leak_when_concurrent", "concurrent", ("host",), 0),
         )
     ),
-    Case("numpy: history_grows", "numpy+fault:history_grows", ("python",), model=TINY,
+    Known("numpy: history_grows", "numpy+fault:history_grows", ("python",), model=TINY,
          function="memory.py"),
 )  # fmt: skip
 
 CLEAN = (
-    Case("quiet", "control:noise=quiet", (), CLEAN_ONLY, runs=10, quick=1),
-    Case("allocation churn", "control:noise=churn", (), CLEAN_ONLY, runs=45, quick=1),
-    Case("worker pool, cross-thread frees", "control:noise=pool", (), CLEAN_ONLY, runs=40, quick=1),
-    Case("threads that come and go", "control:noise=threads", (), CLEAN_ONLY, runs=35, quick=1),
-    Case("a cache of 16, entered by every call", "control:ring=16", (), CLEAN_ONLY, runs=15),
-    Case("a cache of 30, entered by every call", "control:ring=30,noise=churn", (), CLEAN_ONLY, runs=15),
-    Case("a cache of 64 prompts", "control:prompts=64", (), CLEAN_ONLY, runs=15),
-    Case("numpy on llama-tiny", "numpy", (), CLEAN_ONLY, model=TINY, runs=8, quick=1),
-    Case("numpy64 on llama-tiny", "numpy64", (), CLEAN_ONLY, model=TINY, runs=8),
+    Known("quiet", "control:noise=quiet", (), CLEAN_ONLY, runs=10, quick=1),
+    Known("allocation churn", "control:noise=churn", (), CLEAN_ONLY, runs=45, quick=1),
+    Known("worker pool, cross-thread frees", "control:noise=pool", (), CLEAN_ONLY, runs=40, quick=1),
+    Known("threads that come and go", "control:noise=threads", (), CLEAN_ONLY, runs=35, quick=1),
+    Known("a cache of 16, entered by every call", "control:ring=16", (), CLEAN_ONLY, runs=15),
+    Known("a cache of 30, entered by every call", "control:ring=30,noise=churn", (), CLEAN_ONLY, runs=15),
+    Known("a cache of 64 prompts", "control:prompts=64", (), CLEAN_ONLY, runs=15),
+    Known("numpy on llama-tiny", "numpy", (), CLEAN_ONLY, model=TINY, runs=8, quick=1),
+    Known("numpy64 on llama-tiny", "numpy64", (), CLEAN_ONLY, model=TINY, runs=8),
     *(
-        Case(f"{engine}: {path}", engine, (), CLEAN_ONLY, path=path, model=TINY, runs=2)
+        Known(f"{engine}: {path}", engine, (), CLEAN_ONLY, path=path, model=TINY, runs=2)
         for engine in ("numpy", "numpy64")
         for path in ("error", "cancel", "load", "session", "concurrent")
     ),
 )  # fmt: skip
 
 UNDECIDED = (
-    Case("a cache of 5000, entered by every call, that never fills", "control:ring=5000", (),
-         (Verdict.INCONCLUSIVE,), runs=5, quick=1, says="has not filled"),
-    Case("a silent cache of 5000 prompts that never fills", "control:prompts=5000,tells=no", (),
-         (Verdict.INCONCLUSIVE,), runs=2, says="distinct prompts"),
-    Case("as many live blocks as chance wills", "control:noise=ragged", (), EITHER, runs=10),
+    Known("a cache of 5000, entered by every call, that never fills", "control:ring=5000", (),
+         (LeakVerdict.INCONCLUSIVE,), runs=5, quick=1, says="has not filled"),
+    Known("a silent cache of 5000 prompts that never fills", "control:prompts=5000,tells=no", (),
+         (LeakVerdict.INCONCLUSIVE,), runs=2, says="distinct prompts"),
+    Known("as many live blocks as chance wills", "control:noise=ragged", (), EITHER, runs=10),
 )  # fmt: skip

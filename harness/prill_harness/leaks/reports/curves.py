@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
-from prill_harness.leaks.reports.report import Judged, PathReport, Verdict
+from prill_harness.leaks.reports.report import Judged, LeakVerdict, PathReport
 
 KEY = "curves"  # of a check's detail
 ALWAYS = ("host", "bytes")  # shown flat too
@@ -40,7 +40,7 @@ class Curve(msgspec.Struct, frozen=True):
 
     series: Text
     unit: Text
-    verdict: Verdict
+    verdict: LeakVerdict
     sentence: Text
     slope: Rate
     low: Rate
@@ -58,12 +58,12 @@ class Curve(msgspec.Struct, frozen=True):
 
 def curves(path: PathReport) -> list[Curve]:
     """Series that moved or did not come out clean, the worst first, and the host's bytes in any case."""
-    order = list(Verdict)
+    order = list(LeakVerdict)
     shown = [
         j
         for j in path.seen
         if len(j.values) > 1
-        and (j.verdict is not Verdict.CLEAN or len(set(j.values)) > 1 or (j.ledger, j.series) == ALWAYS)
+        and (j.verdict is not LeakVerdict.CLEAN or len(set(j.values)) > 1 or (j.ledger, j.series) == ALWAYS)
     ]
     return [_curve(j, path.first) for j in sorted(shown, key=lambda j: order.index(j.verdict))]
 

@@ -7,10 +7,10 @@ from enum import StrEnum
 
 import msgspec
 
-EXIT_CODES = {"clean": 0, "leak": 1, "broken": 1, "inconclusive": 10}
+from prill_harness.records.evidence import EXIT_CODES, Status
 
 
-class Verdict(StrEnum):
+class LeakVerdict(StrEnum):
     """LEAK and BROKEN (the process under test died) fail; INCONCLUSIVE claims nothing."""
 
     LEAK = "leak"
@@ -19,14 +19,16 @@ class Verdict(StrEnum):
     CLEAN = "clean"
 
     @property
-    def exit_code(self) -> int:
-        return EXIT_CODES[self.value]
+    def status(self) -> Status:
+        """What a check that rests on it comes to."""
+        others = {LeakVerdict.CLEAN: Status.PASSED, LeakVerdict.INCONCLUSIVE: Status.INCONCLUSIVE}
+        return others.get(self, Status.FAILED)
 
 
-def worst(verdicts: Sequence[Verdict]) -> Verdict:
+def worst(verdicts: Sequence[LeakVerdict]) -> LeakVerdict:
     """The first in the order of severity; nothing at all is inconclusive."""
-    order = list(Verdict)
-    return min(verdicts, key=order.index) if verdicts else Verdict.INCONCLUSIVE
+    order = list(LeakVerdict)
+    return min(verdicts, key=order.index) if verdicts else LeakVerdict.INCONCLUSIVE
 
 
 class Judged(msgspec.Struct, frozen=True):
@@ -43,7 +45,7 @@ class Judged(msgspec.Struct, frozen=True):
     ledger: str
     series: str
     unit: str
-    verdict: Verdict
+    verdict: LeakVerdict
     sentence: str
     values: tuple[int, ...] = ()
     slope: float = 0.0
@@ -109,7 +111,7 @@ class PathReport(msgspec.Struct, frozen=True):
     """
 
     path: str
-    verdict: Verdict
+    verdict: LeakVerdict
     sentence: str
     calls: int = 0
     first: int = 0
@@ -125,15 +127,15 @@ class PathReport(msgspec.Struct, frozen=True):
 
     @property
     def leaks(self) -> tuple[Judged, ...]:
-        return tuple(j for j in self.seen if j.verdict is Verdict.LEAK)
+        return tuple(j for j in self.seen if j.verdict is LeakVerdict.LEAK)
 
 
-class Report(msgspec.Struct, frozen=True):
+class LeakReport(msgspec.Struct, frozen=True):
     """Every path that was probed on one engine and model."""
 
     engine: str
     model: str
-    verdict: Verdict
+    verdict: LeakVerdict
     sentence: str
     paths: tuple[PathReport, ...]
     reproduce: str = ""
@@ -142,7 +144,7 @@ class Report(msgspec.Struct, frozen=True):
 
     @property
     def exit_code(self) -> int:
-        return self.verdict.exit_code
+        return EXIT_CODES[self.verdict.status]
 
     def path(self, name: str) -> PathReport:
         return next(p for p in self.paths if p.path == name)

@@ -85,7 +85,7 @@ def _timed(extra: dict[str, str], files: Sequence[int] = ()) -> float:
 
 def main(arguments: Sequence[str] = ()) -> int:
     """Processor seconds of the fastest decode loop, on stdout."""
-    from prill_harness.engines.spec import open_engine
+    from prill_harness.faults.opening import open_engine
 
     best = float("inf")
     with open_engine("numpy", MODEL) as engine:

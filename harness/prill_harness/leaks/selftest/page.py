@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.resources import files
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-if TYPE_CHECKING:
-    from prill_harness.leaks.selftest.selftest import Examination, Tried
+from prill_harness.leaks.selftest.examination import Examination, Tried
 
 Rows = list[Sequence[str]]
 WORDS = {True: "holds", False: "**broken**", None: "not measured"}
@@ -45,7 +43,7 @@ def _peer(found: Examination) -> Rows:
 
 def render(found: Examination) -> str:
     """The page: what does not change, then what was measured."""
-    fixed = files("prill_harness.leaks.selftest").joinpath("guide.md").read_text("utf-8")
+    fixed = Path(__file__).with_name("guide.md").read_text("utf-8")
     claims: Rows = [("bar", "asked", "measured", "")]
     claims += [
         (

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from prill_harness.leaks.judge.probe import run
-from prill_harness.leaks.reports.report import Probe, Verdict
+from prill_harness.leaks.reports.report import LeakVerdict, Probe
 from prill_harness.run import cells
 from prill_harness.run.children import python
 from prill_runtime.errors import UsageError
@@ -65,7 +65,7 @@ def compared(quick: bool) -> list[Compared]:
 
 
 def _case(name: str, engine: str, leaks: bool, *, runs: int, limit_s: float, version: str) -> Compared:
-    wanted = Verdict.LEAK if leaks else Verdict.CLEAN
+    wanted = LeakVerdict.LEAK if leaks else LeakVerdict.CLEAN
     ours = [run(Probe(f"{engine},seed={seed}", "none", stacks=False)) for seed in range(runs)]
     began = time.monotonic()
     theirs = [_ask(f"{engine},seed={seed}", limit_s) for seed in range(runs)]

@@ -8,62 +8,23 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import msgspec
-
 from prill_harness.console import Console
 from prill_harness.leaks.judge import sites
 from prill_harness.leaks.judge.probe import attached, run
 from prill_harness.leaks.reports import bars
-from prill_harness.leaks.reports.bars import Case
-from prill_harness.leaks.reports.report import PathReport, Verdict
+from prill_harness.leaks.reports.bars import Known
+from prill_harness.leaks.reports.report import LeakVerdict, PathReport
 from prill_harness.leaks.selftest import overhead, page, peer
+from prill_harness.leaks.selftest.examination import Bar, Examination, Tried
 from prill_harness.numbers.compare import largest
+from prill_harness.records.files import write_file
 from prill_runtime.errors import Inconclusive
 
 SECONDS = 20.0  # the probe on llama-tiny under numpy takes less
 
 
-class Tried(msgspec.Struct, frozen=True):
-    """One case after its runs. right: as many came out as they must; wrong: what the first other said."""
-
-    case: Case
-    runs: int
-    right: int
-    alarms: int
-    inconclusive: int
-    calls: int
-    seconds: float
-    named: str = ""
-    wrong: str = ""
-
-
-class Bar(msgspec.Struct, frozen=True):
-    """One claim: what was asked, what was measured, and whether that holds; None: not measured here."""
-
-    claim: str
-    asked: str
-    measured: str
-    holds: bool | None
-
-
-class Examination(msgspec.Struct, frozen=True):
-    """All of it, as data for the table, the page and --json."""
-
-    quick: bool
-    bars: tuple[Bar, ...]
-    tried: tuple[Tried, ...]
-    psleak: tuple[peer.Compared, ...]
-    seconds: float
-
-    @property
-    def holds(self) -> bool:
-        return all(bar.holds is not False for bar in self.bars)
-
-
 def command(console: Console, *, quick: bool, device: bool, docs: Path | None, jobs: int) -> int:
     """Examine, print, write; exit code 0 only when every bar holds."""
-    from prill_harness.commands.shared.declare import write_file
-
     why = attached()
     if why:
         raise Inconclusive("the probe cannot be examined", got=why)
@@ -88,13 +49,13 @@ def command(console: Console, *, quick: bool, device: bool, docs: Path | None, j
 GROUPS = {"bar": bars.BAR, "planted": bars.PLANTED, "clean": bars.CLEAN, "undecided": bars.UNDECIDED}
 
 
-def _cases(cases: Sequence[Case], quick: bool) -> list[tuple[Case, int]]:
+def _cases(cases: Sequence[Known], quick: bool) -> list[tuple[Known, int]]:
     counts = [(case, case.quick if quick else case.runs) for case in cases]
     return [(case, runs) for case, runs in counts if runs]
 
 
 def examine(
-    groups: dict[str, list[tuple[Case, int]]],
+    groups: dict[str, list[tuple[Known, int]]],
     quick: bool,
     device: bool,
     jobs: int,
@@ -103,7 +64,7 @@ def examine(
     """Run every case; jobs above 1 spoil the figures of time, not the verdicts."""
     began = time.monotonic()
 
-    def one(pair: tuple[Case, int]) -> Tried:
+    def one(pair: tuple[Known, int]) -> Tried:
         return _tried(pair[0], pair[1], quick, step)
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -124,7 +85,7 @@ def examine(
     return Examination(quick, tuple(claims), every, tuple(compared), round(time.monotonic() - began, 1))
 
 
-def _tried(case: Case, runs: int, quick: bool, step: Callable[[str], None]) -> Tried:
+def _tried(case: Known, runs: int, quick: bool, step: Callable[[str], None]) -> Tried:
     reports = []
     for seed in range(runs):
         reports.append(run(case.probe(seed)))
@@ -135,8 +96,8 @@ def _tried(case: Case, runs: int, quick: bool, step: Callable[[str], None]) -> T
         case=case,
         runs=runs,
         right=runs - len(wrong),
-        alarms=sum(r.verdict in (Verdict.LEAK, Verdict.BROKEN) for r in reports),
-        inconclusive=sum(r.verdict is Verdict.INCONCLUSIVE for r in reports),
+        alarms=sum(r.verdict in (LeakVerdict.LEAK, LeakVerdict.BROKEN) for r in reports),
+        inconclusive=sum(r.verdict is LeakVerdict.INCONCLUSIVE for r in reports),
         calls=max(r.calls for r in reports),
         seconds=round(statistics.median(r.duration_s for r in reports), 1),
         named=named,
@@ -144,7 +105,7 @@ def _tried(case: Case, runs: int, quick: bool, step: Callable[[str], None]) -> T
     )
 
 
-def right(case: Case, report: PathReport) -> bool:
+def right(case: Known, report: PathReport) -> bool:
     """Whether the verdict is one of the case's, its ledgers show it, and the sentence says what it must."""
     shown = {judged.ledger for judged in report.leaks}
     ledgers = set(case.ledgers) <= shown and bool(shown) == bool(case.ledgers or case.anywhere)
@@ -152,7 +113,7 @@ def right(case: Case, report: PathReport) -> bool:
     return report.verdict in case.verdicts and ledgers and in_time and case.says in report.sentence
 
 
-def _stack(case: Case, report: PathReport) -> str:
+def _stack(case: Known, report: PathReport) -> str:
     """The function that the stacks name first, "" when they do not name the right one."""
     located = sites.located(case.probe(0), report)
     for site in located.sites:

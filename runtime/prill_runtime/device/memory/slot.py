@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -22,6 +23,22 @@ RING: Final = 64
 SLOT: Final = np.dtype(
     [("sequence", SEQUENCE), ("position", "<i4"), ("ids", "<i4", RING), ("logprobs", "<f8", RING)], align=True
 )
+
+
+@dataclass(frozen=True, slots=True)
+class CacheView:
+    """One layer of a cache, as attention reads it.
+
+    Attributes:
+        sequence: the kernel's struct Sequence. reach: positions a launch has to cover.
+        start: committed positions, None when only the device knows them.
+    """
+
+    sequence: Pointer
+    layer: int
+    kv_heads: int
+    reach: int
+    start: int | None
 
 
 class Slot:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from math import prod
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prill_runtime.device.machine.base import Device, Pointer
 from prill_runtime.device.memory.arena import Arena
-from prill_runtime.device.memory.array import F32, Block, DeviceArray, DeviceIds, neighbours
-from prill_runtime.device.memory.matrix import DeviceMatrix, Matrix, is_zero, staging_bytes
-from prill_runtime.device.memory.slot import SEQUENCE
+from prill_runtime.device.memory.array import (
+    F32,
+    THREADS,
+    Block,
+    DeviceArray,
+    DeviceIds,
+    DeviceMemory,
+    Indices,
+    blocks,
+)
+from prill_runtime.device.memory.matrix import DeviceMatrix, is_zero, staging_bytes
+from prill_runtime.device.memory.slot import SEQUENCE, CacheView
 from prill_runtime.device.ops import sampler as sampling
 from prill_runtime.device.ops.tensor_cores import HEADS, LEAST, TensorCores
 from prill_runtime.errors import InvalidParameter
@@ -24,16 +31,10 @@ from prill_runtime.ops.protocol import RopeLayout
 from prill_runtime.quants.layouts import dequantize
 from prill_runtime.sampling.sampler import SamplingParams
 
-if TYPE_CHECKING:
-    from prill_runtime.device.steps.cache import CacheView
-
-Operand: TypeAlias = "DeviceArray | NDArray[Any]"
-Indices: TypeAlias = "DeviceIds | NDArray[Any]"
 MODULES: Final = (
     "repack", "embed", "norm", "matvec", "matmul", "rope", "cache", "attention", "attention_decode",
     "softmax", "elementwise", "choose", "sample", "fused",
 )  # fmt: skip
-THREADS: Final = 256
 SPLIT: Final = 128  # keys of one block of attention_split
 MATVEC_ROWS: Final = 4  # output rows of one block of a mat-vec
 FEW: Final = 4  # so many rows go through the mat-vec, more through the tiled product
@@ -55,85 +56,21 @@ def most_partial(rows: int, heads: int, dim: int, reach: int) -> int:
     return min(each * rows, max(each, PARTIAL_BYTES))
 
 
-def blocks(count: int, threads: int = THREADS) -> tuple[int]:
-    """A grid of enough blocks for one thread each."""
-    return (max(1, -(-count // threads)),)
-
-
-class CudaBackend:
+class CudaBackend(DeviceMemory):
     """Backend protocol over one device and one arena.
 
-    Activations are DeviceArrays; a host array is uploaded where one is expected. Results live in the arena's
-    part for activations until the last array that looks at them goes.
+    Activations are DeviceArrays; a host array is uploaded where one is expected.
     """
 
     dtype = F32
 
     def __init__(self, device: Device, arena: Arena, mode: str = "exact") -> None:
-        self.device, self.arena, self.mode = device, arena, mode
+        super().__init__(device, arena)
+        self.mode = mode
         self.name = f"{device.spec} {mode}"
         self._frequencies: dict[Any, DeviceArray] = {}
         self._tensor = TensorCores(self) if mode == "fast" else None
-        self._results: str | None = None
         device.module(*MODULES)
-
-    def empty(self, *shape: int, purpose: str = "activations") -> DeviceArray:
-        """Memory for an array that a kernel is about to write."""
-        if purpose != "activations":
-            return DeviceArray(self, self.block(4 * prod(shape), purpose), shape)
-        if self._results is not None:
-            return DeviceArray(self, self.block(4 * prod(shape), self._results, passing=True), shape)
-        return DeviceArray(self, self.block(4 * prod(shape), rows=shape[0] if len(shape) > 1 else 1), shape)
-
-    def block(
-        self, nbytes: int, purpose: str = "activations", *, rows: int = 1, passing: bool = False
-    ) -> Block:
-        """Memory of the arena, as `Region.alloc`; activations of a step are padded by its rows."""
-        return Block(self.arena.alloc(purpose, nbytes, rows, passing), self.arena.free)
-
-    @contextmanager
-    def results(self, purpose: str) -> Iterator[None]:
-        """Results of the ops inside go to this part of the arena, to be read and given back at once."""
-        self._results = purpose
-        try:
-            yield
-        finally:
-            self._results = None
-
-    def upload(self, array: NDArray[Any], dtype: Any = np.float32, rows: int = 1) -> Block:
-        """A host array as a block, padded by so many rows."""
-        host = np.ascontiguousarray(array, dtype)
-        block = self.block(host.nbytes, rows=rows)
-        self.device.upload(block.pointer, host)
-        return block
-
-    def on(self, x: Any) -> DeviceArray:
-        """x as contiguous rows on the device."""
-        if isinstance(x, DeviceMatrix):
-            return self.expand(x)
-        if not isinstance(x, DeviceArray):
-            return DeviceArray(self, self.upload(x, rows=len(x) if x.ndim > 1 else 1), x.shape)
-        if x.contiguous:
-            return x
-        out = self.empty(*x.shape)
-        self.copy(x, out)
-        return out
-
-    def copy(self, x: DeviceArray, out: DeviceArray) -> None:
-        """Queue a copy of the rows of x into contiguous ones."""
-        args = {"x": x.pointer, "y": 0, "out": out.pointer, "count": x.size, "width": x.width,
-                "pitch": x.pitch}  # fmt: skip
-        self.device.launch("copy_rows", blocks(x.size), THREADS, args)
-
-    def ids(self, ids: Indices) -> DeviceIds:
-        """Ids on the device."""
-        return (
-            ids if isinstance(ids, DeviceIds) else DeviceIds(self.upload(ids, np.int32, len(ids)), len(ids))
-        )
-
-    def download(self, x: DeviceArray) -> NDArray[np.float32]:
-        x = self.on(x)
-        return self.device.download(x.pointer, x.shape, np.float32)
 
     def weight(self, raw: NDArray[np.uint8], info: TensorInfo) -> DeviceMatrix | DeviceArray:
         """A vector as float32, a matrix repacked."""
@@ -157,53 +94,12 @@ class CudaBackend:
     def is_zero(self, weight: Any) -> bool:
         return weight.zero if isinstance(weight, DeviceMatrix) else not np.asarray(weight).any()
 
-    def matrix(self, weight: Any) -> DeviceMatrix | DeviceArray:
-        """A weight as the kernels take it; a host array as F32 rows padded to whole chunks."""
-        if isinstance(weight, DeviceMatrix | DeviceArray):
-            return weight
-        padded = np.zeros((weight.shape[0], -(-weight.shape[1] // 4) * 4), np.float32)
-        padded[:, : weight.shape[1]] = weight
-        return DeviceArray(self, self.upload(padded), weight.shape, padded.shape[1])
-
-    def fields(self, weight: DeviceMatrix | DeviceArray) -> tuple[Matrix, str]:
-        """Struct Matrix and kernel suffix; rows of values are an F32 matrix where they are whole chunks."""
-        if isinstance(weight, DeviceMatrix):
-            return weight.fields, weight.kind
-        rows, cols = weight.shape
-        return Matrix(weight.pointer, 0, 0, 0, rows, cols, -(-cols // 4), 0), "f32"
-
-    def expand(self, weight: DeviceMatrix, rows: int | None = None) -> DeviceArray:
-        """The first rows of a matrix, or all, as values."""
-        rows = weight.rows if rows is None else rows
-        out = self.empty(rows, weight.cols)
-        args = {"table": weight.fields, "ids": 0, "out": out.pointer, "rows": rows}
-        self.device.launch(f"embed_{weight.kind}", blocks(rows * weight.pitch), THREADS, args)
-        return out
-
     def embed(self, table: Any, ids: Indices) -> DeviceArray:
         fields, kind = self.fields(table := self.matrix(table))
         at = self.ids(ids)
         out = self.empty(len(at), table.shape[1])
         args = {"table": fields, "ids": at.pointer, "out": out.pointer, "rows": len(at)}
         self.device.launch(f"embed_{kind}", blocks(len(at) * fields.pitch), THREADS, args)
-        return out
-
-    def rows(self, x: DeviceArray, which: NDArray[Any]) -> DeviceArray:
-        """The rows of these indices; a row of whole chunks."""
-        whole = self.on(x)
-        picked = [whole[int(i) : int(i) + 1] for i in which]
-        return self.concatenate(picked) if len(picked) != 1 else picked[0]
-
-    def concatenate(self, arrays: Sequence[Any]) -> DeviceArray:
-        """Rows of all, one below the other; those that lie so already are not moved."""
-        parts = [self.on(array) for array in arrays]
-        if (whole := neighbours(parts)) is not None:
-            return whole
-        out = self.empty(sum(map(len, parts)), *parts[0].shape[1:])
-        low = 0
-        for part in parts:
-            self.copy(part, out[low:])
-            low += len(part)
         return out
 
     def _norm(self, kernel: str, x: Any, weight: Any, bias: Any, eps: float) -> DeviceArray:

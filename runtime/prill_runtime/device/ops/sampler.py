@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
 from prill_runtime.device.machine.base import Pointer
-from prill_runtime.device.memory.array import DeviceArray
+from prill_runtime.device.memory.array import DeviceArray, DeviceMemory
 from prill_runtime.device.memory.slot import SEQUENCE, Slot
 from prill_runtime.errors import EngineError, InvalidParameter, NotANumber
 from prill_runtime.sampling.sampler import SamplingParams
-
-if TYPE_CHECKING:
-    from prill_runtime.device.ops.backend import CudaBackend
 
 # As sample.cu has them.
 SAMPLING: Final = np.dtype(
@@ -51,7 +48,7 @@ class DeviceSampler:
         vocab: ids.
     """
 
-    def __init__(self, ops: CudaBackend, vocab: int) -> None:
+    def __init__(self, ops: DeviceMemory, vocab: int) -> None:
         self.ops, self.vocab = ops, vocab
         self._blocks = {name: ops.block(size, "scratch") for name, size in sizes(vocab).items()}
         ops.device.fill(self._at("state"), STATE_BYTES)
@@ -98,7 +95,9 @@ class DeviceSampler:
         device.launch("sample_finish", (1,), 256, args)
 
 
-def draw(ops: CudaBackend, logits: Any, params: SamplingParams, position: int, history: Sequence[int]) -> int:
+def draw(
+    ops: DeviceMemory, logits: Any, params: SamplingParams, position: int, history: Sequence[int]
+) -> int:
     """The id at `position` from logits (vocab,), as `sampler.sample`: the kernels by themselves.
 
     Args:

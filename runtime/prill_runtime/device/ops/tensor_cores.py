@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from prill_runtime.device.machine.base import Device, Pointer
-from prill_runtime.device.memory.array import Block, DeviceArray
+from prill_runtime.device.memory.array import Block, DeviceArray, DeviceMemory
 from prill_runtime.device.memory.matrix import DeviceMatrix
-
-if TYPE_CHECKING:
-    from prill_runtime.device.ops.backend import CudaBackend
 
 LEAST: Final = 17
 """Rows below which a tile would be mostly empty."""
@@ -50,7 +47,7 @@ def most_sums(rows: int, outs: int) -> int:
 class TensorCores:
     """What a backend in mode `fast` computes of many rows; activations are float32 between the ops."""
 
-    def __init__(self, ops: CudaBackend) -> None:
+    def __init__(self, ops: DeviceMemory) -> None:
         self.ops = ops
         self._loaded = False
 

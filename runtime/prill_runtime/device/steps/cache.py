@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from prill_runtime.device.machine.base import Pointer
 from prill_runtime.device.memory.arena import OutOfDeviceMemory, padded
-from prill_runtime.device.memory.array import F32, Block
-from prill_runtime.device.memory.slot import SEQUENCE
-from prill_runtime.device.ops.backend import CudaBackend, blocks
+from prill_runtime.device.memory.array import F32, Block, blocks
+from prill_runtime.device.memory.slot import SEQUENCE, CacheView
+from prill_runtime.device.ops.backend import CudaBackend
 from prill_runtime.errors import PrillError
 from prill_runtime.models import walks
 from prill_runtime.models.cache import KVCache
@@ -23,22 +22,6 @@ STATE_BYTES: Final = SEQUENCE.itemsize
 """Of every open cache, besides its keys and values."""
 SESSIONS: Final = 1024
 """Caches of a model that may be open at once, where there are positions for so many."""
-
-
-@dataclass(frozen=True, slots=True)
-class CacheView:
-    """One layer of a cache, as attention reads it.
-
-    Attributes:
-        sequence: the kernel's struct Sequence. reach: positions a launch has to cover.
-        start: committed positions, None when only the device knows them.
-    """
-
-    sequence: Pointer
-    layer: int
-    kv_heads: int
-    reach: int
-    start: int | None
 
 
 def nbytes_of(network: Network, positions: int) -> int:

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 from weakref import ref
 
 import numpy as np
@@ -22,11 +22,8 @@ from prill_runtime.device.steps.prefill import Prefill, in_memory
 from prill_runtime.errors import NotANumber
 from prill_runtime.models.load import Wired
 from prill_runtime.ops.protocol import Array
-from prill_runtime.run.generate import Generation, Writer
+from prill_runtime.run.generate import Generation, Predictor, Writer
 from prill_runtime.sampling.sampler import SamplingParams
-
-if TYPE_CHECKING:
-    from prill_runtime.device.model import DeviceModel
 
 BATCH: Final = 16
 """Tokens queued at a time; the next are queued before the host reads the last: the device never waits."""
@@ -197,8 +194,22 @@ def is_greedy(params: SamplingParams) -> bool:
     return params.temperature == 0 and params.repetition_penalty == 1.0
 
 
+class DevicePredictor(Predictor, Protocol):
+    """What a text is continued with on a device: a DeviceModel is one."""
+
+    @property
+    def device(self) -> Device: ...
+
+    @property
+    def decoder(self) -> Decoder: ...
+
+    def prefill(self, cache: DeviceCache, ids: Sequence[int]) -> None:
+        """Append ids to a sequence's cache, and leave the logits of the last with the decoder."""
+        ...
+
+
 def generate(
-    model: DeviceModel,
+    model: DevicePredictor,
     ids: Sequence[int],
     *,
     max_tokens: int,
@@ -243,7 +254,7 @@ def _take(
 
 
 def _begin(
-    model: DeviceModel, writer: Writer, cache: DeviceCache, params: SamplingParams
+    model: DevicePredictor, writer: Writer, cache: DeviceCache, params: SamplingParams
 ) -> Generation | None:
     """The prompt, and the id that follows it.
 

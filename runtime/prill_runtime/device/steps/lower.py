@@ -11,9 +11,9 @@ from functools import partial, singledispatch
 from typing import Any, Final
 
 from prill_runtime.device.machine.base import Pointer
-from prill_runtime.device.memory.array import DeviceArray
+from prill_runtime.device.memory.array import DeviceArray, blocks
 from prill_runtime.device.memory.matrix import DeviceMatrix
-from prill_runtime.device.ops.backend import CudaBackend, blocks
+from prill_runtime.device.ops.backend import CudaBackend
 from prill_runtime.device.steps.launches import GROUP, MOST_DIM, Heads, Hooks, attend, product
 from prill_runtime.models.base import Node, Pass
 from prill_runtime.models.load import Wired

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from prill_harness.planting.core import Patch, fault
+from prill_harness.planting.faults import Patch, fault
 
 LAUNCH = "prill_runtime.device.machine.base:Device.launch"
 SOURCE = "prill_runtime.device.machine.compile:source"

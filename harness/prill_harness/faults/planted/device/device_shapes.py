@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from prill_harness.faults.planted.device.device import _launch, source
-from prill_harness.planting.core import Patch, fault
+from prill_harness.planting.faults import Patch, fault
 from prill_harness.planting.tools import LLAMA
 
 ATTN = ("attn",)

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from prill_harness.numbers.lanes import Figures
-from prill_harness.planting.core import Patch, fault
+from prill_harness.planting.faults import Patch, fault
 
 GOLDEN = "prill_harness.tokens.golden:golden_for"
 BLAMES = ("oracle", "harness")

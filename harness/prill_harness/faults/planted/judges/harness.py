@@ -11,17 +11,17 @@ import msgspec
 import numpy as np
 import pytest
 
-from prill_harness.engines import spec as engines
 from prill_harness.engines.embedded import Embedded
+from prill_harness.engines.models import resolve_model
 from prill_harness.numbers import compare
-from prill_harness.planting.core import Patch, fault
+from prill_harness.planting.faults import Patch, fault
 from prill_harness.records.evidence import Status
 from prill_harness.tokens import golden
 from prill_harness.tokens.golden_pack import Packed
 from prill_runtime.ops.numpy import NumpyBackend
 from prill_runtime.run.model import Model
 
-OPEN = "prill_harness.engines.spec:open_engine"
+OPEN = "prill_harness.faults.opening:open_engine"
 GOLDEN = "prill_harness.tokens.golden:golden_for"
 PAIR = "prill_harness.numbers.compare:pair"
 SQUARES = "prill_harness.numbers.compare:squares"
@@ -129,7 +129,7 @@ def golden_from_broken_engine() -> Iterator[Patch]:
     def wrap(golden_for: Any) -> Any:
         def recorded(spec: Any, *rest: Any) -> Any:
             sound = golden_for(spec, *rest)
-            with Model.load(engines.resolve_model(spec), backend=WrongEpsilon("float64")) as model:
+            with Model.load(resolve_model(spec), backend=WrongEpsilon("float64")) as model:
                 return msgspec.structs.replace(sound, prompts=[broken(model, p) for p in sound.prompts])
 
         return recorded

@@ -10,12 +10,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from prill_harness.planting.core import Patch, fault
+from prill_harness.planting.faults import Patch, fault
 from prill_harness.planting.tools import around
 from prill_harness.records.evidence import CellEnded, Evidence, Status
 from prill_harness.records.ledger import Ledger, read
 from prill_harness.stages.trace import Trace
-from prill_harness.tokens.judge import Finding
+from prill_harness.tokens.judge import StepResult
 from prill_runtime.errors import EngineError
 
 BLAMES = ("harness",)
@@ -160,7 +160,7 @@ def batch_exception_swallowed() -> Iterator[Patch]:
     def quiet(compare: Any, *given: Any) -> Any:
         found = compare(*given)
         stopped = found.sentence.startswith("the engine stopped")
-        return Finding(found.step, True, "nothing stopped", 1) if stopped else found
+        return StepResult(found.step, True, "nothing stopped", 1) if stopped else found
 
     for step in ("greedy", "sampled"):
         yield around(f"prill_harness.tokens.judge:compare_{step}", quiet)
@@ -267,13 +267,13 @@ def gathering_drops_failures() -> Iterator[Patch]:
         records = gather(*given)
         return tuple(r for r in records if not isinstance(r, Evidence) or r.status is not Status.FAILED)
 
-    yield around("prill_harness.plan.plan:gather", kept)
+    yield around("prill_harness.run.gather:gather", kept)
 
 
 @fault(area="harness", blames=BLAMES)
 def merge_prefers_passed() -> Iterator[Patch]:
     """Of several records of one check the one that passed counts."""
-    yield Patch("prill_harness.decide.gate:WORST_FIRST", lambda order: order[::-1])
+    yield around("prill_harness.decide.gate:_badness", lambda badness, record: (-badness(record)[0], b""))
 
 
 @fault(area="harness", blames=BLAMES)

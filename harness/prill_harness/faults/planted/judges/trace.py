@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prill_harness.planting.core import Patch, fault
+from prill_harness.planting.faults import Patch, fault
 
 TRACE = "prill_harness.engines.embedded:Embedded.trace"
 BLAMES = ("trace",)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from prill_harness.planting.core import Patch, fault
+from prill_harness.planting.faults import Patch, fault
 from prill_harness.planting.tools import LLAMA, around, node, op, wiring
 
 ATTN = ("attn",)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from prill_harness.planting.core import Patch, fault
+from prill_harness.planting.faults import Patch, fault
 from prill_harness.planting.tools import GPT2, LLAMA, node, op, wiring
 
 ACT = ("act",)

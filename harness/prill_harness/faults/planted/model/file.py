@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prill_harness.planting.core import Patch, fault
+from prill_harness.planting.faults import Patch, fault
 from prill_harness.planting.tools import GPT2, LLAMA, around, description, op, wiring
 from prill_runtime.gguf.file import open_gguf
 
@@ -133,7 +133,7 @@ def damaged(path: Path, tensor: str, damage: Damage) -> Path:
 
 def on_disk(tensor: str, damage: Damage) -> Patch:
     """A packaged file whose tensor `damage` changes in place, given its bytes (nbytes,)."""
-    return around("prill_harness.engines.spec:_fixture", lambda o, text: damaged(o(text), tensor, damage))
+    return around("prill_harness.engines.models:_fixture", lambda o, text: damaged(o(text), tensor, damage))
 
 
 @fault(area="file", blames=FILE, models=LLAMA)

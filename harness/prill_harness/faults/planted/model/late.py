@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from prill_harness.planting.core import Patch, fault
+from prill_harness.planting.faults import Patch, fault
 from prill_harness.planting.tools import LONG, WINDOW, around, node, op
 from prill_runtime.errors import ContextLengthExceeded
 

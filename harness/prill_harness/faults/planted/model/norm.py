@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from prill_harness.planting.core import Patch, fault
+from prill_harness.planting.faults import Patch, fault
 from prill_harness.planting.tools import GPT2, LLAMA, around, op, wiring
 
 NORMS = ("attn_norm", "ffn_norm", "output_norm")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from prill_harness.planting.core import Patch, fault
+from prill_harness.planting.faults import Patch, fault
 from prill_harness.planting.tools import around, op
 
 GENERATE = "prill_runtime.run.generate"
@@ -151,7 +151,7 @@ def cost_session_feeds_all() -> Iterator[Patch]:
         told[id(self)] = [*before, *ids]
         return original(self, ids)
 
-    yield around("prill_harness.engines.embedded:EmbeddedSession.feed_exact", changed)
+    yield around("prill_harness.engines.embedded:EmbeddedSession.feed", changed)
 
 
 @fault(area="cost", blames=COST)

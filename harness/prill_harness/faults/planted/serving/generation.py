@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from prill_harness.planting.core import Patch, fault
+from prill_harness.planting.faults import Patch, fault
 from prill_runtime.run.generate import Generation
 from prill_runtime.run.generate import logprob as natural
 

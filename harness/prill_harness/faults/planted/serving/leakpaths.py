@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from prill_harness.faults.planted.serving.memory import EMBEDDED, LLAMA, MEMORY, SESSION, _kept, _libc, after
-from prill_harness.planting.core import Patch, fault
+from prill_harness.planting.faults import Patch, fault
 from prill_harness.planting.tools import around
 
 WRITER = "prill_runtime.run.generate:Writer"

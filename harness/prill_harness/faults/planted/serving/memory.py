@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from prill_harness.planting.core import Patch, fault
+from prill_harness.planting.faults import Patch, fault
 
 EMBEDDED = "prill_harness.engines.embedded:Embedded"
 SESSION = "prill_harness.engines.embedded:EmbeddedSession"

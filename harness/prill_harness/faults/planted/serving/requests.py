@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from prill_harness.planting.core import Patch, fault
+from prill_harness.planting.faults import Patch, fault
 from prill_runtime.errors import EngineError, PrillError
 from prill_runtime.sampling.sampler import SamplingParams
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from prill_harness.planting.core import Patch, fault
+from prill_harness.planting.faults import Patch, fault
 from prill_runtime.sampling.sampler import SamplingParams, filtered_distribution, philox_uniform
 
 FILTERS = "prill_runtime.sampling.sampler:filtered_distribution"

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from prill_harness.faults.planted.serving.tokenizer import BLAMES, LLAMA, TOKENIZER, other_text
-from prill_harness.planting.core import Patch, fault
+from prill_harness.planting.faults import Patch, fault
 
 PARTITION = f"{TOKENIZER}._partition"
 DECODE = f"{TOKENIZER}.decode"

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from prill_harness.planting.core import Patch, fault
+from prill_harness.planting.faults import Patch, fault
 
 TOKENIZER = "prill_runtime.tokenizer.base:Tokenizer"
 ENCODE = f"{TOKENIZER}.encode"

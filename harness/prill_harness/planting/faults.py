@@ -16,12 +16,10 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import CodeType
 from typing import Any, TypeVar
 
 from prill_harness.engines.base import Engine, Session
-from prill_harness.records.names import look_up
 
 Wrap = Callable[[Any], Any]
 Patches = Callable[[], Iterable["Patch"]]
@@ -31,7 +29,6 @@ AREAS = (
     "harness", "common",
 )  # fmt: skip
 COMMON = "common"
-OWN = ("prill_harness.planting.", "prill_harness.faults.")
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,8 @@ class Fault:
 
 
 def _used(function: Callable[..., Any]) -> dict[str, str]:
-    """Name -> source or value of a function and of everything it uses that the faults' modules define."""
+    """Name -> source or value of a function and of everything it uses that modules of its room define."""
+    own = tuple(f"{room}." for room in (__package__, ".".join(function.__module__.split(".")[:2])))
     found: dict[str, str] = {}
     pending: list[Any] = [function]
     while pending:
@@ -96,7 +94,7 @@ def _used(function: Callable[..., Any]) -> dict[str, str]:
         for name in _names(each.__code__) if inspect.isfunction(each) else ():
             value = each.__globals__.get(name)
             module = str(getattr(value, "__module__", ""))
-            if module.startswith(OWN) and module != __name__:
+            if module.startswith(own) and module != __name__:
                 pending.append(value)
             elif _plain(value):
                 found[name] = repr(value)
@@ -118,16 +116,6 @@ def _names(code: CodeType) -> set[str]:
 
 
 REGISTRY: dict[str, Fault] = {}
-PLANTED = Path(__file__).parents[1] / "faults" / "planted"
-"""Every module below declares faults, so that a new file of them is found."""
-
-
-def modules() -> list[str]:
-    """Those that declare faults; `common` last, which plants others' once more, and devices' after all."""
-    files = sorted(
-        PLANTED.rglob("[a-z]*.py"), key=lambda f: (f.stem.startswith("device"), f.stem == COMMON, f.stem)
-    )
-    return [".".join(("faults", "planted", *f.relative_to(PLANTED).with_suffix("").parts)) for f in files]
 
 
 def fault(
@@ -158,30 +146,6 @@ def planted_in_both(name: str, blames: Sequence[str]) -> None:
     REGISTRY[f"common_{name}"] = replace(
         own, name=f"common_{name}", area=COMMON, blames=tuple(blames), summary=summary
     )
-
-
-def catalogue(engine: str = "numpy") -> dict[str, Fault]:
-    """Every fault of an engine by name, in the order of their files."""
-    for module in modules():
-        importlib.import_module(f"prill_harness.{module}")
-    return {name: fault for name, fault in REGISTRY.items() if fault.engine == engine}
-
-
-def known() -> frozenset[str]:
-    """The names of all faults of all engines."""
-    return frozenset(catalogue() | catalogue("emu"))
-
-
-def named(names: Iterable[str]) -> tuple[Fault, ...]:
-    """The faults of these names.
-
-    Raises:
-        UsageError: a name nobody declared.
-    """
-    declared = catalogue() | catalogue("emu")
-    for name in (names := tuple(names)):
-        look_up(name, declared, "unknown planted fault", hint="`prill faults list` shows them")
-    return tuple(declared[name] for name in names)
 
 
 _active: tuple[Fault, ...] = ()
@@ -245,7 +209,12 @@ T = TypeVar("T", Engine, Session)
 
 
 def scoped(open_it: Callable[[], Engine], faults: tuple[Fault, ...]) -> Engine:
-    """Open an engine under exactly these faults, and keep each of its later calls under them."""
+    """Open an engine under exactly these faults, and keep each of its later calls under them.
+
+    Without any, in a process without any, it is opened as it is.
+    """
+    if not faults and not active():
+        return open_it()
     with only(faults):
         engine = open_it()
     return _confine(engine, faults)

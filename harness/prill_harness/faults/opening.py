@@ -1,0 +1,37 @@
+"""An engine spec, with the faults it names, and a model spec come in; an open engine goes out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prill_harness.engines.base import Engine
+from prill_harness.engines.connect import connect, known
+from prill_harness.engines.spec import EngineSpec
+from prill_harness.faults.catalogue import named
+from prill_harness.planting import faults
+
+
+def open_engine(spec: str, model: str | Path) -> Engine:
+    """Open a model on the engine that `spec` names; a context manager.
+
+    Args:
+        model: a path, `fixture:NAME[:TYPE]` or `synth:SHAPE:TYPE`.
+
+    Raises:
+        UsageError: unknown engine, fault or fixture.
+        ModelFileError, UnsupportedModel: the model file is missing or cannot be loaded.
+    """
+    parsed = check_engine(spec)
+    return faults.scoped(lambda: connect(parsed, model), named(parsed.faults))
+
+
+def check_engine(spec: str) -> EngineSpec:
+    """Refuse a spec that `open_engine` would refuse, and open nothing.
+
+    Raises:
+        UsageError: unknown engine, argument or fault.
+    """
+    parsed = EngineSpec.parse(str(spec))
+    known(parsed)
+    named(parsed.faults)
+    return parsed

@@ -1,0 +1,103 @@
+"""What a thread's Python does from here on goes in; its calls, instructions and returns come out, one by one.
+
+Where Python is 3.12 or newer, `sys.settrace` shows the instructions of a function from its second call on,
+since it cannot instrument what runs already; `sys.monitoring`, new there, shows those of the first call too.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from threading import get_ident
+from types import CodeType, FrameType
+from typing import Any, Protocol
+
+Told = Callable[[CodeType], None]
+
+
+class Watch(Protocol):
+    """Tells of this thread from `start` to `stop`, and takes no memory for it that it has not already."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class Traced:
+    """By `sys.settrace`, whose former function is put back."""
+
+    def __init__(self, entered: Told, stepped: Told, left: Told, apart: frozenset[str]) -> None:
+        def inside(frame: FrameType, event: str, argument: object) -> Any:
+            if event == "opcode":
+                stepped(frame.f_code)
+            elif event == "return":
+                left(frame.f_code)
+            return inside
+
+        def called(frame: FrameType, event: str, argument: object) -> Any:
+            if frame.f_code.co_filename in apart:
+                return None
+            entered(frame.f_code)
+            frame.f_trace_opcodes, frame.f_trace_lines = True, False
+            return inside
+
+        self._called, self._before = called, sys.gettrace()
+
+    def start(self) -> None:
+        self._before = sys.gettrace()
+        sys.settrace(self._called)
+
+    def stop(self) -> None:
+        sys.settrace(self._before)
+
+
+class Monitored:
+    """By `sys.monitoring`, under a number that nobody else uses."""
+
+    def __init__(self, entered: Told, stepped: Told, left: Told, apart: frozenset[str]) -> None:
+        self._monitoring: Any = sys.monitoring  # type: ignore[attr-defined,unused-ignore]
+        self._tool, self._thread, self._depth = 0, 0, 0
+        events = self._monitoring.events
+
+        def called(code: CodeType, *_: object) -> None:
+            if get_ident() == self._thread and code.co_filename not in apart:
+                self._depth += 1
+                entered(code)
+
+        def ran(code: CodeType, *_: object) -> None:
+            if self._depth and get_ident() == self._thread and code.co_filename not in apart:
+                stepped(code)
+
+        def ended(code: CodeType, *_: object) -> None:
+            if self._depth and get_ident() == self._thread and code.co_filename not in apart:
+                self._depth -= 1
+                left(code)
+
+        self._told = dict.fromkeys((events.PY_START, events.PY_RESUME, events.PY_THROW), called)
+        self._told |= dict.fromkeys((events.PY_RETURN, events.PY_YIELD, events.PY_UNWIND), ended)
+        self._told[events.INSTRUCTION] = ran
+        self._events = sum(self._told)
+
+    def start(self) -> None:
+        self._thread, self._depth = get_ident(), 0
+        self._tool = next(n for n in range(6) if self._monitoring.get_tool(n) is None)
+        self._monitoring.use_tool_id(self._tool, __name__)
+        for event, function in self._told.items():
+            self._monitoring.register_callback(self._tool, event, function)
+        self._monitoring.set_events(self._tool, self._events)
+
+    def stop(self) -> None:
+        self._monitoring.set_events(self._tool, 0)
+        for event in self._told:
+            self._monitoring.register_callback(self._tool, event, None)
+        self._monitoring.free_tool_id(self._tool)
+
+
+def watch(entered: Told, stepped: Told, left: Told, apart: str) -> Watch:
+    """Whoever is told of each call, instruction and return, or resumption and yield, once it is started.
+
+    Functions that run already are told of once they are called again. What is in the file `apart` is not
+    told of, nor is what is done while somebody is told.
+    """
+    kind = Monitored if sys.version_info >= (3, 12) else Traced
+    return kind(entered, stepped, left, frozenset((apart, __file__)))

@@ -1,0 +1,72 @@
+"""Messages of a pool in; for each a cell, in a process forked from this one, which has only imported.
+
+Starting Python and importing pytest and NumPy took two thirds of a second of every cell, more than many
+cells need for their checks. What is imported is all that cells share: none has run in the server.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import select
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from prill_harness.engines import connect
+from prill_harness.faults.catalogue import catalogue
+from prill_harness.recording import recorder
+from prill_harness.records import sources
+from prill_harness.run import cells, orphans
+from prill_harness.run.forkserver import LARGEST
+from prill_harness.stages import trace
+from prill_harness.tokens import golden, judge
+
+SHARED = (pytest, connect, golden, judge, recorder, trace)
+"""What cells import, besides the faults; nothing whose asserts pytest rewrites."""
+POLL_S = 0.01
+
+
+def serve(channel: socket.socket) -> int:
+    """Fork for every message until the other side is gone; in what was forked, the exit code of its cell."""
+    life = os.pipe()  # the write end is the server's alone: its end is the end of every cell's stdin
+    running: set[int] = set()
+    while True:
+        if select.select([channel], [], [], POLL_S if running else None)[0]:
+            message = channel.recv(LARGEST)
+            if not message:
+                return 0
+            pid = os.fork()
+            if pid == 0:
+                channel.close()
+                os.close(life[1])
+                os.dup2(life[0], 0)
+                *arguments, log = json.loads(message)
+                return _cell(arguments, log)
+            running.add(pid)
+            channel.send(json.dumps([pid, None]).encode())
+        for pid in sorted(running):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                running.remove(pid)
+                channel.send(json.dumps([pid, os.waitstatus_to_exitcode(status)]).encode())
+
+
+def _cell(arguments: list[str], log: str) -> int:
+    os.setsid()
+    os.environ[orphans.CELL] = str(Path(log).absolute())
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    sys.argv = ["python -m prill_harness.run.cells", *arguments]
+    return cells.main(arguments)
+
+
+if __name__ == "__main__":
+    catalogue()
+    sources.warm()
+    gc.freeze()  # what is shared stays shared: a collection would write to every page
+    sys.exit(serve(socket.socket(fileno=int(sys.argv[1]))))

@@ -1,0 +1,116 @@
+"""A plan of cells in; their ledgers, in a folder that can be resumed, and their records out."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from prill_harness.plan import provenance
+from prill_harness.plan.plan import Plan
+from prill_harness.records import ledger as ledgers
+from prill_harness.records.catalog import suite_file
+from prill_harness.records.evidence import Cell, CellEnded, CellStarted, Evidence, Record, Status
+from prill_harness.run import gather, pool
+from prill_harness.run.pool import TIMEOUT_S, Event
+from prill_runtime.errors import PrillError
+
+LEAST_S, TIMES = 120.0, 20.0
+
+
+def ledger_path(out: Path, cell: Cell) -> Path:
+    """Where a cell's own ledger lies: a readable name and a digest, so that no two cells share one."""
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", cell.id)[-80:].strip("-.")
+    return out / "cells" / f"{readable}-{hashlib.sha256(cell.id.encode()).hexdigest()[:8]}.jsonl"
+
+
+def run(
+    plan: Plan,
+    out: Path,
+    jobs: int = 0,
+    resume: bool = False,
+    progress: Callable[[Event], None] = lambda event: None,
+    *,
+    timeout_s: float | None = None,
+) -> tuple[Record, ...]:
+    """Run the cells, each in a fresh process; write out/cells/*.jsonl and out/ledger.jsonl; the records.
+
+    Args:
+        jobs: processes at a time; 0: one for each core.
+        resume: keep cells whose final record stands and whose code and model are unchanged.
+        timeout_s: per cell; the check then in flight becomes an error. None: TIMES times what the cell took
+            in this folder before, LEAST_S at least; TIMEOUT_S where it never ran.
+
+    Raises:
+        KeyboardInterrupt: the ledgers written so far are kept, the processes ended.
+    """
+    jobs = jobs or os.cpu_count() or 2
+    paths = {cell: ledger_path(out, cell) for cell in plan.cells}
+    (out / "cells").mkdir(parents=True, exist_ok=True)
+    kept = [cell for cell in plan.cells if resume and resumable(paths[cell], cell, plan)]
+    todo = [(cell, plan.spec(cell), paths[cell]) for cell in plan.cells if cell not in kept]
+    took = {cell: _took(path) for cell, _, path in todo}
+    for *_, path in todo:  # what an earlier run left may not stand in for this one
+        path.unlink(missing_ok=True)
+    done = 0
+
+    def tell(kind: str, cell: Cell) -> None:
+        nonlocal done
+        done += kind != "started"
+        over = kind != "started" and paths[cell].exists()
+        records = ledgers.read(paths[cell]) if over else ()
+        counts = Counter(r.status.value for r in records if isinstance(r, Evidence))
+        progress(Event(kind, cell, done, len(plan.cells), dict(counts)))
+
+    for cell in kept:
+        tell("resumed", cell)
+    try:
+        pool.run(
+            todo,
+            jobs=jobs,
+            folder=plan.folder,
+            checks=plan.checks,
+            timeout_s={cell: timeout_s or patience(took[cell]) for cell in took},
+            started=lambda cell: tell("started", cell),
+            ended=lambda cell: tell("ended", cell),
+        )
+    finally:
+        records = gather.gather(paths.values(), out / "ledger.jsonl")
+    return records
+
+
+def patience(took_s: float | None) -> float:
+    """Seconds that a cell is given which took so many before; None: it never ran."""
+    return TIMEOUT_S if took_s is None else max(LEAST_S, TIMES * took_s)
+
+
+def _took(ledger: Path) -> float | None:
+    """What a cell's ledger says it took."""
+    with contextlib.suppress(PrillError, OSError):
+        return next((r.duration_s for r in ledgers.read(ledger) if isinstance(r, CellEnded)), None)
+    return None
+
+
+def resumable(path: Path, cell: Cell, plan: Plan) -> bool:
+    """True when the ledger holds a final record, evidence of every planned check, and today's versions."""
+    if not path.exists():
+        return False
+    try:
+        records = ledgers.audited(path)
+    except PrillError:
+        return False
+    starts = [r for r in records if isinstance(r, CellStarted)]
+    ends = [r for r in records if isinstance(r, CellEnded)]
+    if len(starts) != 1 or len(ends) != 1 or any(r.cell != cell for r in records):
+        return False
+    if any(isinstance(r, Evidence) and r.status is Status.ERROR for r in records):
+        return False  # what stopped once may go on now
+    reported = {r.check for r in records if isinstance(r, Evidence)}
+    if not starts[0].planned or set(starts[0].planned) != reported:
+        return False
+    today = provenance.describe(plan.spec(cell), suite_file(cell.suite, plan.folder), plan.checks)
+    return starts[0].versions == today
