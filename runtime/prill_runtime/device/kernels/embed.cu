@@ -54,3 +54,24 @@ static __device__ __forceinline__ void begin(const BeginArgs& a) {
 }
 
 KERNELS(begin, BeginArgs, 256)
+
+// The row of another table onto what begin wrote: learned positions.
+struct AddRowArgs {
+    Matrix table;
+    const int* id;
+    float* out;  // (width,)
+};
+
+template <class Format>
+static __device__ __forceinline__ void add_row(const AddRowArgs& a) {
+    const int c = blockIdx.x * blockDim.x + threadIdx.x;
+    wait_for_previous();
+    if (c >= a.table.pitch) return;
+    float w[Format::N];
+    Format::expand(Format::load(a.table, *a.id, c), w);
+#pragma unroll
+    for (int i = 0; i < Format::N; ++i)
+        if (c * Format::N + i < a.table.cols) a.out[c * Format::N + i] += w[i];
+}
+
+KERNELS(add_row, AddRowArgs, 256)

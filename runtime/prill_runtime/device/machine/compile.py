@@ -28,9 +28,9 @@ SCALARS: Final = {"int": "<i4", "float": "<f4", "long long": "<i8", "double": "<
 EMULATED: Final = (
     "-x", "c++", "-std=c++17", "-O2", "-fPIC", "-shared", "-DPRILL_EMU", "-Wno-unknown-pragmas",
     "-ffp-contract=off",
-    # Unwritten memory is not zero: locals start as a pattern, reads of never-written statics are kept, and the
-    # library has no statics but the kernels' (see emu.h). g++'s pattern is the byte 0xfe, and no option changes
-    # it: a half is NaN, a float -1.7e38, which shows in a sum and not in a maximum.
+    # Unwritten memory is not zero: locals start as a pattern, reads of never-written statics are kept, and
+    # the library has no statics but the kernels' (see emu.h). g++'s pattern is the byte 0xfe, and no option
+    # changes it: a half is NaN, a float -1.7e38, which shows in a sum and not in a maximum.
     "-ftrivial-auto-var-init=pattern", "-fno-ipa-reference-addressable", "-nostartfiles",
 )  # fmt: skip
 SANITIZED: Final = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")

@@ -15,7 +15,7 @@ TILE: Final = 16  # keys of one of its warps at a time
 GROUP: Final = 8
 MOST_DIM: Final = 256
 ROWS: Final = 4
-MODE: Final = {"plain": 0, "gate_up": 1, "qkv": 2}
+MODE: Final = {"plain": 0, "gate_up": 1, "qkv": 2, "gelu": 3}
 LAUNCH: dict[str, tuple[int, int]] = {"fast": (512, 1), "exact": (256, 2), "values": (512, 1), "emu": (64, 1)}
 """Threads of a block, and blocks for each multiprocessor."""
 AHEAD: Final = 2 << 20
@@ -34,6 +34,18 @@ class Heads(NamedTuple):
     pairs: int
 
 
+class Hooks(NamedTuple):
+    """What fused.cuh adds in kernels that have it: pointers are 0 where there is nothing of the kind."""
+
+    norm_bias: Pointer = 0
+    bias0: Pointer = 0
+    bias1: Pointer = 0
+    bias2: Pointer = 0
+    q_rows: int = 0
+    kv_rows: int = 0
+
+
+NONE: Final = Hooks()
 NOWHERE: Final = Heads(0, 0, 0, 0, 0, 0)
 
 
@@ -48,9 +60,10 @@ def product(
     eps: float = 0.0,
     residual: DeviceArray | None = None,
     heads: Heads = NOWHERE,
+    hooks: Hooks | None = None,
     only: int | None = None,
 ) -> None:
-    """Queue one launch of fused.cu.
+    """Queue one launch of fused.cu, or of hooked.cu where there are hooks.
 
     Args:
         only: of q, k and v, the one to compute; the others have launches of their own.
@@ -61,6 +74,8 @@ def product(
     if only is not None:
         fields = [first.fields._replace(rows=first.rows if part == only else 0) for part in range(3)]
         rows = first.rows
+    if hooks is not None and len(matrices) == 3:
+        hooks = hooks._replace(q_rows=fields[0].rows, kv_rows=fields[1].rows)
     fast = ops.mode == "fast" and first.type not in PLAIN
     chunk = FORMATS[first.type].chunk
     shared = first.pitch * chunk + 8 * (first.cols // 32) if fast else 4 * first.pitch * chunk
@@ -72,8 +87,9 @@ def product(
     args = {"m0": fields[0], "m1": fields[1], "m2": fields[2], "x": x.pointer, "norm": norm,
             "residual": residual.pointer if residual is not None else 0, "out": out.pointer, "eps": eps,
             "mode": MODE[mode], "team_bits": team.bit_length() - 1, "steps": steps, "rounds": rounds,
-            **heads._asdict()}  # fmt: skip
-    kernel = f"fused_{'fast' if fast else 'exact'}_{first.kind}"
+            **heads._asdict(), **(hooks or NONE)._asdict()}  # fmt: skip
+    file = "fused" if hooks is None else "hooked"
+    kernel = f"{file}_{'fast' if fast else 'exact'}_{first.kind}"
     device.launch(kernel, (max(1, grid),), threads, args, shared=shared)
 
 
@@ -89,11 +105,11 @@ def attend(
 
     Args:
         sequence: a SEQUENCE in device memory, whose length is the row's position. out: (head, dim).
-        ahead: two matrices of one shape that a later launch reads, to be asked into the second-level cache.
+        ahead: one or two matrices, of one shape, that a later launch reads, to be asked into the second-level
+            cache.
     """
     group, dim = a.heads // a.kv_heads, a.size
-    first, second = (matrix.pointers["q"] for matrix in ahead) if ahead else (0, 0)
-    most = min(AHEAD, *(matrix.streams["q"] for matrix in ahead)) if ahead else 0
+    first, second, most = _asked(ahead)
     args = {"sequence": sequence, "q": q, "out": out, "kv_heads": a.kv_heads, "group": group,
             "head_dim": dim, "layer": a.layer, "window": a.window or 0, "scale": a.scale,
             "ahead0": first, "ahead1": second, "ahead_bytes": most}  # fmt: skip
@@ -105,6 +121,18 @@ def attend(
     floats += heads * dim + CLUSTER * heads * (dim + 2)  # q, and what every block sends to the first
     kernel = f"attention_decode_{'wide_' if wide else ''}{heads}"
     device.launch(kernel, (CLUSTER, a.kv_heads), threads, args, shared=4 * floats)
+
+
+def _asked(ahead: tuple[DeviceMatrix, ...]) -> tuple[Pointer, Pointer, int]:
+    """Two places, and how many bytes from each on are asked for: of a matrix alone, both halves."""
+    if not ahead:
+        return 0, 0, 0
+    size = ahead[0].streams["q"]
+    places = [matrix.pointers["q"] for matrix in ahead]
+    if len(ahead) == 1:
+        size = size // 32 * 16
+        places.append(places[0] + size)
+    return places[0], places[1], min(AHEAD, size)
 
 
 def team_of(groups: int, steps: int, grid: int, warps: int) -> tuple[int, int, int]:

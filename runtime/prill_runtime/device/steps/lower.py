@@ -14,10 +14,10 @@ from prill_runtime.device.machine.base import Pointer
 from prill_runtime.device.memory.array import DeviceArray, grid_of
 from prill_runtime.device.memory.matrix import DeviceMatrix
 from prill_runtime.device.ops.backend import CudaBackend
-from prill_runtime.device.steps.launches import GROUP, MOST_DIM, Heads, attend, product
+from prill_runtime.device.steps.launches import GROUP, MOST_DIM, Heads, Hooks, attend, product
 from prill_runtime.models.base import Node
 from prill_runtime.models.load import Wired
-from prill_runtime.models.nodes import Attention, Dense, Embed, Head, Linear, Norm, Pass, RmsNorm, Rope
+from prill_runtime.models.nodes import Attention, Dense, Embed, Head, LayerNorm, Linear, Norm, Pass, Rope
 
 # Takes the stream (1, width) and gives it back with what the node adds to it.
 Piece = Callable[[Any, DeviceArray], DeviceArray]
@@ -52,9 +52,23 @@ class Lowering:
         found: DeviceMatrix = self.weights[f"{linear.name}.weight"]
         return found
 
-    def norm(self, norm: Norm) -> Pointer:
-        found: Pointer = self.weights[f"{norm.name}.weight"].pointer
-        return found
+    def norm(self, norm: Norm) -> dict[str, Any]:
+        """A launch's arguments for the norm before its product."""
+        return {"norm": self.weights[f"{norm.name}.weight"].pointer, "eps": norm.eps}
+
+    def bias(self, name: str) -> Pointer:
+        """Where a bias lies; 0 where there is none."""
+        found = self.weights.get(f"{name}.bias")
+        return 0 if found is None else int(found.pointer)
+
+    def hooks(self, norm: Norm | None, *linears: Linear, needed: bool = False) -> Hooks | None:
+        """What a launch's norm and matrices, each once, have that only kernels with hooks have, if any."""
+        biases = [self.bias(linear.name) for linear in linears]
+        centred = self.bias(norm.name) if isinstance(norm, LayerNorm) else 0
+        if not (needed or centred or any(biases)):
+            return None
+        self.ops.device.module("hooked")
+        return Hooks(centred, *biases)
 
     def angles(self, p: Pass, rope: Rope) -> Pointer:
         """Cosines and sines (pair, 2) of the token's position."""
@@ -121,34 +135,40 @@ def lower(node: Node, on: Lowering) -> Any:
 
 @lower.register
 def _(node: Embed, on: Lowering) -> Any:
-    return Begin(node, on) if node.positions is None else None
+    return Begin(node, on)
 
 
 @lower.register
 def _(node: Attention, on: Lowering) -> Any:
-    if node.rope is None or node.rope.layout != "norm" or node.size % 4 or node.size > MOST_DIM:
+    if node.rope is not None and node.rope.layout != "norm":
         return None
-    if node.heads // node.kv_heads > GROUP or not _plain(on, node.norm, node.q, node.k, node.v, node.out):
+    if (
+        node.size % 4
+        or node.size > MOST_DIM
+        or node.heads // node.kv_heads > GROUP
+        or node.norm.width % WHOLE
+    ):
         return None
-    return FusedAttention(node, on)
+    parts = (node.q, node.k, node.v)
+    firsts = [0, node.q.rows, node.q.rows + node.k.rows]
+    apart = all(part.of is None for part in parts)
+    one = len({part.name for part in parts}) == 1 and [part.first for part in parts] == firsts
+    return FusedAttention(node, on) if apart or (one and node.q.of == firsts[2] + node.v.rows) else None
 
 
 @lower.register
 def _(node: Dense, on: Lowering) -> Any:
-    if node.gate is None or node.up.rows % WHOLE or not _plain(on, node.norm, node.gate, node.up, node.down):
+    linears = [linear for linear in (node.gate, node.up, node.down) if linear is not None]
+    if node.up.rows % WHOLE or node.norm.width % WHOLE or any(linear.of for linear in linears):
         return None
-    return FusedDense(node, on) if on.matrix(node.gate).kind == on.matrix(node.up).kind else None
-
-
-def _plain(on: Lowering, norm: Norm, *linears: Linear) -> bool:
-    """Whether a norm and what it feeds are as the kernels take them."""
-    matrices = all(isinstance(on.matrix(linear), DeviceMatrix) for linear in linears)
-    simple = not any(linear.bias or linear.of is not None for linear in linears)
-    return matrices and simple and isinstance(norm, RmsNorm) and norm.width % WHOLE == 0
+    if node.gate is None:
+        return FusedDense(node, on) if node.activation == "gelu_tanh" else None
+    alike = on.matrix(node.gate).kind == on.matrix(node.up).kind
+    return FusedDense(node, on) if node.activation == "silu" and alike else None
 
 
 class Begin:
-    """The first launch: the row of the id, and the angles of its position."""
+    """The row of the id and the angles of its position, in one launch; a learned position in another."""
 
     def __init__(self, node: Embed, on: Lowering) -> None:
         self.node, self.on = node, on
@@ -162,6 +182,10 @@ class Begin:
                 "angles": on.turns.pointer if turned else 0,
                 "pairs": on.rope.dim // 2 if on.rope is not None else 0}  # fmt: skip
         on.ops.device.launch(f"begin_{table.kind}", (grid_of(table.pitch, 64)[0] + 1,), 64, args)
+        if self.node.positions is not None:
+            learned = on.weights[f"{self.node.positions}.weight"]
+            args = {"table": learned.fields, "id": positions, "out": on.x.pointer}
+            on.ops.device.launch(f"add_row_{learned.kind}", grid_of(learned.pitch, 64), 64, args)
         return on.x
 
 
@@ -171,37 +195,46 @@ class FusedAttention:
     def __init__(self, node: Attention, on: Lowering) -> None:
         self.node, self.on = node, on
         self.ahead: tuple[DeviceMatrix, ...] = ()  # what the piece behind it reads first
+        self.parts = {part.name: part for part in (node.q, node.k, node.v)}
+        self.hooks = on.hooks(node.norm, *self.parts.values(), needed=len(self.parts) == 1)
+        if self.hooks is not None and len(self.parts) == 1:
+            self.hooks = self.hooks._replace(q_rows=node.q.rows, kv_rows=node.k.rows)
+        self.last = on.hooks(None, node.out)
 
     def __call__(self, p: Pass, x: DeviceArray) -> DeviceArray:
         a, on = self.node, self.on
-        assert a.rope is not None
         cache: Any = p.step.sequences[0][0]
-        heads = Heads(cache.state, on.angles(p, a.rope), a.layer, a.size, a.kv_heads, a.rope.dim // 2)
-        q, k, v = (on.matrix(linear) for linear in (a.q, a.k, a.v))
-        queue = partial(product, on.ops, "qkv", (q, k, v), x, on.q, norm=on.norm(a.norm), eps=a.norm.eps,
-                        heads=heads)  # fmt: skip
-        if q.kind == k.kind == v.kind:
+        angles, pairs = (0, 0) if a.rope is None else (on.angles(p, a.rope), a.rope.dim // 2)
+        heads = Heads(cache.state, angles, a.layer, a.size, a.kv_heads, pairs)
+        matrices = tuple(on.matrix(linear) for linear in self.parts.values())
+        queue = partial(
+            product, on.ops, "qkv", matrices, x, on.q, heads=heads, hooks=self.hooks, **on.norm(a.norm)
+        )
+        if len({matrix.kind for matrix in matrices}) == 1:
             queue()
         else:
             for part in range(3):
                 queue(only=part)
         attend(on.ops.device, a, cache.state, on.q.pointer, on.mixed.pointer, self.ahead)
-        product(on.ops, "plain", (on.matrix(a.out),), on.mixed, x, residual=x)
+        product(on.ops, "plain", (on.matrix(a.out),), on.mixed, x, residual=x, hooks=self.last)
         return x
 
 
 class FusedDense:
-    """Norm, gate, up and activation in one launch; down in another."""
+    """Norm, gate where there is one, up and activation in one launch; down in another."""
 
     def __init__(self, node: Dense, on: Lowering) -> None:
-        assert node.gate is not None
         self.node, self.on = node, on
-        self.first = (on.matrix(node.gate), on.matrix(node.up))
+        linears = (node.up,) if node.gate is None else (node.gate, node.up)
+        self.mode = "gelu" if node.gate is None else "gate_up"
+        self.first = tuple(on.matrix(linear) for linear in linears)
+        self.hooks = on.hooks(node.norm, *linears, needed=node.gate is None)
+        self.last = on.hooks(None, node.down)
 
     def __call__(self, p: Pass, x: DeviceArray) -> DeviceArray:
         d, on = self.node, self.on
-        product(on.ops, "gate_up", self.first, x, on.act, norm=on.norm(d.norm), eps=d.norm.eps)
-        product(on.ops, "plain", (on.matrix(d.down),), on.act, x, residual=x)
+        product(on.ops, self.mode, self.first, x, on.act, hooks=self.hooks, **on.norm(d.norm))
+        product(on.ops, "plain", (on.matrix(d.down),), on.act, x, residual=x, hooks=self.last)
         return x
 
 
@@ -210,12 +243,13 @@ class FusedTail:
 
     def __init__(self, norm: Norm, head: Head, on: Lowering) -> None:
         self.norm, self.head, self.on = norm, head, on
-        self.covered = isinstance(norm, RmsNorm) and norm.width % WHOLE == 0
+        self.covered = norm.width % WHOLE == 0
+        self.hooks = on.hooks(norm)
 
     def __call__(self, p: Any, x: DeviceArray, logits: DeviceArray) -> None:
         on, matrix = self.on, self.on.matrix(self.head)
         if self.covered:
-            product(on.ops, "plain", (matrix,), x, logits, norm=on.norm(self.norm), eps=self.norm.eps)
+            product(on.ops, "plain", (matrix,), x, logits, hooks=self.hooks, **on.norm(self.norm))
         else:
             on.ops.linear(self.norm(p, x), matrix, out=logits)  # type: ignore[arg-type]
 

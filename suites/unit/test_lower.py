@@ -1,0 +1,135 @@
+"""What a model's nodes are lowered to computes what they say, on the emulator against NumPy in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType as T
+
+from prill_harness.engines.embedded import Embedded
+from prill_harness.faults.opening import open_engine
+from prill_runtime.device.model import DeviceModel
+
+from .tiny_gguf import add_config, add_tokenizer, gpt2_tensors, llama_tensors, tiny
+
+WIDE = {"width": 64, "n_heads": 4, "n_kv_heads": 4, "ffn": 96, "n_layers": 2, "context": 64}
+IDS = [5, 300, 7, 261, 9, 9, 30, 301, 77]
+FLOAT32 = 1e-10  # NMSE beside float64 (VALIDATION.md, ops)
+
+
+def biases(tensors: dict[str, Any]) -> None:
+    """Random biases of every projection, and divisors of the rotary frequencies."""
+    random = np.random.default_rng(3)
+    tensors["rope_freqs.weight"] = np.linspace(1, 2, 8, dtype=np.float32)
+    for name in [name for name in tensors if name.startswith("blk.") and "norm" not in name]:
+        shape = len(tensors[name])
+        tensors[name.replace("weight", "bias")] = random.standard_normal(shape).astype(np.float32)
+
+
+def of_types(path: Path, arch: str, kinds: dict[str, T], edit: Callable[[dict[str, Any]], None]) -> Path:
+    """A model whose matrices are F32 but those of these names' endings."""
+    writer, random = gguf.GGUFWriter(path, arch), np.random.default_rng(5)
+    tensors = {"llama": llama_tensors, "gpt2": gpt2_tensors}[arch](WIDE, 320, random)
+    edit(tensors)
+    add_config(writer, arch, WIDE)
+    add_tokenizer(writer, arch, 320)
+    for name, array in tensors.items():
+        kind = next((kind for end, kind in kinds.items() if name.endswith(f"{end}.weight")), None)
+        if kind is None:
+            writer.add_tensor(name, array)
+        else:
+            writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def steps(model: Any, ids: list[int]) -> np.ndarray:
+    """Logits (id, vocab) of ids that are fed one by one behind the first two."""
+    cache = model.new_cache(len(ids))
+    if not isinstance(model, DeviceModel):
+        return np.asarray(model.forward([(cache, ids)])[0][2:], np.float64)
+    model.prefill(cache, ids[:2])
+    rows = []
+    for token in ids[2:]:
+        rows.append(model.decoder.step(cache, token))
+        cache.length += 1
+    cache.close()
+    return np.array(rows, np.float64)
+
+
+def both(path: Path, engine: str = "emu") -> tuple[float, set[str]]:
+    """NMSE of the captured graph's steps, and the kinds of nodes that have no fused piece."""
+    with open_engine(engine, path) as device, open_engine("numpy64", path) as oracle:
+        assert isinstance(device, Embedded)
+        assert isinstance(oracle, Embedded)
+        assert isinstance(device.model, DeviceModel)
+        got, expected = steps(device.model, IDS), steps(oracle.model, IDS)
+        recorded = {type(node).__name__ for node in device.model.decoder.lowered.recorded}
+    return float(np.mean((got - expected) ** 2) / np.mean(expected**2)), recorded
+
+
+MODELS: dict[str, Callable[[Path], Path]] = {
+    "biases": lambda path: tiny(path, edit=biases),
+    "biases, types apart": lambda path: of_types(
+        path, "llama", {"attn_k": T.Q8_0, "attn_v": T.Q4_0, "attn_output": T.F16}, biases
+    ),
+    "learned positions, fused q, k and v, GELU": lambda path: tiny(path, "gpt2", **WIDE),
+    "tables of two types": lambda path: of_types(path, "gpt2", {"token_embd": T.Q8_0}, lambda _: None),
+    "q8_0": lambda path: tiny(path, "gpt2", type=T.Q8_0, **WIDE),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_fused_is_what_the_nodes_say(name: str, tmp_path: Path) -> None:
+    """Every node is fused, and a graph's steps are float64's to float32's rounding."""
+    error, recorded = both(MODELS[name](tmp_path / "m.gguf"))
+    assert not recorded
+    assert error < FLOAT32
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+def test_a_node_without_a_fused_piece_sits_beside_fused_ones(arch: str, tmp_path: Path) -> None:
+    """A feed-forward layer whose width fills no block of 32 goes through ops; attention does not."""
+    error, recorded = both(tiny(tmp_path / "m.gguf", arch, **{**WIDE, "ffn": 88}))
+    assert recorded == {"Dense"}
+    assert error < FLOAT32
+
+
+def test_a_width_that_fills_no_block_records_everything(tmp_path: Path) -> None:
+    """No kernel is given rows that it does not cover: all but the embedding goes through ops."""
+    error, recorded = both(tiny(tmp_path / "m.gguf", "gpt2"))
+    assert recorded == {"Attention", "Dense", "LayerNorm", "Head"}
+    assert error < FLOAT32
+
+
+@pytest.mark.parametrize("name", [".bias", "attn_q.bias", "attn_k.bias", "attn_v.bias", "ffn_gate.bias"])
+def test_every_bias_is_read(name: str, tmp_path: Path) -> None:
+    """The graph of a file whose biases of one kind are zero is another's: no hook is left out."""
+
+    def without(tensors: dict[str, Any]) -> None:
+        biases(tensors)
+        for each in tensors:
+            if each.endswith(name):
+                tensors[each][...] = 0
+
+    rows = []
+    for edit in (biases, without):
+        with open_engine("emu", tiny(tmp_path / f"{len(rows)}.gguf", edit=edit)) as engine:
+            rows.append(steps(engine.model, IDS))  # type: ignore[attr-defined]
+    assert np.mean((rows[0] - rows[1]) ** 2) > 1e-6 * np.mean(rows[0] ** 2)
+
+
+@pytest.mark.parametrize("kind", [T.Q8_0, T.Q4_0])
+def test_fast_hooks_round_as_their_lane(kind: T, tmp_path: Path) -> None:
+    """Integers leave more than float32 and no more than a lane of 8 bits may."""
+    error, recorded = both(tiny(tmp_path / "m.gguf", "gpt2", type=kind, **WIDE), "emu:fast")
+    assert not recorded
+    assert 1e-9 < error < 2e-3
