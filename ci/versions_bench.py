@@ -17,7 +17,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -37,12 +37,14 @@ def answer(engine, seed, prompt, tokens):
     return took, list(made.ids)
 
 with open_engine(sys.argv[1], sys.argv[2]) as engine:
+    prompt, tokens = map(int, sys.argv[3:])
+    for number in range(2):  # makes what is made on first use: the second prompt of a length is captured
+        answer(engine, [number], prompt, tokens + 1)
     for line in sys.stdin:
-        asked = json.loads(line)
-        first, _ = answer(engine, [asked["number"], 0], asked["prompt"], 1)
-        whole, ids = answer(engine, [asked["number"], 1], asked["prompt"], asked["tokens"] + 1)
+        first, _ = answer(engine, [int(line), 0], prompt, 1)
+        whole, ids = answer(engine, [int(line), 1], prompt, tokens + 1)
         assert whole > first, "decoding cannot be told from noise: ask for more --tokens"
-        took = {"prompt": first, "decode": (whole - first) / asked["tokens"]}
+        took = {"prompt": first, "decode": (whole - first) / tokens}
         print(json.dumps({**took, "ids": ids}), flush=True)
 """
 PHASES = ("prompt", "decode")
@@ -51,17 +53,17 @@ PHASES = ("prompt", "decode")
 class Version:
     """One version at work in its own process."""
 
-    def __init__(self, site: Path, engine: str, model: str) -> None:
+    def __init__(self, site: Path, engine: str, model: str, prompt: int, tokens: int) -> None:
         self.site = site
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", TIMED, engine, model],
+            [sys.executable, "-P", "-c", TIMED, engine, model, str(prompt), str(tokens)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": str(site.resolve())},
         )
 
-    def timed(self, asked: Mapping[str, int]) -> dict[str, Any]:
+    def timed(self, number: int) -> dict[str, Any]:
         """Seconds of one prompt and of one decoded token, and the ids.
 
         Raises:
@@ -70,7 +72,7 @@ class Version:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
-            self._process.stdin.write(json.dumps(asked) + "\n")
+            self._process.stdin.write(f"{number}\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             pass  # what it said last is missing, which is told below
@@ -87,21 +89,14 @@ class Version:
 def compared(asked: argparse.Namespace, model: str) -> dict[str, Any]:
     """Both versions on one model: tokens per second of each, the shares, and whether their ids are equal."""
     with ExitStack() as stack:
-        versions = [Version(site, asked.engine, model) for site in (asked.before, asked.after)]
+        settings = asked.engine, model, asked.prompt, asked.tokens
+        versions = [Version(site, *settings) for site in (asked.before, asked.after)]
         for version in versions:
             stack.callback(version.close)
-        settings = {"prompt": asked.prompt, "tokens": asked.tokens}
-        for number in range(
-            2
-        ):  # makes what is made on first use: a prompt's length is captured the second time
-            for version in versions:
-                version.timed({**settings, "number": number})
         before, after = [], []
-        for number in range(2, 2 + asked.repeat):
+        for number in range(asked.repeat):
             for version in versions[:: 1 if number % 2 == 0 else -1]:
-                (before if version is versions[0] else after).append(
-                    version.timed({**settings, "number": number})
-                )
+                (before if version is versions[0] else after).append(version.timed(number + 2))
     done: dict[str, Any] = {"engine": asked.engine, "model": model}
     done["equal ids"] = all(b["ids"] == a["ids"] for b, a in zip(before, after, strict=True))
     for phase, work in zip(PHASES, (asked.prompt, 1), strict=True):
