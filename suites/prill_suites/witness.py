@@ -58,8 +58,8 @@ def reading(model_path: Path) -> Reading:
 def varied(golden: Golden, count: int) -> list[int]:
     """The first ids of a golden's text and its continuation, as many as the context holds: of the text that
     begins most variously."""
-    count = min(count, context_of(golden))
-    return max((text[:count] for text in texts_of(golden)), key=lambda ids: len(set(ids)))
+    room = context_of(golden)
+    return max((text[:count][:room] for text in texts_of(golden)), key=lambda ids: len(set(ids)))
 
 
 def limit(error: float, reading: Reading, ids: Sequence[int], expected: NDArray[np.float64]) -> float:

@@ -10,7 +10,7 @@ from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as T
 from numpy.typing import NDArray
 
-from prill_runtime.device.machine import formats
+from prill_runtime.device.machine import compile, formats
 from prill_runtime.device.machine.emulator import EmuDevice
 from prill_runtime.device.memory.arena import Arena
 from prill_runtime.device.memory.matrix import FORMATS, DeviceMatrix
@@ -190,3 +190,13 @@ def test_nothing_is_held_once_nobody_looks(ops: CudaBackend) -> None:
     assert ops.arena.ledger()["activations"] == held + 128
     del part
     assert ops.arena.ledger()["activations"] == held
+
+
+def test_a_wait_in_a_header_counts() -> None:
+    """Launches of the fused kernels overlap the ones before them, wherever their wait is written; those of a
+    file that waits nowhere do not, though the header with the wait's own definition is theirs too."""
+    assert {name for name in ("fused", "hooked", "choose", "tensor", "norm") if compile.waits(name)} == {
+        "fused",
+        "hooked",
+        "choose",
+    }

@@ -11,6 +11,7 @@ struct TensorArgs {
     Matrix m;
     const void* x;          // halves (row, x_pitch) from tensor_halves
     const float* bias;      // (out,) or null
+    const float* residual;  // (row, out_pitch) or null
     float* out;             // (row, out_pitch); of several splits (split, row, out): to be joined
     int rows;
     int x_pitch;            // halves a row: columns, filled up with zeros to a multiple of 64
@@ -217,8 +218,11 @@ static __device__ __forceinline__ void product(const TensorArgs& a) {
     core.each([&](int o, int r, float sum) {
         o += out0, r += row0;
         if (o >= a.m.rows || r >= a.rows) return;
+        const long long at = (long long)r * a.out_pitch + o;
         if (whole && a.bias) sum += a.bias[o];
-        out[(long long)r * a.out_pitch + o] = sum;
+        // Nobody passes a residual, but without the branch nvcc 13 makes code a quarter shorter and a tenth slower.
+        if (whole && a.residual) sum += a.residual[at];
+        out[at] = sum;
     });
 }
 

@@ -25,6 +25,7 @@ SANITIZE: Final = "PRILL_EMU_SANITIZE"
 """Set to 1: the emulator's kernels carry address and undefined-behaviour sanitizers (`make emu-sanitize`)."""
 
 SCALARS: Final = {"int": "<i4", "float": "<f4", "long long": "<i8", "double": "<f8"}
+_INCLUDED: Final = re.compile(r'#include "(.+?)"')
 EMULATED: Final = (
     "-x", "c++", "-std=c++17", "-O2", "-fPIC", "-shared", "-DPRILL_EMU", "-Wno-unknown-pragmas",
     "-ffp-contract=off",
@@ -94,8 +95,17 @@ def _text(path: Path) -> str:
 
 
 def waits(name: str) -> bool:
-    """Whether a file's kernels call wait_for_previous(), and so may overlap the launch before them."""
-    return "wait_for_previous();" in source(name)
+    """Whether a file's kernels call wait_for_previous(), themselves or in a header that the file includes: they
+    may overlap the launch before them."""
+    pending, seen, known = [source(name)], set[str](), headers()
+    while pending:
+        text = pending.pop()
+        if "wait_for_previous();" in text:
+            return True
+        new = set(_INCLUDED.findall(text)) & set(known) - seen
+        seen |= new
+        pending += [known[header] for header in new]
+    return False
 
 
 def headers() -> dict[str, str]:

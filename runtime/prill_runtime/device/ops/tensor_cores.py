@@ -89,7 +89,7 @@ class TensorCores:
         nbytes = 4 * tiling.splits * rows * outs
         sums = self.ops.allocate(nbytes, "scratch", passing=True) if split else out.allocation
         args: dict[str, Any] = {
-            "m": fields, "x": source.pointer, "bias": 0 if split else bias,
+            "m": fields, "x": source.pointer, "bias": 0 if split else bias, "residual": 0,
             "out": sums.pointer if split else out.pointer, "rows": rows, "x_pitch": pitch,
             "out_pitch": outs, "steps": tiling.steps,
         }  # fmt: skip

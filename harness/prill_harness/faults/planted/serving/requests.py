@@ -21,7 +21,7 @@ TAKE = f"{MODULE}:Writer.take"
 ACCEPT = f"{MODULE}:Writer.accept"
 STOPS = f"{MODULE}:StopStrings.__init__"
 PUSH = f"{MODULE}:StopStrings.push"
-SHOWN = "prill_harness.engines.textstream:TextStream"
+SHOWN = "prill_harness.engines.textstream:IncrementalDetokenizer"
 AREA, BLAMES = "requests", ("generate",)
 
 
