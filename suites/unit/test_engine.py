@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from prill_runtime.errors import ContextLengthExceeded, InvalidParameter, NotANumber, UsageError
-from prill_runtime.models import walks
 from prill_runtime.models.cache import KVCache
 from prill_runtime.models.nodes import Network, Pass
 from prill_runtime.ops.numpy import NumpyBackend
@@ -221,7 +220,7 @@ def test_a_full_cache_is_refused_at_exactly_one_too_many(model: Model) -> None:
 
 def test_caches_that_do_not_belong_are_refused(model: Model) -> None:
     """The same cache twice, another model's, another dtype, a capacity beyond the context, no sequence."""
-    cache, (layers, heads, size) = model.new_cache(), walks.cache_shape(model.network)
+    cache, (layers, heads, size) = model.new_cache(), model.network.cache_shape
     with pytest.raises(InvalidParameter, match="share a cache"):
         model.forward([(cache, IDS), (cache, IDS)])
     for foreign in (

@@ -140,7 +140,7 @@ def test_its_tables_follow_from_its_nodes(path: Path) -> None:
         assert walks.features(engine.model.network) == {
             "rms_norm", "learned_positions", "gqa", "fused_qkv", "gelu_tanh", "tied",
         }  # fmt: skip
-        assert walks.cache_shape(engine.model.network) == (2, 2, 16)
+        assert engine.model.network.cache_shape == (2, 2, 16)
 
 
 def walked(path: Path, engine: str) -> Report:

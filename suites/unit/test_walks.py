@@ -9,7 +9,9 @@ import pytest
 from prill_runtime.gguf.file import open_gguf
 from prill_runtime.models import walks
 from prill_runtime.models.load import describe
+from prill_runtime.models.nodes import Network
 
+from .networks import network
 from .tiny_gguf import tiny
 
 ARCHS = ("llama", "gpt2")
@@ -34,5 +36,14 @@ def test_what_follows_from_the_nodes(arch: str, tmp_path: Path) -> None:
         assert stages["embed"].tensors == ("token_embd", "position_embd")
     assert stages["blk.1.attn_norm"].inputs == ("blk.0.out",)
     assert stages["blk.1.ffn_in"].inputs == ("blk.0.out", "blk.1.attn_out")
-    kept = {(c.kv_heads, c.key_size, c.value_size, c.window) for c in walks.caches(network)}
+    kept = {(c.kv_heads, c.key_size, c.value_size, c.window) for c in network.caches}
     assert kept == {(2 if arch == "llama" else 3, 16, 16, None)}
+
+
+def test_the_tree_is_walked_once_for_its_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache is made for every text, and looked at in every step: neither walks the tree again."""
+    found = network("llama")
+    first = found.cache_shape
+    monkeypatch.setattr(Network, "walk", lambda self: pytest.fail("walked again"))
+    assert found.cache_shape == first
+    assert len(found.caches) == first[0]

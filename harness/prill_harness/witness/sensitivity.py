@@ -21,7 +21,6 @@ from prill_harness.numbers.compare import largest
 from prill_harness.witness.naive import Reading
 from prill_runtime.gguf.file import GGUFFile, open_gguf
 from prill_runtime.gguf.tensors import TensorInfo
-from prill_runtime.models import walks
 from prill_runtime.models.cache import KVCache
 from prill_runtime.models.load import load
 from prill_runtime.ops.numpy import NumpyBackend
@@ -83,7 +82,7 @@ def oracle_logits(path: Path, reading: Reading, ids: Sequence[int]) -> NDArray[n
         backend = NumpyBackend("float64")
         wired, report = load(varied, backend)
     model = Model(wired, backend, None, report, "")  # type: ignore[arg-type]  # ids go in, no text
-    cache = KVCache(*walks.cache_shape(wired.network), len(ids), backend.dtype, 0)
+    cache = KVCache(*wired.network.cache_shape, len(ids), backend.dtype, 0)
     return np.asarray(model.forward([(cache, ids)])[0], np.float64)
 
 

@@ -104,7 +104,7 @@ def describe(file: Described) -> Network:
     try:
         network = descriptions[file.architecture](keys)
         keys.require_all_read()
-        walks.cache_shape(network)
+        _ = network.cache_shape  # refuses layers that no one cache has room for
     except PrillError as error:
         error.where = error.where or str(file.path)
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 from prill_runtime.errors import UnsupportedModel
@@ -363,6 +364,24 @@ class Network(Node):
     @property
     def width(self) -> int:
         return self.embed.width
+
+    @cached_property
+    def caches(self) -> tuple[CacheLayout, ...]:
+        """What each layer keeps of every position."""
+        return tuple(node.cache for node in self.walk() if isinstance(node, Attention))
+
+    @cached_property
+    def cache_shape(self) -> tuple[int, int, int]:
+        """Layers, heads of keys and components of a head, of a cache that has one shape for all layers.
+
+        Raises:
+            UnsupportedModel: layers that keep more or less than others.
+        """
+        kept = self.caches
+        shapes = {(layout.kv_heads, layout.key_size, layout.value_size) for layout in kept}
+        if len(shapes) != 1 or kept[0].key_size != kept[0].value_size:
+            raise UnsupportedModel("caches of different shapes are not implemented", got=repr(sorted(shapes)))
+        return len(kept), kept[0].kv_heads, kept[0].key_size
 
     def __call__(self, p: Pass) -> Array:
         """Hidden states after the last norm (row, width); keys and values go to the caches, uncommitted."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from prill_runtime.errors import UnsupportedModel
-from prill_runtime.models.base import CacheLayout, Stage, Tensor, Value
-from prill_runtime.models.nodes import Attention, Network, Rope
+from prill_runtime.models.base import Stage, Tensor, Value
+from prill_runtime.models.nodes import Network, Rope
 from prill_runtime.ops.protocol import Array
 
 
@@ -50,24 +49,6 @@ def effective(network: Network) -> dict[str, Value]:
 def features(network: Network) -> frozenset[str]:
     """What the model has that not every model has."""
     return frozenset(feature for node in network.walk() for feature in node.features())
-
-
-def caches(network: Network) -> tuple[CacheLayout, ...]:
-    """What each layer keeps of every position."""
-    return tuple(node.cache for node in network.walk() if isinstance(node, Attention))
-
-
-def cache_shape(network: Network) -> tuple[int, int, int]:
-    """Layers, heads of keys and components of a head, of a cache that has one shape for all layers.
-
-    Raises:
-        UnsupportedModel: layers that keep more or less than others.
-    """
-    kept = caches(network)
-    shapes = {(layout.kv_heads, layout.key_size, layout.value_size) for layout in kept}
-    if len(shapes) != 1 or kept[0].key_size != kept[0].value_size:
-        raise UnsupportedModel("caches of different shapes are not implemented", got=repr(sorted(shapes)))
-    return len(kept), kept[0].kv_heads, kept[0].key_size
 
 
 def rotations(network: Network, weights: Mapping[str, Array]) -> Iterator[dict[str, Any]]:

@@ -113,7 +113,7 @@ class Model:
         capacity = room if capacity is None else capacity
         if not 1 <= capacity <= room:
             raise InvalidParameter("out of range", where="capacity", expected=f"1 to {room}", got=capacity)
-        return KVCache(*walks.cache_shape(self.network), capacity, self.backend.dtype, offset)
+        return KVCache(*self.network.cache_shape, capacity, self.backend.dtype, offset)
 
     def forward(
         self,
@@ -190,7 +190,7 @@ class Model:
 
     def _step(self, batch: Sequence[tuple[KVCache, Sequence[int]]]) -> Step:
         """The batch, checked, as one run of rows."""
-        shape = walks.cache_shape(self.network)
+        shape = self.network.cache_shape
         if not batch:
             raise InvalidParameter("no sequence", where="batch", expected="one at least")
         if len({id(cache) for cache, _ in batch}) != len(batch):

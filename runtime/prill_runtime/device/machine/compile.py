@@ -95,8 +95,8 @@ def _text(path: Path) -> str:
 
 
 def waits(name: str) -> bool:
-    """Whether a file's kernels call wait_for_previous(), themselves or in a header that the file includes: they
-    may overlap the launch before them."""
+    """Whether a file's kernels call wait_for_previous(), themselves or in a header that it includes: they may
+    overlap the launch before them."""
     pending, seen, known = [source(name)], set[str](), headers()
     while pending:
         text = pending.pop()

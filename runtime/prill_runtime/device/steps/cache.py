@@ -12,7 +12,6 @@ from prill_runtime.device.memory.array import F32, Allocation, grid_of
 from prill_runtime.device.memory.slot import SEQUENCE, CacheView
 from prill_runtime.device.ops.backend import CudaBackend
 from prill_runtime.errors import PrillError
-from prill_runtime.models import walks
 from prill_runtime.models.cache import KVCache
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ SESSIONS: Final = 1024
 
 def nbytes_of(network: Network, positions: int) -> int:
     """Bytes of the keys and values of so many positions."""
-    kept = (layout.kv_heads * (layout.key_size + layout.value_size) for layout in walks.caches(network))
+    kept = (layout.kv_heads * (layout.key_size + layout.value_size) for layout in network.caches)
     return F32.itemsize * positions * sum(kept)
 
 
@@ -35,7 +34,7 @@ class DeviceCache(KVCache):
 
     def __init__(self, ops: CudaBackend, network: Network, capacity: int, offset: int = 0) -> None:
         self.ops = ops
-        super().__init__(*walks.cache_shape(network), capacity, F32, offset)
+        super().__init__(*network.cache_shape, capacity, F32, offset)
 
     def _reserve(self, dtype: np.dtype[Any]) -> None:
         self._bytes = int(np.prod(self.shape)) * dtype.itemsize
