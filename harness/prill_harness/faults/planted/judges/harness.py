@@ -31,7 +31,8 @@ LLAMA = ("fixture:llama-tiny",)
 OTHER = {"fixture:llama-tiny": "fixture:gpt2-tiny"}
 
 
-@fault(area="harness", blames=BLAMES)
+# On llama-tiny, float32's rounding gives the golden's numbers token by token on some machines.
+@fault(area="harness", blames=BLAMES, models=("fixture:gpt2-tiny",))
 def oracle_is_candidate() -> Iterator[Patch]:
     """Where the oracle is asked for, another copy of the engine under test is opened."""
 
