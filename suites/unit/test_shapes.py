@@ -69,11 +69,14 @@ AXES: dict[tuple[str, str], tuple[Axis, ...]] = {
     ("choose", "THREADS"): (Axis("decode.vocabulary", tiled=True),),
     ("elementwise", "threads"): ELEMENTS,
     ("embed", "threads"): (Axis("embed.chunks"),),
-    ("fused", "ROWS"): (Axis("decode.outer", tiled=True),),
-    # Values of a quad, threads emulated.
-    ("fused", "BATCH"): (
-        Axis("decode.inner", unit=4 * 64, step=256), Axis("decode.width", unit=4 * 64, step=512),
-    ),
+    # Of a kernel with hooks and of one without, which are one text. BATCH: values of a quad, emulated.
+    **{(file, "ROWS"): (Axis("decode.outer", tiled=True),) for file in ("fused", "hooked")},
+    **{
+        (file, "BATCH"): (
+            Axis("decode.inner", unit=4 * 64, step=256), Axis("decode.width", unit=4 * 64, step=512),
+        )
+        for file in ("fused", "hooked")
+    },
     ("matmul", "TILE"): (Axis("matmul.rows"), Axis("matmul.outer")),
     ("matmul", "DEPTH"): (Axis("matmul.inner"),),
     ("matvec", "ROWS"): (Axis("matvec.outer"),),
@@ -94,16 +97,16 @@ AXES: dict[tuple[str, str], tuple[Axis, ...]] = {
 }  # fmt: skip
 # Those that divide nothing of a shape, and why.
 OTHERS = {
-    r"fused (PLAIN|GATE_UP|QKV|NOWHERE)": "names of modes, and a group that no matrix has",
-    r"fused (MOST|MOST_EXACT|threads)": "most threads of a launch; how many there are is the launcher's",
-    r"fused (DEPTH|depth)": "loads in flight, in a loop of as many steps as a row has",
+    r"(fused|hooked) (PLAIN|GATE_UP|QKV|GELU|NOWHERE)": "names of modes, and a group that no matrix has",
+    r"(fused|hooked) (MOST|MOST_EXACT|threads)": "most threads of a launch; how many is the launcher's",
+    r"(fused|hooked) (DEPTH|depth)": "loads in flight, in a loop of as many steps as a row has",
     r"\w+ RESIDENT": "blocks that a multiprocessor holds",
     r"\w+ ZERO": "a number's code",
-    r"(embed|fused|tensor|repack) N": "weights of a chunk: every type has products of its own above",
+    r"(embed|fused|hooked|tensor|repack) N": "weights of a chunk: every type has products of its own above",
     r"(attention_decode|prefill_attention) (threads|WARPS|VALUES|OWN|APART|EACH|KEYS|STEP)":
         "follow from the others",
     r"attention_decode PIECE": "bytes asked for ahead of their use, of which no value depends",
-    r"fused planes": "follows from the chunk",
+    r"(fused|hooked) planes": "follows from the chunk",
     r"matmul (threads|chunks)": "follow from the tile and the chunk",
     r"matvec threads": "the same as THREADS",
     r"(choose|sample) threads": "the same as THREADS",

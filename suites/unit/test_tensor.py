@@ -112,6 +112,7 @@ def product(
     args = {
         "m": matrix,
         "x": data,
+        "residual": 0,
         "out": out,
         "rows": len(x),
         "x_pitch": pitch,
