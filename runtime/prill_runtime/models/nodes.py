@@ -90,10 +90,6 @@ class Linear(Node):
     def stages(self, source: str) -> Iterator[Stage]:
         yield Stage(self.stage, (source,), (self.name,), self)
 
-    def part(self, array: Any) -> Any:
-        """Its own rows of a tensor that it may share."""
-        return array if self.of is None else array[self.first : self.first + self.rows]
-
     def product(self, p: Pass, x: Array) -> Array:
         """(row, rows of the whole tensor)."""
         return p.ops.linear(x, p.weights[f"{self.name}.weight"], p.weights.get(f"{self.name}.bias"))

@@ -46,7 +46,6 @@ class Lowering:
         if self.rope is not None:
             self.frequencies = ops.frequencies(**self.rope.settings(self.weights))
             self.turns = ops.empty(1, self.rope.dim // 2, 2, purpose="scratch")
-        self.begins = False
 
     def matrix(self, linear: Linear | Head | Embed) -> DeviceMatrix:
         found: DeviceMatrix = self.weights[f"{linear.name}.weight"]
@@ -72,7 +71,7 @@ class Lowering:
 
     def angles(self, p: Pass, rope: Rope) -> Pointer:
         """Cosines and sines (pair, 2) of the token's position."""
-        if self.begins and rope == self.rope:
+        if rope == self.rope:
             return self.turns.pointer
         settings: Any = rope.settings(self.weights)
         at: Any = p.step.positions
@@ -100,10 +99,7 @@ class Lowered:
                 return partial(_added, node)
             return found  # type: ignore[no-any-return]
 
-        self._embed = lower(network.embed, on)
-        if self._embed is None:
-            self._embed = network.embed
-            self.recorded.append(network.embed)
+        self._embed = Begin(network.embed, on)
         self._pieces: list[Piece] = []
         for layer in network.layers:
             self._pieces += [piece(layer.attention), piece(layer.dense)]
@@ -131,11 +127,6 @@ def _added(node: Attention | Dense, p: Any, x: Any) -> Any:
 def lower(node: Node, on: Lowering) -> Any:
     """The fused piece of a node; None where the kernels do not cover it."""
     return None
-
-
-@lower.register
-def _(node: Embed, on: Lowering) -> Any:
-    return Begin(node, on)
 
 
 @lower.register
@@ -172,7 +163,6 @@ class Begin:
 
     def __init__(self, node: Embed, on: Lowering) -> None:
         self.node, self.on = node, on
-        on.begins = True
 
     def __call__(self, p: Pass) -> DeviceArray:
         on, table, step = self.on, self.on.matrix(self.node), p.step
