@@ -10,7 +10,8 @@ import gguf
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from prill_harness.second import GPT2, LLAMA
+
+from prill_harness.witness.second import GPT2, LLAMA
 
 from .tiny_gguf import add_tokenizer, write_gguf
 

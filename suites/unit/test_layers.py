@@ -6,6 +6,8 @@ import ast
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -209,6 +211,37 @@ def test_names_in_texts_are_no_way_up() -> None:
                 if not module.endswith("__init__") and place(name, order) > place(module, order)
             }
     assert found == BY_NAME
+
+
+@pytest.mark.parametrize("folder", ["suites/unit", "ci"])
+def test_what_only_some_environments_import_is_there(folder: str) -> None:
+    """Every module of prill's that a test or a script names has what it takes, installed extras or not."""
+    named = {
+        (node.module, alias.name)
+        for file in sorted((ROOT / folder).rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").startswith("prill_")
+        for alias in node.names
+    }
+    assert named
+    assert sorted(each for each in named if not there(*each)) == []
+
+
+def test_an_import_of_what_is_not_there_is_seen() -> None:
+    """A module that moved, a room that went and a name that went are each found."""
+    assert there("prill_runtime.gguf", "file")
+    assert there("prill_runtime.gguf.file", "open_gguf")
+    assert not there("prill_runtime.nosuch", "open_gguf")
+    assert not there("prill_nosuch.gguf", "open_gguf")
+    assert not there("prill_runtime.gguf.file", "nosuch")
+
+
+def there(module: str, name: str) -> bool:
+    """True when `from module import name` would work."""
+    try:
+        return hasattr(import_module(module), name) or find_spec(f"{module}.{name}") is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def test_the_walker_sees_imports() -> None:
