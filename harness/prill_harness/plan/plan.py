@@ -20,7 +20,6 @@ class Plan(msgspec.Struct, frozen=True):
     """The cells of one run, in order.
 
     Attributes:
-        narrowed: models were overridden, so items of other architectures are left out of the verdict.
         checks: run these check ids alone; empty for all.
         folder: where the suites lie; None: the packaged ones.
         given: the spec that opens a model here, by the name that its cells carry; absent where they are one.
@@ -28,7 +27,6 @@ class Plan(msgspec.Struct, frozen=True):
 
     gate: str
     cells: tuple[Cell, ...]
-    narrowed: bool = False
     checks: tuple[str, ...] = ()
     folder: Path | None = None
     given: Mapping[str, str] = {}
@@ -73,7 +71,7 @@ def build(
         suite_file(suite, folder)
     if not cells:
         raise NothingSelected("the selection leaves no cell", where=f"gate {gate.name}")
-    return Plan(gate.name, tuple(dict.fromkeys(cells)), bool(models), tuple(checks), folder, openers(names))
+    return Plan(gate.name, tuple(dict.fromkeys(cells)), tuple(checks), folder, openers(names))
 
 
 def openers(names: Mapping[str, str]) -> dict[str, str]:

@@ -19,8 +19,8 @@ SOURCES = ("prill_runtime", "prill_harness", "prill_fixtures")
 
 
 def describe(model: str, suite_file: Path, checks: Sequence[str] = ()) -> dict[str, str]:
-    """What `CellStarted.versions` holds: library versions, code digest, model sha256 and architecture, and
-    the check ids the run was restricted to, and the second reading of the model that was asked for.
+    """What `CellStarted.versions` holds: library versions, code digest, model sha256, architecture and
+    features, the check ids the run was restricted to, and the second reading of the model that was asked for.
 
     A model that cannot be read leaves `model_sha256` empty; the checks of the cell then say why.
     """
@@ -37,18 +37,20 @@ def describe(model: str, suite_file: Path, checks: Sequence[str] = ()) -> dict[s
 
 @cache
 def model_facts(spec: str) -> dict[str, str]:
-    """sha256 and architecture of the file a model spec names; empty strings for what cannot be read."""
+    """sha256, architecture and features of the file a model spec names, the last two read without planted
+    faults; empty strings for what cannot be read, and no word of features that nobody knows."""
+    from prill_harness.engines.features import traits
     from prill_harness.engines.models import resolve_model
+    from prill_harness.planting import faults
     from prill_runtime.gguf.file import open_gguf
 
-    facts = {"model_sha256": "", "architecture": ""}
-    try:
+    with faults.only(()):
+        facts = {"model_sha256": "", **traits(spec).recorded}
+    with suppress(PrillError, OSError):
         paths: tuple[Path, ...] = (resolve_model(spec),)
         with suppress(PrillError), open_gguf(paths[0]) as file:
-            paths, facts["architecture"] = file.paths, file.architecture
+            paths = file.paths
         facts["model_sha256"] = file_digest(*paths)
-    except (PrillError, OSError):
-        pass
     return facts
 
 
