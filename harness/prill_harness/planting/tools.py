@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from prill_harness.engines.features import PACKAGED
 from prill_harness.planting.faults import Patch
 
-LLAMA = ("fixture:llama-tiny",)
-GPT2 = ("fixture:gpt2-tiny",)
+ONE = PACKAGED[:1]
+"""For a fault that shows on any model, of which one is enough."""
+ANOTHER = PACKAGED[1:2]
 LONG = ("fixture:llama-long",)
 WINDOW = ("fixture:llama-window",)
 
@@ -49,6 +51,6 @@ def node(kind: str, changed: Callable[..., Any]) -> Patch:
     return around(f"prill_runtime.models.nodes:{place}", changed)
 
 
-def description(architecture: str, changed: Callable[[Any], Any]) -> Patch:
-    """The network that an architecture's description makes of a file, replaced by `changed(network)`."""
-    return around(f"prill_runtime.models.{architecture}:model", lambda o, keys: changed(o(keys)))
+def description(changed: Callable[[Any], Any]) -> Patch:
+    """The network that a description makes of a file, replaced by `changed(network)`."""
+    return around("prill_runtime.models.load:describe", lambda o, file: changed(o(file)))
