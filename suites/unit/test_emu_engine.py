@@ -19,6 +19,8 @@ from prill_runtime.errors import NotANumber, PrillError, UsageError
 from prill_runtime.run.generate import logprob
 from prill_runtime.sampling.sampler import SamplingParams, sample
 
+from .decoded import decoded
+
 MODELS = ("fixture:llama-tiny", "fixture:gpt2-tiny")
 NMSE = 1e-10  # float32 beside float64 (docs/adr/0002-lanes.md, ops)
 WRONG = 1e-6  # a stage this far off is not rounding
@@ -66,8 +68,7 @@ def on_the_host(engine: Engine, ids: list[int], count: int, **settings: Any) -> 
         text.append(sample(row, params, cache.length, text))
         logprobs.append(logprob(row, text[-1]))
         if left:
-            row = model.decoder.step(cache, text[-1])
-            cache.length += 1
+            row = decoded(model, cache, text[-1])
     cache.close()
     return text[len(ids) :], logprobs
 
@@ -317,10 +318,7 @@ def test_fast_decoding_keeps_to_its_lane(kind: str, arithmetic: str) -> None:
         model = fast.model  # type: ignore[attr-defined]
         cache = model.new_cache(len(ids) + count)
         model.forward([(cache, ids)])
-        rows = []
-        for token in tokens:
-            rows.append(model.decoder.step(cache, token))
-            cache.length += 1
+        rows = [decoded(model, cache, token) for token in tokens]
         cache.close()
         expected = oracle.logits([*ids, *tokens])[-count:]
     lane = lanes.lane_for(kind, arithmetic)

@@ -9,8 +9,6 @@ from contextlib import closing
 from typing import Final, Protocol
 from weakref import ref
 
-import numpy as np
-
 from prill_runtime.device.machine.base import Device, Graph, in_turn
 from prill_runtime.device.memory.array import DeviceIds
 from prill_runtime.device.memory.slot import TOKEN_OFFSET, Slot
@@ -21,7 +19,6 @@ from prill_runtime.device.steps.lower import Lowered
 from prill_runtime.device.steps.prefill import Prefill, in_memory
 from prill_runtime.errors import NotANumber
 from prill_runtime.models.load import Wired
-from prill_runtime.ops.protocol import Array
 from prill_runtime.run.generate import Generation, Predictor, Writer
 from prill_runtime.sampling.sampler import SamplingParams
 
@@ -111,14 +108,6 @@ class Decoder:
         else:
             self._tell(params, history)
             self.sampler.launch(self.logits, self._slot)
-        return self._only()
-
-    def _only(self) -> tuple[int, float]:
-        """The one choice that was queued since the slot was armed.
-
-        Raises:
-            NotANumber, EngineError: `refusal`.
-        """
         ((token,), (logprob,)) = self._slot.read(0, 1)
         if token < 0:
             raise refusal(token)
@@ -167,20 +156,6 @@ class Decoder:
         self.sampler.arm(params)
         if params.repetition_penalty != 1.0:
             self.sampler.remember(history)
-
-    @in_turn
-    def step(self, cache: DeviceCache, token: int) -> Array:
-        """Feed one id; logits (vocab,) of what follows. The cache's count of positions does not move.
-
-        Raises:
-            ContextLengthExceeded: it does not fit. NotANumber: logits that are not finite.
-        """
-        cache.require(1)
-        graph = self.graph(cache.capacity)
-        self._arm(cache, token)
-        graph.replay()
-        self._only()
-        return self.ops.device.download(self.logits.pointer, (self.logits.shape[1],), np.float32)
 
     def close(self) -> None:
         for graph in self._graphs.values():
