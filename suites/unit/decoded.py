@@ -14,9 +14,8 @@ from prill_runtime.sampling.sampler import SamplingParams
 
 def decoded(model: DeviceModel, cache: DeviceCache, token: int) -> NDArray[np.float32]:
     """Decode one token as every text is decoded; the logits (vocab,) that its successor was chosen from."""
-    with closing(model.decoder.stream(cache, [token], 1, SamplingParams())) as batches:
-        ((chosen, _),) = batches
-    cache.length += 1
+    with closing(model.decoder.stream(cache, [token], 1, SamplingParams())) as stream:
+        ((chosen, _),) = stream
     logits = np.array(model.decoder.logits)[0]
-    assert chosen == [int(logits.argmax())]
+    assert chosen == int(logits.argmax())
     return logits

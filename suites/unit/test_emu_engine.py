@@ -14,7 +14,7 @@ from prill_harness.faults.catalogue import catalogue
 from prill_harness.numbers import lanes
 from prill_harness.tokens.golden import golden_for
 from prill_runtime.device.machine.emulator import EmuDevice
-from prill_runtime.device.memory.slot import RING_IDS
+from prill_runtime.device.memory.slot import RING_IDS, Slot
 from prill_runtime.errors import NotANumber, PrillError, UsageError
 from prill_runtime.run.generate import logprob
 from prill_runtime.sampling.sampler import SamplingParams, sample
@@ -334,16 +334,13 @@ def test_logits_that_are_not_finite_are_reported(
     llama: Engine, monkeypatch: pytest.MonkeyPatch, temperature: float
 ) -> None:
     """A NaN inside the graph is an error, not a token."""
-    from prill_runtime.device.steps.decode import Decoder
+    arm = Slot.arm
 
-    arm = Decoder._arm
+    def poisoned(self: Slot, sequence: np.ndarray) -> None:
+        arm(self, sequence)
+        self._device.fill(int(sequence["keys"][0]), 64, 0xFF)
 
-    def poisoned(self: Decoder, cache: object, token: int, behind: int = 0) -> None:
-        arm(self, cache, token, behind)  # type: ignore[arg-type]
-        block = cache._allocation  # type: ignore[attr-defined]
-        self.ops.device.fill(block.pointer, 64, 0xFF)
-
-    monkeypatch.setattr(Decoder, "_arm", poisoned)
+    monkeypatch.setattr(Slot, "arm", poisoned)
     with pytest.raises(NotANumber, match="rows of logits"):
         llama.generate(prompt(MODELS[0], 5), max_tokens=4, ignore_eos=True, temperature=temperature)
 

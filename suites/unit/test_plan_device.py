@@ -186,7 +186,7 @@ def test_a_sequence_opened_during_a_step_is_in_nobodys_way() -> None:
     device.launch = launch
     for rows in (256, 512, 1024):
         cache = model.new_cache()
-        cache.length = cache.capacity - rows
+        cache.commit(cache.capacity - rows)
         model.forward([(cache, [0] * rows)], last_only=True)
     assert len(opened) >= 3
     scratch = model.backend.arena.regions["scratch"]

@@ -148,7 +148,7 @@ def test_the_choice_is_the_lowest_of_the_most_probable_ids(llama: Engine, data: 
     if odd is not None:
         row[data.draw(st.integers(0, vocab - 1))] = odd
     cache = model.new_cache(4)
-    cache.length = 1
+    cache.commit(1)
     model.device.upload(decoder.logits.pointer, row)
     try:
         if odd is None:

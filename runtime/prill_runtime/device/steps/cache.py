@@ -30,7 +30,11 @@ def nbytes_of(network: Network, positions: int) -> int:
 
 
 class DeviceCache(KVCache):
-    """KVCache whose rows lie in the arena; the host counts positions and tells the device before a step."""
+    """KVCache whose rows lie in the arena.
+
+    It counts the positions here too. Kernels read the count from a `record` uploaded before a step; where
+    many steps follow without the host, their last kernel counts on in that record.
+    """
 
     def __init__(self, ops: CudaBackend, network: Network, capacity: int, offset: int = 0) -> None:
         self.ops = ops
@@ -79,17 +83,16 @@ class DeviceCache(KVCache):
     def nbytes(self) -> int:
         return 0 if self._allocation is None else 2 * self._bytes
 
-    def record(self, token: int = 0) -> np.ndarray[Any, np.dtype[np.void]]:
-        """The kernel's struct Sequence as it stands."""
+    def record(self, token: int = 0, length: int | None = None) -> np.ndarray[Any, np.dtype[np.void]]:
+        """The kernels' struct Sequence: this one or its first `length` positions, and the id to feed."""
         if self._allocation is None:
             raise PrillError("the cache is closed", where="KV cache", hint="open a new one")
         keys = self._allocation.pointer
-        return np.array(
-            [(keys, keys + self._bytes, self.capacity, self.length, self.offset, token, 0)], SEQUENCE
-        )
+        length = self.length if length is None else length
+        return np.array([(keys, keys + self._bytes, self.capacity, length, self.offset, token, 0)], SEQUENCE)
 
     def arm(self) -> None:
-        """Tell the device where the sequence stands; once before every step."""
+        """Upload the record; once before every step."""
         self.ops.device.upload(self.state, self.record())
 
     def append(self, layer: int, k: Any, v: Any) -> None:
@@ -112,7 +115,7 @@ class DeviceCache(KVCache):
 class SlotCache(DeviceCache):
     """The cache of a captured graph: whichever sequence the slot describes when the graph is replayed.
 
-    Its launches cover `capacity` positions, and nobody but the device knows how many there are.
+    Its launches cover `capacity` positions; how many there are stands in the slot alone, not in `length`.
     """
 
     def __init__(self, ops: CudaBackend, network: Network, capacity: int, slot: Allocation) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from typing import Final, Protocol
 from weakref import ref
@@ -102,7 +102,8 @@ class Decoder:
         Raises:
             NotANumber: logits that are not finite, or as `refusal`.
         """
-        self._arm(cache, 0, behind=1)
+        # A choice counts the row it was made from, and the cache has counted the prompt's last already.
+        self._slot.arm(cache.record(length=cache.length - 1))
         if is_greedy(params):
             self.choose()
         else:
@@ -115,15 +116,15 @@ class Decoder:
 
     def stream(
         self, cache: DeviceCache, history: Sequence[int], count: int, params: SamplingParams
-    ) -> Generator[tuple[list[int], list[float]], None, None]:
-        """Feed the last id of `history` and go on: the next `count` ids and their logprobs, some at a time.
+    ) -> Generator[tuple[int, float], None, None]:
+        """Feed the last id of `history` and go on: the next `count` ids, each with its logprob.
 
-        The device's turn is held until the last of them, or until the iterator is closed; what was queued by
-        then runs on. The cache's own count of positions does not move: what the host takes, it counts. In
-        the place of the id of a row that was refused lies what `refusal` takes; nothing behind it counts.
+        An id's row is committed to the cache when the id is yielded. The device's turn is held until the last
+        of them, or until the iterator is closed; steps that are queued by then still run.
 
         Raises:
             ContextLengthExceeded: they do not fit.
+            NotANumber, EngineError: as `refusal`, in the place of the id of the row that was refused.
         """
         cache.require(count)
         with self.device.turn:
@@ -134,7 +135,7 @@ class Decoder:
                     self._tell(params, history)
                 # True once all are read; who closes before that has ended the text, and its cache with it.
                 self._told = ref(cache), params, len(history) + count
-            self._arm(cache, history[-1])
+            self._slot.arm(cache.record(history[-1]))
             left, queued = count, deque[tuple[int, int, int]]()
             while left or queued:
                 while left and len(queued) < AHEAD:
@@ -143,13 +144,11 @@ class Decoder:
                         graph.replay()
                     queued.append((at, some, self.device.mark()))
                     left -= some
-                yield self._slot.read(*queued.popleft())
-
-    def _arm(self, cache: DeviceCache, token: int, behind: int = 0) -> None:
-        """Point the slot at a sequence and the id to feed, as it stood before its last `behind` positions."""
-        record = cache.record(token)
-        record["length"] -= behind
-        self._slot.arm(record)
+                for token, logprob in zip(*self._slot.read(*queued.popleft()), strict=True):
+                    if token < 0:
+                        raise refusal(token)
+                    cache.commit(1)
+                    yield token, logprob
 
     def _tell(self, params: SamplingParams, history: Sequence[int]) -> None:
         self._told = None
@@ -202,30 +201,18 @@ def generate(
     cache = writer.cache
     assert isinstance(cache, DeviceCache)
     try:
-        done = _begin(model, writer, cache, params)
-        while done is None:
+        if (done := _begin(model, writer, cache, params)) is not None:
+            return done
+        while True:
             # A caller who looks at every token may do anything between two of them.
             span = SPAN if on_token is None else 1
             count = min(span, writer.remaining, cache.capacity - cache.length)
-            with closing(model.decoder.stream(cache, writer.history, count, params)) as batches:
-                done = _take(writer, cache, batches)
-        return done
+            with closing(model.decoder.stream(cache, writer.history, count, params)) as stream:
+                for token, logprob in stream:
+                    if (done := writer.accept(token, logprob)) is not None:
+                        return done
     finally:
         cache.close()
-
-
-def _take(
-    writer: Writer, cache: DeviceCache, batches: Iterable[tuple[list[int], list[float]]]
-) -> Generation | None:
-    """Count and accept what was chosen, as far as the text goes."""
-    for batch in batches:
-        for token, logprob in zip(*batch, strict=True):
-            if token < 0:
-                raise refusal(token)
-            cache.length += 1
-            if (done := writer.accept(token, logprob)) is not None:
-                return done
-    return None
 
 
 def _begin(

@@ -40,8 +40,8 @@ class Prefill:
         self._graphs: dict[int, Graph] = {}
 
     def feed(self, cache: DeviceCache, ids: Sequence[int]) -> None:
-        """Queue 1 to MAX_ROWS checked ids of a sequence that has room for them, and count them."""
-        rows, first = len(ids), cache.offset + cache.length
+        """Queue 1 to MAX_ROWS checked ids of a sequence that has room for them, and commit them."""
+        rows, first = len(ids), cache.position
         state = np.zeros(1, PIECE)
         state["sequence"] = cache.record()
         state["positions"][0, :rows] = np.arange(first, first + rows)
@@ -51,7 +51,7 @@ class Prefill:
             graph.replay()
         else:
             self.record(rows, cache.length + rows)
-        cache.length += rows
+        cache.commit(rows)
 
     def head(self, logits: DeviceArray) -> None:
         """Queue the logits (1, vocab) of the last row that was fed."""
