@@ -149,7 +149,7 @@ def test_markdown_has_the_figures_and_not_the_readings() -> None:
     assert "0, 48, 96" not in text
 
 
-ROW = curves.noted(LEAKING)[curves.KEY][0]
+ROW = curves.noted(LEAKING)[curves.DETAIL_KEY][0]
 WRONG = {
     "no list": 7,
     "text": "curves",
@@ -173,21 +173,21 @@ WRONG = {
 def test_a_malformed_detail_breaks_no_report(wrong: str, status: Status) -> None:
     """What is no curve is not drawn; the page stands, and so does a sound curve beside it."""
     bad: Any = WRONG[wrong]
-    detail = {"path": "success", curves.KEY: bad}
+    detail = {"path": "success", curves.DETAIL_KEY: bad}
     kept = VERDICT.checks[0]
     check = msgspec.structs.replace(kept, check="memory.success", status=status, detail=detail)
     verdict = msgspec.structs.replace(VERDICT, checks=(check,))
     assert not page(verdict).xpath("//figure")
     assert markdown.render(verdict, options={})
     if isinstance(bad, list):
-        mixed = msgspec.structs.replace(check, detail={curves.KEY: [*bad, ROW]})
+        mixed = msgspec.structs.replace(check, detail={curves.DETAIL_KEY: [*bad, ROW]})
         assert len(page(msgspec.structs.replace(VERDICT, checks=(mixed,))).xpath("//figure")) == 1
 
 
 def test_numbers_that_are_none_are_no_curve() -> None:
     """NaN and infinity, which JSON in Python may carry, are not drawn."""
     for value in (float("nan"), float("inf"), -float("inf")):
-        assert curves.recalled({curves.KEY: [ROW | {"slope": value}]}) == {}
+        assert curves.recalled({curves.DETAIL_KEY: [ROW | {"slope": value}]}) == {}
 
 
 ANY = st.recursive(
@@ -201,7 +201,11 @@ ANY = st.recursive(
 @given(field=st.sampled_from(sorted(ROW)), value=ANY, whole=ANY)
 def test_any_detail_can_be_shown(field: str, value: Any, whole: Any) -> None:
     """One field of a curve, or all of them, replaced by anything: the page renders and stays well-formed."""
-    for detail in ({curves.KEY: [ROW | {field: value}]}, {curves.KEY: whole}, {"part": {curves.KEY: whole}}):
+    for detail in (
+        {curves.DETAIL_KEY: [ROW | {field: value}]},
+        {curves.DETAIL_KEY: whole},
+        {"part": {curves.DETAIL_KEY: whole}},
+    ):
         check = msgspec.structs.replace(VERDICT.checks[0], status=Status.FAILED, detail=detail)
         tree = page(msgspec.structs.replace(VERDICT, checks=(check,)))
         assert not tree.xpath("//script")

@@ -16,7 +16,7 @@ from prill_harness.faults.opening import open_engine
 from prill_harness.tokens import golden_prompts
 from prill_harness.tokens import judge as tokens
 from prill_harness.tokens.golden import PROMPTS, golden_for, record
-from prill_harness.tokens.golden_pack import ALONE, load, save
+from prill_harness.tokens.golden_pack import ONLY_TOKEN_GAP, load, save
 from prill_runtime.errors import UsageError
 from prill_runtime.gguf.file import open_gguf
 from prill_runtime.tokenizer.load import load_tokenizer
@@ -72,7 +72,7 @@ def test_a_golden_without_texts(tmp_path: Path) -> None:
     save(golden, tmp_path / "golden.json")
     assert load(tmp_path / "golden.json") == golden
     assert all(prompt.unspelled and not prompt.text for prompt in golden.prompts)
-    assert set(golden.prompts[0].margins.tolist()) == {ALONE}
+    assert set(golden.prompts[0].margins.tolist()) == {ONLY_TOKEN_GAP}
     with open_engine("numpy", str(file)) as engine, open_engine("numpy64", str(file)) as oracle:
         assert isinstance(oracle, Embedded)
         found = tokens.compare_prompt_ids(engine, golden, oracle)

@@ -134,6 +134,6 @@ def test_a_rare_leak_of_one_kind_is_found_and_told() -> None:
     assert report.verdict is LeakVerdict.LEAK
     assert report.sentence.endswith("left by cancelled (host blocks +1)"), report.sentence
     offered = {"greedy", "sampled", "cancelled", "filled", "refused", "held", "told"}
-    assert report.kinds == dict.fromkeys(offered, 40 * paths.TIMES)
+    assert report.kinds == dict.fromkeys(offered, 40 * paths.CALLS_OF_A_KIND)
     sound = probe.run(Probe("control:noise=churn", "none", "requests", vary=False))
     assert sound.verdict is LeakVerdict.CLEAN, sound.sentence

@@ -120,7 +120,7 @@ def test_prompts_fit_every_vocabulary_and_context(
     """Ids are in the vocabulary and leave room for three tokens; distinct prompts differ where they can."""
     path = engine_of(vocab, context, monkeypatch)
     prompts = [path.distinct(number) for number in range(11, 200)] if path.varies else []
-    assert path.varies == (vocab ** len(path.ids) >= paths.PROMPTS)
+    assert path.varies == (vocab ** len(path.ids) >= paths.DISTINCT_PROMPTS)
     assert len({tuple(ids) for ids in prompts}) == len(prompts)
     for ids in (path.ids, *prompts):
         assert ids

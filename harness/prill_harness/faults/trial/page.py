@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from prill_harness.faults.trial.kills import Kills, Trial
 from prill_harness.planting.faults import AREAS
 
-SHOWN = 6  # checks beside a fault; the table of checks has them all
+SHOWN_CHECKS = 6  # checks beside a fault; the table of checks has them all
 INTRO = """\
 # Planted faults
 
@@ -67,8 +67,8 @@ def _code(names: Sequence[str]) -> str:
 
 
 def _few(names: Sequence[str]) -> str:
-    more = len(names) - SHOWN
-    return _code(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - SHOWN_CHECKS
+    return _code(names[:SHOWN_CHECKS]) + (f" and {more} more" if more > 0 else "")
 
 
 def _faults(rows: Mapping[str, Trial]) -> str:

@@ -7,9 +7,18 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from prill_harness.leaks.ledgers.ledgers import LIMIT, PLANT_BYTES, PLANT_EVERY, Book, Series
+from prill_harness.leaks.ledgers.ledgers import LIMIT_SUFFIX, PLANT_BYTES, PLANT_EVERY, Book, Series
 from prill_harness.leaks.reports.report import Judged, LeakVerdict, PathReport, Probe, amount, worst
-from prill_harness.leaks.reports.verdict import CLEAR, ROUGH, WINDOWS, Rule, Shape, State, shape, state
+from prill_harness.leaks.reports.verdict import (
+    CLEAR_FACTOR,
+    ROUGH_FACTOR,
+    WINDOWS,
+    Rule,
+    Shape,
+    State,
+    shape,
+    state,
+)
 
 CACHE_SLACK = 1.5  # a cache's entry costs more than the bytes the engine counts for it
 CACHE_KEYS = 1024
@@ -63,9 +72,9 @@ class Phase:
         parts = [self._read(book, s) for s in book.series if s.part]
         self.growing = [part for part in parts if part.shape.every_window and not part.shape.fall]
         self.limits = {
-            s.name.removesuffix(LIMIT): int(book.rows[book.calls - 1, i])
+            s.name.removesuffix(LIMIT_SUFFIX): int(book.rows[book.calls - 1, i])
             for i, s in enumerate(book.series)
-            if s.ledger == "engine" and s.name.endswith(LIMIT)
+            if s.ledger == "engine" and s.name.endswith(LIMIT_SUFFIX)
         }
         self.readings = [replace(r, state=State.CLEAN) if self._full(r) else r for r in self.readings]
         self.counters = {r.series.name: r for r in self.readings if r.series.ledger == "engine"}
@@ -75,7 +84,7 @@ class Phase:
         seen = shape(values)
         found = state(seen, series.rule or Rule.EXACT, doubled=self.doubled)
         noise = self._control.noise(series) if self._control else 0
-        if found is State.LEAK and series.rule is not Rule.NEVER and seen.growth < CLEAR * noise:
+        if found is State.LEAK and series.rule is not Rule.NEVER and seen.growth < CLEAR_FACTOR * noise:
             found = State.UNCLEAR
         if series.ledger == "process" and series.rule is Rule.RESIDENT and found is not State.CLEAN:
             found = min(found, self._resident(book), key=(State.CLEAN, State.UNCLEAR, State.LEAK).index)
@@ -103,7 +112,7 @@ class Phase:
     def hidden(self) -> list[Reading]:
         """Size classes that grow in every window while the host's totals do not: noise may hide a leak."""
         told = any(r.state is State.LEAK for r in self.readings if r.series.ledger == "host")
-        return [] if told else [part for part in self.growing if part.shape.even(ROUGH)]
+        return [] if told else [part for part in self.growing if part.shape.even(ROUGH_FACTOR)]
 
     @property
     def open(self) -> bool:
@@ -175,7 +184,7 @@ class Phase:
         return f"; {part.shape.growth} more {part.series.name}"
 
     def _doubt(self, r: Reading) -> str:
-        if r.shape.growth < CLEAR * r.control:
+        if r.shape.growth < CLEAR_FACTOR * r.control:
             return f"calls that do no work of the engine moved it by {amount(r.control, r.series.unit)}"
         if r.shape.settling:
             return "growth is coming to an end"

@@ -21,12 +21,12 @@ from prill_runtime.run.model import Model
 from prill_runtime.sampling.sampler import SamplingParams
 
 TEXT = "caf\u00e9 of the quick \U0001f9ea fox, 3.14"
-HEAD = 8 << 20  # bytes in which the edited names of a file have to lie
+HEAD_BYTES = 8 << 20  # bytes in which the edited names of a file have to lie
 NAMES = ("output_norm.weight", "tokenizer.ggml.model")  # a tensor, and a key that is read after all tensors
 ARCHITECTURE = b"general.architecture\x08\0\0\0"
-TRIED = 64  # prompts, to find a text to stop at
+TRIED_PROMPTS = 64  # prompts, to find a text to stop at
 HOT, SEEDS, SEARCH_S = 3.0, 3000, 5.0  # a draw that ends at once: its temperature, most seeds and seconds
-COPIED = 64 << 20  # bytes of a model of which a poisoned copy is made
+COPIED_BYTES = 64 << 20  # bytes of a model of which a poisoned copy is made
 DRAWN = (
     {"temperature": 0.8, "top_k": 5},
     {"temperature": 1.0, "top_p": 0.9},
@@ -275,7 +275,7 @@ def offered(s: Subject, folder: Path) -> dict[str, Callable[[int], object]]:
 
 def _stops(engine: Engine, vocab: int) -> tuple[list[int], str]:
     """A prompt, and the text of the first tokens that follow it; empty where no text was found."""
-    for first in range(min(vocab or TRIED, TRIED)):
+    for first in range(min(vocab or TRIED_PROMPTS, TRIED_PROMPTS)):
         done = engine.generate([first], max_tokens=3, ignore_eos=True)
         for count in (1, 2, 3):
             with contextlib.suppress(UnicodeDecodeError):
@@ -300,7 +300,7 @@ def _poisoned(s: Subject, file: Path) -> Engine | None:
     """The engine on a copy of the model that ends in what is no number in any floating type; None where it
     is too large, refused, or nothing comes of it."""
     source = Path(s.model)
-    if not s.offers(Capability.GENERATE) or not source.is_file() or source.stat().st_size > COPIED:
+    if not s.offers(Capability.GENERATE) or not source.is_file() or source.stat().st_size > COPIED_BYTES:
         return None
     data = bytearray(source.read_bytes())
     data[-128:] = b"\xff" * 128
@@ -322,7 +322,7 @@ def _bad_files(model: str, folder: Path) -> list[Path]:
         return []
     size = source.stat().st_size
     with source.open("rb") as begin:
-        head = begin.read(HEAD)
+        head = begin.read(HEAD_BYTES)
     at = head.find(ARCHITECTURE) + len(ARCHITECTURE) + 8
     bad = [b"", b"not a model\n" * 9, head[: len(head) // 2], head[:24]]
     whole = [head[:at] + b"?" + head[at + 1 :]]

@@ -16,7 +16,7 @@ from prill_harness.leaks.ledgers.settle import settled
 from prill_harness.leaks.probed.paths import opened
 from prill_harness.leaks.probed.protocol import Failing, Message
 from prill_harness.leaks.reports.report import Judged, LeakVerdict, Probe, Walk
-from prill_harness.leaks.reports.verdict import CLEAR, WINDOWS, shape
+from prill_harness.leaks.reports.verdict import CLEAR_FACTOR, WINDOWS, shape
 from prill_runtime.errors import Inconclusive
 
 SUSPECT = (
@@ -30,8 +30,8 @@ LONG = (
 # takes minutes. Those of a page and more, which hold tensors, are failed there: all of them when the time
 # below is enough, else some, spread over the whole load. How many of how many is part of what is reported.
 PYTHON_LEAST = 4096  # bytes
-SHARE = 0.25  # of a probe's time limit that its walk may take
-GOLDEN = (math.sqrt(5) - 1) / 2
+WALK_SHARE = 0.25  # of a probe's time limit that its walk may take
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 Tell = Callable[[Message], None]
 
@@ -52,7 +52,7 @@ def walked(probe: Probe, model: str, tell: Tell) -> tuple[list[Judged], Walk | N
     def load() -> None:
         opened(probe.engine, model).close()
 
-    budget_s = min(probe.walk_s, SHARE * probe.timeout_s)
+    budget_s = min(probe.walk_s, WALK_SHARE * probe.timeout_s)
     found, walk = walk_over(load, interposer, PYTHON_LEAST, budget_s, tell)
     return [found], walk
 
@@ -146,7 +146,7 @@ class Failed:
                 return 0
         held = [held[-1], *(self._once() for _ in range(LONG))]
         seen = shape(held)
-        self.filled = not seen.every_window or seen.growth < CLEAR * seen.fall
+        self.filled = not seen.every_window or seen.growth < CLEAR_FACTOR * seen.fall
         return 0 if self.filled else max(1, round(seen.slope))
 
     def _once(self) -> int:
@@ -183,7 +183,7 @@ def asked_by(error: BaseException | None) -> str:
 
 def spread(total: int) -> Iterator[int]:
     """1 to `total`, each once, in an order in which any first part is spread over the whole."""
-    step = max(1, round(total * GOLDEN))
+    step = max(1, round(total * GOLDEN_RATIO))
     while math.gcd(step, max(1, total)) > 1:
         step += 1
     return (1 + number * step % total for number in range(total))

@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 WINDOWS = 5
-EVEN = 2  # a leak's windows differ by no more than this factor, or the calls are doubled first
-CLEAR = 4  # with noise, growth must be this many times the largest fall seen
-ROUGH = 4  # as EVEN, once the calls were doubled
-SETTLING = 0.5  # last two windows over first two, below which growth is coming to an end
-RESIDENT = 16384  # bytes per call below which resident memory says nothing: heaps find their size that slowly
-STEADY = 0.8  # last two windows over first two, from which resident growth does not come to an end
+EVEN_FACTOR = 2  # a leak's windows differ by no more than this factor, or the calls are doubled first
+CLEAR_FACTOR = 4  # with noise, growth must be this many times the largest fall seen
+ROUGH_FACTOR = 4  # as EVEN_FACTOR, once the calls were doubled
+SETTLING_SHARE = 0.5  # last two windows over first two, below which growth is coming to an end
+# Growth per call below which resident memory says nothing: a heap takes that long to find its size.
+RESIDENT_BYTES = 16384
+STEADY_SHARE = 0.8  # last two windows over first two, from which resident growth does not come to an end
 CONFIDENCE = 1.959964  # standard deviations of a 95 % interval
 
 
@@ -67,19 +68,19 @@ class Shape:
     def every_window(self) -> bool:
         return min(self.grown) > 0
 
-    def even(self, factor: int = EVEN) -> bool:
+    def even(self, factor: int = EVEN_FACTOR) -> bool:
         """Whether the windows grew by about the same."""
         return max(self.grown) <= factor * min(self.grown)
 
     @property
     def visible(self) -> bool:
         """Whether growth stands out of the noise at all."""
-        return self.every_window and self.growth >= EVEN * self.fall
+        return self.every_window and self.growth >= EVEN_FACTOR * self.fall
 
     @property
     def settling(self) -> bool:
         """Growth that comes to an end: a cache that fills, a heap that finds its size."""
-        return self.kept < SETTLING
+        return self.kept < SETTLING_SHARE
 
     @property
     def kept(self) -> float:
@@ -120,11 +121,11 @@ def state(seen: Shape, rule: Rule, *, doubled: bool = False) -> State:
 
 def _exact(seen: Shape, doubled: bool) -> State:
     if not seen.every_window:
-        rising = not doubled and min(seen.grown[-2:]) > 0 and seen.growth >= EVEN * seen.fall
+        rising = not doubled and min(seen.grown[-2:]) > 0 and seen.growth >= EVEN_FACTOR * seen.fall
         return State.UNCLEAR if rising else State.CLEAN
     if not doubled:
         return State.LEAK if not seen.fall and seen.even() else State.UNCLEAR
-    sure = seen.growth >= CLEAR * seen.fall and seen.even(ROUGH) and not seen.settling
+    sure = seen.growth >= CLEAR_FACTOR * seen.fall and seen.even(ROUGH_FACTOR) and not seen.settling
     return State.LEAK if sure else State.UNCLEAR
 
 
@@ -140,9 +141,9 @@ def _never(seen: Shape, doubled: bool) -> State:
 
 
 def _resident(seen: Shape, doubled: bool) -> State:
-    if not seen.every_window or seen.low < RESIDENT or seen.growth < EVEN * seen.fall:
+    if not seen.every_window or seen.low < RESIDENT_BYTES or seen.growth < EVEN_FACTOR * seen.fall:
         return State.CLEAN
-    sure = doubled and seen.growth >= CLEAR * seen.fall and seen.kept >= STEADY
+    sure = doubled and seen.growth >= CLEAR_FACTOR * seen.fall and seen.kept >= STEADY_SHARE
     return State.LEAK if sure else State.UNCLEAR
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from prill_runtime.device.machine.base import Pointer
 from prill_runtime.device.memory.arena import OutOfDeviceMemory, padded
 from prill_runtime.device.memory.array import F32, Allocation, grid_of
-from prill_runtime.device.memory.slot import SEQUENCE, CacheView
+from prill_runtime.device.memory.slot import SEQUENCE_DTYPE, CacheView
 from prill_runtime.device.ops.backend import CudaBackend
 from prill_runtime.errors import PrillError
 from prill_runtime.models.cache import KVCache
@@ -17,9 +17,9 @@ from prill_runtime.models.cache import KVCache
 if TYPE_CHECKING:
     from prill_runtime.models.nodes import Network
 
-STATE_BYTES: Final = SEQUENCE.itemsize
+STATE_BYTES: Final = SEQUENCE_DTYPE.itemsize
 """Of every open cache, besides its keys and values."""
-SESSIONS: Final = 1024
+MOST_SESSIONS: Final = 1024
 """Caches of a model that may be open at once, where there are positions for so many."""
 
 
@@ -45,10 +45,10 @@ class DeviceCache(KVCache):
         self._allocation: Allocation | None = None
         self._state: Allocation | None = None
         pool, each = self.ops.arena.regions["cache"], 2 * self._bytes // self.capacity
-        if pool.live >= SESSIONS:
+        if pool.live >= MOST_SESSIONS:
             raise OutOfDeviceMemory(
                 "too many sequences are open at once", where="KV cache",
-                expected=f"at most {SESSIONS}", got=pool.live + 1, hint="close one",
+                expected=f"at most {MOST_SESSIONS}", got=pool.live + 1, hint="close one",
             )  # fmt: skip
         try:
             # Keys and values in one block: the pool is cut into as few pieces as there are caches.
@@ -89,7 +89,9 @@ class DeviceCache(KVCache):
             raise PrillError("the cache is closed", where="KV cache", hint="open a new one")
         keys = self._allocation.pointer
         length = self.length if length is None else length
-        return np.array([(keys, keys + self._bytes, self.capacity, length, self.offset, token, 0)], SEQUENCE)
+        return np.array(
+            [(keys, keys + self._bytes, self.capacity, length, self.offset, token, 0)], SEQUENCE_DTYPE
+        )
 
     def arm(self) -> None:
         """Upload the record; once before every step."""

@@ -22,13 +22,13 @@ from prill_runtime.models.load import Wired
 from prill_runtime.run.generate import Generation, Predictor, Writer
 from prill_runtime.sampling.sampler import SamplingParams
 
-BATCH: Final = 16
+QUEUED_TOKENS: Final = 16
 """Tokens queued at a time; the next are queued before the host reads the last: the device never waits."""
-SPAN: Final = 256
+TURN_TOKENS: Final = 256
 """Tokens after which other threads have their turn."""
-AHEAD: Final = 2  # batches queued at once, no more than the ring holds
-PARTS: Final = 256  # blocks that look at the logits, at most as many as threads of a block
-LEAST: Final = 1024  # positions of the smallest graph
+BATCHES_AHEAD: Final = 2  # batches queued at once, no more than the ring holds
+CHOICE_BLOCKS: Final = 256  # blocks that look at the logits, at most as many as threads of a block
+LEAST_REACH: Final = 1024  # positions of the smallest graph
 
 
 class Decoder:
@@ -44,7 +44,7 @@ class Decoder:
         self.model, self.ops = model, ops
         vocab = model.network.vocab
         self._slot = Slot(ops.device, ops.arena)
-        self._partial = ops.allocate(32 * PARTS, "scratch")
+        self._partial = ops.allocate(32 * CHOICE_BLOCKS, "scratch")
         self._arrived = ops.allocate(4, "scratch")
         ops.device.fill(self._arrived.pointer, 4)
         self.logits = ops.empty(1, vocab, purpose="logits")
@@ -64,7 +64,7 @@ class Decoder:
     def graph(self, capacity: int, draws: bool = False) -> Graph:
         """The graph for caches of up to this capacity, captured on first use."""
         most = self.model.network.context
-        reach = most if self.lowered.any_reach else LEAST
+        reach = most if self.lowered.any_reach else LEAST_REACH
         while reach < capacity:
             reach *= 2
         reach = min(reach, max(capacity, most))
@@ -90,7 +90,7 @@ class Decoder:
     def choose(self) -> None:
         """Queue the choice of the most probable id, and the step to the next position."""
         vocab = self.model.network.vocab
-        parts = max(1, min(PARTS, vocab // 512))
+        parts = max(1, min(CHOICE_BLOCKS, vocab // 512))
         args = {"logits": self.logits.pointer, "partial": self._partial.pointer,
                 "arrived": self._arrived.pointer, "vocab": vocab, **self._slot.targets}  # fmt: skip
         self.ops.device.launch("choose", (parts,), 256, args)
@@ -138,8 +138,8 @@ class Decoder:
             self._slot.arm(cache.record(history[-1]))
             left, queued = count, deque[tuple[int, int, int]]()
             while left or queued:
-                while left and len(queued) < AHEAD:
-                    some, at = min(BATCH, left), count - left
+                while left and len(queued) < BATCHES_AHEAD:
+                    some, at = min(QUEUED_TOKENS, left), count - left
                     for _ in range(some):
                         graph.replay()
                     queued.append((at, some, self.device.mark()))
@@ -205,7 +205,7 @@ def generate(
             return done
         while True:
             # A caller who looks at every token may do anything between two of them.
-            span = SPAN if on_token is None else 1
+            span = TURN_TOKENS if on_token is None else 1
             count = min(span, writer.remaining, cache.capacity - cache.length)
             with closing(model.decoder.stream(cache, writer.history, count, params)) as stream:
                 for token, logprob in stream:
