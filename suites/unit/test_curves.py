@@ -15,7 +15,7 @@ from lxml import etree
 from lxml import html as parser
 
 from prill_harness.leaks.reports import curves
-from prill_harness.leaks.reports.report import Judged, LeakReport, LeakVerdict, PathReport
+from prill_harness.leaks.reports.report import JudgedSeries, LeakReport, LeakVerdict, PathReport
 from prill_harness.leaks.reports.verdict import WINDOWS, shape
 from prill_harness.records.evidence import Status
 from prill_harness.records.verdict import Verdict as GateVerdict
@@ -28,16 +28,16 @@ FLAT = (1000,) * 41
 RAGGED = tuple(1000 + (n % 3) * 16 for n in range(101))
 
 
-def judged(series: str, values: tuple[int, ...], verdict: LeakVerdict) -> Judged:
+def judged(series: str, values: tuple[int, ...], verdict: LeakVerdict) -> JudgedSeries:
     seen = shape(values)
     grown = sum(g > 0 for g in seen.grown)
-    return Judged(
+    return JudgedSeries(
         *series.split(" "), "B", verdict, f"{series}: {verdict.value}", values,
         seen.slope, seen.low, seen.high, seen.growth, seen.fall, grown, WINDOWS,
     )  # fmt: skip
 
 
-def path(*seen: Judged, verdict: LeakVerdict = LeakVerdict.CLEAN) -> PathReport:
+def path(*seen: JudgedSeries, verdict: LeakVerdict = LeakVerdict.CLEAN) -> PathReport:
     return PathReport("success", verdict, "a sentence", 50, 11, True, seen)
 
 

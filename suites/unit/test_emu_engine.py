@@ -322,7 +322,7 @@ def test_fast_decoding_keeps_to_its_lane(kind: str, arithmetic: str) -> None:
         cache.close()
         expected = oracle.logits([*ids, *tokens])[-count:]
     lane = lanes.lane_for(kind, arithmetic)
-    tally = lanes.Tally()
+    tally = lanes.LogitTally()
     tally.add(expected, np.array(rows), len(ids) + 1)
     figures = tally.figures()
     assert not lanes.broken(figures, lanes.bounds(lane, golden.floors[lane.name]))

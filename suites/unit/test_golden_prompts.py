@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 
 from prill_fixtures import sound
-from prill_fixtures.sound_vocab import Vocabulary
+from prill_fixtures.sound_vocab import SoundVocabulary
 from prill_harness.engines.embedded import Embedded
 from prill_harness.faults.opening import open_engine
 from prill_harness.tokens import golden_prompts
@@ -24,7 +24,7 @@ from prill_runtime.tokenizer.load import load_tokenizer
 from .sound_models import recipes
 from .test_sound_models import PLAIN
 
-UNUSED = Vocabulary("spm", 1, unused=1, unk=False, bos=False, eos=False)
+UNUSED = SoundVocabulary("spm", 1, unused=1, unk=False, bos=False, eos=False)
 SILENT = replace(PLAIN, context=12, vocabulary=UNUSED)
 
 

@@ -180,7 +180,7 @@ def compare_config(engine: Engine, golden: Golden, oracle: Embedded) -> StepResu
 def compare_teacher_forced(engine: Engine, golden: Golden, oracle: Embedded) -> StepResult:
     """Step 3: logits on the golden continuation, against the live oracle and the golden's own logprobs."""
     lane, floor, bound = lane_of(engine, golden)
-    tally, flips, gap, largest = lanes.Tally(), 0, 0.0, 0.0
+    tally, flips, gap, largest = lanes.LogitTally(), 0, 0.0, 0.0
     stale: Gap | None = None
     worst: tuple[float, int, int] = (-1.0, 0, 0)
     for number, prompt in enumerate(golden.prompts):

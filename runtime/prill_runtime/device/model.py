@@ -18,7 +18,7 @@ from prill_runtime.device.machine.cuda import Device, open_device
 from prill_runtime.device.memory.arena import Arena, parse_size
 from prill_runtime.device.memory.matrix import DeviceMatrix
 from prill_runtime.device.ops.backend import CudaBackend
-from prill_runtime.device.plan import Plan, plan
+from prill_runtime.device.plan import DevicePlan, plan
 from prill_runtime.device.steps.cache import DeviceCache
 from prill_runtime.device.steps.decode import Decoder
 from prill_runtime.device.steps.prefill import MAX_ROWS
@@ -128,7 +128,7 @@ class DeviceModel(Model):
             return model
 
     options: Options
-    plan: Plan
+    plan: DevicePlan
     phases: dict[str, float]
     _owned: bool
     _decoder: Decoder | None

@@ -32,7 +32,7 @@ POOL_BYTES: Final = 64 << 20
 
 
 @dataclass(frozen=True)
-class Plan:
+class DevicePlan:
     """How a model lies on a device.
 
     Attributes:
@@ -45,7 +45,7 @@ class Plan:
 
 def plan(
     network: Network, tensors: Mapping[str, TensorInfo], mode: str, positions: int | None, where: str
-) -> Plan:
+) -> DevicePlan:
     """The division for one model.
 
     Args:
@@ -76,7 +76,7 @@ def plan(
         passing += [most_sums(rows, info.shape[0]) for info in matrices]
     # A trace may put any stages in place, each of them somewhere else than what it stands for: one more.
     widest = max(info.shape[0] for info in matrices if info.name.startswith("blk."))
-    return Plan(
+    return DevicePlan(
         {
             "weights": regions["weights"].peak,
             "cache": nbytes_of(network, positions) + min(positions, MOST_SESSIONS) * (padded(1) - 1),

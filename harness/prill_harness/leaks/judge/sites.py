@@ -7,7 +7,7 @@ import importlib.util
 import msgspec
 
 from prill_harness.leaks.judge.hosted import Hosted
-from prill_harness.leaks.probed.protocol import Refused, Traced
+from prill_harness.leaks.probed.protocol import LeakSites, Refused
 from prill_harness.leaks.reports.report import PathReport, Probe, Site
 from prill_harness.numbers.compare import largest
 
@@ -27,7 +27,7 @@ def located(wanted: Probe, report: PathReport) -> PathReport:
     # Not preloaded: memray replaces the same functions. Python's own blocks go through malloc to be seen.
     with Hosted(wanted, TRACER, {"PYTHONMALLOC": "malloc"}) as hosted:
         for message in hosted.messages():
-            if isinstance(message, Traced):
+            if isinstance(message, LeakSites):
                 found = tuple(site for site in message.sites if _explains(site, report))[:SHOWN_SITES]
                 none = "" if found else "no call site of the second run left as many blocks"
                 return msgspec.structs.replace(report, sites=found, stacks=none)

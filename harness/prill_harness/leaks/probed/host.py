@@ -16,8 +16,8 @@ import numpy as np
 from prill_harness.engines.spec import EngineSpec
 from prill_harness.leaks.ledgers import ledgers, settle
 from prill_harness.leaks.probed import paths, protocol, walk
-from prill_harness.leaks.probed.protocol import Call, Control, Finished, Message, Opened, Refused, Rows
-from prill_harness.leaks.reports.report import Judged, Probe
+from prill_harness.leaks.probed.protocol import Call, ControlRows, Finished, Message, Opened, Refused, Rows
+from prill_harness.leaks.reports.report import JudgedSeries, Probe
 from prill_runtime.errors import Inconclusive, PrillError
 
 CONTROL_FIRST = 2  # calls of a control before those that count
@@ -27,7 +27,7 @@ CALLS_TO_LOCATE, PASSES_TO_LOCATE = 200, 3
 REMOTE = ("http", "exec")  # their memory is another process's
 
 
-class Run:
+class ProbedRun:
     """The calls of one path, read after each."""
 
     def __init__(
@@ -96,7 +96,7 @@ class Run:
             self.path.control()
             book.close_call()
         book.unplant()
-        self._tell(Control(Rows.of(book, CONTROL_FIRST + 1)))
+        self._tell(ControlRows(Rows.of(book, CONTROL_FIRST + 1)))
 
     def _calls(self, count: int, distinct: bool = False) -> None:
         for _ in range(count):
@@ -124,9 +124,9 @@ def serve(probe: Probe, tell: Callable[[Message], None], order: Callable[[], byt
     device = _device(probe) if probe.device else ()
     path = paths.Path.registry[probe.path](probe)
     try:
-        run = Run(probe, path, tell, device)
+        run = ProbedRun(probe, path, tell, device)
         command = run.carry_out(order)
-        extra, done = list[Judged](), None
+        extra, done = list[JudgedSeries](), None
         left = run.left() if command == protocol.LOCATE else {}
         if command == protocol.WALK and isinstance(path, paths.Load):
             extra, done = walk.walked(probe, path.model, tell)

@@ -239,7 +239,7 @@ class Requests(Path, name="requests"):
             model = str(resolve_model(model))
         assert self.engine is not None
         vocab = self._known if "vocab_size" in self.info.config else 0
-        subject = kinds.Subject(
+        subject = kinds.CallSubject(
             self.engine, lambda file: opened(probe.engine, file), model, vocab, self._context
         )
         self.kinds = kinds.offered(subject, File(self._folder.name))

@@ -15,7 +15,7 @@ import msgspec
 
 from prill_harness.leaks.ledgers.ledgers import PLANT_EVERY
 from prill_harness.leaks.probed import paths
-from prill_harness.leaks.probed.protocol import Message, Refused, Traced
+from prill_harness.leaks.probed.protocol import LeakSites, Message, Refused
 from prill_harness.leaks.reports.report import Probe, Site
 from prill_runtime.errors import PrillError
 
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str]) -> int:
         planted = EngineSpec.parse(probe.engine).faults
         if planted:
             faults.ambient(named(planted))
-        tell(Traced(traced(probe)))
+        tell(LeakSites(traced(probe)))
     except PrillError as error:
         tell(Refused(str(error), True))
     return 0

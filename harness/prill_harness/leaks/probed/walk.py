@@ -15,7 +15,7 @@ from prill_harness.leaks.ledgers.native import LEARN, Interposer
 from prill_harness.leaks.ledgers.settle import settled
 from prill_harness.leaks.probed.paths import opened
 from prill_harness.leaks.probed.protocol import Failing, Message
-from prill_harness.leaks.reports.report import Judged, LeakVerdict, Probe, Walk
+from prill_harness.leaks.reports.report import JudgedSeries, LeakVerdict, LoadWalk, Probe
 from prill_harness.leaks.reports.verdict import CLEAR_FACTOR, WINDOWS, shape
 from prill_runtime.errors import Inconclusive
 
@@ -36,7 +36,7 @@ GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 Tell = Callable[[Message], None]
 
 
-def walked(probe: Probe, model: str, tell: Tell) -> tuple[list[Judged], Walk | None]:
+def walked(probe: Probe, model: str, tell: Tell) -> tuple[list[JudgedSeries], LoadWalk | None]:
     """What the walk found, as a series of the host ledger; `model`: the file, where the probe's is a name."""
     try:
         interposer = Interposer()
@@ -63,7 +63,7 @@ def walk_over(
     least: int = 0,
     budget_s: float = math.inf,
     tell: Tell = lambda message: None,
-) -> tuple[Judged, Walk]:
+) -> tuple[JudgedSeries, LoadWalk]:
     """Fail each allocation of `load` in turn; after each failure nothing remains and the next load works.
 
     Args:
@@ -82,12 +82,12 @@ def walk_over(
     total, begins = seen[0], time.monotonic()
     failed = swallowed = filled = 0
 
-    def told(verdict: LeakVerdict, sentence: str = "", growth: int = 0) -> tuple[Judged, Walk]:
+    def told(verdict: LeakVerdict, sentence: str = "", growth: int = 0) -> tuple[JudgedSeries, LoadWalk]:
         seconds = round(time.monotonic() - began, 3)
         smaller = max(0, every[0] - total - seen[2])
-        walk = Walk(failed, total, swallowed, least, smaller, seen[2], filled, seconds)
+        walk = LoadWalk(failed, total, swallowed, least, smaller, seen[2], filled, seconds)
         words = f"host: {sentence or walk.sentence}"
-        return Judged("host", "failed allocations", "B", verdict, words, growth=growth), walk
+        return JudgedSeries("host", "failed allocations", "B", verdict, words, growth=growth), walk
 
     for nth in spread(total):
         if time.monotonic() - begins > budget_s and failed:

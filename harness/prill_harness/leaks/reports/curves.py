@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
-from prill_harness.leaks.reports.report import Judged, LeakVerdict, PathReport
+from prill_harness.leaks.reports.report import JudgedSeries, LeakVerdict, PathReport
 
 DETAIL_KEY = "curves"  # of a check's detail
 ALWAYS_SHOWN = ("host", "bytes")  # shown flat too
@@ -72,7 +72,7 @@ def curves(path: PathReport) -> list[Curve]:
     return [_curve(j, path.first) for j in sorted(shown, key=lambda j: order.index(j.verdict))]
 
 
-def _curve(j: Judged, first: int) -> Curve:
+def _curve(j: JudgedSeries, first: int) -> Curve:
     slope, low, high = (float(f"{value:.{SLOPE_DIGITS}g}") for value in (j.slope, j.low, j.high))
     values = tuple(value - j.values[0] for value in j.values)
     return Curve(

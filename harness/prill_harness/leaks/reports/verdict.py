@@ -47,7 +47,7 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True)
-class Shape:
+class SeriesShape:
     """Readings (call 0 = after warm-up, then one per call), measured.
 
     Attributes:
@@ -88,7 +88,7 @@ class Shape:
         return sum(self.grown[-2:]) / max(1, sum(self.grown[:2]))
 
 
-def shape(values: Sequence[int], windows: int = WINDOWS) -> Shape:
+def shape(values: Sequence[int], windows: int = WINDOWS) -> SeriesShape:
     """Measure readings; their number less one must be a multiple of `windows`."""
     array = np.asarray(values, np.int64)
     per, rest = divmod(len(array) - 1, windows)
@@ -99,7 +99,7 @@ def shape(values: Sequence[int], windows: int = WINDOWS) -> Shape:
     slope, low, high = theil_sen(array)
     grown = tuple(int(g) for g in np.diff(retained[::per]))
     growth = int(retained[-1] - retained[0])
-    return Shape(grown, growth, fall, int(array[-1] - array[0]), slope, low, high)
+    return SeriesShape(grown, growth, fall, int(array[-1] - array[0]), slope, low, high)
 
 
 def theil_sen(values: Sequence[int] | NDArray[np.int64]) -> tuple[float, float, float]:
@@ -114,12 +114,12 @@ def theil_sen(values: Sequence[int] | NDArray[np.int64]) -> tuple[float, float, 
     return float(np.median(slopes)), float(slopes[low]), float(slopes[high])
 
 
-def state(seen: Shape, rule: Rule, *, doubled: bool = False) -> State:
+def state(seen: SeriesShape, rule: Rule, *, doubled: bool = False) -> State:
     """What a series shows; `doubled`: it already holds twice the calls, and no more are to be had."""
     return JUDGES[rule](seen, doubled)
 
 
-def _exact(seen: Shape, doubled: bool) -> State:
+def _exact(seen: SeriesShape, doubled: bool) -> State:
     if not seen.every_window:
         rising = not doubled and min(seen.grown[-2:]) > 0 and seen.growth >= EVEN_FACTOR * seen.fall
         return State.UNCLEAR if rising else State.CLEAN
@@ -129,18 +129,18 @@ def _exact(seen: Shape, doubled: bool) -> State:
     return State.LEAK if sure else State.UNCLEAR
 
 
-def _counter(seen: Shape, doubled: bool) -> State:
+def _counter(seen: SeriesShape, doubled: bool) -> State:
     """What the engine counts has to be back at its idle value after every call."""
     if seen.last <= 0:
         return State.CLEAN
     return State.LEAK if seen.every_window else State.UNCLEAR
 
 
-def _never(seen: Shape, doubled: bool) -> State:
+def _never(seen: SeriesShape, doubled: bool) -> State:
     return State.LEAK if seen.last > 0 else State.CLEAN
 
 
-def _resident(seen: Shape, doubled: bool) -> State:
+def _resident(seen: SeriesShape, doubled: bool) -> State:
     if not seen.every_window or seen.low < RESIDENT_BYTES or seen.growth < EVEN_FACTOR * seen.fall:
         return State.CLEAN
     sure = doubled and seen.growth >= CLEAR_FACTOR * seen.fall and seen.kept >= STEADY_SHARE
