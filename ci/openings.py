@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from prill_fixtures import sound
 from prill_fixtures.sound import Recipe
 from prill_fixtures.sound_blocks import TYPES
-from prill_fixtures.sound_vocab import Vocabulary
+from prill_fixtures.sound_vocab import SoundVocabulary
 from prill_harness import open_engine
 from prill_harness.engines.base import Engine
 from prill_harness.engines.embedded import Embedded
@@ -59,7 +59,7 @@ def recipe(random: Random, kind: str, small: bool) -> Recipe:
     return Recipe(
         seed=r.randrange(1 << 31),
         family=family,
-        vocabulary=Vocabulary(
+        vocabulary=SoundVocabulary(
             "bpe" if family == "gpt2" else "spm",
             r.choice(vocabularies) if kind == "vocabulary" else r.choice((7, 300, 1000)),
         ),

@@ -32,7 +32,7 @@ COLOURS = {
     "missing": "yellow",
 }
 LEAST_TEXT = 24  # columns of a terminal in which a sentence can still be read
-GAP = 2  # blanks between two columns
+COLUMN_GAP = 2  # blanks between two columns
 # Controls, marks that turn or hide text, line separators, lone surrogates.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 
@@ -150,7 +150,7 @@ def _widest_that_fits(columns: Sequence[str], cells: Sequence[Sequence[str]], wi
     needs = [max([heads[at], *(cell_len(row[at]) for row in cells)]) for at in range(len(columns))]
     widest = max(range(len(columns)), key=lambda at: needs[at])
     least = max(heads[widest], min(needs[widest], LEAST_TEXT))
-    taken = sum(needs) - needs[widest] + least + GAP * len(columns)
+    taken = sum(needs) - needs[widest] + least + COLUMN_GAP * len(columns)
     return widest if taken <= width else None
 
 
@@ -175,7 +175,7 @@ def _stacked(columns: Sequence[str], row: Sequence[str], status: int, colour: st
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table.grid(padding=(0, GAP, 0, 0))
+    grid = Table.grid(padding=(0, COLUMN_GAP, 0, 0))
     grid.add_column(overflow="fold", max_width=width // 3)
     grid.add_column(overflow="fold")
     for at, (name, cell) in enumerate(zip(columns, row, strict=True)):

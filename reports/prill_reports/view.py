@@ -161,7 +161,7 @@ def finding(detail: Mapping[str, object]) -> Facts:
             elif inner.facts:
                 facts.append((_words(name), ", ".join(f"{n} {v}" for n, v in inner.facts)))
             tables += [replace(t, name=f"{_words(name)}: {t.name}") for t in inner.tables]
-        elif name == curves.KEY and (known := list(curves.read(value))):
+        elif name == curves.DETAIL_KEY and (known := list(curves.read(value))):
             tables.append(_readings(known))
         elif _is_list(value) and all(isinstance(v, Mapping) and _parted(v) is not None for v in value):
             for number, one in enumerate(value[:SHOWN], 1):

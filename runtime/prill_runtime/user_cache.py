@@ -19,13 +19,13 @@ from filelock import FileLock
 
 from prill_runtime.errors import UsageError
 
-CACHE: Final = "PRILL_CACHE"
-MARK: Final = ".sha256"  # behind the name of a kept file: its digest, in a file beside it
+CACHE_VARIABLE: Final = "PRILL_CACHE"
+DIGEST_SUFFIX: Final = ".sha256"  # behind the name of a kept file: its digest, in a file beside it
 
 
 def root() -> Path:
     """$PRILL_CACHE, or the user's cache folder."""
-    return Path(os.environ.get(CACHE) or platformdirs.user_cache_dir("prill"))
+    return Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("prill"))
 
 
 def folder(name: str) -> Path:
@@ -44,7 +44,7 @@ def folder(name: str) -> Path:
             "the cache folder cannot be used",
             where=str(wanted),
             got=error.strerror or str(error),
-            hint=f"set {CACHE} to a folder that you can write",
+            hint=f"set {CACHE_VARIABLE} to a folder that you can write",
         ) from error
     return wanted
 
@@ -63,14 +63,14 @@ def _refuse_shared(place: Path) -> None:
             where=str(place),
             expected="a folder that you alone can write",
             got=f"mode {mode:o}{whose}",
-            hint=f"chmod go-w it, or set {CACHE} to a folder of your own",
+            hint=f"chmod go-w it, or set {CACHE_VARIABLE} to a folder of your own",
         )
 
 
 def whole(file: Path) -> bool:
     """Whether a kept file is there with the very bytes that were kept."""
     try:
-        wanted = file.with_name(file.name + MARK).read_text(encoding="ascii").strip()
+        wanted = file.with_name(file.name + DIGEST_SUFFIX).read_text(encoding="ascii").strip()
         return wanted == _digest(file)
     except (OSError, ValueError):
         return False
@@ -93,7 +93,7 @@ def kept(file: Path, make: Callable[[Path], None]) -> Path:
             "a file of the cache cannot be written",
             where=str(file),
             got=error.strerror or str(error),
-            hint=f"free some space, or set {CACHE} to another folder",
+            hint=f"free some space, or set {CACHE_VARIABLE} to another folder",
         ) from error
     return file
 
@@ -102,7 +102,7 @@ def put(file: Path, make: Callable[[Path], None]) -> None:
     """Have `make(path)` write a temporary file; once on the disk it gets its name, and a digest beside it."""
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     os.close(handle)
-    fresh, mark = Path(name), file.with_name(file.name + MARK)
+    fresh, mark = Path(name), file.with_name(file.name + DIGEST_SUFFIX)
     try:
         make(fresh)
         mark.unlink(missing_ok=True)  # a digest never stands beside another file's bytes

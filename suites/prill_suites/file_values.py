@@ -140,7 +140,7 @@ def survey(tensor: gguf.ReaderTensor, unused: NDArray[np.bool_] | None = None) -
     if tensor.tensor_type == T.MXFP4:  # 2^128 times a small number is finite, and still no number
         finite = _scales_of_255(tensor) or finite
     matrix = len(tensor.shape) > 1
-    judged = Judged(tensor.name, rows, columns, width, peaks) if matrix else None
+    judged = BlockPeaks(tensor.name, rows, columns, width, peaks) if matrix else None
     zeros = judged.zero_run(unused) if judged and peaks.any() else None
     return Survey(
         tensor=tensor.name,
@@ -181,7 +181,7 @@ def _scales_of_255(tensor: gguf.ReaderTensor) -> BadValues | None:
 
 
 @dataclass(frozen=True)
-class Judged:
+class BlockPeaks:
     """The blocks of a matrix.
 
     Attributes:

@@ -132,16 +132,16 @@ def test_comparisons(observe: Observer) -> None:
         "equal arrays": (compare.nmse([3.0, 4.0], [3.0, 4.0]), 0.0),
         "a NaN": (compare.nmse([3.0, 4.0], [3.0, math.nan]), math.inf),
     }
-    tally = lanes.Tally()
+    tally = lanes.LogitTally()
     tally.add(np.log([[0.5, 0.5]]), np.log([[0.75, 0.25]]))
     rows, bad = np.zeros((300, 4)), np.zeros((300, 4))
     bad[-1, -1] = math.nan
-    late = lanes.Tally()
+    late = lanes.LogitTally()
     late.add(rows, bad)
     figures = late.figures()
     one = np.zeros((300, 4))
     one[-1, 1] = 1.0
-    last = lanes.Tally()
+    last = lanes.LogitTally()
     last.add(rows, one)
     moved = math.log((3 + math.e) / 4)  # of the logprobs of all but the one, KL and |Δ logprob| alike
     told["KL of the last position"] = (last.figures().kl_max, moved - 0.25)
@@ -194,7 +194,7 @@ def test_bounds(observe: Observer, golden: Golden) -> None:
     noise *= np.sqrt(np.sum(logits**2) / np.sum(noise**2))
     found = {}
     for times in (0.5, NEAR, 1 / NEAR):
-        tally = lanes.Tally()
+        tally = lanes.LogitTally()
         tally.add(logits, logits + noise * math.sqrt(times * EXACT * floor.nmse))
         found[times] = "nmse" in broken_names(tally.figures(), bound)
     by_hand = {name: EXACT * getattr(floor, name) for name in ("nmse", "kl_p99", "kl_max")}

@@ -17,7 +17,7 @@ from prill_harness.decide import gate
 from prill_harness.decide.checklist import Checklist, Item
 from prill_harness.decide.waivers import Conditions, Waiver
 from prill_harness.faults.trial.forgotten import Forgotten, Kill
-from prill_harness.faults.trial.kills import Kills, Trial, fresh
+from prill_harness.faults.trial.kills import FaultTrial, Kills, fresh
 from prill_harness.plan.plan import Plan
 from prill_harness.plan.policy import Gate, Policy
 from prill_harness.planting.faults import Fault
@@ -40,7 +40,7 @@ CELLS = (Cell("fixture:a", "numpy", "demo"), Cell("fixture:b", "numpy", "demo"))
 FIRST, LAST = CHECKS = ("demo.first", "demo.last")
 FAULTS = ("one", "another")  # that both checks claim
 SAW, CODE = 100, "c" * 64
-TRIAL = Trial("", "head", "", ("logits",), CELLS[0].model, ("logits",), CHECKS)
+TRIAL = FaultTrial("", "head", "", ("logits",), CELLS[0].model, ("logits",), CHECKS)
 KILLS = Kills(
     dict.fromkeys(FAULTS, TRIAL),
     dict.fromkeys(CHECKS, CODE),

@@ -117,7 +117,7 @@ class Specimen:
 
 
 @dataclass
-class Judged:
+class SpecimenParts:
     """What the specimens share: the engine that goes astray, and what judges it."""
 
     engine: Astray
@@ -145,11 +145,11 @@ def opened(folder: Path) -> Iterator[tuple[Specimen, ...]]:
     with Astray.open("", MODEL) as engine, open_engine("numpy64", MODEL) as oracle:
         assert isinstance(engine, Astray)
         assert isinstance(oracle, Embedded)
-        made = Judged(engine, oracle, golden)
+        made = SpecimenParts(engine, oracle, golden)
         yield (*of_stages(made), *of_tokens(made), *of_text(made, whole), *of_parts(made), of_file(folder))
 
 
-def of_stages(at: Judged) -> Iterator[Specimen]:
+def of_stages(at: SpecimenParts) -> Iterator[Specimen]:
     """The last value of the last row of a stage, of the first and of the last one."""
     ids = at.golden.prompts[0].sequence[:SHORT]
 
@@ -168,7 +168,7 @@ def of_stages(at: Judged) -> Iterator[Specimen]:
         yield Specimen(f"the last row of {stage}", of(stage))
 
 
-def of_tokens(at: Judged) -> Iterator[Specimen]:
+def of_tokens(at: SpecimenParts) -> Iterator[Specimen]:
     """What each step of the comparison has to see."""
     last = at.golden.prompts[-1].text
 
@@ -194,7 +194,7 @@ def of_tokens(at: Judged) -> Iterator[Specimen]:
     yield Specimen("a batch of texts that is refused", batch)
 
 
-def of_text(at: Judged, golden: Golden) -> Iterator[Specimen]:
+def of_text(at: SpecimenParts, golden: Golden) -> Iterator[Specimen]:
     """Texts with one kind of character, and the last answer that a check asks for."""
     twin = Twin(file_fields(resolve_model(MODEL)))
 
@@ -207,31 +207,31 @@ def of_text(at: Judged, golden: Golden) -> Iterator[Specimen]:
         yield Specimen(f"the last answer that {check} asks for", judge)
 
 
-def of_parts(at: Judged) -> Iterator[Specimen]:
+def of_parts(at: SpecimenParts) -> Iterator[Specimen]:
     """The last value of an op, a block, a tensor and the oracle; refusals that are none."""
 
     def op(observe: Observer, wrong: bool) -> None:
         times = BEYOND if wrong else WITHIN
 
-        class Last(NumpyBackend):
+        class LastSum(NumpyBackend):
             def add(self, a: Any, b: Any) -> Any:
                 got = super().add(a, b)
                 got[-1, -1] += np.sqrt(times * ROUNDING * np.sum(np.square(got, dtype=np.float64)))
                 return got
 
-        engine: Any = SimpleNamespace(ops=lambda: Last("float32"), info=at.oracle.info)
+        engine: Any = SimpleNamespace(ops=lambda: LastSum("float32"), info=at.oracle.info)
         engine.info = replace(at.oracle.info, arithmetic="float32")
         bench = Bench(engine, ops_twins, observe)
         bench.hold("add", bench.normal(3, 33), bench.normal(3, 33), case="(3, 33)")
 
     def block(observe: Observer, wrong: bool) -> None:
-        class Last(NumpyBackend):
+        class LastWeight(NumpyBackend):
             def weight(self, raw: Any, info: Any) -> Any:
                 got = np.array(super().weight(raw, info), order="C").reshape(-1)
                 got.view(np.uint32)[np.flatnonzero(np.isfinite(got))[-1]] ^= wrong
                 return got.reshape(info.shape)
 
-        engine: Any = SimpleNamespace(ops=lambda: Last("float32"), info=at.oracle.info)
+        engine: Any = SimpleNamespace(ops=lambda: LastWeight("float32"), info=at.oracle.info)
         blocks.test_dequantize(observe, engine, Type.Q8_0.name)
 
     def weights(observe: Observer, wrong: bool) -> None:
@@ -295,7 +295,7 @@ def of_refusals() -> Iterator[Specimen]:
     yield Specimen("another sentence", of(UsageError("the number is too large", got="8")))
 
 
-def of_controls(at: Judged) -> Iterator[Specimen]:
+def of_controls(at: SpecimenParts) -> Iterator[Specimen]:
     """A control that did not differ, and one result that is not the other by more than rounding."""
     ones = np.ones(4)
 

@@ -24,7 +24,7 @@ from prill_runtime.errors import PrillError
 from prill_suites.common import embedded, file_fields
 from prill_suites.controls import Trial
 from prill_suites.requests_table import MANY, SAMPLING, TOKENS, Request, every_pair, table
-from prill_suites.requests_twins import NEVER, REFUSED, Outcome, outcome, shown, stop_strings
+from prill_suites.requests_twins import NEVER, REFUSED, TextOutcome, outcome, shown, stop_strings
 from prill_suites.tokenizer_twins import Twin
 
 RULES = "the rules alone, on the same text written without an end"
@@ -165,7 +165,7 @@ def asked(
 
 def wrong(
     text: Text,
-    expected: Outcome,
+    expected: TextOutcome,
     done: Generation | None,
     heard: list[tuple[int, float]] | None,
     bound: float,

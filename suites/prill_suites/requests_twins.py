@@ -17,7 +17,7 @@ NEVER = "\x00é\x00"  # a stop string that no text holds
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TextOutcome:
     """Ids and reason of a text, the id that ended it, the ids that the callback heard, whether it raised."""
 
     count: int
@@ -34,7 +34,7 @@ def outcome(
     most: int,
     ends: Collection[int],
     callback: str,
-) -> Outcome:
+) -> TextOutcome:
     """What comes of a text of these ids, told to end at any of these.
 
     Args:
@@ -44,15 +44,15 @@ def outcome(
     text, wanted = b"", [stop.encode() for stop in stops]
     for count in range(1, most + 1):
         if ids[count - 1] in ends:
-            return Outcome(count - 1, "eos", ids[count - 1], count - 1)
+            return TextOutcome(count - 1, "eos", ids[count - 1], count - 1)
         if callback == "raises" and count == REFUSED:
-            return Outcome(count, "", None, count, raised=True)
+            return TextOutcome(count, "", None, count, raised=True)
         if callback == "refuses" and count == REFUSED:
-            return Outcome(count, "cancelled", None, count)
+            return TextOutcome(count, "cancelled", None, count)
         text += pieces[count - 1]
         if any(stop in text for stop in wanted):
-            return Outcome(count, "stop", None, count)
-    return Outcome(most, "length", None, most)
+            return TextOutcome(count, "stop", None, count)
+    return TextOutcome(most, "length", None, most)
 
 
 def spans(pieces: Sequence[bytes]) -> Iterator[tuple[int, int, str]]:

@@ -21,6 +21,7 @@ from prill_runtime.device.model import DeviceModel
 from prill_runtime.quants.layouts import supported_types
 
 from . import tiny_gguf
+from .decoded import decoded
 from .test_device_types import MIXES, matrix
 from .test_device_types import write as mixed
 
@@ -120,8 +121,7 @@ def _steps(opened: Embedded, prompt: list[int], rest: list[int]) -> Iterator[NDA
     if isinstance(model, DeviceModel):
         model.prefill(cache, prompt)  # type: ignore[arg-type]
         for token in rest:
-            yield model.decoder.step(cache, token)  # type: ignore[arg-type]
-            cache.length += 1
+            yield decoded(model, cache, token)  # type: ignore[arg-type]
     else:
         model.forward([(cache, prompt)])
         for token in rest:

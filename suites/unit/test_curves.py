@@ -15,7 +15,7 @@ from lxml import etree
 from lxml import html as parser
 
 from prill_harness.leaks.reports import curves
-from prill_harness.leaks.reports.report import Judged, LeakReport, LeakVerdict, PathReport
+from prill_harness.leaks.reports.report import JudgedSeries, LeakReport, LeakVerdict, PathReport
 from prill_harness.leaks.reports.verdict import WINDOWS, shape
 from prill_harness.records.evidence import Status
 from prill_harness.records.verdict import Verdict as GateVerdict
@@ -28,16 +28,16 @@ FLAT = (1000,) * 41
 RAGGED = tuple(1000 + (n % 3) * 16 for n in range(101))
 
 
-def judged(series: str, values: tuple[int, ...], verdict: LeakVerdict) -> Judged:
+def judged(series: str, values: tuple[int, ...], verdict: LeakVerdict) -> JudgedSeries:
     seen = shape(values)
     grown = sum(g > 0 for g in seen.grown)
-    return Judged(
+    return JudgedSeries(
         *series.split(" "), "B", verdict, f"{series}: {verdict.value}", values,
         seen.slope, seen.low, seen.high, seen.growth, seen.fall, grown, WINDOWS,
     )  # fmt: skip
 
 
-def path(*seen: Judged, verdict: LeakVerdict = LeakVerdict.CLEAN) -> PathReport:
+def path(*seen: JudgedSeries, verdict: LeakVerdict = LeakVerdict.CLEAN) -> PathReport:
     return PathReport("success", verdict, "a sentence", 50, 11, True, seen)
 
 
@@ -149,7 +149,7 @@ def test_markdown_has_the_figures_and_not_the_readings() -> None:
     assert "0, 48, 96" not in text
 
 
-ROW = curves.noted(LEAKING)[curves.KEY][0]
+ROW = curves.noted(LEAKING)[curves.DETAIL_KEY][0]
 WRONG = {
     "no list": 7,
     "text": "curves",
@@ -173,21 +173,21 @@ WRONG = {
 def test_a_malformed_detail_breaks_no_report(wrong: str, status: Status) -> None:
     """What is no curve is not drawn; the page stands, and so does a sound curve beside it."""
     bad: Any = WRONG[wrong]
-    detail = {"path": "success", curves.KEY: bad}
+    detail = {"path": "success", curves.DETAIL_KEY: bad}
     kept = VERDICT.checks[0]
     check = msgspec.structs.replace(kept, check="memory.success", status=status, detail=detail)
     verdict = msgspec.structs.replace(VERDICT, checks=(check,))
     assert not page(verdict).xpath("//figure")
     assert markdown.render(verdict, options={})
     if isinstance(bad, list):
-        mixed = msgspec.structs.replace(check, detail={curves.KEY: [*bad, ROW]})
+        mixed = msgspec.structs.replace(check, detail={curves.DETAIL_KEY: [*bad, ROW]})
         assert len(page(msgspec.structs.replace(VERDICT, checks=(mixed,))).xpath("//figure")) == 1
 
 
 def test_numbers_that_are_none_are_no_curve() -> None:
     """NaN and infinity, which JSON in Python may carry, are not drawn."""
     for value in (float("nan"), float("inf"), -float("inf")):
-        assert curves.recalled({curves.KEY: [ROW | {"slope": value}]}) == {}
+        assert curves.recalled({curves.DETAIL_KEY: [ROW | {"slope": value}]}) == {}
 
 
 ANY = st.recursive(
@@ -201,7 +201,11 @@ ANY = st.recursive(
 @given(field=st.sampled_from(sorted(ROW)), value=ANY, whole=ANY)
 def test_any_detail_can_be_shown(field: str, value: Any, whole: Any) -> None:
     """One field of a curve, or all of them, replaced by anything: the page renders and stays well-formed."""
-    for detail in ({curves.KEY: [ROW | {field: value}]}, {curves.KEY: whole}, {"part": {curves.KEY: whole}}):
+    for detail in (
+        {curves.DETAIL_KEY: [ROW | {field: value}]},
+        {curves.DETAIL_KEY: whole},
+        {"part": {curves.DETAIL_KEY: whole}},
+    ):
         check = msgspec.structs.replace(VERDICT.checks[0], status=Status.FAILED, detail=detail)
         tree = page(msgspec.structs.replace(VERDICT, checks=(check,)))
         assert not tree.xpath("//script")

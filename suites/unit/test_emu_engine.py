@@ -14,10 +14,12 @@ from prill_harness.faults.catalogue import catalogue
 from prill_harness.numbers import lanes
 from prill_harness.tokens.golden import golden_for
 from prill_runtime.device.machine.emulator import EmuDevice
-from prill_runtime.device.memory.slot import RING_IDS
+from prill_runtime.device.memory.slot import RING_IDS, Slot
 from prill_runtime.errors import NotANumber, PrillError, UsageError
 from prill_runtime.run.generate import logprob
 from prill_runtime.sampling.sampler import SamplingParams, sample
+
+from .decoded import decoded
 
 MODELS = ("fixture:llama-tiny", "fixture:gpt2-tiny")
 NMSE = 1e-10  # float32 beside float64 (docs/adr/0002-lanes.md, ops)
@@ -66,8 +68,7 @@ def on_the_host(engine: Engine, ids: list[int], count: int, **settings: Any) -> 
         text.append(sample(row, params, cache.length, text))
         logprobs.append(logprob(row, text[-1]))
         if left:
-            row = model.decoder.step(cache, text[-1])
-            cache.length += 1
+            row = decoded(model, cache, text[-1])
     cache.close()
     return text[len(ids) :], logprobs
 
@@ -317,14 +318,11 @@ def test_fast_decoding_keeps_to_its_lane(kind: str, arithmetic: str) -> None:
         model = fast.model  # type: ignore[attr-defined]
         cache = model.new_cache(len(ids) + count)
         model.forward([(cache, ids)])
-        rows = []
-        for token in tokens:
-            rows.append(model.decoder.step(cache, token))
-            cache.length += 1
+        rows = [decoded(model, cache, token) for token in tokens]
         cache.close()
         expected = oracle.logits([*ids, *tokens])[-count:]
     lane = lanes.lane_for(kind, arithmetic)
-    tally = lanes.Tally()
+    tally = lanes.LogitTally()
     tally.add(expected, np.array(rows), len(ids) + 1)
     figures = tally.figures()
     assert not lanes.broken(figures, lanes.bounds(lane, golden.floors[lane.name]))
@@ -336,16 +334,13 @@ def test_logits_that_are_not_finite_are_reported(
     llama: Engine, monkeypatch: pytest.MonkeyPatch, temperature: float
 ) -> None:
     """A NaN inside the graph is an error, not a token."""
-    from prill_runtime.device.steps.decode import Decoder
+    arm = Slot.arm
 
-    arm = Decoder._arm
+    def poisoned(self: Slot, sequence: np.ndarray) -> None:
+        arm(self, sequence)
+        self._device.fill(int(sequence["keys"][0]), 64, 0xFF)
 
-    def poisoned(self: Decoder, cache: object, token: int, behind: int = 0) -> None:
-        arm(self, cache, token, behind)  # type: ignore[arg-type]
-        block = cache._allocation  # type: ignore[attr-defined]
-        self.ops.device.fill(block.pointer, 64, 0xFF)
-
-    monkeypatch.setattr(Decoder, "_arm", poisoned)
+    monkeypatch.setattr(Slot, "arm", poisoned)
     with pytest.raises(NotANumber, match="rows of logits"):
         llama.generate(prompt(MODELS[0], 5), max_tokens=4, ignore_eos=True, temperature=temperature)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from prill_runtime.device.machine import compile as kernels
 from prill_runtime.device.machine.emulator import EmuDevice
 from prill_runtime.errors import EngineError
-from prill_runtime.user_cache import CACHE
+from prill_runtime.user_cache import CACHE_VARIABLE
 
 COUNT = 64
 Run = Callable[..., NDArray[np.float32]]
@@ -39,7 +39,7 @@ KERNEL(probe, ProbeArgs, 64) {
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Run]:
     """Runs the body of a kernel of 64 threads a block, so many times: what the last run left in `out`."""
-    monkeypatch.setenv(CACHE, str(tmp_path))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     devices = []
 
     def probe(

@@ -13,7 +13,7 @@ from prill_harness.faults.catalogue import known
 from prill_harness.faults.trial import forgotten
 from prill_harness.faults.trial import kills as matrix
 from prill_harness.faults.trial.forgotten import Amount, Forgotten, Kill
-from prill_harness.faults.trial.kills import Kills, Trial
+from prill_harness.faults.trial.kills import FaultTrial, Kills
 from prill_harness.records.catalog import check_ids
 from prill_harness.records.evidence import Cell, Evidence, Status
 from prill_reports import html, markdown
@@ -25,8 +25,8 @@ NAMES, CHECKS, CELLS = ("one", "two", "three"), ("ops.a", "ops.b", "ops.c"), ("x
 NONE = Forgotten()
 
 
-def trial(killed_by: set[str]) -> Trial:
-    return Trial("s", "norm", "is wrong", ("act",), "m", ("act",), tuple(sorted(killed_by)))
+def trial(killed_by: set[str]) -> FaultTrial:
+    return FaultTrial("s", "norm", "is wrong", ("act",), "m", ("act",), tuple(sorted(killed_by)))
 
 
 def drawn() -> st.SearchStrategy[Kills]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from prill_runtime.device.machine.emulator import EmuDevice
-from prill_runtime.device.memory.slot import SEQUENCE
+from prill_runtime.device.memory.slot import SEQUENCE_DTYPE
 from prill_runtime.device.steps.launches import attend
 from prill_runtime.models.nodes import Attention
 from prill_runtime.ops.numpy import NumpyBackend
@@ -43,8 +43,8 @@ def both(device: EmuDevice, a: Attention, length: int, scale: float = 1.0) -> tu
     held = [device.alloc(array.nbytes) for array in (keys, values, q, q)]
     for pointer, array in zip(held, (keys, values, q), strict=False):
         device.upload(pointer, array)
-    slot = device.alloc(SEQUENCE.itemsize)
-    device.upload(slot, np.array([(held[0], held[1], CAPACITY, length, 0, 0, 0)], SEQUENCE))
+    slot = device.alloc(SEQUENCE_DTYPE.itemsize)
+    device.upload(slot, np.array([(held[0], held[1], CAPACITY, length, 0, 0, 0)], SEQUENCE_DTYPE))
     attend(device, a, slot, held[2], held[3])
     got = device.download(held[3], (q.size,), np.float32)
     for pointer in (*held, slot):

@@ -14,7 +14,7 @@ from prill_harness.decide import gate
 from prill_harness.decide.checklist import Checklist, Item
 from prill_harness.decide.waivers import Conditions, Waiver
 from prill_harness.faults.trial.forgotten import Forgotten
-from prill_harness.faults.trial.kills import Kills, Trial
+from prill_harness.faults.trial.kills import FaultTrial, Kills
 from prill_harness.plan.plan import Plan
 from prill_harness.plan.policy import Gate, Policy
 from prill_harness.records.evidence import (
@@ -34,7 +34,7 @@ CHECKS = ("tokens.exact", "tokens.greedy")
 CELLS = (Cell("llama", "numpy", "tokens"), Cell("gpt", "numpy", "tokens"))
 ARCHITECTURES = {"llama": "llama", "gpt": "gpt2"}
 # Both checks were seen to kill the fault they claim.
-TRIAL = Trial("", "head", "", ("logits",), "llama", ("logits",), CHECKS)
+TRIAL = FaultTrial("", "head", "", ("logits",), "llama", ("logits",), CHECKS)
 KILLS = Kills({"fault": TRIAL}, dict.fromkeys(CHECKS, "c" * 64))
 
 

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 
 from prill_fixtures import sound
-from prill_fixtures.sound_vocab import Vocabulary
+from prill_fixtures.sound_vocab import SoundVocabulary
 from prill_harness.engines.embedded import Embedded
 from prill_harness.faults.opening import open_engine
 from prill_harness.tokens import golden_prompts
 from prill_harness.tokens import judge as tokens
 from prill_harness.tokens.golden import PROMPTS, golden_for, record
-from prill_harness.tokens.golden_pack import ALONE, load, save
+from prill_harness.tokens.golden_pack import ONLY_TOKEN_GAP, load, save
 from prill_runtime.errors import UsageError
 from prill_runtime.gguf.file import open_gguf
 from prill_runtime.tokenizer.load import load_tokenizer
@@ -24,7 +24,7 @@ from prill_runtime.tokenizer.load import load_tokenizer
 from .sound_models import recipes
 from .test_sound_models import PLAIN
 
-UNUSED = Vocabulary("spm", 1, unused=1, unk=False, bos=False, eos=False)
+UNUSED = SoundVocabulary("spm", 1, unused=1, unk=False, bos=False, eos=False)
 SILENT = replace(PLAIN, context=12, vocabulary=UNUSED)
 
 
@@ -72,7 +72,7 @@ def test_a_golden_without_texts(tmp_path: Path) -> None:
     save(golden, tmp_path / "golden.json")
     assert load(tmp_path / "golden.json") == golden
     assert all(prompt.unspelled and not prompt.text for prompt in golden.prompts)
-    assert set(golden.prompts[0].margins.tolist()) == {ALONE}
+    assert set(golden.prompts[0].margins.tolist()) == {ONLY_TOKEN_GAP}
     with open_engine("numpy", str(file)) as engine, open_engine("numpy64", str(file)) as oracle:
         assert isinstance(oracle, Embedded)
         found = tokens.compare_prompt_ids(engine, golden, oracle)

@@ -142,7 +142,7 @@ def test_strips_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many rows are dequantised at a time, the figures are the same."""
     with open_gguf(fixture("gpt2-tiny")) as a, open_gguf(fixture("gpt2-tiny", "q4_k")) as b:
         whole = filediff.compare(a, b)
-        monkeypatch.setattr(filediff, "STRIP", 4096)
+        monkeypatch.setattr(filediff, "STRIP_WEIGHTS", 4096)
         pieces = filediff.compare(a, b)
     assert whole.nmse is not None
     assert 1e-4 < whole.nmse < 1e-1

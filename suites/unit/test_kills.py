@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from prill_harness.faults.catalogue import catalogue
 from prill_harness.faults.trial import kills as matrix
 from prill_harness.faults.trial import page
-from prill_harness.faults.trial.kills import Clean, Kills, Trial
+from prill_harness.faults.trial.kills import Clean, FaultTrial, Kills
 from prill_harness.faults.trial.matrix import claims
 from prill_harness.records.catalog import check_ids, packaged
 from prill_harness.run.checks import content_hash
@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = matrix.load()
 
 
-def trial(*killed_by: str, blamed: str = "act", source: str = "s") -> Trial:
-    return Trial(source, "feed-forward", "is wrong", ("act",), "m", (blamed,), killed_by)
+def trial(*killed_by: str, blamed: str = "act", source: str = "s") -> FaultTrial:
+    return FaultTrial(source, "feed-forward", "is wrong", ("act",), "m", (blamed,), killed_by)
 
 
 SEEN = Kills({"bug": trial("ops.a")}, {"ops.a": "1", "ops.b": "2"})

@@ -61,6 +61,23 @@ def test_rollback_forgets_half_a_pass() -> None:
     np.testing.assert_array_equal(cache.view(0)[0].transpose(1, 0, 2), k)
 
 
+def test_a_pass_that_wrote_by_itself_says_how_many_rows() -> None:
+    """Rows that a captured graph wrote count as appended ones do, up to the capacity."""
+    cache = KVCache(2, 2, 3, 8, np.float32, offset=10)
+    cache.commit(5)
+    assert (cache.length, cache.position) == (5, 15)
+    with pytest.raises(ContextLengthExceeded):
+        cache.commit(4)
+    assert (cache.length, cache.view(1)[0].shape) == (5, (2, 5, 3))
+
+
+def test_nobody_else_counts() -> None:
+    """A length cannot be set from outside."""
+    cache, _, _ = filled(2)
+    with pytest.raises(AttributeError):
+        cache.length = 3  # type: ignore[misc]
+
+
 def test_truncate_and_clear() -> None:
     """Truncation keeps the first rows bit for bit; clear keeps none; neither accepts more than there is."""
     cache, k, _ = filled(5)

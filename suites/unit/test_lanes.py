@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prill_harness.numbers import lanes
-from prill_harness.numbers.lanes import Figures, Tally
+from prill_harness.numbers.lanes import Figures, LogitTally
 from prill_harness.tokens.golden import forced
 from prill_runtime.errors import EngineError, UnsupportedModel
 from prill_runtime.ops.numpy import NumpyBackend
@@ -127,7 +127,7 @@ def test_tau_is_never_below_one_unit_in_the_last_place() -> None:
 def test_tally_counts_positions_from_one_and_refuses_other_shapes() -> None:
     """Two sequences of 20 give 40 positions in two buckets; a shorter candidate is an error."""
     rng = np.random.default_rng(0)
-    tally = Tally()
+    tally = LogitTally()
     for _ in range(2):
         z = rng.normal(size=(20, 5))
         tally.add(z, z)
@@ -173,7 +173,7 @@ def test_the_exact_ratio_parts_summation_orders_from_a_wrong_epsilon(tmp_path: P
     ids = np.random.default_rng(1).integers(3, 300, 120).tolist()
 
     def figures(backend: NumpyBackend) -> Figures:
-        tally = Tally()
+        tally = LogitTally()
         with Model.load(path, dtype="float64") as oracle, Model.load(path, backend=backend) as model:
             tally.add(forced(oracle, ids), forced(model, ids))
         return tally.figures()

@@ -16,8 +16,8 @@ from prill_harness.engines.embedded import EmbeddedSession
 from prill_harness.engines.models import resolve_model
 from prill_harness.leaks.judge import judge, probe
 from prill_harness.leaks.probed import kinds, paths
-from prill_harness.leaks.probed.kinds import KINDS, Subject
-from prill_harness.leaks.reports.report import Judged, LeakVerdict, Probe
+from prill_harness.leaks.probed.kinds import KINDS, CallSubject
+from prill_harness.leaks.reports.report import JudgedSeries, LeakVerdict, Probe
 from prill_runtime.errors import PrillError
 
 PICO = "synth:llama-pico:f16"
@@ -26,9 +26,9 @@ BESIDE = {"accepts", "open", "info", "ops", "copy_bandwidth"}
 
 
 @pytest.fixture
-def subject(tmp_path: Path) -> Iterator[Subject]:
+def subject(tmp_path: Path) -> Iterator[CallSubject]:
     with open_engine("numpy", PICO) as engine:
-        yield Subject(engine, lambda f: open_engine("numpy", f), str(resolve_model(PICO)), 320, 16)
+        yield CallSubject(engine, lambda f: open_engine("numpy", f), str(resolve_model(PICO)), 320, 16)
 
 
 def test_every_call_of_the_protocol_is_made() -> None:
@@ -40,7 +40,7 @@ def test_every_call_of_the_protocol_is_made() -> None:
         assert not missing, f"{cls.__name__}: {missing}"
 
 
-def test_an_embedded_engine_takes_every_kind(subject: Subject, tmp_path: Path) -> None:
+def test_an_embedded_engine_takes_every_kind(subject: CallSubject, tmp_path: Path) -> None:
     """All kinds are offered, and each is what it says: requests stop, fill, are refused."""
     made = kinds.offered(subject, tmp_path)
     assert made.keys() == KINDS.keys()
@@ -70,7 +70,7 @@ def test_an_embedded_engine_takes_every_kind(subject: Subject, tmp_path: Path) -
 
 
 def test_each_entry_point_is_called_in_every_round(
-    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    subject: CallSubject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A thousand rounds call each a thousand times: a leak in every two hundredth comes five times."""
     made, counts = kinds.offered(subject, tmp_path), Counter[str]()
@@ -99,7 +99,7 @@ def test_each_entry_point_is_called_in_every_round(
     assert few <= {"NumPy.close"}, few  # a load and its end: in one round of five
 
 
-def test_malformed_files_are_refused_early_and_late(subject: Subject, tmp_path: Path) -> None:
+def test_malformed_files_are_refused_early_and_late(subject: CallSubject, tmp_path: Path) -> None:
     """Some are missing or no GGUF at all; others are refused when tensors or the tokenizer are looked at."""
     kinds.offered(subject, tmp_path)
     said = []
@@ -115,14 +115,14 @@ def test_malformed_files_are_refused_early_and_late(subject: Subject, tmp_path: 
 def test_an_engine_without_files_or_text_is_asked_for_less(tmp_path: Path) -> None:
     """What an engine does not offer is left out, and the rest is made."""
     with open_engine("numpy", PICO) as engine:
-        subject = Subject(engine, lambda f: open_engine("numpy", f), "none", 320, 16)
+        subject = CallSubject(engine, lambda f: open_engine("numpy", f), "none", 320, 16)
         made = kinds.offered(subject, tmp_path)
     assert made.keys() == KINDS.keys() - {"loaded", "malformed", "poisoned"}
 
 
 def test_the_kind_that_leaves_something_is_named() -> None:
     """Kinds with at least half of the largest growth of a leaking series are told, others are not."""
-    leak = Judged("host", "blocks", "blocks", LeakVerdict.LEAK, "")
+    leak = JudgedSeries("host", "blocks", "blocks", LeakVerdict.LEAK, "")
     left = {"a": {"host blocks": 400}, "b": {"host blocks": 3, "python blocks": 9}, "c": {}}
     assert judge.sites([leak], left) == "; left by a (host blocks +400)"
     assert judge.sites([], left) == judge.sites([leak], {}) == ""
@@ -134,6 +134,6 @@ def test_a_rare_leak_of_one_kind_is_found_and_told() -> None:
     assert report.verdict is LeakVerdict.LEAK
     assert report.sentence.endswith("left by cancelled (host blocks +1)"), report.sentence
     offered = {"greedy", "sampled", "cancelled", "filled", "refused", "held", "told"}
-    assert report.kinds == dict.fromkeys(offered, 40 * paths.TIMES)
+    assert report.kinds == dict.fromkeys(offered, 40 * paths.CALLS_OF_A_KIND)
     sound = probe.run(Probe("control:noise=churn", "none", "requests", vary=False))
     assert sound.verdict is LeakVerdict.CLEAN, sound.sentence

@@ -20,7 +20,14 @@ from prill_harness.leaks.ledgers import build, device, ledgers, settle
 from prill_harness.leaks.ledgers.ledgers import PLANT_EVERY, Book, LeakLedger, Measured, Series
 from prill_harness.leaks.probed import protocol
 from prill_harness.leaks.reports import bars
-from prill_harness.leaks.reports.report import Judged, LeakReport, LeakVerdict, PathReport, Probe, amount
+from prill_harness.leaks.reports.report import (
+    JudgedSeries,
+    LeakReport,
+    LeakVerdict,
+    PathReport,
+    Probe,
+    amount,
+)
 from prill_harness.leaks.reports.verdict import Rule
 from prill_harness.leaks.selftest import page, selftest
 from prill_runtime.errors import Inconclusive, UsageError
@@ -160,7 +167,7 @@ def test_names_of_attributes_that_python_remembers_are_no_leak() -> None:
 
 def test_a_missing_ledger_forbids_clean() -> None:
     """Where a ledger could not be attached the verdict is inconclusive and says which."""
-    clean = [Judged("host", "blocks", "blocks", LeakVerdict.CLEAN, "host: no growth", (1, 1))]
+    clean = [JudgedSeries("host", "blocks", "blocks", LeakVerdict.CLEAN, "host: no growth", (1, 1))]
     report = judge.concluded(Probe("x", "y"), book([1] * 50), clean, True, {"device": "no CUPTI"})
     assert report.verdict is LeakVerdict.INCONCLUSIVE
     assert report.sentence == "device: no CUPTI"
@@ -174,7 +181,7 @@ def test_stacks_name_the_function() -> None:
     """Under memray the function of the control library that leaks is named, with its bytes per call."""
     wanted = Probe("control:leak=list,size=64", "none")
     leaky = PathReport("success", LeakVerdict.LEAK, "", seen=(
-        Judged("host", "blocks", "blocks", LeakVerdict.LEAK, "", slope=1.0),))  # fmt: skip
+        JudgedSeries("host", "blocks", "blocks", LeakVerdict.LEAK, "", slope=1.0),))  # fmt: skip
     pytest.importorskip("memray")
     found = sites.located(wanted, leaky)
     assert "control_grow_list" in " ".join(found.sites[0].stack), found.stacks
@@ -185,7 +192,7 @@ def test_without_memray_the_report_says_how(monkeypatch: pytest.MonkeyPatch) -> 
     """The hint names the extra."""
     monkeypatch.setattr(sites.importlib.util, "find_spec", lambda name: None)
     leaky = PathReport(
-        "success", LeakVerdict.LEAK, "", seen=(Judged("host", "bytes", "B", LeakVerdict.LEAK, ""),)
+        "success", LeakVerdict.LEAK, "", seen=(JudgedSeries("host", "bytes", "B", LeakVerdict.LEAK, ""),)
     )
     assert "pip install 'prill[memray]'" in sites.located(Probe("x", "y"), leaky).stacks
 
@@ -193,9 +200,10 @@ def test_without_memray_the_report_says_how(monkeypatch: pytest.MonkeyPatch) -> 
 REPORT = LeakReport(
     "numpy<b>", "fixture:llama-tiny", LeakVerdict.LEAK, "success: host: 24 B per call", (
         PathReport("success", LeakVerdict.LEAK, "host: 24 B per call", 50, 11, True, (
-            Judged("host", "bytes", "B", LeakVerdict.LEAK, "host: 24 B per call", tuple(range(0, 984, 24)),
-                   24.0, 23.5, 24.5, 960, 0, 5, 5),
-            Judged("python", "blocks", "blocks", LeakVerdict.CLEAN, "python: no growth", (7,) * 41, of=5),
+            JudgedSeries("host", "bytes", "B", LeakVerdict.LEAK, "host: 24 B per call",
+                         tuple(range(0, 984, 24)), 24.0, 23.5, 24.5, 960, 0, 5, 5),
+            JudgedSeries("python", "blocks", "blocks", LeakVerdict.CLEAN, "python: no growth", (7,) * 41,
+                         of=5),
         )),
     ), "prill leak --engine numpy",
 )  # fmt: skip
@@ -307,7 +315,7 @@ def test_without_a_gpu_the_device_ledger_is_not_attached(monkeypatch: pytest.Mon
 
 
 def part(verdict: LeakVerdict, sentence: str, *series: str, planted: bool = True) -> PathReport:
-    seen = tuple(Judged(name, "bytes", "B", verdict, sentence) for name in series)
+    seen = tuple(JudgedSeries(name, "bytes", "B", verdict, sentence) for name in series)
     return PathReport("success", verdict, sentence, 50, 11, planted, seen, duration_s=1.5)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from prill_harness.leaks.judge import judge
 from prill_harness.leaks.ledgers.ledgers import Book, Series
 from prill_harness.leaks.probed import paths
-from prill_harness.leaks.reports.report import Judged, LeakVerdict, Probe
+from prill_harness.leaks.reports.report import JudgedSeries, LeakVerdict, Probe
 from prill_harness.leaks.reports.verdict import WINDOWS, Rule
 
 from .preloaded import preloaded
@@ -57,7 +57,10 @@ TWICE = STAIRS + [STAIRS[-1] + call // 8 for call in range(1, 41)]
 @pytest.mark.parametrize("step", [2, 3, 50])
 def test_what_threads_alone_move_is_no_alarm(step: int) -> None:
     """One block in eight calls is a leak beside a still control, and none beside one that moves as much."""
-    still, moves = judge.Control(book([5] * 42), 3), judge.Control(book([5] * 20 + [5 + step] * 22), 3)
+    still, moves = (
+        judge.ControlNoise(book([5] * 42), 3),
+        judge.ControlNoise(book([5] * 20 + [5 + step] * 22), 3),
+    )
     assert judge.Phase(book(STAIRS), 11, control=still).leaks
     assert judge.Phase(book(STAIRS), 11).leaks
     once = judge.Phase(book(STAIRS), 11, control=moves)
@@ -73,7 +76,7 @@ def test_what_threads_alone_move_is_no_alarm(step: int) -> None:
 def test_a_leak_beyond_the_control_is_found() -> None:
     """Three blocks a call stand out of a control that moved by twenty."""
     leak = book([1000] * 10 + [1000 + 3 * call for call in range(1, 41)])
-    control = judge.Control(book([5] * 20 + [25] * 22), 3)
+    control = judge.ControlNoise(book([5] * 20 + [25] * 22), 3)
     assert judge.Phase(leak, 11, control=control).leaks
 
 
@@ -81,7 +84,7 @@ def test_a_leak_beyond_the_control_is_found() -> None:
 def test_the_sentence_says_what_the_figures_show(series: list[list[int]]) -> None:
     """`no ledger grew` where none did; else each one that did, with its bytes and windows."""
     found = [
-        Judged("host", f"s{n}", "B", LeakVerdict.CLEAN, "", tuple(row), windows=n % WINDOWS, of=WINDOWS)
+        JudgedSeries("host", f"s{n}", "B", LeakVerdict.CLEAN, "", tuple(row), windows=n % WINDOWS, of=WINDOWS)
         for n, row in enumerate(series)
     ]
     said = judge.quiet(found)
@@ -94,10 +97,10 @@ def test_the_sentence_says_what_the_figures_show(series: list[list[int]]) -> Non
 
 def test_what_moved_with_distinct_prompts_is_shown_too() -> None:
     """Calls with distinct prompts that moved a series are a series of their own; worse ones replace it."""
-    one = Judged("host", "bytes", "B", LeakVerdict.CLEAN, "", (7, 7))
-    moved = Judged("host", "bytes", "B", LeakVerdict.CLEAN, "", (7, 131159))
-    still = Judged("host", "bytes", "B", LeakVerdict.CLEAN, "", (9, 9))
-    doubt = Judged("host", "bytes", "B", LeakVerdict.INCONCLUSIVE, "a cache?", (7, 99))
+    one = JudgedSeries("host", "bytes", "B", LeakVerdict.CLEAN, "", (7, 7))
+    moved = JudgedSeries("host", "bytes", "B", LeakVerdict.CLEAN, "", (7, 131159))
+    still = JudgedSeries("host", "bytes", "B", LeakVerdict.CLEAN, "", (9, 9))
+    doubt = JudgedSeries("host", "bytes", "B", LeakVerdict.INCONCLUSIVE, "a cache?", (7, 99))
     assert judge.with_distinct([one], [still]) == [one]
     assert judge.with_distinct([one], [doubt]) == [doubt]
     first, second = judge.with_distinct([one], [moved])
@@ -120,7 +123,7 @@ def test_prompts_fit_every_vocabulary_and_context(
     """Ids are in the vocabulary and leave room for three tokens; distinct prompts differ where they can."""
     path = engine_of(vocab, context, monkeypatch)
     prompts = [path.distinct(number) for number in range(11, 200)] if path.varies else []
-    assert path.varies == (vocab ** len(path.ids) >= paths.PROMPTS)
+    assert path.varies == (vocab ** len(path.ids) >= paths.DISTINCT_PROMPTS)
     assert len({tuple(ids) for ids in prompts}) == len(prompts)
     for ids in (path.ids, *prompts):
         assert ids

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from prill_harness.leaks.judge.probe import run
 from prill_harness.leaks.probed import walk
 from prill_harness.leaks.reports import curves
-from prill_harness.leaks.reports.report import LeakVerdict, PathReport, Probe, Walk
+from prill_harness.leaks.reports.report import LeakVerdict, LoadWalk, PathReport, Probe
 
 from .preloaded import preloaded
 
@@ -65,7 +65,7 @@ class FakeInterposer:
         return 0, self._held, 0
 
 
-def walked(fake: Any, least: int = 0, **more: float) -> tuple[LeakVerdict, Walk]:
+def walked(fake: Any, least: int = 0, **more: float) -> tuple[LeakVerdict, LoadWalk]:
     judged, done = walk.walk_over(fake.load, fake, least, **more)
     return judged.verdict, done
 

@@ -15,6 +15,7 @@ from prill_harness.engines.embedded import Embedded
 from prill_harness.faults.opening import open_engine
 from prill_runtime.device.model import DeviceModel
 
+from .decoded import decoded
 from .tiny_gguf import add_config, add_tokenizer, gpt2_tensors, llama_tensors, tiny
 
 WIDE = {"width": 64, "n_heads": 4, "n_kv_heads": 4, "ffn": 96, "n_layers": 2, "context": 64}
@@ -57,10 +58,7 @@ def steps(model: Any, ids: list[int]) -> np.ndarray:
     if not isinstance(model, DeviceModel):
         return np.asarray(model.forward([(cache, ids)])[0][2:], np.float64)
     model.prefill(cache, ids[:2])
-    rows = []
-    for token in ids[2:]:
-        rows.append(model.decoder.step(cache, token))
-        cache.length += 1
+    rows = [decoded(model, cache, token) for token in ids[2:]]
     cache.close()
     return np.array(rows, np.float64)
 

@@ -21,7 +21,7 @@ from prill_harness.faults.trial import forgotten as oblivion
 from prill_harness.faults.trial import kills as data
 from prill_harness.faults.trial.forgotten import Amount, Forgotten, Kill
 from prill_harness.faults.trial.kills import Kills
-from prill_harness.faults.trial.matrix import Subject
+from prill_harness.faults.trial.matrix import TrialSubject
 from prill_harness.plan import plan
 from prill_harness.plan.plan import Plan
 from prill_harness.plan.policy import Gate, PlanEntry, Policy, default_gate
@@ -64,21 +64,21 @@ def test_every_area_has_suites_that_look_at_it() -> None:
 @pytest.mark.parametrize("area", faults.AREAS)
 def test_a_subject_is_run_against_at_least_one_suite(area: str) -> None:
     """Even a fault that no check claims is looked for; the suites come in the order of a diagnosis."""
-    names = matrix.suites_for(Subject((fault("bug", area),)), {})
+    names = matrix.suites_for(TrialSubject((fault("bug", area),)), {})
     assert names
     assert list(names) == sorted(names, key=matrix.ORDER.index)
 
 
 def test_suites_that_claim_a_fault_see_it() -> None:
     """A claim brings its suite in."""
-    assert "errors" in matrix.suites_for(Subject((fault(),)), {"errors.too_long": ("bug",)})
-    assert "errors" not in matrix.suites_for(Subject((fault(),)), {"errors.too_long": ("other",)})
-    assert "harness" in matrix.suites_for(Subject((fault("h", "harness"),)), {})
+    assert "errors" in matrix.suites_for(TrialSubject((fault(),)), {"errors.too_long": ("bug",)})
+    assert "errors" not in matrix.suites_for(TrialSubject((fault(),)), {"errors.too_long": ("other",)})
+    assert "harness" in matrix.suites_for(TrialSubject((fault("h", "harness"),)), {})
 
 
 def test_every_trial_has_its_clean_control() -> None:
     """For each model the suites of its trials run on the clean engine too."""
-    subjects = [Subject((fault("a"),)), Subject((fault("b", "tokenizer"),))]
+    subjects = [TrialSubject((fault("a"),)), TrialSubject((fault("b", "tokenizer"),))]
     cells = matrix.cells_for(subjects, {})
     trials = {cell for cell in cells if cell.engine != "numpy"}
     assert {cell.engine for cell in trials} == {"numpy+fault:a", "numpy+fault:b"}
@@ -89,7 +89,7 @@ def test_every_trial_has_its_clean_control() -> None:
 def test_a_whole_matrix_runs_the_gate_on_the_clean_engine() -> None:
     """Every cell of the default gate is run without a fault, once, so that amounts are recorded."""
     wanted = default_gate()
-    cells = matrix.cells_for([Subject((fault(),))], {}, gate=wanted)
+    cells = matrix.cells_for([TrialSubject((fault(),))], {}, gate=wanted)
     assert {cell for cell in plan.build(wanted).cells if cell.engine == "numpy"} <= set(cells)
     assert len(set(cells)) == len(cells) > 30
     assert sum(cell.engine != "numpy" for cell in cells) == 1
@@ -97,7 +97,9 @@ def test_a_whole_matrix_runs_the_gate_on_the_clean_engine() -> None:
 
 def test_every_means_all_suites() -> None:
     """What the likely suites did not see is shown to all of them."""
-    trial = next(c for c in matrix.cells_for([Subject((fault(),))], {}, every=True) if c.engine != "numpy")
+    trial = next(
+        c for c in matrix.cells_for([TrialSubject((fault(),))], {}, every=True) if c.engine != "numpy"
+    )
     assert set(trial.suite.split("+")) == set(suites())
 
 
@@ -106,7 +108,7 @@ def test_every_means_all_suites() -> None:
 
 def test_a_trial_is_judged_beside_the_clean_engine() -> None:
     """Killed and blamed; what is also red without the fault does not count."""
-    subject = Subject((fault(),))
+    subject = TrialSubject((fault(),))
     records = [
         seen("stages.early"), seen("ops.swiglu"), seen("ops.add", status=Status.FAILED),
         *(seen(c, subject.engine, Status.FAILED, WRONG) for c in ("stages.early", "ops.swiglu", "ops.add")),
@@ -120,7 +122,7 @@ def test_a_trial_is_judged_beside_the_clean_engine() -> None:
 
 def test_a_wrong_blame_is_said() -> None:
     """Killed, but somebody else is blamed: not right, and the sentence names both."""
-    subject = Subject((fault("bug", "norm", "attn_norm"),))
+    subject = TrialSubject((fault("bug", "norm", "attn_norm"),))
     records = [seen("stages.early"), seen("stages.early", subject.engine, Status.FAILED, WRONG)]
     (result,) = matrix.judge([subject], records)
     assert not result.right
@@ -129,7 +131,7 @@ def test_a_wrong_blame_is_said() -> None:
 
 def test_a_fault_that_nothing_sees_survives() -> None:
     """Passes and crashes kill nothing."""
-    subject = Subject((fault(),))
+    subject = TrialSubject((fault(),))
     records = [seen("ops.add"), seen("ops.swiglu"), seen("ops.add", subject.engine)]
     records.append(seen("ops.swiglu", subject.engine, Status.ERROR))
     (result,) = matrix.judge([subject], records)
@@ -155,7 +157,7 @@ def test_the_content_of_a_check_is_that_of_the_clean_run() -> None:
 
 def test_the_longest_cells_come_first() -> None:
     """No core is left alone with one long cell at the end."""
-    light, heavy = Subject((fault("a", "rope"),)), Subject((fault("b", "head"),))
+    light, heavy = TrialSubject((fault("a", "rope"),)), TrialSubject((fault("b", "head"),))
     engines = [cell.engine for cell in matrix.cells_for([light, heavy], {}) if cell.engine != "numpy"]
     assert engines == ["numpy+fault:b", "numpy+fault:a"]
 
@@ -253,7 +255,7 @@ def test_matrix_exits_1_when_less_is_seen_than_is_on_record(
     """A lost kill, or a tenth of an amount: named, still owed in what is written, and settled by a line."""
     engine, cell = f"numpy+fault:{NAME}", f"{MODEL}/numpy/ops/cpu"
     monkeypatch.setattr(matrix, "run", lambda *a: (seen("ops.rope"), seen("ops.rope", engine, Status.FAILED)))
-    lost = data.Trial("", "rope", "", ("q_rope",), MODEL, ("q_rope",), ("ops.rope", "stages.late"))
+    lost = data.FaultTrial("", "rope", "", ("q_rope",), MODEL, ("q_rope",), ("ops.rope", "stages.late"))
     recorded, line = Kills({NAME: lost}), Forgotten((Kill(NAME, "stages.late", "so"),))
     if what == "amount":
         recorded = Kills(observed={cell: {"ops.rope": 10}})
@@ -340,7 +342,7 @@ def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="module")
 def seen_kills(tmp_path_factory: pytest.TempPathFactory) -> Kills:
     """What the check, as it is, is seen to kill: one planted fault beside the clean engine."""
-    subject = Subject((catalogue()[NAME],))
+    subject = TrialSubject((catalogue()[NAME],))
     suite = CHECK.partition(".")[0]
     cells = [Cell(MODEL, engine, suite) for engine in (matrix.ENGINE, subject.engine)]
     records = matrix.run(cells, tmp_path_factory.mktemp("kills"), 2)

@@ -110,3 +110,38 @@ def test_a_name_means_one_thing(name: str) -> None:
     ]
     named = list(places(lambda node: isinstance(node, ast.ClassDef) and node.name == name, *rooms))
     assert len([file for file in named if "selftest/peer" not in file]) <= 1, named  # psleak's own
+
+
+def classes_named_twice(files: dict[str, str]) -> dict[str, list[str]]:
+    """Class name -> the files that define it, where it is defined more than once; private ones left out."""
+    found: dict[str, list[str]] = {}
+    for name, text in sorted(files.items()):
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(name)
+    return {name: where for name, where in found.items() if len(where) > 1}
+
+
+# Pairs that still share a name; whoever renames one takes it off.
+SHARED = {"Attention", "Described", "Explanation"}
+
+
+def test_a_class_name_means_one_thing() -> None:
+    """No two classes of the product have one name, wherever they lie: nobody need ask which is meant."""
+    folders = ("runtime", "harness", "reports", "suites/prill_suites", "fixtures", "ci")
+    files = {
+        file.relative_to(ROOT).as_posix(): file.read_text()
+        for folder in folders
+        for file in (ROOT / folder).rglob("*.py")
+    }
+    found = classes_named_twice(files)
+    assert set(found) == SHARED, found
+
+
+def test_a_second_class_of_a_name_is_found() -> None:
+    """In another file or another function of one; a private one is its file's own affair."""
+    one, inner = "class Plan: ...", "def f():\n class Plan: ..."
+    private = "class _Plan: ..."
+    assert classes_named_twice({"a": one, "b": inner}) == {"Plan": ["a", "b"]}
+    assert classes_named_twice({"a": f"{one}\n{inner}"}) == {"Plan": ["a", "a"]}
+    assert classes_named_twice({"a": f"{one}\n{private}", "b": private}) == {}

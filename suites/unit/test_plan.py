@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from prill_harness.decide import gate
 from prill_harness.decide.checklist import load_checklists
-from prill_harness.faults.trial.kills import Kills, Trial
+from prill_harness.faults.trial.kills import FaultTrial, Kills
 from prill_harness.plan import plan, policy
 from prill_harness.plan.plan import Plan
 from prill_harness.plan.policy import Gate, PlanEntry
@@ -95,7 +95,7 @@ def verdict(folder: Path, work: Plan, records: tuple[Record, ...]) -> Verdict:
     )
     loaded = policy.load_policy(folder / "gates.toml")
     checks = {r.base: r.content for r in records if isinstance(r, Evidence)}
-    planted = Trial("", "head", "", ("logits",), "a.gguf", ("logits",), tuple(checks))
+    planted = FaultTrial("", "head", "", ("logits",), "a.gguf", ("logits",), tuple(checks))
     kills = Kills({"rope_pairing": planted}, checks)
     return gate.decide(loaded, work, records, checklists=lists, kills=kills, as_of=TODAY)
 

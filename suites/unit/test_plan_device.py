@@ -22,7 +22,7 @@ from prill_runtime.device.model import DeviceModel, Options
 from prill_runtime.device.ops.backend import CudaBackend
 from prill_runtime.device.ops.tensor_cores import LEAST_TILE_ROWS
 from prill_runtime.device.plan import plan
-from prill_runtime.device.steps.cache import SESSIONS
+from prill_runtime.device.steps.cache import MOST_SESSIONS
 from prill_runtime.gguf.tensors import TensorInfo
 from prill_runtime.models import walks
 from prill_runtime.models.load import Wired
@@ -186,7 +186,7 @@ def test_a_sequence_opened_during_a_step_is_in_nobodys_way() -> None:
     device.launch = launch
     for rows in (256, 512, 1024):
         cache = model.new_cache()
-        cache.length = cache.capacity - rows
+        cache.commit(cache.capacity - rows)
         model.forward([(cache, [0] * rows)], last_only=True)
     assert len(opened) >= 3
     scratch = model.backend.arena.regions["scratch"]
@@ -265,7 +265,7 @@ def test_more_sequences_than_there_is_room_for_is_one_sentence() -> None:
 def test_more_sequences_than_are_counted_is_one_sentence() -> None:
     """A thousand sequences are open at once; where their number is too large, the sentence says so."""
     model, held = small(positions=5000), []
-    held += [model.new_cache(1) for _ in range(SESSIONS)]
+    held += [model.new_cache(1) for _ in range(MOST_SESSIONS)]
     with pytest.raises(OutOfDeviceMemory, match=r"too many sequences are open at once: .*got \d+; close one"):
         model.new_cache(1)
     model.forward([(cache, [0]) for cache in held[:64]])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from prill_harness import Engine, open_engine
 from prill_harness.tokens.golden import golden_for
 from prill_runtime.device import model as device_model
-from prill_runtime.device.steps.prefill import KEPT
+from prill_runtime.device.steps.prefill import KEPT_GRAPHS
 from prill_runtime.errors import ContextLengthExceeded, InvalidParameter, NotANumber
 from prill_runtime.run.generate import logprob
 from prill_runtime.sampling.sampler import SamplingParams
@@ -80,11 +80,11 @@ def test_a_captured_piece_stands_anywhere_in_a_sequence(fast: Engine) -> None:
 
 def test_few_graphs_are_kept(llama: Engine) -> None:
     """The lengths used last are the ones kept."""
-    lengths = list(range(ROWS + 2, ROWS + 4 + KEPT))
+    lengths = list(range(ROWS + 2, ROWS + 4 + KEPT_GRAPHS))
     for rows in lengths:
         for _ in range(2):
             fed(llama, ids_of(llama, rows))
-    assert graphs(llama) == lengths[-KEPT:]
+    assert graphs(llama) == lengths[-KEPT_GRAPHS:]
 
 
 def test_float32_prompts_are_not_captured() -> None:
@@ -148,7 +148,7 @@ def test_the_choice_is_the_lowest_of_the_most_probable_ids(llama: Engine, data: 
     if odd is not None:
         row[data.draw(st.integers(0, vocab - 1))] = odd
     cache = model.new_cache(4)
-    cache.length = 1
+    cache.commit(1)
     model.device.upload(decoder.logits.pointer, row)
     try:
         if odd is None:

@@ -25,7 +25,7 @@ from prill_harness.plan.plan import Plan
 from prill_harness.records.catalog import check_ids, suites
 from prill_harness.records.evidence import Cell, Evidence
 from prill_harness.run import executor, reproduce
-from prill_harness.witness.second import ASKED
+from prill_harness.witness.second import SECOND_VARIABLE
 
 DEVICES = st.sampled_from(["cpu", "cuda"]) | st.integers(0, 15).map("cuda:{}".format)
 WORDS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12)
@@ -60,7 +60,7 @@ def test_a_cells_command_runs_the_cell_and_the_check(
 ) -> None:
     """The printed command names the model, engine, suite, device and check of the cell, and nothing else."""
     mine = [check for check in checks if check.startswith(f"{suite}.")]
-    with patch.dict(os.environ, {ASKED: second}):
+    with patch.dict(os.environ, {SECOND_VARIABLE: second}):
         command = reproduce.cell(Cell("its name", engine, suite, device), model, *checks)
     wanted = {Cell(model, engine, suite, device)}
     assert cells_of(command) == (wanted, tuple(dict.fromkeys(mine)), second or None)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prill_suites.requests_table import FEATURES, every_pair, pairs, table
-from prill_suites.requests_twins import NEVER, Outcome, outcome, shown, spans, stop_strings
+from prill_suites.requests_twins import NEVER, TextOutcome, outcome, shown, spans, stop_strings
 
 PIECES = [b" The", b" caf\xc3", b"\xa9s", b" are", " près".encode(), b" of", b" the river"]
 IDS = [4, 9, 2, 7, 9, 1, 3]
@@ -41,18 +41,18 @@ def test_a_pair_counts_only_where_it_can_come_to_pass() -> None:
 def test_the_rules() -> None:
     """End, callback, stop string, number asked for: in this order, one token after the other."""
 
-    def said(stops: list[str], most: int, ends: set[int], callback: str = "none") -> Outcome:
+    def said(stops: list[str], most: int, ends: set[int], callback: str = "none") -> TextOutcome:
         return outcome(IDS, PIECES, stops, most, ends, callback)
 
-    assert said([], 0, {4}) == Outcome(0, "length")
-    assert said([], 1, {9}) == Outcome(1, "length", None, 1)
-    assert said([], 7, {7, 2}) == Outcome(2, "eos", 2, 2)
-    assert said(["és"], 7, set()) == Outcome(3, "stop", None, 3)
-    assert said(["près", "és a"], 4, set()) == Outcome(4, "stop", None, 4)
-    assert said([" The"], 7, {4}) == Outcome(0, "eos", 4, 0)
-    assert said(["caf"], 7, set(), "refuses") == Outcome(2, "cancelled", None, 2)
-    assert said(["The"], 7, set(), "raises") == Outcome(1, "stop", None, 1)
-    assert said(["caf"], 7, set(), "raises") == Outcome(2, "", None, 2, raised=True)
+    assert said([], 0, {4}) == TextOutcome(0, "length")
+    assert said([], 1, {9}) == TextOutcome(1, "length", None, 1)
+    assert said([], 7, {7, 2}) == TextOutcome(2, "eos", 2, 2)
+    assert said(["és"], 7, set()) == TextOutcome(3, "stop", None, 3)
+    assert said(["près", "és a"], 4, set()) == TextOutcome(4, "stop", None, 4)
+    assert said([" The"], 7, {4}) == TextOutcome(0, "eos", 4, 0)
+    assert said(["caf"], 7, set(), "refuses") == TextOutcome(2, "cancelled", None, 2)
+    assert said(["The"], 7, set(), "raises") == TextOutcome(1, "stop", None, 1)
+    assert said(["caf"], 7, set(), "raises") == TextOutcome(2, "", None, 2, raised=True)
 
 
 def test_stop_strings_of_every_kind_come_from_the_text() -> None:

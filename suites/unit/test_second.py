@@ -29,7 +29,7 @@ Judge = Callable[[], Observer]
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(second.ASKED, "hf")
+    monkeypatch.setenv(second.SECOND_VARIABLE, "hf")
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def others(monkeypatch: pytest.MonkeyPatch, wrong_witness: bool, wrong_second: b
 
 def test_nobody_is_asked_unless_somebody_says_so(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without --second the witness judges alone."""
-    monkeypatch.delenv(second.ASKED, raising=False)
+    monkeypatch.delenv(second.SECOND_VARIABLE, raising=False)
     others(monkeypatch, wrong_witness=False, wrong_second=True)
     assert "transformers" not in judge().sentence
 
@@ -85,7 +85,7 @@ def test_transformers_outvotes_the_witness(judge: Judge, monkeypatch: pytest.Mon
     seen = judge()
     assert "the witness is outvoted" in seen.sentence
     assert seen.observed > 0
-    monkeypatch.delenv(second.ASKED)
+    monkeypatch.delenv(second.SECOND_VARIABLE)
     with pytest.raises(CheckFailed, match="to the witness"):
         judge()
 
@@ -103,7 +103,7 @@ def test_an_architecture_without_a_witness_is_judged_by_transformers(
 
 def test_a_reading_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another name, or packages that are not installed: one sentence before anything runs."""
-    monkeypatch.delenv(second.ASKED, raising=False)
+    monkeypatch.delenv(second.SECOND_VARIABLE, raising=False)
     with pytest.raises(UsageError, match="no such second reading"):
         second.ask("vllm")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -111,7 +111,7 @@ def test_a_reading_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch)
         UsageError, match=r"expected torch and transformers, got no torch and no transformers"
     ):
         second.ask("hf")
-    assert second.ASKED not in os.environ
+    assert second.SECOND_VARIABLE not in os.environ
 
 
 RECIPES = {

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from prill_fixtures import sound
-from prill_fixtures.sound_vocab import Vocabulary
+from prill_fixtures.sound_vocab import SoundVocabulary
 from prill_harness.records.evidence import Evidence, Status
 from prill_harness.records.ledger import read
 
@@ -29,7 +29,7 @@ SMALL = os.environ.get("PRILL_SOUND_SIZE", "small") == "small"
 PLAIN = sound.Recipe(
     seed=1,
     family="llama",
-    vocabulary=Vocabulary("spm", 300),
+    vocabulary=SoundVocabulary("spm", 300),
     context=64,
     layers=2,
     width=32,
@@ -39,7 +39,7 @@ PLAIN = sound.Recipe(
     rope_dim=8,
     ffn=48,
 )
-GPT2 = replace(PLAIN, family="gpt2", vocabulary=Vocabulary("bpe", 300), kv_heads=4, biases=True)
+GPT2 = replace(PLAIN, family="gpt2", vocabulary=SoundVocabulary("bpe", 300), kv_heads=4, biases=True)
 
 
 def judged(out: Path, models: list[Path], what: Iterable[str], *engines: str) -> list[Evidence]:
@@ -73,9 +73,9 @@ def test_suites_are_green_on_random_sound_models(tmp_path: Path) -> None:
 
 ENDS = {
     "a context of 8": replace(PLAIN, context=8),
-    "one token": replace(PLAIN, vocabulary=Vocabulary("spm", 1, 0, False, False, False)),
+    "one token": replace(PLAIN, vocabulary=SoundVocabulary("spm", 1, 0, False, False, False)),
     "one token, of no text": replace(
-        PLAIN, context=12, vocabulary=Vocabulary("spm", 1, unused=1, unk=False, bos=False, eos=False)
+        PLAIN, context=12, vocabulary=SoundVocabulary("spm", 1, unused=1, unk=False, bos=False, eos=False)
     ),
     "norms of 0": replace(GPT2, norms="zero", biases=False, context=9),
     "constant weights": replace(GPT2, weights="constant", head="equal", context=24),

@@ -30,7 +30,7 @@ Make = Callable[[Path], None]
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder, under a name that has a blank and a colon."""
-    monkeypatch.setenv(user_cache.CACHE, str(tmp_path / "my cache: prill"))
+    monkeypatch.setenv(user_cache.CACHE_VARIABLE, str(tmp_path / "my cache: prill"))
     return tmp_path / "my cache: prill"
 
 
@@ -121,7 +121,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(
 ) -> None:
     """A file where the folder should be."""
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv(user_cache.CACHE, str(tmp_path / "file" / "cache"))
+    monkeypatch.setenv(user_cache.CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
     with pytest.raises(UsageError, match=r"the cache folder cannot be used.*set PRILL_CACHE"):
         user_cache.folder("things")
 

@@ -28,7 +28,7 @@ Clock = Callable[[], float]
 Tell = Callable[[str], None]
 
 LOADING = ("open", *LOAD_PHASES)
-COPIES = 5
+BANDWIDTH_COPIES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,10 +242,10 @@ def _fits(contender: Contender, settings: Settings) -> None:
 
 def _copies(engine: Engine, settings: Settings, clock: Clock) -> list[float]:
     """Several copies in the engine's memory; none where neither it nor the processor can be asked."""
-    own = [speed for _ in range(COPIES) if (speed := engine.copy_bandwidth()) is not None]
+    own = [speed for _ in range(BANDWIDTH_COPIES) if (speed := engine.copy_bandwidth()) is not None]
     if own or engine.info.device != "cpu":
         return own
-    return memory_copies(settings.copy_bytes, COPIES, clock)
+    return memory_copies(settings.copy_bytes, BANDWIDTH_COPIES, clock)
 
 
 def _prompt(settings: Settings, contender: Contender, number: int) -> list[int]:

@@ -242,7 +242,7 @@ class Tally:
 
     def seen(self, value: Any) -> Any:
         """An array as one whose operations are counted; anything else as it is."""
-        if isinstance(value, reach.Written):
+        if isinstance(value, reach.CountedWrites):
             value = value.view(np.ndarray)
         if type(value) is not np.ndarray or value.dtype.kind != "f":
             return value

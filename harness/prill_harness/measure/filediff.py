@@ -19,7 +19,7 @@ from prill_runtime.gguf.file import GGUFFile
 from prill_runtime.gguf.tensors import TensorInfo
 from prill_runtime.quants.layouts import dequantize, supported_types
 
-STRIP = 1 << 20  # weights dequantised at a time, one row at least
+STRIP_WEIGHTS = 1 << 20  # weights dequantised at a time, one row at least
 
 
 class Side(msgspec.Struct, frozen=True):
@@ -135,7 +135,7 @@ def _strips(file: GGUFFile, info: TensorInfo) -> Iterator[NDArray[np.float64]]:
     """The tensor's weights from the first to the last, some rows at a time."""
     raw, columns = file.raw(info.name), info.shape[-1]
     rows = math.prod(info.shape[:-1])
-    row_bytes, step = info.nbytes // rows, max(1, STRIP // columns)
+    row_bytes, step = info.nbytes // rows, max(1, STRIP_WEIGHTS // columns)
     for low in range(0, rows, step):
         count = min(step, rows - low)
         part = raw[low * row_bytes : (low + count) * row_bytes]

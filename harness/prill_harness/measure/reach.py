@@ -53,7 +53,7 @@ class Walked(list[Any]):
         return super().index(*given)
 
 
-class Written(np.ndarray[Any, Any]):
+class CountedWrites(np.ndarray[Any, Any]):
     """An array that counts the elements that are written into it."""
 
     count_of: Count | None = None
@@ -89,7 +89,7 @@ def watching(walked: Count, written: Count) -> ExitStack:
         reserve(self, *given)
         for name in ("_keys", "_values"):
             if type(rows := getattr(self, name, None)) is np.ndarray:
-                counted = rows.view(Written)
+                counted = rows.view(CountedWrites)
                 counted.count_of = written
                 setattr(self, name, counted)
 

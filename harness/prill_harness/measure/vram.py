@@ -12,7 +12,7 @@ from prill_runtime.device.memory.arena import PURPOSES, shown
 from prill_runtime.errors import Inconclusive
 
 SESSIONS = 8
-POSITIONS = 64  # of each session, where the cache has so many
+SESSION_POSITIONS = 64  # of each session, where the cache has so many
 VALUE_BYTES = 4  # caches are float32
 MOMENTS = ("loaded", "idle", "in use", "after")
 
@@ -53,7 +53,7 @@ def account(engine: Engine, file_bytes: int) -> Account:
     engine.generate([0], max_tokens=2)
     held["idle"] = _ledger(engine)
     each = position_bytes(engine.info.config)
-    capacity = max(1, min(POSITIONS, planned["cache"] // each // (2 * SESSIONS)))
+    capacity = max(1, min(SESSION_POSITIONS, planned["cache"] // each // (2 * SESSIONS)))
     sessions = [engine.session(capacity) for _ in range(SESSIONS)]
     for session in sessions:
         session.feed([0])

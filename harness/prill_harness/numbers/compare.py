@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 TOP_K = 20
-REORDERED = 1e-9  # float64 logits whose sums were made in another order differ by far less
+REORDERED_ERROR = 1e-9  # float64 logits whose sums were made in another order differ by far less
 BUCKETS = (("1-16", 16), ("17-64", 64), ("65-256", 256), ("257+", math.inf))
 """Position buckets: label, last position in it (positions count from 1)."""
 
@@ -154,7 +154,7 @@ def rank(oracle: ArrayLike, candidate: ArrayLike) -> Ints:
     best = best_ids(a)[..., None]
     own = np.take_along_axis(b, best, -1)
     ids = np.arange(a.shape[-1])
-    other = np.take_along_axis(a, best, -1) - a > REORDERED
+    other = np.take_along_axis(a, best, -1) - a > REORDERED_ERROR
     before = other & ((b > own) | ((b == own) & (ids < best)))
     return np.asarray(np.where(finite(a, b), 1 + before.sum(axis=-1), a.shape[-1]), np.int64)
 

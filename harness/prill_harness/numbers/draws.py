@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from prill_harness.numbers.compare import REORDERED, largest, smallest
+from prill_harness.numbers.compare import REORDERED_ERROR, largest, smallest
 from prill_harness.numbers.lanes import SIGMAS, expected_flips
 from prill_runtime.sampling import sampler
 from prill_runtime.sampling.sampler import SamplingParams
@@ -63,7 +63,7 @@ def equally_likely(
     plain = SamplingParams(temperature=1.0, repetition_penalty=params.repetition_penalty)
     ids, probabilities = sampler.filtered_distribution(row, plain, history)
     of = {token: float(probabilities[ids == token].sum()) for token in (expected, taken)}
-    return smallest(*of.values()) > 0 and abs(math.log(of[expected] / of[taken])) <= REORDERED
+    return smallest(*of.values()) > 0 and abs(math.log(of[expected] / of[taken])) <= REORDERED_ERROR
 
 
 def expected_swaps(

@@ -184,7 +184,7 @@ def poisson_upper(expected: float, confidence: float = CONFIDENCE) -> int:
 
 
 @dataclass(slots=True)
-class Tally:
+class LogitTally:
     """Adds up positions of several sequences and gives their figures."""
 
     error: float = 0.0

@@ -35,7 +35,7 @@ from prill_harness.records.strict import load_toml
 from prill_harness.records.verdict import Severity
 from prill_runtime.errors import PolicyError, UsageError
 
-LOCAL = Path("ci/gates.toml")
+LOCAL_POLICY = Path("ci/gates.toml")
 
 
 class PlanEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -111,7 +111,7 @@ def load_policy(path: Path | None = None) -> Policy:
     Raises:
         PolicyError: unreadable, unknown keys, unknown or circular `extends`, or a gate without cells.
     """
-    path = Path(path) if path else LOCAL if LOCAL.is_file() else packaged() / "gates.toml"
+    path = Path(path) if path else LOCAL_POLICY if LOCAL_POLICY.is_file() else packaged() / "gates.toml"
     file = load_toml(path, _PolicyFile)
     gates = {name: _resolve(path, file.gates, name) for name in file.gates}
     policy = Policy(path=path, sha256=file_digest(path), default=file.default, gates=gates)

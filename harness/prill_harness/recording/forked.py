@@ -21,7 +21,7 @@ from prill_harness.faults.catalogue import catalogue
 from prill_harness.recording import recorder
 from prill_harness.records import sources
 from prill_harness.run import cells, orphans
-from prill_harness.run.forkserver import LARGEST
+from prill_harness.run.forkserver import LARGEST_MESSAGE
 from prill_harness.stages import trace
 from prill_harness.tokens import golden, judge
 
@@ -36,7 +36,7 @@ def serve(channel: socket.socket) -> int:
     running: set[int] = set()
     while True:
         if select.select([channel], [], [], POLL_S if running else None)[0]:
-            message = channel.recv(LARGEST)
+            message = channel.recv(LARGEST_MESSAGE)
             if not message:
                 return 0
             pid = os.fork()
@@ -57,7 +57,7 @@ def serve(channel: socket.socket) -> int:
 
 def _cell(arguments: list[str], log: str) -> int:
     os.setsid()
-    os.environ[orphans.CELL] = str(Path(log).absolute())
+    os.environ[orphans.CELL_VARIABLE] = str(Path(log).absolute())
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(out, 1)
     os.dup2(out, 2)

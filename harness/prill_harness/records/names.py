@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 from prill_runtime.errors import PrillError, UsageError
 
-LISTED = 16  # words that a sentence can list
+LISTED_WORDS = 16  # words that a sentence can list
 
 
 def base_of(check: str) -> str:
@@ -41,7 +41,7 @@ def look_up(
     raise error(
         what,
         where=where,
-        expected=" or ".join(among) if 0 < len(among) <= LISTED else f"one of {len(among)}",
+        expected=" or ".join(among) if 0 < len(among) <= LISTED_WORDS else f"one of {len(among)}",
         got=repr(word),
         hint=f"did you mean {near[0]!r}?" if near else hint,
     )

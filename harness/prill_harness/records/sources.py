@@ -39,7 +39,7 @@ _BESIDE = re.compile(r"\w+\.(?!py$)\w+")
 
 
 @dataclass(frozen=True)
-class Text:
+class SourceText:
     """One file as far as imports go.
 
     Attributes:
@@ -101,7 +101,7 @@ def _packages(name: str) -> tuple[str, ...]:
     return tuple(itertools.accumulate(name.split(".")[:-1], lambda outer, inner: f"{outer}.{inner}"))
 
 
-def _of_fixtures(given: Text, asked: Iterable[str]) -> set[str]:
+def _of_fixtures(given: SourceText, asked: Iterable[str]) -> set[str]:
     """What the fixtures that are asked for import, and those that they ask for."""
     imports: set[str] = set()
     pending, done = list(asked), set[str]()
@@ -182,7 +182,7 @@ class _Named:
 
 
 @cache
-def _read(file: Path) -> Text:
+def _read(file: Path) -> SourceText:
     tree = ast.parse(file.read_bytes(), str(file))
     outside, arguments = _Named(file), set[str]()
     found: dict[str, tuple[_Named, frozenset[str]]] = {}
@@ -200,7 +200,7 @@ def _read(file: Path) -> Text:
         named.add(node)
         pending += [(child, named) for child in ast.iter_child_nodes(node)]
     done = {name: (inner.whole(), own) for name, (inner, own) in found.items()}
-    return Text(outside.whole(), done, frozenset(arguments))
+    return SourceText(outside.whole(), done, frozenset(arguments))
 
 
 def warm() -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from prill_harness.run.children import python
 
-LARGEST = 1 << 17  # bytes of a message
+LARGEST_MESSAGE = 1 << 17  # bytes of a message
 
 
 class Forked:
@@ -95,7 +95,7 @@ class ForkServer:
     def _receive(self) -> int | None:
         """Take in one message: the id of the process that was started last, or one that ended."""
         try:
-            message = self._channel.recv(LARGEST)
+            message = self._channel.recv(LARGEST_MESSAGE)
         except ConnectionError:
             message = b""
         if not message:

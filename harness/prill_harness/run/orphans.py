@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-CELL = "PRILL_CELL"
+CELL_VARIABLE = "PRILL_CELL"
 """Names a cell's log in the environment of all it starts: what daemonised keeps it, and its group not."""
 
 
@@ -22,7 +22,7 @@ def end(log: Path) -> None:
 
 
 def _of(log: Path) -> Iterator[int]:
-    mark = f"{CELL}={log}".encode("utf-8", "surrogateescape")
+    mark = f"{CELL_VARIABLE}={log}".encode("utf-8", "surrogateescape")
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal() and int(folder.name) != os.getpid():
             with contextlib.suppress(OSError):

@@ -140,7 +140,7 @@ def _execute(words: Sequence[str], log: Path, jobs: int) -> subprocess.Popen[byt
             stdin=subprocess.PIPE,
             stdout=out,
             stderr=subprocess.STDOUT,
-            env=cells.environment(jobs) | cells.KEPT | {orphans.CELL: str(log.absolute())},
+            env=cells.environment(jobs) | cells.KEPT | {orphans.CELL_VARIABLE: str(log.absolute())},
             start_new_session=True,  # the whole group can be ended, and a Ctrl-C reaches the parent alone
         )
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from prill_harness.stages.hypotheses.known import Explanation
 from prill_runtime.models.base import Stage
 
-SAID = 3  # findings in the sentence; the report has all of them
+SAID_FINDINGS = 3  # findings in the sentence; the report has all of them
 
 
 @dataclass(frozen=True)
@@ -151,8 +151,8 @@ def verdict(results: Sequence[StageResult], findings: Sequence[Finding], missing
             f"{figures(worst.isolated, worst.bound)}{gap}"
         )
     first = findings[0].sentence.replace(" is wrong:", " is the first wrong stage:", 1)
-    others = "; ".join(finding.sentence for finding in findings[1:SAID])
-    left = len(findings) - SAID
+    others = "; ".join(finding.sentence for finding in findings[1:SAID_FINDINGS])
+    left = len(findings) - SAID_FINDINGS
     more = f"; and {len(findings) - 1} more: {others}" if others else ""
     return first + more + (f"; and {left} others" if left > 1 else "; and another" if left == 1 else "") + gap
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-FEW = 3
+FEW_VALUES = 3
 
 
 def localise(got: NDArray[np.float64], want: NDArray[np.float64], heads: int = 0) -> str:
@@ -42,7 +42,7 @@ def _span(noun: str, marks: object, of: str = "") -> str:
         return f"only {noun} {where[0]}{of}"
     if int(where[-1]) - int(where[0]) + 1 == len(where):
         return f"only {noun}s {where[0]} to {where[-1]}{of}"
-    if len(where) <= FEW:
+    if len(where) <= FEW_VALUES:
         return f"only {noun}s {', '.join(map(str, where[:-1]))} and {where[-1]}{of}"
     # Most of a dense error passes the threshold; an odd gap in it is chance, not a pattern.
     return f"{len(where)} of {len(wrong)} {noun}s{of}" if len(where) < len(wrong) / 2 else ""

@@ -14,7 +14,7 @@ from prill_harness.engines.base import Capability, Engine
 from prill_harness.engines.embedded import Embedded
 from prill_harness.numbers import compare as measure
 from prill_harness.numbers import lanes
-from prill_harness.numbers.compare import REORDERED
+from prill_harness.numbers.compare import REORDERED_ERROR
 from prill_harness.numbers.draws import boundary_distance, equally_likely, share_distance
 from prill_harness.numbers.lanes import Figures, Lane
 from prill_harness.planting import faults
@@ -25,8 +25,8 @@ from prill_runtime.errors import Inconclusive, UsageError
 from prill_runtime.sampling import philox, sampler  # by module: a planted fault is suspended, not imported
 from prill_runtime.sampling.sampler import SamplingParams
 
-CONTEXT = 8
-SHOWN = 5
+CONTEXT_TOKENS = 8
+SHOWN_CANDIDATES = 5
 Row = NDArray[np.floating]
 
 
@@ -124,9 +124,12 @@ class Divergences:
         self._describe(parting, number, prompt, got, row, own)
         parting.detail.update(margin=margin.margin, tau=margin.tau)
         today = int(measure.best_ids(row))
-        if today != parting.expected and not measure.margin_of(row, parting.expected, REORDERED).near_tie:
+        if (
+            today != parting.expected
+            and not measure.margin_of(row, parting.expected, REORDERED_ERROR).near_tie
+        ):
             self._doubt(parting, today, f"puts {named(self.oracle, [today], 0)} first")
-        elif margin.margin <= REORDERED:
+        elif margin.margin <= REORDERED_ERROR:
             self._tie(parting)
         elif own_fault := self._own_choice(own, parting, margin.tau):
             self._misplaced(parting, own_fault)
@@ -173,7 +176,7 @@ class Divergences:
         draw = f"u = {uniform:.6f} lies {distance:.2g} from {to}"
         if equally_likely(row, params, prefix, expected, taken):  # a filter may keep either of them
             self._tie(parting)
-        elif share_distance(row, params, prefix, expected, uniform, REORDERED) > REORDERED:
+        elif share_distance(row, params, prefix, expected, uniform, REORDERED_ERROR) > REORDERED_ERROR:
             self._doubt(parting, sampler.sample(row, params, len(prefix), prefix), "draws another token")
         elif drawn == taken:
             self._excuse(parting, f"{draw}, and the candidate's own logits give what it drew")
@@ -309,7 +312,7 @@ class Divergences:
         own: Row | None,
     ) -> None:
         """Keep what a report needs to draw the place."""
-        around = slice(max(0, parting.at - CONTEXT), parting.at + CONTEXT + 1)
+        around = slice(max(0, parting.at - CONTEXT_TOKENS), parting.at + CONTEXT_TOKENS + 1)
         expected = parting.tokens[around]
 
         def text(ids: Sequence[int]) -> str:
@@ -318,7 +321,7 @@ class Divergences:
 
         def top(logits: Row) -> list[list[Any]]:
             logprobs = measure.log_softmax(logits)
-            best = measure.top_ids(logits, SHOWN).tolist()
+            best = measure.top_ids(logits, SHOWN_CANDIDATES).tolist()
             return [[token, named(self.oracle, [token], 0), float(logprobs[token])] for token in best]
 
         parting.detail.update(

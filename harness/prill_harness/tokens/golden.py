@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from prill_harness.engines.models import fixture_name, resolve_model
 from prill_harness.numbers import compare
-from prill_harness.numbers.lanes import Figures, Tally, type_lane
+from prill_harness.numbers.lanes import Figures, LogitTally, type_lane
 from prill_harness.records.evidence import builtin
 from prill_harness.tokens import golden_prompts
 from prill_harness.tokens.golden_pack import (
@@ -236,7 +236,7 @@ def _floors(
         "exact": Model.load(path, dtype="float32"),
         lane.name: Model.load(path, backend=RoundedBackend("float32", lane.activations)),  # type: ignore[arg-type]
     }
-    tallies = {name: Tally() for name in models}
+    tallies = {name: LogitTally() for name in models}
     for prompt in prompts:
         with _blaming(path, "the float64 oracle"):
             expected = forced(oracle, prompt.sequence)

@@ -17,8 +17,8 @@ from prill_runtime.files import refuse_pipe
 from prill_runtime.sampling.sampler import SamplingParams
 
 SCHEMA = 1
-LADDER = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.2, 0.5, 1.0, 2.0)
-ALONE = 1e9  # the gap between the only token of a vocabulary and none: no noise closes it
+NOISE_LADDER = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.2, 0.5, 1.0, 2.0)
+ONLY_TOKEN_GAP = 1e9  # the gap between the only token of a vocabulary and none: no noise closes it
 QUANTILES = (0.0, 0.001, 0.01, 0.05, 0.1, 0.5, 0.9)
 
 
@@ -90,10 +90,10 @@ class GoldenPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
 
     @property
     def margins(self) -> NDArray[np.float64]:
-        """Gap between the best two logits at each step, exact to float32: (tokens,). ALONE for one token."""
+        """Gap between the best two logits at each step (tokens,), exact to float32; see ONLY_TOKEN_GAP."""
         best = self.top_logprobs.array.astype(np.float64)
         if best.shape[1] < 2:
-            return np.full(len(best), ALONE)
+            return np.full(len(best), ONLY_TOKEN_GAP)
         return np.asarray(best[:, 0] - best[:, 1])
 
 
@@ -122,7 +122,7 @@ class Margins(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return cls(
             positions=margins.size,
             quantiles={f"{q:g}": float(np.quantile(margins, q)) for q in QUANTILES},
-            below={f"{tau:g}": int(np.count_nonzero(margins <= tau)) for tau in LADDER},
+            below={f"{tau:g}": int(np.count_nonzero(margins <= tau)) for tau in NOISE_LADDER},
         )
 
 

@@ -30,7 +30,7 @@ from prill_harness.witness.declared import declared, same
 from prill_runtime.errors import EngineError, Inconclusive, InvalidParameter
 from prill_runtime.gguf.file import open_gguf
 
-SHOWN = 3  # figures out of bound that a sentence names
+SHOWN_FIGURES = 3  # figures out of bound that a sentence names
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def compare_config(engine: Engine, golden: Golden, oracle: Embedded) -> StepResu
 def compare_teacher_forced(engine: Engine, golden: Golden, oracle: Embedded) -> StepResult:
     """Step 3: logits on the golden continuation, against the live oracle and the golden's own logprobs."""
     lane, floor, bound = lane_of(engine, golden)
-    tally, flips, gap, largest = lanes.Tally(), 0, 0.0, 0.0
+    tally, flips, gap, largest = lanes.LogitTally(), 0, 0.0, 0.0
     stale: Gap | None = None
     worst: tuple[float, int, int] = (-1.0, 0, 0)
     for number, prompt in enumerate(golden.prompts):
@@ -221,7 +221,9 @@ def compare_teacher_forced(engine: Engine, golden: Golden, oracle: Embedded) -> 
         return StepResult("logits", ok, sentence, observed, figures=figures, bounds=bound, detail=detail)
 
     where = f"worst at prompt {worst[1]}, position {worst[2] + 1}"
-    facts = "; ".join(broken[:SHOWN]) + (f"; {len(broken) - SHOWN} more" if len(broken) > SHOWN else "")
+    facts = "; ".join(broken[:SHOWN_FIGURES]) + (
+        f"; {len(broken) - SHOWN_FIGURES} more" if len(broken) > SHOWN_FIGURES else ""
+    )
     if stale:
         doubt = explained(stale, golden, oracle)
         detail["side"] = doubt.side
@@ -323,7 +325,7 @@ def _flips(expected: Row, forced: Row, prompt: GoldenPrompt) -> int:
     rows = np.arange(len(right))
     return int(
         np.count_nonzero(
-            (best != right) & (np.abs(expected[rows, right] - expected[rows, best]) > measure.REORDERED)
+            (best != right) & (np.abs(expected[rows, right] - expected[rows, best]) > measure.REORDERED_ERROR)
         )
     )
 

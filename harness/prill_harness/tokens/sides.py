@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from prill_harness.engines.embedded import Embedded
 from prill_harness.engines.models import fixture_name, resolve_model
 from prill_harness.numbers import compare
-from prill_harness.numbers.compare import REORDERED
+from prill_harness.numbers.compare import REORDERED_ERROR
 from prill_harness.tokens.golden import Golden, GoldenPrompt, file_type, versions
 from prill_runtime.errors import EngineError, Inconclusive, UsageError
 from prill_runtime.gguf.file import open_gguf
 
 Rows = NDArray[np.floating]
-STORED = 2.0**-23  # float32 logprobs keep half a unit in the last place
+STORED_ROUNDING = 2.0**-23  # float32 logprobs keep half a unit in the last place
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Gap:
 
 def allowed(stored: Rows | float) -> Rows | float:
     """How far a stored logprob may be from the one it was made of."""
-    return np.abs(stored) * STORED + REORDERED
+    return np.abs(stored) * STORED_ROUNDING + REORDERED_ERROR
 
 
 def of_another_file(golden: Golden, oracle: Embedded) -> Doubt | None:

@@ -22,7 +22,7 @@ from prill_runtime.errors import Inconclusive, UsageError
 
 Floats = NDArray[np.float64]
 NAMES = ("hf",)
-ASKED = "PRILL_SECOND"  # set by --second, so that every cell sees it
+SECOND_VARIABLE = "PRILL_SECOND"  # set by --second, so that every cell sees it
 MOST_PARAMETERS = 1 << 28  # parameters of a model that is built in float64: 2 GiB
 
 
@@ -42,12 +42,12 @@ def ask(name: str) -> None:
             got=f"no {' and no '.join(missing)}",
             hint="pip install 'prill[hf]'",
         )
-    os.environ[ASKED] = name
+    os.environ[SECOND_VARIABLE] = name
 
 
 def asked() -> str:
     """The second reading that was asked for; empty for none."""
-    return os.environ.get(ASKED, "")
+    return os.environ.get(SECOND_VARIABLE, "")
 
 
 def knows(reading: Reading) -> bool:

@@ -26,7 +26,7 @@ from prill_runtime.models.load import load
 from prill_runtime.ops.numpy import NumpyBackend
 from prill_runtime.run.model import Model
 
-LAYERS = 2  # of a deep model: the variations are looked at on its first layers
+FIRST_LAYERS = 2  # of a deep model: the variations are looked at on its first layers
 LARGEST_TABLE = 1 << 26  # values of an embedding table of which a changed copy is made
 ROTARY = ("llama",)
 BIASED = ("llama",)  # whose projections may have biases
@@ -96,7 +96,7 @@ class Variation:
 
 def shallow(reading: Reading) -> Reading:
     """The same model with its first layers alone."""
-    return reading.with_keys(block_count=min(LAYERS, int(reading.key("block_count"))))
+    return reading.with_keys(block_count=min(FIRST_LAYERS, int(reading.key("block_count"))))
 
 
 def variations(reading: Reading, length: int) -> Iterator[Variation]:

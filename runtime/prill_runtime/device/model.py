@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from traceback import clear_frames
@@ -17,7 +18,7 @@ from prill_runtime.device.machine.cuda import Device, open_device
 from prill_runtime.device.memory.arena import Arena, parse_size
 from prill_runtime.device.memory.matrix import DeviceMatrix
 from prill_runtime.device.ops.backend import CudaBackend
-from prill_runtime.device.plan import Plan, plan
+from prill_runtime.device.plan import DevicePlan, plan
 from prill_runtime.device.steps.cache import DeviceCache
 from prill_runtime.device.steps.decode import Decoder
 from prill_runtime.device.steps.prefill import MAX_ROWS
@@ -127,7 +128,7 @@ class DeviceModel(Model):
             return model
 
     options: Options
-    plan: Plan
+    plan: DevicePlan
     phases: dict[str, float]
     _owned: bool
     _decoder: Decoder | None
@@ -190,37 +191,23 @@ class DeviceModel(Model):
             raise InvalidParameter(
                 "too long to be traced", where="trace", expected=f"at most {self.most_rows} ids", got=rows
             )
-        lengths = [cache.length for cache, _ in batch]
-        for cache, ids in batch:
-            cache.rollback()
-            cache.require(len(ids))
-        try:
+        with _all_or_nothing(batch):
             return [self._in_pieces(cache, ids, last_only) for cache, ids in batch]
-        except BaseException:
-            for (cache, _), length in zip(batch, lengths, strict=True):
-                cache.truncate(length)
-            raise
 
     @in_turn
     def prefill(self, cache: DeviceCache, ids: Sequence[int]) -> None:
         """Append ids to a sequence's cache and leave the logits of the last in the decoder's own memory.
 
-        Nobody looks whether they are finite.
+        They are not checked for NaN or infinity: the choice made from them is.
 
         Raises:
             ContextLengthExceeded, InvalidParameter: as `forward`, before anything is written.
         """
         checked = checked_ids(ids, self.vocab_size)
-        cache.rollback()
-        cache.require(len(checked))
-        length, prompt = cache.length, self.decoder.prompt
-        try:
+        with _all_or_nothing([(cache, checked)]):
             for piece in self.pieces(checked):
-                prompt.feed(cache, piece)
-            prompt.head(self.decoder.logits)
-        except BaseException:
-            cache.truncate(length)
-            raise
+                self.decoder.prompt.feed(cache, piece)
+            self.decoder.prompt.head(self.decoder.logits)
 
     def pieces(self, ids: Sequence[int] | Ids) -> list[Any]:
         """The ids of one sequence, as many as a step takes at a time."""
@@ -255,6 +242,25 @@ class DeviceModel(Model):
             self.backend.arena.close()
             if self._owned:
                 self.device.close()
+
+
+@contextmanager
+def _all_or_nothing(batch: Sequence[tuple[KVCache, Sequence[int] | Ids]]) -> Iterator[None]:
+    """Take new ids in several steps; if one fails, every cache is cut back to the length it had.
+
+    Raises:
+        ContextLengthExceeded: some do not fit, before anything is written.
+    """
+    for cache, ids in batch:
+        cache.rollback()
+        cache.require(len(ids))
+    lengths = [cache.length for cache, _ in batch]
+    try:
+        yield
+    except BaseException:
+        for (cache, _), length in zip(batch, lengths, strict=True):
+            cache.truncate(length)
+        raise
 
 
 def pointers(weights: Mapping[str, Any]) -> list[int]:

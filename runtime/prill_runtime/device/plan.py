@@ -14,7 +14,7 @@ from prill_runtime.device.memory.arena import ALIGNMENT, PURPOSES, Arena, Region
 from prill_runtime.device.memory.matrix import staging_bytes
 from prill_runtime.device.ops.backend import CudaBackend, most_partial
 from prill_runtime.device.ops.tensor_cores import LEAST_TILE_ROWS, most_sums
-from prill_runtime.device.steps.cache import SESSIONS, STATE_BYTES, DeviceCache, nbytes_of
+from prill_runtime.device.steps.cache import MOST_SESSIONS, STATE_BYTES, DeviceCache, nbytes_of
 from prill_runtime.device.steps.decode import Decoder
 from prill_runtime.device.steps.prefill import MAX_ROWS, Prefill
 from prill_runtime.device.steps.step import rows_of_logits, run
@@ -25,14 +25,14 @@ from prill_runtime.models.load import Wired
 from prill_runtime.models.nodes import Attention, Network
 from prill_runtime.ops.protocol import Array
 
-CONTEXTS: Final = 64
+POOL_CONTEXTS: Final = 64
 """Sequences of the whole context that the caches have room for, unless that takes more than both of these."""
 POOL_POSITIONS: Final = 16384
 POOL_BYTES: Final = 64 << 20
 
 
 @dataclass(frozen=True)
-class Plan:
+class DevicePlan:
     """How a model lies on a device.
 
     Attributes:
@@ -45,7 +45,7 @@ class Plan:
 
 def plan(
     network: Network, tensors: Mapping[str, TensorInfo], mode: str, positions: int | None, where: str
-) -> Plan:
+) -> DevicePlan:
     """The division for one model.
 
     Args:
@@ -66,7 +66,7 @@ def plan(
     regions = ops.arena.regions
     scratch = regions["scratch"]
     # What stays fills holes that closed sessions left; up to a state of one then lies idle beside each of it.
-    kept = scratch.peak + scratch.live * ALIGNMENT + SESSIONS * padded(STATE_BYTES)
+    kept = scratch.peak + scratch.live * ALIGNMENT + MOST_SESSIONS * padded(STATE_BYTES)
     logits = regions["logits"].peak + padded(4 * network.vocab * min(rows, rows_of_logits(network.vocab)))
     matrices = [info for info in tensors.values() if len(info.shape) > 1]
     passing = [staging_bytes(info) for info in matrices]
@@ -76,10 +76,10 @@ def plan(
         passing += [most_sums(rows, info.shape[0]) for info in matrices]
     # A trace may put any stages in place, each of them somewhere else than what it stands for: one more.
     widest = max(info.shape[0] for info in matrices if info.name.startswith("blk."))
-    return Plan(
+    return DevicePlan(
         {
             "weights": regions["weights"].peak,
-            "cache": nbytes_of(network, positions) + min(positions, SESSIONS) * (padded(1) - 1),
+            "cache": nbytes_of(network, positions) + min(positions, MOST_SESSIONS) * (padded(1) - 1),
             "activations": rows * (max(per_row(ops, model, decoder.prompt)) + padded(4 * widest)),
             "scratch": kept + padded(max(passing)),
             "logits": logits,
@@ -91,7 +91,7 @@ def plan(
 def positions_of(network: Network) -> int:
     """Positions that all caches have together where nobody says how many."""
     most = max(POOL_POSITIONS, POOL_BYTES // nbytes_of(network, 1))
-    return min(CONTEXTS * network.context, most)
+    return min(POOL_CONTEXTS * network.context, most)
 
 
 def per_row(ops: CudaBackend, model: Wired, prompt: Prefill) -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""Keys and values of new rows go in, those of a whole sequence come out: one sequence's KV cache."""
+"""The KV cache of one sequence: its keys and values, and how many positions of it there are."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from prill_runtime.ops.protocol import Array
 
 
 class KVCache:
-    """Keys and values of one sequence, all layers, room for `capacity` positions from the start.
+    """Keys and values of one sequence in all layers, with room for `capacity` positions from the start.
 
-    Appended rows count only after `commit`: a forward pass that fails half way leaves `length` and the rows
-    below it as they were. `offset` is the position of row 0; only a test of position invariance sets it.
+    The cache alone counts its positions. A pass writes rows behind them, which count from `commit` on, so a
+    pass that fails half way leaves `length` and the rows below it as they were. `offset` is the position of
+    row 0; only tests of position invariance set it.
 
     Raises:
         InvalidParameter: a size below one, a negative offset, or more memory than there is.
@@ -40,7 +41,7 @@ class KVCache:
             )
         self.capacity = capacity
         self.offset = offset
-        self.length = 0
+        self._length = 0
         self._pending = [0] * n_layers
         self._keys: Array
         self._values: Array
@@ -58,6 +59,16 @@ class KVCache:
                 got=f"{self.capacity} positions",
                 hint="ask for a smaller capacity",
             ) from error
+
+    @property
+    def length(self) -> int:
+        """Committed positions."""
+        return self._length
+
+    @property
+    def position(self) -> int:
+        """Position in the text of the next row."""
+        return self.offset + self._length
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -100,17 +111,23 @@ class KVCache:
         length = self.length + self._pending[layer]
         return self._keys[layer, :, :length], self._values[layer, :, :length]
 
-    def commit(self) -> None:
-        """Count the appended rows, which every layer must have received.
+    def commit(self, written: int | None = None) -> None:
+        """Count the new rows: those appended, or as many as a pass has `written` in every layer by itself.
+
+        Nothing else makes the sequence longer.
 
         Raises:
             InvalidParameter: layers received different numbers of rows.
+            ContextLengthExceeded: more were written than fit.
         """
+        if written is not None:
+            self.require(written)
+            self._pending = [written] * len(self._pending)
         if len(set(self._pending)) != 1:
             raise InvalidParameter(
                 "layers hold different numbers of new rows", where="KV cache", got=self._pending
             )
-        self.length += self._pending[0]
+        self._length += self._pending[0]
         self.rollback()
 
     def rollback(self) -> None:
@@ -128,7 +145,7 @@ class KVCache:
                 "cannot truncate", where="KV cache", expected=f"a length of 0 to {self.length}", got=length
             )
         self.rollback()
-        self.length = length
+        self._length = length
 
     def clear(self) -> None:
         """Forget every position."""

@@ -128,7 +128,7 @@ class Writer:
         """Choose the next id from a row (vocab,); the whole text once it has ended."""
         if (done := self.spent()) is not None:
             return done
-        token = sample(logits, self._params, self.cache.offset + self.cache.length, self._history)
+        token = sample(logits, self._params, self.cache.position, self._history)
         return self.accept(token, logprob(logits, token))
 
     def accept(self, token: int, chosen: float) -> Generation | None:

@@ -203,7 +203,7 @@ class Model:
                 raise InvalidParameter("the cache belongs to another model", where="batch", got=made_for)
             cache.rollback()
             cache.require(len(ids))
-            first = cache.offset + cache.length
+            first = cache.position
             sequences.append((cache, slice(low, low + len(ids))))
             all_ids.append(ids)
             positions.append(np.arange(first, first + len(ids)))

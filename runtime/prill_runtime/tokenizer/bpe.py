@@ -23,7 +23,7 @@ def _byte_alphabet() -> dict[int, str]:
 
 
 BYTE_ALPHABET = _byte_alphabet()
-GAP = " "  # byte-level text has no space: it is spelled U+0120
+GAP_CHARACTER = " "  # byte-level text has no space: it is spelled U+0120
 _TO_BYTE = {ord(character): byte for byte, character in BYTE_ALPHABET.items()}
 
 
@@ -53,9 +53,9 @@ class ByteLevelTokenizer(Tokenizer, model="gpt2"):
         # vocabulary keeps the place. No merge names it, for a merge holds a space.
         self._bpe = tokenizers.Tokenizer(
             BPE(
-                vocab={**words, GAP: self.vocab_size},
+                vocab={**words, GAP_CHARACTER: self.vocab_size},
                 merges=pairs,
-                unk_token=GAP,
+                unk_token=GAP_CHARACTER,
                 ignore_merges=self._pre.ignore_merges,
             )
         )

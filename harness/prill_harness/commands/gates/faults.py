@@ -19,8 +19,8 @@ from prill_harness.records.names import look_up
 from prill_runtime.errors import NothingSelected
 
 if TYPE_CHECKING:
-    from prill_harness.faults.trial.clean import Run
-    from prill_harness.faults.trial.matrix import Subject, TrialResult
+    from prill_harness.faults.trial.clean import CleanRun
+    from prill_harness.faults.trial.matrix import TrialResult, TrialSubject
     from prill_harness.plan.policy import Gate
     from prill_harness.records.evidence import Cell, Record
 
@@ -98,7 +98,7 @@ def run(console: Console, names: Sequence[str], jobs: int) -> int:
     from prill_harness.faults.catalogue import named
     from prill_harness.faults.trial import matrix
 
-    subjects = [matrix.Subject(named(name.split("+"))) for name in dict.fromkeys(names)]
+    subjects = [matrix.TrialSubject(named(name.split("+"))) for name in dict.fromkeys(names)]
     results, _ = _trials(console, subjects, jobs)
     console.emit({"faults": [_described(result) for result in results]})
     for result in results:
@@ -144,10 +144,10 @@ def matrix_(
     from prill_harness.plan.policy import default_gate
 
     recorded, lines = data.load(output if output and output.is_file() else None), forgotten.load()
-    subjects = [matrix.Subject((catalogue()[name],)) for name in _selected(only)]
+    subjects = [matrix.TrialSubject((catalogue()[name],)) for name in _selected(only)]
     results, records = _trials(console, subjects, jobs, None if only else default_gate())
     count = clean if clean is not None else (0 if only else CLEAN)
-    drawn: list[Run] = []
+    drawn: list[CleanRun] = []
     if count:
         with console.progress(len(sound.MODELS), "clean runs") as bar:
             drawn = sound.run(
@@ -223,7 +223,7 @@ def _selected(only: Sequence[str]) -> tuple[str, ...]:
 
 
 def _trials(
-    console: Console, subjects: Sequence[Subject], jobs: int, gate: Gate | None = None
+    console: Console, subjects: Sequence[TrialSubject], jobs: int, gate: Gate | None = None
 ) -> tuple[tuple[TrialResult, ...], tuple[Record, ...]]:
     """Run the subjects beside clean engines, and those that survive against every suite there is.
 

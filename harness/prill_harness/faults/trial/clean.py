@@ -53,7 +53,7 @@ MEASURED = ("nmse", "kl_p99", "kl_max", "dlogprob_max")
 STREAM = 7_000  # seeds of the corpus from here on: text that neither training nor goldens used
 
 
-class Run(msgspec.Struct, frozen=True):
+class CleanRun(msgspec.Struct, frozen=True):
     """One clean run: `ratio` is its largest figure over that figure's bound; `alarm` says what was wrong."""
 
     model: str
@@ -63,7 +63,7 @@ class Run(msgspec.Struct, frozen=True):
     alarm: str = ""
 
 
-def runs(model: str, seeds: Sequence[int]) -> list[Run]:
+def runs(model: str, seeds: Sequence[int]) -> list[CleanRun]:
     """Run the engine on one window for each seed."""
     golden, path = golden_for(model), resolve_model(model)
     found = []
@@ -78,7 +78,7 @@ def runs(model: str, seeds: Sequence[int]) -> list[Run]:
             got, expected = trace.capture(engine, ids), trace.capture(oracle, ids)
             floor = with_own_buckets(golden.floors[lane.name], path, lane, ids, expected.stages["logits"])
             bound = lanes.bounds(lane, floor)
-            tally = lanes.Tally()
+            tally = lanes.LogitTally()
             tally.add(expected.stages["logits"], got.stages["logits"])
             figures = tally.figures()
             limits = stage_bounds(path, lane, ids, expected.stages)
@@ -90,7 +90,7 @@ def runs(model: str, seeds: Sequence[int]) -> list[Run]:
             broken = [f"{n} {v:.3g}, bound {limit:.3g}" for n, v, limit, _ in lanes.broken(figures, bound)]
             broken += [f"{s.stage} NMSE {s.free:.3g}" for s in report.stages if not s.free <= bound.nmse]
             broken += [report.sentence] * (not report.ok)
-            found.append(Run(model, seed, len(ids), max(ratios), broken[0] if broken else ""))
+            found.append(CleanRun(model, seed, len(ids), max(ratios), broken[0] if broken else ""))
     return found
 
 
@@ -104,7 +104,7 @@ def with_own_buckets(
     """
     moved = "single" if lane.activations == "f32" else lane.activations
     with faults.only(()), Model.load(path, backend=RoundedBackend("float64", moved)) as model:  # type: ignore[arg-type]
-        tally = lanes.Tally()
+        tally = lanes.LogitTally()
         tally.add(truth, model.forward([(model.new_cache(len(ids)), list(ids))])[0])
     own = tally.figures().buckets
     return replace(floor, buckets={k: largest(v, own.get(k, 0.0)) for k, v in floor.buckets.items()})
@@ -118,18 +118,18 @@ def window(ids: Sequence[int], seed: int) -> list[int]:
     return list(ids[start : start + length])
 
 
-def run(count: int, jobs: int, progress: Callable[[str], None]) -> list[Run]:
+def run(count: int, jobs: int, progress: Callable[[str], None]) -> list[CleanRun]:
     """`count` runs or a few more, spread over all models, each model's in a process of its own."""
     each = -(-count // len(MODELS))
 
-    def one(number: int) -> list[Run]:
+    def one(number: int) -> list[CleanRun]:
         model, first = MODELS[number], number * each
         words = [*python(__spec__.name), model, str(first), str(first + each)]
         done = subprocess.run(words, capture_output=True, env=cells.environment(2), check=False)
         if done.returncode:
             lines = done.stderr.decode("utf-8", "backslashreplace").strip().splitlines() or ["no output"]
             raise PrillError("clean runs ended", where=model, got=one_line(lines[-1]))
-        made = msgspec.json.decode(done.stdout, type=list[Run])
+        made = msgspec.json.decode(done.stdout, type=list[CleanRun])
         progress(model)
         return made
 
@@ -137,7 +137,7 @@ def run(count: int, jobs: int, progress: Callable[[str], None]) -> list[Run]:
         return [found for made in pool.map(one, range(len(MODELS))) for found in made]
 
 
-def summary(drawn: Sequence[Run], checks: int, suite_alarms: int) -> Clean:
+def summary(drawn: Sequence[CleanRun], checks: int, suite_alarms: int) -> Clean:
     """The clean runs as kills.json keeps them; two digits, so that machines' last bits do not show."""
     worst: dict[str, float] = {}
     for each in drawn:

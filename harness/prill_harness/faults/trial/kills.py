@@ -21,7 +21,7 @@ from prill_runtime.files import refuse_pipe
 FILE = "kills.json"
 
 
-class Trial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class FaultTrial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One fault as the matrix saw it.
 
     Attributes:
@@ -69,7 +69,7 @@ class Kills(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             values it compared there.
     """
 
-    faults: dict[str, Trial] = {}
+    faults: dict[str, FaultTrial] = {}
     checks: dict[str, str] = {}
     clean: Clean = Clean()
     owed: dict[str, tuple[str, ...]] = {}

@@ -11,7 +11,7 @@ from pathlib import Path
 from prill_harness.engines.spec import FAULT
 from prill_harness.faults.trial import blame as blaming
 from prill_harness.faults.trial.blame import Blame
-from prill_harness.faults.trial.kills import Trial, digest
+from prill_harness.faults.trial.kills import FaultTrial, digest
 from prill_harness.plan import plan
 from prill_harness.plan.plan import Plan
 from prill_harness.plan.policy import Gate
@@ -56,7 +56,7 @@ LOOK = {
 
 
 @dataclass(frozen=True)
-class Subject:
+class TrialSubject:
     """What one trial is run on: one fault, or several composed, the first deciding model and area."""
 
     faults: tuple[Fault, ...]
@@ -86,7 +86,7 @@ class Subject:
 class TrialResult:
     """What a trial came to: the checks that killed it, and who is blamed; `sentence` says it."""
 
-    subject: Subject
+    subject: TrialSubject
     killed_by: tuple[str, ...]
     blamed: Blame | None
 
@@ -106,11 +106,11 @@ class TrialResult:
         )
         return f"{name} is killed by {shown}; {parts} is blamed, {verdict} ({self.blamed.check})"
 
-    def trial(self) -> Trial:
+    def trial(self) -> FaultTrial:
         """As kills.json keeps it; of a single fault."""
         (fault,) = self.subject.faults
         blamed = self.blamed.parts if self.blamed else ()
-        return Trial(
+        return FaultTrial(
             digest(fault), fault.area, fault.summary, fault.blames, self.subject.model, blamed, self.killed_by
         )
 
@@ -137,7 +137,7 @@ def claims(folder: Path | None = None) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def suites_for(subject: Subject, claimed: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+def suites_for(subject: TrialSubject, claimed: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     """The suites a subject is run against, in order: of its areas, and those that claim a fault of it."""
     there = set(suites())
     names = {fault.name for fault in subject.faults}
@@ -147,7 +147,7 @@ def suites_for(subject: Subject, claimed: Mapping[str, Sequence[str]]) -> tuple[
 
 
 def cells_for(
-    subjects: Iterable[Subject],
+    subjects: Iterable[TrialSubject],
     claimed: Mapping[str, Sequence[str]],
     *,
     every: bool = False,
@@ -181,7 +181,7 @@ def run(
     return executor.run(Plan("faults", tuple(cells)), out, jobs, progress=progress, timeout_s=TIMEOUT_S)
 
 
-def judge(subjects: Sequence[Subject], records: Iterable[Record]) -> tuple[TrialResult, ...]:
+def judge(subjects: Sequence[TrialSubject], records: Iterable[Record]) -> tuple[TrialResult, ...]:
     """What each subject's evidence comes to beside that of the clean engine."""
     by_engine: dict[tuple[str, str], list[Evidence]] = defaultdict(list)
     for record in records:

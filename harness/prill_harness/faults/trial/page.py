@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from prill_harness.faults.trial.kills import Kills, Trial
+from prill_harness.faults.trial.kills import FaultTrial, Kills
 from prill_harness.planting.faults import AREAS
 
-SHOWN = 6  # checks beside a fault; the table of checks has them all
+SHOWN_CHECKS = 6  # checks beside a fault; the table of checks has them all
 INTRO = """\
 # Planted faults
 
@@ -67,11 +67,11 @@ def _code(names: Sequence[str]) -> str:
 
 
 def _few(names: Sequence[str]) -> str:
-    more = len(names) - SHOWN
-    return _code(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - SHOWN_CHECKS
+    return _code(names[:SHOWN_CHECKS]) + (f" and {more} more" if more > 0 else "")
 
 
-def _faults(rows: Mapping[str, Trial]) -> str:
+def _faults(rows: Mapping[str, FaultTrial]) -> str:
     return _table(
         ("fault", "what is wrong", "killed by", "blamed"),
         [
@@ -81,7 +81,7 @@ def _faults(rows: Mapping[str, Trial]) -> str:
     )  # fmt: skip
 
 
-def _blamed(trial: Trial) -> str:
+def _blamed(trial: FaultTrial) -> str:
     wrongly = bool(trial.killed_by) and not trial.right
     return (_code(trial.blamed) or "nothing") + " **wrongly**" * wrongly
 

@@ -104,7 +104,7 @@ class ControlSession(Session):
             self._engine.pass_by("session")
 
 
-class Control(Engine, spec="control"):
+class ControlEngine(Engine, spec="control"):
     """A pretended engine; see DEFAULTS for what it can be asked to do."""
 
     def __init__(self, asked: Mapping[str, str]) -> None:

@@ -17,7 +17,7 @@ from prill_harness.leaks.probed.protocol import Message
 from prill_harness.leaks.reports.report import Probe
 from prill_harness.run.children import python
 
-LOST = ("PYTHONMALLOC", "PYTHONTRACEMALLOC", "MALLOC_")
+DROPPED_VARIABLES = ("PYTHONMALLOC", "PYTHONTRACEMALLOC", "MALLOC_")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -94,4 +94,4 @@ class Hosted:
 
 def lost_settings() -> tuple[str, ...]:
     """The caller's variables that the probed process does not get: they change what it allocates."""
-    return tuple(sorted(name for name in os.environ if name.startswith(LOST)))
+    return tuple(sorted(name for name in os.environ if name.startswith(DROPPED_VARIABLES)))

@@ -7,27 +7,36 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from prill_harness.leaks.ledgers.ledgers import LIMIT, PLANT_BYTES, PLANT_EVERY, Book, Series
-from prill_harness.leaks.reports.report import Judged, LeakVerdict, PathReport, Probe, amount, worst
-from prill_harness.leaks.reports.verdict import CLEAR, ROUGH, WINDOWS, Rule, Shape, State, shape, state
+from prill_harness.leaks.ledgers.ledgers import LIMIT_SUFFIX, PLANT_BYTES, PLANT_EVERY, Book, Series
+from prill_harness.leaks.reports.report import JudgedSeries, LeakVerdict, PathReport, Probe, amount, worst
+from prill_harness.leaks.reports.verdict import (
+    CLEAR_FACTOR,
+    ROUGH_FACTOR,
+    WINDOWS,
+    Rule,
+    SeriesShape,
+    State,
+    shape,
+    state,
+)
 
 CACHE_SLACK = 1.5  # a cache's entry costs more than the bytes the engine counts for it
 CACHE_KEYS = 1024
 
 
 @dataclass(frozen=True)
-class Reading:
+class MeasuredSeries:
     """One series, measured: without the plants, whether it shows them, and how far the control moved it."""
 
     series: Series
     values: tuple[int, ...]
-    shape: Shape
+    shape: SeriesShape
     state: State
     shows_plant: bool
     control: int = 0
 
 
-class Control:
+class ControlNoise:
     """Calls of a run that did no work of the engine, from call `first` on."""
 
     def __init__(self, book: Book, first: int) -> None:
@@ -55,7 +64,7 @@ class Phase:
         *,
         doubled: bool = False,
         distinct: bool = False,
-        control: Control | None = None,
+        control: ControlNoise | None = None,
     ) -> None:
         self._control = control
         self.first, self.last, self.doubled, self.distinct = first, book.calls, doubled, distinct
@@ -63,26 +72,26 @@ class Phase:
         parts = [self._read(book, s) for s in book.series if s.part]
         self.growing = [part for part in parts if part.shape.every_window and not part.shape.fall]
         self.limits = {
-            s.name.removesuffix(LIMIT): int(book.rows[book.calls - 1, i])
+            s.name.removesuffix(LIMIT_SUFFIX): int(book.rows[book.calls - 1, i])
             for i, s in enumerate(book.series)
-            if s.ledger == "engine" and s.name.endswith(LIMIT)
+            if s.ledger == "engine" and s.name.endswith(LIMIT_SUFFIX)
         }
         self.readings = [replace(r, state=State.CLEAN) if self._full(r) else r for r in self.readings]
         self.counters = {r.series.name: r for r in self.readings if r.series.ledger == "engine"}
 
-    def _read(self, book: Book, series: Series) -> Reading:
+    def _read(self, book: Book, series: Series) -> MeasuredSeries:
         values = book.values(series, self.first)
         seen = shape(values)
         found = state(seen, series.rule or Rule.EXACT, doubled=self.doubled)
         noise = self._control.noise(series) if self._control else 0
-        if found is State.LEAK and series.rule is not Rule.NEVER and seen.growth < CLEAR * noise:
+        if found is State.LEAK and series.rule is not Rule.NEVER and seen.growth < CLEAR_FACTOR * noise:
             found = State.UNCLEAR
         if series.ledger == "process" and series.rule is Rule.RESIDENT and found is not State.CLEAN:
             found = min(found, self._resident(book), key=(State.CLEAN, State.UNCLEAR, State.LEAK).index)
         shows = shape(book.values(series, self.first, planted=True)).visible
-        return Reading(series, values, seen, found, shows, noise)
+        return MeasuredSeries(series, values, seen, found, shows, noise)
 
-    def _full(self, r: Reading) -> bool:
+    def _full(self, r: MeasuredSeries) -> bool:
         """Whether this counts a cache that grew to a limit the engine tells, and no further."""
         limit = self.limits.get(r.series.name) if r.series.ledger == "engine" else None
         return limit is not None and not r.shape.grown[-1] and r.values[-1] <= limit
@@ -100,10 +109,10 @@ class Phase:
         return {r.series.ledger: r.shows_plant for r in self.readings if r.series.name == "blocks"}
 
     @property
-    def hidden(self) -> list[Reading]:
+    def hidden(self) -> list[MeasuredSeries]:
         """Size classes that grow in every window while the host's totals do not: noise may hide a leak."""
         told = any(r.state is State.LEAK for r in self.readings if r.series.ledger == "host")
-        return [] if told else [part for part in self.growing if part.shape.even(ROUGH)]
+        return [] if told else [part for part in self.growing if part.shape.even(ROUGH_FACTOR)]
 
     @property
     def open(self) -> bool:
@@ -118,7 +127,7 @@ class Phase:
         """A leak that needs no further call."""
         return any(r.state is State.LEAK and not self._cached(r) for r in self.readings)
 
-    def judged(self) -> list[Judged]:
+    def judged(self) -> list[JudgedSeries]:
         """Every series with its verdict, those of one ledger in the order they are counted."""
         found = [self._judged(reading) for reading in self.readings]
         if self.hidden:
@@ -127,15 +136,15 @@ class Phase:
 
     # --- one series -------------------------------------------------------------------------------------
 
-    def _judged(self, r: Reading) -> Judged:
+    def _judged(self, r: MeasuredSeries) -> JudgedSeries:
         verdict, sentence = self._verdict(r)
-        return Judged(
+        return JudgedSeries(
             r.series.ledger, r.series.name, r.series.unit, verdict, sentence, r.values,
             r.shape.slope, r.shape.low, r.shape.high, r.shape.growth, r.shape.fall, grown_in(r.shape),
             WINDOWS,
         )  # fmt: skip
 
-    def _verdict(self, r: Reading) -> tuple[LeakVerdict, str]:
+    def _verdict(self, r: MeasuredSeries) -> tuple[LeakVerdict, str]:
         name = (
             r.series.ledger if r.series.name in ("blocks", "bytes") else f"{r.series.ledger} {r.series.name}"
         )
@@ -160,22 +169,22 @@ class Phase:
             )
         return LeakVerdict.CLEAN, f"{name}: {moved(r.shape.last, r.series.unit, grown_in(r.shape))}"
 
-    def _rate(self, r: Reading) -> str:
+    def _rate(self, r: MeasuredSeries) -> str:
         s, grown = r.shape, grown_in(r.shape)
         unit = "" if r.series.unit == "B" else f" {r.series.unit}"
         low, high = (amount(v) if not unit else f"{v:.3g}" for v in (s.low, s.high))
         slope = amount(s.slope) if not unit else f"{s.slope:.3g}{unit}"
         return f"{slope} per call ({low} to {high}) since call {self.first}, {grown} of {WINDOWS} windows"
 
-    def _blocks(self, r: Reading) -> str:
+    def _blocks(self, r: MeasuredSeries) -> str:
         """The size class that explains a leak of the host."""
         if r.series.ledger != "host" or r.series.name == "mapped" or not self.growing:
             return ""
         part = max(self.growing, key=lambda g: g.shape.growth)
         return f"; {part.shape.growth} more {part.series.name}"
 
-    def _doubt(self, r: Reading) -> str:
-        if r.shape.growth < CLEAR * r.control:
+    def _doubt(self, r: MeasuredSeries) -> str:
+        if r.shape.growth < CLEAR_FACTOR * r.control:
             return f"calls that do no work of the engine moved it by {amount(r.control, r.series.unit)}"
         if r.shape.settling:
             return "growth is coming to an end"
@@ -185,12 +194,12 @@ class Phase:
             return f"readings also fall by up to {amount(r.shape.fall, r.series.unit)}"
         return "it does not grow in every window"
 
-    def _in_doubt(self, judged: Judged) -> Judged:
+    def _in_doubt(self, judged: JudgedSeries) -> JudgedSeries:
         names = ", ".join(part.series.name for part in self.hidden[:3])
         sentence = f"host: {names} grow in every window, amid noise that hides it in the total"
         return _replaced(judged, LeakVerdict.INCONCLUSIVE, sentence)
 
-    def _cached(self, r: Reading) -> str:
+    def _cached(self, r: MeasuredSeries) -> str:
         """What the engine says of a cache that explains this growth and may still grow; else empty."""
         for name, limit in self.limits.items():
             counter = self.counters.get(name)
@@ -206,7 +215,7 @@ class Phase:
         return ""
 
 
-def grown_in(seen: Shape) -> int:
+def grown_in(seen: SeriesShape) -> int:
     """How many windows grew."""
     return sum(g > 0 for g in seen.grown)
 
@@ -218,7 +227,7 @@ def moved(last: int, unit: str, windows: int) -> str:
     return f"{last:+d} {unit} in all, in {windows} of {WINDOWS} windows"
 
 
-def quiet(found: Sequence[Judged]) -> str:
+def quiet(found: Sequence[JudgedSeries]) -> str:
     """Of a path without a leak: that no ledger grew, or which did, how far and in how many windows."""
     grew = [(j, j.values[-1] - j.values[0]) for j in found if j.values and j.values[-1] > j.values[0]]
     calls = max((len(j.values) - 1 for j in found), default=0)
@@ -228,7 +237,7 @@ def quiet(found: Sequence[Judged]) -> str:
     return f"no ledger kept growing in {calls} calls ({told})"
 
 
-def with_distinct(found: Sequence[Judged], distinct: Sequence[Judged]) -> list[Judged]:
+def with_distinct(found: Sequence[JudgedSeries], distinct: Sequence[JudgedSeries]) -> list[JudgedSeries]:
     """The series of calls with one prompt; where those of calls with distinct ones are worse, these instead.
 
     What moved with distinct prompts and is no leak stands beside it under a name of its own.
@@ -243,32 +252,32 @@ def with_distinct(found: Sequence[Judged], distinct: Sequence[Judged]) -> list[J
     return [*(worse.get((j.ledger, j.series), j) for j in found), *rest]
 
 
-def _replaced(judged: Judged, verdict: LeakVerdict, sentence: str) -> Judged:
+def _replaced(judged: JudgedSeries, verdict: LeakVerdict, sentence: str) -> JudgedSeries:
     return msgspec.structs.replace(judged, verdict=verdict, sentence=sentence)
 
 
-def constant(names: Sequence[str]) -> Judged:
+def constant(names: Sequence[str]) -> JudgedSeries:
     """The engine's counters when nothing moves them."""
     told = ", ".join(names) or "none"
     sentence = (
         f"engine: its counters ({told}) are the same with a session open and at work: it tracks nothing"
     )
-    return Judged("engine", "counters", "B", LeakVerdict.INCONCLUSIVE, sentence)
+    return JudgedSeries("engine", "counters", "B", LeakVerdict.INCONCLUSIVE, sentence)
 
 
 PREFERRED = ("bytes", "mapped", "blocks")
 
 
-def told(found: Sequence[Judged]) -> str:
+def told(found: Sequence[JudgedSeries]) -> str:
     """One sentence per ledger, its series in bytes before that in blocks."""
     order = {name: i for i, name in enumerate(PREFERRED)}
-    best: dict[tuple[str, str], Judged] = {}
+    best: dict[tuple[str, str], JudgedSeries] = {}
     for j in sorted(found, key=lambda j: order.get(j.series, 0)):
         best.setdefault((j.ledger, "memory" if j.series in ("bytes", "blocks") else j.series), j)
     return "; ".join(j.sentence for j in best.values())
 
 
-def sites(leaks: Sequence[Judged], left: Mapping[str, Mapping[str, int]]) -> str:
+def sites(leaks: Sequence[JudgedSeries], left: Mapping[str, Mapping[str, int]]) -> str:
     """Behind a leak's sentence: the kinds of call that, made alone, left at least half of what any did."""
     told = []
     for series in dict.fromkeys(f"{j.ledger} {j.series}" for j in leaks if j.series != "bytes"):
@@ -279,7 +288,7 @@ def sites(leaks: Sequence[Judged], left: Mapping[str, Mapping[str, int]]) -> str
 
 
 def concluded(
-    probe: Probe, book: Book, found: Sequence[Judged], planted: bool, missing: dict[str, str]
+    probe: Probe, book: Book, found: Sequence[JudgedSeries], planted: bool, missing: dict[str, str]
 ) -> PathReport:
     """The report of a path; a ledger that is missing forbids to say clean."""
     verdict, first = worst([j.verdict for j in found]), probe.warmup + 1

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 BARS = "▁▂▃▄▅▆▇█"
-WIDTH = 40
-FIGURES = 44  # columns that names and figures take before the bars
+BAR_COLUMNS = 40
+FIGURE_COLUMNS = 44  # columns that names and figures take before the bars
 LEAST_BARS = 8  # bars that still show a slope
-SHOWN = ("host bytes", "host blocks", "host mapped", "python blocks", "process descriptors",
+SHOWN_SERIES = ("host bytes", "host blocks", "host mapped", "python blocks", "process descriptors",
          "process threads", "process unattributed")  # fmt: skip
 
 
-def sparkline(values: list[int], width: int = WIDTH) -> str:
+def sparkline(values: list[int], width: int = BAR_COLUMNS) -> str:
     """The last `width` values as bars between their least and their greatest."""
     shown = values[-width:]
     low, high = min(shown), max(shown)
@@ -44,7 +44,7 @@ class Live:
         if wanted.path != self._path or call.done == 1:
             self._path, self._began, self._seen = wanted.path, time.monotonic(), {}
         for name, value in call.values.items():
-            if name in SHOWN or name.startswith(("engine", "device", "pinned", "managed")):
+            if name in SHOWN_SERIES or name.startswith(("engine", "device", "pinned", "managed")):
                 self._seen.setdefault(name, []).append(value)
         self._live.update(self._table(wanted, call))
 
@@ -56,7 +56,7 @@ class Live:
         phase = "warm-up" if call.done <= wanted.warmup else "measured"
         title = f"{wanted.path}: call {call.done} of {call.total} ({phase}), {left:.0f} s left"
         table = Table(title=title, box=None, title_justify="left", pad_edge=False)
-        room = min(WIDTH, self._live.console.width - FIGURES)
+        room = min(BAR_COLUMNS, self._live.console.width - FIGURE_COLUMNS)
         for column in ("ledger", "now", "per call", "")[: 4 if room >= LEAST_BARS else 3]:
             table.add_column(column, justify="right" if column in ("now", "per call") else "left")
         for name, values in self._seen.items():

@@ -17,14 +17,14 @@ from prill_harness.leaks.ledgers.ledgers import Book
 from prill_harness.leaks.probed import paths, protocol
 from prill_harness.leaks.probed.protocol import (
     Call,
-    Control,
+    ControlRows,
     Failing,
     Finished,
     Opened,
     Refused,
     Rows,
 )
-from prill_harness.leaks.reports.report import Judged, LeakReport, LeakVerdict, PathReport, Probe, worst
+from prill_harness.leaks.reports.report import JudgedSeries, LeakReport, LeakVerdict, PathReport, Probe, worst
 from prill_harness.run import reproduce
 from prill_harness.run.outcomes import one_line
 from prill_runtime.errors import Inconclusive, UsageError
@@ -120,11 +120,11 @@ class Conversation:
 
     def __init__(self, wanted: Probe, hosted: Hosted, watch: Watch) -> None:
         self._wanted, self._hosted, self._watch = wanted, hosted, watch
-        self._found: list[Judged] = []
+        self._found: list[JudgedSeries] = []
         self._planted = self._doubled = self._distinct = False
         self._opened: Opened | None = None
         self._book: Book | None = None
-        self._control: judge.Control | None = None
+        self._control: judge.ControlNoise | None = None
         self._failing: Failing | None = None
         self._done = 0
 
@@ -138,9 +138,9 @@ class Conversation:
                 self._opened = message
             elif isinstance(message, Rows):
                 self._hosted.command(self._next(message))
-            elif isinstance(message, Control) and self._opened is not None:
+            elif isinstance(message, ControlRows) and self._opened is not None:
                 book = message.rows.book(self._opened.series)
-                self._control = judge.Control(book, message.rows.first)
+                self._control = judge.ControlNoise(book, message.rows.first)
             elif isinstance(message, Failing):
                 self._failing = message
             elif isinstance(message, Refused):
@@ -207,7 +207,7 @@ class Conversation:
         which = f"allocation {failing.nth} of {failing.of} of a load failed"
         sentence = f"host: {which}, and the process was ended by {how} {end.sentence}"
         verdict = LeakVerdict.BROKEN if end.engine else LeakVerdict.INCONCLUSIVE
-        found = (*self._found, Judged("host", "failed allocations", "B", verdict, sentence))
+        found = (*self._found, JudgedSeries("host", "failed allocations", "B", verdict, sentence))
         first = self._wanted.warmup + 1
         return PathReport(self._wanted.path, verdict, sentence, self._done, first, self._planted, found)
 

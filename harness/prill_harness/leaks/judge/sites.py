@@ -7,14 +7,14 @@ import importlib.util
 import msgspec
 
 from prill_harness.leaks.judge.hosted import Hosted
-from prill_harness.leaks.probed.protocol import Refused, Traced
+from prill_harness.leaks.probed.protocol import LeakSites, Refused
 from prill_harness.leaks.reports.report import PathReport, Probe, Site
 from prill_harness.numbers.compare import largest
 
 HINT = "the stack that allocated it needs memray: pip install 'prill[memray]'"
 TRACER = "prill_harness.leaks.probed.tracer"
-SHARE = 0.5  # of the leak per call that a call site has to leave
-SHOWN = 3
+SITE_SHARE = 0.5  # of the leak per call that a call site has to leave
+SHOWN_SITES = 3
 ALLOCATED = ("host", "python")  # ledgers whose leaks come from an allocation that memray sees
 
 
@@ -27,8 +27,8 @@ def located(wanted: Probe, report: PathReport) -> PathReport:
     # Not preloaded: memray replaces the same functions. Python's own blocks go through malloc to be seen.
     with Hosted(wanted, TRACER, {"PYTHONMALLOC": "malloc"}) as hosted:
         for message in hosted.messages():
-            if isinstance(message, Traced):
-                found = tuple(site for site in message.sites if _explains(site, report))[:SHOWN]
+            if isinstance(message, LeakSites):
+                found = tuple(site for site in message.sites if _explains(site, report))[:SHOWN_SITES]
                 none = "" if found else "no call site of the second run left as many blocks"
                 return msgspec.structs.replace(report, sites=found, stacks=none)
             if isinstance(message, Refused):
@@ -42,5 +42,5 @@ def _explains(site: Site, report: PathReport) -> bool:
     """Whether a call site left enough to be the leak, in blocks, or where only bytes grew, in bytes."""
     blocks = largest(0.0, *(judged.slope for judged in report.leaks if judged.unit == "blocks"))
     if blocks:
-        return site.blocks_per_call >= SHARE * blocks
-    return site.bytes_per_call >= SHARE * max(judged.slope for judged in report.leaks)
+        return site.blocks_per_call >= SITE_SHARE * blocks
+    return site.bytes_per_call >= SITE_SHARE * max(judged.slope for judged in report.leaks)

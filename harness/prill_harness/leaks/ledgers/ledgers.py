@@ -19,7 +19,7 @@ from prill_runtime.errors import PrillError
 PLANT_BYTES, PLANT_EVERY = 16, 8
 SETTLE_S, SETTLE_TRIES = 0.001, 50
 PROCESS_KEYS = ("process", "rss")  # of engine.memory(): what the process ledger reads itself
-LIMIT = "_limit"  # engine.memory() may say how large a counter may become: "cache" and "cache_limit"
+LIMIT_SUFFIX = "_limit"  # engine.memory() may say how large a counter may become: "cache" and "cache_limit"
 
 
 class Series(msgspec.Struct, frozen=True):
@@ -129,7 +129,7 @@ class Counters(LeakLedger):
         self._memory = memory
         self._names = tuple(names)
         self.series = tuple(
-            Series("engine", n, "B", None if n.endswith(LIMIT) else Rule.COUNTER) for n in self._names
+            Series("engine", n, "B", None if n.endswith(LIMIT_SUFFIX) else Rule.COUNTER) for n in self._names
         )
 
     def read(self) -> Sequence[int]:

@@ -13,7 +13,7 @@ from prill_runtime.errors import Inconclusive
 PROCESS = ("rss_anon", "swap", "threads", "descriptors")
 EVERY_THREAD, THIS_THREAD = 1, 0
 LEARN = -1
-WHERE = 512  # bytes of a place's name
+PLACE_BYTES = 512  # bytes of a place's name
 
 
 class Interposer:
@@ -42,7 +42,7 @@ class Interposer:
         self._failed_at.argtypes = (ctypes.c_char_p, ctypes.c_long)
         self._spared.restype = ctypes.c_long
         self._told: set[Code] = set()
-        self._where = ctypes.create_string_buffer(WHERE)
+        self._where = ctypes.create_string_buffer(PLACE_BYTES)
         self.sizes = tuple(int(loaded.prill_leaks_class_size(c)) for c in range(self._classes))
         self._counts = (ctypes.c_long * (2 * self._classes + 1))()
         self._about = (ctypes.c_long * len(PROCESS))()
@@ -84,7 +84,7 @@ class Interposer:
     @property
     def failed_at(self) -> str:
         """Function, file and offset that asked for what was failed last; empty: the interpreter."""
-        self._failed_at(self._where, WHERE)
+        self._failed_at(self._where, PLACE_BYTES)
         return self._where.value.decode("utf-8", "replace")
 
     @contextmanager

@@ -16,17 +16,18 @@ import numpy as np
 from prill_harness.engines.spec import EngineSpec
 from prill_harness.leaks.ledgers import ledgers, settle
 from prill_harness.leaks.probed import paths, protocol, walk
-from prill_harness.leaks.probed.protocol import Call, Control, Finished, Message, Opened, Refused, Rows
-from prill_harness.leaks.reports.report import Judged, Probe
+from prill_harness.leaks.probed.protocol import Call, ControlRows, Finished, Message, Opened, Refused, Rows
+from prill_harness.leaks.reports.report import JudgedSeries, Probe
 from prill_runtime.errors import Inconclusive, PrillError
 
 CONTROL_FIRST = 2  # calls of a control before those that count
 SECOND_WARMUP = 2  # calls with distinct prompts before they are measured
-LOCATED, PASSES = 200, 3  # calls of each kind, to see which of them leaves something every time
+# Calls of each kind, and passes over the kinds, that tell which kind leaves something every time.
+CALLS_TO_LOCATE, PASSES_TO_LOCATE = 200, 3
 REMOTE = ("http", "exec")  # their memory is another process's
 
 
-class Run:
+class ProbedRun:
     """The calls of one path, read after each."""
 
     def __init__(
@@ -69,17 +70,17 @@ class Run:
             self._calls(probe.measured, distinct)
 
     def left(self) -> dict[str, dict[str, int]]:
-        """Kind of call -> what grew in each of PASSES, LOCATED calls of it alone; fewer where one is slow."""
-        kinds, count = self.path.kinds, max(1, LOCATED * self.path.times // paths.TIMES)
-        book = self.book.beside(PASSES * len(kinds) + 1)
+        """Kind of call -> what grew in each of PASSES_TO_LOCATE passes of calls of that kind alone."""
+        kinds, count = self.path.kinds, max(1, CALLS_TO_LOCATE * self.path.times // paths.CALLS_OF_A_KIND)
+        book = self.book.beside(PASSES_TO_LOCATE * len(kinds) + 1)
         book.close_call()
-        for make in list(kinds.values()) * PASSES:
+        for make in list(kinds.values()) * PASSES_TO_LOCATE:
             for n in range(count):
                 make(n)
             book.close_call()
         book.unplant()
         rows = (book.rows - book.planted)[: book.calls]
-        grown = np.diff(rows, axis=0).reshape(PASSES, len(kinds), -1).min(axis=0)  # (kind, series)
+        grown = np.diff(rows, axis=0).reshape(PASSES_TO_LOCATE, len(kinds), -1).min(axis=0)  # (kind, series)
         told = [(f"{s.ledger} {s.name}", at) for at, s in enumerate(book.series) if s.rule and not s.part]
         return {
             kind: {name: int(by[at]) for name, at in told if by[at] > 0}
@@ -95,7 +96,7 @@ class Run:
             self.path.control()
             book.close_call()
         book.unplant()
-        self._tell(Control(Rows.of(book, CONTROL_FIRST + 1)))
+        self._tell(ControlRows(Rows.of(book, CONTROL_FIRST + 1)))
 
     def _calls(self, count: int, distinct: bool = False) -> None:
         for _ in range(count):
@@ -123,9 +124,9 @@ def serve(probe: Probe, tell: Callable[[Message], None], order: Callable[[], byt
     device = _device(probe) if probe.device else ()
     path = paths.Path.registry[probe.path](probe)
     try:
-        run = Run(probe, path, tell, device)
+        run = ProbedRun(probe, path, tell, device)
         command = run.carry_out(order)
-        extra, done = list[Judged](), None
+        extra, done = list[JudgedSeries](), None
         left = run.left() if command == protocol.LOCATE else {}
         if command == protocol.WALK and isinstance(path, paths.Load):
             extra, done = walk.walked(probe, path.model, tell)

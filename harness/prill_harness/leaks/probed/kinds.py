@@ -21,12 +21,12 @@ from prill_runtime.run.model import Model
 from prill_runtime.sampling.sampler import SamplingParams
 
 TEXT = "caf\u00e9 of the quick \U0001f9ea fox, 3.14"
-HEAD = 8 << 20  # bytes in which the edited names of a file have to lie
+HEAD_BYTES = 8 << 20  # bytes in which the edited names of a file have to lie
 NAMES = ("output_norm.weight", "tokenizer.ggml.model")  # a tensor, and a key that is read after all tensors
 ARCHITECTURE = b"general.architecture\x08\0\0\0"
-TRIED = 64  # prompts, to find a text to stop at
+TRIED_PROMPTS = 64  # prompts, to find a text to stop at
 HOT, SEEDS, SEARCH_S = 3.0, 3000, 5.0  # a draw that ends at once: its temperature, most seeds and seconds
-COPIED = 64 << 20  # bytes of a model of which a poisoned copy is made
+COPIED_BYTES = 64 << 20  # bytes of a model of which a poisoned copy is made
 DRAWN = (
     {"temperature": 0.8, "top_k": 5},
     {"temperature": 1.0, "top_p": 0.9},
@@ -46,7 +46,7 @@ REFUSED: tuple[dict[str, Any], ...] = (
 
 
 @dataclass
-class Subject:
+class CallSubject:
     """What the calls are made on.
 
     Attributes:
@@ -69,7 +69,7 @@ class Subject:
         return set(needed) <= self.engine.info.capabilities
 
 
-Call = Callable[[Subject, int], object]
+Call = Callable[[CallSubject, int], object]
 KINDS: dict[str, tuple[Call, tuple[Capability, ...]]] = {}
 
 
@@ -84,19 +84,19 @@ def kind(*needs: Capability) -> Callable[[Call], Call]:
 
 
 @kind(Capability.GENERATE)
-def greedy(s: Subject, n: int) -> None:
+def greedy(s: CallSubject, n: int) -> None:
     """To no token, one or two; with and without a stop string that is not met."""
     stop = ("\u00e9\u00e8 never",) if n % 4 == 1 else ()
     s.engine.generate([1], max_tokens=n % 3, ignore_eos=n % 2 == 0, stop=stop)
 
 
 @kind(Capability.GENERATE)
-def sampled(s: Subject, n: int) -> None:
+def sampled(s: CallSubject, n: int) -> None:
     s.engine.generate([1, 2], max_tokens=1, seed=n, ignore_eos=True, **DRAWN[n % len(DRAWN)])  # type: ignore[arg-type]
 
 
 @kind(Capability.GENERATE, Capability.TOKENIZE)
-def stopped(s: Subject, n: int) -> None:
+def stopped(s: CallSubject, n: int) -> None:
     """At a string: the first of several, or the last."""
     prompt, text = s.stops
     stop = (text, "\u00e9\u00e8 never") if n % 2 else ("never this one", text)
@@ -106,7 +106,7 @@ def stopped(s: Subject, n: int) -> None:
 
 
 @kind(Capability.GENERATE)
-def ended(s: Subject, n: int) -> None:
+def ended(s: CallSubject, n: int) -> None:
     """By the end token; alone, and in a batch beside a text that goes on."""
     hot = SamplingParams(temperature=HOT, seed=s.seed or 0)
     if n % 3:
@@ -116,7 +116,7 @@ def ended(s: Subject, n: int) -> None:
 
 
 @kind(Capability.GENERATE)
-def poisoned(s: Subject, n: int) -> None:
+def poisoned(s: CallSubject, n: int) -> None:
     """By logits that are no numbers; in one round of three."""
     with refusing():
         if n % 3 == 0 and s.poisoned is not None:
@@ -124,7 +124,7 @@ def poisoned(s: Subject, n: int) -> None:
 
 
 @kind(Capability.GENERATE)
-def cancelled(s: Subject, n: int) -> None:
+def cancelled(s: CallSubject, n: int) -> None:
     """By an answer, or by a callback that raises."""
 
     def answer(token: int, logprob: float) -> bool:
@@ -137,7 +137,7 @@ def cancelled(s: Subject, n: int) -> None:
 
 
 @kind(Capability.GENERATE)
-def filled(s: Subject, n: int) -> None:
+def filled(s: CallSubject, n: int) -> None:
     """To the last position of the context, where that is told and short; in every other round."""
     if n % 2:
         return
@@ -146,21 +146,21 @@ def filled(s: Subject, n: int) -> None:
 
 
 @kind(Capability.GENERATE, Capability.BATCH)
-def batched(s: Subject, n: int) -> None:
+def batched(s: CallSubject, n: int) -> None:
     """Of prompts that differ, greedy and drawn, ended together or not."""
     drawn = [SamplingParams(), SamplingParams(temperature=1.0, seed=n)] if n % 3 else ()
     s.engine.generate_batch([[1], [2, 3]], max_tokens=1 + n % 2, ignore_eos=n % 5 > 0, sampling=drawn)
 
 
 @kind(Capability.GENERATE, Capability.BATCH)
-def batch_refused(s: Subject, n: int) -> None:
+def batch_refused(s: CallSubject, n: int) -> None:
     """For one prompt of several."""
     with refusing():
         s.engine.generate_batch([[1], []], max_tokens=1)
 
 
 @kind(Capability.GENERATE)
-def refused(s: Subject, n: int) -> None:
+def refused(s: CallSubject, n: int) -> None:
     """For a parameter, no id, an id outside the vocabulary, too many ids."""
     bad: list[dict[str, Any]] = [*REFUSED, {"ids": []}, {"ids": [1, s.vocab or 2**31 - 1]}]
     if 0 < s.context <= 8192 and n % 9 == 8:
@@ -170,7 +170,7 @@ def refused(s: Subject, n: int) -> None:
 
 
 @kind(Capability.SESSIONS)
-def held(s: Subject, n: int) -> None:
+def held(s: CallSubject, n: int) -> None:
     """A session: fed, reset, fed again, overfed, closed."""
     session = s.engine.session(2)
     try:
@@ -186,7 +186,7 @@ def held(s: Subject, n: int) -> None:
 
 
 @kind(Capability.TOKENIZE)
-def spelled(s: Subject, n: int) -> None:
+def spelled(s: CallSubject, n: int) -> None:
     ids = s.engine.tokenize(TEXT, add_special=n % 2 == 0)
     s.engine.detokenize(ids)
     model = getattr(s.engine, "model", None)
@@ -203,7 +203,7 @@ def spelled(s: Subject, n: int) -> None:
 
 
 @kind(Capability.LOGITS)
-def scored(s: Subject, n: int) -> None:
+def scored(s: CallSubject, n: int) -> None:
     """Logits of one prompt; of none, which is refused."""
     s.engine.logits([1, 2][: 1 + n % 2])
     with refusing():
@@ -211,32 +211,32 @@ def scored(s: Subject, n: int) -> None:
 
 
 @kind(Capability.LOGITS, Capability.BATCH)
-def scored_together(s: Subject, n: int) -> None:
+def scored_together(s: CallSubject, n: int) -> None:
     s.engine.logits_batch([[1], [2, 3]][: 1 + n % 2])
 
 
 @kind(Capability.TRACE)
-def traced(s: Subject, n: int) -> None:
+def traced(s: CallSubject, n: int) -> None:
     for _ in s.engine.trace([1]):
         pass
 
 
 @kind(Capability.MEMORY)
-def told(s: Subject, n: int) -> None:
+def told(s: CallSubject, n: int) -> None:
     """The engine's own figures."""
     s.engine.memory()
     s.engine.phases()
 
 
 @kind()
-def loaded(s: Subject, n: int) -> None:
+def loaded(s: CallSubject, n: int) -> None:
     """In one round of five: a load takes as long as all other kinds together."""
     if n % 5 == 0:
         s.reopen(s.model).close()
 
 
 @kind()
-def malformed(s: Subject, n: int) -> None:
+def malformed(s: CallSubject, n: int) -> None:
     """A load of a file that is refused, early or after all that could be read was."""
     with refusing():
         s.reopen(s.files[n % len(s.files)]).close()
@@ -249,7 +249,7 @@ def refusing() -> Iterator[None]:
         yield
 
 
-def offered(s: Subject, folder: Path) -> dict[str, Callable[[int], object]]:
+def offered(s: CallSubject, folder: Path) -> dict[str, Callable[[int], object]]:
     """The kinds of call that this engine can be asked for, ready to be made; `folder` is for bad files."""
     if s.offers(Capability.GENERATE, Capability.TOKENIZE):
         s.stops = _stops(s.engine, s.vocab)
@@ -275,7 +275,7 @@ def offered(s: Subject, folder: Path) -> dict[str, Callable[[int], object]]:
 
 def _stops(engine: Engine, vocab: int) -> tuple[list[int], str]:
     """A prompt, and the text of the first tokens that follow it; empty where no text was found."""
-    for first in range(min(vocab or TRIED, TRIED)):
+    for first in range(min(vocab or TRIED_PROMPTS, TRIED_PROMPTS)):
         done = engine.generate([first], max_tokens=3, ignore_eos=True)
         for count in (1, 2, 3):
             with contextlib.suppress(UnicodeDecodeError):
@@ -296,11 +296,11 @@ def _ends(engine: Engine) -> int | None:
     return None
 
 
-def _poisoned(s: Subject, file: Path) -> Engine | None:
+def _poisoned(s: CallSubject, file: Path) -> Engine | None:
     """The engine on a copy of the model that ends in what is no number in any floating type; None where it
     is too large, refused, or nothing comes of it."""
     source = Path(s.model)
-    if not s.offers(Capability.GENERATE) or not source.is_file() or source.stat().st_size > COPIED:
+    if not s.offers(Capability.GENERATE) or not source.is_file() or source.stat().st_size > COPIED_BYTES:
         return None
     data = bytearray(source.read_bytes())
     data[-128:] = b"\xff" * 128
@@ -322,7 +322,7 @@ def _bad_files(model: str, folder: Path) -> list[Path]:
         return []
     size = source.stat().st_size
     with source.open("rb") as begin:
-        head = begin.read(HEAD)
+        head = begin.read(HEAD_BYTES)
     at = head.find(ARCHITECTURE) + len(ARCHITECTURE) + 8
     bad = [b"", b"not a model\n" * 9, head[: len(head) // 2], head[:24]]
     whole = [head[:at] + b"?" + head[at + 1 :]]
@@ -338,7 +338,7 @@ def _bad_files(model: str, folder: Path) -> list[Path]:
     return files
 
 
-def _is_refused(s: Subject, file: Path) -> bool:
+def _is_refused(s: CallSubject, file: Path) -> bool:
     try:
         s.reopen(str(file)).close()
     except Exception:

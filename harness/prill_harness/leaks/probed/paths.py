@@ -25,12 +25,12 @@ from prill_harness.numbers.compare import largest
 from prill_runtime.errors import Inconclusive, PrillError
 
 PROMPT = "the quick brown fox jumps over the lazy dog"
-LENGTH = 12
+PROMPT_IDS = 12
 FULL_CONTEXT = 8192  # a prompt one longer than a larger context is not worth its time
 SESSIONS = 4
 CANCEL_AT = 3
-PROMPTS = 1000  # distinct ones that a vocabulary and a length have to allow
-TIMES = 25  # calls of each kind in one of the path `requests`: 200 in a window of eight
+DISTINCT_PROMPTS = 1000  # distinct ones that a vocabulary and a length have to allow
+CALLS_OF_A_KIND = 25  # calls of each kind in one of the path `requests`: 200 in a window of eight
 REQUESTS_S = (
     60.0  # seconds of the processor's that path may take; where a call is slow, each kind is made fewer times
 )
@@ -63,7 +63,7 @@ class Path(ABC):
         self.engine: Engine | None = opened(probe.engine, probe.model)
         self.info = self.engine.info
         self.ids = self._prompt(self.engine)
-        self._digits = next((n for n in range(1, len(self.ids) + 1) if self._known**n >= PROMPTS), 0)
+        self._digits = next((n for n in range(1, len(self.ids) + 1) if self._known**n >= DISTINCT_PROMPTS), 0)
         self.varies = self.varies and self._digits > 0
 
     @abstractmethod
@@ -97,13 +97,13 @@ class Path(ABC):
         return int(self.info.config.get("context_length", 0))
 
     def _prompt(self, engine: Engine) -> list[int]:
-        """At most LENGTH ids, fewer where a context would not hold the tokens of a cancelled request.
+        """At most PROMPT_IDS ids, fewer where a context would not hold the tokens of a cancelled request.
 
         Not of a text where the vocabulary's size is known: it need not have tokens for any.
         """
         texts = "vocab_size" not in self.info.config and Capability.TOKENIZE in self.info.capabilities
-        ids = engine.tokenize(PROMPT) if texts else [n % self._known for n in range(1, LENGTH + 1)]
-        return ids[: max(1, min(LENGTH, self._context - CANCEL_AT) if self._context else LENGTH)]
+        ids = engine.tokenize(PROMPT) if texts else [n % self._known for n in range(1, PROMPT_IDS + 1)]
+        return ids[: max(1, min(PROMPT_IDS, self._context - CANCEL_AT) if self._context else PROMPT_IDS)]
 
     def _needs(self, capability: Capability) -> Engine:
         if self.engine is None or capability not in self.info.capabilities:
@@ -239,7 +239,7 @@ class Requests(Path, name="requests"):
             model = str(resolve_model(model))
         assert self.engine is not None
         vocab = self._known if "vocab_size" in self.info.config else 0
-        subject = kinds.Subject(
+        subject = kinds.CallSubject(
             self.engine, lambda file: opened(probe.engine, file), model, vocab, self._context
         )
         self.kinds = kinds.offered(subject, File(self._folder.name))
@@ -250,7 +250,7 @@ class Requests(Path, name="requests"):
         began = time.process_time()  # which does not grow when others use the machine
         self._round(1)
         each = probe.calls * (time.process_time() - began)
-        self.times = max(1, min(TIMES, int(REQUESTS_S / largest(each, 1e-9))))
+        self.times = max(1, min(CALLS_OF_A_KIND, int(REQUESTS_S / largest(each, 1e-9))))
 
     def call(self, number: int, ids: Sequence[int]) -> None:
         for n in range(number * self.times, (number + 1) * self.times):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prill_harness.leaks.ledgers.ledgers import Book, Series
-from prill_harness.leaks.reports.report import Judged, Site, Walk
+from prill_harness.leaks.reports.report import JudgedSeries, LoadWalk, Site
 
 # Commands: as many calls again; as many with a prompt of their own each; the end, with the walk, with the
 # kinds of call that leave something, or with neither.
@@ -51,7 +51,7 @@ class Rows(msgspec.Struct, frozen=True, tag="rows"):
         return Book(series, _array(self.rows, len(series)), _array(self.planted, len(series)), self.calls)
 
 
-class Control(msgspec.Struct, frozen=True, tag="control"):
+class ControlRows(msgspec.Struct, frozen=True, tag="control"):
     """Readings of calls like the path's that do no work of the engine."""
 
     rows: Rows
@@ -65,9 +65,9 @@ class Finished(msgspec.Struct, frozen=True, tag="finished"):
         constant: counters of the engine that nothing moves. left: by kind of call, what grew by how much.
     """
 
-    extra: tuple[Judged, ...] = ()
+    extra: tuple[JudgedSeries, ...] = ()
     constant: tuple[str, ...] | None = None
-    walk: Walk | None = None
+    walk: LoadWalk | None = None
     left: dict[str, dict[str, int]] = {}
 
 
@@ -85,13 +85,13 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
     broken: bool
 
 
-class Traced(msgspec.Struct, frozen=True, tag="traced"):
+class LeakSites(msgspec.Struct, frozen=True, tag="traced"):
     """What a run under memray found, the worst first."""
 
     sites: tuple[Site, ...]
 
 
-Message = Opened | Call | Control | Rows | Failing | Finished | Refused | Traced
+Message = Opened | Call | ControlRows | Rows | Failing | Finished | Refused | LeakSites
 
 
 def _array(packed: bytes, width: int) -> NDArray[np.int64]:

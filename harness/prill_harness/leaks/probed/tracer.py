@@ -15,14 +15,15 @@ import msgspec
 
 from prill_harness.leaks.ledgers.ledgers import PLANT_EVERY
 from prill_harness.leaks.probed import paths
-from prill_harness.leaks.probed.protocol import Message, Refused, Traced
+from prill_harness.leaks.probed.protocol import LeakSites, Message, Refused
 from prill_harness.leaks.reports.report import Probe, Site
 from prill_runtime.errors import PrillError
 
-SHOWN = 12  # sites
+SHOWN_SITES = 12  # sites
 LEAST_BYTES = 16  # bytes per call in a single block that grows
-DEPTH = 12  # frames of each
-OWN = ("probed/tracer.py", "probed/paths.py", "memray/", "<frozen", "runpy")  # where the engine's frames end
+SHOWN_FRAMES = 12  # frames of each
+# Where the engine's own frames end.
+OWN_FRAMES = ("probed/tracer.py", "probed/paths.py", "memray/", "<frozen", "runpy")
 INTERPRETER = ("Objects/", "Python/", "Modules/", "Include/", "<unknown>", "sysdeps/", "malloc/", "malloc.c")
 
 
@@ -67,7 +68,7 @@ def _sites(records: Iterable[Any], calls: int) -> tuple[Site, ...]:
         stack = _stack(record)
         if stack:
             found.append(Site(stack[0], stack, record.size / calls, record.n_allocations / calls))
-        if len(found) == SHOWN:
+        if len(found) == SHOWN_SITES:
             break
     return tuple(found)
 
@@ -78,9 +79,9 @@ def _stack(record: Any) -> tuple[str, ...]:
         raw = record.hybrid_stack_trace()
     except NotImplementedError:
         raw = record.stack_trace()
-    frames = list(itertools.takewhile(lambda frame: not any(own in frame[1] for own in OWN), raw))
+    frames = list(itertools.takewhile(lambda frame: not any(own in frame[1] for own in OWN_FRAMES), raw))
     inner = itertools.dropwhile(lambda frame: any(part in frame[1] for part in INTERPRETER), frames)
-    return tuple(f"{function} ({Path(file).name}:{line})" for function, file, line in inner)[:DEPTH]
+    return tuple(f"{function} ({Path(file).name}:{line})" for function, file, line in inner)[:SHOWN_FRAMES]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -99,7 +100,7 @@ def main(arguments: Sequence[str]) -> int:
         planted = EngineSpec.parse(probe.engine).faults
         if planted:
             faults.ambient(named(planted))
-        tell(Traced(traced(probe)))
+        tell(LeakSites(traced(probe)))
     except PrillError as error:
         tell(Refused(str(error), True))
     return 0

@@ -15,8 +15,8 @@ from prill_harness.leaks.ledgers.native import LEARN, Interposer
 from prill_harness.leaks.ledgers.settle import settled
 from prill_harness.leaks.probed.paths import opened
 from prill_harness.leaks.probed.protocol import Failing, Message
-from prill_harness.leaks.reports.report import Judged, LeakVerdict, Probe, Walk
-from prill_harness.leaks.reports.verdict import CLEAR, WINDOWS, shape
+from prill_harness.leaks.reports.report import JudgedSeries, LeakVerdict, LoadWalk, Probe
+from prill_harness.leaks.reports.verdict import CLEAR_FACTOR, WINDOWS, shape
 from prill_runtime.errors import Inconclusive
 
 SUSPECT = (
@@ -30,13 +30,13 @@ LONG = (
 # takes minutes. Those of a page and more, which hold tensors, are failed there: all of them when the time
 # below is enough, else some, spread over the whole load. How many of how many is part of what is reported.
 PYTHON_LEAST = 4096  # bytes
-SHARE = 0.25  # of a probe's time limit that its walk may take
-GOLDEN = (math.sqrt(5) - 1) / 2
+WALK_SHARE = 0.25  # of a probe's time limit that its walk may take
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 Tell = Callable[[Message], None]
 
 
-def walked(probe: Probe, model: str, tell: Tell) -> tuple[list[Judged], Walk | None]:
+def walked(probe: Probe, model: str, tell: Tell) -> tuple[list[JudgedSeries], LoadWalk | None]:
     """What the walk found, as a series of the host ledger; `model`: the file, where the probe's is a name."""
     try:
         interposer = Interposer()
@@ -52,7 +52,7 @@ def walked(probe: Probe, model: str, tell: Tell) -> tuple[list[Judged], Walk | N
     def load() -> None:
         opened(probe.engine, model).close()
 
-    budget_s = min(probe.walk_s, SHARE * probe.timeout_s)
+    budget_s = min(probe.walk_s, WALK_SHARE * probe.timeout_s)
     found, walk = walk_over(load, interposer, PYTHON_LEAST, budget_s, tell)
     return [found], walk
 
@@ -63,7 +63,7 @@ def walk_over(
     least: int = 0,
     budget_s: float = math.inf,
     tell: Tell = lambda message: None,
-) -> tuple[Judged, Walk]:
+) -> tuple[JudgedSeries, LoadWalk]:
     """Fail each allocation of `load` in turn; after each failure nothing remains and the next load works.
 
     Args:
@@ -82,12 +82,12 @@ def walk_over(
     total, begins = seen[0], time.monotonic()
     failed = swallowed = filled = 0
 
-    def told(verdict: LeakVerdict, sentence: str = "", growth: int = 0) -> tuple[Judged, Walk]:
+    def told(verdict: LeakVerdict, sentence: str = "", growth: int = 0) -> tuple[JudgedSeries, LoadWalk]:
         seconds = round(time.monotonic() - began, 3)
         smaller = max(0, every[0] - total - seen[2])
-        walk = Walk(failed, total, swallowed, least, smaller, seen[2], filled, seconds)
+        walk = LoadWalk(failed, total, swallowed, least, smaller, seen[2], filled, seconds)
         words = f"host: {sentence or walk.sentence}"
-        return Judged("host", "failed allocations", "B", verdict, words, growth=growth), walk
+        return JudgedSeries("host", "failed allocations", "B", verdict, words, growth=growth), walk
 
     for nth in spread(total):
         if time.monotonic() - begins > budget_s and failed:
@@ -146,7 +146,7 @@ class Failed:
                 return 0
         held = [held[-1], *(self._once() for _ in range(LONG))]
         seen = shape(held)
-        self.filled = not seen.every_window or seen.growth < CLEAR * seen.fall
+        self.filled = not seen.every_window or seen.growth < CLEAR_FACTOR * seen.fall
         return 0 if self.filled else max(1, round(seen.slope))
 
     def _once(self) -> int:
@@ -183,7 +183,7 @@ def asked_by(error: BaseException | None) -> str:
 
 def spread(total: int) -> Iterator[int]:
     """1 to `total`, each once, in an order in which any first part is spread over the whole."""
-    step = max(1, round(total * GOLDEN))
+    step = max(1, round(total * GOLDEN_RATIO))
     while math.gcd(step, max(1, total)) > 1:
         step += 1
     return (1 + number * step % total for number in range(total))

@@ -9,16 +9,16 @@ from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
-from prill_harness.leaks.reports.report import Judged, LeakVerdict, PathReport
+from prill_harness.leaks.reports.report import JudgedSeries, LeakVerdict, PathReport
 
-KEY = "curves"  # of a check's detail
-ALWAYS = ("host", "bytes")  # shown flat too
+DETAIL_KEY = "curves"  # of a check's detail
+ALWAYS_SHOWN = ("host", "bytes")  # shown flat too
 MOST_SERIES = 8  # curves of one path that a ledger keeps, the worst first
 MOST_POINTS = 41  # readings of one curve that a ledger keeps: every one of a probe of 50 calls
-LONGEST = 2000  # characters of a sentence
-DIGITS = 6  # of a slope
+LONGEST_SENTENCE = 2000  # characters of a sentence
+SLOPE_DIGITS = 6  # of a slope
 
-Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=LONGEST)]
+Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=LONGEST_SENTENCE)]
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 Windows: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=100)]
 Reading: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
@@ -63,16 +63,20 @@ def curves(path: PathReport) -> list[Curve]:
         j
         for j in path.seen
         if len(j.values) > 1
-        and (j.verdict is not LeakVerdict.CLEAN or len(set(j.values)) > 1 or (j.ledger, j.series) == ALWAYS)
+        and (
+            j.verdict is not LeakVerdict.CLEAN
+            or len(set(j.values)) > 1
+            or (j.ledger, j.series) == ALWAYS_SHOWN
+        )
     ]
     return [_curve(j, path.first) for j in sorted(shown, key=lambda j: order.index(j.verdict))]
 
 
-def _curve(j: Judged, first: int) -> Curve:
-    slope, low, high = (float(f"{value:.{DIGITS}g}") for value in (j.slope, j.low, j.high))
+def _curve(j: JudgedSeries, first: int) -> Curve:
+    slope, low, high = (float(f"{value:.{SLOPE_DIGITS}g}") for value in (j.slope, j.low, j.high))
     values = tuple(value - j.values[0] for value in j.values)
     return Curve(
-        f"{j.ledger} {j.series}", j.unit, j.verdict, j.sentence[:LONGEST], slope, low, high,
+        f"{j.ledger} {j.series}", j.unit, j.verdict, j.sentence[:LONGEST_SENTENCE], slope, low, high,
         j.windows, j.of, first, tuple(range(len(values))), values,
     )  # fmt: skip
 
@@ -92,14 +96,14 @@ def noted(path: PathReport) -> dict[str, Any]:
     kept = [thinned(curve) for curve in curves(path)[:MOST_SERIES]]
     walk = {} if path.walk is None else {"failed allocations": msgspec.to_builtins(path.walk)}
     rows = [msgspec.to_builtins(curve) for curve in kept]
-    return {"path": path.path, "calls": path.calls, **walk, KEY: rows}
+    return {"path": path.path, "calls": path.calls, **walk, DETAIL_KEY: rows}
 
 
 def recalled(detail: Mapping[str, Any]) -> dict[str, list[Curve]]:
     """path, or name of the part -> the curves that a detail holds there; what is malformed is left out."""
     parts = {str(detail.get("path", "")): detail}
     parts |= {name: value for name, value in detail.items() if isinstance(value, Mapping)}
-    return {name: found for name, part in parts.items() if (found := list(read(part.get(KEY))))}
+    return {name: found for name, part in parts.items() if (found := list(read(part.get(DETAIL_KEY))))}
 
 
 def read(rows: object) -> Iterator[Curve]:

@@ -31,7 +31,7 @@ def worst(verdicts: Sequence[LeakVerdict]) -> LeakVerdict:
     return min(verdicts, key=order.index) if verdicts else LeakVerdict.INCONCLUSIVE
 
 
-class Judged(msgspec.Struct, frozen=True):
+class JudgedSeries(msgspec.Struct, frozen=True):
     """One series of one ledger.
 
     Attributes:
@@ -66,7 +66,7 @@ class Site(msgspec.Struct, frozen=True):
     blocks_per_call: float
 
 
-class Walk(msgspec.Struct, frozen=True):
+class LoadWalk(msgspec.Struct, frozen=True):
     """Allocations of a load that were made to fail, one load for each.
 
     Attributes:
@@ -116,17 +116,17 @@ class PathReport(msgspec.Struct, frozen=True):
     calls: int = 0
     first: int = 0
     planted: bool = False
-    seen: tuple[Judged, ...] = ()
+    seen: tuple[JudgedSeries, ...] = ()
     missing: dict[str, str] = {}
     sites: tuple[Site, ...] = ()
     stacks: str = ""
     duration_s: float = 0.0
     readings: dict[str, int] = {}
-    walk: Walk | None = None
+    walk: LoadWalk | None = None
     kinds: dict[str, int] = {}
 
     @property
-    def leaks(self) -> tuple[Judged, ...]:
+    def leaks(self) -> tuple[JudgedSeries, ...]:
         return tuple(j for j in self.seen if j.verdict is LeakVerdict.LEAK)
 
 

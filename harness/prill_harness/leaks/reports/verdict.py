@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 WINDOWS = 5
-EVEN = 2  # a leak's windows differ by no more than this factor, or the calls are doubled first
-CLEAR = 4  # with noise, growth must be this many times the largest fall seen
-ROUGH = 4  # as EVEN, once the calls were doubled
-SETTLING = 0.5  # last two windows over first two, below which growth is coming to an end
-RESIDENT = 16384  # bytes per call below which resident memory says nothing: heaps find their size that slowly
-STEADY = 0.8  # last two windows over first two, from which resident growth does not come to an end
+EVEN_FACTOR = 2  # a leak's windows differ by no more than this factor, or the calls are doubled first
+CLEAR_FACTOR = 4  # with noise, growth must be this many times the largest fall seen
+ROUGH_FACTOR = 4  # as EVEN_FACTOR, once the calls were doubled
+SETTLING_SHARE = 0.5  # last two windows over first two, below which growth is coming to an end
+# Growth per call below which resident memory says nothing: a heap takes that long to find its size.
+RESIDENT_BYTES = 16384
+STEADY_SHARE = 0.8  # last two windows over first two, from which resident growth does not come to an end
 CONFIDENCE = 1.959964  # standard deviations of a 95 % interval
 
 
@@ -46,7 +47,7 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True)
-class Shape:
+class SeriesShape:
     """Readings (call 0 = after warm-up, then one per call), measured.
 
     Attributes:
@@ -67,19 +68,19 @@ class Shape:
     def every_window(self) -> bool:
         return min(self.grown) > 0
 
-    def even(self, factor: int = EVEN) -> bool:
+    def even(self, factor: int = EVEN_FACTOR) -> bool:
         """Whether the windows grew by about the same."""
         return max(self.grown) <= factor * min(self.grown)
 
     @property
     def visible(self) -> bool:
         """Whether growth stands out of the noise at all."""
-        return self.every_window and self.growth >= EVEN * self.fall
+        return self.every_window and self.growth >= EVEN_FACTOR * self.fall
 
     @property
     def settling(self) -> bool:
         """Growth that comes to an end: a cache that fills, a heap that finds its size."""
-        return self.kept < SETTLING
+        return self.kept < SETTLING_SHARE
 
     @property
     def kept(self) -> float:
@@ -87,7 +88,7 @@ class Shape:
         return sum(self.grown[-2:]) / max(1, sum(self.grown[:2]))
 
 
-def shape(values: Sequence[int], windows: int = WINDOWS) -> Shape:
+def shape(values: Sequence[int], windows: int = WINDOWS) -> SeriesShape:
     """Measure readings; their number less one must be a multiple of `windows`."""
     array = np.asarray(values, np.int64)
     per, rest = divmod(len(array) - 1, windows)
@@ -98,7 +99,7 @@ def shape(values: Sequence[int], windows: int = WINDOWS) -> Shape:
     slope, low, high = theil_sen(array)
     grown = tuple(int(g) for g in np.diff(retained[::per]))
     growth = int(retained[-1] - retained[0])
-    return Shape(grown, growth, fall, int(array[-1] - array[0]), slope, low, high)
+    return SeriesShape(grown, growth, fall, int(array[-1] - array[0]), slope, low, high)
 
 
 def theil_sen(values: Sequence[int] | NDArray[np.int64]) -> tuple[float, float, float]:
@@ -113,36 +114,36 @@ def theil_sen(values: Sequence[int] | NDArray[np.int64]) -> tuple[float, float, 
     return float(np.median(slopes)), float(slopes[low]), float(slopes[high])
 
 
-def state(seen: Shape, rule: Rule, *, doubled: bool = False) -> State:
+def state(seen: SeriesShape, rule: Rule, *, doubled: bool = False) -> State:
     """What a series shows; `doubled`: it already holds twice the calls, and no more are to be had."""
     return JUDGES[rule](seen, doubled)
 
 
-def _exact(seen: Shape, doubled: bool) -> State:
+def _exact(seen: SeriesShape, doubled: bool) -> State:
     if not seen.every_window:
-        rising = not doubled and min(seen.grown[-2:]) > 0 and seen.growth >= EVEN * seen.fall
+        rising = not doubled and min(seen.grown[-2:]) > 0 and seen.growth >= EVEN_FACTOR * seen.fall
         return State.UNCLEAR if rising else State.CLEAN
     if not doubled:
         return State.LEAK if not seen.fall and seen.even() else State.UNCLEAR
-    sure = seen.growth >= CLEAR * seen.fall and seen.even(ROUGH) and not seen.settling
+    sure = seen.growth >= CLEAR_FACTOR * seen.fall and seen.even(ROUGH_FACTOR) and not seen.settling
     return State.LEAK if sure else State.UNCLEAR
 
 
-def _counter(seen: Shape, doubled: bool) -> State:
+def _counter(seen: SeriesShape, doubled: bool) -> State:
     """What the engine counts has to be back at its idle value after every call."""
     if seen.last <= 0:
         return State.CLEAN
     return State.LEAK if seen.every_window else State.UNCLEAR
 
 
-def _never(seen: Shape, doubled: bool) -> State:
+def _never(seen: SeriesShape, doubled: bool) -> State:
     return State.LEAK if seen.last > 0 else State.CLEAN
 
 
-def _resident(seen: Shape, doubled: bool) -> State:
-    if not seen.every_window or seen.low < RESIDENT or seen.growth < EVEN * seen.fall:
+def _resident(seen: SeriesShape, doubled: bool) -> State:
+    if not seen.every_window or seen.low < RESIDENT_BYTES or seen.growth < EVEN_FACTOR * seen.fall:
         return State.CLEAN
-    sure = doubled and seen.growth >= CLEAR * seen.fall and seen.kept >= STEADY
+    sure = doubled and seen.growth >= CLEAR_FACTOR * seen.fall and seen.kept >= STEADY_SHARE
     return State.LEAK if sure else State.UNCLEAR
 
 

@@ -103,7 +103,7 @@ def main(arguments: Sequence[str]) -> int:
 
     from prill_harness.leaks.controls import host as controls
 
-    engine = controls.Control.open(arguments[0].removeprefix("control:"), "none")
+    engine = controls.ControlEngine.open(arguments[0].removeprefix("control:"), "none")
     ids, calls, leak = list(range(1, 13)), 0, False
 
     def request() -> None:
@@ -111,13 +111,13 @@ def main(arguments: Sequence[str]) -> int:
         calls += 1
         engine.generate(ids, max_tokens=8)
 
-    class Case(psleak.MemoryLeakTestCase):  # type: ignore[misc]
+    class PsleakCase(psleak.MemoryLeakTestCase):  # type: ignore[misc]
         def runTest(self) -> Any:  # noqa: N802
             self.execute(request)
 
     request()  # threads that the first request starts are there
     try:
-        Case().runTest()
+        PsleakCase().runTest()
     except psleak.Error:
         leak = True
     sys.stdout.write(msgspec.json.encode(Answer(leak, calls)).decode() + "\n")

@@ -21,7 +21,7 @@ from prill_runtime.device.machine import formats
 from prill_runtime.errors import PrillError, UsageError
 
 FOLDER: Final = Path(__file__).parents[1] / "kernels"
-SANITIZE: Final = "PRILL_EMU_SANITIZE"
+SANITIZE_VARIABLE: Final = "PRILL_EMU_SANITIZE"
 """Set to 1: the emulator's kernels carry address and undefined-behaviour sanitizers (`make emu-sanitize`)."""
 
 SCALARS: Final = {"int": "<i4", "float": "<f4", "long long": "<i8", "double": "<f8"}
@@ -68,7 +68,7 @@ class Target:
 
 def emulator_target() -> Target:
     """The emulator, sanitized when the environment asks for it."""
-    return Target("emu", os.environ.get(SANITIZE) == "1")
+    return Target("emu", os.environ.get(SANITIZE_VARIABLE) == "1")
 
 
 def names() -> tuple[str, ...]:

@@ -22,10 +22,10 @@ from prill_runtime.errors import EngineError, Inconclusive, InvalidParameter, Pr
 
 __all__ = ["CudaDevice", "Device", "Graph", "Pointer", "Shape", "cuda_state", "open_device"]
 
-OVERLAP = "PRILL_CUDA_OVERLAP"
+OVERLAP_VARIABLE = "PRILL_CUDA_OVERLAP"
 """Set to 0: kernels of a graph do not start before the one before them has ended."""
 COPY_BYTES = 1 << 28
-INSTALL = "pip install 'prill[cuda]'"
+INSTALL_HINT = "pip install 'prill[cuda]'"
 
 
 def open_device(spec: str) -> Device:
@@ -60,7 +60,7 @@ def _driver() -> tuple[Any, Any]:
             f"{error.name} is not installed",
             where="engine cuda",
             expected="pycuda and cuda-bindings",
-            hint=INSTALL,
+            hint=INSTALL_HINT,
         ) from None
     except ImportError as error:
         raise Inconclusive(
@@ -100,7 +100,7 @@ class CudaGraph(Graph):
         self._device = device
         self._graph: Any = graph
         self.nodes = len(waits)
-        if any(waits) and os.environ.get(OVERLAP) != "0":
+        if any(waits) and os.environ.get(OVERLAP_VARIABLE) != "0":
             self._overlap(waits)
         self._exec: Any = device._ok(device.bindings.cuGraphInstantiate(graph, 0))[0]
 

@@ -17,7 +17,7 @@ from prill_runtime.device.machine import compile as kernels
 from prill_runtime.device.machine.base import Device, Graph, Pointer, Shape
 from prill_runtime.errors import EngineError, InvalidParameter
 
-ORDER = "PRILL_EMU_ORDER"
+ORDER_VARIABLE = "PRILL_EMU_ORDER"
 ALIGNMENT = 256
 POISON = 0xFF  # a float32 of these bytes is NaN
 FAILURES = {
@@ -55,7 +55,7 @@ class EmuDevice(Device):
         super().__init__()
         self.spec, self.name = "emu", "CPU emulator"
         self.target = kernels.emulator_target()
-        self.reverse = os.environ.get(ORDER) == "reverse"
+        self.reverse = os.environ.get(ORDER_VARIABLE) == "reverse"
         self.multiprocessors = 2
         self.launches = 0
         self._memory: dict[Pointer, NDArray[np.uint8]] = {}

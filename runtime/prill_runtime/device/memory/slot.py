@@ -11,7 +11,7 @@ from prill_runtime.device.machine.base import Device, Pointer
 from prill_runtime.device.memory.arena import Arena
 from prill_runtime.device.memory.array import Allocation
 
-SEQUENCE: Final = np.dtype(
+SEQUENCE_DTYPE: Final = np.dtype(
     [("keys", "<u8"), ("values", "<u8"), ("capacity", "<i4"), ("length", "<i4"), ("offset", "<i4"),
      ("token", "<i4"), ("step", "<i4")],
     align=True,
@@ -20,8 +20,13 @@ SEQUENCE: Final = np.dtype(
 TOKEN_OFFSET: Final = 28  # offset of the token in it
 RING_IDS: Final = 64
 """Ids that may be queued before the host reads them."""
-SLOT: Final = np.dtype(
-    [("sequence", SEQUENCE), ("position", "<i4"), ("ids", "<i4", RING_IDS), ("logprobs", "<f8", RING_IDS)],
+SLOT_DTYPE: Final = np.dtype(
+    [
+        ("sequence", SEQUENCE_DTYPE),
+        ("position", "<i4"),
+        ("ids", "<i4", RING_IDS),
+        ("logprobs", "<f8", RING_IDS),
+    ],
     align=True,
 )
 
@@ -43,7 +48,7 @@ class CacheView:
 
 
 class Slot:
-    """What kernels read and write of the one sequence that is continued: the struct SLOT in device memory.
+    """What kernels read and write of the one sequence that is continued: a SLOT_DTYPE in device memory.
 
     The last kernel of a step writes the id it chose, or the code of a refusal, into the ring, and sets token,
     length and position for the next step.
@@ -51,7 +56,7 @@ class Slot:
 
     def __init__(self, device: Device, arena: Arena) -> None:
         self._device = device
-        self.allocation = Allocation(arena.alloc("scratch", SLOT.itemsize), arena.free)
+        self.allocation = Allocation(arena.alloc("scratch", SLOT_DTYPE.itemsize), arena.free)
 
     @property
     def pointer(self) -> Pointer:
@@ -59,7 +64,7 @@ class Slot:
 
     def at(self, field: str) -> Pointer:
         """Where a field lies."""
-        fields: Any = SLOT.fields
+        fields: Any = SLOT_DTYPE.fields
         return self.pointer + int(fields[field][1])
 
     @property
@@ -69,8 +74,8 @@ class Slot:
         return {name: self.at(name) for name in names} | {"ring": RING_IDS}
 
     def arm(self, sequence: np.ndarray[Any, np.dtype[np.void]]) -> None:
-        """Describe a sequence (one SEQUENCE): the next id chosen is the first of the ring."""
-        state = np.zeros(1, SLOT)
+        """Describe a sequence (one SEQUENCE_DTYPE): the next id chosen is the first of the ring."""
+        state = np.zeros(1, SLOT_DTYPE)
         state["sequence"] = sequence
         state["position"] = state["sequence"]["offset"] + state["sequence"]["length"]
         self._device.upload(self.pointer, state)
@@ -82,8 +87,8 @@ class Slot:
             mark: a place behind the last of them; without, everything that is queued is waited for.
         """
         if mark is None:
-            state = self._device.download(self.pointer, (1,), SLOT)[0]
+            state = self._device.download(self.pointer, (1,), SLOT_DTYPE)[0]
         else:
-            state = self._device.peek(self.pointer, (1,), SLOT, mark)[0]
+            state = self._device.peek(self.pointer, (1,), SLOT_DTYPE, mark)[0]
         places = np.arange(first, first + count) % RING_IDS
         return state["ids"][places].tolist(), state["logprobs"][places].tolist()

@@ -23,7 +23,7 @@ from prill_runtime.device.memory.array import (
     grid_of,
 )
 from prill_runtime.device.memory.matrix import DeviceMatrix, is_zero, staging_bytes
-from prill_runtime.device.memory.slot import SEQUENCE, CacheView
+from prill_runtime.device.memory.slot import SEQUENCE_DTYPE, CacheView
 from prill_runtime.device.ops import sampler as sampling
 from prill_runtime.device.ops.tensor_cores import HEAD_SIZES, LEAST_TILE_ROWS, TensorCores
 from prill_runtime.errors import InvalidParameter
@@ -220,8 +220,8 @@ class CudaBackend(DeviceMemory, Backend[DeviceArray, DeviceMatrix | DeviceArray,
         return self._attend(q, sequence.pointer, k.shape[0], k.shape[1], 0, scale, window)
 
     def _sequence(self, keys: Pointer, values: Pointer, capacity: int, length: int) -> Allocation:
-        record = np.array([(keys, values, capacity, length, 0, 0, 0)], SEQUENCE)
-        return self.upload(record, SEQUENCE)
+        record = np.array([(keys, values, capacity, length, 0, 0, 0)], SEQUENCE_DTYPE)
+        return self.upload(record, SEQUENCE_DTYPE)
 
     def any_reach(self, rows: int, dim: int) -> bool:
         """Whether the launches of attention are the same wherever in a sequence so many rows stand."""

@@ -9,12 +9,12 @@ import numpy as np
 
 from prill_runtime.device.machine.base import Pointer
 from prill_runtime.device.memory.array import DeviceArray, DeviceMemory
-from prill_runtime.device.memory.slot import SEQUENCE, Slot
+from prill_runtime.device.memory.slot import SEQUENCE_DTYPE, Slot
 from prill_runtime.errors import EngineError, InvalidParameter, NotANumber
 from prill_runtime.sampling.sampler import SamplingParams
 
 # As sample.cu has them.
-SAMPLING: Final = np.dtype(
+SAMPLING_DTYPE: Final = np.dtype(
     [("temperature", "<f8"), ("top_p", "<f8"), ("min_p", "<f8"), ("penalty", "<f8"), ("seed", "<u8"),
      ("top_k", "<i4"), ("masks", "<i4")]
 )  # fmt: skip
@@ -31,7 +31,7 @@ FILTER_PASSES: Final = 8
 def sizes(vocab: int) -> dict[str, int]:
     """Bytes of the buffers that sampling takes, by name."""
     return {
-        "params": SAMPLING.itemsize, "state": STATE_BYTES, "bins": BINS_BYTES, "values": 8 * LISTED_IDS,
+        "params": SAMPLING_DTYPE.itemsize, "state": STATE_BYTES, "bins": BINS_BYTES, "values": 8 * LISTED_IDS,
         "which": 4 * LISTED_IDS, "partial": 64 * MOST_PARTS, "seen": vocab,
     }  # fmt: skip
 
@@ -66,7 +66,7 @@ class DeviceSampler:
         temperature, top_k = (params.temperature, params.top_k) if params.temperature else (1.0, 1)
         record = (temperature, params.top_p, params.min_p, params.repetition_penalty, params.seed,
                   min(top_k, self.vocab), int(masks))  # fmt: skip
-        self.ops.device.upload(self._at("params"), np.array([record], SAMPLING))
+        self.ops.device.upload(self._at("params"), np.array([record], SAMPLING_DTYPE))
 
     def remember(self, history: Sequence[int]) -> None:
         """Say which ids the repetition penalty counts; ids chosen afterwards are added on the device.
@@ -109,7 +109,7 @@ def draw(
     row = ops.on(np.asarray(logits, np.float32)[None])
     sampler, slot = DeviceSampler(ops, row.shape[1]), Slot(ops.device, ops.arena)
     # As in a captured graph: the sequence as it stands before the id.
-    before = np.zeros(1, SEQUENCE)
+    before = np.zeros(1, SEQUENCE_DTYPE)
     before["length"] = position - 1
     slot.arm(before)
     sampler.arm(params, masks=True)

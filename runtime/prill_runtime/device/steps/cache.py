@@ -9,7 +9,7 @@ import numpy as np
 from prill_runtime.device.machine.base import Pointer
 from prill_runtime.device.memory.arena import OutOfDeviceMemory, padded
 from prill_runtime.device.memory.array import F32, Allocation, grid_of
-from prill_runtime.device.memory.slot import SEQUENCE, CacheView
+from prill_runtime.device.memory.slot import SEQUENCE_DTYPE, CacheView
 from prill_runtime.device.ops.backend import CudaBackend
 from prill_runtime.errors import PrillError
 from prill_runtime.models.cache import KVCache
@@ -17,9 +17,9 @@ from prill_runtime.models.cache import KVCache
 if TYPE_CHECKING:
     from prill_runtime.models.nodes import Network
 
-STATE_BYTES: Final = SEQUENCE.itemsize
+STATE_BYTES: Final = SEQUENCE_DTYPE.itemsize
 """Of every open cache, besides its keys and values."""
-SESSIONS: Final = 1024
+MOST_SESSIONS: Final = 1024
 """Caches of a model that may be open at once, where there are positions for so many."""
 
 
@@ -30,7 +30,11 @@ def nbytes_of(network: Network, positions: int) -> int:
 
 
 class DeviceCache(KVCache):
-    """KVCache whose rows lie in the arena; the host counts positions and tells the device before a step."""
+    """KVCache whose rows lie in the arena.
+
+    It counts the positions here too. Kernels read the count from a `record` uploaded before a step; where
+    many steps follow without the host, their last kernel counts on in that record.
+    """
 
     def __init__(self, ops: CudaBackend, network: Network, capacity: int, offset: int = 0) -> None:
         self.ops = ops
@@ -41,10 +45,10 @@ class DeviceCache(KVCache):
         self._allocation: Allocation | None = None
         self._state: Allocation | None = None
         pool, each = self.ops.arena.regions["cache"], 2 * self._bytes // self.capacity
-        if pool.live >= SESSIONS:
+        if pool.live >= MOST_SESSIONS:
             raise OutOfDeviceMemory(
                 "too many sequences are open at once", where="KV cache",
-                expected=f"at most {SESSIONS}", got=pool.live + 1, hint="close one",
+                expected=f"at most {MOST_SESSIONS}", got=pool.live + 1, hint="close one",
             )  # fmt: skip
         try:
             # Keys and values in one block: the pool is cut into as few pieces as there are caches.
@@ -79,17 +83,18 @@ class DeviceCache(KVCache):
     def nbytes(self) -> int:
         return 0 if self._allocation is None else 2 * self._bytes
 
-    def record(self, token: int = 0) -> np.ndarray[Any, np.dtype[np.void]]:
-        """The kernel's struct Sequence as it stands."""
+    def record(self, token: int = 0, length: int | None = None) -> np.ndarray[Any, np.dtype[np.void]]:
+        """The kernels' struct Sequence: this one or its first `length` positions, and the id to feed."""
         if self._allocation is None:
             raise PrillError("the cache is closed", where="KV cache", hint="open a new one")
         keys = self._allocation.pointer
+        length = self.length if length is None else length
         return np.array(
-            [(keys, keys + self._bytes, self.capacity, self.length, self.offset, token, 0)], SEQUENCE
+            [(keys, keys + self._bytes, self.capacity, length, self.offset, token, 0)], SEQUENCE_DTYPE
         )
 
     def arm(self) -> None:
-        """Tell the device where the sequence stands; once before every step."""
+        """Upload the record; once before every step."""
         self.ops.device.upload(self.state, self.record())
 
     def append(self, layer: int, k: Any, v: Any) -> None:
@@ -112,7 +117,7 @@ class DeviceCache(KVCache):
 class SlotCache(DeviceCache):
     """The cache of a captured graph: whichever sequence the slot describes when the graph is replayed.
 
-    Its launches cover `capacity` positions, and nobody but the device knows how many there are.
+    Its launches cover `capacity` positions; how many there are stands in the slot alone, not in `length`.
     """
 
     def __init__(self, ops: CudaBackend, network: Network, capacity: int, slot: Allocation) -> None:

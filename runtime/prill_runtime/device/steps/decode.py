@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from typing import Final, Protocol
 from weakref import ref
-
-import numpy as np
 
 from prill_runtime.device.machine.base import Device, Graph, in_turn
 from prill_runtime.device.memory.array import DeviceIds
@@ -21,17 +19,16 @@ from prill_runtime.device.steps.lower import Lowered
 from prill_runtime.device.steps.prefill import Prefill, in_memory
 from prill_runtime.errors import NotANumber
 from prill_runtime.models.load import Wired
-from prill_runtime.ops.protocol import Array
 from prill_runtime.run.generate import Generation, Predictor, Writer
 from prill_runtime.sampling.sampler import SamplingParams
 
-BATCH: Final = 16
+QUEUED_TOKENS: Final = 16
 """Tokens queued at a time; the next are queued before the host reads the last: the device never waits."""
-SPAN: Final = 256
+TURN_TOKENS: Final = 256
 """Tokens after which other threads have their turn."""
-AHEAD: Final = 2  # batches queued at once, no more than the ring holds
-PARTS: Final = 256  # blocks that look at the logits, at most as many as threads of a block
-LEAST: Final = 1024  # positions of the smallest graph
+BATCHES_AHEAD: Final = 2  # batches queued at once, no more than the ring holds
+CHOICE_BLOCKS: Final = 256  # blocks that look at the logits, at most as many as threads of a block
+LEAST_REACH: Final = 1024  # positions of the smallest graph
 
 
 class Decoder:
@@ -47,7 +44,7 @@ class Decoder:
         self.model, self.ops = model, ops
         vocab = model.network.vocab
         self._slot = Slot(ops.device, ops.arena)
-        self._partial = ops.allocate(32 * PARTS, "scratch")
+        self._partial = ops.allocate(32 * CHOICE_BLOCKS, "scratch")
         self._arrived = ops.allocate(4, "scratch")
         ops.device.fill(self._arrived.pointer, 4)
         self.logits = ops.empty(1, vocab, purpose="logits")
@@ -67,7 +64,7 @@ class Decoder:
     def graph(self, capacity: int, draws: bool = False) -> Graph:
         """The graph for caches of up to this capacity, captured on first use."""
         most = self.model.network.context
-        reach = most if self.lowered.any_reach else LEAST
+        reach = most if self.lowered.any_reach else LEAST_REACH
         while reach < capacity:
             reach *= 2
         reach = min(reach, max(capacity, most))
@@ -93,7 +90,7 @@ class Decoder:
     def choose(self) -> None:
         """Queue the choice of the most probable id, and the step to the next position."""
         vocab = self.model.network.vocab
-        parts = max(1, min(PARTS, vocab // 512))
+        parts = max(1, min(CHOICE_BLOCKS, vocab // 512))
         args = {"logits": self.logits.pointer, "partial": self._partial.pointer,
                 "arrived": self._arrived.pointer, "vocab": vocab, **self._slot.targets}  # fmt: skip
         self.ops.device.launch("choose", (parts,), 256, args)
@@ -105,20 +102,13 @@ class Decoder:
         Raises:
             NotANumber: logits that are not finite, or as `refusal`.
         """
-        self._arm(cache, 0, behind=1)
+        # A choice counts the row it was made from, and the cache has counted the prompt's last already.
+        self._slot.arm(cache.record(length=cache.length - 1))
         if is_greedy(params):
             self.choose()
         else:
             self._tell(params, history)
             self.sampler.launch(self.logits, self._slot)
-        return self._only()
-
-    def _only(self) -> tuple[int, float]:
-        """The one choice that was queued since the slot was armed.
-
-        Raises:
-            NotANumber, EngineError: `refusal`.
-        """
         ((token,), (logprob,)) = self._slot.read(0, 1)
         if token < 0:
             raise refusal(token)
@@ -126,15 +116,15 @@ class Decoder:
 
     def stream(
         self, cache: DeviceCache, history: Sequence[int], count: int, params: SamplingParams
-    ) -> Generator[tuple[list[int], list[float]], None, None]:
-        """Feed the last id of `history` and go on: the next `count` ids and their logprobs, some at a time.
+    ) -> Generator[tuple[int, float], None, None]:
+        """Feed the last id of `history` and go on: the next `count` ids, each with its logprob.
 
-        The device's turn is held until the last of them, or until the iterator is closed; what was queued by
-        then runs on. The cache's own count of positions does not move: what the host takes, it counts. In
-        the place of the id of a row that was refused lies what `refusal` takes; nothing behind it counts.
+        An id's row is committed to the cache when the id is yielded. The device's turn is held until the last
+        of them, or until the iterator is closed; steps that are queued by then still run.
 
         Raises:
             ContextLengthExceeded: they do not fit.
+            NotANumber, EngineError: as `refusal`, in the place of the id of the row that was refused.
         """
         cache.require(count)
         with self.device.turn:
@@ -145,42 +135,26 @@ class Decoder:
                     self._tell(params, history)
                 # True once all are read; who closes before that has ended the text, and its cache with it.
                 self._told = ref(cache), params, len(history) + count
-            self._arm(cache, history[-1])
+            self._slot.arm(cache.record(history[-1]))
             left, queued = count, deque[tuple[int, int, int]]()
             while left or queued:
-                while left and len(queued) < AHEAD:
-                    some, at = min(BATCH, left), count - left
+                while left and len(queued) < BATCHES_AHEAD:
+                    some, at = min(QUEUED_TOKENS, left), count - left
                     for _ in range(some):
                         graph.replay()
                     queued.append((at, some, self.device.mark()))
                     left -= some
-                yield self._slot.read(*queued.popleft())
-
-    def _arm(self, cache: DeviceCache, token: int, behind: int = 0) -> None:
-        """Point the slot at a sequence and the id to feed, as it stood before its last `behind` positions."""
-        record = cache.record(token)
-        record["length"] -= behind
-        self._slot.arm(record)
+                for token, logprob in zip(*self._slot.read(*queued.popleft()), strict=True):
+                    if token < 0:
+                        raise refusal(token)
+                    cache.commit(1)
+                    yield token, logprob
 
     def _tell(self, params: SamplingParams, history: Sequence[int]) -> None:
         self._told = None
         self.sampler.arm(params)
         if params.repetition_penalty != 1.0:
             self.sampler.remember(history)
-
-    @in_turn
-    def step(self, cache: DeviceCache, token: int) -> Array:
-        """Feed one id; logits (vocab,) of what follows. The cache's count of positions does not move.
-
-        Raises:
-            ContextLengthExceeded: it does not fit. NotANumber: logits that are not finite.
-        """
-        cache.require(1)
-        graph = self.graph(cache.capacity)
-        self._arm(cache, token)
-        graph.replay()
-        self._only()
-        return self.ops.device.download(self.logits.pointer, (self.logits.shape[1],), np.float32)
 
     def close(self) -> None:
         for graph in self._graphs.values():
@@ -227,30 +201,18 @@ def generate(
     cache = writer.cache
     assert isinstance(cache, DeviceCache)
     try:
-        done = _begin(model, writer, cache, params)
-        while done is None:
+        if (done := _begin(model, writer, cache, params)) is not None:
+            return done
+        while True:
             # A caller who looks at every token may do anything between two of them.
-            span = SPAN if on_token is None else 1
+            span = TURN_TOKENS if on_token is None else 1
             count = min(span, writer.remaining, cache.capacity - cache.length)
-            with closing(model.decoder.stream(cache, writer.history, count, params)) as batches:
-                done = _take(writer, cache, batches)
-        return done
+            with closing(model.decoder.stream(cache, writer.history, count, params)) as stream:
+                for token, logprob in stream:
+                    if (done := writer.accept(token, logprob)) is not None:
+                        return done
     finally:
         cache.close()
-
-
-def _take(
-    writer: Writer, cache: DeviceCache, batches: Iterable[tuple[list[int], list[float]]]
-) -> Generation | None:
-    """Count and accept what was chosen, as far as the text goes."""
-    for batch in batches:
-        for token, logprob in zip(*batch, strict=True):
-            if token < 0:
-                raise refusal(token)
-            cache.length += 1
-            if (done := writer.accept(token, logprob)) is not None:
-                return done
-    return None
 
 
 def _begin(

@@ -10,17 +10,22 @@ from prill_runtime.device.memory.matrix import FORMATS, PLAIN, DeviceMatrix, Mat
 from prill_runtime.device.ops.backend import CudaBackend
 from prill_runtime.models.nodes import Attention
 
-CLUSTER: Final = 8  # blocks of attention_decode that share a head of keys
-TILE: Final = 16  # keys of one of its warps at a time
-GROUP: Final = 8
-MOST_DIM: Final = 256
-ROWS: Final = 4
-MODE: Final = {"plain": 0, "gate_up": 1, "qkv": 2, "gelu": 3}
-LAUNCH: dict[str, tuple[int, int]] = {"fast": (512, 1), "exact": (256, 2), "values": (512, 1), "emu": (64, 1)}
+CLUSTER_BLOCKS: Final = 8  # blocks of attention_decode that share a head of keys
+TILE_KEYS: Final = 16  # keys of one of its warps at a time
+MOST_QUERY_HEADS: Final = 8
+MOST_HEAD_DIM: Final = 256
+TEAM_ROWS: Final = 4
+PRODUCT_MODES: Final = {"plain": 0, "gate_up": 1, "qkv": 2, "gelu": 3}
+BLOCK_SHAPES: dict[str, tuple[int, int]] = {
+    "fast": (512, 1),
+    "exact": (256, 2),
+    "values": (512, 1),
+    "emu": (64, 1),
+}
 """Threads of a block, and blocks for each multiprocessor."""
-AHEAD: Final = 2 << 20
+PREFETCH_BYTES: Final = 2 << 20
 """Bytes of each of two matrices that attention asks for: with twice as much, the matrix before them waits."""
-NOTHING: Final = Matrix(0, 0, 0, 0, 0, 0, 0, 0)
+NO_MATRIX: Final = Matrix(0, 0, 0, 0, 0, 0, 0, 0)
 
 
 class Heads(NamedTuple):
@@ -45,8 +50,8 @@ class Hooks(NamedTuple):
     kv_rows: int = 0
 
 
-NONE: Final = Hooks()
-NOWHERE: Final = Heads(0, 0, 0, 0, 0, 0)
+NO_HOOKS: Final = Hooks()
+NO_HEADS: Final = Heads(0, 0, 0, 0, 0, 0)
 
 
 def product(
@@ -59,7 +64,7 @@ def product(
     norm: Pointer = 0,
     eps: float = 0.0,
     residual: DeviceArray | None = None,
-    heads: Heads = NOWHERE,
+    heads: Heads = NO_HEADS,
     hooks: Hooks | None = None,
     only: int | None = None,
 ) -> None:
@@ -69,7 +74,7 @@ def product(
         only: of q, k and v, the one to compute; the others have launches of their own.
     """
     device, first = ops.device, matrices[only or 0]
-    fields = [m.fields for m in matrices] + [NOTHING] * (3 - len(matrices))
+    fields = [m.fields for m in matrices] + [NO_MATRIX] * (3 - len(matrices))
     rows = first.rows if mode == "gate_up" else sum(m.rows for m in matrices)
     if only is not None:
         fields = [first.fields._replace(rows=first.rows if part == only else 0) for part in range(3)]
@@ -80,14 +85,14 @@ def product(
     chunk = FORMATS[first.type].chunk
     shared = first.pitch * chunk + 8 * (first.cols // 32) if fast else 4 * first.pitch * chunk
     how = "fast" if fast else "values" if first.type in PLAIN else "exact"
-    threads, each = LAUNCH["emu" if device.target.emulated else how]
-    groups = -(-rows // (ROWS // 2 if mode == "gate_up" else ROWS))
+    threads, each = BLOCK_SHAPES["emu" if device.target.emulated else how]
+    groups = -(-rows // (TEAM_ROWS // 2 if mode == "gate_up" else TEAM_ROWS))
     grid = min(device.multiprocessors * each, groups)
     team, steps, rounds = team_of(groups, -(-first.pitch // 32), grid, threads // 32)
     args = {"m0": fields[0], "m1": fields[1], "m2": fields[2], "x": x.pointer, "norm": norm,
             "residual": residual.pointer if residual is not None else 0, "out": out.pointer, "eps": eps,
-            "mode": MODE[mode], "team_bits": team.bit_length() - 1, "steps": steps, "rounds": rounds,
-            **heads._asdict(), **(hooks or NONE)._asdict()}  # fmt: skip
+            "mode": PRODUCT_MODES[mode], "team_bits": team.bit_length() - 1, "steps": steps, "rounds": rounds,
+            **heads._asdict(), **(hooks or NO_HOOKS)._asdict()}  # fmt: skip
     file = "fused" if hooks is None else "hooked"
     kernel = f"{file}_{'fast' if fast else 'exact'}_{first.kind}"
     device.launch(kernel, (max(1, grid),), threads, args, shared=shared)
@@ -104,7 +109,7 @@ def attend(
     """Queue attention_decode: one row of q (head, dim) over a sequence's cache, itself included.
 
     Args:
-        sequence: a SEQUENCE in device memory, whose length is the row's position. out: (head, dim).
+        sequence: a SEQUENCE_DTYPE in device memory, whose length is the row's position. out: (head, dim).
         ahead: one or two matrices, of one shape, that a later launch reads, to be asked into the second-level
             cache.
     """
@@ -113,14 +118,14 @@ def attend(
     args = {"sequence": sequence, "q": q, "out": out, "kv_heads": a.kv_heads, "group": group,
             "head_dim": dim, "layer": a.layer, "window": a.window or 0, "scale": a.scale,
             "ahead0": first, "ahead1": second, "ahead_bytes": most}  # fmt: skip
-    heads = next(size for size in (1, 2, 4, GROUP) if size >= group)
-    wide = dim > MOST_DIM // 2
-    tile = TILE // 2 if wide else TILE
+    heads = next(size for size in (1, 2, 4, MOST_QUERY_HEADS) if size >= group)
+    wide = dim > MOST_HEAD_DIM // 2
+    tile = TILE_KEYS // 2 if wide else TILE_KEYS
     threads = 64 if device.target.emulated else 256
     floats = threads // 32 * (2 * tile * dim + (tile + 3) * heads)  # keys, values, weights, maxima and sums
-    floats += heads * dim + CLUSTER * heads * (dim + 2)  # q, and what every block sends to the first
+    floats += heads * dim + CLUSTER_BLOCKS * heads * (dim + 2)  # q, and what every block sends to the first
     kernel = f"attention_decode_{'wide_' if wide else ''}{heads}"
-    device.launch(kernel, (CLUSTER, a.kv_heads), threads, args, shared=4 * floats)
+    device.launch(kernel, (CLUSTER_BLOCKS, a.kv_heads), threads, args, shared=4 * floats)
 
 
 def _asked(ahead: tuple[DeviceMatrix, ...]) -> tuple[Pointer, Pointer, int]:
@@ -132,7 +137,7 @@ def _asked(ahead: tuple[DeviceMatrix, ...]) -> tuple[Pointer, Pointer, int]:
     if len(ahead) == 1:
         size = size // 32 * 16
         places.append(places[0] + size)
-    return places[0], places[1], min(AHEAD, size)
+    return places[0], places[1], min(PREFETCH_BYTES, size)
 
 
 def team_of(groups: int, steps: int, grid: int, warps: int) -> tuple[int, int, int]:

@@ -14,14 +14,14 @@ from prill_runtime.device.machine.base import Pointer
 from prill_runtime.device.memory.array import DeviceArray, grid_of
 from prill_runtime.device.memory.matrix import DeviceMatrix
 from prill_runtime.device.ops.backend import CudaBackend
-from prill_runtime.device.steps.launches import GROUP, MOST_DIM, Heads, Hooks, attend, product
+from prill_runtime.device.steps.launches import MOST_HEAD_DIM, MOST_QUERY_HEADS, Heads, Hooks, attend, product
 from prill_runtime.models.base import Node
 from prill_runtime.models.load import Wired
 from prill_runtime.models.nodes import Attention, Dense, Embed, Head, LayerNorm, Linear, Norm, Pass, Rope
 
 # Takes the stream (1, width) and gives it back with what the node adds to it.
 Piece = Callable[[Any, DeviceArray], DeviceArray]
-WHOLE: Final = 32  # values that are quantised together: rows are whole numbers of them
+BLOCK_VALUES: Final = 32  # values that are quantised together: rows are whole numbers of them
 
 
 class Lowering:
@@ -135,9 +135,9 @@ def _(node: Attention, on: Lowering) -> Any:
         return None
     if (
         node.size % 4
-        or node.size > MOST_DIM
-        or node.heads // node.kv_heads > GROUP
-        or node.norm.width % WHOLE
+        or node.size > MOST_HEAD_DIM
+        or node.heads // node.kv_heads > MOST_QUERY_HEADS
+        or node.norm.width % BLOCK_VALUES
     ):
         return None
     parts = (node.q, node.k, node.v)
@@ -150,7 +150,7 @@ def _(node: Attention, on: Lowering) -> Any:
 @lower.register
 def _(node: Dense, on: Lowering) -> Any:
     linears = [linear for linear in (node.gate, node.up, node.down) if linear is not None]
-    if node.up.rows % WHOLE or node.norm.width % WHOLE or any(linear.of for linear in linears):
+    if node.up.rows % BLOCK_VALUES or node.norm.width % BLOCK_VALUES or any(linear.of for linear in linears):
         return None
     if node.gate is None:
         return FusedDense(node, on) if node.activation == "gelu_tanh" else None
@@ -233,7 +233,7 @@ class FusedTail:
 
     def __init__(self, norm: Norm, head: Head, on: Lowering) -> None:
         self.norm, self.head, self.on = norm, head, on
-        self.covered = norm.width % WHOLE == 0
+        self.covered = norm.width % BLOCK_VALUES == 0
         self.hooks = on.hooks(norm)
 
     def __call__(self, p: Any, x: DeviceArray, logits: DeviceArray) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from prill_runtime.device.machine.base import Graph
 from prill_runtime.device.memory.array import Allocation, DeviceArray, DeviceIds
-from prill_runtime.device.memory.slot import SEQUENCE
+from prill_runtime.device.memory.slot import SEQUENCE_DTYPE
 from prill_runtime.device.ops.backend import CudaBackend
 from prill_runtime.device.steps.cache import DeviceCache, SlotCache
 from prill_runtime.models.base import Step
@@ -18,10 +18,10 @@ from prill_runtime.models.load import Wired
 from prill_runtime.models.nodes import Pass
 
 MAX_ROWS: Final = 1024  # of one step; longer prompts go through in pieces
-KEPT: Final = 4  # graphs
-REMEMBERED: Final = 16  # lengths
-PIECE: Final = np.dtype(
-    [("sequence", SEQUENCE), ("positions", "<i4", MAX_ROWS), ("ids", "<i4", MAX_ROWS)]
+KEPT_GRAPHS: Final = 4  # graphs
+REMEMBERED_LENGTHS: Final = 16  # lengths
+PIECE_DTYPE: Final = np.dtype(
+    [("sequence", SEQUENCE_DTYPE), ("positions", "<i4", MAX_ROWS), ("ids", "<i4", MAX_ROWS)]
 )  # fmt: skip
 
 
@@ -34,15 +34,15 @@ class Prefill:
 
     def __init__(self, model: Wired, ops: CudaBackend) -> None:
         self.model, self.ops = model, ops
-        self._piece = ops.allocate(PIECE.itemsize, "scratch")
+        self._piece = ops.allocate(PIECE_DTYPE.itemsize, "scratch")
         self._last = ops.empty(1, model.network.width, purpose="scratch")
-        self._lengths: deque[int] = deque(maxlen=REMEMBERED)
+        self._lengths: deque[int] = deque(maxlen=REMEMBERED_LENGTHS)
         self._graphs: dict[int, Graph] = {}
 
     def feed(self, cache: DeviceCache, ids: Sequence[int]) -> None:
-        """Queue 1 to MAX_ROWS checked ids of a sequence that has room for them, and count them."""
-        rows, first = len(ids), cache.offset + cache.length
-        state = np.zeros(1, PIECE)
+        """Queue 1 to MAX_ROWS checked ids of a sequence that has room for them, and commit them."""
+        rows, first = len(ids), cache.position
+        state = np.zeros(1, PIECE_DTYPE)
         state["sequence"] = cache.record()
         state["positions"][0, :rows] = np.arange(first, first + rows)
         state["ids"][0, :rows] = ids
@@ -51,7 +51,7 @@ class Prefill:
             graph.replay()
         else:
             self.record(rows, cache.length + rows)
-        cache.length += rows
+        cache.commit(rows)
 
     def head(self, logits: DeviceArray) -> None:
         """Queue the logits (1, vocab) of the last row that was fed."""
@@ -72,7 +72,7 @@ class Prefill:
         elif again and all(
             self.ops.any_reach(rows, layer.attention.size) for layer in self.model.network.layers
         ):
-            while len(self._graphs) >= KEPT:
+            while len(self._graphs) >= KEPT_GRAPHS:
                 self._graphs.pop(next(iter(self._graphs))).close()
             with self.ops.device.capture() as made:
                 self.record(rows, self.model.network.context)
@@ -81,7 +81,7 @@ class Prefill:
 
     def record(self, rows: int, reach: int) -> None:
         """Queue the pass over the piece's sequence, whose attention covers `reach` positions."""
-        fields: Any = PIECE.fields
+        fields: Any = PIECE_DTYPE.fields
         ids, positions = (DeviceIds(self._piece, rows, fields[name][1]) for name in ("ids", "positions"))
         p = in_memory(self.model, self.ops, self._piece, ids, positions, reach)
         hidden: Any = self.model.network(p)
@@ -94,7 +94,7 @@ def in_memory(
     """A pass over ids in device memory.
 
     Args:
-        sequence: begins with the SEQUENCE that the ids continue. reach: positions that attention covers.
+        sequence: begins with the SEQUENCE_DTYPE that the ids continue. reach: positions attention covers.
     """
     cache = SlotCache(ops, model.network, reach, sequence)
     step: Any = Step(ids, positions, ((cache, slice(0, len(ids))),))  # type: ignore[arg-type]

@@ -50,7 +50,7 @@ def last_rows_forgotten() -> Iterator[Patch]:
         rows = len(oracle) - len(oracle) // 10
         add(self, oracle[:rows], candidate[:rows], *rest)
 
-    yield around("prill_harness.numbers.lanes:Tally.add", most)
+    yield around("prill_harness.numbers.lanes:LogitTally.add", most)
 
 
 @fault(area="harness", blames=BLAMES)

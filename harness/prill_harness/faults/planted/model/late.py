@@ -235,7 +235,7 @@ def late_refusal_loses_a_row() -> Iterator[Patch]:
         try:
             original(self, rows)
         except ContextLengthExceeded:
-            self.length -= self.length > 1024
+            self._length -= self.length > 1024
             raise
 
     yield around("prill_runtime.models.cache:KVCache.require", require)

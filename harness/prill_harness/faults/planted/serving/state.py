@@ -123,7 +123,7 @@ def rows_kept_after_error() -> Iterator[Patch]:
             try:
                 require(self, rows)
             except PrillError:
-                self.length += self.length < self.capacity
+                self._length += self.length < self.capacity
                 raise
 
         return counted

@@ -16,7 +16,7 @@ DECODE = f"{TOKENIZER}.decode"
 ENCODE_TEXT = "prill_runtime.tokenizer.spm:SentencePieceTokenizer._encode_text"
 STREAM = "prill_runtime.tokenizer.base:TextStream"
 BUILD = "prill_runtime.tokenizer.pretokenizers:PreTokenizer.build"
-PIECE = 4096  # characters
+PIECE_CHARACTERS = 4096  # characters
 AREA = "tokenizer"
 
 
@@ -66,9 +66,9 @@ def long_text_in_pieces() -> Iterator[Patch]:
 
     def wrap(encode: Any) -> Any:
         def piecewise(self: Any, text: str, *rest: Any, **named: Any) -> list[int]:
-            ids = encode(self, text[:PIECE], *rest, **named)
-            for at in range(PIECE, len(text), PIECE):
-                more = encode(self, f"x{text[at : at + PIECE]}", False)
+            ids = encode(self, text[:PIECE_CHARACTERS], *rest, **named)
+            for at in range(PIECE_CHARACTERS, len(text), PIECE_CHARACTERS):
+                more = encode(self, f"x{text[at : at + PIECE_CHARACTERS]}", False)
                 ids += more[len(encode(self, "x", False)) :]
             return list(ids)
 
