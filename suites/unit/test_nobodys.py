@@ -17,7 +17,7 @@ from prill_harness.stages.bounds import stage_bounds
 from prill_harness.stages.subject import open_subject, stage_table
 from prill_harness.stages.trace import capture
 from prill_runtime.device.model import DeviceModel
-from prill_runtime.models import load, walks
+from prill_runtime.models import registry, walks
 from prill_runtime.models.keys import Keys, heads
 from prill_runtime.models.nodes import Attention, Dense, Embed, Head, Layer, Linear, Network, RmsNorm
 
@@ -72,7 +72,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         writer.add_layer_norm_rms_eps(1e-5)
         add_tokenizer(writer, "gpt2", 320)
 
-    load.declare("nobodys", model)
+    registry.declare("nobodys", model)
     shapes = {"token_embd.weight": (320, 64), "position_embd.weight": (64, 64), "output_norm.weight": (64,)}
     for layer in range(2):
         at = f"blk.{layer}."
@@ -85,7 +85,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for name, shape in shapes.items()
     }
     yield write_gguf(tmp_path_factory.mktemp("nobodys") / "m.gguf", "nobodys", tensors, [configure])
-    del load._declared["nobodys"]
+    del registry._declared["nobodys"]
 
 
 def naive(path: Path, ids: list[int]) -> np.ndarray:
