@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -166,6 +167,20 @@ def test_bisect_names_a_fault_in_it(fault: str, stage: str, clause: str, path: P
     report = walked(path, f"numpy+fault:{fault}")
     assert report.findings[0].stages[0] == stage
     assert clause in report.sentence
+
+
+def test_a_mistake_in_its_fused_rows_is_named(path: Path) -> None:
+    """Keys and values in each other's rows, of a tensor whose thirds are no parts: both findings say so."""
+    with open_engine("numpy64", path) as oracle, open_subject(path) as subject:
+        right = capture(oracle, IDS)
+        swapped = {"blk.0.k": right.stages["blk.0.v"], "blk.0.v": right.stages["blk.0.k"]}
+        bounds = stage_bounds(path, lane_for("f32", "float32"), IDS, right.stages)
+        report = bisect(replace(right, stages={**right.stages, **swapped}), oracle, IDS, subject, bounds)
+    found = {finding.stages[0]: finding.explanation for finding in report.findings}
+    for stage, rows in (("blk.0.k", "the v rows"), ("blk.0.v", "the k rows")):
+        explained = found[stage]
+        assert explained is not None
+        assert explained.clause == f"{rows} of blk.0.attn_qkv used instead of blk.0.attn_qkv"
 
 
 def test_its_description_is_short() -> None:
