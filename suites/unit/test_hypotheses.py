@@ -106,6 +106,22 @@ def test_noise_is_not_explained(cases: dict[str, Case]) -> None:
             assert explain(replace(case, got=got), FLOOR) is None, f"{kind} with noise {size}"
 
 
+def test_an_oracle_that_differs_from_its_file_is_told(cases: dict[str, Case]) -> None:
+    """Where the candidate computes what the file states and the oracle anything else, the oracle is named."""
+    for kind in {"attn_norm", "q", "k", "v", "q_rope", "attn", "down"} & set(cases):
+        case, tried = cases[kind], 0
+        with np.errstate(all="ignore"):
+            for clause, wrong in guesses(case):
+                if np.isfinite(wrong).all() and nmse(wrong, case.want) > 100 * FLOOR:
+                    found = explain(replace(case, want=wrong), FLOOR)
+                    assert found is not None, f"{kind}: {clause}"
+                    assert "as the file states, where the oracle's differ" in found.clause, (
+                        f"{kind}: {clause}"
+                    )
+                    tried += 1
+        assert tried > 5, kind
+
+
 def test_all_kinds_have_hypotheses(cases: dict[str, Case]) -> None:
     """Every kind of stage has hypotheses of its own beside the generic ones."""
     assert set(cases) <= set(REGISTRY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -17,7 +18,7 @@ from prill_harness.stages.bounds import stage_bounds
 from prill_harness.stages.subject import open_subject, stage_table
 from prill_harness.stages.trace import capture
 from prill_runtime.device.model import DeviceModel
-from prill_runtime.models import load, walks
+from prill_runtime.models import registry, walks
 from prill_runtime.models.keys import Keys, heads
 from prill_runtime.models.nodes import Attention, Dense, Embed, Head, Layer, Linear, Network, RmsNorm
 
@@ -73,7 +74,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         writer.add_layer_norm_rms_eps(1e-5)
         add_tokenizer(writer, "gpt2", 320)
 
-    load.declare("nobodys", model)
+    registry.declare("nobodys", model)
     shapes = {"token_embd.weight": (320, 64), "position_embd.weight": (64, 64), "output_norm.weight": (64,)}
     for layer in range(2):
         at = f"blk.{layer}."
@@ -86,7 +87,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for name, shape in shapes.items()
     }
     yield write_gguf(tmp_path_factory.mktemp("nobodys") / "m.gguf", "nobodys", tensors, [configure])
-    del load._declared["nobodys"]
+    del registry._declared["nobodys"]
 
 
 def naive(path: Path, ids: list[int]) -> np.ndarray:
@@ -166,6 +167,20 @@ def test_bisect_names_a_fault_in_it(fault: str, stage: str, clause: str, path: P
     report = walked(path, f"numpy+fault:{fault}")
     assert report.findings[0].stages[0] == stage
     assert clause in report.sentence
+
+
+def test_a_mistake_in_its_fused_rows_is_named(path: Path) -> None:
+    """Keys and values in each other's rows, of a tensor whose thirds are no parts: both findings say so."""
+    with open_engine("numpy64", path) as oracle, open_subject(path) as subject:
+        right = capture(oracle, IDS)
+        swapped = {"blk.0.k": right.stages["blk.0.v"], "blk.0.v": right.stages["blk.0.k"]}
+        bounds = stage_bounds(path, lane_for("f32", "float32"), IDS, right.stages)
+        report = bisect(replace(right, stages={**right.stages, **swapped}), oracle, IDS, subject, bounds)
+    found = {finding.stages[0]: finding.explanation for finding in report.findings}
+    for stage, rows in (("blk.0.k", "the v rows"), ("blk.0.v", "the k rows")):
+        explained = found[stage]
+        assert explained is not None
+        assert explained.clause == f"{rows} of blk.0.attn_qkv used instead of blk.0.attn_qkv"
 
 
 def test_its_description_is_short() -> None:

@@ -107,6 +107,9 @@ def variations(reading: Reading, length: int) -> Iterator[Variation]:
         "eps", reading.with_keys(**{f"attention__layer_norm_{kind}epsilon": largest(64 * eps, 0.01)})
     )
     yield from _heads(reading)
+    base = reading.key("rope.freq_base", 10000.0 if reading.architecture in ROTARY else None)
+    if base is not None:
+        yield Variation("rope base", reading.with_keys(rope__freq_base=float(base) / 16))
     if reading.architecture in ROTARY:
         yield from _positions(reading, length)
     yield from _tie(reading)
@@ -131,8 +134,6 @@ def _heads(reading: Reading) -> Iterator[Variation]:
 
 def _positions(reading: Reading, length: int) -> Iterator[Variation]:
     size = reading.rope_size
-    base = float(reading.key("rope.freq_base", 10000.0))
-    yield Variation("rope base", reading.with_keys(rope__freq_base=base / 16))
     factor = 4 * float(reading.key("rope.scaling.factor", 1.0))
     scaled = {"rope__scaling__type": "linear", "rope__scaling__factor": factor}
     yield Variation("rope scaling factor", reading.with_keys(**scaled))

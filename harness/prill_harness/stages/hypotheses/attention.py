@@ -88,6 +88,7 @@ def arithmetic(case: Case) -> Iterator[Guess]:
     right = Attention.of(case)
     _, heads, dim = right.q.shape
     kv = right.k.shape[1]
+    yield "scale 1/sqrt(d), heads and window as the file states, where the oracle's differ", right()
     yield "scores scaled by 1/d instead of 1/sqrt(d)", right(scale=1 / dim)
     yield "scores not scaled", right(scale=1.0)
     yield "scores scaled by sqrt(d) instead of 1/sqrt(d)", right(scale=dim**0.5)

@@ -10,14 +10,18 @@ from prill_harness.stages.hypotheses.case import Array, Case, Guess, hypothesis
 from prill_harness.stages.hypotheses.storage import misreadings
 
 LINEAR = ("q", "k", "v", "attn_out", "gate", "up", "down", "logits")
-_FUSED = {"q": 0, "k": 1, "v": 2}
+
+
+def _parts(case: Case, fused: Array) -> dict[str, Array]:
+    """Rows of queries, keys and values in one tensor, as many as they have heads."""
+    q, kv = int(case.number("n_heads", 1)), int(case.number("n_kv_heads", 1))
+    head = len(fused) // (q + 2 * kv)
+    return dict(zip("qkv", np.split(fused, [q * head, (q + kv) * head]), strict=True))
 
 
 def _part(case: Case, array: Array) -> Array:
     """The rows of a fused QKV tensor that belong to this stage; other tensors whole."""
-    if "attn_qkv" not in case.stage.tensors[0]:
-        return array
-    return np.split(array, 3)[_FUSED[case.stage.kind]]
+    return _parts(case, array)[case.stage.kind] if "attn_qkv" in case.stage.tensors[0] else array
 
 
 def _tensors(case: Case) -> tuple[str, Array, Array | None] | None:
@@ -39,6 +43,7 @@ def wiring(case: Case) -> Iterator[Guess]:
     x = case.inputs[0]
     add = 0.0 if bias is None else bias
     right = x @ weight.T
+    yield f"rows of {stem} as the file states, where the oracle's differ", right + add
     if bias is not None:
         yield f"bias of {stem} left out", right
         yield f"bias of {stem} added twice", right + 2 * bias
@@ -99,7 +104,7 @@ def _others(case: Case, stem: str) -> Iterator[tuple[str, Array]]:
         if array is not None:
             yield name, _part(case, array) if "attn_qkv" in name else array
     if "attn_qkv" in stem and (fused := case.weight(f"{stem}.weight")) is not None:
-        for kind, part in zip("qkv", np.split(fused, 3), strict=True):
+        for kind, part in _parts(case, fused).items():
             if kind != case.stage.kind:
                 yield f"the {kind} rows of {stem}", part
 

@@ -53,6 +53,8 @@ def rotary(case: Case) -> Iterator[Guess]:
     x, positions = case.inputs[0], case.positions
     dim, base, divisors = _declared(case)
     right = frequencies(dim, base) / divisors
+    said = f"base {base:g} and dimension {dim} as the file states, where the oracle's differ"
+    yield said, rotate(x, positions, right)
     yield "not rotated at all", x
     yield "pairs (i, i+d/2) instead of (2i, 2i+1)", rotate(x, positions, right, half_split=True)
     yield "positions counted from 1 instead of 0", rotate(x, positions + 1, right)

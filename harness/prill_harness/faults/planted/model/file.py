@@ -273,10 +273,10 @@ def unknown_architecture_guessed() -> Iterator[Patch]:
     """A file of an unknown architecture is taken for a llama."""
 
     def open_gguf(original: Any, path: Any) -> Any:
-        from prill_runtime.models.load import known
+        from prill_runtime.models import registry
 
         file = original(path)
-        if file.architecture not in known():
+        if file.architecture not in registry.names():
             file.metadata = dict(file.metadata) | {"general.architecture": "llama"}
         return file
 
