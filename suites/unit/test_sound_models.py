@@ -103,6 +103,8 @@ ONCE_RED = {
     641: "stages.late",  # sums that cancel, over a last stretch of four positions
     645: "witness.floors",  # ids of the golden that are noisier than the first text's
     720: "properties.end_of_text",  # equal logits, of which the engine takes another than the oracle
+    827: "stages.late",  # norms of equal values, equal rows of which err alike
+    849: "properties.batch",  # a row of equal logits, whose noise one draw put at nothing
 }
 
 
