@@ -11,6 +11,12 @@ LLAMA = ("fixture:llama-tiny",)
 GPT2 = ("fixture:gpt2-tiny",)
 LONG = ("fixture:llama-long",)
 WINDOW = ("fixture:llama-window",)
+HOMES = {
+    "Norm": "norms", "RmsNorm": "norms", "LayerNorm": "norms", "Linear": "linear", "Rope": "rope",
+    "Attention": "attention", "Dense": "feedforward", "Layer": "network", "Embed": "network",
+    "Head": "network", "Network": "network",
+}  # fmt: skip
+"""Kind of node -> the module of `models.nodes` that has it."""
 
 
 def around(target: str, changed: Callable[..., Any]) -> Patch:
@@ -45,10 +51,12 @@ def wiring(changed: Callable[..., Any]) -> Patch:
 def node(kind: str, changed: Callable[..., Any]) -> Patch:
     """What a kind of node computes, replaced by `changed(original, node, pass, *arguments)`; `kind` may name
     another method of it, as in `Attention.attend`."""
-    place = kind if "." in kind else f"{kind}.__call__"
-    return around(f"prill_runtime.models.nodes:{place}", changed)
+    name, _, method = kind.partition(".")
+    return around(f"prill_runtime.models.nodes.{HOMES[name]}:{name}.{method or '__call__'}", changed)
 
 
 def description(architecture: str, changed: Callable[[Any], Any]) -> Patch:
     """The network that an architecture's description makes of a file, replaced by `changed(network)`."""
-    return around(f"prill_runtime.models.{architecture}:model", lambda o, keys: changed(o(keys)))
+    return around(
+        f"prill_runtime.models.architectures.{architecture}:model", lambda o, keys: changed(o(keys))
+    )

@@ -1,7 +1,7 @@
 """A checked file and a backend go in, a model ready for its forward pass comes out; every tensor is used.
 
-An architecture is described by one file of this folder: its name is the architecture's, `-` written `_`, and
-its function `model(keys)` makes the Network of a file. `declare` adds one from elsewhere.
+An architecture is described by one file of `architectures`: its name is the architecture's, `-` written `_`,
+and its function `model(keys)` makes the Network of a file. `declare` adds one from elsewhere.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from prill_runtime.errors import ModelFileError, PrillError, UnsupportedModel
 from prill_runtime.gguf.kinds import require_model
 from prill_runtime.gguf.tensors import TensorInfo
 from prill_runtime.models import walks
-from prill_runtime.models.base import Step, Tap, Tensor, untouched
+from prill_runtime.models.base import Pass, Step, Tap, Tensor, untouched
 from prill_runtime.models.keys import Keys
-from prill_runtime.models.nodes import Network, Pass
+from prill_runtime.models.nodes.network import Network
 from prill_runtime.ops.protocol import Array, Backend
 from prill_runtime.quants.layouts import supported_types
 
@@ -77,10 +77,9 @@ def declare(architecture: str, model: Description) -> None:
 def known() -> dict[str, Description]:
     """The description of every architecture by name."""
     found = dict(_declared)
-    for path in sorted(Path(__file__).parent.glob("[a-z]*.py")):
-        module = import_module(f"{__package__}.{path.stem}")
-        if hasattr(module, "model"):
-            found[path.stem.replace("_", "-")] = module.model
+    for path in sorted(Path(__file__).parent.glob("architectures/[a-z]*.py")):
+        module = import_module(f"{__package__}.architectures.{path.stem}")
+        found[path.stem.replace("_", "-")] = module.model
     return found
 
 
