@@ -20,7 +20,11 @@ from prill_harness.stages.trace import capture
 from prill_runtime.device.model import DeviceModel
 from prill_runtime.models import registry, walks
 from prill_runtime.models.keys import Keys, heads
-from prill_runtime.models.nodes import Attention, Dense, Embed, Head, Layer, Linear, Network, RmsNorm
+from prill_runtime.models.nodes.attention import Attention
+from prill_runtime.models.nodes.feedforward import Dense
+from prill_runtime.models.nodes.linear import Linear
+from prill_runtime.models.nodes.network import Embed, Head, Layer, Network
+from prill_runtime.models.nodes.norms import RmsNorm
 
 from .decoded import decoded
 from .tiny_gguf import add_tokenizer, write_gguf

@@ -15,7 +15,7 @@ from prill_harness.plan.policy import Gate, Policy
 from prill_harness.records.catalog import check_ids, suites
 from prill_harness.records.names import base_of, look_up
 from prill_runtime.errors import PolicyError, UsageError, WaiverError
-from prill_runtime.models import load
+from prill_runtime.models import registry
 
 
 def examine(policy: Policy) -> None:
@@ -77,7 +77,7 @@ def examine_waivers(waivers: Sequence[Waiver], path: Path) -> None:
 
 
 def _items() -> dict[str, tuple[str, ...]]:
-    return checks_by_id(load_checklists(), load.known())
+    return checks_by_id(load_checklists(), registry.names())
 
 
 def _within(where: str, error: type[UsageError], look: Callable[[str], object], word: str) -> None:

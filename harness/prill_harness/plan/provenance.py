@@ -23,8 +23,8 @@ BROUGHT = (registry.GROUP, naive.GROUP)
 
 def describe(model: str, suite_file: Path, checks: Sequence[str] = ()) -> dict[str, str]:
     """What `CellStarted.versions` holds: library versions, code digest, model sha256, architecture and
-    features, what other packages bring for it, the check ids the run was restricted to, and the second reading
-    of the model that was asked for.
+    features, what other packages bring for it, the check ids the run was restricted to, and the second
+    reading of the model that was asked for.
 
     A model that cannot be read leaves `model_sha256` empty; the checks of the cell then say why.
     """

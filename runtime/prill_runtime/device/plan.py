@@ -22,7 +22,8 @@ from prill_runtime.gguf.tensors import TensorInfo
 from prill_runtime.models import walks
 from prill_runtime.models.base import Step, Tap, untouched
 from prill_runtime.models.load import Wired
-from prill_runtime.models.nodes import Attention, Network
+from prill_runtime.models.nodes.attention import Attention
+from prill_runtime.models.nodes.network import Network
 from prill_runtime.ops.protocol import Array
 
 POOL_CONTEXTS: Final = 64

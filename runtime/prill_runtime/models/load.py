@@ -11,9 +11,9 @@ from prill_runtime.errors import ModelFileError, PrillError, UnsupportedModel
 from prill_runtime.gguf.kinds import require_model
 from prill_runtime.gguf.tensors import TensorInfo
 from prill_runtime.models import registry, walks
-from prill_runtime.models.base import Step, Tap, Tensor, untouched
+from prill_runtime.models.base import Pass, Step, Tap, Tensor, untouched
 from prill_runtime.models.keys import Keys
-from prill_runtime.models.nodes import Network, Pass
+from prill_runtime.models.nodes.network import Network
 from prill_runtime.ops.protocol import Array, Backend
 from prill_runtime.quants.layouts import supported_types
 

@@ -1,7 +1,7 @@
 """An architecture's name goes in, the function that describes it comes out.
 
-There is one description of each. prill's own are the files of this folder: a file with a function `model` has
-the architecture's name, `-` written `_`. Others are installed under the entry point group
+There is one description of each. prill's own are the files of `architectures`: each has the name of its
+architecture, `-` written `_`, and a function `model`. Others are installed under the entry point group
 `prill.architectures`, as NAME = "module:function". Those are imported when a file of theirs is opened and not
 before, so that one that is broken stops nobody else. `declare` adds one for the rest of the process.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from prill_runtime.errors import DescriptionError, PrillError
 from prill_runtime.models.keys import Keys
-from prill_runtime.models.nodes import Network
+from prill_runtime.models.nodes.network import Network
 
 GROUP = "prill.architectures"
 OURS = ("<", str(Path(__file__).parents[1]), str(Path(importlib.__file__).parent))  # no frames of a plugin's
@@ -32,10 +32,10 @@ def declare(architecture: str, model: Description) -> None:
 
 
 def packaged() -> dict[str, Description]:
-    """The descriptions of this folder by architecture."""
-    stems = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))
-    modules = {stem: importlib.import_module(f"{__package__}.{stem}") for stem in stems}
-    return {stem.replace("_", "-"): m.model for stem, m in modules.items() if hasattr(m, "model")}
+    """prill's own descriptions by architecture."""
+    stems = sorted(path.stem for path in Path(__file__).parent.glob("architectures/[a-z]*.py"))
+    modules = {stem: importlib.import_module(f"{__package__}.architectures.{stem}") for stem in stems}
+    return {stem.replace("_", "-"): module.model for stem, module in modules.items()}
 
 
 @cache

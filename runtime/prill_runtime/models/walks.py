@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from prill_runtime.models.base import Stage, Tensor, Value
-from prill_runtime.models.nodes import Network, Rope
+from prill_runtime.models.nodes.network import Network
+from prill_runtime.models.nodes.rope import Rope
 from prill_runtime.ops.protocol import Array
 
 FEATURES: Final = frozenset((

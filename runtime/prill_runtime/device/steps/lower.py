@@ -15,9 +15,14 @@ from prill_runtime.device.memory.array import DeviceArray, grid_of
 from prill_runtime.device.memory.matrix import DeviceMatrix
 from prill_runtime.device.ops.backend import CudaBackend
 from prill_runtime.device.steps.launches import MOST_HEAD_DIM, MOST_QUERY_HEADS, Heads, Hooks, attend, product
-from prill_runtime.models.base import Node
+from prill_runtime.models.base import Node, Pass
 from prill_runtime.models.load import Wired
-from prill_runtime.models.nodes import Attention, Dense, Embed, Head, LayerNorm, Linear, Norm, Pass, Rope
+from prill_runtime.models.nodes.attention import Attention
+from prill_runtime.models.nodes.feedforward import Dense
+from prill_runtime.models.nodes.linear import Linear
+from prill_runtime.models.nodes.network import Embed, Head
+from prill_runtime.models.nodes.norms import LayerNorm, Norm
+from prill_runtime.models.nodes.rope import Rope
 
 # Takes the stream (1, width) and gives it back with what the node adds to it.
 Piece = Callable[[Any, DeviceArray], DeviceArray]

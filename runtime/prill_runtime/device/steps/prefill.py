@@ -13,9 +13,8 @@ from prill_runtime.device.memory.array import Allocation, DeviceArray, DeviceIds
 from prill_runtime.device.memory.slot import SEQUENCE_DTYPE
 from prill_runtime.device.ops.backend import CudaBackend
 from prill_runtime.device.steps.cache import DeviceCache, SlotCache
-from prill_runtime.models.base import Step
+from prill_runtime.models.base import Pass, Step
 from prill_runtime.models.load import Wired
-from prill_runtime.models.nodes import Pass
 
 MAX_ROWS: Final = 1024  # of one step; longer prompts go through in pieces
 KEPT_GRAPHS: Final = 4  # graphs
