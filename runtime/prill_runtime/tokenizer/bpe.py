@@ -50,7 +50,7 @@ class ByteLevelTokenizer(Tokenizer, model="gpt2"):
         pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in self._merges)]
         self._unspelled = sum(letter not in words for letter in BYTE_ALPHABET.values())
         # The library drops what it has no token for and then merges across the gap; a token past the
-        # vocabulary holds the place instead. No merge can name it: a space separates the two tokens of a merge.
+        # vocabulary holds the place instead. No merge can name it: a space separates the tokens of a merge.
         self._bpe = tokenizers.Tokenizer(
             BPE(
                 vocab={**words, GAP_CHARACTER: self.vocab_size},
