@@ -1,4 +1,4 @@
-"""A path that somebody named goes in; whether it can be read to an end comes out."""
+"""Whether a path that a user names is a regular file."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 
 def refuse_pipe(path: Path) -> None:
-    """Refuse what is no regular file: opening a pipe without a writer would block forever.
+    """Refuse anything but a regular file: opening a pipe that has no writer would block forever.
 
     Raises:
-        OSError: it is one, or it cannot be looked at.
+        OSError: it is something else, or its type cannot be read.
     """
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):

@@ -1,7 +1,7 @@
-"""The user's cache folder: a file goes in whole, with its digest; only what is whole still comes out.
+"""The user's cache folder: each file is stored with its digest and used only while the two agree.
 
-What lies there is loaded as code or judges an engine, so nobody else may be able to write it, and a file that
-a crash, a full disk or a stray hand left broken is made anew.
+Its files are loaded as code or judge an engine, so no other user may be able to write them, and a file left
+broken by a crash, a full disk or a stray hand is made anew.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from filelock import FileLock
 from prill_runtime.errors import UsageError
 
 CACHE_VARIABLE: Final = "PRILL_CACHE"
-DIGEST_SUFFIX: Final = ".sha256"  # behind the name of a kept file: its digest, in a file beside it
+DIGEST_SUFFIX: Final = ".sha256"  # of the file beside a kept one that holds its digest
 
 
 def root() -> Path:
@@ -32,7 +32,7 @@ def folder(name: str) -> Path:
     """A folder of the cache, made on first use for the user alone.
 
     Raises:
-        UsageError: it cannot be made, or somebody else may write it.
+        UsageError: it cannot be made, or other users can write to it.
     """
     wanted = root() / name
     try:
@@ -54,7 +54,7 @@ def _refuse_shared(place: Path) -> None:
         return
     found = place.stat()
     mode, own = stat.S_IMODE(found.st_mode), os.geteuid()
-    # A group that is the user's alone has the user's own number.
+    # A group with the user's own number is the user's private group.
     by_group = bool(mode & stat.S_IWGRP) and found.st_gid != found.st_uid
     if mode & stat.S_IWOTH or by_group or found.st_uid not in (own, 0):
         whose = "" if found.st_uid in (own, 0) else f", owned by user {found.st_uid}"
@@ -68,7 +68,7 @@ def _refuse_shared(place: Path) -> None:
 
 
 def whole(file: Path) -> bool:
-    """Whether a kept file is there with the very bytes that were kept."""
+    """Whether a kept file is there and its bytes still match its digest."""
     try:
         wanted = file.with_name(file.name + DIGEST_SUFFIX).read_text(encoding="ascii").strip()
         return wanted == _digest(file)
@@ -77,10 +77,10 @@ def whole(file: Path) -> bool:
 
 
 def kept(file: Path, make: Callable[[Path], None]) -> Path:
-    """`file`, made by `make(path)` unless it is there and whole; processes that want the same one take turns.
+    """`file`, made by `make(path)` unless it is there and intact; processes that want the same take turns.
 
     Raises:
-        UsageError: the disk does not take it.
+        UsageError: it cannot be written.
     """
     if whole(file):
         return file
@@ -99,13 +99,13 @@ def kept(file: Path, make: Callable[[Path], None]) -> Path:
 
 
 def put(file: Path, make: Callable[[Path], None]) -> None:
-    """Have `make(path)` write a temporary file; once on the disk it gets its name, and a digest beside it."""
+    """Have `make(path)` write a temporary file, sync it, then rename it and write its digest beside it."""
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     os.close(handle)
     fresh, mark = Path(name), file.with_name(file.name + DIGEST_SUFFIX)
     try:
         make(fresh)
-        mark.unlink(missing_ok=True)  # a digest never stands beside another file's bytes
+        mark.unlink(missing_ok=True)  # never leave an old digest beside new bytes
         digest = _digest(fresh)
         _settle(fresh, file)
         fresh.write_text(digest + "\n", encoding="ascii")
@@ -115,7 +115,7 @@ def put(file: Path, make: Callable[[Path], None]) -> None:
 
 
 def _settle(fresh: Path, file: Path) -> None:
-    """Give a file its name once its bytes are on the disk."""
+    """Rename a file once its bytes are on the disk."""
     with fresh.open("rb+") as out:
         os.fsync(out.fileno())
     fresh.replace(file)

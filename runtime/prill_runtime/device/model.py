@@ -1,4 +1,4 @@
-"""A model file and a device come in; the model in that device's memory, ready for any step, goes out."""
+"""A model in a device's memory."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ PHASES: Final = ("init", "module load", "upload and repack")
 
 @dataclass(frozen=True)
 class Options:
-    """How a model is put on a device: `[ORDINAL][,exact|fast][,cache=POSITIONS][,budget=SIZE]`.
+    """The options of an engine on a device: `[ORDINAL][,exact|fast][,cache=POSITIONS][,budget=SIZE]`.
 
     Attributes:
-        device: spec of the device. mode: arithmetic. positions: of all caches together, None: by the model.
-        budget: most bytes of device memory, None: what is free.
+        device: its spec. mode: arithmetic. positions: of all caches together, None: decided by the model.
+        budget: most bytes of device memory, None: all that is free.
     """
 
     device: str
@@ -53,7 +53,7 @@ class Options:
 
     @classmethod
     def parse(cls, name: str, argument: str) -> Options:
-        """Raises InvalidParameter for anything else, or anything twice."""
+        """Raises InvalidParameter for anything unknown or repeated."""
         found: dict[str, str] = {}
         for part in filter(None, argument.split(",")):
             key, _, value = part.partition("=")
@@ -82,7 +82,7 @@ class Options:
 class DeviceModel(Model):
     """A Model whose weights, caches and activations lie in one arena of a device."""
 
-    backend: Any  # a CudaBackend, whose arrays do what the nodes need of NumPy's
+    backend: Any  # a CudaBackend, whose arrays behave like NumPy's as far as the nodes need
 
     @classmethod
     def open(cls, path: str | Path, options: Options, device: Device | None = None) -> DeviceModel:
@@ -99,7 +99,7 @@ class DeviceModel(Model):
             owned = device is None
             marks = [time.perf_counter()]
             arena = None
-            # The digest of a large file takes longer than all the rest; both only read.
+            # The digest of a large file takes longer than the rest; both only read, so they run side by side.
             with ThreadPoolExecutor(1) as beside:
                 digest = beside.submit(lambda: file.sha256)
                 try:
@@ -115,7 +115,7 @@ class DeviceModel(Model):
                     arena.require_resident(pointers(wired.weights))
                     backend.prepare(walks.rotations(wired.network, wired.weights))
                 except BaseException:
-                    file.close()  # which ends the digest too: nobody waits for it to hear of an error
+                    file.close()  # which ends the digest too, so that the error need not wait for it
                     if arena is not None:
                         arena.close()
                     if owned and device is not None:
@@ -140,17 +140,17 @@ class DeviceModel(Model):
 
     @property
     def estimate(self) -> Mapping[str, int]:
-        """Bytes of the arena by purpose, as they were planned."""
+        """Planned bytes of the arena, by purpose."""
         return self.plan.sizes
 
     @property
     def most_rows(self) -> int:
-        """Rows of one step."""
+        """The most rows of one step."""
         return min(MAX_ROWS, self.plan.rows)
 
     @property
     def arithmetic(self) -> str:
-        """The lane its results belong to."""
+        """The arithmetic whose lane bounds its results."""
         if self.options.mode == "exact":
             return "float32"
         kinds = {w.kind for w in self.weights.values() if isinstance(w, DeviceMatrix)}
@@ -158,7 +158,7 @@ class DeviceModel(Model):
 
     @property
     def captured(self) -> Decoder | None:
-        """The decoder, once a text was continued."""
+        """The decoder; None before the first text was continued."""
         return self._decoder
 
     @property
@@ -196,9 +196,9 @@ class DeviceModel(Model):
 
     @in_turn
     def prefill(self, cache: DeviceCache, ids: Sequence[int]) -> None:
-        """Append ids to a sequence's cache and leave the logits of the last in the decoder's own memory.
+        """Append ids to a sequence's cache and leave the logits of the last in the decoder's memory.
 
-        They are not checked for NaN or infinity: the choice made from them is.
+        They are not checked for NaN or infinity here, but when an id is chosen from them.
 
         Raises:
             ContextLengthExceeded, InvalidParameter: as `forward`, before anything is written.
@@ -210,12 +210,12 @@ class DeviceModel(Model):
             self.decoder.prompt.head(self.decoder.logits)
 
     def pieces(self, ids: Sequence[int] | Ids) -> list[Any]:
-        """The ids of one sequence, as many as a step takes at a time."""
+        """The ids of one sequence in pieces of at most `most_rows`."""
         most = self.most_rows
         return [ids[low : low + most] for low in range(0, len(ids), most)] or [ids]
 
     def _in_pieces(self, cache: KVCache, ids: Sequence[int], last_only: bool) -> Array:
-        """Logits of one sequence whose new ids go through in several steps."""
+        """Logits of one sequence whose new ids take several steps."""
         done = [
             super(DeviceModel, self).forward([(cache, piece)], last_only=last_only)[0]
             for piece in self.pieces(ids)
@@ -226,11 +226,11 @@ class DeviceModel(Model):
         try:
             return run(self.wired, self.backend, step, wanted, tap)
         except BaseException as error:
-            clear_frames(error.__traceback__)  # whoever keeps the error keeps no activation
+            clear_frames(error.__traceback__)  # an error that is kept must not keep activations alive
             raise
 
     def memory(self) -> dict[str, int]:
-        """Bytes held on the device, by purpose; nothing once the model is closed."""
+        """Bytes held on the device, by purpose; empty once the model is closed."""
         return {} if self._wired is None else self.backend.arena.ledger()
 
     def close(self) -> None:
@@ -264,7 +264,7 @@ def _all_or_nothing(batch: Sequence[tuple[KVCache, Sequence[int] | Ids]]) -> Ite
 
 
 def pointers(weights: Mapping[str, Any]) -> list[int]:
-    """Every address a forward pass reads weights from."""
+    """Every address from which a forward pass reads weights."""
     found = []
     for weight in weights.values():
         found += list(weight.pointers.values()) if isinstance(weight, DeviceMatrix) else [weight.pointer]

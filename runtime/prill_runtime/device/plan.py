@@ -1,4 +1,4 @@
-"""A file's shapes come in; how a device is divided for the model, rehearsed and not guessed, goes out."""
+"""How a device's memory is divided for a model: rehearsed on a device that only counts, not estimated."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from prill_runtime.models.nodes.network import Network
 from prill_runtime.ops.protocol import Array
 
 POOL_CONTEXTS: Final = 64
-"""Sequences of the whole context that the caches have room for, unless that takes more than both of these."""
+"""Full contexts that the caches have room for, unless that takes more than both of the next two."""
 POOL_POSITIONS: Final = 16384
 POOL_BYTES: Final = 64 << 20
 
 
 @dataclass(frozen=True)
 class DevicePlan:
-    """How a model lies on a device.
+    """How a device's memory is divided for a model.
 
     Attributes:
-        sizes: bytes of the arena by purpose. rows: most of one step.
+        sizes: bytes of the arena by purpose. rows: the most of one step.
     """
 
     sizes: Mapping[str, int]
@@ -47,7 +47,7 @@ class DevicePlan:
 def plan(
     network: Network, tensors: Mapping[str, TensorInfo], mode: str, positions: int | None, where: str
 ) -> DevicePlan:
-    """The division for one model.
+    """Plan the memory for one model.
 
     Args:
         tensors: those to load, in order. mode: arithmetic. positions: of all caches together, None: by the
@@ -66,7 +66,8 @@ def plan(
     decoder = Decoder(model, ops)
     regions = ops.arena.regions
     scratch = regions["scratch"]
-    # What stays fills holes that closed sessions left; up to a state of one then lies idle beside each of it.
+    # Allocations that stay fill holes left by closed sessions, each of which may waste up to a session's
+    # state.
     kept = scratch.peak + scratch.live * ALIGNMENT + MOST_SESSIONS * padded(STATE_BYTES)
     logits = regions["logits"].peak + padded(4 * network.vocab * min(rows, rows_of_logits(network.vocab)))
     matrices = [info for info in tensors.values() if len(info.shape) > 1]
@@ -75,7 +76,7 @@ def plan(
     passing += [most_partial(rows, node.heads, node.size, network.context) for node in attentions]
     if mode == "fast":
         passing += [most_sums(rows, info.shape[0]) for info in matrices]
-    # A trace may put any stages in place, each of them somewhere else than what it stands for: one more.
+    # A trace may replace any stage, and a replacement lies beside the stage it replaces: room for one more.
     widest = max(info.shape[0] for info in matrices if info.name.startswith("blk."))
     return DevicePlan(
         {
@@ -90,17 +91,17 @@ def plan(
 
 
 def positions_of(network: Network) -> int:
-    """Positions that all caches have together where nobody says how many."""
+    """Positions that all caches have together unless the user says how many."""
     most = max(POOL_POSITIONS, POOL_BYTES // nbytes_of(network, 1))
     return min(POOL_CONTEXTS * network.context, most)
 
 
 def per_row(ops: CudaBackend, model: Wired, prompt: Prefill) -> Iterator[int]:
-    """Bytes of activations for each row of a step, of every kind of step, by passes over as few rows as do.
+    """Bytes of activations per row, for every kind of step, from rehearsals with as few rows as possible.
 
-    All of its blocks are padded by their rows, so that their places for n rows are n times those for one. A
-    step of one row, of several, and in `fast` of enough for tiles, whose attention may still be of fewer, ask
-    for different ones; so do a batch, a prompt's piece, and stages that the host looks at or puts in place.
+    All blocks are padded row by row, so their addresses for n rows are n times those for one. Steps that ask
+    for different blocks: of one row, of several, and in `fast` of enough for tiles (whose attention may
+    still have fewer); of a batch, and of a prompt's piece; with stages that the host reads or replaces.
     """
     fast = ops.mode == "fast"
     for lengths in [(1,), (2,), (1, 1)] + [(LEAST_TILE_ROWS,), (LEAST_TILE_ROWS - 1, 1)] * fast:
@@ -115,7 +116,7 @@ def per_row(ops: CudaBackend, model: Wired, prompt: Prefill) -> Iterator[int]:
 
 
 def rehearsed(ops: CudaBackend, model: Wired, lengths: tuple[int, ...], tap: Tap) -> int:
-    """Bytes of activations for each row of one step of new sequences of these lengths."""
+    """Bytes of activations per row of one step over new sequences of these lengths."""
     region, rows, ends = fresh(ops), sum(lengths), accumulate(lengths)
     parts = [slice(end - length, end) for length, end in zip(lengths, ends, strict=True)]
     caches = [DeviceCache(ops, model.network, length) for length in lengths]
@@ -126,17 +127,17 @@ def rehearsed(ops: CudaBackend, model: Wired, lengths: tuple[int, ...], tap: Tap
 
 
 def fresh(ops: CudaBackend) -> Region:
-    """A part for activations that nothing was taken from yet."""
+    """An unused region for activations, in place of the old one."""
     region = ops.arena.regions["activations"] = Region("activations", 0, DRY_BYTES)
     return region
 
 
 def copied(stage: str, x: Array) -> Array:
-    """A tap that looks at everything."""
+    """A tap that reads every stage."""
     x.copy()
     return x
 
 
 def replaced(stage: str, x: Array) -> Array:
-    """A tap in whose place something of the host's is computed with."""
+    """A tap that replaces every stage by an array of the host."""
     return np.zeros(x.shape, np.float32)

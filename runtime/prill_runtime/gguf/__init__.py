@@ -1,1 +1,1 @@
-"""Bytes of a file go in; checked tables, names and shapes come out."""
+"""GGUF files: header, keys, tensor table and parts, every count and offset checked."""

@@ -1,4 +1,4 @@
-"""A GGUF file goes in; its checked metadata, tensor table and mapped weights come out, or one sentence."""
+"""Open a GGUF file: metadata and tensor table checked, weights mapped, or an error of one sentence."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ MAGIC: Final = b"GGUF"
 VERSIONS: Final = (2, 3)
 ARCHITECTURE: Final = "general.architecture"
 ALIGNMENT: Final = "general.alignment"
-DIGESTED_BYTES: Final = 8 << 20  # bytes that are digested at a time
+DIGESTED_BYTES: Final = 8 << 20  # digested at a time
 
 
 class GGUFFile:
-    """One open file, or all parts of a split one, whose every header byte was checked; a context manager.
+    """One open file, or all parts of a split one, its whole header checked; a context manager.
 
     Attributes:
         path: as given; of a split model, the first part's.
@@ -75,7 +75,7 @@ class GGUFFile:
         self.size = len(self._map)
 
     def join(self, further: Sequence[GGUFFile]) -> None:
-        """Become the whole of a split model: take over the other parts, their tensors and their closing."""
+        """Become the whole split model: take over the other parts, their tensors and their closing."""
         tensors = dict(self.tensors)
         for number, part in enumerate(further, 1):
             tensors |= {name: replace(info, part=number) for name, info in part.tensors.items()}
@@ -94,12 +94,12 @@ class GGUFFile:
 
     @cached_property
     def sha256(self) -> str:
-        """Hex digest of the whole file, made on first use; other threads run meanwhile.
+        """Hex digest of the whole file, computed on first use; other threads can run meanwhile.
 
-        That of a split model is over all parts in their order, as `cat PARTS | sha256sum` gives it.
+        For a split model it covers all parts in order, as `cat PARTS | sha256sum` does.
 
         Raises:
-            InvalidParameter: first used after close(), or closed before the end.
+            InvalidParameter: first used after close(), or closed while it was computed.
         """
         self._require_open()
         digest, piece = hashlib.sha256(), memoryview(bytearray(min(DIGESTED_BYTES, self.size)))
@@ -128,7 +128,7 @@ class GGUFFile:
         return np.frombuffer(mapped, np.uint8, info.nbytes, info.offset)
 
     def close(self) -> None:
-        """Give the mapping back; views that are still held keep it alive until they go."""
+        """Release the mapping; views that are still held keep it alive."""
         mapped, self._map = self._map, None
         if mapped is not None:
             try:
@@ -153,7 +153,7 @@ class GGUFFile:
 
 
 def open_gguf(path: str | Path) -> GGUFFile:
-    """Check the whole header, then map the file; the first part of a split model brings all others with it.
+    """Check the whole header, then map the file; the first part of a split model opens all the others too.
 
     Raises:
         ModelFileError: the file cannot be read, breaks the GGUF format, or contradicts itself; a part of a
@@ -180,7 +180,7 @@ def open_gguf(path: str | Path) -> GGUFFile:
 
 
 def _open_one(path: Path) -> GGUFFile:
-    """One file, by itself."""
+    """Open one file, without the other parts of a split model."""
     file, size = _open_regular(path)
     try:
         return _parse(path, file, size)
@@ -193,7 +193,7 @@ def _open_one(path: Path) -> GGUFFile:
 
 
 def _open_regular(path: Path) -> tuple[io.FileIO, int]:
-    """Open without ever waiting for a writer, and only what has a size: no directory, pipe or device."""
+    """Open a regular file and tell its size; never block on a pipe, and refuse directories and devices."""
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -251,7 +251,7 @@ def _read_version(cursor: Cursor) -> int:
 def _read_metadata(
     cursor: Cursor, count: int
 ) -> tuple[dict[str, Packed], dict[str, GGUFValueType], dict[str, int]]:
-    """Values, their types and the byte each value begins at, by key."""
+    """Values, their types and the offset at which each value begins, by key."""
     packed: dict[str, Packed] = {}
     types: dict[str, GGUFValueType] = {}
     offsets: dict[str, int] = {}

@@ -1,7 +1,7 @@
-"""The first bytes of a GGUF file go in; checked scalars, strings and arrays come out, or one sentence.
+"""Read scalars, strings and arrays from a GGUF header, each checked, or fail in one sentence.
 
-Nothing is allocated before its length was checked against the file, and what is held until the whole header
-proved sound stays below 64 MB: strings of arrays wait undecoded in the one header buffer.
+Nothing is allocated before its length is checked against the file, and less than 64 MB is held until the
+whole header has proved sound: the strings of arrays stay undecoded in the header buffer.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _DTYPES: Final = {type: np.dtype(f"<{letter}") for type, letter in _FORMATS.item
 
 
 def quoted(text: str) -> str:
-    """Text of the file, safe for a one-line sentence: escaped and shortened."""
+    """Text from the file, escaped and shortened for a one-line sentence."""
     return ascii(text if len(text) <= 64 else f"{text[:61]}...")
 
 
@@ -109,7 +109,7 @@ class Cursor:
         return ModelFileError(what, where=where, expected=expected, got=got)
 
     def take(self, length: int, what: str) -> int:
-        """Make `length` more bytes available and step over them; returns the offset of the first."""
+        """Read `length` more bytes into the buffer and step over them; returns the offset of the first."""
         start, end = self.pos, self.pos + length
         if end > self.size:
             raise self.fail(
@@ -152,7 +152,7 @@ class Cursor:
         return value  # type: ignore[no-any-return]
 
     def integer(self, type: GGUFValueType, what: str) -> int:
-        """One number that is known to be whole."""
+        """One number of an integer type."""
         return int(self.number(type, what))
 
     def bytes(self, length: int, what: str) -> bytes:
@@ -208,7 +208,7 @@ class Cursor:
         return values.astype(np.bool_)
 
     def _strings(self, count: int, key: str) -> Strings:
-        """Walk the strings without keeping them: a vocabulary is 10^5 of these, so the loop is bare."""
+        """Step over the strings without decoding them: a vocabulary has 10^5 of them, so the loop is bare."""
         starts: array[int] = array("I")
         buffer, length_at = self._buffer, _STRUCTS[GGUFValueType.UINT64].unpack_from
         pos, filled = self.pos, len(self._buffer)

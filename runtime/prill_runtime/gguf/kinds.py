@@ -1,4 +1,4 @@
-"""A checked file goes in; what is not a model's weights is refused with one sentence that says what it is.
+"""Refuse GGUF files that are not a model's weights (adapters, projectors and so on), and say what they are.
 
 Sources: constants of gguf (`general.type`); converters of llama.cpp (LoRA, mmproj, vocabulary only), its
 gguf-split, imatrix and cvector-generator. Files older than `general.type` are known by their tensors.
@@ -22,7 +22,7 @@ MODEL: Final = "model"
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of GGUF file beside models.
+    """A kind of GGUF file other than a model.
 
     Attributes:
         said: values of `general.type`. architectures: values of `general.architecture`.
@@ -62,7 +62,7 @@ VOCABULARY: Final = Kind(
 
 
 def kind_of(file: GGUFFile) -> Kind | None:
-    """What the file is when it is no model: by what it says, else by what it holds."""
+    """What the file is if it is no model: by its stated type, else by its tensors."""
     said, names = file.metadata.get(TYPE), file.tensors.keys()
     tests: tuple[Callable[[Kind], bool], ...] = (
         lambda kind: said in kind.said,

@@ -1,4 +1,4 @@
-"""The metadata and names of a split model's parts go in; which part is which, or what is missing, comes out.
+"""Find the parts of a split model and check that they belong together.
 
 Source: llama.cpp's gguf-split. Every part holds `split.no` (from 0), `split.count` and `split.tensors.count`,
 the first one all other metadata as well; files are called `NAME-00001-of-00003.gguf`.
@@ -30,7 +30,7 @@ def place(metadata: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def check_keys(metadata: Mapping[str, Any], *, path: str) -> None:
-    """The three keys are whole numbers that fit one another.
+    """Check that the three keys are integers that agree with one another.
 
     Raises:
         ModelFileError: naming the key.
@@ -46,7 +46,7 @@ def check_keys(metadata: Mapping[str, Any], *, path: str) -> None:
 
 
 def sibling_name(path: Path, number: int, count: int) -> str | None:
-    """How part `number` (from 0) is called, by another part's name; None when that name does not say."""
+    """The file name of part `number` (from 0), from another part's; None if that has no number."""
     named = _NAME.fullmatch(path.name)
     if named is None or int(named[3]) != count:
         return None
@@ -82,7 +82,7 @@ def sibling(first: Path, number: int, count: int) -> Path:
 
 
 def check(path: str, parts: Sequence[Part]) -> None:
-    """The parts, as (place, metadata, tensor names) in their order, make one model.
+    """Check that the parts, as (place, metadata, tensor names) in order, make one model.
 
     Raises:
         ModelFileError: a part of another model or in another's place, a tensor twice, tensors missing.

@@ -1,4 +1,4 @@
-"""A checked cursor over the tensor table goes in; names, shapes, types and byte ranges come out."""
+"""Read the tensor table: names, shapes, types and byte ranges, all checked."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SMALLEST_ENTRY: Final = 8 + 1 + 4 + 8 + 4 + 8
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """What one tensor is, wherever it lies.
+    """Name, shape and type of one tensor, wherever it is stored.
 
     Attributes:
         name: as the file spells it.
@@ -53,7 +53,7 @@ class StoredTensor(TensorInfo):
 
 
 def read_table(cursor: Cursor, count: int, alignment: int) -> dict[str, StoredTensor]:
-    """Read `count` entries and place them behind the table, every byte range checked against the file.
+    """Read `count` entries and locate their data behind the table, every byte range checked against the file.
 
     Raises:
         ModelFileError: an entry is malformed, misplaced, or overlaps another.
@@ -136,9 +136,9 @@ def _tensor_type(cursor: Cursor, tensor: str) -> GGMLQuantizationType:
 
 
 def _check_layout(cursor: Cursor, start: int, tensors: Iterable[StoredTensor], alignment: int) -> None:
-    """Data follow one another with padding only, from `start` to the end of the file.
+    """Check that the data are contiguous but for padding, from `start` to the end of the file.
 
-    A wrong tensor count would otherwise shift the data under every name without any other sign.
+    A wrong tensor count would otherwise shift every tensor's data and show no other sign.
     """
     end, before = start, "the header"
     for info in sorted(tensors, key=lambda info: info.offset):

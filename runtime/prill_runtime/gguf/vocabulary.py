@@ -1,8 +1,8 @@
-"""The metadata of a file goes in; nothing comes out, or one sentence on how its tokenizer is wrong.
+"""The rules that a file's tokenizer metadata must keep, and the one sentence that says which is broken.
 
-The one rule book: a file is held to it when it is opened, and bare metadata when a tokenizer is made of them.
-Where the format is silent, it asks what llama.cpp and SentencePiece do: two tokens of one spelling make
-llama.cpp abort, unless they are empty; both look byte tokens up by their upper-case digits.
+Files are checked when they are opened, bare metadata when a tokenizer is built from them. Where the format is
+silent, llama.cpp and SentencePiece decide: llama.cpp aborts on two tokens of one spelling, unless they are
+empty; both look up byte tokens by upper-case hex digits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from prill_runtime.gguf.header import Strings, quoted
 
 PREFIX: Final = "tokenizer.ggml."
 BYTE_TOKEN: Final = re.compile(r"<0x([0-9A-F]{2})>")
-# Keys that name an end, in the order in which one is credited with it; and those of fill-in-the-middle.
+# Keys that name an end, the first that does being credited with it; and those of fill-in-the-middle.
 END_KEYS: Final = ("eos_token_id", "eot_token_id", "eom_token_id")
 FILL_IN_KEYS: Final = ("fim_pad_token_id", "fim_rep_token_id", "fim_sep_token_id")
 # The ids that decide what is generated and where it ends; others are carried along unused.
@@ -59,7 +59,7 @@ class TokenType(IntEnum):
 
 
 class _Fault:
-    """Words the sentence: the file and the byte at which the key's value lies, when known."""
+    """Words the error: with the file, and the offset of the key's value where it is known."""
 
     def __init__(self, path: str, offsets: Mapping[str, int]) -> None:
         self.path, self.offsets = path, offsets
@@ -73,9 +73,9 @@ class _Fault:
 def check_tokenizer(
     metadata: Mapping[str, Any], *, path: str = "", offsets: Mapping[str, int] | None = None
 ) -> None:
-    """Every key has its type, and the parts agree: array lengths, spellings, token types, special ids.
+    """Check that every key has its type and that they agree: lengths, spellings, token types, special ids.
 
-    Metadata without a token list pass: there is no tokenizer to contradict.
+    Metadata without a token list pass: there is no tokenizer to check.
 
     Raises:
         ModelFileError: naming the key, and `offsets[key]` when given.
@@ -103,7 +103,7 @@ def check_tokenizer(
 
 
 def _check_types(metadata: Mapping[str, Any], fault: _Fault) -> None:
-    """Every key whose meaning is fixed by the format holds a value of the right type."""
+    """Check that every key defined by the format holds a value of the right type."""
     for key, (wanted, kind) in _SCALARS.items():
         if key in metadata and not _fits(type(metadata[key]), kind):
             raise fault(key, "has the wrong type", wanted, _described(metadata[key]))
@@ -121,7 +121,7 @@ def _check_types(metadata: Mapping[str, Any], fault: _Fault) -> None:
 
 
 def _fits(found: type, wanted: Any) -> bool:
-    """Whether a value of a type may stand where another is wanted; bool is an Integral only to Python."""
+    """Whether a value of one type may stand for another; bool counts as an integer only in Python."""
     truth = issubclass(found, bool | np.bool_)
     return truth if wanted == _TRUTH[1] else issubclass(found, wanted) and not truth
 
@@ -136,7 +136,7 @@ def _not_unicode(texts: Iterable[str]) -> int | None:
 
 
 def _check_spellings(tokens: Sequence[str], types: Any, fault: _Fault) -> None:
-    """No two tokens share a spelling, but for the empty one; types are known, and byte tokens name a byte."""
+    """Check that no two tokens share a non-empty spelling, types are known, and byte tokens name a byte."""
     seen: dict[str, int] = {}
     for index, token in enumerate(tokens):
         if token and seen.setdefault(token, index) != index:

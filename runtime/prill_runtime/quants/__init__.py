@@ -1,1 +1,1 @@
-"""Blocks of a file go in; the numbers they stand for come out."""
+"""Block formats: the float32 weights that a file's bytes stand for."""

@@ -1,4 +1,4 @@
-"""Bytes of a tensor go in; float32 weights come out, bit for bit as the format defines them.
+"""Decode a tensor's blocks to float32 weights, bit for bit as the formats define them.
 
 Source of the formats: ggml-quants.c and ggml-common.h of ggml. The order of the float32 operations is part of
 the definition, since each one rounds.
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from prill_runtime.errors import InvalidParameter, UnsupportedModel
 
-# Weights decoded at a time: bounds the temporaries, and keeps them in the cache.
+# Weights decoded at a time: keeps the temporaries small enough for the CPU's cache.
 STRIP_WEIGHTS: Final = 1 << 16
 
 Bytes = NDArray[np.uint8]
@@ -51,7 +51,7 @@ class Block(ABC):
     @staticmethod
     @abstractmethod
     def decode(b: Fields) -> NDArray[Any]:
-        """Fields of n blocks, shape (n,), to float32 weights whose last axes hold a block's in order."""
+        """Decode the fields (n,) of n blocks to float32; the last axes hold each block's weights in order."""
 
 
 def dequantize(raw: Bytes, type: T, shape: tuple[int, ...]) -> Floats:

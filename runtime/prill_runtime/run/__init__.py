@@ -1,1 +1,1 @@
-"""A model's file and a request go in; its tokens, computed on the host, come out."""
+"""A model on the host: loading, forward passes, and the loop that writes a text."""

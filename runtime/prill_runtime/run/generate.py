@@ -1,4 +1,4 @@
-"""Prompt ids go in, generated ids with their logprobs and the reason for the end come out."""
+"""Continue prompts: generated ids, their logprobs, and why each text ended."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from prill_runtime.tokenizer.base import Tokenizer
 
 
 class Predictor(Protocol):
-    """What a text is continued with: a Model is one."""
+    """The part of a Model that continuing a text needs."""
 
     @property
     def tokenizer(self) -> Tokenizer: ...
@@ -25,11 +25,11 @@ class Predictor(Protocol):
     def context_length(self) -> int: ...
 
     def new_cache(self, capacity: int) -> KVCache:
-        """Room for so many positions of one sequence."""
+        """A cache for one sequence of so many positions."""
         ...
 
     def forward(self, batch: Sequence[tuple[KVCache, Sequence[int]]], *, last_only: bool) -> Sequence[Array]:
-        """Logits (row, vocab) of each sequence, whose new ids are in its cache then."""
+        """Append each sequence's new ids to its cache; its logits (row, vocab)."""
         ...
 
 
@@ -67,7 +67,7 @@ class StopStrings:
         self._tail = b""
 
     def push(self, piece: bytes) -> bool:
-        """Add bytes; whether a stop string now ends inside them. The cost does not grow with the text."""
+        """Add bytes; whether a stop string ends within them. The cost does not grow with the text."""
         text = self._tail + piece
         self._tail = text[max(len(text) - self._keep, 0) :]
         return any(wanted in text for wanted in self._wanted)
@@ -81,7 +81,7 @@ def logprob(logits: Array, token: int) -> float:
 
 
 class Writer:
-    """One sequence being continued: `cache` and the ids to `feed` next; `take` their last row of logits.
+    """One sequence being continued: run the ids in `feed` over `cache`, then `take` the last row of logits.
 
     Raises:
         InvalidParameter: max_tokens below 0, bad stop strings.
@@ -112,27 +112,27 @@ class Writer:
 
     @property
     def history(self) -> Sequence[int]:
-        """The prompt and what was generated."""
+        """The prompt and the ids generated so far."""
         return self._history
 
     @property
     def remaining(self) -> int:
-        """Ids that may still follow."""
+        """How many more ids max_tokens allows."""
         return self._max_tokens - len(self._ids)
 
     def spent(self) -> Generation | None:
-        """The whole text, when no id may follow."""
+        """The finished text if max_tokens allows no further id, else None."""
         return None if self.remaining else self._ended("length")
 
     def take(self, logits: Array) -> Generation | None:
-        """Choose the next id from a row (vocab,); the whole text once it has ended."""
+        """Choose the next id from a row of logits (vocab,); returns the text once it has ended."""
         if (done := self.spent()) is not None:
             return done
         token = sample(logits, self._params, self.cache.position, self._history)
         return self.accept(token, logprob(logits, token))
 
     def accept(self, token: int, chosen: float) -> Generation | None:
-        """Go on with an id that was chosen elsewhere, and its logprob; the whole text once it has ended."""
+        """Append an id chosen elsewhere, and its logprob; returns the text once it has ended."""
         if token in self._model.tokenizer.eog_ids and not self._ignore_eos:
             self._end_id = token
             return self._ended("eos")
@@ -176,8 +176,8 @@ def generate(
         cache: continues this sequence; it then holds every generated id but the last.
 
     The last position of the context predicts one more token, which is generated and ends the text.
-    A token costs the same at every position, but for the keys that attention reads and the ids that a
-    repetition penalty counts.
+    A token costs the same at every position, except for the keys that attention reads and the ids that a
+    repetition penalty looks at.
 
     Raises:
         ContextLengthExceeded: the prompt alone does not fit; nothing is written.
@@ -200,7 +200,7 @@ def generate_batch(
     stop: Sequence[str] = (),
     ignore_eos: bool = False,
 ) -> list[Generation]:
-    """As `generate`, for several prompts that go through every step together; those that end leave the batch.
+    """As `generate`, for several prompts in one batch; a text that has ended leaves it.
 
     Args:
         params: one for each prompt; all greedy when empty.

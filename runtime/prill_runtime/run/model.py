@@ -1,4 +1,4 @@
-"""A model file goes in; ids of any composition of sequences go in, logits come out: load, prefill, decode."""
+"""A model file, loaded: logits of any batch of sequences, for prefill and decoding alike."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from prill_runtime.tokenizer.load import Tokenizer, load_tokenizer
 
 __all__ = ["Generation", "KVCache", "Model", "generate", "generate_batch"]
 
-# Gets a copy of every stage; an array it returns takes the stage's place in the rest of the pass.
+# Called with a copy of every stage; an array that it returns replaces the stage for the rest of the pass.
 Trace = Callable[[str, Array], Array | None]
 
 
 def require_loadable(path: str | Path) -> None:
-    """Refuse, without reading its weights, every file that `Model.load` would refuse.
+    """Refuse every file that `Model.load` would refuse, without reading its weights.
 
     Raises:
         ModelFileError, UnsupportedModel: as Model.load.
@@ -58,7 +58,7 @@ class Model:
 
     @classmethod
     def load(cls, path: str | Path, *, dtype: Precision = "float32", backend: Backend | None = None) -> Model:
-        """Read a GGUF file; nothing of it stays open. `backend` takes the place of NumpyBackend(dtype).
+        """Read a GGUF file and close it again. `backend` is used instead of NumpyBackend(dtype).
 
         Raises:
             ModelFileError: the file is malformed, or its metadata and tensors do not make a model.
@@ -88,7 +88,7 @@ class Model:
 
     @property
     def weights(self) -> dict[str, Array]:
-        """By their names in the file, as the backend holds them; raises UsageError as `wired`."""
+        """The weights by name, as the backend holds them; raises UsageError as `wired`."""
         return self.wired.weights
 
     @property
@@ -122,7 +122,7 @@ class Model:
         *,
         last_only: bool = False,
     ) -> list[Array]:
-        """One step for any composition of sequences: each gets its new ids appended to its cache.
+        """One step for a batch of sequences of any lengths: each has its new ids appended to its cache.
 
         Args:
             batch: a cache and its new ids, per sequence. trace: gets every stage's name and a copy of its
@@ -132,8 +132,8 @@ class Model:
         Returns:
             Logits (new ids, vocab) per sequence, in the backend's dtype; row i predicts what follows id i.
 
-        Each new id meets each weight once, whatever its position and company, and the head only where its
-        logits are wanted; what is in the caches is read and not copied.
+        Each new id is multiplied by each weight once, whatever its position and whatever else is in the
+        batch, and by the head only if its logits are wanted; the caches are read in place.
 
         Raises:
             ContextLengthExceeded: before anything is written.
@@ -158,7 +158,7 @@ class Model:
         return np.split(logits, np.arange(1, len(batch)) if last_only else last[:-1] + 1)
 
     def close(self) -> None:
-        """Let go of the weights; calling it twice is harmless."""
+        """Release the weights; calling it twice is harmless."""
         self._wired = None
 
     def __enter__(self) -> Self:
@@ -189,7 +189,7 @@ class Model:
         raise NotANumber("logits were not finite, and finite when computed again", where="logits")
 
     def _step(self, batch: Sequence[tuple[KVCache, Sequence[int]]]) -> Step:
-        """The batch, checked, as one run of rows."""
+        """The batch, checked, as one step whose rows follow one another."""
         shape = self.network.cache_shape
         if not batch:
             raise InvalidParameter("no sequence", where="batch", expected="one at least")

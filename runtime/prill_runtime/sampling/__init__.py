@@ -1,1 +1,1 @@
-"""Logits and a request's parameters go in; the id that is drawn comes out."""
+"""Drawing a token id from logits, reproducibly."""

@@ -1,4 +1,4 @@
-"""A counter and a key go in, four random words come out: Philox4x32-10 (Salmon et al., SC 2011)."""
+"""Philox4x32-10, a counter-based random number generator (Salmon et al., SC 2011)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Logits go in, a token id comes out: one order of filters, ties to the lowest id, no hidden state."""
+"""Draw a token id from logits: one order of filters, ties to the lowest id, no hidden state."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def filtered_distribution(
     if params.top_k:
         ids = ids[: params.top_k]
     with np.errstate(over="ignore"):
-        # Not normalised: equal logits weigh exactly 1, so that top-p counts a flat distribution exactly.
+        # Not normalised: equal logits weigh exactly 1 each, so top-p counts a flat distribution exactly.
         weights = np.exp((values[ids] - values[ids[0]]) / params.temperature)
     if params.top_p < 1:
         mass = np.cumsum(weights)
@@ -126,7 +126,7 @@ def sample(logits: Logits, params: SamplingParams, position: int, history: Seque
     """Draw the id that stands at `position` of the sequence, from logits (vocab,), in float64.
 
     The same logits, parameters, position and history give the same id in every process and on every backend.
-    One sort of the vocabulary; of the history only a penalty takes notice, once.
+    It sorts the vocabulary once; the history is read only if there is a penalty, once.
 
     Raises:
         NotANumber, InvalidParameter: as `filtered_distribution`; a position outside 0 … 2⁶⁴ − 1.
@@ -136,5 +136,5 @@ def sample(logits: Logits, params: SamplingParams, position: int, history: Seque
         return int(ids[0])
     mass = np.cumsum(probabilities)
     drawn = int(np.searchsorted(mass, philox_uniform(params.seed, position) * mass[-1], side="right"))
-    # The product may round up to the whole mass; an id whose probability underflowed is never drawn.
+    # The product may round up to the whole mass; an id whose probability underflowed must not be drawn.
     return int(ids[min(drawn, int(np.count_nonzero(probabilities)) - 1)])

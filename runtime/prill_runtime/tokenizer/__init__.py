@@ -1,1 +1,1 @@
-"""Text goes in, ids come out, and back, by the rules that a model's file states."""
+"""Text to ids and back, by the rules that a model's file states."""

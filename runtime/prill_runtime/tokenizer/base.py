@@ -1,4 +1,4 @@
-"""Text in, ids out and back: what all tokenizer families share (special tokens, BOS and EOS, streaming)."""
+"""What all tokenizer families share: special tokens, BOS and EOS, decoding, streaming."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Tokenizer(ABC):
     `parse_special=False` only USER_DEFINED ones are, and no control token can come out of plain text. A text
     that is known to end a generation makes a control token, whatever type the file gives it.
 
-    What no token stands for becomes the unknown token where the family has one, and is left out where not:
-    `lost` tells how much that is.
+    Text that no token covers becomes the unknown token if the family has one, and is left out otherwise:
+    `lost` tells how much.
 
     BOS and EOS come from `add_bos_token` and `add_eos_token`. Where the file is silent, llama.cpp's
     defaults hold: EOS is not added; BOS is added by family "llama" and by the pre-tokenizers of Llama 3
@@ -75,7 +75,7 @@ class Tokenizer(ABC):
         return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
     def encode(self, text: str, add_special: bool = True, parse_special: bool = True) -> list[int]:
-        """Ids of a text; an empty text gives only what `add_special` adds. Cost n log n in its length.
+        """Ids of a text; an empty text gives only what `add_special` adds. O(n log n) in its length.
 
         Args:
             add_special: put BOS before and EOS behind, as far as the file asks for them.
@@ -96,7 +96,7 @@ class Tokenizer(ABC):
         return ids
 
     def lost(self, text: str) -> int:
-        """How many pieces of a text (bytes or characters) no token stands for: `encode` leaves them out."""
+        """How many bytes or characters of a text `encode` leaves out because no token covers them."""
         _require_unicode(text)
         parts = [part for part in self._partition(text, True) if isinstance(part, str)]
         return sum(self._encode_text(part).count(None) for part in parts)
@@ -108,7 +108,7 @@ class Tokenizer(ABC):
         that `encode` puts before each stretch of text is removed, which is one space directly at the
         start (BOS may come first) and directly after a CONTROL or USER_DEFINED token. `continuation`
         keeps the one at the start: the ids go on where a text stopped, so their space is a real one.
-        The cost is linear.
+        O(n).
 
         Raises:
             InvalidParameter: an id is outside the vocabulary.
@@ -142,7 +142,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def _encode_text(self, text: str) -> list[int | None]:
-        """Ids of a stretch of text, not empty, between special tokens or the ends; None for what is lost."""
+        """Ids of a non-empty stretch of text between special tokens; None for each piece that is lost."""
 
     @abstractmethod
     def _text(self, token: str) -> bytes:
@@ -150,7 +150,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def _decisive(self) -> list[object]:
-        """What else decides this family's tokenization, as JSON values."""
+        """Whatever else decides this family's tokenization, as JSON values."""
 
     def _partition(self, text: str, parse_special: bool) -> Iterator[int | str]:
         parts: list[int | str] = [text] if text else []
@@ -178,7 +178,7 @@ class Tokenizer(ABC):
 
 
 class TextStream:
-    """Text from ids that arrive one by one, never splitting a character over two pushes.
+    """Text from ids that arrive one by one; a character is never split over two pushes.
 
     All that `push` and `finish` return, joined, equals `decode(ids).decode("utf-8", "replace")`.
     """
@@ -188,7 +188,7 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
-        """The characters that this id completes: often one word, sometimes none. Costs as much as any other.
+        """The characters that this id completes: often one word, sometimes none. O(1).
 
         Raises:
             InvalidParameter: the id is outside the vocabulary.
@@ -203,7 +203,7 @@ class TextStream:
 
 
 class _PieceReader:
-    """Pieces of consecutive ids, without the spaces that encode had put before stretches of text."""
+    """Pieces of consecutive ids, without the spaces that encode put before stretches of text."""
 
     def __init__(self, tokenizer: Tokenizer, continuation: bool) -> None:
         self._tokenizer, self._continuation = tokenizer, continuation

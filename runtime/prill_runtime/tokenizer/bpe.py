@@ -1,4 +1,4 @@
-"""Byte-level BPE: text in; the ids that the file's pre-tokenizer and merges give out."""
+"""Byte-level BPE: the ids that the file's pre-tokenizer and merges give."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class ByteLevelTokenizer(Tokenizer, model="gpt2"):
         self._merges = _merges(required(metadata, "merges"), words)
         pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in self._merges)]
         self._unspelled = sum(letter not in words for letter in BYTE_ALPHABET.values())
-        # The library drops what it has no token for, and then merges what was apart: a token past the
-        # vocabulary keeps the place. No merge names it, for a merge holds a space.
+        # The library drops what it has no token for and then merges across the gap; a token past the
+        # vocabulary holds the place instead. No merge can name it: a space separates the tokens of a merge.
         self._bpe = tokenizers.Tokenizer(
             BPE(
                 vocab={**words, GAP_CHARACTER: self.vocab_size},
@@ -94,14 +94,14 @@ def _pre_tokenizer(metadata: Mapping[str, Any]) -> PreTokenizer:
 
 
 def _words(vocabulary: Vocabulary) -> dict[str, int]:
-    """The tokens that BPE may give: a raw spelling outside ASCII would be read as other bytes."""
+    """The tokens that BPE may produce: a raw spelling outside ASCII would be read as other bytes."""
     words = {vocabulary.tokens[i]: i for i in vocabulary.of_type(TokenType.NORMAL) if vocabulary.tokens[i]}
     own = {vocabulary.tokens[i]: i for i in vocabulary.of_type(TokenType.USER_DEFINED)}
     return words | {token: i for token, i in own.items() if token and token.isascii()}
 
 
 def _merges(merges: Sequence[str], words: Mapping[str, int]) -> list[str]:
-    """The merges in order of rank, each once, checked."""
+    """The merges in order of rank, checked and without repetitions."""
     for index, merge in enumerate(merges):
         left, _, right = merge.partition(" ")
         if left in words and right in words and left + right in words:

@@ -1,4 +1,4 @@
-"""A file's stated ids and its spellings in; the ids that end a text, each with what says so, out."""
+"""Which ids end a text, and what says so of each: a key of the file, or the token's own text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FILL_IN_TEXTS = (
     ("<|file_sep|>",),
 )
 FILL_IN = dict(zip(FILL_IN_KEYS, FILL_IN_TEXTS, strict=True))
-# A text that closes less than the generation in vocabularies that have all of the others.
+# A text that does not end the generation in vocabularies that have all of the others.
 NO_END = (
     ("<|end|>", ("<|return|>", "<|call|>")),
     ("<|end|>", ("<|calls|>", "<|flush|>")),
@@ -34,7 +34,7 @@ def known_ends(stated: Collection[str], ids: Mapping[str, int]) -> frozenset[int
     """The ids whose text ends a generation.
 
     Args:
-        stated: the keys of FILL_IN that the file holds: their texts say nothing then.
+        stated: the keys of FILL_IN that the file has; their texts are not looked at then.
         ids: spelling -> id.
     """
     texts = [text for text in END_TEXTS if text in ids]
@@ -49,7 +49,7 @@ def ends(stated: Mapping[str, int], known: Collection[int]) -> dict[int, str]:
     """The ids that end a text: id -> the key that names it, or BY_TEXT.
 
     Args:
-        stated: the keys of END_KEYS and FILL_IN that the file holds, or that its family has by default.
+        stated: the keys of END_KEYS and FILL_IN that the file has, or that its family has by default.
         known: the ids whose text ends a generation.
     """
     by_key = {stated[key]: key for key in reversed((*END_KEYS, *FILL_IN)) if key in stated}

@@ -1,4 +1,4 @@
-"""A file's metadata in; the tokenizer it describes out."""
+"""Build the tokenizer that a file's metadata describe."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The name of a pre-tokenizer in; the regular expressions that cut text into words before BPE out.
+"""The regular expressions by which each known pre-tokenizer cuts text into words before BPE.
 
 The names are those that GGUF files carry in `tokenizer.ggml.pre` (llama.cpp, llama-vocab.cpp); the
-expressions are those of the models' own tokenizer.json. Each is applied to the pieces the one before left;
-what lies between its matches is a piece too.
+expressions are those of the models' own tokenizer.json. Each is applied to the pieces that the one before it
+left; text between its matches is a piece, too.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ DEEPSEEK_V3 = (
     rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}"
 )
 SEED_CODER = rf"{_ENGLISH}|{_WORD}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_SPACES}"
-# The last one leaves out what the others end with: a single space before no word stays between the matches.
+# The last one lacks the final alternative of the others: a single space before no word stays between matches.
 CHAMELEON = (
     r"<sentinel:[0-9]+>",
     r"(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z",
@@ -54,7 +54,7 @@ BLOOM = r" ?[^(\s|.,!?…。，、।۔،)]+"
 
 @dataclass(frozen=True, slots=True)
 class PreTokenizer:
-    """How a byte-level BPE cuts text, and what goes with the name.
+    """How a byte-level BPE cuts text, and the other properties that go with the name.
 
     Attributes:
         patterns: regular expressions, applied in this order.
@@ -67,7 +67,7 @@ class PreTokenizer:
     add_bos: bool = False
 
     def build(self) -> hf.PreTokenizer:
-        """The same for the `tokenizers` library, ending in the byte-level alphabet."""
+        """The pre-tokenizer as an object of the `tokenizers` library, ending in the byte-level alphabet."""
         splits = [hf.Split(Regex(pattern), behavior="isolated") for pattern in self.patterns]
         return hf.Sequence([*splits, hf.ByteLevel(add_prefix_space=False, use_regex=False)])
 

@@ -1,4 +1,4 @@
-"""SentencePiece-style BPE: text in, the ids that merging by highest score gives out."""
+"""SentencePiece-style BPE: ids by merging the pair of highest score first."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class SentencePieceTokenizer(Tokenizer, model="llama"):
 
 
 def merge_by_score(text: str, scores: Mapping[str, float], unused: Container[str] = ()) -> Sequence[str]:
-    """Merge neighbouring characters, best score first, until no pair is a token; cost n log n.
+    """Merge neighbouring symbols, best score first, until no pair is a token; O(n log n).
 
     Args:
         text: characters to merge.
@@ -101,7 +101,7 @@ def merge_by_score(text: str, scores: Mapping[str, float], unused: Container[str
     heapify(queue)
     while queue:
         _, left, right, length = heappop(queue)
-        # A symbol only grows or vanishes, so the length tells whether the pair is still the one queued.
+        # Symbols only grow or vanish, so the length tells whether this is still the pair that was queued.
         if not symbols[left] or not symbols[right] or len(symbols[left]) + len(symbols[right]) != length:
             continue
         symbols[left] += symbols[right]

@@ -1,4 +1,4 @@
-"""The metadata of a sound tokenizer in; a vocabulary with its special ids out."""
+"""Read a vocabulary and its special ids from checked metadata."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prill_runtime.tokenizer.ends import ends, known_ends
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What a family assumes where the file is silent."""
+    """What a family assumes if the file is silent."""
 
     bos_id: int | None = None
     eos_id: int | None = None
@@ -29,7 +29,7 @@ class Vocabulary:
         types: as the file gives them, or as guessed where it does not.
         ids: finds a token by its spelling (empty spellings excepted).
         ends: the ids that end a text, each with the key that names it or "its text".
-        closing: those of them whose text says so, whatever else does.
+        closing: those of them that are ends by their text, whether or not a key names them too.
     """
 
     tokens: tuple[str, ...]
@@ -90,7 +90,7 @@ def read_vocabulary(metadata: Mapping[str, Any], vocab_size: int | None, default
         unk_id=unk if unk is not None else default(defaults.unk_id, TokenType.UNKNOWN),
         ends=ends(stated, closing),
         closing=closing,
-        # A file may ask for a token that it does not name: there is nothing to add then.
+        # A file may ask for a token without naming one; then there is nothing to add.
         add_bos=bool(metadata.get(PREFIX + "add_bos_token", defaults.add_bos)) and bos is not None,
         add_eos=bool(metadata.get(PREFIX + "add_eos_token", False)) and eos is not None,
     )

@@ -1,4 +1,4 @@
-"""What every device owes: memory, kernels, launches, graphs and clocks on one stream."""
+"""The interface of a device: memory, kernels, launches, graphs and clocks on one stream."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ R = TypeVar("R")
 
 
 class Graph(ABC):
-    """Launches that were captured once and run as often as wanted, in their order."""
+    """Launches that were captured once and can be replayed, in their order, any number of times."""
 
     nodes: int
 
@@ -33,15 +33,15 @@ class Graph(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Give the graph's own memory back; calling it twice is harmless."""
+        """Free the graph's own memory; calling it twice is harmless."""
 
 
 class Device(ABC):
-    """One device with one stream: everything happens in the order it was asked for.
+    """One device with one stream: everything runs in the order it was queued.
 
     Attributes:
         spec: as on the command line, `cuda:0` or `emu`. name: what the device calls itself.
-        target: what kernels are compiled for. multiprocessors: thread blocks that run at once, at least.
+        target: what kernels are compiled for. multiprocessors: at least so many thread blocks run at once.
         turn: a lock, held while a thread queues a step and reads its result: all threads share the stream,
             the arena's activations and the memory that captured graphs read.
     """
@@ -67,7 +67,7 @@ class Device(ABC):
 
     @abstractmethod
     def free(self, pointer: Pointer) -> None:
-        """Give memory back.
+        """Free memory.
 
         Raises:
             InvalidParameter: a pointer that alloc did not return, or that was freed before.
@@ -83,11 +83,11 @@ class Device(ABC):
 
     @abstractmethod
     def mark(self) -> int:
-        """A place in what is queued, for `peek`; only the last MOST_MARKS are known."""
+        """Mark a place in the queue, for `peek`; only the last MOST_MARKS are remembered."""
 
     @abstractmethod
     def peek(self, pointer: Pointer, shape: Shape, dtype: DTypeLike, mark: int) -> NDArray[Any]:
-        """As `download`, after everything queued before the mark; what was queued behind it runs on."""
+        """As `download`, but waits only for what was queued before the mark; the rest keeps running."""
 
     @abstractmethod
     def fill(self, pointer: Pointer, nbytes: int, value: int = 0) -> None:
@@ -107,11 +107,11 @@ class Device(ABC):
 
     @abstractmethod
     def event(self) -> Any:
-        """A mark in the stream, now."""
+        """Record an event in the stream."""
 
     @abstractmethod
     def elapsed(self, begin: Any, end: Any) -> float:
-        """Seconds between two marks; waits for the second."""
+        """Seconds between two events; waits for the second."""
 
     @abstractmethod
     def attributes(self, pointer: Pointer) -> dict[str, str]:
@@ -119,7 +119,7 @@ class Device(ABC):
 
     @abstractmethod
     def memory(self) -> tuple[int, int]:
-        """Free and total bytes, as the driver says."""
+        """Free and total bytes, as the driver reports them."""
 
     @abstractmethod
     def close(self) -> None:
@@ -127,7 +127,7 @@ class Device(ABC):
 
     @abstractmethod
     def _load(self, name: str) -> Mapping[str, Any]:
-        """Functions of a compiled kernel file, by kernel."""
+        """The functions of a compiled kernel file, by kernel."""
 
     @abstractmethod
     def _launch(
@@ -142,10 +142,10 @@ class Device(ABC):
     def _end(self, keep: bool) -> Graph | None: ...
 
     def freshen(self, pointer: Pointer, nbytes: int) -> None:
-        """Told of every activation's memory before it is written; the emulator poisons it."""
+        """Called for every activation's memory before it is written; the emulator poisons it."""
 
     def module(self, *names: str) -> None:
-        """Compile and load kernel files; those loaded before are kept."""
+        """Compile and load kernel files that are not loaded yet."""
         for name in names:
             if name not in self._modules:
                 functions, signatures = self._load(name), kernels.signatures(name)
@@ -195,7 +195,7 @@ class Device(ABC):
 
     @contextmanager
     def capture(self) -> Iterator[list[Graph]]:
-        """Collect launches instead of running them; once the context ends, the list holds their graph.
+        """Record launches instead of running them; when the context ends, the list holds their graph.
 
         Raises:
             EngineError: a capture inside a capture.
@@ -222,7 +222,7 @@ class Device(ABC):
 
 
 class HasDevice(Protocol):
-    """What works on a device."""
+    """Anything that works on a device."""
 
     @property
     def device(self) -> Device: ...
@@ -232,7 +232,7 @@ T = TypeVar("T", bound=HasDevice)
 
 
 def in_turn(step: Callable[Concatenate[T, P], R]) -> Callable[Concatenate[T, P], R]:
-    """A method that holds its device's turn while it runs, so that threads may share a model."""
+    """Make a method hold its device's turn while it runs, so that threads can share a model."""
 
     @wraps(step)
     def run(self: T, /, *args: P.args, **named: P.kwargs) -> R:

@@ -1,4 +1,4 @@
-"""A kernel file and a target come in; a binary in the user's cache and its argument structs go out."""
+"""Compile kernel files into the user's cache, and read the layout of their argument structs."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ from prill_runtime.errors import PrillError, UsageError
 
 FOLDER: Final = Path(__file__).parents[1] / "kernels"
 SANITIZE_VARIABLE: Final = "PRILL_EMU_SANITIZE"
-"""Set to 1: the emulator's kernels carry address and undefined-behaviour sanitizers (`make emu-sanitize`)."""
+"""Set to 1 to build the emulator's kernels with address and UB sanitizers (`make emu-sanitize`)."""
 
 SCALARS: Final = {"int": "<i4", "float": "<f4", "long long": "<i8", "double": "<f8"}
 _INCLUDED: Final = re.compile(r'#include "(.+?)"')
 EMULATED: Final = (
     "-x", "c++", "-std=c++17", "-O2", "-fPIC", "-shared", "-DPRILL_EMU", "-Wno-unknown-pragmas",
     "-ffp-contract=off",
-    # Unwritten memory is not zero: locals start as a pattern, reads of never-written statics are kept, and
-    # the library has no statics but the kernels' (see emu.h). g++'s pattern is the byte 0xfe, and no option
-    # changes it: a half is NaN, a float -1.7e38, which shows in a sum and not in a maximum.
+    # Memory that was never written must not read as zero: locals start as a pattern, reads of statics that
+    # are never written are kept, and the library has no statics but the kernels' (see emu.h). g++'s pattern
+    # is the byte 0xfe, which no option changes: a half is NaN, a float -1.7e38, which shows in a sum, not in
+    # a maximum.
     "-ftrivial-auto-var-init=pattern", "-fno-ipa-reference-addressable", "-nostartfiles",
 )  # fmt: skip
 SANITIZED: Final = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
@@ -39,7 +40,7 @@ DEVICE: Final = ("-std=c++17", "-O3", "-cubin", "-lineinfo")
 
 
 class CompilerMissing(UsageError):
-    """No compiler for the kernels, or one that refuses them."""
+    """No compiler for the kernels was found, or it failed."""
 
     noun = "cannot compile the kernels"
 
@@ -67,12 +68,12 @@ class Target:
 
 
 def emulator_target() -> Target:
-    """The emulator, sanitized when the environment asks for it."""
+    """The emulator, with sanitizers if the environment asks for them."""
     return Target("emu", os.environ.get(SANITIZE_VARIABLE) == "1")
 
 
 def names() -> tuple[str, ...]:
-    """Every kernel file, without its ending."""
+    """Every kernel file, without its suffix."""
     return tuple(sorted(path.stem for path in FOLDER.glob("*.cu")))
 
 
@@ -90,13 +91,13 @@ def source(name: str) -> str:
 
 @cache
 def _text(path: Path) -> str:
-    """A source, read once: every device that is opened asks for all of them."""
+    """A source file, read once: every device that is opened asks for all of them."""
     return path.read_text(encoding="utf-8")
 
 
 def waits(name: str) -> bool:
-    """Whether a file's kernels call wait_for_previous(), themselves or in a header that it includes: they may
-    overlap the launch before them."""
+    """Whether a file's kernels call wait_for_previous(), in the file or in a header that it includes, and so
+    may overlap the launch before them."""
     pending, seen, known = [source(name)], set[str](), headers()
     while pending:
         text = pending.pop()
@@ -109,7 +110,7 @@ def waits(name: str) -> bool:
 
 
 def headers() -> dict[str, str]:
-    """The text of every header, by file name; that of the formats is made here."""
+    """The text of every header, by file name; the one of the formats is generated."""
     found = sorted([*FOLDER.glob("*.cuh"), *FOLDER.glob("*.h")])
     return {path.name: _text(path) for path in found} | {formats.HEADER: formats.table()}
 
@@ -132,9 +133,9 @@ def compiler(name: str) -> tuple[str, str]:
 
 
 def build(name: str, target: Target, extra: Sequence[str] = ()) -> Path:
-    """The compiled kernel file, from the cache when source, headers, flags and compiler are the same.
+    """The compiled kernel file, from the cache if source, headers, flags and compiler are unchanged.
 
-    Processes that ask for the same one wait for the first.
+    Processes that ask for the same one wait for the first of them.
 
     Raises:
         CompilerMissing: no compiler, or it failed.
@@ -150,7 +151,7 @@ def build(name: str, target: Target, extra: Sequence[str] = ()) -> Path:
 
 
 def _compile(name: str, text: str, shared: dict[str, str], words: list[str], into: Path) -> None:
-    """Write the sources into a folder of their own, and compile them into a file."""
+    """Write the sources into a temporary folder and compile them into a file."""
     with tempfile.TemporaryDirectory(dir=into.parent, prefix=f".{name}.") as work:
         for file, content in {f"{name}.cu": text, **shared}.items():
             (Path(work) / file).write_text(content, encoding="utf-8")
@@ -173,7 +174,7 @@ _DEFINE = re.compile(r"^#define (\w+) (\d+)$", re.M)
 
 @dataclass(frozen=True)
 class Signature:
-    """A kernel's argument struct and the most threads that a thread block of it may have."""
+    """A kernel's argument struct, and the most threads that one of its blocks may have."""
 
     layout: np.dtype[np.void]
     threads: int
@@ -214,7 +215,7 @@ def _declared(name: str, text: str, shared: tuple[str, ...]) -> dict[str, Signat
 
 
 def _layout(struct: str, bodies: dict[str, str]) -> np.dtype[np.void]:
-    """A struct of pointers, scalars and other structs, aligned as C aligns it."""
+    """The layout of a struct of pointers, scalars and other structs, aligned as in C."""
     fields: list[tuple[str, np.dtype[np.void] | str]] = []
     for match in _FIELD.finditer(bodies[struct]):
         kind, pointer, field = match[1].strip(), match[2], match[3]

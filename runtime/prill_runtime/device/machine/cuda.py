@@ -1,7 +1,6 @@
-"""A device spec comes in; memory, kernels, graphs and clocks of that device go out, behind one interface.
+"""A CUDA GPU behind the interface of a device.
 
-This is the only file of the runtime that knows PyCUDA and cuda.bindings; the emulator is its other
-implementation.
+No other file of the runtime uses PyCUDA or cuda.bindings.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from prill_runtime.errors import EngineError, Inconclusive, InvalidParameter, Pr
 __all__ = ["CudaDevice", "Device", "Graph", "Pointer", "Shape", "cuda_state", "open_device"]
 
 OVERLAP_VARIABLE = "PRILL_CUDA_OVERLAP"
-"""Set to 0: kernels of a graph do not start before the one before them has ended."""
+"""Set to 0 to let no kernel of a graph start before the previous one has ended."""
 COPY_BYTES = 1 << 28
 INSTALL_HINT = "pip install 'prill[cuda]'"
 
@@ -79,7 +78,7 @@ def _driver() -> tuple[Any, Any]:
 
 
 def cuda_state() -> list[tuple[str, bool, str]]:
-    """(part, whether it is there, one sentence) for the parts the engine cuda needs."""
+    """(part, whether it is there, one sentence) for each part that the engine cuda needs."""
     found = []
     looks: dict[str, Callable[[], str]] = {
         "kernels": lambda: f"compiled by {kernels.compiler('nvcc')[0]}",
@@ -94,7 +93,7 @@ def cuda_state() -> list[tuple[str, bool, str]]:
 
 
 class CudaGraph(Graph):
-    """An instantiated CUDA graph: a chain of launches, overlapping where the kernels wait by themselves."""
+    """An instantiated CUDA graph: a chain of launches that overlap where the kernels wait by themselves."""
 
     def __init__(self, device: CudaDevice, graph: Any, waits: list[bool]) -> None:
         self._device = device
@@ -105,7 +104,7 @@ class CudaGraph(Graph):
         self._exec: Any = device._ok(device.bindings.cuGraphInstantiate(graph, 0))[0]
 
     def _overlap(self, waits: list[bool]) -> None:
-        """Make the edges into kernels that wait for their predecessor programmatic ones."""
+        """Turn edges into programmatic ones where a kernel itself waits for its predecessor."""
         cu, ok = self._device.bindings, self._device._ok
         count = ok(cu.cuGraphGetEdges(self._graph, 0))[-1]
         sources, targets, data, _ = ok(cu.cuGraphGetEdges(self._graph, count))
@@ -135,7 +134,7 @@ class CudaGraph(Graph):
 
 
 class CudaDevice(Device):
-    """A GPU through its primary context, which is current only inside calls and given back at exit."""
+    """A GPU through its primary context, which is current only inside calls and released at exit."""
 
     _open: ClassVar[WeakSet[CudaDevice]] = WeakSet()
 
@@ -152,14 +151,14 @@ class CudaDevice(Device):
         device = self.cuda.Device(ordinal)
         self.spec, self.name = f"cuda:{ordinal}", device.name()
         major, minor = device.compute_capability()
-        # Of Hopper, the products of a whole warpgroup too; they have no place in the plain architecture.
+        # sm_90a: warpgroup products of Hopper, which the plain architecture does not have.
         self.target = kernels.Target(f"sm_{major}{minor}" + ("a" if (major, minor) == (9, 0) else ""))
         self.multiprocessors = int(device.multiprocessor_count)
         self._context: Any = device.retain_primary_context()
         self._memory: dict[Pointer, Any] = {}
         with self.current():
             self.stream, self._aside = self.cuda.Stream(), self.cuda.Stream()
-            # Made once: PyCUDA cannot give an event back from another thread than the context's.
+            # Created once: PyCUDA cannot free an event in a thread other than the context's.
             self._marks = [self.cuda.Event(self.cuda.event_flags.DISABLE_TIMING) for _ in range(MOST_MARKS)]
         self._marked = 0
         self._loaded: list[Any] = []
@@ -169,7 +168,7 @@ class CudaDevice(Device):
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """The context is on the thread's stack inside the with statement, and only there."""
+        """Push the context for the duration of the with statement."""
         if self._context is None:
             raise EngineError("the device is closed", where=self.spec, hint="open it again")
         self._context.push()
@@ -185,7 +184,7 @@ class CudaDevice(Device):
         return self._context is not None
 
     def describe(self) -> str:
-        """Name, driver and memory, then closed."""
+        """Name, driver and memory in a sentence; closes the device."""
         free, total = self.memory()
         version = self.cuda.get_driver_version()
         self.close()
@@ -193,7 +192,7 @@ class CudaDevice(Device):
         return f"{self.name}, {cuda}, {free >> 20} of {total >> 20} MiB free"
 
     def _ok(self, result: tuple[Any, ...]) -> tuple[Any, ...]:
-        """What a call of cuda.bindings returned besides its status."""
+        """Check the status that a call of cuda.bindings returned; the rest of its result."""
         status, *rest = result
         if int(status):
             raise EngineError(f"the GPU failed: {status.name}", where=self.spec)
@@ -341,7 +340,7 @@ class CudaDevice(Device):
 
 
 def copy_bandwidth(device: Device) -> float | None:
-    """Bytes read and written a second by a copy of COPY_BYTES, the best of three; None: no room for it."""
+    """Bytes read and written per second by a copy of COPY_BYTES, best of three; None if it does not fit."""
     if device.memory()[0] < 3 * COPY_BYTES:
         return None
     source, target = device.alloc(COPY_BYTES), device.alloc(COPY_BYTES)

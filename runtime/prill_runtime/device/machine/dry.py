@@ -1,4 +1,4 @@
-"""What a model asks of a device comes in; addresses go out, and nothing happens: for a rehearsal."""
+"""A device on which nothing runs: it counts what a model would allocate, for a rehearsal."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from prill_runtime.device.machine.base import Device, Graph, Pointer, Shape
 from prill_runtime.device.machine.compile import emulator_target
 
 DRY_BYTES: Final = 1 << 50
-"""Bytes that no purpose of an arena uses up."""
+"""More bytes than any purpose of an arena uses."""
 
 
 class DryGraph(Graph):
-    """Launches that do nothing when they are replayed either."""
+    """A graph of launches that do nothing."""
 
     nodes = 0
 
@@ -28,10 +28,10 @@ class DryGraph(Graph):
 
 
 class DryDevice(Device):
-    """Endless memory that holds zeros, and launches that are forgotten.
+    """Endless memory that reads as zeros, and launches that are dropped.
 
-    A pass over it asks an arena for the same allocations, in the same order, as on a real device: what the
-    arena counts is what the device will need.
+    A pass on it makes the same allocations in the same order as on a real device, so the arena's counts are
+    what the real device will need.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class DryDevice(Device):
         return pointer
 
     def free(self, pointer: Pointer) -> None:
-        """Addresses are not used again."""
+        """Does nothing: addresses are not reused."""
 
     def upload(self, pointer: Pointer, array: NDArray[Any]) -> None:
         """Nothing: no content is kept."""

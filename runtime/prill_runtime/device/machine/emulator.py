@@ -1,4 +1,4 @@
-"""The same kernels compiled for the host come in; a device that runs them, thread by thread, goes out."""
+"""A device that runs the CUDA kernels, compiled for the host, thread by thread."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FAILURES = {
 
 
 class EmuGraph(Graph):
-    """Recorded launches; replaying runs them in their order."""
+    """Recorded launches, run in order by a replay."""
 
     def __init__(self, device: EmuDevice, launches: list[tuple[str, Any, Any, bytes]]) -> None:
         self._device, self._launches = device, launches
@@ -43,12 +43,12 @@ class EmuGraph(Graph):
 
 
 class EmuDevice(Device):
-    """Device memory is host memory of its own; a launch has run when it returns.
+    """A device in host memory of its own; a launch has finished when it returns.
 
-    Memory is poisoned, so that a value that was never written reads as NaN: the device's when it is
+    Memory is poisoned, so that a value that was never written reads as NaN: device memory when it is
     allocated, a thread block's shared memory and statics before it runs; local variables are -1.7e38. The
-    sanitized build sees accesses outside the arena and the kernels' own arrays; inside the arena, guards keep
-    allocations apart.
+    sanitized build catches accesses outside the arena and outside the kernels' own arrays; inside the arena,
+    guards lie between allocations.
     """
 
     def __init__(self) -> None:
@@ -130,7 +130,7 @@ class EmuDevice(Device):
         self._modules.clear()
 
     def execute(self, kernel: str, function: Any, shape: Any, packed: bytes) -> None:
-        """Run one launch to its end.
+        """Run one launch to completion.
 
         Raises:
             EngineError: a barrier that not every thread reaches, a launch shape the kernel cannot take, or a

@@ -1,4 +1,4 @@
-"""The block formats of `quants` come in; how each lies in device memory, and the kernels' table, go out."""
+"""How each block format of `quants` lies in device memory, and the header generated for the kernels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_CHUNK_WEIGHTS: Final = 32  # weights of a chunk
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """How one type lies in device memory.
+    """The layout of one type in device memory.
 
     Attributes:
         chunk: weights that a lane takes at a time. quants: bytes of a chunk's values, or of their low bits.
@@ -34,7 +34,7 @@ class Format:
 
     @classmethod
     def of(cls, block: type[Block]) -> Format:
-        """The streams that a block's fields are divided into.
+        """Divide a block's fields into streams.
 
         A chunk is one load of values, or 32 weights where that is less. A format with packed group scales
         (`s`) keeps two bytes of them for each chunk, and its own scales for each block of 256.
@@ -66,7 +66,7 @@ BLOCKS: Final = tuple(type.name.lower() for type in FORMATS if type not in PLAIN
 
 
 def table() -> str:
-    """The header HEADER: for each format a struct NAME_Block of its sizes and offsets, and KERNELS for all.
+    """Text of the header HEADER: for each format a struct NAME_Block of sizes and offsets, and KERNELS.
 
     N: weights of a chunk. WEIGHTS, BYTES, CHUNKS: of a block. Each field of the layout, in capitals: the byte
     of the block at which it begins.

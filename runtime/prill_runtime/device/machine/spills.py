@@ -1,4 +1,4 @@
-"""A kernel file and an architecture come in; the kernels that keep values outside registers go out."""
+"""Find kernels that spill registers to local memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ENTRY = re.compile(
 
 
 def spills(name: str, arch: str) -> dict[str, int]:
-    """Bytes spilled, by kernel; empty when every kernel of the file fits its registers.
+    """Bytes spilled, by kernel; empty if every kernel of the file fits into its registers.
 
     Raises:
         CompilerMissing: no nvcc, or it refuses the file, or reports on no kernel.
@@ -37,7 +37,7 @@ def spills(name: str, arch: str) -> dict[str, int]:
 
 
 def main(arch: str = "sm_90") -> int:
-    """Compile every kernel; 1 when one spills."""
+    """Compile every kernel; the exit code, 1 if one spills."""
     worst = 0
     for name in kernels.names():
         found = spills(name, arch)

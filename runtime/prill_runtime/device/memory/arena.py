@@ -1,4 +1,4 @@
-"""Sizes by purpose come in; one allocation of device memory goes out in pieces, every byte on a ledger."""
+"""One allocation of device memory per model, divided by purpose, every byte of it accounted for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prill_runtime.errors import EngineError, InvalidParameter, PrillError
 PURPOSES = ("weights", "cache", "activations", "scratch", "logits")
 ALIGNMENT = 256
 GUARD_BYTES = 256
-"""Unowned bytes after every allocation, so that an overrun does not reach the next one."""
+"""Bytes left unused after every allocation, so that an overrun does not reach the next one."""
 
 
 class OutOfDeviceMemory(EngineError):
@@ -28,17 +28,17 @@ class NotResident(EngineError):
 
 
 def padded(nbytes: int, rows: int = 1) -> int:
-    """Bytes that an allocation of this size takes in an arena, guard included.
+    """Bytes that an allocation of this size takes up in an arena, guard included.
 
-    An allocation of rows is padded row by row. Where all of a step's are, their addresses scale with the
-    number of rows, so memory that suffices for n rows suffices for fewer.
+    An allocation of rows is padded row by row. If all allocations of a step are, their addresses scale with
+    the number of rows, so memory that suffices for n rows suffices for fewer.
     """
     each = -(-nbytes // max(1, rows))
     return (-(-each // ALIGNMENT) * ALIGNMENT + GUARD_BYTES) * max(1, rows)
 
 
 def shown(nbytes: int) -> str:
-    """Bytes for people."""
+    """Bytes as a person reads them: `1.5 GiB`."""
     return f"{nbytes} bytes" if nbytes < 1 << 20 else f"{nbytes / 2**20:.1f} MiB"
 
 
@@ -58,10 +58,10 @@ def parse_size(text: str) -> int:
 
 
 class Region:
-    """Part of the arena for one purpose: first fit, neighbours joined when they are given back.
+    """The part of the arena for one purpose: first fit; adjacent gaps are joined on free.
 
     Attributes:
-        held: bytes asked for and not given back.
+        held: bytes allocated and not freed.
     """
 
     def __init__(self, purpose: str, base: Pointer, size: int) -> None:
@@ -71,10 +71,10 @@ class Region:
         self._live: dict[Pointer, tuple[int, int]] = {}  # bytes asked for, bytes taken
 
     def alloc(self, nbytes: int, rows: int = 1, passing: bool = False) -> Pointer:
-        """An allocation.
+        """Allocate.
 
         Args:
-            rows: that it is padded by. passing: scratch memory of a single op, taken from the end of the
+            rows: pad for so many rows. passing: scratch memory of a single op, taken from the end of the
                 region, so that it does not fragment the space of allocations that stay.
 
         Raises:
@@ -118,7 +118,7 @@ class Region:
 
     @property
     def live(self) -> int:
-        """Allocations that are held."""
+        """Allocations not freed."""
         return len(self._live)
 
     @property
@@ -128,12 +128,12 @@ class Region:
 
     @property
     def peak(self) -> int:
-        """Bytes that were enough for everything so far, padding and gaps included."""
+        """Bytes that have been enough so far, padding and gaps included."""
         return self._front + self._back
 
 
 class Arena:
-    """One allocation for a whole model, divided by purpose; nothing is allocated after it.
+    """One allocation for a whole model, divided by purpose; nothing is allocated on the device after it.
 
     Args:
         sizes: bytes of each purpose, allocations padded (`padded`).
@@ -168,7 +168,7 @@ class Arena:
             at += sizes.get(purpose, 0)
 
     def alloc(self, purpose: str, nbytes: int, rows: int = 1, passing: bool = False) -> Pointer:
-        """An allocation for one purpose, as `Region.alloc`.
+        """Allocate for one purpose, as `Region.alloc`.
 
         Raises:
             OutOfDeviceMemory: the purpose's part of the arena is used up.
@@ -179,7 +179,7 @@ class Arena:
         return pointer
 
     def free(self, pointer: Pointer) -> None:
-        """Give an allocation back.
+        """Free an allocation.
 
         Raises:
             InvalidParameter: no allocation of this arena, or freed before.
@@ -196,11 +196,11 @@ class Arena:
         return {purpose: region.held for purpose, region in self.regions.items()}
 
     def blocks(self) -> dict[Pointer, int]:
-        """Address and bytes of what the arena holds of the device's memory now; nothing once it is closed."""
+        """Address and bytes of the device memory that the arena holds; nothing once it is closed."""
         return {} if self._base is None else {self._base: max(self.size, ALIGNMENT)}
 
     def require_resident(self, pointers: Iterable[Pointer]) -> int:
-        """How many pointers were checked to be device memory; under this policy nothing else may be.
+        """Check that every pointer is device memory, as nothing else is allowed; how many were checked.
 
         Raises:
             NotResident: host or managed memory, or a pointer the driver does not know.
@@ -214,7 +214,7 @@ class Arena:
         return count
 
     def close(self) -> None:
-        """Give the whole of it back; calling it twice is harmless."""
+        """Free all of it; calling it twice is harmless."""
         base, self._base = self._base, None
         if base is not None:
             self.device.free(base)

@@ -1,4 +1,4 @@
-"""Device memory as the forward passes see it: rows with a shape, that reshape and slice without moving."""
+"""Arrays in device memory as forward passes see them: rows that can be reshaped and sliced in place."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BLOCK_THREADS: Final = 256
 
 
 class Allocation:
-    """Memory of an arena, given back with the last array that looks at it."""
+    """Memory of an arena, freed with the last array that refers to it."""
 
     def __init__(self, pointer: Pointer, free: Callable[[Pointer], None]) -> None:
         self.pointer, self._free = pointer, free
@@ -32,9 +32,9 @@ class Allocation:
 
 
 class DeviceArray:
-    """float32 rows in device memory: (row, …), rows `pitch` values apart, each row contiguous.
+    """float32 rows in device memory: (row, …), `pitch` values from row to row, each row contiguous.
 
-    It supports what forward passes do to an array between two ops; `copy` and NumPy get a host copy.
+    It supports what forward passes do to an array between two ops; `copy` and NumPy make a host copy.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class DeviceArray:
         self.halves: Allocation | None = (
             None  # the same rows in half precision, once a product has needed them
         )
-        self.whole: DeviceArray | None = None  # the rows that these are a part of
+        self.whole: DeviceArray | None = None  # the rows that these are part of
         self._beside: ref[Allocation] | None = None
 
     @property
@@ -116,10 +116,10 @@ class DeviceArray:
         raise PrillError("device arrays take rows alone", where="device array", got=repr(key))
 
     def beside(self, width: int) -> DeviceArray:
-        """Memory (row, width) for what a kernel is about to compute of these rows.
+        """Memory (row, width) for what a kernel is about to compute from these rows.
 
-        For some rows of an array, the same rows of one result, as long as another part of that is held: what
-        is computed of a batch's sequences lies one below the other.
+        If these are some rows of an array, it is the same rows of one shared result as long as another part
+        of that is held, so that the results for the sequences of a batch are contiguous.
         """
         if (whole := self.whole) is None:
             return self.ops.empty(len(self), width)
@@ -139,7 +139,7 @@ class DeviceArray:
 
 
 def neighbours(parts: Sequence[DeviceArray]) -> DeviceArray | None:
-    """Contiguous arrays as one, where they lie one below the other already."""
+    """Arrays as one if they are contiguous already, else None."""
     first = parts[0]
     ends = accumulate((part.size for part in parts), initial=first.offset)
     if not all(
@@ -153,7 +153,7 @@ def neighbours(parts: Sequence[DeviceArray]) -> DeviceArray | None:
 
 
 class DeviceIds:
-    """Integers (row,) in device memory; `tables` keeps what was computed from them, by what it depends on."""
+    """Integers (row,) in device memory; `tables` caches what was computed from them, by its other inputs."""
 
     def __init__(self, allocation: Allocation, count: int, offset: int = 0) -> None:
         self.allocation, self.count, self.offset = allocation, count, offset
@@ -173,14 +173,14 @@ Indices: TypeAlias = DeviceIds | NDArray[Any]
 
 
 def grid_of(count: int, threads: int = BLOCK_THREADS) -> tuple[int]:
-    """A grid of enough thread blocks for one thread each."""
+    """A grid with at least `count` threads."""
     return (max(1, -(-count // threads)),)
 
 
 class DeviceMemory:
-    """The arrays of one device and one arena: made, filled, joined and read.
+    """Makes, fills, joins and reads the arrays of one device and one arena.
 
-    Results live in the arena's part for activations until the last array that looks at them goes.
+    Results live in the arena's region for activations until the last array that refers to them is gone.
     """
 
     def __init__(self, device: Device, arena: Arena) -> None:
@@ -200,12 +200,12 @@ class DeviceMemory:
     def allocate(
         self, nbytes: int, purpose: str = "activations", *, rows: int = 1, passing: bool = False
     ) -> Allocation:
-        """Memory of the arena, as `Region.alloc`; activations of a step are padded by its rows."""
+        """Memory of the arena, as `Region.alloc`; activations of a step are padded row by row."""
         return Allocation(self.arena.alloc(purpose, nbytes, rows, passing), self.arena.free)
 
     @contextmanager
     def results(self, purpose: str) -> Iterator[None]:
-        """Results of the ops inside go to this part of the arena, to be read and given back at once."""
+        """Put the results of the ops inside into this region of the arena, to be read and freed at once."""
         self._results = purpose
         try:
             yield
@@ -213,14 +213,14 @@ class DeviceMemory:
             self._results = None
 
     def upload(self, array: NDArray[Any], dtype: DTypeLike = np.float32, rows: int = 1) -> Allocation:
-        """A host array on the device, padded by so many rows."""
+        """Copy a host array to the device, padded for so many rows."""
         host = np.ascontiguousarray(array, dtype)
         allocation = self.allocate(host.nbytes, rows=rows)
         self.device.upload(allocation.pointer, host)
         return allocation
 
     def on(self, x: Weight) -> DeviceArray:
-        """x as contiguous rows on the device."""
+        """x as contiguous rows on the device, uploaded if it is a host array."""
         if isinstance(x, DeviceMatrix):
             return self.expand(x)
         if not isinstance(x, DeviceArray):
@@ -248,7 +248,7 @@ class DeviceMemory:
         return self.device.download(x.pointer, x.shape, np.float32)
 
     def matrix(self, weight: Weight) -> DeviceMatrix | DeviceArray:
-        """A weight as the kernels take it; a host array as F32 rows padded to whole chunks."""
+        """A weight in the form that kernels take; a host array becomes F32 rows padded to whole chunks."""
         if isinstance(weight, DeviceMatrix | DeviceArray):
             return weight
         padded = np.zeros((weight.shape[0], -(-weight.shape[1] // 4) * 4), np.float32)
@@ -256,14 +256,14 @@ class DeviceMemory:
         return DeviceArray(self, self.upload(padded), weight.shape, padded.shape[1])
 
     def fields(self, weight: DeviceMatrix | DeviceArray) -> tuple[Matrix, str]:
-        """Struct Matrix and kernel suffix; rows of values are an F32 matrix where they are whole chunks."""
+        """Struct Matrix and kernel suffix; an array counts as an F32 matrix if its rows are whole chunks."""
         if isinstance(weight, DeviceMatrix):
             return weight.fields, weight.kind
         rows, cols = weight.shape
         return Matrix(weight.pointer, 0, 0, 0, rows, cols, -(-cols // 4), 0), "f32"
 
     def expand(self, weight: DeviceMatrix, rows: int | None = None) -> DeviceArray:
-        """The first rows of a matrix, or all, as values."""
+        """The first rows of a matrix, or all, dequantised."""
         rows = weight.rows if rows is None else rows
         out = self.empty(rows, weight.cols)
         args = {"table": weight.fields, "ids": 0, "out": out.pointer, "rows": rows}
@@ -271,13 +271,13 @@ class DeviceMemory:
         return out
 
     def rows(self, x: DeviceArray, which: NDArray[Any]) -> DeviceArray:
-        """The rows of these indices; a row of whole chunks."""
+        """The rows with these indices; each must be whole chunks."""
         whole = self.on(x)
         picked = [whole[int(i) : int(i) + 1] for i in which]
         return self.concatenate(picked) if len(picked) != 1 else picked[0]
 
     def concatenate(self, arrays: Sequence[Operand]) -> DeviceArray:
-        """Rows of all, one below the other; those that lie so already are not moved."""
+        """The rows of all arrays, one below the other; not copied if they are contiguous already."""
         parts = [self.on(array) for array in arrays]
         if (whole := neighbours(parts)) is not None:
             return whole

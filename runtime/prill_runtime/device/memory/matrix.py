@@ -1,4 +1,4 @@
-"""A tensor's bytes come in; device memory in which its blocks lie repacked for 16-byte loads goes out."""
+"""Matrices in device memory, their blocks repacked for 16-byte loads."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from prill_runtime.quants.layouts import STRIP_WEIGHTS, Block, dequantize
 __all__ = ["FORMATS", "PLAIN", "DeviceMatrix", "is_zero", "staging_bytes", "streams"]
 
 STAGED_BYTES: Final = 32 << 20
-"""Bytes of the file that are on their way to the device at a time; one row at least."""
+"""Bytes of the file staged for upload at a time; at least one row."""
 
 
 def streams(type: T, shape: tuple[int, ...]) -> dict[str, int]:
-    """Bytes of each stream of a matrix (out, in): q, h, s and d, those the format has.
+    """Bytes of each stream of a matrix (out, in): those of q, h, s and d that the format has.
 
     Raises:
         UnsupportedModel: a type without kernels.
@@ -43,7 +43,7 @@ def streams(type: T, shape: tuple[int, ...]) -> dict[str, int]:
 
 
 def staging_bytes(info: TensorInfo) -> int:
-    """Bytes of a matrix that are on their way to the device at a time."""
+    """Bytes of a matrix staged for upload at a time."""
     return min(max(STAGED_BYTES, info.nbytes // prod(info.shape[:-1])), info.nbytes)
 
 
@@ -118,7 +118,7 @@ class DeviceMatrix:
 
 
 def is_zero(raw: NDArray[np.uint8], type: T) -> bool:
-    """Whether every weight is zero; looks no further than the first that is not."""
+    """Whether every weight is zero; stops at the first that is not."""
     weights, nbytes = Block.registry[type].weights, Block.registry[type].layout.itemsize
     step = max(1, STRIP_WEIGHTS // weights) * nbytes
     for low in range(0, raw.nbytes, step):

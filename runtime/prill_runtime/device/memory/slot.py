@@ -1,4 +1,4 @@
-"""A sequence comes in; where it stands on the device, and the ids that are chosen there, go out."""
+"""The device's record of a sequence, and the ring through which the host reads the ids chosen there."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ class CacheView:
 
 
 class Slot:
-    """What kernels read and write of the one sequence that is continued: a SLOT_DTYPE in device memory.
+    """The state of the one sequence that is being continued: a SLOT_DTYPE in device memory.
 
-    The last kernel of a step writes the id it chose, or the code of a refusal, into the ring, and sets token,
-    length and position for the next step.
+    The last kernel of a step writes the id it chose, or an error code (`refusal`), into the ring, and sets
+    token, length and position for the next step.
     """
 
     def __init__(self, device: Device, arena: Arena) -> None:
@@ -63,18 +63,18 @@ class Slot:
         return self.allocation.pointer
 
     def at(self, field: str) -> Pointer:
-        """Where a field lies."""
+        """Address of a field."""
         fields: Any = SLOT_DTYPE.fields
         return self.pointer + int(fields[field][1])
 
     @property
     def targets(self) -> dict[str, int]:
-        """The arguments by which a kernel that chooses finds the slot."""
+        """The arguments that tell a choosing kernel where the slot is."""
         names = ("sequence", "position", "ids", "logprobs")
         return {name: self.at(name) for name in names} | {"ring": RING_IDS}
 
     def arm(self, sequence: np.ndarray[Any, np.dtype[np.void]]) -> None:
-        """Describe a sequence (one SEQUENCE_DTYPE): the next id chosen is the first of the ring."""
+        """Load a sequence (one SEQUENCE_DTYPE); the next id chosen is the first of the ring."""
         state = np.zeros(1, SLOT_DTYPE)
         state["sequence"] = sequence
         state["position"] = state["sequence"]["offset"] + state["sequence"]["length"]
@@ -84,7 +84,7 @@ class Slot:
         """Ids and logprobs of `count` choices from the `first` on, counted since the slot was armed.
 
         Args:
-            mark: a place behind the last of them; without, everything that is queued is waited for.
+            mark: a mark behind the last of them; without one, wait for everything that is queued.
         """
         if mark is None:
             state = self._device.download(self.pointer, (1,), SLOT_DTYPE)[0]

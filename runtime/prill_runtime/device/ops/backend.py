@@ -1,4 +1,4 @@
-"""The ops on a device, float32 throughout: arrays and launches in, arrays in device memory out."""
+"""The ops on a device: arrays in device memory, float32 between any two ops."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ MODULES: Final = (
 )  # fmt: skip
 SPLIT_KEYS: Final = 128  # keys that a thread block of attention_split takes
 MATVEC_ROWS: Final = 4  # output rows that a thread block of a mat-vec takes
-MOST_MATVEC_ROWS: Final = 4  # so many rows go through the mat-vec, more through the tiled product
+MOST_MATVEC_ROWS: Final = 4  # rows up to which the mat-vec is used, and beyond which the tiled product
 PARTIAL_BYTES: Final = 32 << 20
-"""Of partial sums of attention at a time; one row's at least."""
+"""Bytes of attention's partial sums at a time; at least those of one row."""
 
 
 def partial_sums(rows: int, heads: int, dim: int, reach: int) -> tuple[int, int, int]:
-    """Rows whose partial sums attention takes at a time over so many positions, their splits, their bytes."""
+    """Rows that attention over `reach` positions takes at a time, splits of each, bytes of partial sums."""
     splits = -(-reach // SPLIT_KEYS)
     each = 4 * heads * splits * (dim + 2)
     step = max(1, min(rows, PARTIAL_BYTES // each))
@@ -54,7 +54,7 @@ def partial_sums(rows: int, heads: int, dim: int, reach: int) -> tuple[int, int,
 
 
 def most_partial(rows: int, heads: int, dim: int, reach: int) -> int:
-    """Most bytes of partial sums for up to so many rows over up to so many positions."""
+    """The most bytes of partial sums for up to `rows` rows over up to `reach` positions."""
     _, _, each = partial_sums(1, heads, dim, reach)
     return min(each * rows, max(each, PARTIAL_BYTES))
 
@@ -76,7 +76,7 @@ class CudaBackend(DeviceMemory, Backend[DeviceArray, DeviceMatrix | DeviceArray,
         device.module(*MODULES)
 
     def weight(self, raw: NDArray[np.uint8], info: TensorInfo) -> DeviceMatrix | DeviceArray:
-        """A vector as float32, a matrix repacked."""
+        """Upload a weight: a vector as float32, a matrix repacked."""
         place = self.place(info)
         if isinstance(place, DeviceArray):
             self.device.upload(place.pointer, dequantize(raw, info.type, info.shape))
@@ -89,7 +89,7 @@ class CudaBackend(DeviceMemory, Backend[DeviceArray, DeviceMatrix | DeviceArray,
         return place
 
     def place(self, info: TensorInfo) -> DeviceMatrix | DeviceArray:
-        """Memory for a weight."""
+        """Allocate a weight's memory."""
         if len(info.shape) == 1:
             return self.empty(*info.shape, purpose="weights")
         return DeviceMatrix(self.arena, info.type, info.shape)
@@ -128,7 +128,7 @@ class CudaBackend(DeviceMemory, Backend[DeviceArray, DeviceMatrix | DeviceArray,
         bias = None if bias is None else self.on(bias)
         rows, outputs = x.shape[0], weight.shape[0]
         out = self.empty(rows, outputs) if out is None else out
-        # A file that stores float32 needs its precision and range, which half does not have.
+        # A file that stores float32 is taken to need its precision and range, which half does not have.
         if self._tensor is not None and rows >= LEAST_TILE_ROWS and kind != "f32":
             self._tensor.linear(x, weight, bias.pointer if bias else 0, out)
             return out
@@ -166,7 +166,7 @@ class CudaBackend(DeviceMemory, Backend[DeviceArray, DeviceMatrix | DeviceArray,
     def angles(
         self, at: DeviceIds, base: float, dim: int, factor: float, divisors: Weight | None
     ) -> DeviceArray:
-        """Cosines and sines (row, pair, 2), made once for the positions of a step."""
+        """Cosines and sines (row, pair, 2), computed once for the positions of a step."""
         key = (base, dim, factor, None if divisors is None else id(divisors))
         if key in at.tables:
             return at.tables[key]
@@ -181,7 +181,7 @@ class CudaBackend(DeviceMemory, Backend[DeviceArray, DeviceMatrix | DeviceArray,
     def frequencies(
         self, base: float, dim: int, factor: float = 1.0, freq_factors: Weight | None = None
     ) -> DeviceArray:
-        """Radians a position (pair,) of a rotation, in float64; kept from its first use on."""
+        """Radians per position (pair,) of a rotation, in float64; computed on first use and kept."""
         key = (base, dim, factor, None if freq_factors is None else id(freq_factors))
         theirs = freq_factors is not None and not isinstance(freq_factors, DeviceArray)
         if key not in self._frequencies or theirs:
@@ -193,7 +193,7 @@ class CudaBackend(DeviceMemory, Backend[DeviceArray, DeviceMatrix | DeviceArray,
         return self._frequencies[key]
 
     def prepare(self, rotations: Iterable[Mapping[str, Any]]) -> None:
-        """Make these frequencies now, so that an idle model holds what it will hold."""
+        """Compute these frequencies now, so that an idle model holds as much memory as it ever will."""
         for settings in rotations:
             self.frequencies(**settings)
 
@@ -224,7 +224,7 @@ class CudaBackend(DeviceMemory, Backend[DeviceArray, DeviceMatrix | DeviceArray,
         return self.upload(record, SEQUENCE_DTYPE)
 
     def any_reach(self, rows: int, dim: int) -> bool:
-        """Whether the launches of attention are the same wherever in a sequence so many rows stand."""
+        """Whether attention of so many rows takes the same launches wherever in a sequence they are."""
         return self._tensor is not None and rows >= LEAST_TILE_ROWS and dim in HEAD_SIZES
 
     def _attend(
@@ -237,7 +237,7 @@ class CudaBackend(DeviceMemory, Backend[DeviceArray, DeviceMatrix | DeviceArray,
         scale: float,
         window: int | None,
     ) -> DeviceArray:
-        """Rows of q over one cache, so many at a time that their partial sums fit.
+        """Attention of the rows of q over one cache, as many at a time as have room for their partial sums.
 
         Args:
             reach: positions that the launch has to cover.

@@ -1,4 +1,4 @@
-"""Device logits and SamplingParams come in; the id that `sampler.sample` draws, chosen there, goes out."""
+"""Sampling on the device: the id that `sampler.sample` draws, without the logits leaving it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prill_runtime.device.memory.slot import SEQUENCE_DTYPE, Slot
 from prill_runtime.errors import EngineError, InvalidParameter, NotANumber
 from prill_runtime.sampling.sampler import SamplingParams
 
-# As sample.cu has them.
+# As in sample.cu.
 SAMPLING_DTYPE: Final = np.dtype(
     [("temperature", "<f8"), ("top_p", "<f8"), ("min_p", "<f8"), ("penalty", "<f8"), ("seed", "<u8"),
      ("top_k", "<i4"), ("masks", "<i4")]
@@ -23,13 +23,13 @@ STATE_BYTES: Final = 256
 BINS_BYTES: Final = 8 * 3 * 2048
 LISTED_IDS: Final = 512
 MOST_PARTS: Final = 128
-IDS_PER_PART: Final = 2048  # that a thread block looks at, while there are enough blocks
+IDS_PER_PART: Final = 2048  # of one thread block, as long as MOST_PARTS blocks are enough
 FILTER_PASSES: Final = 8
-"""Passes by many thread blocks in one graph: two a filter and two for the draw where nothing is flat."""
+"""Passes by many thread blocks in one graph: two for each filter and two for the draw, if nothing is flat."""
 
 
 def sizes(vocab: int) -> dict[str, int]:
-    """Bytes of the buffers that sampling takes, by name."""
+    """Bytes of the buffers that sampling needs, by name."""
     return {
         "params": SAMPLING_DTYPE.itemsize, "state": STATE_BYTES, "bins": BINS_BYTES, "values": 8 * LISTED_IDS,
         "which": 4 * LISTED_IDS, "partial": 64 * MOST_PARTS, "seen": vocab,
@@ -37,15 +37,15 @@ def sizes(vocab: int) -> dict[str, int]:
 
 
 class DeviceSampler:
-    """Buffers of the choice of one sequence's ids, and the launches that make it.
+    """The buffers and launches that draw one sequence's ids.
 
-    Arithmetic is float64 as on the host, masses are added up exactly. Given the same logits, an id can differ
-    from `sampler.sample`'s only where the draw, or the mass that top-p keeps, lies closer to a
-    border between two ids than the host's own sum is exact (about 1e-12 of the whole; n 2^-53 for n ids at
-    most), or where a weight lies within the last bit of min-p.
+    Arithmetic is float64 as on the host, and masses are added up exactly. Given the same logits, an id can
+    differ from `sampler.sample`'s only if the draw, or the mass that top-p keeps, lies closer to a border
+    between two ids than the host's own sum is accurate (about 1e-12 of the whole; at most n 2^-53 for n
+    ids), or if a weight lies within the last bit of min-p.
 
     Args:
-        vocab: ids.
+        vocab: number of ids.
     """
 
     def __init__(self, ops: DeviceMemory, vocab: int) -> None:
@@ -57,19 +57,19 @@ class DeviceSampler:
         return self._buffers[name].pointer
 
     def arm(self, params: SamplingParams, *, masks: bool = False) -> None:
-        """Say how ids are chosen from now on.
+        """Set how ids are chosen from now on.
 
         Args:
-            masks: whether a logit of -inf is a mask; else a row that has one is refused.
+            masks: whether a logit of -inf masks its id; if not, a row that has one is refused.
         """
-        # Without a temperature, the first of the most probable ids.
+        # A temperature of 0 takes the lowest of the most probable ids.
         temperature, top_k = (params.temperature, params.top_k) if params.temperature else (1.0, 1)
         record = (temperature, params.top_p, params.min_p, params.repetition_penalty, params.seed,
                   min(top_k, self.vocab), int(masks))  # fmt: skip
         self.ops.device.upload(self._at("params"), np.array([record], SAMPLING_DTYPE))
 
     def remember(self, history: Sequence[int]) -> None:
-        """Say which ids the repetition penalty counts; ids chosen afterwards are added on the device.
+        """Set the ids that the repetition penalty counts; ids chosen afterwards are added on the device.
 
         Raises:
             InvalidParameter: an id outside the vocabulary.
@@ -85,7 +85,7 @@ class DeviceSampler:
         self.ops.device.upload(self._at("seen"), seen)
 
     def launch(self, logits: DeviceArray, slot: Slot) -> None:
-        """Queue the choice of an id from logits (1, vocab), and the step to the next position."""
+        """Queue the choice of an id from logits (1, vocab); it also moves the slot to the next position."""
         device, parts = self.ops.device, max(1, min(MOST_PARTS, -(-self.vocab // IDS_PER_PART)))
         args = {name: self._at(name) for name in self._buffers}
         args |= {"logits": logits.pointer, "vocab": self.vocab, **slot.targets}
@@ -98,7 +98,7 @@ class DeviceSampler:
 def draw(
     ops: DeviceMemory, logits: Any, params: SamplingParams, position: int, history: Sequence[int]
 ) -> int:
-    """The id at `position` from logits (vocab,), as `sampler.sample` gives it; the kernels, outside a graph.
+    """The id that `sampler.sample` draws at `position` from logits (vocab,); the kernels, outside a graph.
 
     Args:
         position: 0 to 2^31 - 1.
@@ -108,7 +108,7 @@ def draw(
     """
     row = ops.on(np.asarray(logits, np.float32)[None])
     sampler, slot = DeviceSampler(ops, row.shape[1]), Slot(ops.device, ops.arena)
-    # As in a captured graph: the sequence as it stands before the id.
+    # As in a captured graph, the sequence ends before the id.
     before = np.zeros(1, SEQUENCE_DTYPE)
     before["length"] = position - 1
     slot.arm(before)
@@ -122,7 +122,7 @@ def draw(
 
 
 def refusal(code: int) -> NotANumber | EngineError:
-    """The error that stands for what lies in the place of an id."""
+    """The error for a code that a kernel wrote in the place of an id."""
     if code == NOT_FINITE:
         return NotANumber("1 of 1 rows of logits are not finite", where="logits")
     if code == ALL_MASKED:

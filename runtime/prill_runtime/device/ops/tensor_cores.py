@@ -1,4 +1,4 @@
-"""Many rows and a matrix come in; their product or attention, computed in half precision, goes out."""
+"""Matrix products and attention of many rows on tensor cores, in half precision."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from prill_runtime.device.memory.array import Allocation, DeviceArray, DeviceMem
 from prill_runtime.device.memory.matrix import DeviceMatrix
 
 LEAST_TILE_ROWS: Final = 17
-"""Rows below which a tile would be mostly empty."""
+"""Fewer rows would leave a tile mostly empty."""
 HEAD_SIZES: Final = (64, 128)  # head sizes that prefill_attention has kernels for
 TILE_OUTS, STAGE_COLUMNS = 128, 64  # outputs of a tile, columns of a stage
 SHARED_BYTES: Final = {256: 193 << 10, 128: 105 << 10, 64: 97 << 10}
 MOST_SPLITS: Final = 8
 JOINED_BYTES: Final = 20 << 20
-"""Most bytes of sums that splits leave to be joined."""
+"""The most bytes of partial sums that splits may leave to be added up."""
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a product is divided: rows of a tile, thread blocks that share one, stages for each of them."""
+    """How a product is divided: rows of a tile, thread blocks that share a tile, stages of each block."""
 
     rows: int
     splits: int
@@ -29,7 +29,7 @@ class Tiling:
 
     @classmethod
     def of(cls, rows: int, outs: int, x_pitch: int, multiprocessors: int) -> Tiling:
-        """As few tiles as fill the device; where they do not, splits of the columns."""
+        """Tiles as high as the rows need; if they are too few to fill the device, the columns are split."""
         tile = 64 if rows <= 64 else 128 if rows <= 128 else 256
         slots = multiprocessors * (1 if tile == 256 else 2)
         total = x_pitch // STAGE_COLUMNS
@@ -40,12 +40,12 @@ class Tiling:
 
 
 def most_sums(rows: int, outs: int) -> int:
-    """Most bytes that the splits of a product of up to so many rows leave to be joined, on any device."""
+    """The most bytes of partial sums that a product of up to `rows` rows leaves, on any device."""
     return min(JOINED_BYTES, 4 * MOST_SPLITS * rows * outs)
 
 
 class TensorCores:
-    """What a backend in mode `fast` computes of many rows; activations are float32 between the ops."""
+    """What a backend in mode `fast` uses for many rows; activations are float32 between the ops."""
 
     def __init__(self, ops: DeviceMemory) -> None:
         self.ops = ops
@@ -53,16 +53,16 @@ class TensorCores:
 
     @property
     def device(self) -> Device:
-        """The device, with the kernels on it: they take long to compile, and short texts need none."""
+        """The device, with these kernels loaded: on first use only, for they take long to compile."""
         if not self._loaded:
             self.ops.device.module("tensor", "prefill_attention")
             self._loaded = True
         return self.ops.device
 
     def halves(self, x: DeviceArray) -> tuple[Allocation, int]:
-        """x (row, in) rounded to half, rows filled up with zeros: memory, and halves from row to row.
+        """x (row, in) rounded to half, rows padded with zeros: its memory, and its pitch in halves.
 
-        Kept with x: several products may take it.
+        It is kept with x, for several products may need it.
         """
         pitch = -(-x.width // STAGE_COLUMNS) * STAGE_COLUMNS
         if x.halves is None:
@@ -110,11 +110,11 @@ class TensorCores:
         scale: float,
         window: int | None,
     ) -> DeviceArray:
-        """Rows of q (row, head, dim) over one cache that holds their own keys already: (row, head · dim)."""
+        """Attention of q (row, head, dim) over a cache that already holds its keys: (row, head · dim)."""
         rows, heads, dim = q.shape
         out = q.beside(heads * dim)
         pitch = -(-heads * dim // STAGE_COLUMNS) * STAGE_COLUMNS
-        if q.whole is None:  # halves of a batch's rows are made of all of them
+        if q.whole is None:  # a batch's rows are converted to halves together
             out.halves = self.ops.allocate(2 * rows * pitch, rows=rows)
         halves = 0 if out.halves is None else out.halves.pointer
         args = {"sequence": sequence, "q": q.pointer, "out": out.pointer, "halves": halves,

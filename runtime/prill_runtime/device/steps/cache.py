@@ -1,4 +1,4 @@
-"""A sequence's size comes in; its keys and values in device memory, behind KVCache's interface, go out."""
+"""The KV cache in device memory: of a sequence, and of whichever sequence a captured graph is run for."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from prill_runtime.models.nodes.network import Network
 
 STATE_BYTES: Final = SEQUENCE_DTYPE.itemsize
-"""Of every open cache, besides its keys and values."""
+"""Bytes of every open cache besides its keys and values."""
 MOST_SESSIONS: Final = 1024
-"""Caches of a model that may be open at once, where there are positions for so many."""
+"""Caches of a model that may be open at once, if there are positions for so many."""
 
 
 def nbytes_of(network: Network, positions: int) -> int:
-    """Bytes of the keys and values of so many positions."""
+    """Bytes of keys and values for so many positions."""
     kept = (layout.kv_heads * (layout.key_size + layout.value_size) for layout in network.caches)
     return F32.itemsize * positions * sum(kept)
 
@@ -51,7 +51,8 @@ class DeviceCache(KVCache):
                 expected=f"at most {MOST_SESSIONS}", got=pool.live + 1, hint="close one",
             )  # fmt: skip
         try:
-            # Keys and values in one block: the pool is cut into as few pieces as there are caches.
+            # Keys and values in one block, so that the pool is divided into as few blocks as there are
+            # caches.
             self._allocation = self.ops.allocate(2 * self._bytes, "cache")
         except OutOfDeviceMemory:
             held = f"{pool.held // each} positions in {pool.live} open sequences"
@@ -66,7 +67,7 @@ class DeviceCache(KVCache):
 
     @property
     def state(self) -> Pointer:
-        """The kernel's struct Sequence.
+        """Address of the kernels' struct Sequence.
 
         Raises:
             PrillError: the cache is closed.
@@ -110,7 +111,7 @@ class DeviceCache(KVCache):
         return view, view
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self._allocation = self._state = None
 
 
@@ -133,7 +134,7 @@ class SlotCache(DeviceCache):
 
 
 def append(ops: CudaBackend, sequence: Pointer, shape: tuple[int, ...], layer: int, k: Any, v: Any) -> None:
-    """Queue the copy of new rows k, v (row, kv_head, dim) behind a sequence's committed ones."""
+    """Queue a copy of new rows k, v (row, kv_head, dim) to behind a sequence's committed ones."""
     k, v = (x if hasattr(x, "pitch") else ops.on(x) for x in (k, v))
     args = {"sequence": sequence, "k": k.pointer, "v": v.pointer, "rows": len(k), "kv_heads": shape[1],
             "head_dim": shape[3], "k_pitch": k.pitch, "v_pitch": v.pitch, "layer": layer}  # fmt: skip

@@ -1,4 +1,4 @@
-"""A sequence and its last id come in; ids from a captured graph, replayed without the host, go out."""
+"""Decoding by captured graphs: many tokens in a row without the host."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from prill_runtime.run.generate import Generation, Predictor, Writer
 from prill_runtime.sampling.sampler import SamplingParams
 
 QUEUED_TOKENS: Final = 16
-"""Tokens queued at a time; the next are queued before the host reads the last: the device never waits."""
+"""Tokens queued at a time; more are queued before the host reads these, so that the device never waits."""
 TURN_TOKENS: Final = 256
-"""Tokens after which other threads have their turn."""
-BATCHES_AHEAD: Final = 2  # batches queued at once, no more than the ring holds
-CHOICE_BLOCKS: Final = 256  # blocks that look at the logits, at most as many as threads of a block
+"""Tokens after which other threads get their turn."""
+BATCHES_AHEAD: Final = 2  # batches of tokens queued at once, no more than the ring holds
+CHOICE_BLOCKS: Final = 256  # thread blocks that read the logits, at most as many as threads of a block
 LEAST_REACH: Final = 1024  # positions of the smallest graph
 
 
 class Decoder:
-    """Two graphs, one that takes the most probable id and one that draws: embed, every layer, head, choice,
-    next position.
+    """Two kinds of graph, one that takes the most probable id and one that draws. Each is a whole step:
+    embedding, every layer, head, choice, next position.
 
-    Where attention is fused they serve caches of any capacity, else caches up to a power of two.
-    Token and position live on the device in a slot that describes the sequence, and so do the settings of the
-    draw and the ids the text has used; a replay feeds the token there and leaves the next one.
+    If attention is fused, a graph serves caches of any capacity, else caches up to a power of two. Token and
+    position live on the device in a slot that describes the sequence, and so do the sampling parameters and
+    the ids used so far; a replay feeds the token in the slot and puts the next one there.
     """
 
     def __init__(self, model: Wired, ops: CudaBackend) -> None:
@@ -53,7 +53,7 @@ class Decoder:
         self.lowered = Lowered(model, ops)
         self.sampler = DeviceSampler(ops, vocab)
         self.prompt = Prefill(model, ops)
-        # For whom the sampler was armed last, and how many ids of it the sampler remembers.
+        # The text that the sampler was armed for last, and how many of its ids the sampler remembers.
         self._told: tuple[ref[DeviceCache], SamplingParams, int] | None = None
 
     @property
@@ -81,14 +81,14 @@ class Decoder:
         return self._graphs[reach, draws]
 
     def _record(self, reach: int) -> None:
-        """One step up to the logits, whose attention covers `reach` positions."""
+        """Queue one step up to the logits, with attention over `reach` positions."""
         slot = self._slot
         ids = DeviceIds(slot.allocation, 1, TOKEN_OFFSET)
         positions = DeviceIds(slot.allocation, 1, slot.at("position") - slot.pointer)
         self.lowered(in_memory(self.model, self.ops, slot.allocation, ids, positions, reach), self.logits)
 
     def choose(self) -> None:
-        """Queue the choice of the most probable id, and the step to the next position."""
+        """Queue the choice of the most probable id; it also moves the slot to the next position."""
         vocab = self.model.network.vocab
         parts = max(1, min(CHOICE_BLOCKS, vocab // 512))
         args = {"logits": self.logits.pointer, "partial": self._partial.pointer,
@@ -97,12 +97,12 @@ class Decoder:
 
     @in_turn
     def first(self, cache: DeviceCache, history: Sequence[int], params: SamplingParams) -> tuple[int, float]:
-        """The id that follows a prompt whose last row of logits is in `logits`, and its logprob.
+        """The id that follows a prompt whose last row `prefill` has left in `logits`, and its logprob.
 
         Raises:
             NotANumber: logits that are not finite, or as `refusal`.
         """
-        # A choice counts the row it was made from, and the cache has counted the prompt's last already.
+        # A choice moves on from the row it was made from, and the cache has counted that row already.
         self._slot.arm(cache.record(length=cache.length - 1))
         if is_greedy(params):
             self.choose()
@@ -133,7 +133,7 @@ class Decoder:
             if draws:
                 if self._told != (ref(cache), params, len(history)):
                     self._tell(params, history)
-                # True once all are read; who closes before that has ended the text, and its cache with it.
+                # True once all are read; closing the stream earlier ends the text, and its cache with it.
                 self._told = ref(cache), params, len(history) + count
             self._slot.arm(cache.record(history[-1]))
             left, queued = count, deque[tuple[int, int, int]]()
@@ -164,12 +164,12 @@ class Decoder:
 
 
 def is_greedy(params: SamplingParams) -> bool:
-    """Whether the most probable id is taken as the logits stand."""
+    """Whether the most probable id of the unchanged logits is taken."""
     return params.temperature == 0 and params.repetition_penalty == 1.0
 
 
 class DevicePredictor(Predictor, Protocol):
-    """What a text is continued with on a device: a DeviceModel is one."""
+    """The part of a DeviceModel that continuing a text needs."""
 
     @property
     def device(self) -> Device: ...
@@ -192,9 +192,9 @@ def generate(
     ignore_eos: bool = False,
     on_token: Callable[[int, float], bool | None] | None = None,
 ) -> Generation:
-    """As `prill_runtime.run.generate.generate`, decoding by graph.
+    """As `prill_runtime.run.generate.generate`, but decoding by graph.
 
-    Ids are chosen on the device, many replays at a time; logits do not come to the host.
+    Ids are chosen on the device, many replays at a time; logits are not copied to the host.
     """
     params = params or SamplingParams()
     writer = Writer(model, ids, max_tokens, params, stop, ignore_eos, on_token)
@@ -204,7 +204,7 @@ def generate(
         if (done := _begin(model, writer, cache, params)) is not None:
             return done
         while True:
-            # A caller who looks at every token may do anything between two of them.
+            # A caller who is told of every token may do anything between two of them.
             span = TURN_TOKENS if on_token is None else 1
             count = min(span, writer.remaining, cache.capacity - cache.length)
             with closing(model.decoder.stream(cache, writer.history, count, params)) as stream:
@@ -218,7 +218,7 @@ def generate(
 def _begin(
     model: DevicePredictor, writer: Writer, cache: DeviceCache, params: SamplingParams
 ) -> Generation | None:
-    """The prompt, and the id that follows it.
+    """Feed the prompt and accept the id that follows it.
 
     Raises:
         NotANumber: the first stage that is not finite, as `Model.forward` finds it.

@@ -1,4 +1,4 @@
-"""Matrices, a row and where it stands come in; one launch of a fused kernel goes out."""
+"""Launches of the fused kernels for one row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prill_runtime.device.ops.backend import CudaBackend
 from prill_runtime.models.nodes.attention import Attention
 
 CLUSTER_BLOCKS: Final = 8  # blocks of attention_decode that share a head of keys
-TILE_KEYS: Final = 16  # keys of one of its warps at a time
+TILE_KEYS: Final = 16  # keys that a warp of attention_decode takes at a time
 MOST_QUERY_HEADS: Final = 8
 MOST_HEAD_DIM: Final = 256
 TEAM_ROWS: Final = 4
@@ -22,14 +22,14 @@ BLOCK_SHAPES: dict[str, tuple[int, int]] = {
     "values": (512, 1),
     "emu": (64, 1),
 }
-"""Threads of a block, and blocks for each multiprocessor."""
+"""Threads of a block, and blocks per multiprocessor."""
 PREFETCH_BYTES: Final = 2 << 20
-"""Bytes of each of two matrices that attention asks for: with twice as much, the matrix before them waits."""
+"""Bytes of each of two matrices that attention prefetches; twice as many delay the matrix before them."""
 NO_MATRIX: Final = Matrix(0, 0, 0, 0, 0, 0, 0, 0)
 
 
 class Heads(NamedTuple):
-    """Where queries are turned and keys and values go: the sequence's cache, its angles, and their sizes."""
+    """What rotating queries and storing keys and values needs: the cache, the angles, and sizes."""
 
     sequence: Pointer
     angles: Pointer
@@ -40,7 +40,7 @@ class Heads(NamedTuple):
 
 
 class Hooks(NamedTuple):
-    """What fused.cuh adds in kernels that have it: pointers are 0 where there is nothing of the kind."""
+    """The optional parts of kernels with hooks (fused.cuh); a pointer is 0 if there is no such part."""
 
     norm_bias: Pointer = 0
     bias0: Pointer = 0
@@ -71,7 +71,7 @@ def product(
     """Queue one launch of fused.cu, or of hooked.cu where there are hooks.
 
     Args:
-        only: of q, k and v, the one to compute; the others have launches of their own.
+        only: which of q, k and v to compute; the others have launches of their own.
     """
     device, first = ops.device, matrices[only or 0]
     fields = [m.fields for m in matrices] + [NO_MATRIX] * (3 - len(matrices))
@@ -106,12 +106,11 @@ def attend(
     out: Pointer,
     ahead: tuple[DeviceMatrix, ...] = (),
 ) -> None:
-    """Queue attention_decode: one row of q (head, dim) over a sequence's cache, itself included.
+    """Queue attention_decode: one row of q (head, dim) over a sequence's cache, its own key included.
 
     Args:
         sequence: a SEQUENCE_DTYPE in device memory, whose length is the row's position. out: (head, dim).
-        ahead: one or two matrices, of one shape, that a later launch reads, to be asked into the second-level
-            cache.
+        ahead: one or two matrices of one shape that a later launch reads, to be prefetched into the L2 cache.
     """
     group, dim = a.heads // a.kv_heads, a.size
     first, second, most = _asked(ahead)
@@ -129,7 +128,7 @@ def attend(
 
 
 def _asked(ahead: tuple[DeviceMatrix, ...]) -> tuple[Pointer, Pointer, int]:
-    """Two places, and how many bytes from each on are asked for: of a matrix alone, both halves."""
+    """Two addresses, and how many bytes to prefetch from each: the two halves if there is one matrix."""
     if not ahead:
         return 0, 0, 0
     size = ahead[0].streams["q"]
@@ -141,10 +140,10 @@ def _asked(ahead: tuple[DeviceMatrix, ...]) -> tuple[Pointer, Pointer, int]:
 
 
 def team_of(groups: int, steps: int, grid: int, warps: int) -> tuple[int, int, int]:
-    """Warps that share a group of rows, a power of two: those with the fewest steps one after the other.
+    """How many warps share a group of rows: the power of two with the fewest steps in sequence.
 
     Returns:
-        The warps, steps of each for one group, groups one after the other.
+        The warps, steps of each per group, groups in sequence.
     """
     sizes = [size for size in (1, 2, 4, 8, 16) if warps % size == 0]
     shares = [(size, -(-steps // size), -(-groups // (grid * (warps // size)))) for size in sizes]

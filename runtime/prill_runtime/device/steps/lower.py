@@ -1,7 +1,7 @@
-"""A model's nodes come in; one token's way through them, fused kernels where they cover a node, goes out.
+"""Lower a model's nodes to the launches of one token, by fused kernels where they cover a node.
 
-`lower(node, on)` gives the fused piece of a kind of node where the kernels have its options, and None where
-they have not: the node then records itself through ops, beside fused ones.
+`lower(node, on)` returns the fused piece of a node if the kernels have its options, and None if not; such a
+node is then recorded through single ops, beside fused ones.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from prill_runtime.models.nodes.network import Embed, Head
 from prill_runtime.models.nodes.norms import LayerNorm, Norm
 from prill_runtime.models.nodes.rope import Rope
 
-# Takes the stream (1, width) and gives it back with what the node adds to it.
+# Takes the residual stream (1, width) and returns it with what the node adds.
 Piece = Callable[[Any, DeviceArray], DeviceArray]
 BLOCK_VALUES: Final = 32  # values that are quantised together: rows are whole numbers of them
 
 
 class Lowering:
-    """What the pieces of a model share: its weights, buffers of one token, the angles of its position."""
+    """What the pieces of a model share: its weights, one token's buffers, the angles of its position."""
 
     def __init__(self, model: Wired, ops: CudaBackend) -> None:
         self.weights: Any = model.weights
@@ -46,7 +46,7 @@ class Lowering:
                 max(node.up.rows for node in nodes if isinstance(node, Dense)),
             )
         )
-        # Of the rotations, the one whose angles the first launch makes.
+        # The rotation whose angles the first launch computes; others compute their own.
         self.rope = next((node for node in nodes if isinstance(node, Rope)), None)
         if self.rope is not None:
             self.frequencies = ops.frequencies(**self.rope.settings(self.weights))
@@ -57,16 +57,16 @@ class Lowering:
         return found
 
     def norm(self, norm: Norm) -> dict[str, Any]:
-        """A launch's arguments for the norm before its product."""
+        """Arguments for the norm that a launch applies before its product."""
         return {"norm": self.weights[f"{norm.name}.weight"].pointer, "eps": norm.eps}
 
     def bias(self, name: str) -> Pointer:
-        """Where a bias lies; 0 where there is none."""
+        """Address of a bias; 0 if there is none."""
         found = self.weights.get(f"{name}.bias")
         return 0 if found is None else int(found.pointer)
 
     def hooks(self, norm: Norm | None, *linears: Linear, needed: bool = False) -> Hooks | None:
-        """What a launch's norm and matrices, each once, have that only kernels with hooks have, if any."""
+        """The parts of a launch's norm and matrices that need a kernel with hooks; None if there are none."""
         biases = [self.bias(linear.name) for linear in linears]
         centred = self.bias(norm.name) if isinstance(norm, LayerNorm) else 0
         if not (needed or centred or any(biases)):
@@ -86,11 +86,10 @@ class Lowering:
 
 
 class Lowered:
-    """One token's way through a model.
+    """The launches that take one token through a model.
 
     Attributes:
-        recorded: nodes without a fused piece. any_reach: the launches are the same wherever in a sequence the
-            token stands.
+        recorded: nodes without a fused piece. any_reach: whether the launches are the same at every position.
     """
 
     def __init__(self, model: Wired, ops: CudaBackend) -> None:
@@ -116,7 +115,7 @@ class Lowered:
         self.any_reach = not any(isinstance(node, Attention) for node in self.recorded)
 
     def __call__(self, p: Pass, logits: DeviceArray) -> None:
-        """Queue the launches of the step's one id, to logits (1, vocab)."""
+        """Queue the launches for the step's one id, up to logits (1, vocab)."""
         x = self._embed(p)
         for piece in self._pieces:
             x = piece(p, x)
@@ -124,13 +123,13 @@ class Lowered:
 
 
 def _added(node: Attention | Dense, p: Any, x: Any) -> Any:
-    """The stream with what a node adds to it, by single ops."""
+    """The stream with what a node adds to it, computed by single ops."""
     return p.ops.add(x, node(p, x))
 
 
 @singledispatch
 def lower(node: Node, on: Lowering) -> Any:
-    """The fused piece of a node; None where the kernels do not cover it."""
+    """The fused piece of a node; None if the kernels do not cover it."""
     return None
 
 
@@ -164,7 +163,7 @@ def _(node: Dense, on: Lowering) -> Any:
 
 
 class Begin:
-    """The row of the id and the angles of its position, in one launch; a learned position in another."""
+    """Embedding row and angles in one launch; a learned position in another."""
 
     def __init__(self, node: Embed, on: Lowering) -> None:
         self.node, self.on = node, on
@@ -185,11 +184,11 @@ class Begin:
 
 
 class FusedAttention:
-    """Norm, projections, rotation and cache in one launch, or in one for each type; attention; projection."""
+    """Norm, projections, rotation and cache in one launch, or one per type; attention; output projection."""
 
     def __init__(self, node: Attention, on: Lowering) -> None:
         self.node, self.on = node, on
-        self.ahead: tuple[DeviceMatrix, ...] = ()  # what the piece behind it reads first
+        self.ahead: tuple[DeviceMatrix, ...] = ()  # what the next piece reads first
         self.parts = {part.name: part for part in (node.q, node.k, node.v)}
         self.hooks = on.hooks(node.norm, *self.parts.values(), needed=len(self.parts) == 1)
         if self.hooks is not None and len(self.parts) == 1:
@@ -216,7 +215,7 @@ class FusedAttention:
 
 
 class FusedDense:
-    """Norm, gate where there is one, up and activation in one launch; down in another."""
+    """Norm, gate if any, up and activation in one launch; down in another."""
 
     def __init__(self, node: Dense, on: Lowering) -> None:
         self.node, self.on = node, on
@@ -234,7 +233,7 @@ class FusedDense:
 
 
 class FusedTail:
-    """The last norm and the head in one launch where they are `covered`, else by single ops."""
+    """The last norm and the head: in one launch if `covered`, else by single ops."""
 
     def __init__(self, norm: Norm, head: Head, on: Lowering) -> None:
         self.norm, self.head, self.on = norm, head, on
@@ -250,5 +249,5 @@ class FusedTail:
 
 
 def _pointer(ids: Any) -> Pointer:
-    """Where the one id of a step lies."""
+    """Address of a step's one id."""
     return int(ids.pointer)

@@ -1,4 +1,4 @@
-"""A sequence and new ids come in; their keys and values in its cache, and the last row's logits, go out."""
+"""Prompts on a device: pieces of a sequence appended to its cache, and the last row's logits."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from prill_runtime.models.base import Pass, Step
 from prill_runtime.models.load import Wired
 
 MAX_ROWS: Final = 1024  # of one step; longer prompts go through in pieces
-KEPT_GRAPHS: Final = 4  # graphs
-REMEMBERED_LENGTHS: Final = 16  # lengths
+KEPT_GRAPHS: Final = 4
+REMEMBERED_LENGTHS: Final = 16
 PIECE_DTYPE: Final = np.dtype(
     [("sequence", SEQUENCE_DTYPE), ("positions", "<i4", MAX_ROWS), ("ids", "<i4", MAX_ROWS)]
 )  # fmt: skip
 
 
 class Prefill:
-    """The way of a prompt's pieces through the model's nodes, from memory that describes the sequence.
+    """Takes the pieces of a prompt through a model; the device reads the sequence's state from memory.
 
-    Asking for the launches of a small model takes longer than running them: a length that comes a second time
-    is captured, where its launches do not depend on how far the sequence has come.
+    Queueing the launches of a small model takes longer than running them, so a length that comes a second
+    time is captured if its launches do not depend on how long the sequence already is.
     """
 
     def __init__(self, model: Wired, ops: CudaBackend) -> None:
@@ -53,7 +53,7 @@ class Prefill:
         cache.commit(rows)
 
     def head(self, logits: DeviceArray) -> None:
-        """Queue the logits (1, vocab) of the last row that was fed."""
+        """Queue the computation of the logits (1, vocab) of the last row that was fed."""
         weight: Any = self.model.weights[f"{self.model.network.head.name}.weight"]
         self.ops.linear(self._last, weight, out=logits)
 
@@ -63,11 +63,11 @@ class Prefill:
         self._graphs = {}
 
     def _graph(self, rows: int) -> Graph | None:
-        """The captured launches for so many rows; None the first time, and where they may be others again."""
+        """The captured launches for so many rows; None the first time, or if they depend on the position."""
         again = rows in self._lengths
         self._lengths.append(rows)
         if rows in self._graphs:
-            self._graphs[rows] = self._graphs.pop(rows)  # the one used last is the last to go
+            self._graphs[rows] = self._graphs.pop(rows)  # least recently used first
         elif again and all(
             self.ops.any_reach(rows, layer.attention.size) for layer in self.model.network.layers
         ):
@@ -79,7 +79,7 @@ class Prefill:
         return self._graphs.get(rows)
 
     def record(self, rows: int, reach: int) -> None:
-        """Queue the pass over the piece's sequence, whose attention covers `reach` positions."""
+        """Queue a pass over the piece's sequence, with attention over `reach` positions."""
         fields: Any = PIECE_DTYPE.fields
         ids, positions = (DeviceIds(self._piece, rows, fields[name][1]) for name in ("ids", "positions"))
         p = in_memory(self.model, self.ops, self._piece, ids, positions, reach)
@@ -90,10 +90,10 @@ class Prefill:
 def in_memory(
     model: Wired, ops: CudaBackend, sequence: Allocation, ids: DeviceIds, positions: DeviceIds, reach: int
 ) -> Pass:
-    """A pass over ids in device memory.
+    """A pass over ids that are in device memory.
 
     Args:
-        sequence: begins with the SEQUENCE_DTYPE that the ids continue. reach: positions attention covers.
+        sequence: begins with the SEQUENCE_DTYPE that the ids continue. reach: positions for attention.
     """
     cache = SlotCache(ops, model.network, reach, sequence)
     step: Any = Step(ids, positions, ((cache, slice(0, len(ids))),))  # type: ignore[arg-type]

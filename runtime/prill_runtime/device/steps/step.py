@@ -1,4 +1,4 @@
-"""A step of any composition comes in; its logits, from a device a few rows at a time, go out."""
+"""One step of any batch on a device; its logits are computed and copied a few rows at a time."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from prill_runtime.models.load import Wired
 from prill_runtime.ops.protocol import Array, Ids
 
 LOGIT_BYTES: Final = 16 << 20
-"""Of logits on their way to the host at a time; one row's at least."""
+"""Bytes of logits copied to the host at a time; at least one row's."""
 
 
 def rows_of_logits(vocab: int) -> int:
-    """Rows whose logits are computed at a time."""
+    """How many rows' logits are computed at a time."""
     return max(1, LOGIT_BYTES // (4 * vocab))
 
 
 def run(model: Wired, ops: CudaBackend, step: Step, wanted: Ids | None, tap: Tap) -> Array:
-    """Logits (row, vocab) of the wanted rows of a step, all when None, on the host."""
+    """Logits (row, vocab) of the wanted rows of a step, or of all rows, on the host."""
     for cache, _ in step.sequences:
         assert isinstance(cache, DeviceCache)
         cache.arm()
