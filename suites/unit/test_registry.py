@@ -11,6 +11,7 @@ import gguf
 import numpy as np
 import pytest
 
+import prill_runtime
 from prill_fixtures import path as fixture_path
 from prill_harness import open_engine
 from prill_harness.plan import provenance
@@ -170,6 +171,15 @@ def test_evidence_says_which_description_it_is_of(install: Install, tmp_path: Pa
     provenance.brought.cache_clear()
     assert {key for key in before if before[key] != after[key]} == {name}
     assert set(before) == set(after) == {*provenance.describe("fixture:llama-tiny", suite), name}
+
+
+def test_the_words_of_a_description_have_one_door() -> None:
+    """`prill_runtime` offers each by its name, whatever room it is in, and nothing else."""
+    homes = [name for names in prill_runtime.HOMES.values() for name in names]
+    assert sorted(homes) == sorted(prill_runtime.__all__)
+    assert [getattr(prill_runtime, name).__name__ for name in homes] == homes
+    with pytest.raises(AttributeError, match="no attribute 'Nest'"):
+        prill_runtime.Nest  # noqa: B018
 
 
 def test_the_doctor_names_them(install: Install) -> None:
