@@ -12,26 +12,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prill_runtime.errors import UnsupportedModel
     from prill_runtime.models.keys import Keys, heads, rope_dim, rope_scaling
-    from prill_runtime.models.nodes import (
-        Attention,
-        Dense,
-        Embed,
-        Head,
-        Layer,
-        LayerNorm,
-        Linear,
-        Network,
-        RmsNorm,
-        Rope,
-    )
+    from prill_runtime.models.nodes.attention import Attention
+    from prill_runtime.models.nodes.feedforward import Dense
+    from prill_runtime.models.nodes.linear import Linear
+    from prill_runtime.models.nodes.network import Embed, Head, Layer, Network
+    from prill_runtime.models.nodes.norms import LayerNorm, RmsNorm
+    from prill_runtime.models.nodes.rope import Rope
 
 HOMES = {
     "errors": ("UnsupportedModel",),
     "models.keys": ("Keys", "heads", "rope_dim", "rope_scaling"),
-    "models.nodes": (
-        "Attention", "Dense", "Embed", "Head", "Layer", "LayerNorm", "Linear", "Network", "RmsNorm", "Rope",
-    ),
-}  # fmt: skip
+    "models.nodes.attention": ("Attention",),
+    "models.nodes.feedforward": ("Dense",),
+    "models.nodes.linear": ("Linear",),
+    "models.nodes.network": ("Embed", "Head", "Layer", "Network"),
+    "models.nodes.norms": ("LayerNorm", "RmsNorm"),
+    "models.nodes.rope": ("Rope",),
+}
 """Module -> the public names that it has. Nothing of prill imports from here."""
 
 __all__ = [
