@@ -28,7 +28,7 @@ Install = Callable[..., None]
 # A Llama by another name: it hands the file's keys on to prill's own description.
 SOUND = """
 from dataclasses import replace
-from prill_runtime.models import llama
+from prill_runtime.models.architectures import llama
 def model(keys):
     return replace(llama.model(keys), architecture="jay")
 """
