@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -11,12 +11,20 @@ import numpy as np
 import pytest
 
 from prill_harness.engines.embedded import Embedded
+from prill_harness.engines.features import Traits, traits
+from prill_harness.faults.catalogue import catalogue
 from prill_harness.faults.opening import open_engine
 from prill_harness.numbers.lanes import lane_for
+from prill_harness.plan.provenance import model_facts
+from prill_harness.records.evidence import Cell, CellStarted
+from prill_harness.records.ledger import Ledger
 from prill_harness.stages.bisect import Report, bisect
 from prill_harness.stages.bounds import stage_bounds
+from prill_harness.stages.hypotheses.case import guesses
 from prill_harness.stages.subject import open_subject, stage_table
 from prill_harness.stages.trace import capture
+from prill_harness.witness import naive as naive_witness
+from prill_harness.witness import sensitivity
 from prill_runtime.device.model import DeviceModel
 from prill_runtime.models import registry, walks
 from prill_runtime.models.keys import Keys, heads
@@ -26,7 +34,9 @@ from prill_runtime.models.nodes.linear import Linear
 from prill_runtime.models.nodes.network import Embed, Head, Layer, Network
 from prill_runtime.models.nodes.norms import RmsNorm
 
+from .commandline import invoke
 from .decoded import decoded
+from .test_hypotheses import clean_cases, every_mistake_named
 from .tiny_gguf import add_tokenizer, write_gguf
 
 IDS = [5, 300, 7, 261, 9, 9, 30, 301, 77, 12, 14, 200]
@@ -173,18 +183,62 @@ def test_bisect_names_a_fault_in_it(fault: str, stage: str, clause: str, path: P
     assert clause in report.sentence
 
 
-def test_a_mistake_in_its_fused_rows_is_named(path: Path) -> None:
-    """Keys and values in each other's rows, of a tensor whose thirds are no parts: both findings say so."""
+def test_its_hypotheses_follow_from_its_nodes(path: Path) -> None:
+    """Every mistake that a stage's kind of node can make, made on it, is named: the rows of its one tensor,
+    unequal as they are, among them."""
     with open_engine("numpy64", path) as oracle, open_subject(path) as subject:
-        right = capture(oracle, IDS)
-        swapped = {"blk.0.k": right.stages["blk.0.v"], "blk.0.v": right.stages["blk.0.k"]}
-        bounds = stage_bounds(path, lane_for("f32", "float32"), IDS, right.stages)
-        report = bisect(replace(right, stages={**right.stages, **swapped}), oracle, IDS, subject, bounds)
-    found = {finding.stages[0]: finding.explanation for finding in report.findings}
-    for stage, rows in (("blk.0.k", "the v rows"), ("blk.0.v", "the k rows")):
-        explained = found[stage]
-        assert explained is not None
-        assert explained.clause == f"{rows} of blk.0.attn_qkv used instead of blk.0.attn_qkv"
+        cases = clean_cases(subject, capture(oracle, IDS).stages, IDS)
+        assert every_mistake_named(cases) > 100
+        with np.errstate(all="ignore"):
+            said = {kind: {clause for clause, _ in guesses(case)} for kind, case in cases.items()}
+    assert {
+        "the v rows of blk.1.attn_qkv used instead of blk.1.attn_qkv",
+        "rows of blk.1.attn_qkv shifted by one",
+    } < said["k"]
+    assert "mean subtracted (LayerNorm instead of RMSNorm)" in said["attn_norm"]
+    assert "ReLU instead of GELU (tanh)" in said["act"]
+    assert "positions counted from 1 instead of 0" in said["embed"]
+
+
+def test_its_checklist_follows_from_its_features(path: Path, tmp_path: Path) -> None:
+    """A ledger with one cell of it has a list of its own: what every architecture is asked, positions because
+    they are learned, and nothing of rope."""
+    cell, facts = Cell("m.gguf", "numpy", "tokens"), model_facts(str(path))
+    assert Traits.of_record(facts) == traits(str(path))
+    with Ledger(tmp_path / "ledger.jsonl") as ledger:
+        ledger.append(CellStarted(cell, (), 0.0, facts))
+    done = invoke("checklist", "nobodys", "--ledger", str(tmp_path / "ledger.jsonl"), "--format", "json")
+    shown = json.loads(done.stdout)
+    asked = {item["id"]: item["severity"] for item in shown["items"]}
+    assert len(asked) == 20
+    assert {"nobodys.oracle", "nobodys.tokens.exact", "nobodys.stages", "nobodys.positions.learned"} < {
+        name for name, severity in asked.items() if severity == "critical"
+    }
+    assert "nobodys.tokens.configuration.unturned" in asked
+    assert shown["left_out"] == {"nobodys": {"with rope": 2}}
+    assert done.exit_code == 10
+
+
+def test_its_faults_follow_from_its_features(path: Path) -> None:
+    """Of the catalogue those of what it has: RMSNorm, GELU, learned positions, grouped queries, tied head."""
+    mine = traits(str(path))
+    fit = {name: fault.applies_to(mine) for name, fault in catalogue().items()}
+    assert all(fit[name] for name in (
+        "gqa_interleaved", "kv_heads_ignored", "rms_eps_outside_root", "relu_for_gelu", "head_not_tied",
+        "learned_positions_from_one", "attention_not_scaled", "embed_off_by_one", "logits_capped",
+    ))  # fmt: skip
+    assert not any(fit[name] for name in (
+        "rope_pairing", "late_position_in_bfloat16", "layer_norm_no_bias", "gate_up_swapped", "gelu_for_silu",
+        "linear_bias_dropped", "qkv_bias_dropped", "head_tied_anyway", "square_matrix_transposed",
+    ))  # fmt: skip
+
+
+def test_what_can_be_changed_in_it_follows_from_its_features(path: Path) -> None:
+    """No rotation that is not there is varied; head count, eps and head are."""
+    reading = naive_witness.read(path)
+    varied = {variation.name for variation in sensitivity.variations(reading, len(IDS))}
+    assert {"eps", "head count", "tie", "blk.0.attn_norm.weight"} < varied
+    assert not any("rope" in name or name == "window" for name in varied)
 
 
 def test_its_description_is_short() -> None:

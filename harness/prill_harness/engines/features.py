@@ -11,7 +11,7 @@ from prill_harness.engines.models import resolve_model
 from prill_runtime.errors import PrillError
 from prill_runtime.gguf.file import open_gguf
 from prill_runtime.models import walks
-from prill_runtime.models.load import describe
+from prill_runtime.models.load import Described, describe
 
 PACKAGED = tuple(f"fixture:{name}" for name in ("llama-tiny", "gpt2-tiny", "llama-window", "llama-long"))
 """In the order in which one of them is taken to stand for a feature."""
@@ -51,11 +51,16 @@ class Traits:
 
 def traits(spec: str) -> Traits:
     """Those of a model's file; no byte of its weights is read."""
-    architecture, features = "", None
     with suppress(PrillError, OSError), open_gguf(resolve_model(spec)) as file:
-        architecture = file.architecture
-        features = walks.features(describe(file))
-    return Traits(architecture, features)
+        return Traits(file.architecture, features_of(file))
+    return Traits()
+
+
+def features_of(file: Described) -> frozenset[str] | None:
+    """What its description gives an open file; None where nobody described it, or it cannot be."""
+    with suppress(PrillError):
+        return walks.features(describe(file))
+    return None
 
 
 @cache

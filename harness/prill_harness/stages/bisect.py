@@ -25,11 +25,14 @@ from prill_harness.stages.localise import localise
 from prill_harness.stages.trace import Trace, capture, fit
 from prill_runtime.errors import EngineError, Inconclusive, NotANumber
 from prill_runtime.models.base import Stage
+from prill_runtime.models.nodes.attention import Attention
+from prill_runtime.models.nodes.network import Embed
+from prill_runtime.models.nodes.rope import Rope
 
 __all__ = ["Finding", "Report", "StageResult", "Subject", "bisect"]
 Array = NDArray[np.float64]
-# What these stages compute depends on the place of a row, which a trace of the last rows alone hides.
-_PLACED = ("embed", "q_rope", "k_rope", "attn")
+# What these compute depends on the place of a row, which a trace of the last rows alone hides.
+_PLACED = (Embed, Rope, Attention)
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,9 @@ class Report:
 
 @dataclass(frozen=True)
 class Subject:
-    """What the walk knows of the model: what the file declares, weights as float64, bytes as they lie there,
-    and every stage by name, in execution order."""
+    """What the walk knows of the model: weights as float64, bytes as they lie in the file, and every stage by
+    name, in execution order."""
 
-    config: Mapping[str, int | float | str | bool]
     weight: Weight
     raw: Raw
     table: Mapping[str, Stage]
@@ -93,12 +95,12 @@ def bisect(
         Inconclusive: the two have no stage in common, or the candidate shows none.
     """
     truth = capture(oracle, ids).stages
-    architecture, table = str(subject.config["architecture"]), subject.table
+    table = subject.table
     broken: NotANumber | None = None
     shown = candidate if isinstance(candidate, Trace) else Trace((), {})
     try:
         shown = candidate if isinstance(candidate, Trace) else capture(candidate, ids)
-        free, odd = fit(shown, truth, architecture)
+        free, odd = fit(shown, truth, table)
     except NotANumber as error:
         broken, free, odd = error, {}, {}
     if not (free or odd or broken):
@@ -106,7 +108,7 @@ def bisect(
         raise Inconclusive("the traces have no stage in common", expected=f"{expected} …", got=got)
     try:
         if isinstance(candidate, Engine) and Capability.REPLACE in candidate.info.capabilities:
-            alone, odd = fit(capture(candidate, ids, truth), truth, architecture)
+            alone, odd = fit(capture(candidate, ids, truth), truth, table)
             walk = Walk(alone, truth, truth, odd)
         elif broken:
             raise broken
@@ -179,9 +181,7 @@ def _report(
         results.append(result)
         if not result.ok:
             inputs = tuple(walk.inputs[source][-len(got) :] for source in table[name].inputs)
-            case = Case(
-                table[name], subject.config, tuple(ids), inputs, want, got, subject.weight, subject.raw
-            )
+            case = Case(table[name], table, tuple(ids), inputs, want, got, subject.weight, subject.raw)
             wrong.append(_diagnose(case, result, hidden(table[name], table, walk.got)))
     findings = grouped(wrong)
     if not results and not findings:
@@ -199,8 +199,9 @@ def _diagnose(case: Case, result: StageResult, unseen: tuple[str, ...]) -> Diagn
         noun = "value is" if count == 1 else "values are"
         fact = f"{count} of {bad.size} {noun} NaN or infinite"
         return Diagnosis(case.stage, result.isolated, fact, localise(case.got, case.want), hidden=unseen)
-    heads = int(case.number("n_heads")) if case.stage.kind == "attn" else 0
-    whole = len(case.got) == len(case.ids) or case.stage.kind not in _PLACED
+    node = case.stage.node
+    heads = node.heads if isinstance(node, Attention) else 0
+    whole = len(case.got) == len(case.ids) or not isinstance(node, _PLACED)
     reason = explain(case, result.bound) if whole else None
     where = localise(case.got, case.want, heads)
     return Diagnosis(case.stage, result.isolated, fact, where, reason, unseen)
