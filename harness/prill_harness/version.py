@@ -30,7 +30,7 @@ def commit(package: Path = HERE) -> str:
 
 
 def _of_checkout(root: Path) -> str:
-    """The commit of the checkout `root`; empty if `root` merely lies inside another project's checkout."""
+    """The commit of the checkout `root`; `unknown` if `root` only lies inside another project's checkout."""
     if not (root / ".git").exists():
         return UNKNOWN
     head = _git(root, "rev-parse", "--short=12", "HEAD")
