@@ -1,11 +1,11 @@
-"""Numbers go in; so many gates are killed, doubled or run on a full disk, and what was lost comes out.
+"""Kill gates, run two in one folder, and run them on a full disk; tell what was lost.
 
     python ci/adversity.py --kills 100 --pairs 20 --full 20 --jobs 8
 
-Each is a small gate in a folder of its own. Killed at a random moment, it leaves ledgers that can be read,
-and resumed it comes to the clean gate's verdict. Of two in one folder one is refused, and the other's verdict
-is the clean one. On a disk that is full (a small tmpfs; needs root) it says so, and is never green. Exit
-code: 0 when nothing was lost and nothing false, 1 otherwise.
+Each is a small gate in a folder of its own. Killed at a random moment, it must leave readable ledgers and,
+when resumed, reach the clean gate's verdict. Of two in one folder one must be refused, and the other reach
+the clean verdict. On a full disk (a small tmpfs; needs root) it must say so and never be green. Exit code: 0
+if nothing was lost or false, 1 otherwise.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ LONGEST_S = 300.0
 
 
 def start(folder: Path, *more: str, out: str = "out") -> subprocess.Popen[str]:
-    """A small gate in a group of its own."""
+    """Start a small gate in a process group of its own."""
     (folder / "gates.toml").write_text(POLICY, encoding="utf-8")
     words = prill("gate", "--policy", "gates.toml", "-j", "2", "--out", out, *more)
     return subprocess.Popen(
@@ -57,7 +57,7 @@ def finished(gate: subprocess.Popen[str]) -> tuple[int, str]:
 
 
 def told(out: Path) -> Any:
-    """What a verdict says, without times and digests; None where there is none."""
+    """What a verdict says, without times and digests; None if there is none."""
     file = out / "verdict.json"
     if not file.exists():
         return None
@@ -67,7 +67,7 @@ def told(out: Path) -> Any:
 
 
 def killed(folder: Path, moment: float, clean: Any) -> str:
-    """Empty, or what was lost when a gate was killed after so many seconds."""
+    """What was lost when a gate was killed after so many seconds; empty if nothing was."""
     gate = start(folder)
     time.sleep(moment)
     gate.send_signal(signal.SIGKILL)
@@ -81,7 +81,7 @@ def killed(folder: Path, moment: float, clean: Any) -> str:
 
 
 def doubled(folder: Path, clean: Any) -> str:
-    """Empty, or what two gates in one folder made of it."""
+    """What two gates in one folder did wrong; empty if nothing."""
     both = [start(folder), start(folder)]
     ended = [finished(gate) for gate in both]
     refused = [said for code, said in ended if code == 4]
@@ -91,7 +91,7 @@ def doubled(folder: Path, clean: Any) -> str:
 
 
 def full(folder: Path, kilobytes: int) -> str:
-    """Empty, or what a gate said falsely on a disk of that size."""
+    """What a gate claimed falsely on a disk of that size; empty if nothing."""
     disk = folder / "disk"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(disk)], check=True)

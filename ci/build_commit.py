@@ -1,4 +1,4 @@
-"""A checkout goes in; a source archive and a wheel that know the commit they were built from come out."""
+"""A build hook: source archives and wheels know the commit they were built from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PACKAGE = "harness/prill_harness"
 
 
 class StampCommit(BuildHookInterface[Any]):
-    """Adds `prill_harness/commit.txt`; an editable install asks git instead, its commit changes under it."""
+    """Adds `prill_harness/commit.txt`; an editable install asks git instead, because its commit changes."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         package = Path(self.root) / PACKAGE
@@ -22,7 +22,7 @@ class StampCommit(BuildHookInterface[Any]):
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        if version == "editable" or (package / module.STAMP).exists():  # a source archive brings its own
+        if version == "editable" or (package / module.STAMP).exists():  # a source archive has one already
             return
         stamp = Path(tempfile.mkdtemp()) / module.STAMP
         stamp.write_text(module.commit(package) + "\n", encoding="ascii")

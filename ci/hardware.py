@@ -1,4 +1,4 @@
-"""A machine and an engine go in; proof and speed of the engine there come out, step by step, offline.
+"""Prove an engine on a machine and measure its speed there, step by step, offline.
 
     python ci/hardware.py --engine cuda --out out/hardware --commit $(git rev-parse HEAD)
     python ci/hardware.py --engine cuda --out out/hardware --steps ops,bench --seconds bench=240
@@ -6,10 +6,9 @@
 Steps: machine; ops, goldens, properties (the default gate's plan, by suite); sanitizer (compute-sanitizer
 over the op suite); ledger (device memory beside CUPTI's records); soak (requests, loads and unloads); bench;
 verdict (ledger and JUnit of what ran before).
-Every result is appended to results.jsonl as soon as it stands, and account.md is written anew, so that a
-killed run loses nothing but the work in flight. What runs out of its time, or has no tool, is said so and
-never passes. prill and its dependencies must be importable; nvidia-smi and compute-sanitizer are found on
-the PATH.
+Every result is appended to results.jsonl at once and account.md is rewritten, so that a killed run loses
+only the work in flight. A step that runs out of time or lacks its tool says so and does not pass. prill and
+its dependencies must be importable; nvidia-smi and compute-sanitizer are looked up on the PATH.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ SECONDS = {
 
 
 def arguments(given: Sequence[str]) -> argparse.Namespace:
-    """The command line, checked."""
+    """Parse and check the command line."""
     parser = argparse.ArgumentParser(
         prog="hardware.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -69,7 +68,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    """Run the steps; 0 when everything passed, 1 otherwise."""
+    """Run the steps; the exit code, 0 if everything passed, else 1."""
     asked = arguments(sys.argv[1:] if given is None else given)
     job = Job(asked)
     for step in asked.steps:
@@ -78,7 +77,7 @@ def main(given: Sequence[str] | None = None) -> int:
         try:
             for result in STEPS[step](job):
                 job.record(result)
-        except Exception as error:  # one step that breaks must not cost the others
+        except Exception as error:  # a step that breaks must not cost the others
             says = f"{type(error).__name__}: {error}"
             job.record(Result(step, "step", "error", says, time.monotonic() - began))
     return 0 if {result.status for result in job.results} == {"passed"} else 1

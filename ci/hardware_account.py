@@ -1,4 +1,4 @@
-"""Results of a run on hardware go in; a short account in Markdown, with goals met and missed, comes out."""
+"""The account of a run on hardware: a short page in Markdown, with goals met and missed."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 
 from prill_harness.records.evidence import badness
 
-# tokens/s at 128 tokens after a prompt of 512, and seconds to open, by model: what one H200 has to reach.
+# Goals of one H200 by model: tokens/s over 128 tokens after a prompt of 512, and seconds to open.
 GOALS: dict[str, dict[str, float]] = {
     "synth:llama-1b:q8_0": {"decode": 1500, "prompt": 47_500},
     "synth:llama-1b:f16": {"decode": 1190},
     "synth:llama-8b:q8_0": {"decode": 380, "prompt": 16_000, "open": 10},
     "synth:llama-8b:q4_k": {"decode": 411, "prompt": 16_000},
 }
-LISTED = 20  # results of one step that the account names, the bad ones first
+LISTED = 20  # results of one step in the account, bad ones first
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one part of a step came to: "passed", "failed", "error", "timeout", "inconclusive", "missing"."""
+    """The result of one part of a step: "passed", "failed", "error", "timeout", "inconclusive", "missing"."""
 
     step: str
     name: str
@@ -32,7 +32,7 @@ class Result:
 
 
 def worst(statuses: Iterable[str]) -> str:
-    """The status that a set of results has; without any, nothing was seen."""
+    """The worst status of a set of results; "inconclusive" if there are none."""
     return min(statuses, key=badness, default="inconclusive")
 
 
@@ -60,7 +60,7 @@ def shown(value: float) -> str:
 
 
 def account(title: str, results: Sequence[Result], command: str) -> str:
-    """The whole page: machine, steps, speed, what went wrong, and how to see it again."""
+    """The whole page: machine, steps, speed, what went wrong, and how to reproduce it."""
     steps = list(dict.fromkeys(result.step for result in results))
     lines = [f"# {title}", ""]
     lines += ["| machine | |", "|---|---|"]
@@ -87,7 +87,7 @@ def account(title: str, results: Sequence[Result], command: str) -> str:
 
 
 def _speed(timed: Sequence[Result]) -> list[str]:
-    """A table of medians with their spreads, then every goal."""
+    """A table of medians and spreads, followed by every goal."""
     columns = ("copy", "open", "init", "module load", "upload and repack", "capture")
     columns += ("first token, cold", "first token", "prompt", "decode")
     lines = ["| engine, model | " + " | ".join(columns) + " | of copy |", "|---" * (len(columns) + 2) + "|"]
@@ -114,5 +114,5 @@ def _sample(sample: Mapping[str, Any] | None) -> str:
 
 
 def _cell(text: str) -> str:
-    """One line that cannot end a table's cell."""
+    """One line that cannot break a table's cell."""
     return " ".join(text.split()).replace("|", "\\|")

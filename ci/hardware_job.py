@@ -1,4 +1,4 @@
-"""What a run on hardware was asked for goes in; results on disk and processes under a clock come out."""
+"""A run on hardware: its settings, its results on disk, and its processes under a time limit."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pathlib import Path
 import hardware_account as accounts
 from hardware_account import Result
 
-GRACE = 15.0  # seconds between being asked to end and being made to
+GRACE = 15.0  # seconds between the request to end and the kill
 
 
 class Job:
-    """What was asked for, where results go, and one process at a time."""
+    """The settings of a run, the folder of its results, and one process at a time."""
 
     def __init__(self, asked: argparse.Namespace) -> None:
         self.asked, self.out = asked, Path(asked.out)
@@ -32,7 +32,7 @@ class Job:
             folder.mkdir(parents=True, exist_ok=True)
 
     def record(self, result: Result) -> None:
-        """Append a result, flushed to the disk, and write the account anew."""
+        """Append a result, synced to disk, and rewrite the account."""
         self.results.append(result)
         with (self.out / "results.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(result)) + "\n")
@@ -45,7 +45,7 @@ class Job:
         print(f"{result.status:12} {result.step}: {result.name}: {result.sentence}", flush=True)
 
     def running(self, words: Sequence[str], log: Path) -> Iterator[None]:
-        """Run a process until it ends or the step's time is over; yields now and then meanwhile.
+        """Run a process until it ends or the step's time is over; yields now and then.
 
         Its output goes to `log`; afterwards `code` and `timed_out` say how it ended.
         """
@@ -72,7 +72,7 @@ class Job:
 
 
 def end(process: subprocess.Popen[bytes]) -> int:
-    """Ask the process and its children to end, and make them when they do not."""
+    """Ask the process and its children to end, and kill them if they do not."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)

@@ -1,4 +1,4 @@
-"""Engines in; what compute-sanitizer finds while they run the op suite, in shards side by side, goes out."""
+"""Run the op suite under compute-sanitizer, in parallel shards."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from prill_harness.run.cells import command
 
 TOOLS = ("racecheck", "memcheck", "initcheck")  # the slowest first
 SHARDS = 7
-FOUND = 86  # the exit code that the tool is told to end with when it found something
+FOUND = 86  # the exit code that the tool is told to use if it found something
 SUMMARY = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: (\d+) (?:errors?|hazards?)")
-SHOWN = 60  # lines of a log that are kept
+SHOWN = 60  # lines of a log to keep
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class Shard:
     def words(self, program: str, model: str) -> list[str]:
         words = [program, "--tool", self.tool, "--error-exitcode", str(FOUND)]
         words += ["--log-file", f"{self.stem}.txt"]
-        # Bindings ask the driver for functions that it may lack; the answer is no error of a kernel.
+        # Bindings ask the driver for functions that it may lack; that is not an error of a kernel.
         words += ["--report-api-errors", "no"] if self.tool == "memcheck" else []
         return words + command(Cell(model, self.engine, "ops"), Path(f"{self.stem}.jsonl"), None, self.checks)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What one shard came to: what the tool counted, None without an end; checks that passed, and failed."""
+    """The result of one shard: errors the tool counted, None if it did not end; passed and failed checks."""
 
     counted: int | None
     passed: frozenset[str]
@@ -52,7 +52,7 @@ class Seen:
 
 
 def sanitizer(job: Job) -> Iterator[Result]:
-    """The op suite under each tool, for every engine that runs on a GPU."""
+    """Run the op suite under each tool, for every engine on a GPU."""
     program = shutil.which("compute-sanitizer")
     engines = [engine for engine in job.asked.engine if engine.startswith("cuda")]
     for engine in job.asked.engine:
@@ -80,7 +80,7 @@ def sanitizer(job: Job) -> Iterator[Result]:
 
 
 def checks_of(job: Job) -> tuple[str, ...]:
-    """The op suite's checks, as a run of it on the CPU plans them."""
+    """The op suite's checks, as planned by a run on the CPU."""
     ledger = job.work / "sanitizer-planned.jsonl"
     ledger.unlink(missing_ok=True)
     words = command(Cell(job.asked.model, "numpy", "ops"), ledger, None)
@@ -91,14 +91,14 @@ def checks_of(job: Job) -> tuple[str, ...]:
 
 
 def shards(job: Job, engine: str, tool: str, planned: Sequence[str]) -> list[Shard]:
-    """The checks dealt out one by one, so that costly neighbours are apart."""
+    """Deal the checks out one by one, so that costly neighbours go to different shards."""
     stem = f"{tool}-{engine.replace(':', '_')}"
     dealt = [tuple(planned[n::SHARDS]) for n in range(min(SHARDS, len(planned)))]
     return [Shard(tool, engine, some, job.work / f"{stem}-{n}") for n, some in enumerate(dealt)]
 
 
 def run(job: Job, program: str, shard: Shard) -> None:
-    """One process until it ends or the step's time is over."""
+    """Run a shard until it ends or the step's time is over."""
     for ending in (".jsonl", ".txt"):
         Path(f"{shard.stem}{ending}").unlink(missing_ok=True)
     left = job.deadline - time.monotonic()
@@ -116,7 +116,7 @@ def run(job: Job, program: str, shard: Shard) -> None:
 
 
 def seen(shard: Shard) -> Seen:
-    """What a shard left on the disk."""
+    """Read what a shard left on disk."""
     log, ledger = Path(f"{shard.stem}.txt"), Path(f"{shard.stem}.jsonl")
     counts = SUMMARY.findall(log.read_text("utf-8", "replace")) if log.is_file() else []
     records = [r for r in ledgers.read(ledger) if isinstance(r, Evidence)] if ledger.is_file() else []
@@ -128,7 +128,7 @@ def seen(shard: Shard) -> Seen:
 def summed(
     job: Job, engine: str, tool: str, group: Sequence[Shard], planned: Sequence[str], took: float
 ) -> Result:
-    """Clean: every shard came to its end, the tool counted nought in each, every check passed under it."""
+    """Clean if every shard ended, the tool counted no error in any, and every check passed under it."""
     found = [seen(shard) for shard in group]
     with (job.out / "sanitizer.txt").open("a", encoding="utf-8") as kept:
         for shard in group:

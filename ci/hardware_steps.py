@@ -1,4 +1,4 @@
-"""A job goes in; the results of one step come out, each as soon as it stands."""
+"""The steps of a run on hardware; each yields its results as soon as they are known."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LEDGER_CYCLES = 3
 
 
 def machine(job: Job) -> Iterator[Result]:
-    """What the results were seen on."""
+    """Describe the machine."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
     facts = {
         "commit": job.asked.commit or _said(["git", "-C", str(HERE), "rev-parse", "HEAD"]),
@@ -51,7 +51,7 @@ def _said(words: Sequence[str]) -> str:
 
 
 def suites(step: str) -> Callable[[Job], Iterator[Result]]:
-    """The step that runs its suites' share of the default gate's plan."""
+    """A step that runs its suites' share of the default gate's plan."""
 
     def run(job: Job) -> Iterator[Result]:
         for number, entry in enumerate(load_policy(job.asked.policy).gate().plan):
@@ -63,7 +63,7 @@ def suites(step: str) -> Callable[[Job], Iterator[Result]]:
 
 
 def _cells(job: Job, step: str, number: int, names: Sequence[str], models: Sequence[str]) -> Iterator[Result]:
-    """One result for every cell, as soon as it has ended."""
+    """Run the cells; a result for each, as soon as it has ended."""
     folder = job.work / f"{step}-{number}"
     shutil.rmtree(folder, ignore_errors=True)
     words = [*PRILL, "run", *names, "-j", str(job.asked.jobs), "--out", str(folder)]
@@ -84,7 +84,7 @@ def _cells(job: Job, step: str, number: int, names: Sequence[str], models: Seque
 def _ended(
     step: str, folder: Path, seen: set[Path], *, only_whole: bool, timed_out: bool = False
 ) -> Iterator[Result]:
-    """Results of ledgers not seen yet: those with a final record, or whatever there is."""
+    """Results of new ledgers: of those with a final record, or of all."""
     for ledger in sorted(folder.glob("cells/*.jsonl")):
         if ledger in seen:
             continue
@@ -96,7 +96,7 @@ def _ended(
 
 
 def _cell(step: str, records: Sequence[evidence.Record], broken: str) -> Result:
-    """A cell passed when every planned check did; else the worst check speaks."""
+    """A cell passed if every planned check did; else its result is that of the worst check."""
     start = next(r for r in records if isinstance(r, CellStarted))
     checks = [r for r in records if isinstance(r, Evidence)]
     lost = set(start.planned) - {r.check for r in checks}
@@ -110,7 +110,7 @@ def _cell(step: str, records: Sequence[evidence.Record], broken: str) -> Result:
 
 
 def soak(job: Job) -> Iterator[Result]:
-    """Requests and loads in a process of their own; its lines are results."""
+    """Run requests and loads in a process of their own; its lines are results."""
     words = [
         sys.executable,
         str(HERE / "soak.py"),
@@ -124,14 +124,14 @@ def soak(job: Job) -> Iterator[Result]:
 
 
 def ledger(job: Job) -> Iterator[Result]:
-    """The ledger of device memory beside CUPTI's records, moment by moment, in a process of its own."""
+    """Compare the ledger of device memory with CUPTI's records, in a process of its own."""
     words = [sys.executable, str(HERE / "vram_ledger.py"), "--engine", job.asked.engine[0]]
     words += ["--model", job.asked.model, "--cycles", str(LEDGER_CYCLES)]
     yield from _lines(job, "ledger", words, 3 * LEDGER_CYCLES)
 
 
 def _lines(job: Job, step: str, words: Sequence[str], wanted: int) -> Iterator[Result]:
-    """A result for every JSON line of a script, as soon as it stands; and one for all that did not come."""
+    """A result for every JSON line of a script, as soon as it is there, and one for any that are missing."""
     log, seen, began = job.work / f"{step}.log", list[Result](), time.monotonic()
     for _ in job.running(words, log):
         lines = [line for line in log.read_text("utf-8").splitlines(True) if line.endswith("\n")]
@@ -147,7 +147,7 @@ def _lines(job: Job, step: str, words: Sequence[str], wanted: int) -> Iterator[R
 
 
 def bench(job: Job) -> Iterator[Result]:
-    """Every engine on every model: medians, spreads, and the goals."""
+    """Time every engine on every model: medians, spreads and goals."""
     for model in job.asked.bench_model:
         for engine in job.asked.engine:
             began = time.monotonic()

@@ -1,10 +1,10 @@
-"""An engine goes in; whether random sound models open and compute right on it comes out, a JSON line each.
+"""Open random sound models on an engine and check what it computes, a JSON line each.
 
     python ci/openings.py --engine cuda:fast --models 500 --seed 3 --seconds 600 --out openings.jsonl
 
-Shapes are chosen to hurt an arena: vocabularies that are large beside the width, prompts as long as the
-context, batches of 2 to 20, two chunks, a text. Logits are compared with numpy64 within the bound of the
-engine's arithmetic. Exit code: 0 when every opening was right, 1 when one was not, 2 when there was none.
+Shapes are chosen to strain an arena: vocabularies that are large compared with the width, prompts as long as
+the context, batches of 2 to 20, two chunks, a text. Logits are compared with numpy64 within the bound of the
+engine's arithmetic. Exit code: 0 if every opening was right, 1 if one was not, 2 if there was none.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from prill_suites import ops_models
 from prill_suites.ops_bench import BOUND
 
 KINDS = ("vocabulary", "prompt", "batch", "any")
-MEASURED = 32  # positions from which the noise of a lane is measured
+MEASURED = 32  # positions on which the noise of a lane is measured
 LOGITS = {True: 1 << 18, False: 1 << 24}
-"""Most values of logits of one prompt, small or not."""
+"""Most logits of one prompt, by whether models are small."""
 Logits = NDArray[np.floating[Any]]
 
 
 def recipe(random: Random, kind: str, small: bool) -> Recipe:
-    """A sound model whose logits differ from row to row; `small`: for an engine that emulates."""
+    """A sound model whose logits differ from row to row; `small`: for an emulated engine."""
     r = random
     if kind == "any":
         return replace(
@@ -77,18 +77,18 @@ def recipe(random: Random, kind: str, small: bool) -> Recipe:
 
 
 def difference(got: Logits, expected: Logits) -> tuple[float, float]:
-    """NMSE about the mean of a row, and the largest absolute difference."""
+    """NMSE relative to each row's mean, and the largest absolute difference."""
     if got.shape != expected.shape or not np.isfinite(got).all():
         return float("inf"), float("inf")
     error, wide = got.astype(np.float64) - expected, expected.astype(np.float64)
     scale = max(float(wide.var(axis=-1).mean()), 1e-3 * float((wide**2).mean()))
     square = float((error**2).mean())
-    without_scale = float("inf") if square else 0.0  # rows of zeros are right where they are zeros
+    without_scale = float("inf") if square else 0.0  # rows of zeros must be matched exactly
     return (square / scale if scale else without_scale), float(np.abs(error).max())
 
 
 def runs(engine: Engine, oracle: Embedded, r: Random, most: int) -> Iterator[tuple[str, Logits, Logits]]:
-    """What the engine computes in every way, what it is, and the oracle's figures for it."""
+    """Every way to compute logits: its name, the engine's result and the oracle's."""
     config = engine.info.config
     vocabulary, context = int(config["vocab_size"]), int(config["context_length"])
 
@@ -111,13 +111,13 @@ def runs(engine: Engine, oracle: Embedded, r: Random, most: int) -> Iterator[tup
     text = engine.generate(start, max_tokens=4, ignore_eos=True)
     after = ops_models.logprobs(oracle.logits([*start, *text.ids])[len(start) - 1 : -1])
     chosen = after[np.arange(len(text.ids)), list(text.ids)]
-    # Beside the row's mean, as a row of logits is: one logprob by itself has no scale.
+    # Relative to the row's mean, as for a row of logits: one logprob alone has no scale.
     around = np.stack([chosen, after.mean(axis=-1)], axis=-1)
     yield "text of 4", np.stack([np.array(text.logprobs), after.mean(axis=-1)], axis=-1), around
 
 
 def opening(spec: str, made: Recipe, folder: Path, r: Random, most: int) -> dict[str, Any]:
-    """One model, opened and tried: what was wrong, or the worst difference."""
+    """Open and try one model: what was wrong, or the worst difference."""
     file = sound.build(made, folder / "model.gguf")
     done: dict[str, Any] = {"status": "right", "nmse": 0.0, "largest": 0.0}
     stage = "opening"
@@ -132,14 +132,14 @@ def opening(spec: str, made: Recipe, folder: Path, r: Random, most: int) -> dict
                     return done | {"status": "wrong", "stage": stage, "bound": bound}
     except OutOfDeviceMemory as error:
         return done | {"status": "out of memory", "stage": f"after {stage}", "error": str(error)}
-    except Exception as error:  # whatever it is, the next model has its turn
+    except Exception as error:  # whatever it is, go on with the next model
         said = str(error) if isinstance(error, PrillError) else repr(error)
         return done | {"status": "error", "stage": f"after {stage}", "error": said}
     return done | {"bound": bound}
 
 
 def bound_of(engine: Engine, oracle: Embedded, file: Path, made: Recipe) -> float:
-    """Most NMSE of the engine's arithmetic on this file: its lane's ratio of what the rounding leaves."""
+    """The NMSE bound of the engine's arithmetic on this file: its lane's ratio times the rounding noise."""
     lane = lanes.lane_for(made.type, engine.info.arithmetic)
     length = min(MEASURED, oracle.model.context_length - 1)
     ids = [n * 7 % oracle.model.vocab_size for n in range(length + 1)]
@@ -148,7 +148,7 @@ def bound_of(engine: Engine, oracle: Embedded, file: Path, made: Recipe) -> floa
 
 
 def tried(spec: str, models: int, seed: int, seconds: float, small: bool) -> Iterator[dict[str, Any]]:
-    """A record for each opening, while there is time."""
+    """A record for each opening, until the time is up."""
     began = time.monotonic()
     for number in range(models):
         if (spent := time.monotonic() - began) > seconds:
@@ -156,7 +156,7 @@ def tried(spec: str, models: int, seed: int, seconds: float, small: bool) -> Ite
         random = Random(f"{seed}/{number}")
         kind = KINDS[number % len(KINDS)]
         made = recipe(random, kind, small)
-        print(f"{number}: {made}", file=sys.stderr, flush=True)  # for whoever finds the process dead
+        print(f"{number}: {made}", file=sys.stderr, flush=True)  # in case the process dies
         with tempfile.TemporaryDirectory() as folder:
             done = opening(spec, made, Path(folder), random, LOGITS[small])
         took = time.monotonic() - began - spent

@@ -1,10 +1,11 @@
-"""An engine and a model go in; whether requests and loads leave anything behind comes out, a JSON line each.
+"""Send an engine many requests and load it many times, and see whether memory is left behind.
 
     python ci/soak.py --engine cuda --model fixture:llama-tiny --requests 1000 --cycles 50
 
-Requests are of every kind: greedy, sampled, long, stopped, cancelled, refused. What an engine counts itself
-must be back at its idle value to the byte; what the system counts (this process, the GPU's used memory) moves
-in steps, so it is suspected only when it grew in every one of five windows.
+Prints a JSON line for each part. Requests are of every kind: greedy, sampled, long, stopped, cancelled,
+refused. What an engine counts itself must be back at its idle value to the byte; what the system counts
+(this process, the GPU's used memory) moves in steps, so it is suspected only if it grew in each of five
+windows.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from prill_harness.faults.opening import open_engine
 from prill_runtime.errors import PrillError
 
 WINDOWS = 5
-WARM = 24  # requests before the first reading, at least; a fifth of all where that is more
+WARM = 24  # least requests before the first reading; a fifth of all if that is more
 SYSTEM = ("process", "gpu")  # ledgers that others write to as well
 Reading = Mapping[str, int]
 
 
 def judge(readings: Sequence[Reading]) -> list[str]:
-    """One clause for everything that did not come back; the first reading is the idle state.
+    """One clause for everything that was not given back; the first reading is the idle state.
 
     Args:
         readings: idle states, WINDOWS + 1 of them, evenly spaced.
@@ -51,7 +52,7 @@ def judge(readings: Sequence[Reading]) -> list[str]:
 
 
 def request(engine: Engine, number: int) -> str:
-    """One request of the kind that `number` decides; what it came to."""
+    """Make one request, of the kind that `number` decides; returns how it ended."""
     config = engine.info.config
     vocabulary, context = int(config["vocab_size"]), int(config["context_length"])
     prompt = [(number * 7 + i * 13) % vocabulary for i in range(4 + number % 29)]
@@ -75,9 +76,9 @@ def request(engine: Engine, number: int) -> str:
 
 
 def requests(spec: str, model: str, count: int) -> dict[str, Any]:
-    """Send `count` requests to one engine, and look at its memory between windows.
+    """Send `count` requests to one engine, and read its memory between windows.
 
-    A suspicion about what the system counts is followed by twice as many requests, once.
+    If the system's figures are suspicious, twice as many requests follow, once.
     """
     outcomes: Counter[str] = Counter()
     with open_engine(spec, model) as engine:
@@ -100,9 +101,9 @@ def requests(spec: str, model: str, count: int) -> dict[str, Any]:
 
 
 def cycles(spec: str, model: str, count: int) -> dict[str, Any]:
-    """Open, use and close the engine `count` times, and look at the system's memory between windows.
+    """Open, use and close the engine `count` times, and read the system's memory between windows.
 
-    A suspicion is followed by twice as many, once.
+    If its figures are suspicious, twice as many cycles follow, once.
     """
     held: Counter[str] = Counter()
     for _ in range(max(2, count // 10)):
@@ -122,14 +123,14 @@ def cycles(spec: str, model: str, count: int) -> dict[str, Any]:
 
 
 def _cycle(spec: str, model: str) -> Reading:
-    """Open, use and close; what the closed engine still counts."""
+    """Open, use and close the engine; what it still counts when closed."""
     with open_engine(spec, model) as engine:
         engine.generate([1, 2, 3], max_tokens=2, ignore_eos=True)
     return {name: value for name, value in own_memory(engine).items() if value}
 
 
 def told(name: str, what: str, problems: Sequence[str], readings: Sequence[Reading]) -> dict[str, Any]:
-    """The result as one line: failed with every problem; inconclusive where nothing was counted."""
+    """The result as one line: failed with every problem; inconclusive if nothing was counted."""
     own = ", ".join(ledger for ledger in readings[0] if ledger not in SYSTEM)
     others = ", ".join(ledger for ledger in readings[0] if ledger in SYSTEM)
     if problems:
@@ -146,12 +147,12 @@ def told(name: str, what: str, problems: Sequence[str], readings: Sequence[Readi
 
 
 def reading(engine: Engine) -> Reading:
-    """What the engine counts and what the system counts, now."""
+    """What the engine and the system count now."""
     return {**own_memory(engine), **system()}
 
 
 def own_memory(engine: Engine) -> Reading:
-    """The engine's ledgers; none where it has none, or where a closed one says nothing."""
+    """The engine's ledgers; empty if it has none, or reports none once closed."""
     try:
         return {name: int(value) for name, value in engine.memory().items() if name != "process"}
     except PrillError:
@@ -159,7 +160,7 @@ def own_memory(engine: Engine) -> Reading:
 
 
 def system() -> Reading:
-    """Memory of this process, and of the GPU where there is one."""
+    """Memory of this process, and of the GPU if there is one."""
     tool = shutil.which("nvidia-smi")
     found = {"process": anonymous_bytes()}
     if tool:
@@ -175,7 +176,7 @@ def _no(token: int, logprob: float) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run both parts; 1 when one failed."""
+    """Run both parts; the exit code, 1 if one failed."""
     parser = argparse.ArgumentParser(prog="soak.py", description=__doc__)
     parser.add_argument("--engine", required=True)
     parser.add_argument("--model", required=True)

@@ -1,9 +1,9 @@
-"""A seed goes in; the gate's verdict on random sound models, each in a gate of its own, comes out.
+"""Gate random sound models, each by itself: a sound model must be green.
 
     python ci/sound_gates.py --models 200 --seed 0 --jobs 16 --out sound.jsonl
 
-A sound model is green: exit code 0. Whatever else a gate says of one is printed with the recipe that
-`prill_fixtures.sound.build` writes the model from, and the last line counts the gates by what they said:
+Any other verdict is printed with the recipe from which `prill_fixtures.sound.build` writes the model, and the
+last line counts the gates by what they said:
 
     green    the gate passed
     stale    every check passed, and the gate does not count them (exit code 10): the kills on record were
@@ -12,7 +12,7 @@ A sound model is green: exit code 0. Whatever else a gate says of one is printed
     alarm    a check failed, broke or could not tell: a false alarm, to be mended
     broken   the gate gave no verdict
 
-Exit code: 0 when every gate was green, 1 when one was an alarm or broken, 2 when there was none, 10 when all
+Exit code: 0 if every gate was green, 1 if one was an alarm or broken, 2 if there was none, 10 if everything
 that is wrong is stale.
 """
 
@@ -36,11 +36,11 @@ from prill_fixtures import sound
 
 PRILL = [sys.executable, "-c", "from prill_harness.cli import main; main()"]
 LONGEST_S = 900.0
-STALE = "kills"  # the rule of a verdict that holds a check to the kills seen with its present code
+STALE = "kills"  # the rule by which a check counts only with kills seen with its present code
 
 
 def said(verdict: dict[str, Any]) -> str:
-    """What a verdict says of a model, in one word; see above."""
+    """What a verdict says of a model, in one of the words above."""
     broken = {rule["id"] for rule in verdict["rules"] if rule["status"] != "passed"}
     if verdict["exit_code"] == 0:
         return "green"
@@ -48,7 +48,7 @@ def said(verdict: dict[str, Any]) -> str:
 
 
 def gate(seed: int, small: bool, engine: str) -> dict[str, Any]:
-    """One model, written and gated: exit code, the verdict's sentence, and the checks that are not green."""
+    """Write and gate one model: exit code, the verdict's sentence, and the checks that are not green."""
     recipe = sound.draw(seed, small=small)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:

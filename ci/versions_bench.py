@@ -1,12 +1,12 @@
-"""Two installed versions of prill go in; how fast the second is as a share of the first comes out.
+"""Compare the speed of two installed versions of prill.
 
     pip install --target before prill-OLD.whl && pip install --target after prill-NEW.whl
     python ci/versions_bench.py --before before --after after --engine cuda:fast --model synth:llama-1b:q8_0
 
-Each version runs in a process of its own and keeps its model open; they are timed in turn, repetition by
-repetition, now one and now the other ahead, on the same random prompts. A share is the first's seconds over
-the second's of two neighbours: below 1 the second is slower. Exit code: 0 when the median of every share is
-at least `--least`, 1 when one is not, 2 when a version could not be run.
+Each version runs in a process of its own and keeps its model open; they are timed alternately, each going
+first in turn, on the same random prompts. A share is the first version's seconds over the second's, of
+neighbouring measurements: below 1 the second is slower. Exit code: 0 if the median of every share is at
+least `--least`, 1 if one is not, 2 if a version could not be run.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ PHASES = ("prompt", "decode")
 
 
 class Version:
-    """One version at work in its own process."""
+    """One version in its own process."""
 
     def __init__(self, site: Path, engine: str, model: str, prompt: int, tokens: int) -> None:
         self.site = site
@@ -67,7 +67,7 @@ class Version:
         """Seconds of one prompt and of one decoded token, and the ids.
 
         Raises:
-            ChildProcessError: it ended; what it said of that stands on stderr.
+            ChildProcessError: the process ended; its own error is on stderr.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -75,7 +75,7 @@ class Version:
             self._process.stdin.write(f"{number}\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # what it said last is missing, which is told below
+            pass  # its last answer is missing, which is reported below
         line = self._process.stdout.readline()
         if not line:
             raise ChildProcessError(f"{self.site}: expected seconds, got exit code {self._process.wait()}")

@@ -1,15 +1,15 @@
-"""An engine on a GPU and a model go in; whether its ledger of device memory is CUPTI's, to the byte, out.
+"""Check an engine's ledger of device memory against CUPTI's records, to the byte.
 
     python ci/vram_ledger.py --engine cuda --model fixture:llama-tiny --cycles 3
 
-CUPTI's records are attached before anything makes a context. A block of each kind is taken and given back,
-which the records have to show. Then the engine is opened, used and closed once to warm up, and `--cycles`
-times to be judged: at each moment CUPTI's live blocks of device memory are the arena's, address by address
-and byte by byte, and there is no pinned or managed one. A JSON line for each moment.
+CUPTI's records are attached before anything creates a context. A block of each kind is allocated and freed,
+which the records must show. Then the engine is opened, used and closed once to warm up, and `--cycles` times
+to be judged: at each moment CUPTI's live blocks of device memory must be the arena's, address by address and
+byte by byte, with no pinned or managed block. Prints a JSON line for each moment.
 
-What is not compared is said: blocks of device memory that were live before the first judged cycle (of the
-context, of what the driver loads on first use), static variables of modules, and what the driver holds
-without any record.
+It also says what is not compared: device blocks that were live before the first judged cycle (of the
+context, and of what the driver loads on first use), static variables of modules, and what the driver holds
+without a record.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from prill_runtime.device.memory.arena import Arena
 from prill_runtime.errors import EngineError, Inconclusive, PrillError
 
 MOMENTS = ("load", "request", "unload")
-PROBE_BYTES = 12345  # of the blocks that the records have to show; no round number, so that rounding shows
+PROBE_BYTES = 12345  # of the blocks that the records must show; not round, so that rounding would show
 PROMPT = (1, 2, 3, 4, 5)
 Live = Mapping[str, Mapping[int, int]]
 
 
 def arena_of(engine: Engine) -> Arena:
-    """Raises Inconclusive when the engine keeps no arena on a device."""
+    """The engine's arena. Raises Inconclusive if it has none on a device."""
     try:
         arena = getattr(getattr(getattr(engine, "model", None), "backend", None), "arena", None)
     except EngineError:
@@ -46,7 +46,7 @@ def arena_of(engine: Engine) -> Arena:
 
 
 def sees(records: Records, driver: Driver) -> None:
-    """Raises Inconclusive when a block just taken is not in the records to the byte, or stays there."""
+    """Raises Inconclusive if a new block is not in the records to the byte, or stays there once freed."""
     for kind in ("device", "pinned"):
         before = set(records.now()[kind])
         block = take(driver, kind, PROBE_BYTES)
@@ -61,7 +61,7 @@ def sees(records: Records, driver: Driver) -> None:
 
 
 def differences(arena: Arena, live: Live, excluded: Live) -> list[str]:
-    """One clause for everything in which ledger and records differ; none when they agree to the byte."""
+    """One clause for every difference between ledger and records; none if they agree to the byte."""
     found = []
     for kind in KINDS:
         mine = arena.blocks() if kind == "device" else {}
@@ -83,7 +83,7 @@ def moments(spec: str, model: str, cycles: int) -> Iterator[dict[str, Any]]:
     """Results of every moment of every cycle, as lines.
 
     Raises:
-        Inconclusive: no CUPTI, no GPU, records that do not see, or an engine without an arena.
+        Inconclusive: no CUPTI, no GPU, records that miss a block, or an engine without an arena.
     """
     records = Records()
     ordinal = EngineSpec.parse(spec).argument.split(",")[0]
@@ -96,7 +96,7 @@ def moments(spec: str, model: str, cycles: int) -> Iterator[dict[str, Any]]:
     before = records.now()
     kept = sorted(set(warm) & set(before["device"]))
     device = {at: size for at, size in before["device"].items() if at not in warm}
-    excluded = context | {"device": device}  # pinned or managed memory is nobody's need to keep
+    excluded = context | {"device": device}  # nothing needs to keep pinned or managed memory
     if kept:
         yield line("warm-up", [f"the arena at {kept[0]:#x} was not given back"], "")
 
@@ -112,7 +112,7 @@ def moments(spec: str, model: str, cycles: int) -> Iterator[dict[str, Any]]:
 
 
 def cycle(spec: str, model: str, look: Callable[[str, Arena], Any]) -> Iterator[Any]:
-    """Open, use and close the engine; what `look` makes of each moment."""
+    """Open, use and close the engine; yields what `look` returns at each moment."""
     with open_engine(spec, model) as engine:
         arena = arena_of(engine)
         yield look("load", arena)
@@ -123,7 +123,7 @@ def cycle(spec: str, model: str, look: Callable[[str, Arena], Any]) -> Iterator[
 
 
 def told(arena: Arena, live: Live, excluded: Live, used: int) -> str:
-    """What agreed, and what was not compared."""
+    """A sentence on what agreed and what was not compared."""
     mine, held = sum(arena.blocks().values()), sum(arena.ledger().values()) if arena.blocks() else 0
     before = {kind: sum(excluded[kind].values()) for kind in KINDS}
     recorded = sum(sum(live[kind].values()) for kind in ("device", "managed", STATIC))
@@ -137,7 +137,7 @@ def told(arena: Arena, live: Live, excluded: Live, used: int) -> str:
 
 
 def figures(arena: Arena, live: Live, used: int) -> dict[str, Any]:
-    """Bytes by ledger, for the record of the step."""
+    """Bytes by ledger, for the step's record."""
     cupti = {kind: {"blocks": len(found), "bytes": sum(found.values())} for kind, found in live.items()}
     return {
         "arena": sum(arena.blocks().values()),
@@ -161,7 +161,7 @@ def line(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """A line for every moment; 0 when all agree, 1 when one differs, 10 when nothing could be compared."""
+    """Print a line for every moment; 0 if all agree, 1 if one differs, 10 if nothing could be compared."""
     parser = argparse.ArgumentParser(prog="vram_ledger.py", description=__doc__)
     parser.add_argument("--engine", default="cuda")
     parser.add_argument("--model", default="fixture:llama-tiny")

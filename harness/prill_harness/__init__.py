@@ -36,7 +36,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: pytest loads this package's plugin in every run, NumPy is not its business."""
+    """Import on first use: pytest loads this package's plugin in every run, which must not import NumPy."""
     if name not in HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{HOMES[name]}"), name)

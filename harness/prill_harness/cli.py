@@ -1,4 +1,4 @@
-"""The command line goes in; one command runs, and its exit code and at most one error sentence come out."""
+"""The command line: run one command, and turn errors into one sentence and an exit code."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ COMMANDS = {
     "faults": gates, "leak": engines, "vram": engines, "report": gates, "bench": engines, "generate": engines,
     "inspect": engines, "explain": gates, "doctor": gates, "completion": gates,
 }  # fmt: skip
-"""Name -> the room of its module, in the order of the help."""
+"""Command -> the room of its module, in the order of the help."""
 INTERRUPTED = 2
-BROKEN_PIPE = 141  # what a shell reports for a writer that nobody reads: 128 + SIGPIPE
+BROKEN_PIPE = 141  # what a shell reports for a writer whose reader is gone: 128 + SIGPIPE
 
 
 class Cli(click.Group):
-    """Loads a command's module when it is called, and turns what goes wrong into exit codes."""
+    """Loads a command's module when it is called, and turns errors into exit codes."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -47,7 +47,7 @@ class Cli(click.Group):
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
     ) -> NoReturn:
         """Run one command line and exit: 0 pass, 1 gate failed, 2 interrupted, 3 internal, 4 usage, 5, 10."""
-        self._main_shell_completion({}, "prill", COMPLETE)  # answers a shell that asks, and exits
+        self._main_shell_completion({}, "prill", COMPLETE)  # answers a shell's completion request, and exits
         sys.exit(self._run(list(sys.argv[1:] if args is None else args)))
 
     def _run(self, args: list[str]) -> int:
@@ -86,7 +86,7 @@ class Cli(click.Group):
 def _fail(sentence: str, code: int, debug: bool) -> int:
     if debug:
         write(sys.stderr, traceback.format_exc())
-    with contextlib.suppress(PrillError):  # nobody can be told
+    with contextlib.suppress(PrillError):  # there is nowhere to report it
         write(sys.stderr, printable(sentence) + "\n")
     return code
 
@@ -135,7 +135,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminated)
     _open_streams()
     if not sys.warnoptions:
-        warnings.simplefilter("ignore")  # what matters of them is checked, and said in a sentence
+        warnings.simplefilter("ignore")  # what they warn of is checked, and reported in a sentence
     try:
         Path.cwd()
     except OSError:
@@ -144,12 +144,12 @@ def main() -> None:
 
 
 def _open_streams() -> None:
-    """Give closed standard streams a place: the next file opened would otherwise take theirs."""
+    """Open closed standard streams on /dev/null: the next file opened would otherwise take their number."""
     for number, flags in enumerate((os.O_RDONLY, os.O_WRONLY, os.O_WRONLY)):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, flags)  # takes the lowest number that is free: this one
+            os.open(os.devnull, flags)  # takes the lowest free descriptor: this one
     if sys.stdout is None:
         sys.stdout = os.fdopen(1, "w", closefd=False)
     if sys.stderr is None:

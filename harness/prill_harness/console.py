@@ -1,4 +1,4 @@
-"""Results and remarks go in; a terminal gets colours, a pipe plain lines, a machine pure JSON."""
+"""Output of commands: coloured on a terminal, plain lines in a pipe, pure JSON with --json."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ COLOURS = {
     "waived": "yellow",
     "missing": "yellow",
 }
-LEAST_TEXT = 24  # columns of a terminal in which a sentence can still be read
+LEAST_TEXT = 24  # fewest columns in which a sentence can still be read
 COLUMN_GAP = 2  # blanks between two columns
-# Controls, marks that turn or hide text, line separators, lone surrogates.
+# Control characters, marks that reverse or hide text, line separators, lone surrogates.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 
 
@@ -43,15 +43,15 @@ def printable(text: object) -> str:
 
 
 def _harmless(line: str) -> str:
-    """A line of JSON without raw control characters: \\u stands for each, which JSON reads back."""
+    """A line of JSON with every raw control character written as \\u, which JSON reads back."""
     return _CONTROL.sub(lambda m: f"\\u{ord(m.group()):04x}", line)
 
 
 def write(stream: TextIO, text: str) -> None:
-    """Write and flush; when nobody reads the pipe any more, what follows goes nowhere, quietly.
+    """Write and flush; once nobody reads the pipe any more, further output is dropped silently.
 
     Raises:
-        OutputError: it cannot be written, to a full disk say.
+        OutputError: it cannot be written, for example to a full disk.
     """
     try:
         stream.write(text)
@@ -59,51 +59,51 @@ def write(stream: TextIO, text: str) -> None:
     except BrokenPipeError:
         nowhere(stream)
     except OSError as error:
-        nowhere(stream)  # what is left in its buffer would fail once more at the end
+        nowhere(stream)  # flushing the rest of its buffer at exit would fail again
         name = {1: "standard output", 2: "standard error"}.get(stream.fileno(), "the output")
         raise OutputError("cannot write", where=name, got=error.strerror) from None
 
 
 def nowhere(stream: TextIO) -> None:
-    """Let what is still written to a stream be lost."""
+    """Discard whatever is still written to a stream."""
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, stream.fileno())
     os.close(devnull)
 
 
 class Console:
-    """Where a command speaks: results on stdout, progress and remarks on stderr.
+    """A command's output: results on stdout, progress and remarks on stderr.
 
     Args:
-        json: stdout carries one JSON document and nothing else; `line` and `table` fall silent.
+        json: print one JSON document on stdout and nothing else; `line` and `table` print nothing.
     """
 
     def __init__(self, *, json: bool = False) -> None:
         self.json = json
 
     def line(self, text: str = "", *, status: str = "") -> None:
-        """One line of the result, coloured by its status on a terminal."""
+        """Print one line of the result, coloured by status on a terminal."""
         if not self.json:
             self._say(sys.stdout, printable(text), COLOURS.get(status))
 
     def remark(self, text: str, *, status: str = "") -> None:
-        """One line that is no result: to stderr."""
+        """Print a line that is not part of the result, to stderr."""
         self._say(sys.stderr, printable(text), COLOURS.get(status))
 
     def emit(self, value: object) -> None:
-        """The result for machines: one indented JSON document, under --json only."""
+        """Print the result for machines, one indented JSON document; only under --json."""
         if self.json:
             try:
                 encoded = msgspec.json.encode(value)
-            except UnicodeEncodeError:  # a file's name that is no UTF-8
+            except UnicodeEncodeError:  # a file name that is not UTF-8
                 encoded = msgspec.json.encode(builtin(msgspec.to_builtins(value)))
             text = msgspec.json.format(encoded, indent=2).decode("utf-8")
             write(sys.stdout, "\n".join(map(_harmless, text.split("\n"))) + "\n")
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, status: int = -1) -> None:
-        """Rows under column heads; `status` is the index of the column that gives a row its colour.
+        """Print rows under column heads; `status` is the index of the column that gives a row its colour.
 
-        A terminal too narrow for the columns gets the rows below one another. A pipe gets whole lines.
+        If a terminal is too narrow, a row's cells are printed below one another. A pipe gets whole lines.
         """
         if self.json:
             return
@@ -143,7 +143,7 @@ class Console:
 
 
 def _widest_that_fits(columns: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> int | None:
-    """The column that may be wrapped so that all of them fit side by side; None: they do not."""
+    """The column to wrap so that all columns fit side by side; None if they do not."""
     from rich.cells import cell_len
 
     heads = [max(map(cell_len, name.split()), default=0) for name in columns]
@@ -171,7 +171,7 @@ def _side_by_side(
 
 
 def _stacked(columns: Sequence[str], row: Sequence[str], status: int, colour: str, width: int) -> RichTable:
-    """One row for a narrow terminal: each of its cells on lines of its own, beside the name of the column."""
+    """One row for a narrow terminal: every cell on its own lines, next to the name of its column."""
     from rich.table import Table
     from rich.text import Text
 
@@ -186,7 +186,7 @@ def _stacked(columns: Sequence[str], row: Sequence[str], status: int, colour: st
 
 
 class Progress:
-    """How far long work has come: a bar on a terminal, one plain line per step elsewhere."""
+    """Progress of long work: a bar on a terminal, one plain line per step elsewhere."""
 
     def __init__(self, total: int, what: str) -> None:
         self.total, self.what, self.done = total, what, 0
@@ -213,7 +213,7 @@ class Progress:
         return self
 
     def step(self, sentence: str, *, advance: int = 1) -> None:
-        """Say what is going on; `advance` parts are done."""
+        """Show what has just been done; `advance` more parts are finished."""
         self.done += advance
         text = printable(sentence)
         if self._bar is not None:
@@ -226,12 +226,12 @@ class Progress:
         )
 
     def now(self, sentence: str) -> None:
-        """Say on a terminal what is being worked on; elsewhere the finished step says it."""
+        """Show on a terminal what is being worked on; elsewhere only finished steps are shown."""
         if self._bar is not None:
             self._bar.update(self._task, description=printable(sentence))
 
     def at(self, done: int, sentence: str) -> None:
-        """Say that `done` parts are done by now."""
+        """Show that `done` parts are finished by now."""
         self.step(sentence, advance=done - self.done)
 
     def __exit__(

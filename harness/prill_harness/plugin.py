@@ -1,10 +1,10 @@
-"""pytest's glue: options in; a recorder and fixtures, registered only when a run asks for evidence, out."""
+"""The pytest plugin: options, and a recorder and fixtures that are registered only in runs for evidence."""
 
 from __future__ import annotations
 
 import pytest
 
-# Nothing of prill is imported above: in a run that does not use prill this module costs nothing.
+# Nothing of prill is imported above, so that this module costs nothing in a run that does not use prill.
 ASKS = ("prill_model", "prill_ledger", "prill_suite", "prill_check")
 
 
@@ -30,13 +30,13 @@ def pytest_configure(config: pytest.Config) -> None:
         from prill_harness.recording.recorder import Recorder
 
         config.pluginmanager.register(Recorder(config), "prill-recorder")
-        # Their names are plain, `engine` or `golden`: in any other run they would hide somebody else's.
+        # They have common names, `engine` or `golden`: in any other run they would hide another plugin's.
         config.pluginmanager.register(fixtures, "prill-fixtures")
         _look_at_engine(config.getoption("prill_engine"))
 
 
 def _look_at_engine(spec: str) -> None:
-    """Refuse the oracle as the engine under test, and make planted faults ambient."""
+    """Refuse the oracle as the engine under test, and plant the spec's faults in the whole process."""
     from prill_harness.engines import spec as engines
     from prill_harness.faults.catalogue import named
     from prill_harness.planting import faults

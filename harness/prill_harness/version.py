@@ -1,4 +1,4 @@
-"""Where the package lies goes in; its version and the commit it was made from come out."""
+"""The package's version, and the commit it was built from."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from importlib import metadata
 from pathlib import Path
 
 HERE = Path(__file__).parent
-STAMP = "commit.txt"  # written by ci/build_commit.py into what is built from a checkout
+STAMP = "commit.txt"  # written by ci/build_commit.py into builds from a checkout
 UNKNOWN = "unknown"
 
 
 @cache
 def version() -> str:
-    """The installed version of prill, read from its files once."""
+    """The installed version of prill, read once."""
     return metadata.version("prill")
 
 
 def commit(package: Path = HERE) -> str:
-    """The commit that the code in `package` was made from: stamped by a build, or said by git.
+    """The commit that the code in `package` comes from: stamped by a build, or else from git.
 
-    A checkout with changes says so with `+changes`; `unknown` where neither a stamp nor git answers.
+    A checkout with changes has `+changes` appended; `unknown` if there is neither a stamp nor git.
     """
     try:
         return (package / STAMP).read_text(encoding="ascii").strip() or UNKNOWN
@@ -30,7 +30,7 @@ def commit(package: Path = HERE) -> str:
 
 
 def _of_checkout(root: Path) -> str:
-    """What git says of `root`, and only of it: what lies inside another project is not that project."""
+    """The commit of the checkout `root`; `unknown` if `root` only lies inside another project's checkout."""
     if not (root / ".git").exists():
         return UNKNOWN
     head = _git(root, "rev-parse", "--short=12", "HEAD")

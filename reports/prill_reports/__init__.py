@@ -1,1 +1,1 @@
-"""Verdict to text: JUnit, Markdown."""
+"""Reports rendered from a verdict: JUnit, Markdown, HTML, the checklist."""

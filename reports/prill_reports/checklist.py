@@ -1,4 +1,4 @@
-"""Checklist items and their evidence go in; the integration checklist as Markdown comes out."""
+"""The integration checklist as Markdown, with its evidence."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BOX = {
 
 
 def render(verdict: Verdict, *, options: Mapping[str, str]) -> str:
-    """One section per checklist, one box per item; ticked only when the item is proven."""
+    """One section per checklist, one box per item, ticked only if the item is proven."""
     lines = [f"# Integration checklist: {text(verdict.gate)}", "", text(verdict.sentence), ""]
     for name in dict.fromkeys(item.checklist for item in verdict.items):
         mine = [item for item in verdict.items if item.checklist == name]

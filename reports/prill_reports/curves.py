@@ -1,4 +1,4 @@
-"""A curve of readings goes in; the shapes of its picture come out, for the page of a probe and of a gate."""
+"""Geometry of the curves of memory readings, for the pages of a probe and of a gate."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from prill_harness.leaks.reports.report import amount
 
 @dataclass(frozen=True)
 class Frame:
-    """Where a picture's axes stand, in pixels."""
+    """The positions of a picture's axes, in pixels."""
 
     width: int
     height: int
@@ -26,7 +26,7 @@ SMALL = Frame(320, 84, 64, 6, 314, 64)
 
 @dataclass(frozen=True)
 class Picture:
-    """Readings as the points of a polyline, and the Theil-Sen line with its interval as shapes beside it."""
+    """Readings as a polyline, and the Theil-Sen line and its interval as shapes."""
 
     curve: Curve
     frame: Frame
@@ -43,7 +43,7 @@ class Picture:
 
 
 def drawn(curve: Curve, frame: Frame = WHOLE) -> Picture:
-    """The picture of a curve in a frame."""
+    """Lay a curve out in a frame."""
     at, moved, n = curve.at, curve.values, curve.at[-1]
     middle = sorted(value - curve.slope * call for call, value in zip(at, moved, strict=True))[len(at) // 2]
     ends = [middle + slope * n for slope in (curve.slope, curve.low, curve.high)]
@@ -74,5 +74,5 @@ def drawn(curve: Curve, frame: Frame = WHOLE) -> Picture:
 
 
 def _signed(value: float, unit: str) -> str:
-    """A figure at an axis, where only bytes have room for their unit."""
+    """A figure for an axis, on which only bytes have room for a unit."""
     return ("+" if value > 0 else "") + (amount(value) if unit == "B" else f"{value:.3g}")

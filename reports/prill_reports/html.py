@@ -1,4 +1,4 @@
-"""A verdict goes in; one HTML file comes out that needs no network and no JavaScript."""
+"""A verdict as one HTML file that needs no network and no JavaScript."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prill_reports.curves import SMALL, WHOLE
 from prill_reports.templating import page
 from prill_reports.text import bound, figure
 
-FIGURES = 400  # rows of the table of figures; those nearest to their bounds, or beyond, come first
+FIGURES = 400  # rows of the table of figures, closest to their bounds (or beyond) first
 
 
 def render(verdict: Verdict, *, options: Mapping[str, str]) -> str:

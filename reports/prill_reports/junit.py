@@ -1,4 +1,4 @@
-"""A verdict goes in; JUnit XML comes out, one flat suite per model, engine and device."""
+"""A verdict as JUnit XML, with one flat suite per model, engine and device."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ GATE = "prill.gate"
 def render(verdict: Verdict, *, options: Mapping[str, str]) -> str:
     """JUnit XML of a verdict; the same verdict gives the same bytes.
 
-    A passing case has no result child, any other exactly one: failed is a failure; an error of the harness
-    or the machine and an inconclusive check are errors, because consumers colour a skip green; waived is
-    skipped with its reason. The policy's rules, expired or refused waivers, cells without a full ledger and
-    the verdict itself are cases of the suite `prill.gate`, so the file is never greener than the verdict.
+    A passing case has no result child, any other exactly one: a failed check is a failure; an inconclusive
+    one and an error of harness or machine are errors, because consumers show a skip as green; a waived one
+    is skipped with its reason. The policy's rules, expired or refused waivers, cells without a complete
+    ledger and the verdict itself are cases of the suite `prill.gate`, so the file is never greener than the
+    verdict.
 
     Args:
         options: `dialect` "default" (properties, file and line of the checklist item, check or policy) or
@@ -59,7 +60,7 @@ def render(verdict: Verdict, *, options: Mapping[str, str]) -> str:
 
 
 def _groups(checks: Iterable[CheckResult]) -> dict[Cell, list[CheckResult]]:
-    """Checks by model, engine and device; the key's suite is left empty."""
+    """Checks by model, engine and device; the suite in the key is empty."""
     groups: dict[Cell, list[CheckResult]] = {}
     for result in sorted(checks, key=lambda r: (r.cell, r.check)):
         groups.setdefault(_group(result.cell), []).append(result)
@@ -71,7 +72,7 @@ def _group(cell: Cell) -> Cell:
 
 
 def _began(verdict: Verdict, cells: Iterable[CellResult]) -> str:
-    """When the first of the cells started, in ISO 8601; where none did, the day of the verdict."""
+    """The start of the first cell, in ISO 8601; the day of the verdict if none started."""
     starts = [cell.at for cell in cells if cell.at > 0]
     if not starts:
         return f"{verdict.as_of}T00:00:00+00:00"
@@ -79,19 +80,19 @@ def _began(verdict: Verdict, cells: Iterable[CellResult]) -> str:
 
 
 def _say_model(suite: TestSuite, name: str, sha256: str) -> None:
-    """The model's name as it was given, and the digest of its file beside it."""
+    """Add the model's name as it was given, and the digest of its file."""
     suite.add_property("model", one_line(name))
     if sha256:
         suite.add_property("model_sha256", one_line(sha256))
 
 
 def _class(cell: Cell) -> str:
-    """`model.engine.device`; a dot or slash inside a part would read as another level of packages."""
+    """`model.engine.device`, with dots and slashes inside a part replaced: they would mean packages."""
     return ".".join(re.sub(r"[^\w:+-]", "_", one_line(p)) for p in (cell.model, cell.engine, cell.device))
 
 
 def _filled(suite: TestSuite, cases: Iterable[TestCase]) -> TestSuite:
-    """The suite with its cases, each under a name of its own."""
+    """The suite with its cases, each under a unique name."""
     taken = set[str]()
     for case in cases:
         case.name = unique(case.name, taken)
@@ -109,7 +110,7 @@ def _check_case(result: CheckResult, verdict: Verdict, classname: str, rich: boo
 
 
 def _enrich(case: TestCase, result: CheckResult, verdict: Verdict) -> None:
-    """Where the checklist item stands, or else the check, as attributes; what was seen as properties."""
+    """Add file and line of the checklist item or the check as attributes, and evidence as properties."""
     here = (i for i in verdict.items if result.base in i.checks and result.cell.id in i.cells)
     proving = sorted(here, key=lambda i: i.severity.rank)
     facts = [
@@ -136,7 +137,7 @@ def _enrich(case: TestCase, result: CheckResult, verdict: Verdict) -> None:
 
 
 def _place(case: TestCase, file: str, line: int = 1) -> None:
-    """Where a reader finds what the case speaks of; CI services split runs by it."""
+    """Set the file and line that the case is about; CI services also split runs by it."""
     case._elem.set("file", one_line(file))
     case._elem.set("line", str(line))
 
@@ -166,7 +167,7 @@ def _result(status: Status, sentence: str, body: str = "") -> FinalResult:
 
 
 def _gate_cases(verdict: Verdict, rich: bool) -> Iterable[TestCase]:
-    """What the gate itself says; each case lies in the policy."""
+    """The gate's own cases; their place is the policy file."""
     for case in _gate_results(verdict):
         if rich:
             _place(case, verdict.policy or GATE)
@@ -174,7 +175,7 @@ def _gate_cases(verdict: Verdict, rich: bool) -> Iterable[TestCase]:
 
 
 def _gate_results(verdict: Verdict) -> Iterable[TestCase]:
-    """The verdict, its rules, its broken waivers and the cells that were planned and did not report."""
+    """Cases for the verdict, its rules, its broken waivers, and planned cells that did not report."""
     yield _gate_case("verdict", verdict.status, f"{verdict.sentence} (exit code {verdict.exit_code})")
     for rule in verdict.rules:
         yield _gate_case(f"rule {rule.id}", rule.status, rule.sentence)

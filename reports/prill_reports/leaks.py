@@ -1,4 +1,4 @@
-"""A leak report goes in; one HTML page with a curve for every series that moved comes out."""
+"""A leak report as one HTML page, with a curve for every series that moved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A verdict goes in; Markdown for a pull request or a CI step summary comes out, under one mebibyte."""
+"""A verdict as Markdown for a pull request or a CI step summary, under one mebibyte."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from prill_harness.records.verdict import CheckResult, ItemStatus, Verdict
 from prill_reports import view
 from prill_reports.text import bound, figure, one_line
 
-LIMIT = 1_000_000  # bytes; GitHub takes 1,048,576
+LIMIT = 1_000_000  # bytes; GitHub accepts 1,048,576
 LONGEST = 400  # characters of one sentence
 HEADLINE = {Status.PASSED: "PASSED", Status.FAILED: "FAILED", Status.INCONCLUSIVE: "INCONCLUSIVE"}
-# An underscore inside a word is no emphasis; a dash, plus, hash or equals sign matters at the start alone.
+# An underscore inside a word is not emphasis; a dash, plus, hash or equals sign matters only at the start.
 _SPECIAL = re.compile(r"[\\`*\[\]|~$]|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])|^[-+#=]")
-# What a forge would turn into a mention of a person or of an issue: @name, owner/repo#2, #2, GH-2.
+# What a forge would turn into a mention of a person or an issue: @name, owner/repo#2, #2, GH-2.
 _LINKED = re.compile(r"@|#(?=\d)|\bGH-(?=\d)", re.IGNORECASE)
 Lines = Iterator[str]
 
@@ -23,7 +23,7 @@ Lines = Iterator[str]
 def render(verdict: Verdict, *, options: Mapping[str, str]) -> str:
     """The verdict line first, then the rule that broke, items, failures, figures, cells, models, waivers.
 
-    What would pass the size limit is left out from the end, and said to be.
+    Whatever exceeds the size limit is left out from the end, with a note that says so.
     """
     parts = [_head(verdict), _rules(verdict), _items(verdict), _failures(verdict), _figures(verdict)]
     parts += [_cells(verdict), _models(verdict), _assumptions(verdict), _forgotten(verdict)]
@@ -39,7 +39,7 @@ def render(verdict: Verdict, *, options: Mapping[str, str]) -> str:
 
 
 def text(value: str, longest: int = LONGEST) -> str:
-    """Text as itself: no markup, no HTML, no mention, one line, safe in a table."""
+    """Text shown literally: no markup, no HTML, no mention, on one line, safe in a table."""
     short = one_line(value)
     short = short if len(short) <= longest else f"{short[:longest]}…"
     short = short.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
@@ -49,7 +49,7 @@ def text(value: str, longest: int = LONGEST) -> str:
 def code(value: str, longest: int = LONGEST) -> str:
     """Text as a code span, safe in a table: the fence is longer than any run of backticks inside."""
     short = one_line(value)[:longest]
-    if "\\|" in short:  # inside a code span nothing can keep this pipe from ending the cell
+    if "\\|" in short:  # inside a code span this pipe cannot be escaped, and would end the cell
         return text(short)
     runs = [len(run) for run in re.findall("`+", short)]
     fence = "`" * (max(runs, default=0) + 1)
@@ -65,7 +65,7 @@ def block(value: str) -> list[str]:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Lines:
-    """A table whose cells are Markdown already."""
+    """A table; the cells are Markdown already."""
     yield f"| {' | '.join(columns)} |"
     yield f"|{'---|' * len(columns)}"
     for row in rows:

@@ -1,4 +1,4 @@
-"""A template's name and what it shows go in; the text of a page comes out, in which text stays text."""
+"""Render templates with everything escaped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from prill_reports.text import one_line
 
 
 def page(template: str, **shown: object) -> str:
-    """The rendered page."""
+    """Render a template."""
     return _environment().get_template(template).render(**shown)
 
 
@@ -27,5 +27,5 @@ def _environment() -> jinja2.Environment:
 
 
 def _plain(value: object) -> object:
-    """What a template prints: control characters and surrogates as escapes, markup left to autoescape."""
+    """A value for printing: control characters and surrogates as escapes; autoescape handles markup."""
     return one_line(value) if isinstance(value, str) and not hasattr(value, "__html__") else value

@@ -1,4 +1,4 @@
-"""Text that anybody may have written goes in; text that every report can carry comes out."""
+"""Make untrusted text safe for every kind of report."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 
-# Everything XML 1.0 forbids, the C1 controls, and the carriage return, which parsers turn into a newline.
+# Everything that XML 1.0 forbids, C1 controls, and the carriage return, which parsers turn into a newline.
 _UNPRINTABLE = re.compile("[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-# Marks that turn or hide text would let a sentence rearrange the report around it.
+# Marks that reverse or hide text would let a sentence rearrange the report around it.
 _OVERRIDE = re.compile("[\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 
 
@@ -24,7 +24,7 @@ def one_line(text: str) -> str:
 
 
 def figure(value: object) -> str:
-    """A number to six significant digits; what is not a number is said to be none."""
+    """A number to six significant digits; "none" for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "not finite" if value is None else one_line(str(value))
     if isinstance(value, int) and abs(value) > sys.float_info.max:
@@ -35,19 +35,19 @@ def figure(value: object) -> str:
 
 
 def seconds(value: float) -> float:
-    """A duration fit for a report: finite, not negative, whole milliseconds."""
+    """A duration for a report: finite, not negative, whole milliseconds."""
     return round(value, 3) if math.isfinite(value) and value > 0 else 0.0
 
 
 def bound(metric: Mapping[str, object]) -> str:
-    """`name value <= bound` of one metric, or `name value` when nothing bounds it."""
+    """`name value <= bound` for a metric, or `name value` if it has no bound."""
     limit = metric.get("bound")
     tail = "" if limit is None else f" (bound {metric.get('relation', '<=')} {figure(limit)})"
     return f"{one_line(str(metric.get('name', '')))} {figure(metric.get('value'))}{tail}"
 
 
 def unique(name: str, taken: set[str]) -> str:
-    """The name, numbered when it is taken already; the result is added to `taken`."""
+    """The name, with a number if it is taken already; the result is added to `taken`."""
     chosen, number = name, 2
     while chosen in taken:
         chosen, number = f"{name} ({number})", number + 1
@@ -56,7 +56,7 @@ def unique(name: str, taken: set[str]) -> str:
 
 
 def listed(words: Iterable[str], limit: int = 6) -> str:
-    """At most `limit` words with commas, and how many more there are."""
+    """At most `limit` words, separated by commas, and how many more there are."""
     words = list(words)
     more = f" and {len(words) - limit} more" if len(words) > limit else ""
     return ", ".join(words[:limit]) + more

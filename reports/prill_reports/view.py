@@ -1,4 +1,4 @@
-"""A verdict goes in; the lists and tables that a page for people shows come out, worst first."""
+"""The lists and tables of a page, from a verdict; worst first."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from prill_reports.text import figure, one_line
 
 FEW = 6  # facts of a mapping that fit on one line
 AROUND = 8  # tokens before and after a divergence
-SHOWN = 8  # divergences of one check that a page shows
+SHOWN = 8  # divergences of one check shown on a page
 TOP = ("id", "token", "logprob")
-LONGEST = 64  # rows of a list that a page shows
+LONGEST = 64  # rows of a list shown on a page
 OPEN = {Status.FAILED, Status.ERROR, Status.INCONCLUSIVE}
 _ITEM_ORDER = (ItemStatus.FAILED, ItemStatus.UNPROVEN, ItemStatus.WAIVED, ItemStatus.PROVEN)
 
@@ -30,12 +30,12 @@ class Table:
     name: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    here: int = -1  # the row that tells the matter: where two texts first part
+    here: int = -1  # the row to mark: where two texts first part
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a check kept of what it saw: short facts as (name, text), and the lists as tables."""
+    """The detail of a check's evidence: short facts as (name, text), and lists as tables."""
 
     facts: tuple[tuple[str, str], ...]
     tables: tuple[Table, ...]
@@ -43,7 +43,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Figure:
-    """One bounded metric; `share` places log10(value / bound) on 0..1, the bound at one half."""
+    """One bounded metric; `share` maps log10(value / bound) to 0..1, with the bound at one half."""
 
     check: str
     where: str
@@ -61,7 +61,7 @@ def group(cell: Cell) -> str:
 
 
 def groups(verdict: Verdict) -> list[str]:
-    """All columns in order, those of cells that reported nothing included."""
+    """All columns in order, including those of cells that reported nothing."""
     cells = [c.cell for c in verdict.cells] + [r.cell for r in verdict.checks]
     return sorted({group(cell) for cell in cells})
 
@@ -74,7 +74,7 @@ def items(verdict: Verdict) -> list[ItemResult]:
 
 
 def matrix_row(item: ItemResult, verdict: Verdict) -> dict[str, str]:
-    """column -> worst status of the item there; a column the item does not concern is absent."""
+    """column -> worst status of the item there; columns that the item does not concern are absent."""
     columns = {c.cell.id: group(c.cell) for c in verdict.cells}
     columns |= {r.cell.id: group(r.cell) for r in verdict.checks}
     row: dict[str, str] = {}
@@ -85,29 +85,29 @@ def matrix_row(item: ItemResult, verdict: Verdict) -> dict[str, str]:
 
 
 def severity(result: CheckResult, verdict: Verdict) -> Severity:
-    """The worst severity among the items that this check proves in its cell; LOW when it proves none."""
+    """The worst severity of the items that the check proves in its cell; LOW if it proves none."""
     ranked = [i.severity for i in verdict.items if result.base in i.checks and result.cell.id in i.cells]
     return min(ranked, key=lambda s: s.rank, default=Severity.LOW)
 
 
 def open_checks(verdict: Verdict) -> list[CheckResult]:
-    """Checks that failed, broke or saw nothing: worst severity first, failures before the rest."""
+    """Checks that failed, had an error or saw nothing: worst severity first, failures before the rest."""
     found = [r for r in verdict.checks if r.status in OPEN]
     return sorted(found, key=lambda r: (severity(r, verdict).rank, badness(r.status), r.cell, r.check))
 
 
 def quiet_checks(verdict: Verdict) -> list[CheckResult]:
-    """The others, in the order of cells and checks."""
+    """All other checks, in the order of cells and checks."""
     return sorted((r for r in verdict.checks if r.status not in OPEN), key=lambda r: (r.cell, r.check))
 
 
 def waivers(verdict: Verdict) -> list[WaiverResult]:
-    """Waivers, the one that runs out first on top."""
+    """Waivers, the first to expire on top."""
     return sorted(verdict.waivers, key=lambda w: (w.days_left, w.id))
 
 
 def figures(verdict: Verdict) -> list[Figure]:
-    """Every bounded metric, those out of bound first, then by how near they come to it."""
+    """Every bounded metric, those out of bound first, then by how close they come to it."""
     found = []
     for result in verdict.checks:
         for metric in result.metrics:
@@ -129,7 +129,7 @@ def figures(verdict: Verdict) -> list[Figure]:
 def _share(value: float | None, limit: float, relation: str) -> float:
     """0 at a ten-thousandth of the bound, 0.5 at the bound, 1 at ten thousand times it.
 
-    What must be at least its bound is an agreement, a part of one: its distance from one is measured.
+    A figure that must be at least its bound is an agreement, a share of one: its distance from one counts.
     """
     if value is None:
         return 1.0
@@ -142,10 +142,10 @@ def _share(value: float | None, limit: float, relation: str) -> float:
 
 
 def finding(detail: Mapping[str, object]) -> Facts:
-    """The detail of a check's evidence, whatever its keys: scalars as facts, lists as tables.
+    """The detail of a check's evidence, whatever its keys are: scalars as facts, lists as tables.
 
-    Two lists of ids under `expected` and `got` become one table of the tokens around the place where they
-    part; the lists of best tokens get their heads.
+    Two lists of ids under `expected` and `got` become one table of the tokens around their first difference;
+    lists of best tokens get column heads.
     """
     facts: list[tuple[str, str]] = []
     tables: list[Table] = []
@@ -181,14 +181,14 @@ def finding(detail: Mapping[str, object]) -> Facts:
 
 
 def kept(result: CheckResult) -> Facts:
-    """The finding of a check without what its sentence says already."""
+    """The finding of a check without what its sentence already says."""
     found = finding(result.detail)
     said = one_line(result.sentence)
     return replace(found, facts=tuple(fact for fact in found.facts if fact[1] != said))
 
 
 def pictures(result: CheckResult, frame: Frame) -> list[tuple[str, Picture]]:
-    """(path of the probe, picture) of every curve that a check kept."""
+    """(path of the probe, picture) of every curve in a check's detail."""
     kept = curves.recalled(result.detail)
     return [(path, drawn(curve, frame)) for path, found in kept.items() for curve in found]
 
@@ -214,9 +214,9 @@ def _is_list(value: object) -> TypeGuard[Sequence[object]]:
 
 
 def _parted(detail: Mapping[str, object]) -> Table | None:
-    """Expected and got ids side by side, AROUND of them before and after the first that differs.
+    """Expected and actual ids side by side, AROUND of them before and after the first that differs.
 
-    `position` of the detail, where it has one, is the place of the first difference in the whole text.
+    `position` in the detail, if any, is the index of the first difference in the whole text.
     """
     expected, got = detail.get("expected"), detail.get("got")
     if not (_is_list(expected) and _is_list(got)):

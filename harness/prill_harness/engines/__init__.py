@@ -1,1 +1,1 @@
-"""Any engine behind the same few calls."""
+"""The engine protocol, engine and model specs, and the engines that prill brings."""

@@ -1,4 +1,4 @@
-"""The Engine protocol: one loaded model behind the same few calls, whoever built the engine."""
+"""The Engine protocol: the few calls by which prill uses any engine with one model loaded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOAD_PHASES = ("init", "module load", "upload and repack", "capture")
 
 
 class Capability(StrEnum):
-    """What an engine may offer; a check that needs an absent one is inconclusive, never passed."""
+    """What an engine may offer; a check that needs something absent is inconclusive, never passed."""
 
     TOKENIZE = "tokenize"
     LOGITS = "logits"
@@ -38,11 +38,11 @@ class Capability(StrEnum):
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """Who the engine says it is.
+    """What the engine says of itself.
 
     Attributes:
         arithmetic: "float64", "float32", "half", "int8" or "unknown"; it chooses the lane.
-        config: the effective configuration the engine reports itself (names as the runtime has them).
+        config: the effective configuration that the engine reports, by the runtime's names.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Session(ABC):
 
     @abstractmethod
     def reset(self) -> None:
-        """Forget everything; a reset session is as good as a new one."""
+        """Forget everything; a reset session behaves like a new one."""
 
     @abstractmethod
     def close(self) -> None:
@@ -161,13 +161,13 @@ class Engine(ABC):
         """(stage, array) in execution order; arrays are copies.
 
         Args:
-            replace: arrays that take the place of the stages they are named after, once those are captured;
+            replace: arrays that replace the stages of these names for the rest of the pass, once captured;
                 needs the capability REPLACE.
         """
         self._lacks(Capability.TRACE)
 
     def memory(self) -> Mapping[str, int]:
-        """Bytes held now, by ledger."""
+        """Bytes held now, by purpose."""
         self._lacks(Capability.MEMORY)
 
     def session(self, capacity: int | None = None) -> Session:
@@ -175,13 +175,13 @@ class Engine(ABC):
         self._lacks(Capability.SESSIONS)
 
     def ops(self) -> Backend[Any]:
-        """The ops that the engine computes with, one by one: for checks of each against its twin."""
+        """The engine's single ops, for checks of each against its float64 twin."""
         self._lacks(Capability.OPS)
 
     def phases(self) -> Mapping[str, float]:
-        """Seconds that phases of opening took, by name (LOAD_PHASES); what is absent is not reported.
+        """Seconds that phases of opening took, by name (LOAD_PHASES); an engine may report only some.
 
-        What an engine makes with its first answers, a captured graph say, it may report from then on.
+        What an engine makes on its first request, such as a captured graph, it may report from then on.
         """
         return {}
 

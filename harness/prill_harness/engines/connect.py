@@ -1,4 +1,4 @@
-"""The spec of an engine comes in; its class, or the engine, opened as it is, goes out."""
+"""Find and open the engine that a spec names, without planting any fault."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def known(spec: EngineSpec) -> tuple[type[Engine], str]:
 
 
 def connect(spec: EngineSpec, model: str | Path) -> Engine:
-    """Open a model on the engine that `spec` names, whatever faults it names.
+    """Open a model on the engine that `spec` names; the faults it names are ignored.
 
     Raises:
         UsageError: unknown engine, argument or fixture.

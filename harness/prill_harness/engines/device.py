@@ -1,4 +1,4 @@
-"""A model spec comes in; the runtime's CUDA engine, on a GPU or on the CPU emulator, goes out."""
+"""The runtime's CUDA engine, on a GPU or on the CPU emulator."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class OnDevice(Embedded):
 
     device_name: ClassVar[str]
     _continue = staticmethod(generate)
-    _apart: CudaBackend | None = None  # what `ops` gave out
+    _apart: CudaBackend | None = None  # what `ops` returned
 
     def __init__(self, model: DeviceModel, spec: str) -> None:
         self._model: DeviceModel | None = model
@@ -72,19 +72,19 @@ class OnDevice(Embedded):
             raise EngineError("engine is closed", expected="an open engine", hint="open it again")
         return self._model
 
-    # One text after the other, through the captured graphs, which is how a text is written here: steps of
-    # several sequences have none. `logits_batch` computes them together.
+    # One text after the other, through the captured graphs, as any text is written here: there are no graphs
+    # for several sequences. `logits_batch` does compute them together.
     generate_batch = Engine.generate_batch
 
     def trace(
         self, ids: Sequence[int], replace: Mapping[str, NDArray[np.float64]] | None = None
     ) -> Iterator[tuple[str, NDArray[np.floating]]]:
-        """As everywhere; a prompt of more rows than one step takes in the pieces in which it is computed."""
+        """As the protocol says; a prompt longer than one step is traced piece by piece."""
         taken: dict[str, list[NDArray[np.floating]]] = {}
         cache, low = self._cache_for(ids), 0
         for piece in self.model.pieces(ids):
             high = low + len(piece)
-            rows = slice(low, high if high < len(ids) else None)  # what is too long shows at the end
+            rows = slice(low, high if high < len(ids) else None)  # a prompt that is too long fails at the end
 
             def keep(
                 stage: str, array: NDArray[np.floating], rows: slice = rows
@@ -97,7 +97,7 @@ class OnDevice(Embedded):
         return iter([(stage, np.concatenate(arrays)) for stage, arrays in taken.items()])
 
     def ops(self) -> Backend[Any]:
-        """The model's ops in its arithmetic, over an arena of their own: the model's is full."""
+        """The model's ops in its arithmetic, on an arena of their own, for the model's is full."""
         if self._apart is None:
             device, sizes = self.model.device, dict.fromkeys(PURPOSES, CHECKED_BYTES)
             self._apart = CudaBackend(
@@ -116,7 +116,7 @@ class OnDevice(Embedded):
         return self.model.phases | ({} if decoder is None else {"capture": decoder.captured_s})
 
     def copy_bandwidth(self) -> float | None:
-        """None where no two blocks of COPY_BYTES are free."""
+        """None if two blocks of COPY_BYTES are not free."""
         return copy_bandwidth(self.model.device)
 
     def memory(self) -> Mapping[str, int]:

@@ -1,4 +1,4 @@
-"""A model spec comes in; the runtime's own NumPy engine, in float32 or float64, goes out."""
+"""The runtime's NumPy engine, in float32 (under test) and float64 (the oracle)."""
 
 from __future__ import annotations
 
@@ -110,8 +110,8 @@ class Embedded(Engine):
     def decoded_logits(
         self, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]
     ) -> list[NDArray[np.floating]]:
-        """What follows each prompt and its text: logits (vocab,) of all prompts together, their texts taken
-        in token by token; a prompt whose text is over leaves the batch."""
+        """Logits (vocab,) behind each prompt and its text: the prompts as one batch, then their texts token
+        by token; a prompt whose text is over leaves the batch."""
         caches = [self.model.new_cache(len(i) + len(t)) for i, t in zip(prompts, texts, strict=True)]
         rows: list[NDArray[np.floating]] = [np.empty(0)] * len(prompts)
         for step in range(max(map(len, texts)) + 1):
@@ -167,8 +167,8 @@ class Embedded(Engine):
         return iter(stages)
 
     def memory(self) -> Mapping[str, int]:
-        """Bytes now: `weights` and `cache` are the arrays really held, `process` is this process's
-        resident anonymous memory (Linux's RssAnon; elsewhere its unique set)."""
+        """Bytes now: `weights` and `cache` are the arrays actually held, `process` is this process's resident
+        anonymous memory (RssAnon on Linux, the unique set elsewhere)."""
         return {
             "weights": 0 if self._model is None else array_bytes(self._model.wired),
             "cache": sum(session.nbytes for session in self._sessions),
@@ -192,7 +192,7 @@ class Embedded(Engine):
             self._model = None
 
     def _cache_for(self, ids: Sequence[int]) -> KVCache:
-        """A cache no larger than this call needs; more ids than the context holds fail in `forward`."""
+        """A cache as large as this call needs; `forward` refuses more ids than the context holds."""
         return self.model.new_cache(max(1, min(len(ids), self.model.context_length)))
 
 
@@ -234,7 +234,7 @@ def array_bytes(root: object) -> int:
 
 
 def anonymous_bytes() -> int:
-    """Resident anonymous memory of this process; read without text files, whose buffers come and go."""
+    """Resident anonymous memory of this process; read without the buffers of a text file."""
     try:
         status = os.open("/proc/self/status", os.O_RDONLY)
     except OSError:

@@ -1,4 +1,4 @@
-"""An engine with a prompt or a generation in; what a person should know about its ids, and its end, out."""
+"""What a person should know about a prompt's ids and about the end of a generated text."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from prill_runtime.tokenizer.load import Tokenizer
 
 
 def about(engine: Engine, text: str, ids: Sequence[int]) -> tuple[str, ...]:
-    """Sentences about the ids of a prompt; none of an engine whose tokenizer is not prill's."""
+    """Remarks on the ids of a prompt; none for an engine whose tokenizer is not prill's."""
     tokenizer = _tokenizer(engine)
     return () if tokenizer is None else remarks(tokenizer, text, ids)
 
 
 def ended_by(engine: Engine, made: Generation) -> dict[str, int | str] | None:
-    """The token that ended a text, and what makes it an end; None where no token did, or none is known."""
+    """The token that ended a text and what makes it an end; None if no token did, or none is known."""
     tokenizer = _tokenizer(engine)
     if made.end_id is None or tokenizer is None:
         return None

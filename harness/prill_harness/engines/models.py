@@ -1,4 +1,4 @@
-"""The spec of a model comes in; its file, or one sentence about what is wrong with it, goes out."""
+"""Model specs: the file that each stands for."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def check_model(spec: str, *, opened: bool = True, loaded: bool = True) -> None:
     """Refuse a model spec that names nothing: packaged models by name, files by opening them.
 
     Args:
-        opened: False where only records of the model are looked at, so that its file need not be there.
-        loaded: False where the file is only read, so that it need not be a model that can be judged.
+        opened: False if only records of the model are read, so that its file need not exist.
+        loaded: False if the file is only read, so that it need not be a model that can be judged.
 
     Raises:
         UsageError: unknown fixture, shape or block type.
@@ -54,7 +54,7 @@ def resolve_model(spec: str | Path) -> Path:
 
 
 def fixture_name(spec: str | Path) -> tuple[str, str] | None:
-    """(name, type) when the model spec names a packaged fixture, else None.
+    """(name, type) if the model spec names a packaged fixture, else None.
 
     Raises:
         UsageError: unknown fixture or block type.

@@ -1,4 +1,4 @@
-"""The spec of an engine comes in; its parts, or one sentence about what is wrong with it, go out."""
+"""Engine specs and device names, taken apart and checked."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from prill_runtime.errors import UsageError
 
 FAULT = "+fault:"
 ORACLE = "numpy64"
-"""The engine by which the others are judged."""
+"""The engine that judges the others."""
 
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """`NAME[:ARGUMENT][+fault:FAULT]...`, taken apart here and nowhere else."""
+    """`NAME[:ARGUMENT][+fault:FAULT]...`, parsed here and nowhere else."""
 
     name: str
     argument: str
@@ -24,7 +24,7 @@ class EngineSpec:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raises UsageError when the name or a fault is empty."""
+        """Raises UsageError if the name or a fault is empty."""
         base, *faults = text.split(FAULT)
         name, _, argument = base.partition(":")
         if not name or not all(faults):
@@ -37,11 +37,11 @@ class EngineSpec:
         return cls(name, argument, tuple(faults))
 
 
-IN_ARENA = ("cuda", "emu")  # engines whose memory is an arena of a device
+IN_ARENA = ("cuda", "emu")  # engines whose memory is an arena on a device
 
 
 def with_budget(specs: Sequence[str], size: str) -> list[str]:
-    """The specs, those of engines on a device limited to `size` of its memory, such as "2GiB".
+    """The specs, with every engine on a device limited to `size` of its memory, such as "2GiB".
 
     Raises:
         UsageError: none of them is on a device.
@@ -63,7 +63,7 @@ def with_budget(specs: Sequence[str], size: str) -> list[str]:
 
 
 def check_device(name: str) -> None:
-    """Refuse a device that no cell can be of.
+    """Refuse a device that no cell can have.
 
     Raises:
         UsageError: neither cpu nor cuda, with or without a number.
@@ -73,11 +73,11 @@ def check_device(name: str) -> None:
 
 
 def check_judged(spec: str, oracle: str = ORACLE) -> None:
-    """Refuse to judge an engine by itself; a planted fault or an argument makes no other engine of it, since
-    what they leave alone would be compared with itself.
+    """Refuse to judge an engine by itself. A planted fault or an argument does not make it another engine:
+    whatever they leave unchanged would be compared with itself.
 
     Raises:
-        UsageError: engine and oracle are one.
+        UsageError: engine and oracle are the same.
     """
     if EngineSpec.parse(spec).name == EngineSpec.parse(oracle).name:
         raise UsageError(

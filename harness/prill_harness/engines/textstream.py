@@ -1,4 +1,4 @@
-"""Generated ids go in one by one; the text that may be shown by then comes out."""
+"""Show a text while it is generated."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 
 
 class IncrementalDetokenizer:
-    """Ids go in one by one; text comes out that never splits a character and never shows a stop string.
+    """Turns ids into text one by one, never splitting a character and never showing a stop string.
 
     Args:
-        detokenize: ids -> bytes of the engine.
+        detokenize: the engine's, ids -> bytes.
         prompt: ids before the first generated one; they decide whether a leading space belongs to it.
         stop: strings that end the text.
     """
@@ -26,20 +26,20 @@ class IncrementalDetokenizer:
         self.stopped = False
 
     def push(self, token: int) -> str:
-        """The text that is certain after one more id."""
+        """Add an id; the further text that is certain now."""
         self._ids.append(token)
         whole = self._detokenize(self._ids)
         fresh, self._seen = whole[self._seen :], len(whole)
         return self._release(self._decoder.decode(fresh))
 
     def finish(self) -> str:
-        """What was held back; bytes that never became a character are replaced by U+FFFD."""
+        """The text held back so far; bytes that never became a character are replaced by U+FFFD."""
         text = self._release(self._decoder.decode(b"", final=True))
         rest, self._held = ("" if self.stopped else self._held), ""
         return text + rest
 
     def _release(self, text: str) -> str:
-        """Hold back the longest tail that may still grow into a stop string."""
+        """Release all but the longest tail that may still grow into a stop string."""
         if self.stopped:
             return ""
         text = self._held + text

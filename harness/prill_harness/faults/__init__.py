@@ -1,1 +1,1 @@
-"""The planted faults, and the trial in which each has to be found."""
+"""The planted faults, and the trial in which the checks must find each of them."""

@@ -1,4 +1,4 @@
-"""The name of a fault goes in; the fault, from whichever module declares it, comes out."""
+"""Look up planted faults by name, in whichever module they are declared."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from prill_harness.records.names import look_up
 
 
 def modules() -> list[str]:
-    """Those that declare faults, all below `planted`, so that a new file of them is found.
+    """The modules that declare faults: all below `planted`, so that new files are found.
 
-    `common` last, which plants others' once more, and devices' after all.
+    `common`, which plants other modules' faults again, comes late, and devices' faults last.
     """
     found = pkgutil.walk_packages(planted.__path__, f"{planted.__name__}.")
     names = [each.name for each in found if not each.ispkg]
@@ -34,15 +34,15 @@ def catalogue(engine: str = "numpy") -> dict[str, Fault]:
 
 
 def known() -> frozenset[str]:
-    """The names of all faults of all engines."""
+    """Names of the faults of all engines."""
     return frozenset(catalogue() | catalogue("emu"))
 
 
 def named(names: Iterable[str]) -> tuple[Fault, ...]:
-    """The faults of these names.
+    """The faults with these names.
 
     Raises:
-        UsageError: a name nobody declared.
+        UsageError: no fault of that name.
     """
     if not (names := tuple(names)):
         return ()

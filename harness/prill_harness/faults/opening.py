@@ -1,4 +1,4 @@
-"""An engine spec, with the faults it names, and a model spec come in; an open engine goes out."""
+"""Open an engine with the faults that its spec names."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def open_engine(spec: str, model: str | Path) -> Engine:
 
 
 def check_engine(spec: str) -> EngineSpec:
-    """Refuse a spec that `open_engine` would refuse, and open nothing.
+    """Refuse a spec that `open_engine` would refuse, without opening anything.
 
     Raises:
         UsageError: unknown engine, argument or fault.

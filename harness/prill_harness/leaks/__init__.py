@@ -1,1 +1,1 @@
-"""Leak probes: ledgers that are exact to the byte, windows that must all grow, a verdict of three words."""
+"""The leak probe: exact ledgers, growth that must show in every window, and a verdict."""

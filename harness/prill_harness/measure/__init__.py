@@ -1,1 +1,1 @@
-"""What an engine costs: time, operations, device memory; and what two files differ in."""
+"""What an engine costs (time, operations, device memory), and how two files differ."""

@@ -1,9 +1,9 @@
-"""Engine specs and a model go in; what loading, the first token, the prompt and decoding take comes out.
+"""Time loading, first token, prompt and decoding of one engine, or of two in turn.
 
-Two engines are timed in turn in one run, repetition by repetition, now one and now the other ahead, on the
-same random prompts; a ratio is that of two neighbours. No prompt is used twice on one engine, so that a cache
-of prompts gives nothing. Decoding is the time of a long answer less that of an answer of one token, so that
-an engine may queue tokens ahead.
+Two engines are timed alternately in one run, each going first in turn, on the same random prompts; ratios
+are taken between neighbouring measurements. No prompt is used twice on one engine, so that a prompt cache
+does not help. Decoding is the time of a long answer minus that of an answer of one token, so that an engine
+may queue tokens ahead.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Sample(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, unit: str, values: Sequence[float]) -> Sample:
-        """At least one value."""
+        """A sample of at least one value."""
         return cls(unit, statistics.median(values), min(values), max(values), len(values))
 
 
@@ -65,7 +65,7 @@ class Row(msgspec.Struct, frozen=True):
     """One figure of one engine.
 
     Attributes:
-        sample: None where the engine does not report it, which is not 0.
+        sample: None if the engine does not report it, which is not 0.
         share: of the measured copy bandwidth, for decoding: weights of the file times tokens per second.
     """
 
@@ -75,7 +75,7 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class Timed(msgspec.Struct, frozen=True):
-    """What one engine took; row "copy" is the measured bandwidth of the memory it computes from."""
+    """The figures of one engine; row "copy" is the measured bandwidth of the memory it computes from."""
 
     engine: str
     name: str
@@ -85,12 +85,12 @@ class Timed(msgspec.Struct, frozen=True):
     rows: tuple[Row, ...]
 
     def row(self, name: str) -> Row:
-        """The row of this name; one without a sample when there is none."""
+        """The row of this name; one without a sample if there is none."""
         return next((row for row in self.rows if row.name == name), Row(name, None))
 
 
 class Ratio(msgspec.Struct, frozen=True):
-    """Seconds of the engine over those of the one it is held against: above 1 is slower."""
+    """Seconds of the engine over those of the one it is compared with: above 1 is slower."""
 
     name: str
     median: float
@@ -100,7 +100,7 @@ class Ratio(msgspec.Struct, frozen=True):
 
 
 class BenchResult(msgspec.Struct, frozen=True):
-    """Everything of one run; `ratios` is empty without a second engine."""
+    """All results of one run; `ratios` is empty without a second engine."""
 
     model: str
     model_sha256: str
@@ -114,7 +114,7 @@ class BenchResult(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class Contender:
-    """One engine at work, and the seconds it took."""
+    """One open engine, and the seconds it took."""
 
     spec: str
     engine: Engine
@@ -137,12 +137,12 @@ def measure(
     """Time one engine, or the first against the second.
 
     Args:
-        tell: called after each of `steps(settings, len(specs))` steps with what was done.
+        tell: called with a description after each of `steps(settings, len(specs))` steps.
 
     Raises:
         InvalidParameter: prompt and answer do not fit into the context.
         EngineError: an answer was shorter than asked for.
-        Inconclusive: decoding took no time that the noise would leave.
+        Inconclusive: the time of decoding was lost in noise.
     """
     with open_gguf(resolve_model(model)) as file:
         read = weight_bytes(file)
@@ -176,13 +176,13 @@ def measure(
 
 
 def steps(settings: Settings, count: int) -> int:
-    """How often `measure` tells of something."""
+    """How often `measure` calls `tell`."""
     return count * (2 + settings.repeat)
 
 
 def weight_bytes(file: GGUFFile) -> int:
-    """Bytes of the file that one token reads: every matrix but tables of which one row is looked up; of
-    experts, as many as are used."""
+    """Bytes of the file that one token reads: all matrices except tables of which one row is looked up; of
+    experts only as many as are used."""
     used = file.metadata.get(f"{file.architecture}.expert_used_count", 1)
     experts = file.metadata.get(f"{file.architecture}.expert_count", 1)
     looked_up = {"position_embd.weight"}
@@ -197,10 +197,10 @@ def weight_bytes(file: GGUFFile) -> int:
 
 
 def memory_copies(nbytes: int, count: int, clock: Clock) -> list[float]:
-    """Bytes per second, read and written, of copies by one thread in the processor's memory."""
+    """Bytes per second, read and written, of copies by one thread in host memory."""
     source = np.arange(nbytes // 8)
     target = np.zeros_like(source)
-    np.copyto(target, source)  # so that no page is first touched while timed
+    np.copyto(target, source)  # touch every page before the timing
     speeds = []
     for _ in range(count):
         began = clock()
@@ -217,7 +217,7 @@ def _load(
     open_engine: Callable[[str, str], Engine],
     stack: ExitStack,
 ) -> Contender:
-    """Open the engine as often as asked; the last one stays open."""
+    """Open the engine as often as asked for; the last one stays open."""
     loading: list[Mapping[str, float]] = []
     for number in range(settings.loads):
         began = clock()
@@ -241,7 +241,7 @@ def _fits(contender: Contender, settings: Settings) -> None:
 
 
 def _copies(engine: Engine, settings: Settings, clock: Clock) -> list[float]:
-    """Several copies in the engine's memory; none where neither it nor the processor can be asked."""
+    """Bandwidths of several copies in the engine's memory; none if that cannot be measured."""
     own = [speed for _ in range(BANDWIDTH_COPIES) if (speed := engine.copy_bandwidth()) is not None]
     if own or engine.info.device != "cpu":
         return own
@@ -249,7 +249,7 @@ def _copies(engine: Engine, settings: Settings, clock: Clock) -> list[float]:
 
 
 def _prompt(settings: Settings, contender: Contender, number: int) -> list[int]:
-    """Random ids, the same for every engine of one vocabulary."""
+    """Random ids, the same for every engine with the same vocabulary."""
     config = contender.engine.info.config
     if "vocab_size" not in config:
         raise MissingCapability(f"engine {contender.spec} does not report its vocab_size: no ids are known")
@@ -274,7 +274,7 @@ def _answer(contender: Contender, ids: Sequence[int], tokens: int, clock: Clock)
 
 
 def _warm(contender: Contender, settings: Settings, clock: Clock) -> None:
-    """The first token of a fresh engine is a figure; a whole answer then makes what is made on first use."""
+    """Time a fresh engine's first token; then a whole answer, so that everything made on first use exists."""
     contender.cold = _answer(contender, _prompt(settings, contender, 0), 1, clock)
     _answer(contender, _prompt(settings, contender, 1), settings.tokens + 1, clock)
     contender.loading[-1] = {**contender.loading[-1], **contender.engine.phases()}
@@ -317,7 +317,7 @@ def _loaded(contender: Contender, name: str) -> Sample | None:
 
 
 def _ratios(contenders: Sequence[Contender]) -> Iterable[Ratio]:
-    """Of the first over the second, neighbour by neighbour."""
+    """Ratios of the first engine over the second, between neighbouring measurements."""
     if len(contenders) != 2:
         return
     mine, other = contenders

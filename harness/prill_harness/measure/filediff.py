@@ -1,7 +1,7 @@
-"""Two open model files go in; what differs between them, tensor by tensor and key by key, comes out.
+"""Compare two model files, tensor by tensor and key by key.
 
-Weights are compared after dequantising, a strip of rows at a time, so that a quantised file can be held
-against the one it was made from: the figure is NMSE, the sum of (a - b)^2 over the sum of a^2 of A's weights.
+Weights are compared after dequantising, a strip of rows at a time, so that a quantised file can be compared
+with its source. The figure is NMSE: the sum of (a - b)^2 over the sum of a^2.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from prill_runtime.gguf.file import GGUFFile
 from prill_runtime.gguf.tensors import TensorInfo
 from prill_runtime.quants.layouts import dequantize, supported_types
 
-STRIP_WEIGHTS = 1 << 20  # weights dequantised at a time, one row at least
+STRIP_WEIGHTS = 1 << 20  # weights dequantised at a time; at least one row
 
 
 class Side(msgspec.Struct, frozen=True):
-    """How one file holds a tensor."""
+    """How one file stores a tensor."""
 
     type: str
     shape: tuple[int, ...]
@@ -31,12 +31,12 @@ class Side(msgspec.Struct, frozen=True):
 
 
 class TensorDiff(msgspec.Struct, frozen=True):
-    """One tensor of either file.
+    """One tensor of either file or both.
 
     Attributes:
-        a, b: None where the file has no such tensor.
-        same: type, shape and bytes are equal. nmse, largest: of the dequantised weights, and the largest
-            difference of two; None where they cannot be compared. note: why not.
+        a, b: None if the file has no such tensor.
+        same: type, shape and bytes are equal. nmse, largest: of the dequantised weights, and their largest
+            difference; None if they cannot be compared. note: why not.
     """
 
     name: str
@@ -49,10 +49,10 @@ class TensorDiff(msgspec.Struct, frozen=True):
 
 
 class KeyDiff(msgspec.Struct, frozen=True):
-    """A metadata key whose values differ; None where the file has no such key.
+    """A metadata key whose values differ; None if the file has no such key.
 
     Attributes:
-        at: of two arrays, the index at which they part.
+        at: for two arrays, the first index at which they differ.
     """
 
     key: str
@@ -62,7 +62,7 @@ class KeyDiff(msgspec.Struct, frozen=True):
 
 
 class FileDiff(msgspec.Struct, frozen=True):
-    """`nmse`: over the weights of all tensors that could be compared; None when there is none."""
+    """`nmse`: over the weights of all tensors that could be compared; None if there are none."""
 
     tensors: tuple[TensorDiff, ...]
     metadata: tuple[KeyDiff, ...]
@@ -76,7 +76,7 @@ class FileDiff(msgspec.Struct, frozen=True):
 def compare(a: GGUFFile, b: GGUFFile) -> FileDiff:
     """Compare B with A; neither needs to be a whole model.
 
-    Tensors come in A's order, then those that only B has; keys the same.
+    Tensors come in A's order, followed by those that only B has; so do keys.
     """
     tensors, error, energy, compared = [], 0.0, 0.0, False
     for name in dict.fromkeys((*a.tensors, *b.tensors)):
@@ -90,7 +90,7 @@ def compare(a: GGUFFile, b: GGUFFile) -> FileDiff:
 
 
 def _equal(a: GGUFFile, b: GGUFFile, key: str) -> bool:
-    """Both have the key, with values of one type that are equal, or both not a number."""
+    """Whether both have the key with values of one type that are equal, or both NaN."""
     if key not in a.metadata or key not in b.metadata:
         return False
     left, right = a.metadata[key], b.metadata[key]
@@ -105,7 +105,7 @@ def _key(key: str, a: Any, b: Any) -> KeyDiff:
 
 
 def _tensor(name: str, a: GGUFFile, b: GGUFFile) -> tuple[TensorDiff, tuple[float, float] | None]:
-    """What one tensor comes to, and its sums of squares when the weights were compared."""
+    """The result for one tensor, and its sums of squares if the weights were compared."""
     left, right = a.tensors.get(name), b.tensors.get(name)
     sides = _side(left), _side(right)
     if left is None or right is None:
@@ -132,7 +132,7 @@ def _side(info: TensorInfo | None) -> Side | None:
 
 
 def _strips(file: GGUFFile, info: TensorInfo) -> Iterator[NDArray[np.float64]]:
-    """The tensor's weights from the first to the last, some rows at a time."""
+    """The tensor's weights in order, some rows at a time."""
     raw, columns = file.raw(info.name), info.shape[-1]
     rows = math.prod(info.shape[:-1])
     row_bytes, step = info.nbytes // rows, max(1, STRIP_WEIGHTS // columns)
@@ -143,7 +143,7 @@ def _strips(file: GGUFFile, info: TensorInfo) -> Iterator[NDArray[np.float64]]:
 
 
 def _largest(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    """The largest difference; infinite where one of the two is not finite."""
+    """The largest difference; infinite if only one of two values is finite."""
     with np.errstate(invalid="ignore"):
         difference = float(np.abs(x - y).max())
     return math.inf if math.isnan(difference) else difference

@@ -1,7 +1,7 @@
-"""What a thread's Python does from here on goes in; its calls, instructions and returns come out, one by one.
+"""Watch a thread's Python: every call, instruction and return.
 
-Where Python is 3.12 or newer, `sys.settrace` shows the instructions of a function from its second call on,
-since it cannot instrument what runs already; `sys.monitoring`, new there, shows those of the first call too.
+From Python 3.12 on, `sys.settrace` reports a function's instructions only from its second call on, since it
+cannot instrument running code; `sys.monitoring`, new in 3.12, also reports those of the first.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Told = Callable[[CodeType], None]
 
 
 class Watch(Protocol):
-    """Tells of this thread from `start` to `stop`, and takes no memory for it that it has not already."""
+    """Reports on this thread between `start` and `stop`, without allocating memory."""
 
     def start(self) -> None: ...
 
@@ -24,7 +24,7 @@ class Watch(Protocol):
 
 
 class Traced:
-    """By `sys.settrace`, whose former function is put back."""
+    """By `sys.settrace`, whose previous function is restored."""
 
     def __init__(self, entered: Told, stepped: Told, left: Told, apart: frozenset[str]) -> None:
         def inside(frame: FrameType, event: str, argument: object) -> Any:
@@ -52,7 +52,7 @@ class Traced:
 
 
 class Monitored:
-    """By `sys.monitoring`, under a number that nobody else uses."""
+    """By `sys.monitoring`, under an unused tool id."""
 
     def __init__(self, entered: Told, stepped: Told, left: Told, apart: frozenset[str]) -> None:
         self._monitoring: Any = sys.monitoring  # type: ignore[attr-defined,unused-ignore]
@@ -94,10 +94,10 @@ class Monitored:
 
 
 def watch(entered: Told, stepped: Told, left: Told, *apart: str) -> Watch:
-    """Whoever is told of each call, instruction and return, or resumption and yield, once it is started.
+    """A watch that reports each call, instruction and return (or resumption and yield) once started.
 
-    Functions that run already are told of once they are called again. What is in the files `apart` is not
-    told of, nor is what is done while somebody is told.
+    Functions that are already running are reported from their next call on. Code in the files `apart` is left
+    out, and so is whatever the callbacks do.
     """
     kind = Monitored if sys.version_info >= (3, 12) else Traced
     return kind(entered, stepped, left, frozenset((*apart, __file__)))

@@ -1,6 +1,6 @@
-"""An engine's own lists and arrays go in; the same that count what C goes over in them come out.
+"""Lists and arrays that count the items that C code goes over in them.
 
-No instruction of Python's says how long a list was that was searched, or how much of an array was filled.
+Python's instructions do not tell how long a searched list was, or how much of an array was filled.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from prill_runtime.run.generate import Writer
 Count = Callable[[int], None]
 TEXTS = (bytes, bytearray, str)
 SEARCHES = {"find", "rfind", "index", "rindex", "count", "split", "replace", "translate", "partition"}
-LISTS = ("_history", "_ids", "_logprobs")  # of a text that is being written
+LISTS = ("_history", "_ids", "_logprobs")  # of a text being written
 
 
 def searched(function: object) -> int:
-    """Characters that a method of a text is about to go over, were it to find nothing; 0 for all others."""
+    """Characters that a string method would go over if it found nothing; 0 for any other function."""
     owner = function.__self__ if isinstance(function, BuiltinFunctionType) else None
     return len(owner) if isinstance(owner, TEXTS) and function.__name__ in SEARCHES else 0  # type: ignore[attr-defined]
 
 
 class Walked(list[Any]):
-    """A list that counts its items whenever one goes over all of them."""
+    """A list that counts its items whenever they are all gone over."""
 
     count_of: Count
 
@@ -54,7 +54,7 @@ class Walked(list[Any]):
 
 
 class CountedWrites(np.ndarray[Any, Any]):
-    """An array that counts the elements that are written into it."""
+    """An array that counts the elements written into it."""
 
     count_of: Count | None = None
 
@@ -73,7 +73,7 @@ class CountedWrites(np.ndarray[Any, Any]):
 
 
 def watching(walked: Count, written: Count) -> ExitStack:
-    """Until it is closed, ids and logprobs of every text, and the rows of every cache, are counted."""
+    """Count, until it is closed, over the ids and logprobs of every text and the rows of every cache."""
     begin, reserve = Writer.__init__, KVCache._reserve
 
     def begun(self: Any, *given: Any, **named: Any) -> None:

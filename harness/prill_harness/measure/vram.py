@@ -1,4 +1,4 @@
-"""An engine on a device in; what its ledger holds at each moment, and what is wrong with that, out."""
+"""Account for a device engine's memory at each moment, and find what is wrong with it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prill_runtime.device.memory.arena import PURPOSES, shown
 from prill_runtime.errors import Inconclusive
 
 SESSIONS = 8
-SESSION_POSITIONS = 64  # of each session, where the cache has so many
+SESSION_POSITIONS = 64  # of each session, if the cache has so many
 VALUE_BYTES = 4  # caches are float32
 MOMENTS = ("loaded", "idle", "in use", "after")
 
@@ -21,11 +21,11 @@ class Account(msgspec.Struct, frozen=True):
     """Bytes of device memory.
 
     Attributes:
-        planned: by purpose, for the model's life. held: by moment and purpose; "idle" is after a first
-            request, "in use" with `SESSIONS` sessions open, "after" when they are closed.
+        planned: by purpose, for the model's lifetime. held: by moment and purpose; "idle" is after a first
+            request, "in use" with `SESSIONS` sessions open, "after" once they are closed.
         file_bytes: of the file's tensors. position_bytes: of one position of a cache, by the formula.
-        free, gap: of the cache's part, all and in one piece, with every second session closed.
-        wrong: one clause for each thing that is not as it should be.
+        free, gap: unused bytes of the cache's region, all and in one piece, with every second session closed.
+        wrong: one clause for each defect.
     """
 
     planned: Mapping[str, int]

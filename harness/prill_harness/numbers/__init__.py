@@ -1,1 +1,1 @@
-"""Arithmetic of comparing: how far numbers are apart, and how far they may be."""
+"""How far two results are apart, and how far they may be."""

@@ -1,7 +1,7 @@
-"""The oracle's numbers and a candidate's come in; how far they are apart, in float64, goes out.
+"""Distances between the oracle's numbers and a candidate's, in float64.
 
-Every function is pure. Logits are (position, vocab). A candidate's NaN or infinity is infinitely wrong
-under every measure, and arrays of unequal shape are an error, never a shorter comparison.
+Every function is pure. Logits are (position, vocab). A NaN or infinity of the candidate is infinitely wrong
+under every measure, and arrays of different shapes are an error, never a shorter comparison.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 TOP_K = 20
-REORDERED_ERROR = 1e-9  # float64 logits whose sums were made in another order differ by far less
+REORDERED_ERROR = 1e-9  # float64 logits summed in another order differ by far less
 BUCKETS = (("1-16", 16), ("17-64", 64), ("65-256", 256), ("257+", math.inf))
 """Position buckets: label, last position in it (positions count from 1)."""
 
@@ -40,12 +40,12 @@ def pair(oracle: ArrayLike, candidate: ArrayLike) -> tuple[Floats, Floats]:
 
 
 def largest(*values: float) -> float:
-    """The largest of them; NaN where one is NaN, in any place: `max` would drop it."""
+    """The largest of them; NaN if any is NaN, wherever it stands: `max` might drop it."""
     return float(np.max(values))
 
 
 def smallest(*values: float) -> float:
-    """The smallest of them; NaN where one is NaN."""
+    """The smallest of them; NaN if any is NaN."""
     return float(np.min(values))
 
 
@@ -78,7 +78,7 @@ def log_softmax(logits: ArrayLike) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class Logprobs:
-    """Natural logprobs of both, at the `sound` positions alone, where every logit of both is finite."""
+    """Natural logprobs of both at the `sound` positions, where every logit of both is finite."""
 
     sound: NDArray[np.bool_]  # (position,)
     oracle: Floats  # (sound position, vocab)
@@ -92,7 +92,7 @@ class Logprobs:
         return cls(sound, log_softmax(a[sound]), log_softmax(b[sound]))
 
     def spread(self, values: Floats) -> Floats:
-        """Values of the sound positions at their places, infinity at the others."""
+        """Values (sound position,) spread over all positions, with infinity at the others."""
         out = np.full(self.sound.shape, np.inf)
         out[self.sound] = values
         return out
@@ -104,7 +104,7 @@ def kl(oracle: ArrayLike, candidate: ArrayLike) -> Floats:
 
 
 def kl_of(logprobs: Logprobs) -> Floats:
-    """KL(oracle‖candidate) of each position; nats, never below zero.
+    """KL(oracle‖candidate) of each position, in nats, never below zero.
 
     Because Σp = Σq, Σp·log(p/q) equals Σ(q − p + p·log(p/q)), whose terms are all at least zero: float32
     noise near 1e-13 is summed without cancellation.
@@ -148,8 +148,8 @@ def dlogprob_of(logprobs: Logprobs, k: int = TOP_K) -> Floats:
 
 
 def rank(oracle: ArrayLike, candidate: ArrayLike) -> Ints:
-    """Rank, from 1, that the candidate gives the oracle's best id, or one that ties with it there; the
-    vocabulary's size where not finite."""
+    """Rank, from 1, that the candidate gives the oracle's best id, or an id that ties with it; the
+    vocabulary's size if anything is not finite."""
     a, b = pair(oracle, candidate)
     best = best_ids(a)[..., None]
     own = np.take_along_axis(b, best, -1)
@@ -170,7 +170,7 @@ def p99(values: Floats) -> float:
 
 
 def bucket_max(values: Floats, positions: Ints) -> dict[str, float]:
-    """Largest value in each position bucket that occurs; positions count from 1."""
+    """The largest value in each position bucket that occurs; positions count from 1."""
     out, first = {}, 1.0
     for label, last in BUCKETS:
         inside = values[(positions >= first) & (positions <= last)]
@@ -197,8 +197,8 @@ def ulp(value: float, kind: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Margin:
-    """How far the oracle puts its own best id above the candidate's choice, beside the largest gap that
-    the lane's noise explains (logits)."""
+    """How far the oracle puts its own best id above the candidate's choice, and the largest gap that the
+    lane's noise explains (in logits)."""
 
     margin: float
     tau: float
@@ -220,10 +220,10 @@ class TopN:
     """What can be said of one position when the engine returns only its best n logprobs.
 
     Attributes:
-        kl_low: KL(oracle‖candidate) is at least this.
-        kl_high: and at most this; infinite unless a least logprob was given, because the ids not returned
+        kl_low: lower bound of KL(oracle‖candidate).
+        kl_high: upper bound; infinite unless a least logprob was given, because the ids not returned
             may have any probability down to zero.
-        distance_high: the total variation distance is at most this (0 to 1).
+        distance_high: upper bound of the total variation distance (0 to 1).
         oracle_tail, candidate_tail: probability outside the returned ids.
         dlogprob: max |Δ logprob| over the returned ids.
     """
@@ -251,8 +251,8 @@ def top_n(
 ) -> TopN:
     """Compare one position of a black box that returns only its best n ids and their natural logprobs.
 
-    Lower bound: the tails taken as one outcome (log-sum inequality). Upper bound: every tail id at
-    `least_logprob`, when the caller knows one.
+    Lower bound: each tail as one outcome (log-sum inequality). Upper bound: every tail id at
+    `least_logprob`, if the caller knows one.
 
     Raises:
         EngineError: ids repeat, lie outside the vocabulary, or do not match the logprobs in number.
@@ -275,7 +275,7 @@ def top_n(
     rest[chosen] = False
     p_tail, q_tail = float(p[rest].sum()), largest(0.0, 1 - q_sum)
     seen = float(np.sum(p[chosen] * (log_p[chosen] - log_q)))
-    # A tail of rounded logprobs is known to about 1e-6; the larger one keeps the lower bound a lower bound.
+    # The tail of rounded logprobs is known to about 1e-6; the larger value keeps this a lower bound.
     tail_low = 0.0 if p_tail == 0 else p_tail * math.log(p_tail / (q_tail + 1e-6))
     tail_high = 0.0 if p_tail == 0 else math.inf
     if least_logprob is not None:

@@ -1,6 +1,6 @@
-"""Rows of logits, sampling parameters and a draw come in; how near the draw lies to another token goes out.
+"""How close a draw is to a different token.
 
-The sampler is imported by module: a planted fault in it is suspended by the caller, not imported.
+The sampler is imported as a module, so that suspending a planted fault in it takes effect here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Row = NDArray[np.floating]
 def boundary_distance(
     row: Row, params: SamplingParams, history: Sequence[int], token: int, uniform: float
 ) -> float:
-    """How far the draw lies inside the token's share of the cumulative distribution, 0 when outside it."""
+    """How far the draw lies inside the token's share of the cumulative distribution; 0 if outside."""
     ids, probabilities = sampler.filtered_distribution(row, params, history)
     place = np.flatnonzero(ids == token)
     if not place.size:
@@ -39,9 +39,10 @@ def share_distance(
 ) -> float:
     """How far the draw lies outside the share of the cumulative distribution that the token may have.
 
-    Probabilities that move by a total variation of `noise` let two ids change places in the order of drawing
-    when theirs differ by at most twice as much; a share then begins elsewhere altogether. Its own borders
-    move by `noise` besides, which is for the caller to allow. Infinite for an id that is filtered out.
+    If probabilities move by a total variation of `noise`, two ids whose probabilities differ by at most
+    twice as much may change places in the order of drawing, and a share then begins somewhere else
+    altogether. Its own borders also move by `noise`, which the caller has to allow for. Infinite for an id
+    that is filtered out.
     """
     ids, probabilities = sampler.filtered_distribution(row, params, history)
     place = np.flatnonzero(ids == token)
@@ -57,7 +58,7 @@ def share_distance(
 def equally_likely(
     row: Row, params: SamplingParams, history: Sequence[int], expected: int, taken: int
 ) -> bool:
-    """Whether two ids tie before any filter, so that only their order decides which of them is drawn."""
+    """Whether two ids tie before any filter, so that only their order decides which is drawn."""
     if not 0 <= taken < len(row):
         return False
     plain = SamplingParams(temperature=1.0, repetition_penalty=params.repetition_penalty)
@@ -73,10 +74,10 @@ def expected_swaps(
     params: SamplingParams,
     tau: float,
 ) -> float:
-    """With what chance (0 to 1) noise gives a token of a sampled run another place in the order of drawing.
+    """The probability (0 to 1) that noise moves a token of a sampled run in the order of drawing.
 
     Ids are drawn most probable first. In a vocabulary of tens of thousands the next id in that order may be
-    no further than the noise, and when the two change places the same draw takes the other one.
+    closer than the noise, and if the two change places, the same draw gives the other one.
 
     Args:
         rows: the oracle's logits (len(tokens), vocab), of which each token was drawn. tau: the largest gap

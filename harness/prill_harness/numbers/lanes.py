@@ -1,4 +1,4 @@
-"""A file's type and an engine's arithmetic come in; their lane's bounds, a ratio of measured noise, go out.
+"""Lanes: the bounds for a file's type and an engine's arithmetic, as multiples of measured noise.
 
 The noise floor of a lane is the oracle's own forward pass at that lane's precision, measured against float64
 on the golden prompts: plain float32 for the exact lane, activations rounded to float16, bfloat16 or 8-bit
@@ -14,7 +14,7 @@ of NMSE, KL p99, KL max and the bucket maxima over the recorded floor:
     f16:   blocks permuted, only inputs rounded, rounding in float64, decode one by one        0.02 to 2.5
            bfloat16 activations instead; int8                                                     43; 53
 
-The quietest order stood at 0.05 of the floor, so that a floor measured on such a machine and an engine in the
+The quietest order was at 0.05 of the floor, so a floor measured on such a machine and an engine with the
 noisiest order are a factor of 50 apart: the exact ratio is 100, and the smallest bug is 73 times beyond it.
 A type's noise comes from its format and hardly from the order: its ratio is 9, that is 3 in amplitude.
 """
@@ -36,7 +36,7 @@ TYPE_RATIO = 9.0
 CONFIDENCE = 0.999
 AGAINST_ZEROS = 1e300
 SIGMAS = 4.0
-"""A largest error over thousands of values lies about four standard deviations out."""
+"""The largest of thousands of errors is about four standard deviations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """activations: the type whose rounding is allowed; ratio: allowed power of the error over the floor's."""
+    """activations: the type whose rounding is allowed; ratio: allowed error power over the floor's."""
 
     name: str
     activations: str
@@ -65,7 +65,7 @@ class Lane:
 
     @property
     def linear(self) -> float:
-        """The ratio for figures that grow with the error and not with its square."""
+        """The ratio for figures that grow with the error, not with its square."""
         return math.sqrt(self.ratio)
 
     @property
@@ -85,7 +85,7 @@ def type_lane(file_type: str) -> Lane:
     """
     kind = file_type.lower()
     if kind in ("f32", "f16", "bf16"):
-        # No engine rounds activations less than float16 and more than float32: an F32 file has F16's lane.
+        # No engine's rounding of activations lies between float16 and float32, so an F32 file has F16's lane.
         kind = "f16" if kind == "f32" else kind
         return Lane(kind, kind, TYPE_RATIO)
     if kind.startswith(("q", "mxfp")):
@@ -101,7 +101,7 @@ def lane_for(file_type: str, arithmetic: str) -> Lane:
 
 
 def bounds(lane: Lane, floor: Figures) -> Figures:
-    """The lane's floor times its ratio; for figures that are linear in the error, times the ratio's root.
+    """The lane's floor times its ratio, or times the ratio's root for figures linear in the error.
 
     Disagreements are events: a floor run that saw k of them has a rate near k + 1/2, and the bound is what a
     noise √ratio as large stays under in 99.9 % of runs.
@@ -130,13 +130,13 @@ AT_LEAST = ("top1", "top5")
 
 
 def judged(figures: Figures, bound: Figures) -> list[tuple[str, float, float, str]]:
-    """Every gated figure beside its bound: (name, value, bound, "<=" or ">="); the mean only informs."""
+    """Every gated figure with its bound: (name, value, bound, "<=" or ">="); means only inform."""
     rows = [
         (name, float(getattr(figures, name)), float(getattr(bound, name)), ">=" if name in AT_LEAST else "<=")
         for name in GATED
     ]
     for label, value in figures.buckets.items():
-        # A bucket that the floor never reached has the bound of the last one it did.
+        # A bucket that the floor never reached takes the bound of the last one that it did.
         limit = bound.buckets.get(label, compare.largest(0.0, *bound.buckets.values()))
         rows.append((f"kl_max[{label}]", value, limit, "<="))
     return rows
@@ -152,14 +152,14 @@ def broken(figures: Figures, bound: Figures) -> list[tuple[str, float, float, st
 
 
 def tau(lane: Lane, floor: Figures, z_max: float) -> float:
-    """The largest gap between two logits that the lane's noise explains: each may be off by the largest
-    |Δ logprob| that the lane allows, and never by less than half a unit in the last place of |z_max|."""
+    """The largest gap between two logits that the lane's noise explains: each may be off by the largest |Δ
+    logprob| that the lane allows, but at least by half a unit in the last place of |z_max|."""
     return compare.largest(compare.ulp(z_max, lane.unit), 2 * lane.linear * floor.dlogprob_max)
 
 
 def expected_flips(margins: NDArray[np.float64], largest: float) -> float:
-    """How many positions noise is expected to decide otherwise: ΣΦ(−margin/σ), where σ is a quarter of
-    the largest gap it explains."""
+    """How many positions noise is expected to flip: ΣΦ(−margin/σ), where σ is a quarter of the largest gap
+    that it explains."""
     sigma = largest / SIGMAS
     if sigma <= 0:
         return float(np.count_nonzero(margins <= 0))
@@ -167,10 +167,10 @@ def expected_flips(margins: NDArray[np.float64], largest: float) -> float:
 
 
 def poisson_upper(expected: float, confidence: float = CONFIDENCE) -> int:
-    """The smallest count that a Poisson variable of this mean stays at or under with this confidence.
+    """The smallest count that a Poisson variable of this mean does not exceed with this confidence.
 
-    Flips at different positions are rare and nearly independent, so their number is Poisson; at means far
-    below one, which small samples have, a normal bound would allow none and alarm once in 1/mean runs.
+    Flips at different positions are rare and nearly independent, so their number is Poisson. For means far
+    below one, as in small samples, a normal bound would allow none and raise an alarm once in 1/mean runs.
     """
     if expected > 700:
         return math.ceil(expected + 3.2905 * math.sqrt(expected))
@@ -185,7 +185,7 @@ def poisson_upper(expected: float, confidence: float = CONFIDENCE) -> int:
 
 @dataclass(slots=True)
 class LogitTally:
-    """Adds up positions of several sequences and gives their figures."""
+    """Accumulates positions of several sequences and computes their figures."""
 
     error: float = 0.0
     energy: float = 0.0
@@ -195,7 +195,7 @@ class LogitTally:
     positions: list[NDArray[np.int64]] = field(default_factory=list)
 
     def add(self, oracle: NDArray[np.floating], candidate: NDArray[np.floating], first: int = 1) -> None:
-        """Logits (position, vocab) of both, from position `first` (counted from 1) of their sequence.
+        """Add logits (position, vocab) of both, from position `first` (counted from 1) of their sequence.
 
         Raises:
             EngineError: their shapes differ.
@@ -211,9 +211,9 @@ class LogitTally:
         self.positions.append(np.arange(first, first + len(a), dtype=np.int64))
 
     def figures(self) -> Figures:
-        """Of everything added; at least one position must have been."""
+        """The figures of everything added; at least one position must have been."""
         kl, ranks = np.concatenate(self.kl), np.concatenate(self.ranks)
-        # Against logits that are zeros any error is infinite, in a floor too, and a file holds no infinity.
+        # Relative to logits of zero any error is infinite, also in a floor, and a golden stores no infinity.
         most = AGAINST_ZEROS if math.isfinite(self.error) else math.inf
         return Figures(
             nmse=compare.smallest(compare.nmse_of(self.error, self.energy), most),

@@ -1,1 +1,1 @@
-"""A policy and a request go in; what must run, as data, comes out."""
+"""Policy and plan: what must run, as data."""

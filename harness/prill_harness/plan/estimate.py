@@ -1,4 +1,4 @@
-"""Ledgers of earlier runs and cells in; how long the cells will take, as far as that is known, out."""
+"""Estimate how long cells will take, from the ledgers of earlier runs."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ TYPICAL = {
     "ops": 4.1, "properties": 2.0, "requests": 0.9, "sampler": 0.9, "stages": 0.4, "tokenizer": 0.5,
     "tokens": 3.2, "witness": 0.5,
 }  # fmt: skip
-"""Seconds of a cell of each suite with the engine numpy on a packaged model, on two cores of 2026."""
+"""Seconds of one cell of each suite, engine numpy on a packaged model, on two cores of 2026."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of wall time for the cells of which something is known, how many of these never ran here, and
-    how many cells nothing is known of."""
+    """Wall-clock seconds for the cells about which something is known, how many of these never ran here, and
+    how many cells nothing is known about."""
 
     seconds: float
     unknown: int
@@ -42,7 +42,7 @@ class Estimate:
 
 
 def recorded(ledgers: Iterable[Path]) -> dict[Cell, float]:
-    """Seconds of each cell that ended, by the first ledger that has it; what cannot be read is left out."""
+    """Seconds of each finished cell, from the first ledger that has it; unreadable ledgers are skipped."""
     times: dict[Cell, float] = {}
     for path in ledgers:
         try:
@@ -56,8 +56,8 @@ def recorded(ledgers: Iterable[Path]) -> dict[Cell, float]:
 
 
 def estimate(cells: Sequence[Cell], times: Mapping[Cell, float], jobs: int) -> Estimate:
-    """A cell takes what it took; one that never ran, what its suite took on that engine with other models, or
-    what is typical of it."""
+    """A cell is expected to take what it took; if it never ran, what its suite took on that engine with other
+    models, or what is typical of the suite."""
     alike: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for cell, seconds in times.items():
         alike[_kind(cell)].append(seconds)
@@ -67,7 +67,7 @@ def estimate(cells: Sequence[Cell], times: Mapping[Cell, float], jobs: int) -> E
     rest = [cell for cell in cells if cell not in times and _kind(cell) not in alike]
     typical = [TYPICAL[cell.suite] for cell in rest if cell.engine == "numpy" and cell.suite in TYPICAL]
     known += typical
-    # All cells side by side take no less than the longest of them.
+    # In parallel, all cells take at least as long as the longest.
     wall = largest(0.0, sum(known) / max(1, min(jobs, len(cells))), *known)
     return Estimate(wall, len(cells) - len(known), len(typical))
 

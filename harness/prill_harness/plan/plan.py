@@ -1,4 +1,4 @@
-"""A gate and overrides in; an ordered plan of cells out."""
+"""The plan of a gate: its cells in order, with the user's overrides."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Plan(msgspec.Struct, frozen=True):
     Attributes:
         checks: run these check ids alone; empty for all.
         folder: where the suites lie; None: the packaged ones.
-        given: the spec that opens a model here, by the name that its cells carry; absent where they are one.
+        given: the spec that opens a model here, by the name in its cells; absent if they are equal.
     """
 
     gate: str
@@ -45,7 +45,7 @@ def build(
     checks: Sequence[str] = (),
     folder: Path | None = None,
 ) -> Plan:
-    """The gate's cells, engines and models replaced where given, suites and checks restricted where given.
+    """The gate's cells, with engines and models replaced and suites and checks restricted, if given.
 
     Cells carry the names of their models, which are the same on every machine.
 
@@ -75,12 +75,12 @@ def build(
 
 
 def openers(names: Mapping[str, str]) -> dict[str, str]:
-    """Name -> the first spec of it, from `given.named`'s spec -> name."""
+    """Name -> its first spec: the inverse of `given.named`."""
     return {name: spec for spec, name in reversed(list(names.items()))}
 
 
 def cells_of(gate: Gate, engines: Sequence[str] = (), models: Sequence[str] = ()) -> tuple[Cell, ...]:
-    """Every cell of the gate once, in order, with engines and models replaced where given."""
+    """Every cell of the gate once, in order, with engines and models replaced if given."""
     cells = (
         Cell(model, engine, suite, device)
         for entry in gate.plan
@@ -92,7 +92,7 @@ def cells_of(gate: Gate, engines: Sequence[str] = (), models: Sequence[str] = ()
 
 
 def shard(plan: Plan, index: int, count: int) -> Plan:
-    """Part `index` (from 1) of `count`: every cell is in exactly one part, whatever the order of the plan.
+    """Part `index` (from 1) of `count`: every cell is in exactly one part, independent of the plan's order.
 
     Raises:
         UsageError: index or count out of range.

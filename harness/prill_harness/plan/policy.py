@@ -1,4 +1,4 @@
-"""gates.toml in; gates with what they inherit resolved out.
+"""Read gates.toml; gates with inheritance resolved.
 
 ```toml
 default = "architectures"            # the gate that `prill gate` runs when none is named
@@ -77,7 +77,7 @@ class Gate(msgspec.Struct, frozen=True):
     max_flaky: int
 
     def blocks(self, severity: Severity) -> bool:
-        """True when an item of this severity holds the gate shut unless it is proven."""
+        """Whether an item of this severity must be proven for the gate to pass."""
         return severity.rank <= self.blocks_at.rank
 
 
@@ -93,7 +93,7 @@ class Policy(msgspec.Struct, frozen=True):
         """The gate of that name, or the default.
 
         Raises:
-            UsageError: no such gate. PolicyError: the default is none.
+            UsageError: no such gate. PolicyError: the default does not exist.
         """
         error = UsageError if name else PolicyError
         look_up(name or self.default, self.gates, "no such gate", where=str(self.path), error=error)

@@ -1,4 +1,4 @@
-"""A model spec and a suite in; digests and versions of all that decides what their evidence is worth out."""
+"""Digests and versions of everything that evidence about a model by a suite depends on."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def describe(model: str, suite_file: Path, checks: Sequence[str] = ()) -> dict[s
     features, what other packages bring for it, the check ids the run was restricted to, and the second
     reading of the model that was asked for.
 
-    A model that cannot be read leaves `model_sha256` empty; the checks of the cell then say why.
+    If a model cannot be read, `model_sha256` is empty; the cell's checks then say why.
     """
     facts = model_facts(model)
     return {
@@ -77,7 +77,7 @@ def _digest_of(module: str) -> str:
 
 @cache
 def assumed(spec: str) -> tuple[tuple[str, str, str], ...]:
-    """(key, assumed, why) of what the file of a model spec leaves open; nothing of what cannot be read."""
+    """(key, assumed, why) for whatever a model's file leaves open; nothing if it cannot be read."""
     from prill_harness.engines.models import resolve_model
     from prill_runtime.gguf.file import open_gguf
     from prill_runtime.models.assumptions import assumptions
@@ -88,7 +88,7 @@ def assumed(spec: str) -> tuple[tuple[str, str, str], ...]:
 
 
 def file_digest(*paths: Path) -> str:
-    """sha256 of files, one behind the other (hex)."""
+    """sha256 (hex) of the files' contents, concatenated."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
@@ -98,7 +98,7 @@ def file_digest(*paths: Path) -> str:
 
 @cache
 def code_digest(suite_file: Path) -> str:
-    """sha256 over the suite and over the sources and goldens of prill that judge for it (hex)."""
+    """sha256 (hex) over the suite and over the sources and goldens of prill that judge for it."""
     digest = hashlib.sha256()
     for file in [suite_file, *_sources()]:
         digest.update(file.name.encode() + b"\0" + file.read_bytes())

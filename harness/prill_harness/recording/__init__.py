@@ -1,1 +1,1 @@
-"""pytest's own run goes in; evidence, check by check, comes out."""
+"""pytest's side of a cell: fixtures, the recorder that writes evidence, the forked process."""

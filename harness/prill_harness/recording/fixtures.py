@@ -1,4 +1,4 @@
-"""A run that asks for evidence in; what its checks take as arguments, engine, oracle and golden, out."""
+"""The pytest fixtures of checks: engine, oracle, golden and so on."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give tests that are no checks the fixtures of other plugins, where those have the same names."""
+    """Give tests that are not checks another plugin's fixtures, if those have the same names."""
     for item in items:
         info = getattr(item, "_fixtureinfo", None)
         if info is None or item.get_closest_marker("prill_check"):
             continue
         for name, known in info.name2fixturedefs.items():
             others = [each for each in known if each.func.__module__ != __name__]
-            if others and name not in others[0].argnames:  # one that asks for its own name wraps prill's
+            if others and name not in others[0].argnames:  # one that requests its own name wraps prill's
                 info.name2fixturedefs[name] = others
 
 
 @pytest.fixture
 def observe(request: pytest.FixtureRequest) -> Observer:
-    """The observer through which the check sees and judges."""
+    """The observer through which the check judges."""
     from prill_harness.recording.recorder import OBSERVER
     from prill_harness.run.checks import Observer
 
@@ -77,9 +77,9 @@ def engine(pytestconfig: pytest.Config, model_spec: str) -> Iterator[Engine]:
 
 @pytest.fixture(scope="session")
 def leak_probe(pytestconfig: pytest.Config, model_spec: str) -> Callable[..., PathReport]:
-    """`leak_probe(path, engine=…, model=…, …)`: what one path of the engine leaves, in a fresh process.
+    """`leak_probe(path, engine=…, model=…, …)`: what one path of the engine leaks, in a fresh process.
 
-    A run that noise kept from telling is repeated, twice at most.
+    A run that is inconclusive because of noise is repeated, at most twice.
     """
     from prill_harness.leaks.judge import probe
     from prill_harness.leaks.judge.repeat import settled

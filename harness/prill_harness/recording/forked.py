@@ -1,7 +1,7 @@
-"""Messages of a pool in; for each a cell, in a process forked from this one, which has only imported.
+"""The fork server's process: for each message of the pool it forks a process that runs one cell.
 
-Starting Python and importing pytest and NumPy took two thirds of a second of every cell, more than many
-cells need for their checks. What is imported is all that cells share: none has run in the server.
+Starting Python and importing pytest and NumPy took two thirds of a second per cell, more than many cells need
+for their checks. Imported modules are all that cells share: no cell ever ran in the server.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from prill_harness.stages import trace
 from prill_harness.tokens import golden, judge
 
 SHARED = (pytest, connect, golden, judge, recorder, trace)
-"""What cells import, besides the faults; nothing whose asserts pytest rewrites."""
+"""What cells import besides the faults; nothing whose asserts pytest rewrites."""
 POLL_S = 0.01
 
 
 def serve(channel: socket.socket) -> int:
-    """Fork for every message until the other side is gone; in what was forked, the exit code of its cell."""
-    life = os.pipe()  # the write end is the server's alone: its end is the end of every cell's stdin
+    """Fork for every message until the other side is gone; in the child, returns its cell's exit code."""
+    life = os.pipe()  # only the server holds the write end: when it ends, every cell's stdin does
     running: set[int] = set()
     while True:
         if select.select([channel], [], [], POLL_S if running else None)[0]:
@@ -68,5 +68,5 @@ def _cell(arguments: list[str], log: str) -> int:
 if __name__ == "__main__":
     catalogue()
     sources.warm()
-    gc.freeze()  # what is shared stays shared: a collection would write to every page
+    gc.freeze()  # keep pages shared: a garbage collection would write to all of them
     sys.exit(serve(socket.socket(fileno=int(sys.argv[1]))))

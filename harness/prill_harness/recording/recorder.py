@@ -1,4 +1,4 @@
-"""pytest's collection and reports in; planned checks and evidence, on the disk before the next check, out."""
+"""The pytest plugin that records planned checks and evidence, on disk before the next check begins."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ATTRIBUTE = "prill_evidence"
 
 
 class Planned(msgspec.Struct, frozen=True):
-    """One collected check: what is known of it before it runs."""
+    """One collected check, as far as it is known before it runs."""
 
     nodeid: str
     check: str
@@ -49,7 +49,7 @@ class Planned(msgspec.Struct, frozen=True):
 
     @property
     def reproduce(self) -> str:
-        """The shell command that runs this check alone; the suite, where it did not even load."""
+        """The shell command that runs this check alone, or the whole suite if it did not load."""
         return reproduce.cell(self.cell, self.spec, *([self.check] if self.nodeid else []))
 
     def evidence(self, status: Status, sentence: str, **rest: Any) -> Evidence:
@@ -68,7 +68,7 @@ class Planned(msgspec.Struct, frozen=True):
 
 
 class Recorder:
-    """Registered only in a run that names `--prill-` options; with xdist the controller alone writes."""
+    """Registered only for runs with `--prill-` options; with xdist only the controller writes."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
@@ -76,11 +76,11 @@ class Recorder:
         self.planned: dict[str, Planned] = {}
         self.evidence: dict[str, Evidence] = {}
         self.broken: list[str] = []
-        self.oracle: object = None  # set by the fixture, so that its errors are not blamed on the candidate
+        self.oracle: object = None  # set by its fixture, so that its errors are not the engine's
         self._phases: dict[str, list[tuple[Status, str]]] = {}
         self._durations: dict[str, float] = {}
         self._began = time.time()
-        self._shared: Path | None = None  # folder in which xdist's workers leave the plan
+        self._shared: Path | None = None  # folder where xdist's workers leave the plan
         path = config.getoption("prill_ledger")
         self._ledger = Ledger(path) if path and self.worker is None else None
 
@@ -139,7 +139,7 @@ class Recorder:
         )
 
     def _cell(self, suite: str) -> Cell:
-        """The cell of this run; `suite` unless the run names one."""
+        """The cell of this run; its suite is `suite` unless the run names one."""
         option = self.config.getoption
         return Cell(
             model=option("prill_model_name") or option("prill_model") or "none",
@@ -196,13 +196,13 @@ class Recorder:
         elif call.when == "call":
             found.append(outcomes.finished(observer))
         if call.when != "teardown" and found and found[-1][0] is not Status.PASSED and not report.failed:
-            report.outcome, report.longrepr = "failed", found[-1][1]  # what is no evidence is not drawn green
+            report.outcome, report.longrepr = "failed", found[-1][1]  # no evidence: must not be green
         if call.when == "teardown":
             setattr(report, ATTRIBUTE, self._sealed(planned, observer))
         return report
 
     def _sealed(self, planned: Planned, observer: Observer) -> str:
-        """The evidence as JSON; what cannot be encoded is an error of that check, not of the run."""
+        """The evidence as JSON; if it cannot be encoded, that is an error of the check, not of the run."""
         try:
             sealed = encode(self._conclude(planned, observer))
             decode(sealed)
@@ -266,7 +266,7 @@ class Recorder:
             self._write(CellEnded(cell, code, round(now - self._began, 6), now))
 
     def _collection_broke(self) -> None:
-        """A suite that cannot be collected still reports: one planned check, one error."""
+        """Report a suite that cannot be collected as one planned check with an error."""
         cell = self._cell("suite")
         planned = Planned(
             "", f"{cell.suite}.collection", "", (), cell, "", self.config.getoption("prill_model") or "none"
@@ -276,7 +276,7 @@ class Recorder:
         self._settle(planned, planned.evidence(Status.ERROR, f"the suite did not load: {self.broken[0]}"))
 
     def _exit_code(self, own: int) -> int:
-        """pytest's code, unless evidence says worse; never 0 beside evidence that did not pass."""
+        """pytest's exit code, or a worse one by the evidence; never 0 if any evidence did not pass."""
         statuses = {e.status for e in self.evidence.values()}
         if statuses <= {Status.PASSED}:
             return own
@@ -297,7 +297,7 @@ class Recorder:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_report_to_serializable(self) -> Generator[None, dict[str, Any], dict[str, Any]]:
-        """execnet drops a report with a lone surrogate or a NumPy scalar, and the run would exit 0."""
+        """Make reports portable: execnet would drop one with a lone surrogate, and the run exit 0."""
         return portable((yield))  # type: ignore[no-any-return]
 
     @pytest.hookimpl(optionalhook=True)
@@ -315,7 +315,7 @@ class Recorder:
 
 
 def check_id(item: pytest.Item) -> str:
-    """`suite.name` or `suite.name[parameter]`; empty for an item that is no check."""
+    """`suite.name` or `suite.name[parameter]`; empty for an item that is not a check."""
     marker = item.get_closest_marker("prill_check")
     if marker is None:
         return ""
@@ -325,7 +325,7 @@ def check_id(item: pytest.Item) -> str:
 
 
 def portable(value: Any) -> Any:
-    """The same structure in what execnet can carry: text re-encoded, scalars of other libraries reduced."""
+    """The same structure in types that execnet can carry: text re-encoded, foreign scalars converted."""
     if type(value) in (dict, list, tuple):
         if type(value) is dict:
             return {portable(k): portable(v) for k, v in value.items()}

@@ -1,4 +1,4 @@
-"""Suite names in; their files and the ids of the checks they hold out, without importing any of them."""
+"""Find suites and the ids of their checks, without importing any of them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def packaged() -> Path:
 
 
 def shown(path: Path) -> str:
-    """A file as reports and CI services name it: from the current folder when it lies inside, else from its
-    package or the folder that holds it; never the machine's own path."""
+    """A file as reports and CI services name it: relative to the current folder if it lies inside, else to
+    its package or the folder that holds it; never an absolute path of this machine."""
     absolute, here, package = path.resolve(), Path.cwd(), packaged().parent
     for base in (here, package):
         if absolute.is_relative_to(base):
@@ -57,7 +57,7 @@ def check_ids(folder: Path | None = None) -> dict[str, tuple[Path, int]]:
 
 
 def takes(suite: str, argument: str, folder: Path | None = None) -> bool:
-    """True when a function of the suite's file takes an argument, or a fixture, of that name."""
+    """Whether a function of the suite's file takes an argument, or a fixture, of that name."""
     tree = ast.parse(suite_file(suite, folder).read_bytes())
     functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
     return any(argument == given.arg for function in functions for given in function.args.args)
@@ -73,7 +73,7 @@ def _declared(folder: Path) -> dict[str, tuple[Path, int]]:
 
 @cache
 def _checks_in(source: bytes, file: str) -> tuple[tuple[str, int], ...]:
-    """Ids and lines of the checks that a file's text declares; each text is parsed once."""
+    """Ids and lines of the checks that a file's source declares; each source is parsed once."""
     try:
         tree = ast.parse(source, file)
     except (SyntaxError, ValueError) as error:

@@ -34,13 +34,13 @@ EXIT_CODES: Mapping[str, int] = {
     "waived": 0,
     "passed": 0,
 }
-"""Exit code of a process by the worst status seen in it; worst first. "timeout", "missing", "incomplete" are
-what reports say of a check or a cell that left no evidence, or not all of it."""
+"""Exit code of a process by the worst status seen in it; worst first. "timeout", "missing" and "incomplete"
+stand in reports for a check or cell that left no evidence, or not all of it."""
 _WORST_FIRST = tuple(EXIT_CODES)
 
 
 def badness(status: str) -> int:
-    """A status's place among EXIT_CODES: 0 for the worst; a word that is none of them is worse still."""
+    """A status's index in EXIT_CODES: 0 for the worst; -1 for an unknown word, which is worse still."""
     return _WORST_FIRST.index(status) if status in EXIT_CODES else -1
 
 
@@ -58,7 +58,7 @@ class Cell(msgspec.Struct, frozen=True, forbid_unknown_fields=True, order=True):
 
 
 class Metric(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A measured value beside the bound it was held to; None stands for NaN or infinity."""
+    """A measured value and the bound it was held to; None stands for NaN or infinity."""
 
     name: str
     value: float | None
@@ -67,7 +67,7 @@ class Metric(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def holds(self) -> bool:
-        """True when the value is finite and within its bound; a metric without a bound only informs."""
+        """Whether the value is finite and within its bound; a metric without a bound only informs."""
         if self.value is None or not math.isfinite(self.value):
             return False
         if self.bound is None:
@@ -78,7 +78,7 @@ class Metric(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CellStarted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="cell"):
-    """First record of a cell: what it is going to report.
+    """First record of a cell: the checks it is going to report.
 
     Attributes:
         assumptions: (key, assumed, why) of what the model's file leaves open.
@@ -106,12 +106,12 @@ class Evidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
     Attributes:
         check: id, `suite.name` or `suite.name[parameter]`.
         content: sha256 of the check's code and of the code that judges for it.
-        observed: how many values were really compared.
+        observed: how many values were actually compared.
         sentence: what was found, in one sentence.
         oracle: what the values were compared with; empty when nothing was.
         kills: planted faults this check is known to find.
         reproduce: the shell command that runs this check alone.
-        detail: builtins only; what a report needs to draw the finding.
+        detail: what a report needs to show the finding; builtins only.
     """
 
     check: str
@@ -164,14 +164,14 @@ def checks(records: Iterable[Record]) -> dict[tuple[str, str], Evidence]:
 
 
 def builtin(value: object) -> Any:
-    """Reduce a value to JSON builtins: NumPy scalars and arrays too, text without lone surrogates."""
+    """Reduce a value to JSON builtins, NumPy scalars and arrays included; text loses lone surrogates."""
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode("utf-8")
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
         return int(value)
-    if isinstance(value, float):  # np.float64 is one, and no encoder takes it
+    if isinstance(value, float):  # np.float64 is one, which the encoder refuses
         return float(value) if math.isfinite(value) else repr(float(value))
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")

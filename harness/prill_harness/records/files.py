@@ -1,4 +1,4 @@
-"""A path and a text in, the file, whole or not at all, out; or a path in, and its text out."""
+"""Write text files atomically, and read those that a user names."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from prill_runtime.files import refuse_pipe
 
 
 def write_file(path: Path, text: str) -> None:
-    """Replace a file as a whole: a reader sees the old text or the new, never half of it.
+    """Replace a file atomically: a reader sees the old text or the new, never half of it.
 
-    A link stays one, and its file is written; a file keeps its mode; what is no regular file (a device, a
-    pipe) is written to, not replaced.
+    A link is followed and stays a link; a file keeps its mode; anything but a regular file (a device, a pipe)
+    is written to, not replaced.
 
     Raises:
         OutputError: it cannot be written; the old file is as it was.
@@ -43,7 +43,7 @@ def write_file(path: Path, text: str) -> None:
 
 
 def read_text(path: Path, what: str) -> str:
-    """A text file the caller named, or one sentence about why it cannot be read.
+    """The text of a file that the caller named.
 
     Raises:
         UsageError: absent, unreadable or not UTF-8.

@@ -1,8 +1,8 @@
-"""Records go in, lines that each hold the digest of all before it come out; and lines in, the records out.
+"""The ledger: one JSONL line per record, each with a digest of all the lines before it.
 
-A cell's records are one chain: a record that was edited, dropped, repeated or moved breaks it, in whatever
-file the chain lies. It tells what was altered by accident or by hand; somebody who computes digests anew is
-not stopped by it (docs/SECURITY.md).
+A cell's records form one chain: editing, dropping, repeating or moving a record breaks it, whatever file the
+chain is in. That detects accidents and edits by hand; it does not stop anybody who recomputes the digests
+(docs/SECURITY.md).
 """
 
 from __future__ import annotations
@@ -40,37 +40,37 @@ def encode(record: Record) -> bytes:
     """A record as JSON.
 
     Raises:
-        TypeError, ValueError, OverflowError, msgspec.MsgspecError: JSON has no form for a value.
+        TypeError, ValueError, OverflowError, msgspec.MsgspecError: a value that JSON cannot express.
     """
     return msgspec.json.encode(record)
 
 
 def decode(text: bytes | str) -> Record:
-    """The record of a JSON text.
+    """Decode a record from JSON.
 
     Raises:
-        msgspec.ValidationError: no record of this version. msgspec.DecodeError, RecursionError: no JSON.
+        msgspec.ValidationError: no record of this version. msgspec.DecodeError, RecursionError: not JSON.
     """
     return _decoder.decode(text)
 
 
 class Chain:
-    """The state of every cell's chain: what its next record follows."""
+    """The state of every cell's chain: the digest that its next record must follow."""
 
     def __init__(self) -> None:
         self._last: dict[Cell, str] = {}
 
     def seal(self, record: Record) -> bytes:
-        """The record's line, with its end."""
+        """The record's line, with the newline."""
         body = encode(record)
         self._last[record.cell] = digest = self._digest(record.cell, body)
         return body[:-1] + f',"digest":"{digest}"}}\n'.encode()
 
     def follow(self, line: bytes, where: str) -> Record | None:
-        """The record of a line; None for what a killed writer left of one.
+        """The record of a line; None for a partial line left by a killed writer.
 
         Raises:
-            LedgerError: it is no record of this version, or does not follow from those before it.
+            LedgerError: it is no record of this version, or does not follow the lines before it.
         """
         match = LINE.fullmatch(line)
         if match is None:
@@ -96,7 +96,7 @@ class Chain:
 
     @staticmethod
     def _torn(line: bytes, where: str) -> None:
-        """What a killed writer leaves is the beginning of a record: it goes wrong at its end, not before."""
+        """Accept the beginning of a record, as a killed writer leaves it: JSON wrong at its end only."""
         try:
             msgspec.json.decode(line)
         except msgspec.DecodeError as error:
@@ -110,7 +110,7 @@ class Chain:
 
 
 class Ledger:
-    """Append-only JSONL file; every record is on the disk before `append` returns."""
+    """Append-only JSONL file; every record is synced to disk before `append` returns."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -120,16 +120,16 @@ class Ledger:
         self._end_torn_line()
 
     def _end_torn_line(self) -> None:
-        """A killed writer may leave half a line: end it, so that the next record stands on its own."""
+        """End the partial line that a killed writer may have left, so that the next record has its own."""
         size = os.fstat(self._fd).st_size
         if size and os.pread(self._fd, 1, size - 1) != b"\n":
             os.write(self._fd, b"\n")
 
     def append(self, record: Record) -> None:
-        """Write one record with fsync; O_APPEND keeps concurrent writers' lines whole.
+        """Write one record and fsync; O_APPEND keeps the lines of concurrent writers whole.
 
         Raises:
-            LedgerError: the disk does not take it.
+            LedgerError: it cannot be written.
         """
         line = memoryview(self._chain.seal(record))
         try:
@@ -152,13 +152,13 @@ class Ledger:
 
 
 def lines(records: Iterable[Record]) -> bytes:
-    """A whole ledger of these records."""
+    """A whole ledger of these records, as bytes."""
     chain = Chain()
     return b"".join(map(chain.seal, records))
 
 
 def read(path: str | Path) -> tuple[Record, ...]:
-    """All records of a ledger in order; lines a hard kill tore are left out.
+    """All records of a ledger in order, without lines torn by a hard kill.
 
     Raises:
         LedgerError: a line is not a record of this version, or was altered.
@@ -167,7 +167,7 @@ def read(path: str | Path) -> tuple[Record, ...]:
 
 
 def audited(path: str | Path) -> tuple[Record, ...]:
-    """As `read`, of a ledger that comes from elsewhere or from before: its records must agree, too.
+    """As `read`, for a ledger from elsewhere or from an earlier run: its records must also agree.
 
     Raises:
         LedgerError: as `read`; or the schema or an exit code contradicts the evidence.
@@ -191,7 +191,7 @@ def _read(path: Path) -> tuple[list[Record], Chain]:
 
 
 def _agree(records: Iterable[Record], path: str | Path) -> None:
-    """Schema and exit code of every cell say the same as its evidence; what was planned, the gate looks at.
+    """Check that every cell's schema and exit code agree with its evidence; the gate compares with the plan.
 
     Raises:
         LedgerError: they do not.
@@ -205,7 +205,7 @@ def _agree(records: Iterable[Record], path: str | Path) -> None:
             seen.setdefault(record.cell, set()).add(record.status)
         if isinstance(record, CellEnded) and record.cell in seen:
             worst = EXIT_CODES[min(seen[record.cell], key=badness)]
-            if worst and not record.exit_code:  # of a process that other cells may share
+            if worst and not record.exit_code:  # the exit code is the process's, which cells may share
                 problem = f"exit code {worst}", record.exit_code
         if problem:
             raise LedgerError(

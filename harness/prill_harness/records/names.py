@@ -1,4 +1,4 @@
-"""Names in; their parts out, or one sentence with the nearest known name where a name is unknown."""
+"""Take check ids apart, and refuse unknown names with the nearest known one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 from prill_runtime.errors import PrillError, UsageError
 
-LISTED_WORDS = 16  # words that a sentence can list
+LISTED_WORDS = 16  # up to so many known words are all listed in the sentence
 
 
 def base_of(check: str) -> str:
@@ -29,10 +29,10 @@ def look_up(
     hint: str = "",
     error: type[PrillError] = UsageError,
 ) -> None:
-    """Raise `error` with the clause `what` unless `word` is among the words that are known.
+    """Raise `error` with the clause `what` unless `word` is one of the known words.
 
     Args:
-        hint: what to do when no known word is near.
+        hint: what to do if no known word is similar.
     """
     among = sorted(set(words))
     if word in among:

@@ -1,14 +1,13 @@
-"""The file of a suite in; every file of prill that decides what its checks see and say out.
+"""Which files of prill judge for a suite: all that decide what its checks see and say.
 
-What a suite imports judges for it, and what that imports, wherever in a file the import stands; a module or a
-file that is named in a text, as those are that a child process runs, is imported too. So does what runs every
-check: the plugin, its fixtures for the suites that name them, the recorder and the rules of outcomes.
-The runtime is not a judge but what is judged; planted faults have digests of their own; commands and reports
-come after the evidence: none of them is in. A module of prill that is named and is not there is an error.
-come after the evidence; the stamp of a build says where the code came from: none of them is in.
+Whatever a suite imports judges for it, directly or not and wherever in a file the import is; a module or file
+named in a string counts as imported, for a child process may run it. So does whatever runs every check: the
+plugin, its fixtures for the suites that name them, the recorder and the rules of outcomes.
+Left out are the runtime, which is judged and does not judge; planted faults, which have digests of their own;
+commands, reports and the stamp of a build, which come after the evidence or do not bear on it. A module of
+prill that is named but does not exist is an error.
 
-Imports are read from the text, so that a fault planted in this process, or a module that was never run,
-changes nothing.
+Imports are read from the source, so the result does not depend on what this process has imported or planted.
 """
 
 from __future__ import annotations
@@ -40,10 +39,10 @@ _BESIDE = re.compile(r"\w+\.(?!py$)\w+")
 
 @dataclass(frozen=True)
 class SourceText:
-    """One file as far as imports go.
+    """What one file imports.
 
     Attributes:
-        imports: modules that it names, outside fixtures; files beside it that it names, by their paths.
+        imports: modules that it names, outside fixtures; files beside it that it names, by path.
         fixtures: name of a pytest fixture -> the modules that it names, and its arguments.
         arguments: of all functions.
     """
@@ -59,7 +58,7 @@ class SourceText:
 
 @cache
 def judging(suite: Path) -> Mapping[str, bytes]:
-    """Name -> text of the suite's own file and of every file that judges for it, in a fixed order."""
+    """Name -> text of the suite's file and of every file that judges for it, in a fixed order."""
     suite = suite.resolve()
     own = _read(suite)
     found, asked = {suite.name: suite}, set(own.arguments)
@@ -83,7 +82,7 @@ def judging(suite: Path) -> Mapping[str, bytes]:
 
 @cache
 def _closure(name: str) -> Mapping[str, Path]:
-    """A module of prill and all that it imports."""
+    """A module of prill and everything that it imports, directly or not."""
     found: dict[str, Path] = {}
     pending = [name]
     while pending:
@@ -97,12 +96,12 @@ def _closure(name: str) -> Mapping[str, Path]:
 
 
 def _packages(name: str) -> tuple[str, ...]:
-    """The packages of a module, whose own files run first."""
+    """The packages of a module, whose `__init__` files run first."""
     return tuple(itertools.accumulate(name.split(".")[:-1], lambda outer, inner: f"{outer}.{inner}"))
 
 
 def _of_fixtures(given: SourceText, asked: Iterable[str]) -> set[str]:
-    """What the fixtures that are asked for import, and those that they ask for."""
+    """What the requested fixtures import, and the fixtures that they request."""
     imports: set[str] = set()
     pending, done = list(asked), set[str]()
     while pending:
@@ -116,7 +115,7 @@ def _of_fixtures(given: SourceText, asked: Iterable[str]) -> set[str]:
 
 @cache
 def _file(name: str, beside: Path | None) -> Path | None:
-    """The file of a module of prill's rooms, or of one that lies beside the suite; None for all others."""
+    """The file of a module in prill's rooms, or beside the suite; None for any other module."""
     if "/" in name:
         return _folder(name.split("/")[0]).parent / name
     room, *parts = name.split(".")
@@ -137,16 +136,16 @@ def _folder(room: str) -> Path:
 
 
 class _Named:
-    """What one part of a file names: modules that imports and texts name, and files beside this one, with
-    their paths from their room.
+    """What one part of a file names: modules in imports and strings, and files beside this one by their paths
+    from their room.
 
-    Of `from package import name` both, for the name may be a module.
+    `from package import name` names both, for the name may be a module.
     """
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._modules: set[str] = set()  # each is one
-        self._members: set[str] = set()  # of modules; some are modules
+        self._modules: set[str] = set()  # each is a module
+        self._members: set[str] = set()  # of modules; some are modules themselves
         self._texts: set[str] = set()
 
     def add(self, node: ast.AST) -> None:
@@ -159,11 +158,11 @@ class _Named:
             self._texts.add(node.value)
 
     def whole(self) -> frozenset[str]:
-        """All of them.
+        """Everything that it names.
 
         Raises:
-            PrillError: a file of prill's own names a module that is not there, or the beginning of one: what
-                it stands for would judge, and count for nothing.
+            PrillError: a file of prill's own names a module, or the beginning of one, that does not exist: a
+                judge would go uncounted.
         """
         file, texts = self._file, self._texts
         modules = self._modules | {text for text in texts if _MODULE.fullmatch(text)}
@@ -204,5 +203,5 @@ def _read(file: Path) -> SourceText:
 
 
 def warm() -> int:
-    """Read all that the packaged suites are judged by, for processes that are forked from this one; files."""
+    """Read every file that judges for a packaged suite, for processes forked from this one; how many."""
     return sum(len(judging(suite_file(name))) for name in suites())

@@ -1,4 +1,4 @@
-"""A TOML file and the schema it owes in; the decoded struct, or one sentence naming file and path, out."""
+"""Decode TOML files strictly by a schema."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ T = TypeVar("T")
 
 
 def load_toml(path: Path, schema: type[T], error: type[PolicyError] = PolicyError) -> T:
-    """Decode `path` by `schema`; a key the schema does not know is an error.
+    """Decode `path` by `schema`; an unknown key is an error.
 
     Raises:
-        error: not readable, not TOML, or not what the schema asks for.
+        error: unreadable, not TOML, or not as the schema asks; names the file and the path inside it.
     """
     try:
         refuse_pipe(path)

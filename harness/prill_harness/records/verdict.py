@@ -12,8 +12,8 @@ from prill_harness.records.names import base_of
 
 
 class ItemStatus(StrEnum):
-    """PROVEN needs passed evidence from every planned cell that carries the item's checks; WAIVED is unproven
-    too, for a failure that a waiver covers."""
+    """PROVEN needs passed evidence from every planned cell that has the item's checks; WAIVED is also
+    unproven, because of a failure that a waiver covers."""
 
     PROVEN = "proven"
     FAILED = "failed"
@@ -22,7 +22,7 @@ class ItemStatus(StrEnum):
 
 
 class Severity(StrEnum):
-    """The seed's four, worst first."""
+    """Four severities, worst first."""
 
     CRITICAL = "critical"
     HIGH = "high"
@@ -35,7 +35,7 @@ class Severity(StrEnum):
 
 
 class CheckResult(msgspec.Struct, frozen=True):
-    """One check in one cell, as the gate counts it (waivers applied); file and line declare it."""
+    """One check in one cell, as the gate counts it, waivers applied; file and line of its declaration."""
 
     check: str
     cell: Cell
@@ -60,7 +60,7 @@ class CheckResult(msgspec.Struct, frozen=True):
 class ItemResult(msgspec.Struct, frozen=True):
     """One checklist item. `cells` maps a cell id to the worst status of the item's checks there.
 
-    `warns`: its failure is shown and holds no gate shut.
+    `warns`: its failure is shown but does not fail a gate.
     """
 
     checklist: str
@@ -117,7 +117,7 @@ class WaiverResult(msgspec.Struct, frozen=True):
 
 
 class AssumptionResult(msgspec.Struct, frozen=True):
-    """What prill took in place of something that the files of `models` leave open, where engines disagree."""
+    """What prill assumed where the files of `models` are silent and engines disagree."""
 
     key: str
     assumed: str
@@ -126,7 +126,7 @@ class AssumptionResult(msgspec.Struct, frozen=True):
 
 
 class ForgottenResult(msgspec.Struct, frozen=True):
-    """What a check no longer owes, a kill or an amount of values, and the reason that somebody gave."""
+    """A kill or an amount of values that a check no longer owes, and the reason that was given."""
 
     check: str
     what: str
@@ -163,7 +163,7 @@ class Verdict(msgspec.Struct, frozen=True):
     digest: str = ""
 
     def sealed(self, ledger_sha256: str) -> Verdict:
-        """This verdict, with the digests of the ledger it was computed from and of all it says itself."""
+        """This verdict with the digest of the ledger it was computed from, and its own."""
         bare = msgspec.structs.replace(self, ledger_sha256=ledger_sha256, digest="")
         return msgspec.structs.replace(bare, digest=bare.digest_of_all())
 

@@ -1,1 +1,1 @@
-"""Cells go in, each in a process of its own; their ledgers come out."""
+"""Run cells, each in a process of its own, and put their ledgers together."""

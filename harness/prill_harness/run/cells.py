@@ -1,4 +1,4 @@
-"""One cell on the command line in; its ledger, written by pytest in this fresh process, out."""
+"""Run one cell in this fresh process: pytest writes its ledger."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ PYTHON = python("prill_harness.run.cells")
 def arguments(
     cell: Cell, ledger: Path, folder: Path | None, checks: Sequence[str] = (), spec: str = ""
 ) -> list[str]:
-    """What `main` gets to run `cell`, in a process of its own, and append to `ledger`.
+    """The arguments with which `main` runs `cell`, in a process of its own, and appends to `ledger`.
 
     Args:
-        spec: opens the cell's model here; empty where that is its name.
+        spec: opens the cell's model here; empty if the model's name does.
     """
     words = [
         "--model",
@@ -42,12 +42,12 @@ def arguments(
 
 
 def command(cell: Cell, ledger: Path, folder: Path | None, checks: Sequence[str] = ()) -> list[str]:
-    """The command that does it."""
+    """The command that does so."""
     return [*PYTHON, *arguments(cell, ledger, folder, checks)]
 
 
-# glibc: large arrays that are freed stay with the process, which asks for them again at once. A tenth of a
-# cell's time was fresh pages. Leaks are looked for in processes of their own, which see memory as it is.
+# glibc: keep large freed arrays in the process, which will ask for them again at once; fresh pages took a
+# tenth of a cell's time. Leak probes have processes of their own, where these are not set.
 KEPT = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
@@ -56,10 +56,11 @@ KEPT = {
 
 
 def environment(jobs: int) -> dict[str, str]:
-    """A cell's environment: without the caller's pytest settings, and with one BLAS thread, so that the sums
-    of a cell are the same however many run beside it. Alone it may have as many as the caller asks for."""
-    # A gate starts dozens of processes: without kept bytecode each compiles everything again. Without
-    # docstrings and assertions checks and faults are not what they say.
+    """A cell's environment: without the caller's pytest settings, and with one BLAS thread, so that a cell's
+    sums do not depend on how many run beside it. A cell that runs alone may have as many as the caller
+    asks."""
+    # A gate starts dozens of processes; without cached bytecode each would compile everything again. Without
+    # docstrings and assertions (-O, -OO) checks and faults would not be what they say.
     dropped = ("PYTEST_", "PYTHONDONTWRITEBYTECODE", "PYTHONOPTIMIZE")
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
     threads = dict.fromkeys(THREADS, "1")
@@ -76,13 +77,13 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="append", default=[])
     asked = parser.parse_args(given)
     _end_with_parent()
-    # Suites joined by + share the process; each is still a cell of its own, named after its file.
+    # Suites joined by + share the process; each is a cell of its own all the same, named after its file.
     suites = asked.suite.split("+")
     files = [suite_file(name, asked.suite_path).resolve() for name in suites]
     file = files[0]
-    # A lone path, an empty ini file and no folders above it: nothing of the caller's project takes part.
+    # One path, an empty ini file and no parent folders: nothing of the caller's project takes part.
     options = ["-p", "prill_harness.plugin", "-p", "no:cacheprovider", "-c", os.devnull, "-q", "--tb=short"]
-    options.append("--capture=no")  # what an engine prints goes to the cell's log, and into nobody's memory
+    options.append("--capture=no")  # what an engine prints goes to the cell's log and is not held in memory
     options += ["--import-mode=importlib", f"--rootdir={file.parent}", f"--confcutdir={file.parent}"]
     for name in ("model", "engine", *("suite",)[: len(suites) == 1], "device", "ledger"):
         options.append(f"--prill-{name}={getattr(asked, name)}")
@@ -95,7 +96,7 @@ def main(given: Sequence[str] | None = None) -> int:
 
 
 def _end_with_parent() -> None:
-    """The parent holds the other end of stdin: when it dies, so does the cell, which nobody would read."""
+    """End the cell when its parent, which holds the other end of stdin, dies: nobody reads its ledger."""
     channel = os.dup(sys.stdin.fileno())  # pytest replaces descriptor 0
 
     def watch() -> None:

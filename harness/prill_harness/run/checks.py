@@ -1,4 +1,4 @@
-"""What a suite file writes: the `check` marker, and the observer through which a check sees and judges."""
+"""What suites are written with: the `check` marker, and the observer through which a check judges."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class CheckFailed(AssertionError):
 
 
 class Observer:
-    """Collects what one check saw. A check that never calls `saw` with an oracle cannot pass."""
+    """Collects what one check saw; a check that never calls `saw` with an oracle cannot pass."""
 
     def __init__(self) -> None:
         self.observed = 0
@@ -36,7 +36,7 @@ class Observer:
         self.sentence = ""
 
     def saw(self, count: int, *, oracle: str) -> None:
-        """Count `count` values that were compared with `oracle` (what it is, where it comes from)."""
+        """Record that `count` values were compared with `oracle` (what it is and where it comes from)."""
         self.observed += int(count)
         self.oracle = oracle
 
@@ -50,11 +50,11 @@ class Observer:
         equals: float | None = None,
         otherwise: str = "",
     ) -> None:
-        """Record a figure; out of bound, fail with `otherwise` or a sentence made of the figures.
+        """Record a figure; out of bound, fail with `otherwise` or with a sentence made from the figures.
 
         Raises:
             CheckFailed: the value is not finite, or out of its bound.
-            ValueError: a bound that is not finite, which no value could exceed.
+            ValueError: a bound that is not finite, so that no value could exceed it.
         """
         bound, relation = next(
             ((b, r) for b, r in ((at_most, "<="), (at_least, ">="), (equals, "==")) if b is not None),
@@ -71,7 +71,7 @@ class Observer:
             raise CheckFailed(otherwise or f"{name}: expected {wanted}, got {value:.6g}")
 
     def expect(self, condition: bool, otherwise: str, **detail: object) -> None:
-        """Fail with the sentence `otherwise` unless the condition holds; detail goes into the evidence."""
+        """Fail with the sentence `otherwise` unless the condition holds; `detail` goes into the evidence."""
         if not condition:
             self.fail(otherwise, **detail)
 
@@ -84,7 +84,7 @@ class Observer:
         self.detail.update({k: builtin(v) for k, v in detail.items()})
 
     def say(self, sentence: str) -> None:
-        """The sentence of a passing check: what was seen, with its figures."""
+        """Set the sentence of a passing check: what was seen, with figures."""
         self.sentence = sentence
 
 
@@ -95,7 +95,7 @@ def check(
 
     Args:
         name: `suite.name`, unique; checklists refer to it.
-        kills: planted faults it is known to find; at least one.
+        kills: planted faults that it is known to find; at least one.
         needs: engine capabilities without which it is inconclusive.
     """
     if not kills:
@@ -104,9 +104,9 @@ def check(
 
 
 def content_hash(function: Callable[..., object]) -> str:
-    """sha256 over the check's module and all code of the harness that judges for it (hex)."""
+    """sha256 (hex) over the check's module and all code of the harness that judges for it."""
     digest = hashlib.sha256(function.__qualname__.encode())
-    module = sys.modules.get(function.__module__)  # what a decorator returns may not know its own file
+    module = sys.modules.get(function.__module__)  # a decorated function may not know its own file
     own = Path(getattr(module, "__file__", None) or inspect.getfile(inspect.unwrap(function)))
     for name, source in judging(own).items():
         digest.update(f"\0{name}\0".encode() + hashlib.sha256(source).digest())

@@ -1,4 +1,4 @@
-"""A module of prill goes in; the command that runs it in an interpreter of its own comes out."""
+"""Commands that run a module of prill in an interpreter of its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def prill(*words: str) -> list[str]:
 def python(module: str, *flags: str) -> list[str]:
     """The beginning of a command line; the module's arguments follow.
 
-    -P: nothing is imported from the current folder. Whoever can put a `random.py` or a `tokenizers/` there
-    would otherwise run in every cell, and could write the cell's verdict.
+    -P: nothing is imported from the current folder. A `random.py` or a `tokenizers/` there would otherwise
+    run in every cell, and could write the cell's verdict.
     """
     return [sys.executable, "-P", *flags, "-m", module]

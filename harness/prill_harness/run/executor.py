@@ -1,4 +1,4 @@
-"""A plan of cells in; their ledgers, in a folder that can be resumed, and their records out."""
+"""Run a plan's cells and keep their ledgers in a folder from which a run can be resumed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LEAST_S, TIMES = 120.0, 20.0
 
 
 def ledger_path(out: Path, cell: Cell) -> Path:
-    """Where a cell's own ledger lies: a readable name and a digest, so that no two cells share one."""
+    """Path of a cell's ledger: a readable name and a digest, so that no two cells share one."""
     readable = re.sub(r"[^A-Za-z0-9._-]+", "-", cell.id)[-80:].strip("-.")
     return out / "cells" / f"{readable}-{hashlib.sha256(cell.id.encode()).hexdigest()[:8]}.jsonl"
 
@@ -40,7 +40,7 @@ def run(
     """Run the cells, each in a fresh process; write out/cells/*.jsonl and out/ledger.jsonl; the records.
 
     Args:
-        jobs: processes at a time; 0: one for each core.
+        jobs: processes at a time; 0: one per core.
         resume: keep cells whose final record stands and whose code and model are unchanged.
         timeout_s: per cell; the check then in flight becomes an error. None: TIMES times what the cell took
             in this folder before, LEAST_S at least; TIMEOUT_S where it never ran.
@@ -54,7 +54,7 @@ def run(
     kept = [cell for cell in plan.cells if resume and resumable(paths[cell], cell, plan)]
     todo = [(cell, plan.spec(cell), paths[cell]) for cell in plan.cells if cell not in kept]
     took = {cell: _took(path) for cell, _, path in todo}
-    for *_, path in todo:  # what an earlier run left may not stand in for this one
+    for *_, path in todo:  # leftovers of an earlier run must not pass for this one
         path.unlink(missing_ok=True)
     done = 0
 
@@ -84,19 +84,19 @@ def run(
 
 
 def patience(took_s: float | None) -> float:
-    """Seconds that a cell is given which took so many before; None: it never ran."""
+    """The time limit of a cell that took so many seconds before, or (None) that never ran."""
     return TIMEOUT_S if took_s is None else max(LEAST_S, TIMES * took_s)
 
 
 def _took(ledger: Path) -> float | None:
-    """What a cell's ledger says it took."""
+    """Seconds that a cell took by its ledger."""
     with contextlib.suppress(PrillError, OSError):
         return next((r.duration_s for r in ledgers.read(ledger) if isinstance(r, CellEnded)), None)
     return None
 
 
 def resumable(path: Path, cell: Cell, plan: Plan) -> bool:
-    """True when the ledger holds a final record, evidence of every planned check, and today's versions."""
+    """Whether the ledger has a final record, evidence of every planned check, and the current versions."""
     if not path.exists():
         return False
     try:
@@ -108,7 +108,7 @@ def resumable(path: Path, cell: Cell, plan: Plan) -> bool:
     if len(starts) != 1 or len(ends) != 1 or any(r.cell != cell for r in records):
         return False
     if any(isinstance(r, Evidence) and r.status is Status.ERROR for r in records):
-        return False  # what stopped once may go on now
+        return False  # what was interrupted may succeed now
     reported = {r.check for r in records if isinstance(r, Evidence)}
     if not starts[0].planned or set(starts[0].planned) != reported:
         return False

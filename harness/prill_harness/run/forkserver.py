@@ -1,6 +1,6 @@
-"""Arguments of cells in; each run in a process forked from one that has only imported, exit codes out.
+"""Start cells in processes forked from a server that has imported everything and run nothing.
 
-What that one runs is `recording.forked`.
+The server runs `recording.forked`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 
 from prill_harness.run.children import python
 
-LARGEST_MESSAGE = 1 << 17  # bytes of a message
+LARGEST_MESSAGE = 1 << 17  # bytes
 
 
 class Forked:
-    """A process that the server forked, with what `subprocess.Popen` offers that a pool needs."""
+    """A process that the server forked, with the part of `subprocess.Popen` that a pool needs."""
 
     stdin = None
 
@@ -42,7 +42,7 @@ class Forked:
 
 
 class ForkServer:
-    """The server's process; a context manager. When it ends, so do the cells that still run."""
+    """The server's process; a context manager. When it ends, so do the cells still running."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -77,11 +77,11 @@ class ForkServer:
         return Forked(self, pid)
 
     def exit_code(self, pid: int, *, wait: bool) -> int | None:
-        """The exit code of a process that was started; None while it runs, unless asked to wait."""
+        """The exit code of a started process; None while it runs, unless `wait` is set."""
         while pid not in self._ended and (wait or select.select([self._channel], [], [], 0)[0]):
             try:
                 self._receive()
-            except ChildProcessError:  # and with it all that it had started
+            except ChildProcessError:  # and with it every process that it had started
                 self._ended[pid] = -signal.SIGKILL
         return self._ended.pop(pid, None)
 
@@ -93,7 +93,7 @@ class ForkServer:
         self._process.wait()
 
     def _receive(self) -> int | None:
-        """Take in one message: the id of the process that was started last, or one that ended."""
+        """Receive one message: the id of the process just started, or a process that ended."""
         try:
             message = self._channel.recv(LARGEST_MESSAGE)
         except ConnectionError:

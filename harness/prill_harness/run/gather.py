@@ -1,4 +1,4 @@
-"""Ledgers of several cells or runs in; one set of records out."""
+"""Put the ledgers of several cells or runs together."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prill_runtime.errors import LedgerError
 
 
 def gather(paths: Iterable[Path], target: Path) -> tuple[Record, ...]:
-    """The cells' ledgers as one file, written whole or not at all."""
+    """Write the cells' ledgers as one file, atomically; its records."""
     records = tuple(r for path in paths if path.exists() for r in ledgers.read(path))
     partial = target.with_suffix(".partial")
     partial.write_bytes(ledgers.lines(records))
@@ -22,7 +22,7 @@ def gather(paths: Iterable[Path], target: Path) -> tuple[Record, ...]:
 
 
 def _of_one_prill(cells: Mapping[Cell, tuple[Path, list[Record]]]) -> None:
-    """Ledgers that are put together come from one version of prill, and its fixtures are the committed ones.
+    """Check that all ledgers come from one version of prill, with its committed fixtures.
 
     Raises:
         LedgerError: they do not.
@@ -53,7 +53,7 @@ def _of_one_prill(cells: Mapping[Cell, tuple[Path, list[Record]]]) -> None:
 
 
 def merge(paths: Sequence[Path], plan: Plan | None = None) -> tuple[Record, ...]:
-    """One set of records from several ledgers; the same ledger twice counts once.
+    """One set of records from several ledgers; a ledger given twice counts once.
 
     Raises:
         LedgerError: two ledgers differ about one cell, or, with `plan`, a cell is missing or not planned.

@@ -1,4 +1,4 @@
-"""A cell that is over goes in; what it started and left behind, in whatever session, is ended."""
+"""End the processes that a finished cell started and left behind, in whatever session they are."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 CELL_VARIABLE = "PRILL_CELL"
-"""Names a cell's log in the environment of all it starts: what daemonised keeps it, and its group not."""
+"""Set to the cell's log in the environment of all it starts: a daemon leaves the group but keeps this."""
 
 
 def end(log: Path) -> None:
-    """Kill every process that carries the cell's mark or holds its log open; Linux alone can tell."""
+    """Kill every process that has the cell's mark or its log open; only Linux can tell."""
     if sys.platform.startswith("linux"):
         for pid in _of(log):
             with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -1,4 +1,4 @@
-"""What a check raised, or did not, and what it observed in; its status and one sentence out."""
+"""The rules that turn what a check raised and observed into a status and one sentence."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ NOTHING_SEEN = "the check ended without having observed anything"
 def raised(error: BaseException, *, phase: str, oracle: object = None) -> tuple[Status, str]:
     """Status and sentence of a check that raised `error` in phase "setup", "call" or "teardown".
 
-    The candidate's errors and a file that does not load are findings; a failed assertion is one only in the
-    check itself; what the oracle or a fixture raised, and anything unknown, is the harness's own error.
+    Errors of the engine under test and a file that does not load are findings; so is a failed assertion, but
+    only in the check itself; errors of the oracle or a fixture, and unknown ones, are errors of the harness.
     """
     if isinstance(error, BaseExceptionGroup):
         verdicts = [raised(inner, phase=phase, oracle=oracle) for inner in error.exceptions]
@@ -53,12 +53,12 @@ def one_line(text: str) -> str:
 
 
 def passed_through(trace: TracebackType | None, owner: object) -> bool:
-    """True when a frame of the traceback is a method running on `owner`."""
+    """Whether a frame of the traceback is a method call on `owner`."""
     return owner is not None and any(f.tb_frame.f_locals.get("self") is owner for f in _frames(trace))
 
 
 def place(error: BaseException) -> str:
-    """`file:line` of the innermost frame, the file by its name alone."""
+    """`file:line` of the innermost frame, without the file's folder."""
     frames = list(_frames(error.__traceback__))
     if not frames:
         return "no traceback"

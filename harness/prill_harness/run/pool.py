@@ -1,4 +1,4 @@
-"""Cells in; a fresh process for each, at most `jobs` at a time, and a ledger even of one that died, out."""
+"""Run cells in fresh processes, at most `jobs` at a time; even a cell that died leaves a ledger."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from prill_harness.run.outcomes import one_line
 
 POLL_S = 0.02
 TIMEOUT_S = 900.0
-LOG_BYTES = 16 << 20  # of what a cell prints; the log of one that prints more begins anew
-LAST_BYTES = 4096  # of a log, in which a dead cell's last words are looked for
+LOG_BYTES = 16 << 20  # of a cell's output; a longer log is emptied and begins anew
+LAST_BYTES = 4096  # of a log, searched for a dead cell's last words
 
 
 @dataclass(frozen=True)
 class Event:
     """Progress: `kind` is "started", "ended" or "resumed" (kept from an earlier run).
 
-    `counts` is filled when a cell is over: evidence by status.
+    `counts` is set when a cell is over: evidence by status.
     """
 
     kind: str
@@ -56,7 +56,7 @@ class _Running:
 
     @property
     def finished(self) -> bool:
-        """Whether the cell's last record is there."""
+        """Whether the cell wrote its final record."""
         return self.ledger.exists() and any(isinstance(r, CellEnded) for r in ledgers.read(self.ledger))
 
 
@@ -70,10 +70,10 @@ def run(
     ended: Callable[[Cell], None],
     started: Callable[[Cell], None],
 ) -> None:
-    """Run every (cell, spec of its model, ledger path), each within its time; returns when all are over.
+    """Run every (cell, model spec, ledger path), each within its time limit; returns when all are over.
 
     Raises:
-        KeyboardInterrupt: after the running cells were ended; their ledgers stay, unfinished.
+        KeyboardInterrupt: once the running cells have been ended; their unfinished ledgers stay.
     """
     waiting, running = list(todo), list[_Running]()
     with ExitStack() as stack:
@@ -81,8 +81,9 @@ def run(
         stack.callback(_end_all, running)
         while waiting or running:
             while waiting and len(running) < jobs:
-                # From both ends of the plan: its first cells start processes and compute, its last stream
-                # weights. Two that stream at once take a fifth longer each, for what the cores share.
+                # From both ends of the plan: its first cells start processes and compute, its last ones
+                # stream weights, and two of those at once take a fifth longer each, for they share the
+                # memory bus.
                 forward = not any(one.forward for one in running)
                 cell, spec, ledger = waiting.pop(0 if forward else -1)
                 started(cell)
@@ -100,7 +101,7 @@ def run(
                     continue
                 _end(one)
                 if isinstance(one.process, Forked) and server and server.gone and not one.finished:
-                    waiting.append((one.cell, one.spec, one.ledger))  # it died with the server: once more
+                    waiting.append((one.cell, one.spec, one.ledger))  # it died with the server: run it again
                     running.remove(one)
                     continue
                 _account(one, f"timed out after {timeout_s[one.cell]:g} s" if late else "")
@@ -110,8 +111,8 @@ def run(
 
 
 def _server(stack: ExitStack, todo: Sequence[tuple[Cell, str, Path]], jobs: int) -> ForkServer | None:
-    """The server that starts cells, where it pays and where a process with NumPy in it may fork."""
-    if jobs < 2 or len(todo) < 2 or not sys.platform.startswith("linux"):  # threads of BLAS do not fork
+    """A fork server, if it pays off and if a process that has imported NumPy may fork here."""
+    if jobs < 2 or len(todo) < 2 or not sys.platform.startswith("linux"):  # BLAS threads do not survive it
         return None
     return stack.enter_context(ForkServer(cells.environment(jobs) | cells.KEPT))
 
@@ -119,7 +120,7 @@ def _server(stack: ExitStack, todo: Sequence[tuple[Cell, str, Path]], jobs: int)
 def _start(
     server: ForkServer | None, words: Sequence[str], log: Path, jobs: int
 ) -> subprocess.Popen[bytes] | Forked:
-    """From the server, or, where it has ended, as a process of its own."""
+    """Start a cell from the server, or, if that has ended, as a new process."""
     if server is not None and not server.gone:
         with contextlib.suppress(ChildProcessError):
             return server.start(words, log)
@@ -127,10 +128,10 @@ def _start(
 
 
 def _bound(log: Path) -> None:
-    """An engine may print without end; what it printed first is given up."""
+    """Empty a log that has grown too long: an engine may print without end."""
     with contextlib.suppress(OSError):
         if log.stat().st_size > LOG_BYTES:
-            os.truncate(log, 0)  # its writers append
+            os.truncate(log, 0)  # its writers use O_APPEND
 
 
 def _execute(words: Sequence[str], log: Path, jobs: int) -> subprocess.Popen[bytes]:
@@ -151,7 +152,7 @@ def _end_all(running: Sequence[_Running]) -> None:
 
 
 def _end(one: _Running) -> None:
-    """Kill what is left of the cell's process group, and what left it for a session of its own; reap it."""
+    """Kill what is left of the cell's process group, and daemons that left it; reap the cell."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(one.process.pid, signal.SIGKILL)
     one.process.wait()
@@ -161,7 +162,7 @@ def _end(one: _Running) -> None:
 
 
 def _account(one: _Running, cause: str) -> None:
-    """A cell that ended without its last record leaves an error: of the check in flight, or of its own."""
+    """Record an error for a cell without a final record: of the check in flight, or of the cell itself."""
     records = ledgers.read(one.ledger) if one.ledger.exists() else ()
     if any(isinstance(r, CellEnded) for r in records):
         return

@@ -1,4 +1,4 @@
-"""What was run in; the command line that runs the same thing again, as a shell reads it, out."""
+"""The shell command that runs the same thing again."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ def words(command: str, *names: str, **options: object) -> list[str]:
     """The words of `prill COMMAND --option value ... NAME ...`, without `prill`.
 
     Args:
-        options: by their long names; one whose value is None or empty is left out.
+        options: by their long names; those that are None or empty are left out.
     """
     said = {f"--{option}": str(value) for option, value in options.items() if value not in (None, "")}
     return [command, *(word for pair in said.items() for word in pair), *names]
 
 
 def shell(command: list[str]) -> str:
-    """The line to type for the words of a command."""
+    """The words of a command, quoted for a shell."""
     return str(builtin(shlex.join(["prill", *command])))
 
 
@@ -30,11 +30,11 @@ def line(command: str, *names: str, **options: object) -> str:
 
 
 def cell(cell: Cell, spec: str, *checks: str) -> str:
-    """The line that runs checks of a cell alone, in the folder where the cell ran.
+    """The command that runs checks of a cell alone, in the folder where the cell ran.
 
     Args:
         spec: opens the cell's model here; empty where that is its name.
-        checks: those of other suites are left out; without one the cell's suites are run whole.
+        checks: those of other suites are dropped; if there are none, the cell's whole suites are run.
     """
     suites = cell.suite.split("+")
     mine = [check for check in checks if suite_of(check) in suites]

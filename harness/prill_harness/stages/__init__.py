@@ -1,1 +1,1 @@
-"""An engine's stages beside the oracle's: the first that is wrong, and why."""
+"""An engine's stages against the oracle's: which is the first wrong one, and why."""

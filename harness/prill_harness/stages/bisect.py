@@ -1,4 +1,4 @@
-"""Two traces go in, a candidate's and the oracle's; the first wrong stage, and why it is wrong, comes out."""
+"""Compare a candidate's trace with the oracle's: the first wrong stage, and why it is wrong."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from prill_runtime.models.nodes.rope import Rope
 
 __all__ = ["Finding", "Report", "StageResult", "Subject", "bisect"]
 Array = NDArray[np.float64]
-# What these compute depends on the place of a row, which a trace of the last rows alone hides.
+# These depend on the position of a row, which a trace of only the last rows does not tell.
 _PLACED = (Embed, Rope, Attention)
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the walk found. `missing` are stages the candidate did not show."""
+    """The result of a walk; `missing` are stages that the candidate did not show."""
 
     stages: tuple[StageResult, ...]
     findings: tuple[Finding, ...]
@@ -84,12 +84,12 @@ def bisect(
 ) -> Report:
     """Walk the stages free-running, then isolated.
 
-    An engine that can take a stage's value from outside is fed the oracle's. Another, and a trace from a
-    file, cannot be: there the oracle's stages are fed the candidate's values, which judges the same stages
-    by the same inputs.
+    An engine that accepts replacements for stages is fed the oracle's values. Any other engine, and a trace
+    from a file, cannot be fed; then the oracle's stages are fed the candidate's values, which compares the
+    same stages on the same inputs.
 
     Args:
-        bounds: stage -> NMSE that the lane's noise may leave in isolation.
+        bounds: stage -> NMSE that the lane's noise may cause in isolation.
 
     Raises:
         Inconclusive: the two have no stage in common, or the candidate shows none.
@@ -127,7 +127,7 @@ def _fed(
     odd: Mapping[str, tuple[int, ...]],
     table: Mapping[str, Stage],
 ) -> Walk:
-    """Feed the candidate's values to the oracle's stages; what it does not show, the oracle computes."""
+    """Feed the candidate's values to the oracle's stages; the oracle computes those that it does not show."""
     whole: dict[str, Array] = {}
     for name, array in own.items():
         above = truth[name][: len(truth[name]) - len(array)]
@@ -147,7 +147,7 @@ def hidden_sources(stage: Stage, table: Mapping[str, Stage], shown: Mapping[str,
 
 
 def _broken(error: NotANumber, truth: Mapping[str, Array]) -> Report:
-    """The engine itself stopped at a value that is not finite, and shows nothing."""
+    """The report for an engine that stopped at a value that is not finite, and shows no stages."""
     stage = error.where or "logits"
     sentence = f"{stage} is wrong: {error.what}, and the engine stopped there without showing its stages"
     finding = Finding((stage,), math.inf, error.what, None, sentence)

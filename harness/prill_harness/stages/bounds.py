@@ -1,8 +1,8 @@
-"""A model file, a lane and the oracle's stages go in; how far an honest engine's stages may be off comes out.
+"""How far off an honest engine's stages may be.
 
-The noise of a stage is measured, not chosen: the lane's own backend computes every stage from the oracle's
-input to it, and the NMSE it leaves, times the lane's ratio, is the bound. Rotary angles are computed in
-float32 there, as honest engines do. What is copied exactly has no noise to measure; it may be rounded once.
+The noise of a stage is measured, not chosen: the lane's backend computes every stage from the oracle's
+input, and the resulting NMSE times the lane's ratio is the bound. Rotary angles are computed in float32, as
+honest engines do. A stage that is copied exactly has no noise to measure; it may be rounded once.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ class Honest(RoundedBackend):
 
 
 def smallest(lane: Lane) -> float:
-    """NMSE of an array whose values were each rounded once, at worst, in the lane's type."""
+    """The largest NMSE of an array whose values were each rounded once to the lane's type."""
     return float(2.0 ** (-2 * FLOATS[_KEPT[lane.unit]][0]))
 
 
 def stage_bounds(
     path: str | Path, lane: Lane, ids: Sequence[int], truth: Mapping[str, NDArray[np.float64]]
 ) -> dict[str, float]:
-    """Stage -> NMSE that the lane's noise may leave in isolation; measured without planted faults.
+    """Stage -> NMSE that the lane's noise may cause in isolation; measured with faults suspended.
 
     Args:
         truth: the oracle's stages on `ids`.

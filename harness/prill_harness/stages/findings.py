@@ -1,4 +1,4 @@
-"""Wrong stages and their diagnoses go in; findings, one for each cause, and a sentence come out."""
+"""Group wrong stages into findings, one for each cause, and put them into a sentence."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from prill_harness.stages.hypotheses.known import Explanation
 from prill_runtime.models.base import Stage
 
-SAID_FINDINGS = 3  # findings in the sentence; the report has all of them
+SAID_FINDINGS = 3  # in the sentence; the report has all of them
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class StageResult:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """A wrong stage: where it is wrong, why, and which stages before it nobody saw.
+    """A wrong stage: where it is wrong, why, and which stages before it are not shown.
 
     Attributes:
         fact: the number that condemns it ("NMSE 0.31, at most 2e-11", "shape (3, 4), expected (3, 5)").
-        where: a clause ("only tokens 128 to 299"); empty when it is wrong everywhere.
-        hidden: stages between this one and what it was judged by, which the candidate does not show.
+        where: a clause ("only tokens 128 to 299"); empty if it is wrong everywhere.
+        hidden: stages between this one and the inputs it was judged by, which the candidate does not show.
     """
 
     stage: Stage
@@ -54,26 +54,26 @@ class Diagnosis:
 
     @property
     def cause(self) -> str:
-        """Equal for stages that one mistake makes wrong, in whatever block or projection it shows."""
+        """A key that is equal for stages made wrong by one mistake, in whatever block or projection."""
         if self.explanation is None:
             return f"{family(self.stage.kind)}: {self.where or 'everywhere'}"
         clause = self.explanation.clause
         for stem in sorted(self.stage.tensors, key=len, reverse=True):
             clause = clause.replace(stem, "·")
-        if clause.startswith("scaled by "):  # by how much may differ from block to block
+        if clause.startswith("scaled by "):  # the factor may differ from block to block
             return f"{family(self.stage.kind)}: scaled"
         return re.sub(r"blk\.\d+\.", "", clause)
 
 
 def family(kind: str) -> str:
-    """The kinds of stages that one op computes share its family."""
+    """The family of a kind of stage: kinds that one op computes share it."""
     return {"q": "qkv", "k": "qkv", "v": "qkv", "k_rope": "q_rope", "ffn_norm": "attn_norm",
             "output_norm": "attn_norm", "out": "ffn_in"}.get(kind, kind)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One cause: the stages it makes wrong in execution order, and the clauses that explain it."""
+    """One cause: the stages that it makes wrong, in execution order, and the clauses that explain it."""
 
     stages: tuple[str, ...]
     nmse: float
@@ -109,7 +109,7 @@ def _finding(cause: Sequence[Diagnosis]) -> Finding:
 
 
 def also(first: Stage, others: Sequence[Stage]) -> str:
-    """The further stages of a cause in few words: "k_rope and in blk.1–blk.3", "blk.2", "output_norm"."""
+    """The other stages of a cause in few words: "k_rope and in blk.1–blk.3", "blk.2", "output_norm"."""
     layers: dict[str, set[int]] = {}
     outside = [stage.name for stage in others if stage.layer is None]
     for stage in (first, *others):
@@ -158,12 +158,12 @@ def verdict(results: Sequence[StageResult], findings: Sequence[Finding], missing
 
 
 def figures(value: float, bound: float) -> str:
-    """A measured NMSE beside what it may be at most."""
+    """A measured NMSE and its bound, as a clause."""
     return f"NMSE {'infinite' if math.isinf(value) else f'{value:.2g}'}, at most {bound:.2g}"
 
 
 def hidden(stage: Stage, table: Mapping[str, Stage], shown: Mapping[str, object]) -> tuple[str, ...]:
-    """Stages between this one and the nearest that are shown, in execution order."""
+    """Stages between this one and the nearest shown ones, in execution order."""
     found: set[str] = set()
     pending = [name for name in stage.inputs if name not in shown]
     while pending:

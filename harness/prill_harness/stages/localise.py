@@ -1,4 +1,4 @@
-"""A wrong array beside the right one goes in; which tokens, heads or elements are wrong comes out."""
+"""Which tokens, heads or elements of an array are wrong."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ FEW_VALUES = 3
 
 
 def localise(got: NDArray[np.float64], want: NDArray[np.float64], heads: int = 0) -> str:
-    """A clause such as "only tokens 128 to 299" or "only element 17"; empty when the error is everywhere.
+    """A clause such as "only tokens 128 to 299" or "only element 17"; empty if the error is everywhere.
 
     Args:
         got, want: (token, ...) arrays of one shape.
-        heads: query heads of the model; a last axis that they divide is reported by head too.
+        heads: query heads of the model; a last axis divisible by them is also reported by head.
     """
     with np.errstate(invalid="ignore"):
         error = np.abs(got - want).reshape(len(got), -1)
     error = np.where(np.isfinite(error), error, np.inf)
     finite = np.abs(want)[np.isfinite(want)]
     scale = float(finite.max()) if finite.size else 0.0
-    # What a right float32 stage leaves is far below a ten-thousandth of the worst error.
+    # The rounding of a right float32 stage is far below a ten-thousandth of the worst error.
     wrong = error > max(1e-6 * scale, 1e-4 * float(error[np.isfinite(error)].max(initial=0.0)))
     parts = [_span("token", wrong.any(axis=1))]
     heads = got.shape[1] if got.ndim == 3 else heads
@@ -44,5 +44,5 @@ def _span(noun: str, marks: object, of: str = "") -> str:
         return f"only {noun}s {where[0]} to {where[-1]}{of}"
     if len(where) <= FEW_VALUES:
         return f"only {noun}s {', '.join(map(str, where[:-1]))} and {where[-1]}{of}"
-    # Most of a dense error passes the threshold; an odd gap in it is chance, not a pattern.
+    # Most of a dense error exceeds the threshold; a gap here and there is chance, not a pattern.
     return f"{len(where)} of {len(wrong)} {noun}s{of}" if len(where) < len(wrong) / 2 else ""

@@ -1,4 +1,4 @@
-"""A model file goes in; what a walk over its stages knows of it, read apart from the runtime, comes out."""
+"""What a walk over the stages of a model knows of its file, read independently of the runtime."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from prill_runtime.models.load import describe
 
 
 def stage_table(path: str | Path) -> dict[str, Stage]:
-    """Every stage of a model file's network by name, in execution order; read without planted faults.
+    """Every stage of a model file's network by name, in execution order; read with faults suspended.
 
     Raises:
         ModelFileError: the file is malformed. UnsupportedModel: nobody described its architecture.
@@ -30,7 +30,7 @@ def stage_table(path: str | Path) -> dict[str, Stage]:
 
 @contextmanager
 def open_subject(path: str | Path) -> Iterator[Subject]:
-    """The subject of a model file, which stays open as long as the context; read without planted faults.
+    """The subject of a model file, which stays open as long as the context; read with faults suspended.
 
     Weights are dequantised by the `gguf` package, not by the runtime.
 

@@ -1,11 +1,11 @@
-"""A name that prill, llama.cpp or transformers gives to a stage comes in; prill's own goes out."""
+"""prill's names for the stages as llama.cpp and transformers call them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection
 
-# Every kind of stage that prill names; what a stage is computed from, a model's own nodes say.
+# Every kind of stage that prill names; the nodes of a model say what each is computed from.
 KINDS = (
     "attn_norm", "q", "k", "v", "q_rope", "k_rope", "attn", "attn_out", "ffn_in", "ffn_norm", "gate", "up",
     "act", "down", "out",
@@ -25,9 +25,9 @@ _LLAMA_CPP = {
 # The array before the bias or the learned positions are added, and the one after: the stage is the second.
 _WHOLE = {"inp_embd": "inpL", "ffn_up": "ffn_up_b", "ffn_gate": "ffn_gate_b"}
 _ROTATED = {"Qcur": "q_rope", "Kcur": "k_rope"}
-# Until 2024 `kqv_out` was the projection's result, and what goes into it had a name of its own.
+# Until 2024 `kqv_out` was the projection's result, and its input had a name of its own.
 _OLD_ATTENTION = "kqv_merged_cont"
-# Paths of transformers' modules below the block, with the arrays they return; `.input` is what goes in.
+# Paths of transformers' modules below the block, for the arrays they return; `.input` for their input.
 _TRANSFORMERS = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "q", "self_attn.k_proj": "k",
     "self_attn.v_proj": "v", "self_attn.o_proj.input": "attn", "self_attn.o_proj": "attn_out",
@@ -48,7 +48,7 @@ _CPP_SUFFIX = re.compile(r"(\w+)-(\d+)")
 
 
 def canonical(name: str, among: Collection[str] = ()) -> str | None:
-    """prill's name for a stage as prill, llama.cpp or transformers call it; None when no table has it.
+    """prill's name for a stage by its name in prill, llama.cpp or transformers; None if no table has it.
 
     Args:
         among: all names of the trace, which tell the versions of llama.cpp apart.
@@ -74,7 +74,7 @@ def canonical(name: str, among: Collection[str] = ()) -> str | None:
 
 
 def preferred(names: Collection[str]) -> frozenset[str]:
-    """Those of a trace's names that stand for a stage: without what lacks its bias or its positions."""
+    """The names of a trace that stand for a stage, leaving out arrays that still lack a bias or positions."""
     given = frozenset(names)
     partial = {name for name in given for stem, dash, layer in (name.partition("-"),)
                if f"{_WHOLE.get(stem)}{dash}{layer}" in given}  # fmt: skip
@@ -82,6 +82,6 @@ def preferred(names: Collection[str]) -> frozenset[str]:
 
 
 def rotated(name: str, stage: str) -> str | None:
-    """The stage after rotation, for names that llama.cpp gives to a projection and to its rotation alike."""
+    """The stage after rotation, for names that llama.cpp uses for both a projection and its rotation."""
     kind = _ROTATED.get(name.partition("-")[0])
     return f"{stage.rpartition('.')[0]}.{kind}" if kind else None

@@ -23,7 +23,7 @@ from prill_runtime.models.nodes.rope import Rope
 Array = NDArray[np.float64]
 Named = tuple[str, NDArray[Any]]
 
-PACKED, LARGEST_SMALL = 20, 64 << 20  # times, and bytes that any array may unpack to
+PACKED, LARGEST_SMALL = 20, 64 << 20  # most expansion of an array, and bytes that any array may unpack to
 _COUNTED = re.compile(r"#\d+$")
 _UNREADABLE = (
     ValueError, OSError, EOFError, MemoryError, RuntimeError, KeyError, zipfile.BadZipFile, zlib.error,
@@ -36,8 +36,8 @@ class Trace:
 
     Attributes:
         stages: stage name -> array, in execution order.
-        unknown: names that no table has, in order.
-        names: stage -> the name it came under, for the stages that came under another.
+        unknown: names that are in no table, in order.
+        names: stage -> its original name, for stages that had another.
     """
 
     ids: tuple[int, ...]
@@ -50,11 +50,11 @@ def capture(engine: Engine, ids: Sequence[int], replace: Mapping[str, Array] | N
     """Run `ids` through the engine and keep a copy of every stage.
 
     Args:
-        replace: the stage's array is kept as computed, then this one is handed on in its place: with the
-            oracle's trace here, every stage is computed from the oracle's inputs.
+        replace: each stage's array is kept as computed, then replaced by this one for the rest of the pass:
+            with the oracle's trace here, every stage is computed from the oracle's inputs.
 
     Raises:
-        MissingCapability: the engine shows no stages, or takes none.
+        MissingCapability: the engine shows no stages, or accepts no replacements.
     """
     return collect(ids, engine.trace(ids, replace))
 
@@ -75,7 +75,8 @@ def collect(ids: Sequence[int], arrays: Iterable[Named]) -> Trace:
         if turned is not None and len(places) > 1 and turned not in found:
             chosen[places[-2]], chosen[places[-1]] = stage, turned
         else:
-            # A bias is added under the product's name, and what is seen last is whole.
+            # The sum with a bias comes under the product's name, so the last array of a name is the complete
+            # one.
             chosen[places[-1] if turned is not None or stage.endswith(".v") else places[0]] = stage
     stages: dict[str, Array] = {}
     names: dict[str, str] = {}
@@ -89,7 +90,7 @@ def collect(ids: Sequence[int], arrays: Iterable[Named]) -> Trace:
 
 
 def _split(stage: str, array: Array) -> Iterator[tuple[str, Array]]:
-    """A fused query, key and value (token, 3 * width) as its three stages; other arrays as they are."""
+    """A fused query, key and value (token, 3 * width) as three stages; other arrays unchanged."""
     block, _, kind = stage.rpartition(".")
     if kind == FUSED and array.ndim and array.shape[-1] % 3 == 0:
         for part, third in zip("qkv", np.split(array, 3, axis=-1), strict=True):
@@ -99,7 +100,7 @@ def _split(stage: str, array: Array) -> Iterator[tuple[str, Array]]:
 
 
 def save(trace: Trace, path: str | Path) -> None:
-    """Write a trace as .npz: `ids`, and one array per stage under its own name, in order."""
+    """Write a trace as .npz: `ids`, and one array per stage under its name, in order."""
     with Path(path).open("wb") as file:
         np.savez(file, ids=np.array(trace.ids, dtype=np.int64), **trace.stages)  # type: ignore[arg-type]
 
@@ -137,10 +138,10 @@ def load(path: str | Path) -> Trace:
 
 
 def _members(path: Path) -> Iterator[Named]:
-    """Arrays of an .npz in the order they were written, those that share a name included."""
+    """The arrays of an .npz in the order in which they were written, including those with equal names."""
     with zipfile.ZipFile(path) as archive:
         for item in archive.infolist():
-            # What is stored plainly is as large as the file; packed, a zip may hold a thousand times that.
+            # A stored array is no larger than the file; compressed ones may unpack to a thousand times that.
             if item.file_size > PACKED * max(item.compress_size, LARGEST_SMALL // PACKED):
                 raise ValueError(
                     f"{item.filename} unpacks from {item.compress_size} to {item.file_size} bytes"
@@ -153,10 +154,10 @@ def _members(path: Path) -> Iterator[Named]:
 def fit(
     trace: Trace, truth: Mapping[str, Array], table: Mapping[str, Stage]
 ) -> tuple[dict[str, Array], dict[str, tuple[int, ...]]]:
-    """The trace's arrays as the oracle lays them out, and the shapes of those that cannot be.
+    """The trace's arrays in the oracle's layout, and the shapes of those that cannot be brought into it.
 
-    Leading axes of one are dropped and heads joined or split. An array may have fewer rows than the oracle's:
-    engines that want only the last logits drop the rows before, and the rows they have are the last.
+    Leading axes of size one are dropped, and heads joined or split. An array may have fewer rows than the
+    oracle's: engines that need only the last logits drop earlier rows, so its rows are the last ones.
 
     Args:
         table: the model's stages, which say what is rotated, and in which pairs.
@@ -188,7 +189,7 @@ def fit(
 
 
 def _placed(trace: Trace, truth: Mapping[str, Array]) -> Iterator[tuple[str, Array]]:
-    """Stages that the oracle has too; a lone `Qcur` may be the rotated one, which overwrote the first."""
+    """Stages that the oracle has too; a single `Qcur` may be the rotated one, which overwrote the first."""
     for name, array in trace.stages.items():
         turned = rotated(trace.names.get(name, ""), name)
         if turned and turned in truth and turned not in trace.stages and array.size == truth[turned].size:
@@ -200,12 +201,12 @@ def _placed(trace: Trace, truth: Mapping[str, Array]) -> Iterator[tuple[str, Arr
 
 
 def rows(array: Array) -> Array:
-    """The array as (token, everything else), so that (n, heads, d) and (n, heads*d) compare alike."""
+    """The array as (token, everything else), so that (n, heads, d) and (n, heads*d) compare equal."""
     return array.reshape(array.shape[0], -1) if array.ndim else array.reshape(1, 1)
 
 
 def pairs(candidate: Trace, oracle: Trace) -> Iterator[tuple[str, Array, Array]]:
-    """Stages both traces have, in the oracle's order: (name, candidate's array, oracle's array)."""
+    """Stages that both traces have, in the oracle's order: (name, candidate's array, oracle's array)."""
     for name, reference in oracle.stages.items():
         if name in candidate.stages:
             yield name, candidate.stages[name], reference

@@ -1,1 +1,1 @@
-"""An engine's tokens beside the golden: the first that differs, and whether noise explains it."""
+"""An engine's tokens against the golden's: the first that differs, and whether noise explains it."""

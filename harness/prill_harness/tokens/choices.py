@@ -1,4 +1,4 @@
-"""An engine and a token that its own logits do not explain come in; the part of it that is wrong goes out."""
+"""Which part of an engine is wrong when its own logits do not explain a token."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ SAID: dict[Part, str] = {
 def culprit(
     engine: Engine, ids: Sequence[int], tokens: Sequence[int], at: int, params: SamplingParams
 ) -> Part:
-    """Ask again for the token that went wrong, with less of the engine at work each time.
+    """Ask for the wrong token again, with less of the engine involved each time.
 
     Args:
-        ids, tokens: the prompt and what is expected after it; `at` is the first token that came out wrong,
-            in the company of other prompts where the engine takes them together.
+        ids, tokens: the prompt and what is expected after it; `at` is the first wrong token, generated in a
+            batch with other prompts if the engine can batch.
         params: how the request draws.
 
     Raises:
-        EngineError: the engine stops.
+        EngineError: the engine fails.
     """
 
     def written(prompt: Sequence[int], count: int) -> list[int]:

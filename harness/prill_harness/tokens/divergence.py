@@ -1,4 +1,4 @@
-"""Expected and generated tokens come in; where they part, and whether noise explains it, goes out."""
+"""Where generated tokens part from the expected ones, and whether noise explains it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from prill_harness.tokens.choices import SAID, culprit
 from prill_harness.tokens.golden_pack import Golden, GoldenPrompt
 from prill_harness.tokens.sides import oracle_logits, since
 from prill_runtime.errors import Inconclusive, UsageError
-from prill_runtime.sampling import philox, sampler  # by module: a planted fault is suspended, not imported
+from prill_runtime.sampling import philox, sampler  # as modules: suspending a fault must take effect
 from prill_runtime.sampling.sampler import SamplingParams
 
 CONTEXT_TOKENS = 8
@@ -31,7 +31,7 @@ Row = NDArray[np.floating]
 
 
 def lane_of(engine: Engine, golden: Golden) -> tuple[Lane, Figures, Figures]:
-    """The engine's lane on this golden's model, the lane's floor, and its bounds.
+    """The engine's lane for this golden's model, the lane's noise floor, and its bounds.
 
     Raises:
         UsageError: the golden has no floor for the lane.
@@ -61,7 +61,7 @@ def named(oracle: Embedded, ids: Sequence[int], at: int) -> str:
 
 
 def first_difference(expected: Sequence[int], got: Sequence[int]) -> int | None:
-    """Index of the first id that differs or that only one of them has; None when they are equal."""
+    """Index of the first id that differs or that only one of them has; None if they are equal."""
     for at, (a, b) in enumerate(zip(expected, got, strict=False)):
         if a != b:
             return at
@@ -70,7 +70,7 @@ def first_difference(expected: Sequence[int], got: Sequence[int]) -> int | None:
 
 @dataclass(frozen=True)
 class Parting:
-    """Where one run leaves what was expected of it: after `at` right tokens, with the id `taken`.
+    """Where one run departs from what was expected: after `at` right tokens, with the id `taken`.
 
     Attributes:
         run: its name in a sentence. ids: its prompt. params: how it draws.
@@ -95,8 +95,8 @@ class Parting:
 
 @dataclass
 class Divergences:
-    """First divergences of several generations, sorted into ties, near ties, wrong ones, and those about
-    which the oracle contradicts itself."""
+    """First divergences of several generations, sorted into ties, near ties, wrong ones, and those where the
+    oracle contradicts itself."""
 
     engine: Engine
     golden: Golden
@@ -148,7 +148,7 @@ class Divergences:
         got: Sequence[int],
         params: SamplingParams,
     ) -> None:
-        """Judge one sampled continuation, drawn with these parameters, by the sampler without faults."""
+        """Judge one continuation drawn with these parameters, by the sampler with faults suspended."""
         with faults.only(()):
             self._sampled(number, prompt, tokens, got, params)
 
@@ -174,7 +174,7 @@ class Divergences:
         drawn = None if own is None else sampler.sample(own, params, len(prefix), prefix)
         to = "the boundary of the expected token" if distance == inside else "the drawn token's reach"
         draw = f"u = {uniform:.6f} lies {distance:.2g} from {to}"
-        if equally_likely(row, params, prefix, expected, taken):  # a filter may keep either of them
+        if equally_likely(row, params, prefix, expected, taken):  # a filter may keep either
             self._tie(parting)
         elif share_distance(row, params, prefix, expected, uniform, REORDERED_ERROR) > REORDERED_ERROR:
             self._doubt(parting, sampler.sample(row, params, len(prefix), prefix), "draws another token")
@@ -188,10 +188,10 @@ class Divergences:
             self._unexplained(parting, f"{draw}, further than noise reaches ({reach:.2g})", own)
 
     def result(self, predicted: float) -> tuple[bool, str, dict[str, Any]]:
-        """ok, sentence and detail, when noise predicts this many near ties.
+        """ok, sentence and detail, given how many near ties noise predicts.
 
         Raises:
-            Inconclusive: nothing is wrong, but where a run parts the oracle contradicts itself.
+            Inconclusive: nothing is wrong, but the oracle contradicts itself where a run parts.
         """
         allowed = min(lanes.poisson_upper(predicted), self.runs)
         detail = {
@@ -229,7 +229,7 @@ class Divergences:
         got: Sequence[int],
         params: SamplingParams,
     ) -> Parting | None:
-        """Where they part, unless one merely ends before the other: that is wrong by itself."""
+        """Where they part; a run that merely ends too early or too late is recorded as wrong at once."""
         self.runs += 1
         self.observed += len(expected)
         at = first_difference(expected, got)
@@ -248,7 +248,7 @@ class Divergences:
         return None
 
     def _rows(self, prefix: Sequence[int]) -> tuple[Row, Row | None]:
-        """The oracle's and, where it offers them, the engine's own logits after the common prefix."""
+        """The oracle's logits after the common prefix, and the engine's own if it offers them."""
         row = oracle_logits(self.oracle, prefix)[-1]
         if Capability.LOGITS not in self.engine.info.capabilities:
             return row, None
@@ -257,7 +257,7 @@ class Divergences:
 
     @staticmethod
     def _own_choice(own: Row | None, parting: Parting, tau: float) -> str:
-        """What is wrong with the choice itself, judged by the engine's own logits; empty when nothing."""
+        """What is wrong with the choice itself, judged by the engine's own logits; empty if nothing is."""
         if own is None or not 0 <= parting.taken < own.size:
             return ""
         gap = float(own[parting.expected]) - float(own[parting.taken])
@@ -271,7 +271,7 @@ class Divergences:
         self._sort(self.near, "near tie", parting, fact)
 
     def _doubt(self, parting: Parting, today: int, said: str) -> None:
-        """The golden's token is not the one of today's oracle, `today`, in one pass."""
+        """Record that today's oracle chooses `today`, not the golden's token, in one pass."""
         drawn = asdict(parting.params)
         again = self.oracle.generate(parting.ids, max_tokens=parting.at + 1, ignore_eos=True, **drawn)
         if again.ids == tuple(parting.tokens[: parting.at + 1]):
@@ -284,12 +284,12 @@ class Divergences:
         self._sort(self.wrong, "golden", parting, fact)
 
     def _misplaced(self, parting: Parting, fact: str) -> None:
-        """The engine's logits are right and its token is not: it went wrong on the way between them."""
+        """Record that the engine's logits are right and its token is not: the choice went wrong."""
         part = culprit(self.engine, parting.ids, parting.tokens, parting.at, parting.params)
         self._sort(self.wrong, part, parting, f"{fact}: {SAID[part]}")
 
     def _unexplained(self, parting: Parting, fact: str, own: Row | None) -> None:
-        """No noise explains the token; where the engine shows no logits, asking it again tells more."""
+        """Record a token that no noise explains; ask an engine that shows no logits again."""
         cause, more = "logits", ""
         if own is None:
             part = culprit(self.engine, parting.ids, parting.tokens, parting.at, parting.params)
@@ -311,7 +311,7 @@ class Divergences:
         row: Row,
         own: Row | None,
     ) -> None:
-        """Keep what a report needs to draw the place."""
+        """Keep what a report needs to show the place."""
         around = slice(max(0, parting.at - CONTEXT_TOKENS), parting.at + CONTEXT_TOKENS + 1)
         expected = parting.tokens[around]
 

@@ -1,4 +1,4 @@
-"""A model goes in; its golden tokens, logprobs, margins and noise floors come out, recorded or from disk."""
+"""Goldens: a model's expected tokens, logprobs, margins and noise floors, recorded or read from disk."""
 
 from __future__ import annotations
 
@@ -69,18 +69,17 @@ def record(
     progress: Progress | None = None,
     name: str = "",
 ) -> Golden:
-    """Run the float64 oracle over the prompts and measure the noise floor of the file's lanes.
+    """Run the float64 oracle over the prompts and measure the noise floors of the file's lanes.
 
-    Prompts that leave too little of the context free, or that the vocabulary cannot spell, give way to
-    others that it can. End-of-text does not stop a continuation, so that each has `tokens` ids, or as many as
-    the context holds.
+    Prompts that leave too little of the context free, or that the vocabulary cannot spell, are replaced.
+    End-of-text does not stop a continuation, so each has `tokens` ids, or as many as the context holds.
 
     Args:
-        progress: called with steps done and steps in all.
+        progress: called with the steps done and their total.
 
     Raises:
-        UsageError: a context of one position, or no tokens were asked for.
-        ModelFileError, UnsupportedModel: as Model.load; the oracle, or a lane that is measured, stops on it.
+        UsageError: a context of one position, or `tokens` below 1.
+        ModelFileError, UnsupportedModel: as Model.load; or the oracle, or a lane's engine, fails on it.
     """
     path = Path(model_path)
     with open_gguf(path) as file:
@@ -126,7 +125,7 @@ def record(
 
 @contextmanager
 def _blaming(path: Path, who: str) -> Iterator[None]:
-    """What stops while a golden is recorded is no engine under test: the file makes it stop."""
+    """Blame the file for errors while a golden is recorded: no engine is under test then."""
     try:
         yield
     except NotANumber as error:
@@ -140,12 +139,12 @@ def _blaming(path: Path, who: str) -> Iterator[None]:
 
 
 def versions() -> dict[str, str]:
-    """Of what a golden's numbers depend on, by package."""
+    """Versions of the packages that a golden's numbers depend on."""
     return {package: version(package) for package in ("prill", "numpy", "gguf")}
 
 
 def file_type(file: GGUFFile) -> str:
-    """The type of most of the bytes of a file's matrices, in lower case."""
+    """The type that most bytes of a file's matrices have, in lower case."""
     weight: Counter[str] = Counter()
     for tensor in file.tensors.values():
         if len(tensor.shape) > 1:
@@ -206,7 +205,7 @@ def _greedy(
 
 
 def _sampled(oracle: Model, prompts: list[GoldenPrompt], count: int, step: Callable[[], None]) -> None:
-    """Two settings for each prompt, so that every setting is drawn on several prompts."""
+    """Draw with two settings per prompt, so that every setting is used on several prompts."""
     runs = [
         (prompt, SAMPLERS[(2 * number + way) % len(SAMPLERS)], number)
         for number, prompt in enumerate(prompts)
@@ -230,7 +229,7 @@ def _sampled(oracle: Model, prompts: list[GoldenPrompt], count: int, step: Calla
 def _floors(
     path: Path, kind: str, oracle: Model, prompts: list[GoldenPrompt], step: Callable[[], None]
 ) -> dict[str, Figures]:
-    """Each lane's distance from the oracle on the forced sequences, every position of them."""
+    """Each lane's distance from the oracle at every position of the forced sequences."""
     lane = type_lane(kind)
     models = {
         "exact": Model.load(path, dtype="float32"),
@@ -253,7 +252,7 @@ def forced(model: Model, ids: Sequence[int]) -> Rows:
 
 
 def prompts_for(model_spec: str | Path) -> tuple[str, ...]:
-    """The prompts a model's golden is recorded with: a fixture's own; PROMPTS for any other file."""
+    """The prompts that a model's golden is recorded with: a fixture's own, PROMPTS for any other file."""
     named = fixture_name(model_spec)
     if named is None:
         return PROMPTS
@@ -275,12 +274,12 @@ def golden_for(model_spec: str | Path, progress: Progress | None = None) -> Gold
     path = resolve_model(model_spec)
     kept = kept_at(path)
     user_cache.kept(kept, lambda fresh: save(record(path, progress=progress), fresh))
-    # It may have been recorded under another name of the same bytes.
+    # The same bytes may have been recorded under another name.
     return msgspec.structs.replace(load(kept), name=builtin(path.stem))
 
 
 def kept_at(path: Path) -> Path:
-    """Where the golden of a user's file lies, or will."""
+    """Path of the golden of a user's file, recorded or not."""
     with open_gguf(path) as file:
         return user_cache.folder("goldens") / f"{file.sha256}.{SCHEMA}.json"
 
@@ -291,6 +290,6 @@ def _committed(name: str, kind: str) -> Golden:
     golden = load(prill_fixtures.golden_path(name, kind))
     if golden.type == kind:
         return golden
-    # F32 holds the very numbers of F16 and shares its golden; only the file's digest is its own.
+    # F32 holds the same numbers as F16 and shares its golden; only the file's digest differs.
     mark = msgspec.structs.replace(golden.fingerprint, model_sha256=prill_fixtures.sha256(name, kind))
     return msgspec.structs.replace(golden, type=kind, fingerprint=mark)

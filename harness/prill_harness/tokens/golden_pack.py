@@ -1,4 +1,4 @@
-"""A golden comes in or goes out as strict JSON; large arrays are base64 of exact little-endian numbers."""
+"""Goldens as strict JSON; large arrays are base64 of exact little-endian numbers."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from prill_runtime.sampling.sampler import SamplingParams
 
 SCHEMA = 1
 NOISE_LADDER = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.2, 0.5, 1.0, 2.0)
-ONLY_TOKEN_GAP = 1e9  # the gap between the only token of a vocabulary and none: no noise closes it
+ONLY_TOKEN_GAP = 1e9  # stands for the gap behind the only token of a vocabulary: no noise closes it
 QUANTILES = (0.0, 0.001, 0.01, 0.05, 0.1, 0.5, 0.9)
 
 
 class Packed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An array: float32 exact, ids in 16 or 32 bits."""
+    """An array: exact float32, or ids in 16 or 32 bits."""
 
     dtype: Literal["<f4", "<u2", "<u4"]
     shape: tuple[int, ...]
@@ -60,7 +60,7 @@ class SampledGolden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def params(self) -> SamplingParams:
-        """How the tokens were drawn."""
+        """The parameters with which the tokens were drawn."""
         return SamplingParams(**{field.name: getattr(self, field.name) for field in fields(SamplingParams)})
 
 
@@ -68,10 +68,10 @@ class GoldenPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     """One prompt and its greedy continuation.
 
     Attributes:
-        tokens: greedy ids; end-of-text did not stop them, so that every bucket of positions is filled.
+        tokens: greedy ids, not stopped by end-of-text, so that every bucket of positions is filled.
         first_eos: index of the first end-of-text id among them.
         top_ids, top_logprobs: (tokens, 20), best first; natural logprobs at each step.
-        unspelled: the ids are not those of the text: no text has ids in this vocabulary.
+        unspelled: the ids do not belong to the text, because no text has ids in this vocabulary.
     """
 
     text: str
@@ -107,7 +107,7 @@ class Fingerprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Margins(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The profile of the gap between the best two logits, over `positions` steps.
+    """The distribution of the gap between the best two logits, over `positions` steps.
 
     Attributes:
         quantiles: gap by quantile. below: how many gaps are at most the key.
@@ -153,7 +153,7 @@ def load(path: str | Path) -> Golden:
     """Read a golden file.
 
     Raises:
-        UsageError: no such file, or not a golden of this schema; the sentence names the path inside it.
+        UsageError: no such file, or not a golden of this schema; names the path inside it.
     """
     file = Path(path)
     try:
@@ -168,7 +168,7 @@ def load(path: str | Path) -> Golden:
 
 
 def save(golden: Golden, path: str | Path) -> None:
-    """Write a golden file; a reader sees the old file or the new one, whole."""
+    """Write a golden file atomically."""
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
     fresh = file.with_name(f".{file.name}.{os.getpid()}")

@@ -1,4 +1,4 @@
-"""Texts, a tokenizer and a context in; the prompts of a golden out, for any vocabulary and any context."""
+"""Choose a golden's prompts, for any vocabulary and any context length."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from prill_runtime.errors import InvalidParameter
 from prill_runtime.tokenizer.base import Tokenizer
 
 TRIED_TEXTS = 400  # texts made up of the vocabulary's own tokens
-POSITIONS_LEFT = 300  # positions that a prompt longer than half of the context has to leave
-LONGEST_TEXT = 16  # ids of such a text
+POSITIONS_LEFT = 300  # that a prompt longer than half of the context must leave free
+LONGEST_TEXT = 16  # ids of a made-up text
 Prompt = tuple[str, list[int]]
 
 
 def choose(tokenizer: Tokenizer, texts: Sequence[str], context: int) -> list[Prompt]:
-    """As many prompts as there are texts, no two of the same ids, each at most half of the context long, or
-    as much more as leaves LEFT positions.
+    """As many prompts as there are texts, all with different ids, each at most half of the context long, or
+    longer if it leaves POSITIONS_LEFT.
 
-    Texts that do not fit, or that the vocabulary cannot spell, give way to texts made up of its own tokens.
-    Fewer come back where there are no more, and none at all where no text can be spelled.
+    Texts that do not fit, or that the vocabulary cannot spell, are replaced by texts made up of its own
+    tokens. Fewer are returned if no more can be found, and none if no text can be spelled.
     """
     room, found = max(context // 2, context - POSITIONS_LEFT), dict[tuple[int, ...], str]()
     for text in (*texts, *_made_up(tokenizer, min(room, LONGEST_TEXT))):
@@ -32,7 +32,7 @@ def choose(tokenizer: Tokenizer, texts: Sequence[str], context: int) -> list[Pro
 
 
 def given(vocabulary: int, count: int, context: int) -> list[Prompt]:
-    """Prompts without a text: ids for a vocabulary that spells none."""
+    """Prompts without a text: plain ids, for a vocabulary that can spell none."""
     random = Random(0)
     longest = min(context // 2, LONGEST_TEXT)
     ids = ([random.randrange(vocabulary) for _ in range(1 + n % max(longest, 1))] for n in range(count))
@@ -40,7 +40,7 @@ def given(vocabulary: int, count: int, context: int) -> list[Prompt]:
 
 
 def spelled(tokenizer: Tokenizer, text: str) -> list[int] | None:
-    """The ids of a text; None where the vocabulary has none for it."""
+    """The ids of a text; None if the vocabulary cannot spell it."""
     try:
         return tokenizer.encode(text)
     except InvalidParameter:
@@ -48,9 +48,9 @@ def spelled(tokenizer: Tokenizer, text: str) -> list[int] | None:
 
 
 def _made_up(tokenizer: Tokenizer, longest: int) -> Iterator[str]:
-    """Texts that random ids stand for: as they are shown, and as the file spells them, special ones too."""
+    """Texts made from random ids: as they are shown, and as the file spells them, special tokens included."""
     random = Random(0)
-    yield ""  # begins with BOS where the file asks for it
+    yield ""  # BOS alone, if the file asks for it
     for n in range(TRIED_TEXTS):
         ids = [random.randrange(tokenizer.vocab_size) for _ in range(1 + n // 2 % max(longest, 1))]
         shown = tokenizer.decode(ids).decode("utf-8", "ignore")

@@ -1,7 +1,7 @@
-"""An engine and a golden come in; five findings go out, in order: are its tokens right, and if not, why not.
+"""Judge an engine against a golden in five steps: are its tokens right, and if not, why not?
 
-Prompt ids, configuration, teacher-forced logits, greedy tokens, sampled tokens: a step that fails stops the
-ones after it, because they would only show its consequences.
+Prompt ids, configuration, teacher-forced logits, greedy tokens, sampled tokens. A step that fails ends the
+comparison, because later steps would only show its consequences.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ SHOWN_FIGURES = 3  # figures out of bound that a sentence names
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step came to.
+    """The result of one step.
 
     Attributes:
-        observed: values compared. A finding that observed none is never ok.
+        observed: values compared; a result that observed none is never ok.
         inconclusive: nothing was wrong, but something could not be seen; the sentence says what.
         figures, bounds: of the teacher-forced step.
-        detail: builtins; of the first divergence, what a report needs to draw it.
+        detail: what a report needs to show the first divergence; builtins only.
     """
 
     step: str
@@ -65,9 +65,9 @@ class StepResult:
 
 
 def _step(name: str) -> Callable[[Callable[..., StepResult]], Callable[..., StepResult]]:
-    """Turn what the engine cannot do, or fails at, into a finding of this step, and lend it an oracle.
+    """Turn what the engine cannot do or fails at into the step's result; open an oracle if none is given.
 
-    Against a golden of another file no step compares anything; the finding is the golden's.
+    With a golden of another file nothing is compared; the result then says so of the golden.
     """
 
     def wrap(body: Callable[[Engine, Golden, Embedded], StepResult]) -> Callable[..., StepResult]:
@@ -79,7 +79,7 @@ def _step(name: str) -> Callable[[Callable[..., StepResult]], Callable[..., Step
                 try:
                     return body(engine, golden, judge)
                 except Inconclusive as missing:
-                    # Whoever raises it again says that word again.
+                    # Raised again, the error would add that word again.
                     sentence = str(missing).removeprefix(f"{Inconclusive.noun}: ")
                     return StepResult(name, False, sentence, inconclusive=True)
                 except (EngineError, InvalidParameter) as error:
@@ -132,7 +132,7 @@ def compare_prompt_ids(engine: Engine, golden: Golden, oracle: Embedded) -> Step
 
 
 def _compare_refusals(engine: Engine, oracle: Embedded) -> StepResult:
-    """Of a vocabulary that spells no text: the engine gives no ids, or refuses, where the oracle does."""
+    """For a vocabulary that spells no text: the engine, like the oracle, gives no ids or refuses."""
     for text in PROMPTS:
         expected, got = _ids_of(oracle, text), _ids_of(engine, text)
         if expected != got:
@@ -145,7 +145,7 @@ def _compare_refusals(engine: Engine, oracle: Embedded) -> StepResult:
 
 
 def _ids_of(engine: Engine, text: str) -> list[int] | None:
-    """Ids of a text, None where the engine refuses it."""
+    """Ids of a text, None if the engine refuses it."""
     try:
         return list(engine.tokenize(text))
     except (EngineError, InvalidParameter):
@@ -154,14 +154,14 @@ def _ids_of(engine: Engine, text: str) -> list[int] | None:
 
 @_step("config")
 def compare_config(engine: Engine, golden: Golden, oracle: Embedded) -> StepResult:
-    """Step 2: what the engine reports of its configuration is what the file declares."""
+    """Step 2: the configuration that the engine reports is the one that the file declares."""
     with open_gguf(resolve_model(oracle.info.model)) as file:
         expected = declared(file)
     reported = engine.info.config
     seen = [key for key in expected if key in reported]
     unseen = sorted(set(expected) - set(reported))
     wrong = [key for key in seen if not same(expected[key], reported[key])]
-    # The file is silent about a window: an engine that reports one closes off keys that should be seen.
+    # The file declares no window, so an engine that reports one hides keys that should be seen.
     wrong += [key for key in ("window",) if key in reported and key not in expected]
     detail = {"expected": expected, "reported": dict(reported), "unseen": unseen}
     if wrong:
@@ -250,24 +250,24 @@ def compare_teacher_forced(engine: Engine, golden: Golden, oracle: Embedded) -> 
 
 @_step("greedy")
 def compare_greedy(engine: Engine, golden: Golden, oracle: Embedded) -> StepResult:
-    """Step 4: free-running greedy tokens; a first divergence is a near tie within budget, or wrong.
+    """Step 4: free-running greedy tokens; each first divergence is a near tie within budget, or wrong.
 
-    The prompts run together where the engine can batch; that a batch writes what each prompt does alone is
-    a property with a check of its own.
+    The prompts run as one batch if the engine can; that a batch gives what each prompt gives alone is checked
+    elsewhere (suite `properties`).
     """
     judged = Divergences(engine, golden, oracle)
     count = len(golden.prompts[0].tokens)
     together = engine.generate_batch([p.ids for p in golden.prompts], max_tokens=count, ignore_eos=True)
     for number, (prompt, made) in enumerate(zip(golden.prompts, together, strict=True)):
         judged.greedy(number, prompt, made.ids)
-    # Each prompt parts at most once, and is expected to with the chance that one flip or more occurs.
+    # Each prompt parts at most once, and does so with the probability of at least one flip.
     flips = [lanes.expected_flips(prompt.margins, judged.largest) for prompt in golden.prompts]
     return _of("greedy", judged, float(np.sum(-np.expm1(np.negative(flips)))))
 
 
 @_step("sampled")
 def compare_sampled(engine: Engine, golden: Golden, oracle: Embedded) -> StepResult:
-    """Step 5: the same seed draws the same tokens; a draw next to a boundary is budgeted like a near tie."""
+    """Step 5: the same seed draws the same tokens; draws next to a boundary are budgeted like near ties."""
     judged = Divergences(engine, golden, oracle)
     runs = [(number, run) for number, prompt in enumerate(golden.prompts) for run in prompt.sampled]
     steps = sum(len(run.tokens) for _, run in runs)
@@ -279,7 +279,7 @@ def compare_sampled(engine: Engine, golden: Golden, oracle: Embedded) -> StepRes
     )
     for (number, run), text in zip(runs, made, strict=True):
         judged.sampled(number, golden.prompts[number], run.tokens, text.ids, run.params)
-    # A noise of this KL moves a boundary by at most the total variation, √(KL/2) (Pinsker).
+    # Noise of this KL moves a boundary by at most the total variation distance, √(KL/2) (Pinsker).
     predicted = steps * float(np.sqrt(judged.bound.kl_p99 / 2))
     if len(judged.near) > lanes.poisson_upper(predicted):
         predicted += sum(_swaps(judged, golden.prompts[number], run) for number, run in runs)
@@ -287,7 +287,7 @@ def compare_sampled(engine: Engine, golden: Golden, oracle: Embedded) -> StepRes
 
 
 def _swaps(judged: Divergences, prompt: GoldenPrompt, run: SampledGolden) -> float:
-    """`draws.expected_swaps` of one run, by the oracle and the sampler without faults."""
+    """`draws.expected_swaps` of one run, by the oracle and the sampler with faults suspended."""
     with faults.only(()):
         rows = oracle_logits(judged.oracle, [*prompt.ids, *run.tokens[:-1]])[len(prompt.ids) - 1 :]
         return expected_swaps(rows, prompt.ids, run.tokens, run.params, judged.largest)
@@ -308,7 +308,7 @@ STEPS: tuple[Callable[..., StepResult], ...] = (
 
 
 def compare(engine: Engine, golden: Golden, oracle: Embedded | None = None) -> list[StepResult]:
-    """All steps in order, up to and with the first that fails; an inconclusive one stops nothing."""
+    """All steps in order, up to and including the first that fails; an inconclusive one does not end them."""
     findings: list[StepResult] = []
     with ExitStack() as stack:
         judge = oracle or stack.enter_context(oracle_for(engine))
@@ -320,7 +320,7 @@ def compare(engine: Engine, golden: Golden, oracle: Embedded | None = None) -> l
 
 
 def _flips(expected: Row, forced: Row, prompt: GoldenPrompt) -> int:
-    """Positions where the best token is another than the golden's, and not its equal to the oracle."""
+    """How often the best token differs from the golden's without being equally likely to the oracle."""
     best, right = measure.best_ids(forced), prompt.top_ids.array[:, 0]
     rows = np.arange(len(right))
     return int(
@@ -331,9 +331,9 @@ def _flips(expected: Row, forced: Row, prompt: GoldenPrompt) -> int:
 
 
 def _golden_gap(prompt: GoldenPrompt, forced: Row) -> float:
-    """max |Δ logprob| against the golden's best ids; infinite when anything is not finite.
+    """max |Δ logprob| over the golden's best ids; infinite if anything is not finite.
 
-    A golden keeps float32: where nothing else is rounded, a difference of that size is none.
+    A golden stores float32, so a difference within that rounding counts as none.
     """
     if not np.isfinite(forced).all():
         return float("inf")

@@ -1,7 +1,8 @@
-"""A golden, its model's file and today's oracle come in; which of them cannot be believed, and why, goes out.
+"""Whether a golden, its model's file and today's oracle can be believed, and if not, which is wrong and why.
 
-An engine is judged by a golden and by the oracle, and either may be what is wrong. Whatever is said of the
-engine comes after this: a golden of another file judges nothing, nor does an oracle that contradicts itself.
+An engine is judged by a golden and by the oracle, and either may be wrong itself. This is settled before
+anything is said of the engine: neither a golden of another file nor an oracle that contradicts itself can
+judge.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ STORED_ROUNDING = 2.0**-23  # float32 logprobs keep half a unit in the last plac
 
 @dataclass(frozen=True)
 class Doubt:
-    """What cannot be believed, the golden, the file or the oracle, and the sentence that says why."""
+    """Which of golden, file and oracle cannot be believed, and the sentence that says why."""
 
     side: Literal["golden", "file", "oracle"]
     sentence: str
@@ -35,7 +36,7 @@ class Doubt:
 
 @dataclass(frozen=True)
 class Gap:
-    """A logprob of the golden that today's oracle does not give: a token's, after `at` of a prompt's."""
+    """A logprob in the golden that today's oracle does not reproduce, after `at` tokens of a prompt."""
 
     prompt: int
     at: int
@@ -53,13 +54,13 @@ class Gap:
 
 
 def allowed(stored: Rows | float) -> Rows | float:
-    """How far a stored logprob may be from the one it was made of."""
+    """How far a stored logprob may be from the value it was rounded from."""
     return np.abs(stored) * STORED_ROUNDING + REORDERED_ERROR
 
 
 def of_another_file(golden: Golden, oracle: Embedded) -> Doubt | None:
-    """Whether the golden was recorded from another file than the oracle has open: another model's, or an
-    earlier state of this one's."""
+    """A doubt if the golden was recorded from another file than the oracle has open: another model, or an
+    earlier state of this one."""
     mark, found = golden.fingerprint, oracle.info
     if mark.model_sha256 == found.model_sha256:
         return None
@@ -89,10 +90,10 @@ def of_another_file(golden: Golden, oracle: Embedded) -> Doubt | None:
 
 
 def refuse_another(golden: Golden, oracle: Embedded, where: str) -> None:
-    """Refuse a golden that was given by hand for another model than the oracle has open.
+    """Refuse a golden that the user gave if it is of another model than the oracle has open.
 
     Raises:
-        UsageError: both are named, by name, type, digest and tokenizer.
+        UsageError: names both, with type, digest and tokenizer.
     """
     doubt = of_another_file(golden, oracle)
     if doubt is not None and doubt.side == "golden":
@@ -104,10 +105,10 @@ def _described(name: str, kind: str, sha256: str, tokenizer: str) -> str:
 
 
 def check_stale(golden: Golden, oracle: Embedded, prompts: int | None = None) -> Doubt | None:
-    """Whether golden and today's oracle may be believed: None, or which of them not.
+    """None if both the golden and today's oracle can be believed, else which cannot.
 
     Args:
-        prompts: look at so many of the golden's; all when None.
+        prompts: how many of the golden's to check; None: all.
     """
     doubt = of_another_file(golden, oracle)
     if doubt is not None:
@@ -126,7 +127,7 @@ def oracle_logits(oracle: Embedded, ids: Sequence[int]) -> Rows:
     """The oracle's logits (len(ids), vocab).
 
     Raises:
-        Inconclusive: it stops, which says nothing of the engine.
+        Inconclusive: it fails, which says nothing about the engine.
     """
     try:
         return oracle.logits(ids)
@@ -138,7 +139,7 @@ def oracle_logits(oracle: Embedded, ids: Sequence[int]) -> Rows:
 
 def gap_at(number: int, prompt: GoldenPrompt, logits: Rows) -> Gap | None:
     """The first stored logprob of a prompt that the oracle's logits of its sequence (position, vocab) do not
-    give; None when they give all."""
+    reproduce; None if they reproduce all."""
     ids, stored = prompt.top_ids.array, prompt.top_logprobs.array.astype(np.float64)
     today = np.take_along_axis(compare.log_softmax(logits[len(prompt.ids) - 1 :]), ids, axis=-1)
     wrong = ~(np.abs(today - stored) <= allowed(stored))
@@ -149,9 +150,9 @@ def gap_at(number: int, prompt: GoldenPrompt, logits: Rows) -> Gap | None:
 
 
 def explained(gap: Gap, golden: Golden, oracle: Embedded) -> Doubt:
-    """Whose a gap is: the golden's, unless the oracle gives two answers to one question today.
+    """Who is to blame for a gap: the golden, unless today's oracle gives two answers to one question.
 
-    The oracle is asked again as it was asked before, and as it was when the golden was recorded: all prompts
+    The oracle is asked once more in the same way, and in the way the golden was recorded: all prompts
     together, token by token.
     """
     prompt = golden.prompts[gap.prompt]
@@ -164,7 +165,7 @@ def explained(gap: Gap, golden: Golden, oracle: Embedded) -> Doubt:
     rows = oracle.decoded_logits(
         [each.ids for each in golden.prompts], [each.tokens[: gap.at] for each in golden.prompts]
     )
-    # One of them may lie near by chance; an oracle that recorded the golden gives the whole row again.
+    # One may be close by chance; an oracle that recorded the golden reproduces the whole row.
     stored = prompt.top_logprobs.array[gap.at].astype(np.float64)
     decoded = compare.log_softmax(rows[gap.prompt])[prompt.top_ids.array[gap.at]]
     if bool((np.abs(decoded - stored) <= allowed(stored)).all()):
@@ -179,7 +180,7 @@ def explained(gap: Gap, golden: Golden, oracle: Embedded) -> Doubt:
 
 
 def since(golden: Golden) -> str:
-    """The versions that are others than when the golden was recorded, as a clause; empty when none is."""
+    """The versions that have changed since the golden was recorded, as a clause; empty if none has."""
     then, now = golden.fingerprint.versions, versions()
     moved = [
         f"{name} {then[name]}, now {now[name]}"

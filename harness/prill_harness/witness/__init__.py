@@ -1,1 +1,1 @@
-"""Readings of a model's file that owe nothing to the runtime."""
+"""Readings of a model file that share no code with the runtime."""

@@ -1,4 +1,4 @@
-"""A GGUF file comes in; the configuration it declares goes out, read apart from the runtime."""
+"""The configuration that a GGUF file declares, read independently of the runtime."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEYS = {
     "rope.scaling.factor": "rope_factor",
     "attention.sliding_window": "window",
 }
-# Architectures that rotate; what they do when the file says nothing is the format's rule.
+# Architectures with rotary positions; the format's rules say what holds if the file is silent.
 ROTARY: dict[str, dict[str, Value]] = {"llama": {"rope_base": 10000.0, "rope_scaling": "none"}}
 
 
@@ -48,7 +48,7 @@ def declared(file: GGUFFile) -> dict[str, Value]:
 
 
 def _scaling(stated: dict[str, Value], older: Any) -> dict[str, Value]:
-    """Kind and factor of the rotary scaling: a factor alone is linear, and beside "none" there is none."""
+    """Kind and factor of rotary scaling: a factor alone means linear; with kind "none" there is no factor."""
     factor = stated.get("rope_factor", None if older is None else _single(older))
     if factor is None:
         return {}
@@ -57,7 +57,7 @@ def _scaling(stated: dict[str, Value], older: Any) -> dict[str, Value]:
 
 
 def same(expected: Value, got: Value) -> bool:
-    """Numbers to float32's precision, everything else exactly; a number is never equal to a truth value."""
+    """Whether values are equal: numbers to float32's precision, others exactly; no number equals a bool."""
     if (
         isinstance(expected, bool)
         or isinstance(got, bool)
@@ -69,7 +69,7 @@ def same(expected: Value, got: Value) -> bool:
 
 
 def _single(value: Any) -> Value:
-    """The value itself, or the first of a per-layer array whose entries are all the same."""
+    """The value, or the first of a per-layer array whose entries are all equal."""
     if isinstance(value, list) or hasattr(value, "tolist"):
         values = list(value)
         return values[0] if values and all(v == values[0] for v in values) else str(values)

@@ -1,4 +1,4 @@
-"""A GGUF file and token ids come in; logits of a second, naive reading of the same file come out.
+"""The witness: a second, naive forward pass over the same file.
 
 The witness judges the oracle, so it shares nothing with it: it imports nothing of the runtime, reads and
 dequantises through the `gguf` package, and computes in float64 from the published descriptions (Llama:
@@ -30,11 +30,11 @@ VALUES_HELD = 1 << 24  # kept for the next pass: 128 MiB
 
 @dataclass(frozen=True)
 class Reading:
-    """A file as the witness reads it: metadata, tensors, and what was changed in either to see it matter.
+    """A file as the witness reads it: metadata, tensors, and changes made to see whether they matter.
 
     Attributes:
         keys: every metadata value by its full name. tensors: as gguf maps them, by name.
-        changed: tensor name -> other values (rows, columns) or (n,); None takes the tensor away.
+        changed: tensor name -> other values (rows, columns) or (n,); None removes the tensor.
         held: what was dequantised before, shared by all readings of a file.
         jitter: moves every value that enters a product or a norm by up to 2^-52 of itself, to see what of the
             logits is rounding.
@@ -99,11 +99,11 @@ class Reading:
         return self.rows(name, 0, self.count(name))
 
     def moved(self, x: Float) -> Float:
-        """x itself, or with another last bit here and there."""
+        """x, or x with random last bits if there is a jitter."""
         return x if self.jitter is None else x * (1 + 2.0**-52 * self.jitter.uniform(-1, 1, x.shape))
 
     def rounded(self) -> Reading:
-        """The same file, read with other roundings."""
+        """The same file, read with different rounding."""
         return replace(self, jitter=np.random.default_rng(0))
 
     def with_keys(self, **values: Any) -> Reading:
@@ -170,7 +170,7 @@ def linear(reading: Reading, name: str, x: Float) -> Float:
 
 
 def embedded(reading: Reading, name: str, ids: Sequence[int]) -> Float:
-    """The rows of a table that the ids name, one by one: (len(ids), width)."""
+    """Rows of a table, one for each id: (len(ids), width)."""
     return np.concatenate([reading.rows(name, i, i + 1) for i in ids])
 
 
@@ -244,7 +244,7 @@ def _rotation(r: Reading, n: int, dim: int) -> tuple[Float, Float]:
 
 
 def _rotated(x: Float, cos: Float, sin: Float) -> Float:
-    """x (n, heads, size) with neighbours (2i, 2i + 1) turned; components beyond the pairs stay."""
+    """x (n, heads, size) with pairs (2i, 2i + 1) rotated; components beyond the pairs are unchanged."""
     out = x.copy()
     for i in range(cos.shape[1]):
         a, b, c, s = x[..., 2 * i], x[..., 2 * i + 1], cos[:, i, None], sin[:, i, None]

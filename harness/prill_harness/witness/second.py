@@ -1,9 +1,9 @@
-"""A file as the witness reads it and ids come in; the logits that Hugging Face transformers computes go out.
+"""The second reading: logits that Hugging Face transformers computes from a file.
 
-Transformers supplies the forward pass, which nobody here wrote. Its own reader of GGUF files is not used: it
-drops what it has no name for (a window, biases, frequency factors) without a word, and what was dropped would
-be blamed on the oracle. Configuration and weights are handed over here, dequantised by `gguf`; what its
-models cannot express is refused by name.
+Transformers supplies a forward pass that is not prill's. Its own GGUF reader is not used: it silently drops
+what it has no name for (a window, biases, frequency factors), which would then be blamed on the oracle.
+Configuration and weights, dequantised by `gguf`, are passed in here; what its models cannot express is
+refused by name.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MOST_PARAMETERS = 1 << 28  # parameters of a model that is built in float64: 2 G
 
 
 def ask(name: str) -> None:
-    """Have the oracle judged by a second reading in every cell that is started from here on.
+    """Have every cell started from now on judge the oracle by a second reading.
 
     Raises:
         UsageError: no such reading, or its packages are not installed.
@@ -46,17 +46,17 @@ def ask(name: str) -> None:
 
 
 def asked() -> str:
-    """The second reading that was asked for; empty for none."""
+    """The second reading asked for; empty if none was."""
     return os.environ.get(SECOND_VARIABLE, "")
 
 
 def knows(reading: Reading) -> bool:
-    """Whether a model of transformers stands for the architecture."""
+    """Whether transformers has a model for the architecture."""
     return reading.architecture in MODELS
 
 
 def parameters(reading: Reading) -> int:
-    """Values of all tensors of a file."""
+    """Number of values in all tensors of a file."""
     return sum(int(np.prod(tensor.shape)) for tensor in reading.tensors.values())
 
 
@@ -64,7 +64,7 @@ def logits(reading: Reading, ids: Sequence[int]) -> Floats:
     """Row i predicts the token after ids[i]: (len(ids), vocabulary). Its norms and softmax are float32.
 
     Raises:
-        Inconclusive: the architecture, or what the file says of it, that transformers' model of it lacks.
+        Inconclusive: transformers has no model for the architecture, or lacks something the file declares.
     """
     if not knows(reading):
         raise Inconclusive(
@@ -79,7 +79,7 @@ def logits(reading: Reading, ids: Sequence[int]) -> Floats:
         model, names = MODELS[reading.architecture](reading)
     except Inconclusive:
         raise
-    except Exception as error:  # its validators raise what they like
+    except Exception as error:  # its validators raise all kinds of errors
         said = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise Inconclusive("transformers refuses the model", got=said[0].strip()) from error
     state = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in names.items()}
@@ -96,7 +96,7 @@ def logits(reading: Reading, ids: Sequence[int]) -> Floats:
 
 
 def _mask(n: int, window: int) -> Floats:
-    """What is added to the scores: (1, 1, n, n), −inf where a query does not see a key."""
+    """The attention mask to add to scores: (1, 1, n, n), −inf where a query does not see a key."""
     query, key = np.arange(n)[:, None], np.arange(n)
     seen = (key <= query) & (key > query - (window or n))
     return np.where(seen, 0.0, np.finfo(np.float64).min)[None, None]
@@ -159,13 +159,13 @@ BIASES = {"self_attn": "attention_bias", "mlp": "mlp_bias"}
 
 
 def _halves(rows: Floats, heads: int) -> Floats:
-    """Rows of a query or key matrix from neighbouring pairs to half-split ones, head by head."""
+    """Reorder rows of a query or key matrix from adjacent pairs to half-split pairs, head by head."""
     pairs = rows.reshape(heads, -1, 2, *rows.shape[1:])
     return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(rows.shape))
 
 
 def _frequencies(r: Reading, base: float) -> Any:
-    """Radians a position, by pair: transformers knows no scaling without a type, and no factors of a file."""
+    """Radians per position, by pair; transformers lacks scaling without a type, and a file's factors."""
     import torch
 
     bare = float(r.key("rope.scale_linear", 1.0))
@@ -221,4 +221,4 @@ GPT2 = {
 }
 
 MODELS: dict[str, Callable[[Reading], tuple[Any, dict[str, Floats]]]] = {"llama": _llama, "gpt2": _gpt2}
-"""By the file's own name of the architecture."""
+"""By `general.architecture`."""

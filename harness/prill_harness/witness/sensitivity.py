@@ -1,7 +1,7 @@
-"""A model file goes in; the same file with one thing changed, for oracle and witness alike, comes out.
+"""Variations of a model file with one thing changed, for oracle and witness alike.
 
-What changes nothing when it is changed was not read. So each variation is read twice, by the oracle through
-the runtime and by the witness through `gguf`: both must move, and to the same logits.
+A value whose change has no effect was not read. So each variation is read twice, by the oracle through the
+runtime and by the witness through `gguf`: both must change, and to the same logits.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ TABLE, HEAD, FREQUENCIES = "token_embd.weight", "output.weight", "rope_freqs.wei
 
 
 class Varied:
-    """An open file with other metadata and other tensors, as far as loading a model asks.
+    """An open file with some metadata and tensors replaced, as far as loading a model needs it.
 
     Args:
-        keys: full metadata name -> value. tensors: name -> values (float64), None takes the tensor away.
+        keys: full metadata name -> value. tensors: name -> values (float64), None removes the tensor.
     """
 
     def __init__(self, file: GGUFFile, keys: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
@@ -69,10 +69,10 @@ def _layer(name: str) -> int:
 
 
 def oracle_logits(path: Path, reading: Reading, ids: Sequence[int]) -> NDArray[np.float64]:
-    """What the oracle's code computes in float64 from the file as `reading` has it: (len(ids), vocabulary).
+    """Logits of the oracle's code in float64 from the file as `reading` has it: (len(ids), vocabulary).
 
     Raises:
-        ModelFileError, UnsupportedModel: it refuses the changed file.
+        ModelFileError, UnsupportedModel: the runtime refuses the changed file.
     """
     with open_gguf(path) as file:
         stated = {
@@ -88,14 +88,14 @@ def oracle_logits(path: Path, reading: Reading, ids: Sequence[int]) -> NDArray[n
 
 @dataclass(frozen=True)
 class Variation:
-    """One thing that a file can say otherwise: what it is called, and the file that says so."""
+    """One change to a file: its name, and the changed file."""
 
     name: str
     reading: Reading
 
 
 def shallow(reading: Reading) -> Reading:
-    """The same model with its first layers alone."""
+    """The same model with only its first layers."""
     return reading.with_keys(block_count=min(FIRST_LAYERS, int(reading.key("block_count"))))
 
 
@@ -113,7 +113,7 @@ def features(reading: Reading) -> frozenset[str]:
 
 
 def variations(reading: Reading, length: int) -> Iterator[Variation]:
-    """What of the file can be changed and still makes a model; `length`: ids of the prompt it is seen on."""
+    """Every change that leaves a valid model; `length`: ids of the prompt on which it must show."""
     kind = "rms_" if reading.key("attention.layer_norm_rms_epsilon") is not None else ""
     eps = float(reading.key(f"attention.layer_norm_{kind}epsilon"))
     yield Variation(
@@ -133,7 +133,7 @@ def variations(reading: Reading, length: int) -> Iterator[Variation]:
 
 
 def _heads(reading: Reading) -> Iterator[Variation]:
-    """Half as many heads of twice the size: the matrices keep their shapes."""
+    """Half as many heads of twice the size; the matrices keep their shapes."""
     heads, groups = int(reading.key("attention.head_count")), reading.groups
     if heads % 2 == 0 and groups % 2 == 0:
         doubled = {f"attention__{part}_length": 2 * reading.head_size for part in ("key", "value")}
@@ -159,13 +159,13 @@ def _positions(reading: Reading, length: int) -> Iterator[Variation]:
 
 
 def _tie(reading: Reading) -> Iterator[Variation]:
-    """A head of its own for a tied model, the embedding table for one that has a head."""
+    """A head of its own for a tied model; the embedding table for a model with a head."""
     if reading.count(TABLE) * int(reading.key("embedding_length")) <= LARGEST_TABLE:
         own = None if reading.has(HEAD) else reading.all(TABLE)[::-1]
         yield Variation("tie", reading.with_tensor(HEAD, own))
 
 
 def _moved(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Other values, one as large as the next, that float32 holds too; not a shift that a norm takes away."""
+    """Changed values that float32 can hold; not just a shift, which a norm would remove."""
     wave = np.cos(np.arange(values.size)) * largest(float(np.abs(values).max()), 1.0)
     return np.asarray((values + wave).astype(np.float32), np.float64)

@@ -1,4 +1,4 @@
-"""An engine and a model go in; the time of every phase comes out, and whether a budget was kept."""
+"""`prill bench`: time every phase of an engine, and hold it to a budget."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prill_harness.console import Console
 from prill_harness.measure.bench import BenchResult, Ratio, Row, Sample, Settings, Timed, measure, steps
 from prill_runtime.errors import UsageError
 
-WIDTH = 24  # characters of a whole bar
+WIDTH = 24  # characters of a full bar
 FIRST = ("first token, cold", "first token")
 SINGLE = ("copy", "prompt", "decode")
 
@@ -67,7 +67,7 @@ def command(
 
 
 def show(console: Console, result: BenchResult) -> None:
-    """One line on the run, and a table with a bar for every figure."""
+    """Print a line on the run, and a table with a bar for every figure."""
     console.line(
         f"{result.model}: prompt {result.prompt}, {result.tokens} tokens, "
         f"{result.weight_bytes / 1e6:,.1f} MB of weights per token, model sha256 {result.model_sha256[:16]}"
@@ -96,7 +96,7 @@ def _rows(result: BenchResult) -> Iterator[tuple[object, ...]]:
 
 
 def figure(unit: str, value: float) -> str:
-    """A number with a unit that a person reads easily."""
+    """A number with a readable unit."""
     if unit == "s":
         return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
     if unit == "B/s":
@@ -105,7 +105,7 @@ def figure(unit: str, value: float) -> str:
 
 
 def _bar(row: Row, engines: tuple[Timed, ...]) -> str:
-    """Decoding against the copy bandwidth; everything else against the largest figure of its group."""
+    """A bar relative to the copy bandwidth for decoding, else to the largest figure of the group."""
     assert row.sample is not None
     if row.share is not None:
         return _drawn(row.share)
@@ -115,12 +115,12 @@ def _bar(row: Row, engines: tuple[Timed, ...]) -> str:
 
 
 def _group(name: str) -> str:
-    """Figures of one group share a scale: all phases of loading, and both first tokens."""
+    """The group of a figure, which has one scale: all phases of loading; both first tokens."""
     return "first" if name in FIRST else name if name in SINGLE else "loading"
 
 
 def _drawn(share: float) -> str:
-    """A bar with a whole length of WIDTH; more than the whole ends in a sign of it."""
+    """A bar whose full length is WIDTH; more than that ends in a mark."""
     length = round(WIDTH * min(share, 1))
     return "█" * length + ("▶" if share > 1 else "")
 

@@ -1,4 +1,4 @@
-"""An engine or a trace file goes in; the first wrong stage, and the mistake that explains it, comes out."""
+"""`prill bisect`: the first wrong stage of an engine or a trace file, and the mistake that explains it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from prill_runtime.errors import UsageError
 if TYPE_CHECKING:
     from prill_harness.stages.bisect import Report, StageResult
 
-WHOLE = 80  # stages that a table shows without being asked
+WHOLE = 80  # stages up to which the table shows all
 HALF, DECADES = 10, 5  # marks, and powers of ten, on either side of the bound in the chart
 
 
@@ -140,7 +140,7 @@ def command(
 
 
 def _show(console: Console, report: Report, whole: bool) -> None:
-    """The table with its chart, one line for each finding, and the sentence last."""
+    """Print the table with its chart, one line for each finding, and the sentence."""
     shown, left = _chosen(report.stages, whole)
     rows = [
         (
@@ -163,7 +163,7 @@ def _show(console: Console, report: Report, whole: bool) -> None:
 
 
 def _chosen(stages: Sequence[StageResult], whole: bool) -> tuple[Sequence[StageResult], int]:
-    """What the table shows of many stages: the wrong ones, each with the stage before it."""
+    """The stages to show, of many: the wrong ones, each with the stage before it."""
     if whole or len(stages) <= WHOLE:
         return stages, 0
     wrong = {at for at, stage in enumerate(stages) if not stage.ok}
@@ -172,7 +172,7 @@ def _chosen(stages: Sequence[StageResult], whole: bool) -> tuple[Sequence[StageR
 
 
 def chart(ratio: float) -> str:
-    """A bar of the logarithm of figure over bound, which the | in its middle stands for."""
+    """A bar for the logarithm of figure over bound; the | in the middle is the bound."""
     if math.isnan(ratio):
         return "?"
     decades = math.log10(ratio) if 0 < ratio < math.inf else math.copysign(DECADES, ratio - 1)
@@ -186,5 +186,5 @@ def _figure(value: float) -> str:
 
 
 def _number(value: float) -> float | str | None:
-    """A float as JSON has it: NaN, a walk that could not be made, is null."""
+    """A float for JSON; NaN, a walk that could not be made, becomes null."""
     return None if math.isnan(value) else str(value) if math.isinf(value) else value

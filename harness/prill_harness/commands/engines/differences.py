@@ -1,4 +1,4 @@
-"""Two open model files go in; a table of what differs between them comes out, for `prill inspect A B`."""
+"""The tables of `prill inspect A B`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prill_runtime.gguf.file import GGUFFile
 
 
 def show(console: Console, a: GGUFFile, b: GGUFFile, full: bool) -> int:
-    """The differences of two files: a row for each tensor, a row for each key, and one sentence."""
+    """Print the differences of two files: a row per tensor, a row per key, and one sentence."""
     found = compare(a, b)
     console.emit(
         builtin(
@@ -61,7 +61,7 @@ def show(console: Console, a: GGUFFile, b: GGUFFile, full: bool) -> int:
 
 
 def _values(key: KeyDiff, full: bool) -> Iterator[str]:
-    """Both values; of two arrays their lengths and the elements at which they part, unless all is wanted."""
+    """Both values; for two arrays their lengths and first different elements, unless `full`."""
     for value in (key.a, key.b):
         if value is None:
             yield "-"

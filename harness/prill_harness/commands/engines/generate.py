@@ -1,4 +1,4 @@
-"""A prompt goes in; the model's text comes out as it is made."""
+"""`prill generate`: stream a model's text."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def _stdin() -> str:
 
 
 def _speed(began: float, times: Sequence[float]) -> tuple[float, float]:
-    """Seconds to the first token, and tokens per second of the decoding after it."""
+    """Seconds to the first token, and tokens per second of decoding after it."""
     if not times:
         return 0.0, 0.0
     span = times[-1] - times[0]

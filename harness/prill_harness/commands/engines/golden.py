@@ -1,4 +1,4 @@
-"""A model goes in; its golden is recorded or shown, or an engine is compared with it step by step."""
+"""`prill golden`: record or show a model's golden, or compare an engine with it step by step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from prill_runtime.errors import UsageError
 if TYPE_CHECKING:
     from prill_harness.tokens.golden import Golden
 
-SHOWN = 160  # characters of a continuation that are worth showing
+SHOWN = 160  # characters of a continuation to show
 
 
 @click.group(name="golden", epilog="\b\nExample:\n  prill golden show fixture:llama-tiny")
@@ -64,7 +64,7 @@ def record(
 
 
 def _keep(console: Console, model: str, *, asked: bool) -> int:
-    """Record the golden that commands look for, which is always made in the same way."""
+    """Record the golden that commands look up, which is always recorded with the same settings."""
     from prill_harness.engines.models import fixture_name, resolve_model
     from prill_harness.tokens import golden
 
@@ -163,7 +163,7 @@ def compare(console: Console, engine: str, model: str, file: Path | None) -> int
 
 
 def _remarks(path: Path, made: Golden) -> Iterator[str]:
-    """What is odd about the prompts of a golden, and what it assumes of the file."""
+    """Remarks on a golden's prompts, and what prill assumes about the file."""
     from prill_runtime.gguf.file import open_gguf
     from prill_runtime.models.assumptions import assumptions, remarks
     from prill_runtime.tokenizer.load import load_tokenizer
@@ -176,7 +176,7 @@ def _remarks(path: Path, made: Golden) -> Iterator[str]:
 
 
 def _steps(bar: Any) -> Callable[[int, int], None]:
-    """A progress callback that speaks at every twentieth part."""
+    """A progress callback that reports every twentieth of the work."""
 
     def progress(done: int, total: int) -> None:
         bar.total = total
@@ -225,13 +225,13 @@ def _summary(made: Golden) -> dict[str, Any]:
 
 
 def _plain(finding: Any) -> dict[str, Any]:
-    """A finding of the comparison as builtins."""
+    """A step's result as builtins."""
     plain: dict[str, Any] = builtin({**asdict(finding), "status": finding.status.value})
     return plain
 
 
 def _show(console: Console, finding: Mapping[str, Any]) -> None:
-    """What a failed step kept: facts as lines, lists of rows as tables."""
+    """Print a failed step's detail: facts as lines, lists of rows as tables."""
     for key, value in finding.items():
         if value in (None, "", [], {}):
             continue

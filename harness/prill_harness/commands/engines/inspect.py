@@ -1,4 +1,4 @@
-"""A model file goes in; its header, metadata and tensor table come out; of two, what differs."""
+"""`prill inspect`: header, metadata and tensors of a model file, or the differences of two."""
 
 from __future__ import annotations
 

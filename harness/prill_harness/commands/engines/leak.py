@@ -1,4 +1,4 @@
-"""An engine and a model go in; what its paths leave behind, or the probe's own examination, comes out."""
+"""`prill leak`: what an engine's paths leak, or the examination of the probe itself."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def command(
 
 
 def show(console: Console, report: LeakReport) -> None:
-    """A table of every series that moved, and one sentence for each path."""
+    """Print a table of every series that moved, and one sentence per path."""
     console.table(
         ("status", "path", "ledger", "per call", "95 % interval", "windows", "in all"),
         [row for path in report.paths for row in _rows(path)],
@@ -142,7 +142,7 @@ def _rows(path: PathReport) -> list[tuple[str, ...]]:
 
 
 def render(name: str, report: LeakReport) -> str:
-    """The page of a report, by the reporter of that name."""
+    """A report as a page, by the reporter of that name."""
     for point in entry_points(group=REPORTERS, name=name):
         text: str = point.load()(report)
         return text

@@ -1,4 +1,4 @@
-"""An engine and token ids go in; every stage of the pass goes into a file, its shape onto the screen."""
+"""`prill trace`: write every stage of a pass to a file, and print their shapes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An engine on a device and a model go in; its ledger of device memory, moment by moment, comes out."""
+"""`prill vram`: a model's ledger of device memory, moment by moment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checklists and a ledger go in; which items are proven, failed or unproven comes out, with the evidence."""
+"""`prill checklist`: which items a ledger proves, fails or leaves unproven."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def _observed(cells: Sequence[Cell], records: Sequence[Record]) -> Observed:
 def _verdict(
     names: Sequence[str], items: Sequence[ItemResult], records: Sequence[Record], today: dt.date
 ) -> Verdict:
-    """The items as a verdict without policy: what a reporter renders."""
+    """The items as a verdict without a policy, for a reporter to render."""
     counts = Counter(item.status for item in items)
     if counts[ItemStatus.FAILED]:
         status = Status.FAILED

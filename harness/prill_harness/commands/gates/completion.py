@@ -1,4 +1,4 @@
-"""A shell's name goes in; the script that makes it complete prill's words comes out."""
+"""`prill completion`: the script for completion in a shell."""
 
 from __future__ import annotations
 

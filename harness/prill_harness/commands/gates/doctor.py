@@ -1,4 +1,4 @@
-"""This machine goes in; what the default gate needs, what is there and what to do about the rest come out."""
+"""`prill doctor`: what this machine has, what the default gate needs, and what to do about the rest."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def command(console: Console) -> int:
 
 
 def _safely(examine: Callable[[], Iterator[Preflight]]) -> Iterator[Preflight]:
-    """The findings of one examination; one that breaks is itself a finding."""
+    """The findings of one examination; if it raises, that is a finding."""
     try:
         yield from examine()
     except Exception as error:
@@ -82,7 +82,7 @@ def _python() -> Iterator[Preflight]:
 
 
 def _packages() -> Iterator[Preflight]:
-    """Every dependency that prill declares without an extra, with its version."""
+    """Every dependency of prill itself, extras left out, with its version."""
     from packaging.requirements import Requirement
 
     for text in importlib.metadata.requires("prill") or ():
@@ -124,7 +124,7 @@ def _cache() -> Iterator[Preflight]:
 
 
 def _models() -> Iterator[Preflight]:
-    """Every model of the default gate's plan, and the golden that belongs to it."""
+    """Every model of the default gate's plan, and its golden."""
     from prill_harness.engines.models import resolve_model
     from prill_harness.tokens.golden import golden_for
     from prill_runtime.gguf.file import open_gguf
@@ -150,7 +150,7 @@ def _gate_models() -> tuple[str, ...]:
 
 
 def _gpu() -> Iterator[Preflight]:
-    """Nothing here is needed by the default gate."""
+    """The GPU and its libraries; the default gate needs none of them."""
     driver = Path("/proc/driver/nvidia/version")
     if driver.is_file():
         numbers = re.search(r"\b\d{3}\.\d+(\.\d+)?\b", driver.read_text(errors="replace"))
@@ -204,7 +204,7 @@ def _importable(module: str) -> bool:
 
 
 def _device() -> Iterator[Preflight]:
-    """What the engines cuda and emu would say; neither is needed by the default gate."""
+    """Whether the engines cuda and emu can run; the default gate needs neither."""
     from prill_runtime.device.machine.compile import compiler
     from prill_runtime.device.machine.cuda import cuda_state
 

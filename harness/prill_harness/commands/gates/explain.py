@@ -1,4 +1,4 @@
-"""A check's id goes in; what it sees, what its failure usually means, and how to see it fail, comes out."""
+"""`prill explain`: what a check sees, what its failure usually means, and how to see it fail."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from click.shell_completion import CompletionItem
 from prill_harness.commands.shared.declare import command as declare
 from prill_harness.console import Console
 
-SHOWN = 8  # mistakes that a terminal shows
+SHOWN = 8  # mistakes shown on a terminal
 
 
 def complete(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
-    """The checks whose ids begin like that."""
+    """The checks whose ids begin with `begun`."""
     from prill_harness.records.catalog import check_ids
 
     return [CompletionItem(name) for name in sorted(check_ids()) if name.startswith(begun)]

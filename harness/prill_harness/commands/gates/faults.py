@@ -1,4 +1,4 @@
-"""Names of planted faults go in; what they are, who kills them and who is blamed comes out."""
+"""`prill faults`: what the planted faults are, which checks kill them and what is blamed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 JOBS = click.option(
     "-j", "--jobs", type=click.IntRange(min=0), default=0, help="Processes at a time; 0: one per core."
 )
-CLEAN = 210  # runs on sound engines that a whole matrix makes
+CLEAN = 210  # runs of sound engines in a whole matrix
 
 
 @click.group(name="faults", epilog="\b\nExample:\n  prill faults run rope_base_default")
@@ -203,10 +203,10 @@ def matrix_(
 
 
 def _selected(only: Sequence[str]) -> tuple[str, ...]:
-    """Names of the faults that are meant by names and areas; all for none.
+    """Names of the faults selected by names and areas; all if nothing is given.
 
     Raises:
-        UsageError: neither a fault nor an area.
+        UsageError: a name that is neither a fault nor an area.
         NothingSelected: an area without faults.
     """
     from prill_harness.faults.catalogue import catalogue
@@ -225,7 +225,7 @@ def _selected(only: Sequence[str]) -> tuple[str, ...]:
 def _trials(
     console: Console, subjects: Sequence[TrialSubject], jobs: int, gate: Gate | None = None
 ) -> tuple[tuple[TrialResult, ...], tuple[Record, ...]]:
-    """Run the subjects beside clean engines, and those that survive against every suite there is.
+    """Run the subjects and clean engines, and then the survivors against every suite.
 
     Args:
         gate: run its cells on clean engines too.
@@ -245,7 +245,7 @@ def _trials(
 
 
 def _records(console: Console, cells: Sequence[Cell], jobs: int, what: str) -> tuple[Record, ...]:
-    """The records of the cells, run in a folder that goes away."""
+    """Run the cells in a temporary folder; their records."""
     from prill_harness.faults.trial import matrix
 
     with console.progress(len(cells), what) as bar, tempfile.TemporaryDirectory() as folder:

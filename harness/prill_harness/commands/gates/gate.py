@@ -1,4 +1,4 @@
-"""A gate's name goes in; its cells run, and the verdict, its reports and the exit code come out."""
+"""`prill gate`: run a gate's cells, decide, and write verdict and reports."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from prill_harness.run.executor import run
 from prill_harness.run.gather import merge
 from prill_runtime.errors import UsageError
 
-LONGEST = 120  # characters of a sentence in a table; the reports hold all of it
-SHOWN = 20  # items and checks that a terminal shows
+LONGEST = 120  # characters of a sentence in a table; reports have all of it
+SHOWN = 20  # items and checks shown on a terminal
 
 
 class Part(click.ParamType[tuple[int, int]]):
@@ -144,13 +144,13 @@ def command(
 
 
 def forget(out: Path) -> None:
-    """Remove the verdict and reports of an earlier run: they must not pass for this one's."""
+    """Remove the verdict and reports of an earlier run, which must not pass for this one's."""
     for file in ("verdict.json", *reporters.FILES.values()):
         (out / file).unlink(missing_ok=True)
 
 
 def write_reports(verdict: Verdict, out: Path) -> list[Path]:
-    """Render every report of a gate, the verdict last: where it stands, the reports stand too."""
+    """Write every report of a gate, the verdict last: if it is there, so are the reports."""
     texts = {file: reporters.render(name, verdict) for name, file in reporters.FILES.items()}
     texts["verdict.json"] = msgspec.json.format(msgspec.json.encode(verdict), indent=1).decode() + "\n"
     for file, text in texts.items():
@@ -159,7 +159,7 @@ def write_reports(verdict: Verdict, out: Path) -> list[Path]:
 
 
 def show(console: Console, verdict: Verdict, written: Sequence[Path]) -> None:
-    """The items that are not proven, the rules that broke, waivers that cover nothing, verdict and files."""
+    """Print unproven items, broken rules, waivers that cover nothing, the verdict and the files written."""
     open_items = sorted(
         (i for i in verdict.items if i.status is not ItemStatus.PROVEN),
         key=lambda i: (
@@ -191,7 +191,7 @@ def show(console: Console, verdict: Verdict, written: Sequence[Path]) -> None:
 
 
 def lead(console: Console, verdict: Verdict, records: Sequence[Record], specs: Mapping[str, str]) -> None:
-    """The last lines: what is wrong before everything else, how to see it again, and where to look next."""
+    """Print the last lines: the root cause, how to reproduce it, and where to look next."""
     from prill_harness.decide.rootcause import find
 
     say = console.remark if console.json else console.line
@@ -218,7 +218,7 @@ def lead(console: Console, verdict: Verdict, records: Sequence[Record], specs: M
 
 
 def _of(models: Sequence[str]) -> str:
-    """The models of an assumption, where it is not of the only one."""
+    """The models of an assumption, unless there is only one model."""
     return f" ({', '.join(models[:3])}{', ...' if len(models) > 3 else ''})"
 
 
@@ -241,7 +241,7 @@ def _run(
 def _shard(
     console: Console, plan: Plan, out: Path, jobs: int, resume: bool, cell_timeout: float | None
 ) -> int:
-    """Run one part: its ledger is the result, and its exit code speaks of its own checks alone."""
+    """Run one part: its ledger is the result, and the exit code covers only its own checks."""
     records = _run(console, plan, out, jobs, resume, cell_timeout)
     outcome = runs.outcome(plan, records)
     console.emit({"ledger": str(out / "ledger.jsonl"), "cells": [c.id for c in plan.cells], **outcome.counts})
@@ -252,7 +252,7 @@ def _shard(
 
 
 def _merged(plan: Plan, ledgers: Sequence[Path], out: Path) -> tuple[Record, ...]:
-    """The shards' records, kept as one ledger; a shard that is lost shows as missing cells."""
+    """Merge the shards' ledgers into one; a lost shard shows as missing cells."""
     records = merge(ledgers)
     target = out / "ledger.jsonl"
     if target.resolve() in {path.resolve() for path in ledgers} and len(ledgers) == 1:

@@ -1,4 +1,4 @@
-"""A ledger and the verdict on it go in; a report in the asked format comes out."""
+"""`prill report`: render a verdict in one format."""
 
 from __future__ import annotations
 
@@ -72,10 +72,10 @@ def command(
 
 
 def _agree(verdict: Verdict, ledger: Path) -> None:
-    """A verdict is shown only beside the ledger it was computed from.
+    """Check that the verdict was computed from this ledger.
 
     Raises:
-        VerdictError: the ledger is another, or a check of the verdict is not in it as the verdict has it.
+        VerdictError: it is another ledger, or a check in the verdict differs from the ledger.
     """
     digest = file_digest(ledger)
     if verdict.ledger_sha256 != digest:

@@ -1,4 +1,4 @@
-"""Names of suites and checks go in; they run in fresh cells, and each check's status comes out."""
+"""`prill run`: run suites or checks in fresh cells, and print what each check saw."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from prill_runtime.errors import NothingSelected
 
 
 def complete(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
-    """The suites and checks that begin like that."""
+    """The suites and checks whose names begin with `begun`."""
     names = sorted({*catalog.suites(), *catalog.check_ids()})
     return [CompletionItem(name) for name in names if name.startswith(begun)]
 
@@ -106,7 +106,7 @@ def command(
 def _foresight(
     plan: Plan, models: int, engines: Sequence[str], suites: Sequence[str], jobs: int, out: Path
 ) -> str:
-    """What a run that names nothing is about to do, and for how long."""
+    """What a run of everything is about to do, and how long it will take."""
     jobs = jobs or os.cpu_count() or 2
     times = recorded((out / "ledger.jsonl", Path("out/ledger.jsonl")))
     return (
@@ -117,7 +117,7 @@ def _foresight(
 
 
 def selected(names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(suites, check ids) that the names mean; beside single checks, a suite stands for all of its checks.
+    """(suites, check ids) that the names mean; next to single checks, a suite stands for all of its checks.
 
     Raises:
         NothingSelected: a name is neither a suite nor a check.

@@ -1,1 +1,1 @@
-"""What several commands say, ask and write alike."""
+"""What several commands share: options, checks of their arguments, output."""

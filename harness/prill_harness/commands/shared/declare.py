@@ -1,4 +1,4 @@
-"""A plain function goes in; a click command with --json, --debug and an example comes out."""
+"""Declare click commands with --json, --debug and an example, and the options that several share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from prill_harness.console import Console
 F = TypeVar("F", bound=Callable[..., Any])
 DEBUG = "prill.debug"
 COMPLETE = "_PRILL_COMPLETE"
-"""What a shell sets when it asks for words: click's own protocol."""
+"""The variable that a shell sets for completion, by click's protocol."""
 
 
 def _remember_debug(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -24,7 +24,7 @@ def _remember_debug(ctx: click.Context, parameter: click.Parameter, value: bool)
 
 
 def debug_option(function: F) -> F:
-    """Add --debug, which makes the command line print the traceback of what went wrong."""
+    """Add --debug, which prints the traceback of an error."""
     return click.option(
         "--debug",
         is_flag=True,
@@ -43,11 +43,11 @@ def command(
     judges: bool = False,
     own: str = "",
 ) -> Callable[[Callable[..., int]], click.Command]:
-    """Make a command of `function(console, **options) -> exit code`; its help ends with the example.
+    """Turn `function(console, **options) -> exit code` into a command; its help ends with the example.
 
     Args:
-        judges: it judges its engines, so that none of them may be the oracle.
-        own: a prefix of engine specs that it opens by itself.
+        judges: the command judges its engines, so that none of them may be the oracle.
+        own: a prefix of engine specs that the command opens by itself.
     """
 
     def declare(function: Callable[..., int]) -> click.Command:

@@ -1,7 +1,6 @@
-"""The options of any command in; nothing, or one sentence about the first that names nothing, out.
+"""Check the options of every command before it runs.
 
-Every command passes here before it runs, so that a wrong name never costs a minute of work and never leaves
-a file behind.
+A wrong name is thus refused before it has cost a minute of work or left a file behind.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ ENGINES = ("engine", "engines", "against")
 """Parameters that hold engine specs, and those that hold model specs."""
 MODELS = ("model", "models")
 FILES = ("first", "other")
-"""Parameters that hold model specs of which only the file is read, whether it can be judged or not."""
+"""Parameters that hold model specs of which only the file is read, even if it cannot be judged."""
 
 
 def pass_through(options: Mapping[str, Any], *, judges: bool, own: str = "") -> None:
-    """Refuse what the engine, model and device options of a command name wrongly.
+    """Refuse wrong names in a command's engine, model and device options.
 
     Args:
-        judges: the command judges its engines, by `against` where it has that option, else by the oracle.
+        judges: the command judges its engines, by `against` if it has that option, else by the oracle.
         own: a prefix of engine specs that the command opens by itself.
 
     Raises:
@@ -31,10 +30,10 @@ def pass_through(options: Mapping[str, Any], *, judges: bool, own: str = "") -> 
     under_test = [spec for spec in engines if not (own and spec.startswith(own))]
     examine(
         [*under_test, *_given(options, ENGINES[2:])],
-        # What a command opens by itself has no model.
+        # An engine that the command opens by itself has no model.
         _given(options, MODELS) if under_test or not engines else (),
         devices=_given(options, ("device",)),
-        # Who decides on ledgers runs nothing, and needs no file.
+        # A command that only decides on ledgers needs no model file.
         opened=not options.get("ledgers"),
     )
     examine((), _given(options, FILES), loaded=False)
@@ -53,8 +52,8 @@ def examine(
     """Refuse specs that no cell could open.
 
     Args:
-        opened: open the files of models; False: look at their specs alone.
-        loaded: refuse files that are no model, or none that could be loaded.
+        opened: open the models' files; False: check only their specs.
+        loaded: refuse files that are not models or cannot be loaded.
 
     Raises:
         UsageError, ModelFileError, UnsupportedModel: as `pass_through`.
@@ -84,7 +83,7 @@ def judged(engines: Iterable[str], oracle: str | None = None) -> None:
 
 
 def _given(options: Mapping[str, Any], names: Iterable[str]) -> Iterator[str]:
-    """The texts that parameters of these names hold: one, several or none."""
+    """The values of the parameters with these names: one, several or none."""
     for name in names:
         value = options.get(name)
         if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Models of a plan in; the goldens that they lack are recorded before the cells begin, in sight."""
+"""Record the goldens that a plan's models lack before its cells begin, with progress shown."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RECORD = prill("golden", "record", "--keep")
 
 
 def unrecorded(spec: str) -> Path | None:
-    """Where the golden of a user's file will lie that has none yet; None: it has, or cannot be read."""
+    """Path of the golden that a user's file lacks; None if it has one, or cannot be read."""
     from prill_harness.engines.models import fixture_name, resolve_model
     from prill_harness.tokens.golden import kept_at
 
@@ -30,14 +30,14 @@ def unrecorded(spec: str) -> Path | None:
 
 
 def announce(console: Console, model: str, target: Path) -> None:
-    """Say what is about to take a while, and where its result lands."""
+    """Say what is about to take a while, and where its result will be."""
     console.remark(f"recording the golden of {model}, once for this file: {target}")
 
 
 def prepare(cells: Iterable[Cell], specs: Mapping[str, str], folder: Path | None) -> None:
-    """Record what the cells' suites would each have to wait for, silently.
+    """Record the goldens that the cells' suites would otherwise record silently.
 
-    A process of its own does it: one that dies takes nothing with it, and the cells then say what they miss.
+    This runs in a process of its own: if it dies nothing else does, and the cells then say what they miss.
     """
     cells = tuple(cells)
     for model in dict.fromkeys(cell.model for cell in cells):

@@ -1,4 +1,4 @@
-"""An output folder goes in; while the block lasts it belongs to this process, or the run is refused."""
+"""Lock an output folder, so that two runs never write into one."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ LOCK = ".lock"
 
 @contextmanager
 def taken(out: Path) -> Iterator[None]:
-    """Hold `out`, made if it is not there; another process of prill's that asks for it meanwhile is refused.
+    """Create `out` if necessary and lock it; any other prill process that wants it meanwhile is refused.
 
-    The lock is the operating system's, so a process that is killed gives it back.
+    The lock belongs to the operating system, so a killed process releases it.
 
     Raises:
         UsageError: another run holds it, or it cannot be written.

@@ -1,4 +1,4 @@
-"""A reporter's name and a verdict go in; text comes out. Reporters are found by entry points alone."""
+"""Render verdicts by the installed reporters, which are found by entry points alone."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from prill_runtime.errors import VerdictError
 
 GROUP = "prill.reporters"
 FILES = {"junit": "junit.xml", "markdown": "report.md", "html": "report.html"}
-"""What a gate writes, besides its ledger and verdict.json."""
+"""The files that a gate writes besides its ledger and verdict.json."""
 
 
 def names() -> tuple[str, ...]:
-    """Installed reporters."""
+    """Names of the installed reporters."""
     return tuple(sorted({point.name for point in entry_points(group=GROUP)}))
 
 
 def render(name: str, verdict: Verdict, options: Mapping[str, str] | None = None) -> str:
-    """The report of that name.
+    """Render a verdict by the reporter of that name.
 
     Raises:
         UsageError: no such reporter is installed.
@@ -39,7 +39,7 @@ def _find(name: str) -> EntryPoint:
 
 
 def read_verdict(path: Path) -> Verdict:
-    """A verdict that a gate wrote.
+    """Read a verdict that a gate wrote.
 
     Raises:
         UsageError: the file cannot be read.

@@ -22,10 +22,10 @@ from prill_harness.run.pool import Event
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What a set of cells came to.
+    """The outcome of a set of cells.
 
     Attributes:
-        lost: (cell id, check or "") that was planned and left no evidence.
+        lost: each planned (cell id, check or "") that left no evidence.
         exit_code: of the worst status; 0 only when something passed and nothing else happened.
     """
 
@@ -36,7 +36,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 def outcome(plan: Plan, records: Iterable[Record]) -> Outcome:
-    """Count the evidence of the plan's cells and what is missing from it."""
+    """Count the evidence of the plan's cells, and what is missing."""
     records = tuple(records)
     seen = tuple(r for r in records if isinstance(r, Evidence))
     reported = {(r.cell.id, r.check) for r in seen}
@@ -55,7 +55,7 @@ def outcome(plan: Plan, records: Iterable[Record]) -> Outcome:
 
 
 def teller(bar: Progress) -> Callable[[Event], None]:
-    """A progress callback that says which cell runs, and what each finished one came to."""
+    """A progress callback that shows running cells and the results of finished ones."""
 
     def tell(event: Event) -> None:
         if event.kind == "started":

@@ -1,4 +1,4 @@
-"""What `bisect` and `trace` are asked to run comes in as text, ids or a length; token ids go out."""
+"""The token ids that `bisect` and `trace` are to run, given as text, ids or a length."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEFAULT_TOKENS = 64
 
 
 def text_options(function: F) -> F:
-    """Add --prompt, --ids and --tokens, of which one says what to run."""
+    """Add --prompt, --ids and --tokens, which say what to run."""
     for option in (
         click.option(
             "--tokens",
@@ -70,10 +70,10 @@ def ids_for(
 
 
 def parse_ids(text: str, vocab_size: int) -> list[int]:
-    """Ids separated by commas or blanks, or those in the file after an @.
+    """Ids separated by commas or blanks, or those in the file named after an @.
 
     Raises:
-        UsageError: an unreadable file, something that is no number, an id outside the vocabulary, none.
+        UsageError: an unreadable file, something that is not a number, an id outside the vocabulary, no ids.
     """
     where = "--ids"
     if text.startswith("@"):
@@ -93,7 +93,7 @@ def parse_ids(text: str, vocab_size: int) -> list[int]:
 
 
 def checked_ids(ids: Sequence[int], vocab_size: int, where: str) -> list[int]:
-    """The ids, once they are ids of the model.
+    """Check that the ids are in the model's vocabulary.
 
     Raises:
         UsageError: none, or one outside the vocabulary.

@@ -1,4 +1,4 @@
-"""A value of a model file goes in; the words for it, short enough for a line, come out."""
+"""Values of a model file as text that fits on one line."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 from prill_harness.console import printable
 
-SHOWN = 6  # elements of a long array that are worth a line
+SHOWN = 6  # elements of a long array
 LONGEST = 72  # characters of a string value on a terminal
 
 
 def shaped(shape: Sequence[int]) -> str:
-    """A shape as a table shows it."""
+    """A shape as shown in a table."""
     return " x ".join(map(str, shape)) or "scalar"
 
 

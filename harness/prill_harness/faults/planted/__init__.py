@@ -1,1 +1,1 @@
-"""Small named bugs, by what they are in; every module here declares some."""
+"""Small named bugs, sorted by what they are in; every module here declares some."""

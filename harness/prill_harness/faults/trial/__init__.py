@@ -1,1 +1,1 @@
-"""Each planted fault goes in; which checks found it, and what is owed since, comes out."""
+"""The kill matrix: which checks find which planted fault, and what is owed since."""

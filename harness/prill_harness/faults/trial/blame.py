@@ -1,7 +1,7 @@
-"""Evidence of a run in which checks failed in; the stage or part that is to blame out.
+"""Which stage or part is to blame for the checks that failed in a run.
 
-The order is that of a diagnosis: what comes first in the walk of data explains what fails after it. A file
-that is read wrong makes every stage wrong, and a wrong stage every token; not the other way round.
+The order is that of a diagnosis: a failure early in the flow of data explains later ones. A file that is read
+wrong makes every stage wrong, and a wrong stage every token, but not the other way round.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from prill_harness.faults.trial.forgotten import LEAST_SHARE
 from prill_harness.records.evidence import Evidence, Status
 
 _FIRST_WRONG = re.compile(r"(?:^|[\s:])(?:blk\.\d+\.)?(\w+) is the first wrong stage")
-# Which stages an op computes, for faults that only its own test shapes show.
+# Which stages an op computes, for faults that show only at the op suite's shapes.
 OPS = {
     "embed": ("embed",),
     "rms_norm": ("attn_norm", "ffn_norm", "output_norm"),
@@ -29,9 +29,9 @@ OPS = {
     "gelu_tanh": ("act",),
     "add": ("ffn_in", "out"),
 }
-# Goes through the whole engine, so whatever else fails explains it.
+# Uses the whole engine, so any other failure explains it.
 WHOLE_STEP = "ops.decode"
-# Parts by what fails, beginnings of check ids; the first that fails explains those below it.
+# Parts by prefixes of failing check ids; the first that fails explains those below it.
 BEFORE_STAGES = (
     ("blocks", ("blocks.",)),
     ("tokenizer", ("tokenizer.", "tokens.prompt_ids")),
@@ -43,9 +43,9 @@ AFTER_STAGES = (
     ("state", ("cache.exactly_full", "cache.context_full", "cache.sessions_apart", "cache.cleared",
                "cache.reset", "properties.prefill_decode", "properties.chunking",
                "properties.switching", "properties.offset", "properties.position_offset")),
-    # What one sequence does wrong by itself, it does wrong in company too.
+    # A sequence that is wrong alone is also wrong in a batch.
     ("batch", ("properties.batch",)),
-    # A capacity that is wrong is a wrong size too, and not the other way round.
+    # A wrong capacity is also a wrong size, but not the other way round.
     ("memory", ("cache.",)),
     ("generate", ("properties.", "requests.")),
     ("sampler", ("sampler.",)),
@@ -53,24 +53,24 @@ AFTER_STAGES = (
     ("errors", ("errors.",)),
     ("file", ("file.configuration", "tokens.config")),
 )  # fmt: skip
-# Whom a text blames that parts from the golden, by the cause that the comparison found for it.
+# What is to blame for a text that parts from the golden, by the cause that the comparison found.
 CAUSES = {"batch": "batch", "chance": "state", "cache": "state", "sampler": "sampler", "length": "generate",
           "logits": "logits", "golden": "harness"}  # fmt: skip
 WHOLE = (("logits", ("tokens.", WHOLE_STEP)),)
-# What is wrong may cost more too; what costs more and is right is to blame for that alone.
+# Something wrong may also cost more; something right that costs more is to blame for the cost only.
 COST = (("cost", ("cost.",)),)
-# The oracle and the golden are the harness's own: an engine cannot make them disagree.
+# Oracle and golden belong to the harness: an engine cannot make them disagree.
 HARNESS = ("harness.", "tokens.golden_is_current")
-# A second reading of the file contradicts the oracle: what it shares with the engine is wrong.
+# A second reading contradicts the oracle: code that oracle and engine share is wrong.
 WITNESS = ("witness.",)
 TRACE = ("stages.complete", "stages.untouched")
-# A trace is wrong, and not the model, when the logits themselves are seen to be right.
+# If the logits are right, the trace is wrong and not the model.
 LOGITS = ("ops.", "tokens.", "properties.", "cache.")
 
 
 @dataclass(frozen=True)
 class Blame:
-    """Stage kinds or parts, of which one is broken, and the check whose finding says so."""
+    """Stage kinds or parts, one of which is broken, and the check that shows it."""
 
     parts: tuple[str, ...]
     check: str
@@ -78,16 +78,16 @@ class Blame:
 
 
 def kills(faulty: Iterable[Evidence], clean: Iterable[Evidence], *, silence: bool = False) -> list[Evidence]:
-    """What counts as a kill: a check that failed here, by its own judgement, and passes without the fault.
+    """The checks that killed the fault: they failed here, by their own judgement, and pass without it.
 
-    An error is no kill: something crashed, and nobody looked. When the engine refuses to open, every check
-    that needs one fails with the loader's sentence; the refusal is then credited to the `file` suite alone,
-    or to one check when that suite was not run.
+    An error is not a kill: something crashed, and nothing was compared. If the engine refuses to open, every
+    check that needs it fails with the loader's sentence; the refusal is then credited to the `file` suite
+    alone, or to one check if that suite was not run.
 
     Args:
-        silence: for faults of the harness, which have to be noticed and cannot always be measured. What
-            passes and saw less than it owes counts too, as it does in a gate; and where nothing else does,
-            checks that passed before and say now that they saw nothing.
+        silence: for faults of the harness, which must be noticed but cannot always be measured. A check that
+            passes and saw less than it owes counts too, as in a gate; and if nothing else does, checks that
+            passed before and now say that they saw nothing.
     """
     sound = {(e.cell.model, e.check): e.observed for e in clean if e.status is Status.PASSED}
     among = [e for e in faulty if (e.cell.model, e.check) in sound]
@@ -100,7 +100,7 @@ def kills(faulty: Iterable[Evidence], clean: Iterable[Evidence], *, silence: boo
 
 
 def refusals(seen: Sequence[Evidence]) -> set[str]:
-    """Sentences with which an engine refused to open: those of several suites' checks that saw nothing."""
+    """Sentences with which an engine refused to open: common to checks of several suites that saw nothing."""
     suites = Counter(s for s, _ in {(e.sentence, e.cell.suite) for e in seen if not e.observed})
     return {sentence for sentence, count in suites.items() if count > 1}
 
@@ -113,7 +113,7 @@ def _one_refusal(seen: list[Evidence]) -> list[Evidence]:
 
 
 def blame(killed: Sequence[Evidence]) -> Blame | None:
-    """Who is to blame, from the checks that count as kills; None when there are none."""
+    """What is to blame, by the checks that count as kills; None if there are none."""
     late = (_parts(AFTER_STAGES), _text, _parts(WHOLE), _parts(COST))
     for step in (_harness, _file, _parts(BEFORE_STAGES), _trace, _stage, _op, *late):
         found = step(killed)
@@ -131,8 +131,8 @@ def _first(killed: Sequence[Evidence], *beginnings: str) -> Evidence | None:
 
 
 def _harness(killed: Sequence[Evidence]) -> Blame | None:
-    """The harness's own checks, an oracle that a second reading contradicts, a golden that is not that of
-    the oracle, or checks that passed before and now say that they saw nothing, or saw much less."""
+    """Blame by the harness's own checks, an oracle that a second reading contradicts, a golden that the
+    oracle contradicts, or checks that passed before and now saw nothing, or much less."""
     witness = _first(killed, *WITNESS)
     if witness is not None and not _first(killed, HARNESS[0]):
         return _made(witness, "oracle")
@@ -143,7 +143,7 @@ def _harness(killed: Sequence[Evidence]) -> Blame | None:
 
 
 def _file(killed: Sequence[Evidence]) -> Blame | None:
-    """A file read wrong, unless its blocks are decoded wrong, or the engine only uses another setting."""
+    """Blame for a file read wrong, unless blocks are decoded wrong or only another setting is used."""
     found = next(
         (e for e in killed if e.cell.suite == "file" and not e.check.startswith("file.configuration")), None
     )
@@ -168,8 +168,8 @@ def _trace(killed: Sequence[Evidence]) -> Blame | None:
 
 
 def _stage(killed: Sequence[Evidence]) -> Blame | None:
-    """The first wrong stage on the early positions; on the late ones where those were right. Stages before it
-    that nobody saw come first: what is not computed is not shown either."""
+    """The first wrong stage on the early positions, or on the late ones if those are right. Hidden stages
+    before it come first: a stage that is not computed is not shown either."""
     for beginning in ("stages.early", "stages."):
         for found in killed:
             if found.check.startswith(beginning) and (match := _FIRST_WRONG.search(found.sentence)):
@@ -179,7 +179,7 @@ def _stage(killed: Sequence[Evidence]) -> Blame | None:
 
 
 def _text(killed: Sequence[Evidence]) -> Blame | None:
-    """A text that parts from the golden, with the cause of the first that noise does not excuse."""
+    """Blame for a text that parts from the golden: the cause of the first parting beyond noise."""
     found = _first(killed, "tokens.greedy", "tokens.sampled")
     if found is None:
         return None

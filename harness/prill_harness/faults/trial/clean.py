@@ -1,7 +1,7 @@
-"""A model spec in; runs of the clean engine on random text, judged like every other engine, out.
+"""Clean runs: a sound engine on random text, judged like any other engine.
 
-A check that alarms on a sound engine is as useless as one that never does. Every run takes a text that the
-goldens have never seen and a window of it of random place and length; it holds the logits to the lane's
+A check that fails on a sound engine is as useless as one that never fails. Every run takes a text that is in
+no golden, and a window of it at a random place and of random length, and holds the logits to the lane's
 bounds and every stage, free and isolated, to its NMSE.
 """
 
@@ -48,9 +48,9 @@ MODELS = (
     *SPECIAL,
 )
 SHORTEST, LONGEST = 2, 320  # positions
-# Figures that are noise over the bound on noise; agreements and ranks are counts, and only alarm.
+# Figures of noise that are compared with their bounds; agreements and ranks are counts, and can only alarm.
 MEASURED = ("nmse", "kl_p99", "kl_max", "dlogprob_max")
-STREAM = 7_000  # seeds of the corpus from here on: text that neither training nor goldens used
+STREAM = 7_000  # first of the corpus seeds that neither training nor goldens used
 
 
 class CleanRun(msgspec.Struct, frozen=True):
@@ -97,10 +97,10 @@ def runs(model: str, seeds: Sequence[int]) -> list[CleanRun]:
 def with_own_buckets(
     floor: Figures, path: Path, lane: Lane, ids: Sequence[int], truth: NDArray[np.floating]
 ) -> Figures:
-    """A golden's floor, its buckets at least those of this very window, as a golden of it would hold them.
+    """A golden's floor with its buckets raised to those of this window, as a golden of the window would have.
 
-    A bucket's floor is the largest of a few positions of one text, and a window of another text, cut out
-    anywhere, has flatter ones there. A gate compares the text whose floor it has.
+    A bucket's floor is the maximum over a few positions of one text, and a window of another text may well
+    exceed it. A gate compares the very text whose floor it has.
     """
     moved = "single" if lane.activations == "f32" else lane.activations
     with faults.only(()), Model.load(path, backend=RoundedBackend("float64", moved)) as model:  # type: ignore[arg-type]
@@ -111,7 +111,7 @@ def with_own_buckets(
 
 
 def window(ids: Sequence[int], seed: int) -> list[int]:
-    """A piece of random place and length."""
+    """A piece at a random place, of random length."""
     rng = random.Random(f"window/{seed}")
     length = min(len(ids), rng.randint(SHORTEST, LONGEST))
     start = rng.randint(0, len(ids) - length)
@@ -119,7 +119,7 @@ def window(ids: Sequence[int], seed: int) -> list[int]:
 
 
 def run(count: int, jobs: int, progress: Callable[[str], None]) -> list[CleanRun]:
-    """`count` runs or a few more, spread over all models, each model's in a process of its own."""
+    """At least `count` runs, spread over all models, those of each model in a process of its own."""
     each = -(-count // len(MODELS))
 
     def one(number: int) -> list[CleanRun]:
@@ -138,7 +138,7 @@ def run(count: int, jobs: int, progress: Callable[[str], None]) -> list[CleanRun
 
 
 def summary(drawn: Sequence[CleanRun], checks: int, suite_alarms: int) -> Clean:
-    """The clean runs as kills.json keeps them; two digits, so that machines' last bits do not show."""
+    """The clean runs as kept in kills.json; two digits, so that machines' last bits do not show."""
     worst: dict[str, float] = {}
     for each in drawn:
         worst[each.model] = largest(worst.get(each.model, 0.0), float(f"{each.ratio:.2g}"))
@@ -146,7 +146,7 @@ def summary(drawn: Sequence[CleanRun], checks: int, suite_alarms: int) -> Clean:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs of one model, as JSON on stdout."""
+    """Run one model, and print the runs as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument("first", type=int)

@@ -1,7 +1,8 @@
-"""A recorded matrix, a new one and forgotten.toml in; what the new one lost without a reason out.
+"""What a new kill matrix has lost against the recorded one without a reason in forgotten.toml.
 
-A matrix that is only written anew blesses whatever weakened its checks. So a kill that was seen once is owed,
-and so is the amount that a check observed on a clean engine, until a line of `forgotten.toml` gives a reason:
+If the matrix were simply rewritten, whatever weakened a check would be accepted. So a kill that was seen
+once is owed, and so is the amount that a check observed on a clean engine, until `forgotten.toml` gives a
+reason:
 
 ```toml
 [[kills]]                     # this check no longer kills this fault
@@ -48,7 +49,7 @@ class Kill(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Amount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a check owes in a cell instead of the amount that was recorded."""
+    """The amount that a check owes in a cell instead of the recorded one."""
 
     cell: str
     check: str
@@ -65,7 +66,7 @@ class Forgotten(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Fall:
-    """A check that observed less than it is on record with."""
+    """A check that observed less than is on record."""
 
     cell: str
     check: str
@@ -81,7 +82,7 @@ class Fall:
 
 
 def load(path: Path | None = None) -> Forgotten:
-    """Read the lines: of `path`, or of the packaged file.
+    """Read `path`, or the packaged file.
 
     Raises:
         KillsError: malformed, or a line without a reason.
@@ -102,7 +103,7 @@ def _packaged() -> Path:
 
 
 def kept(old: Kills, new: Kills, lines: Forgotten) -> Kills:
-    """The new matrix with all that it still owes to the old one: kills that it did not see, and amounts."""
+    """The new matrix with what it still owes by the old one: kills that were not seen again, and amounts."""
     seen = {(name, check) for name, trial in new.faults.items() for check in trial.killed_by}
     lost = old.pairs - seen - {(line.fault, line.check) for line in lines.kills}
     owed: dict[str, list[str]] = defaultdict(list)
@@ -111,7 +112,7 @@ def kept(old: Kills, new: Kills, lines: Forgotten) -> Kills:
     amounts = {cell: dict(checks) for cell, checks in new.observed.items()}
     for cell, checks in _excused(old.observed, lines).items():
         here = amounts.setdefault(cell, {})
-        for check, values in checks.items():  # the largest stays, so that many small falls are one
+        for check, values in checks.items():  # keep the largest, so that many small losses add up
             if max(values, here.get(check, 0)):
                 here[check] = max(values, here.get(check, 0))
     owed_checks = {name: tuple(checks) for name, checks in owed.items()}
@@ -119,7 +120,7 @@ def kept(old: Kills, new: Kills, lines: Forgotten) -> Kills:
 
 
 def amounts(records: Iterable[Record]) -> dict[str, dict[str, int]]:
-    """Cell id -> check -> how much it compared, of what passed on clean engines and packaged models."""
+    """Cell id -> check -> values compared, for what passed on clean engines and packaged models."""
     found: dict[str, dict[str, int]] = defaultdict(dict)
     for record in records:
         packaged = record.cell.model.startswith(FIXTURE) and FAULT not in record.cell.engine
@@ -132,7 +133,7 @@ def fallen(recorded: Amounts, seen: Amounts, *, absent: bool = False) -> tuple[F
     """The checks that observed less than they owe, in the cells that were run.
 
     Args:
-        absent: a check of such a cell that was not run observed nothing; otherwise it says nothing here.
+        absent: count a check of such a cell that was not run as having observed nothing.
     """
     found = []
     for cell in sorted(recorded.keys() & seen.keys()):
@@ -146,7 +147,7 @@ def fallen(recorded: Amounts, seen: Amounts, *, absent: bool = False) -> tuple[F
 
 
 def excused(kills: Kills, lines: Forgotten) -> Kills:
-    """The matrix as a gate holds it against a run: without what the lines forget."""
+    """The matrix as a gate applies it: without what `lines` forget."""
     gone = {(line.fault, line.check) for line in lines.kills}
     left = {name: tuple(c for c in checks if (name, c) not in gone) for name, checks in kills.owed.items()}
     owed = {name: checks for name, checks in left.items() if checks}

@@ -1,8 +1,8 @@
-"""kills.json in; which check, with which code, was seen to kill which planted fault out.
+"""kills.json: which check, with which code, was seen to kill which planted fault.
 
-A kill is worth what its two sides were when it was seen: it counts only while the check's content hash and
-the fault's source are the recorded ones. A passing check that lacks one of the kills it claims proves nothing
-to a gate. What was seen once stays owed until it is seen again, or `forgotten.toml` says why it is not.
+A kill counts only while the check's content hash and the fault's source are the recorded ones. A passing
+check that lacks one of the kills it claims proves nothing to a gate. A kill seen once is owed until it is
+seen again or `forgotten.toml` gives a reason.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class FaultTrial(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Clean(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Runs of engines without a fault: how many alarmed, and how near to its bound the noisiest came.
+    """Runs of engines without a fault: how many alarmed, and how close the noisiest came to its bound.
 
     Attributes:
         worst: model spec -> largest figure over its bound, to two digits.
-        checks: checks of the suites that were run on clean engines, over all models; suite_alarms: of those.
+        checks: of the suites, run on clean engines over all models; suite_alarms: how many of these alarmed.
     """
 
     runs: int = 0
@@ -64,7 +64,7 @@ class Kills(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The kill matrix as data: faults by name, content hashes of the checks by id, the clean runs.
 
     Attributes:
-        owed: fault -> checks that once killed it and were not seen to since.
+        owed: fault -> checks that once killed it and have not been seen to since.
         observed: id of a cell of packaged models and a clean engine -> check with its parameter -> how many
             values it compared there.
     """
@@ -77,11 +77,11 @@ class Kills(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     schema: int = 1
 
     def killed_by(self, check: str) -> tuple[str, ...]:
-        """The faults that this check was seen to kill."""
+        """The faults that the check was seen to kill."""
         return tuple(name for name, trial in sorted(self.faults.items()) if check in trial.killed_by)
 
     def current(self, check: str, contents: Collection[str], claimed: Collection[str]) -> bool:
-        """True when the check, as it is now, was seen to kill every fault that it claims."""
+        """Whether the check, with its present code, was seen to kill every fault that it claims."""
         same = set(contents) == {self.checks.get(check)}
         return same and bool(claimed) and not self.unkept(check, claimed)
 
@@ -91,7 +91,7 @@ class Kills(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def pairs(self) -> frozenset[tuple[str, str]]:
-        """Every (fault, check) that was seen once, whether it is still owed or not."""
+        """Every (fault, check) that was ever seen, still owed or not."""
         seen = [(name, check) for name, trial in self.faults.items() for check in trial.killed_by]
         owed = [(name, check) for name, checks in self.owed.items() for check in checks]
         return frozenset(seen + owed)
@@ -103,7 +103,7 @@ def digest(fault: Fault) -> str:
 
 
 def fresh(kills: Kills, catalogue: Mapping[str, Fault]) -> Kills:
-    """The matrix without faults whose code is no longer what it was."""
+    """The matrix without faults whose code has changed."""
     kept = {
         name: trial
         for name, trial in kills.faults.items()
@@ -113,7 +113,7 @@ def fresh(kills: Kills, catalogue: Mapping[str, Fault]) -> Kills:
 
 
 def merge(old: Kills, new: Kills) -> Kills:
-    """Both matrices; where a check's code has changed, what its old code killed no longer counts."""
+    """Both matrices as one; kills by a check's former code no longer count."""
     changed = {check for check, content in new.checks.items() if old.checks.get(check, content) != content}
     kept = {
         name: msgspec.structs.replace(trial, killed_by=tuple(sorted(set(trial.killed_by) - changed)))
@@ -124,12 +124,12 @@ def merge(old: Kills, new: Kills) -> Kills:
 
 
 def default_file(folder: Path | None = None) -> Path:
-    """Where the matrix of the suites in `folder` lies: beside them (None: the packaged ones)."""
+    """Path of the matrix for the suites in `folder` (None: the packaged ones): it lies beside them."""
     return (folder or packaged()) / FILE
 
 
 def load(path: Path | None = None, folder: Path | None = None) -> Kills:
-    """Read a matrix: `path`, or the one beside the suites; without that, an empty one, which proves nothing.
+    """Read a matrix: `path`, or the one beside the suites; if absent, an empty one, which proves nothing.
 
     Raises:
         KillsError: `path` does not exist, or a file is not such a matrix.
@@ -150,10 +150,10 @@ def load(path: Path | None = None, folder: Path | None = None) -> Kills:
 
 
 def encode(kills: Kills) -> str:
-    """The matrix as sorted JSON text: the same runs give the same bytes."""
+    """The matrix as sorted JSON: the same runs give the same bytes."""
     return msgspec.json.format(msgspec.json.encode(kills, order="sorted"), indent=1).decode() + "\n"
 
 
 def remedy(faults: Iterable[str]) -> str:
-    """The command that sees kills of these faults again."""
+    """The command that renews the kills of these faults."""
     return " ".join(["prill faults matrix", *(f"--only {name}" for name in sorted(faults))])

@@ -1,4 +1,4 @@
-"""Planted faults in; every suite that can see them run against each, and who killed whom, out."""
+"""Run the suites against planted faults, and see which check killed which."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from prill_harness.run.pool import Event
 
 TIMEOUT_S = 240.0
 ENGINE = "numpy"
-# In the order of a diagnosis: suites that look at parts before those that run the whole, which they disturb.
+# In the order of a diagnosis: suites of single parts before those that run the whole engine.
 ORDER = ("harness", "witness", "file", "blocks", "ops", "tokenizer", "stages", "tokens", "sampler", "cache",
          "properties", "requests", "errors", "memory", "cost")  # fmt: skip
-# CPU seconds of a suite where they are more than about one; the longest cells are started first.
+# CPU seconds of suites that take more than about one; the longest cells are started first.
 HEAVY = {"tokens": 6, "properties": 6, "requests": 2, "harness": 2, "cache": 2, "errors": 2}
-# The suites that may tell what a fault of an area is, beside those whose checks claim it.
+# The suites that may detect faults of an area, besides those whose checks claim them.
 LOOK = {
     "file": ("file", "blocks", "stages", "errors"),
     "blocks": ("file", "blocks", "stages"),
@@ -57,7 +57,7 @@ LOOK = {
 
 @dataclass(frozen=True)
 class TrialSubject:
-    """What one trial is run on: one fault, or several composed, the first deciding model and area."""
+    """The subject of one trial: a fault, or several composed, of which the first decides model and area."""
 
     faults: tuple[Fault, ...]
 
@@ -84,7 +84,7 @@ class TrialSubject:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What a trial came to: the checks that killed it, and who is blamed; `sentence` says it."""
+    """The result of a trial: the checks that killed the fault, what is blamed, and a sentence."""
 
     subject: TrialSubject
     killed_by: tuple[str, ...]
@@ -107,7 +107,7 @@ class TrialResult:
         return f"{name} is killed by {shown}; {parts} is blamed, {verdict} ({self.blamed.check})"
 
     def trial(self) -> FaultTrial:
-        """As kills.json keeps it; of a single fault."""
+        """The result as kept in kills.json; for a single fault."""
         (fault,) = self.subject.faults
         blamed = self.blamed.parts if self.blamed else ()
         return FaultTrial(
@@ -116,7 +116,7 @@ class TrialResult:
 
 
 def claims(folder: Path | None = None) -> dict[str, tuple[str, ...]]:
-    """Check id -> the faults it claims, read from the suites' text: literals, or a module's constant."""
+    """Check id -> the faults it claims, read from the suites' source: literals, or a module's constant."""
     found: dict[str, tuple[str, ...]] = {}
     for file in {file for file, _ in check_ids(folder).values()}:
         tree = ast.parse(file.read_text("utf-8"), str(file))
@@ -138,7 +138,7 @@ def claims(folder: Path | None = None) -> dict[str, tuple[str, ...]]:
 
 
 def suites_for(subject: TrialSubject, claimed: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    """The suites a subject is run against, in order: of its areas, and those that claim a fault of it."""
+    """The suites to run a subject against, in order: those of its areas, those that claim a fault of it."""
     there = set(suites())
     names = {fault.name for fault in subject.faults}
     wanted = {suite for fault in subject.faults for suite in LOOK[fault.area]}
@@ -153,11 +153,11 @@ def cells_for(
     every: bool = False,
     gate: Gate | None = None,
 ) -> tuple[Cell, ...]:
-    """One process for each subject, and for each model and suite one on the clean engine.
+    """One process per subject, and one on the clean engine per model and suite.
 
     Args:
-        every: all suites, whatever the subject: for those that the likely suites did not see.
-        gate: its cells are run too, so that what their checks observe on the clean engine is recorded.
+        every: all suites, for subjects that the likely suites did not kill.
+        gate: also run its cells, to record what their checks observe on the clean engine.
     """
     trials, clean = [], defaultdict[str, dict[str, None]](dict)
     for subject in subjects:
@@ -166,7 +166,7 @@ def cells_for(
         trials.append(Cell(subject.model, subject.engine, "+".join(names)))
     sound = [Cell(model, ENGINE, name) for model, names in sorted(clean.items()) for name in names]
     sound += [cell for cell in plan.build(gate).cells if cell.engine == ENGINE] if gate else []
-    # The longest first, so that no core is left alone with one at the end.
+    # The longest first, so that none is left to a single core at the end.
     return tuple(dict.fromkeys([*sound, *sorted(trials, key=_cost, reverse=True)]))
 
 
@@ -182,7 +182,7 @@ def run(
 
 
 def judge(subjects: Sequence[TrialSubject], records: Iterable[Record]) -> tuple[TrialResult, ...]:
-    """What each subject's evidence comes to beside that of the clean engine."""
+    """Judge each subject's evidence against that of the clean engine."""
     by_engine: dict[tuple[str, str], list[Evidence]] = defaultdict(list)
     for record in records:
         if isinstance(record, Evidence):
@@ -198,7 +198,7 @@ def judge(subjects: Sequence[TrialSubject], records: Iterable[Record]) -> tuple[
 
 
 def alarms(records: Iterable[Record]) -> tuple[list[Evidence], int]:
-    """Checks that did not pass on a clean engine, and how many were carried out there."""
+    """Checks that did not pass on a clean engine, and how many were run there."""
     clean = [r for r in records if isinstance(r, Evidence) and r.cell.engine == ENGINE]
     return [e for e in clean if e.status in (Status.FAILED, Status.ERROR)], len(clean)
 
@@ -206,10 +206,10 @@ def alarms(records: Iterable[Record]) -> tuple[list[Evidence], int]:
 def unkept(
     claimed: Mapping[str, Sequence[str]], killed_by: Mapping[str, Sequence[str]]
 ) -> dict[str, tuple[str, ...]]:
-    """Check id -> faults that it claims and was not seen to kill, of those that were run.
+    """Check id -> faults that it claims and did not kill, of those that were run.
 
     Args:
-        killed_by: for each fault that was run the checks that killed it.
+        killed_by: for each fault that was run, the checks that killed it.
     """
     found = {
         check: tuple(name for name in names if name in killed_by and check not in killed_by[name])

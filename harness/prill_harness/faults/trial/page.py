@@ -1,4 +1,4 @@
-"""The kill matrix as data in; docs/FAULTS.md out."""
+"""Render the kill matrix as docs/FAULTS.md."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from prill_harness.faults.trial.kills import FaultTrial, Kills
 from prill_harness.planting.faults import AREAS
 
-SHOWN_CHECKS = 6  # checks beside a fault; the table of checks has them all
+SHOWN_CHECKS = 6  # checks listed for a fault; the table of checks has them all
 INTRO = """\
 # Planted faults
 
@@ -35,7 +35,7 @@ prill faults matrix -j 2 -o suites/prill_suites/kills.json --docs docs/FAULTS.md
 
 
 def render(kills: Kills) -> str:
-    """The page: figures, a table for each area, and the kills of each check."""
+    """The page: figures, a table per area, and the kills of each check."""
     trials = kills.faults
     killed = sum(bool(trial.killed_by) for trial in trials.values())
     right = sum(trial.right for trial in trials.values())

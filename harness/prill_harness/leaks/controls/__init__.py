@@ -1,1 +1,1 @@
-"""Pretended engines with known leaks."""
+"""Mock engines with known leaks."""

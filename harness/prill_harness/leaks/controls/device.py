@@ -1,4 +1,4 @@
-"""`control_cuda:leak=KIND,size=N` in; a pretended engine on the GPU with that leak, and its cases, out."""
+"""The mock engine `control_cuda:leak=KIND,size=N`, which leaks GPU memory as asked, and its cases."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PTX = b""".version 7.0
 SIZES = (64, 4096, 65536, 2 << 20)
 ELSEWHERE = ("graph", "module", "context")
 LEAKS = ("none", *TAKE, *ELSEWHERE)
-# Executables, modules and contexts are the driver's: in its own memory, which its host blocks go with.
+# Graph executables, modules and contexts live in the driver's own memory, and come with host blocks of it.
 CASES = (
     *(
         Known(f"{size} bytes of {kind} memory", f"control_cuda:leak={kind},size={size}", (kind,))
@@ -36,7 +36,7 @@ CASES = (
 
 
 class DeviceControl(Engine, spec="control_cuda"):
-    """Every request takes and gives back device memory, and leaks what it is asked to."""
+    """Every request allocates and frees device memory, and leaks what it is asked to."""
 
     def __init__(self, kind: str, size: int, every: int) -> None:
         self._kind, self._size, self._every = kind, size, every

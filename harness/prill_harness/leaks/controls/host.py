@@ -1,4 +1,4 @@
-"""`control:KEY=VALUE,…` in; an engine of known leaks, caches and noise, on the C library beside it, out."""
+"""The mock engine `control:KEY=VALUE,…`: known leaks, caches and noise, made by control.c."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DEFAULTS = {
 
 @functools.cache
 def _loaded() -> ctypes.CDLL:
-    """control.c, looked up and opened once: that it is there is no part of a load."""
+    """control.c, compiled and opened once, so that this is not part of a load."""
     return ctypes.CDLL(str(build.control()))
 
 
@@ -80,7 +80,7 @@ class Holder(Protocol):
 
 
 class ControlSession(Session):
-    """A sequence of the pretended engine: a NumPy row for each position."""
+    """A sequence of the mock engine: a NumPy row for each position."""
 
     def __init__(self, engine: Holder) -> None:
         self._engine, self._rows = engine, [np.zeros(64, np.float32)]
@@ -105,7 +105,7 @@ class ControlSession(Session):
 
 
 class ControlEngine(Engine, spec="control"):
-    """A pretended engine; see DEFAULTS for what it can be asked to do."""
+    """The mock engine; DEFAULTS lists what it can be asked to do."""
 
     def __init__(self, asked: Mapping[str, str]) -> None:
         self._asked = asked
@@ -138,7 +138,7 @@ class ControlEngine(Engine, spec="control"):
         return EngineInfo("control", "1", "cpu", "none", "", "unknown", frozenset(offers), config)
 
     def pass_by(self, place: str) -> None:
-        """One call of a path: what was planted there happens when it is due."""
+        """One call of a path: the leak planted there happens if it is due."""
         if place == self._asked["on"]:
             self._passed[place] += 1
             due = self._passed[place] % self._every == 0

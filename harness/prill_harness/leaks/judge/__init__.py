@@ -1,1 +1,1 @@
-"""The probed process goes in; the verdict on it comes out."""
+"""Run the probed process, and judge what it reports."""

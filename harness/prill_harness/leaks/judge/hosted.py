@@ -1,4 +1,4 @@
-"""A probe in; the process in which its engine runs, what it says and what it printed, out."""
+"""The process in which a probed engine runs: its messages, its output, its end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class Hosted:
-    """The process that hosts the engine: its own group, one BLAS thread, fixed hashes; killed when late."""
+    """The process that hosts the engine: own group, one BLAS thread, fixed hashes; killed when late."""
 
     def __init__(self, wanted: Probe, module: str, extra: dict[str, str], files: Sequence[int] = ()) -> None:
         lost = (*lost_settings(), "LD_PRELOAD")
@@ -56,10 +56,10 @@ class Hosted:
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def messages(self) -> Iterator[Message]:
-        """What the process says, until it ends."""
+        """The messages of the process, until it ends."""
         decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
         for line in self._messages:
-            with contextlib.suppress(msgspec.DecodeError):  # a killed writer leaves half a line
+            with contextlib.suppress(msgspec.DecodeError):  # a killed writer leaves a partial line
                 yield decoder.decode(line)
 
     def command(self, order: bytes) -> None:
@@ -67,7 +67,7 @@ class Hosted:
             os.write(self._ordering, order)
 
     def ended(self) -> int:
-        """The exit code, once it is over; negative for a signal."""
+        """Wait for the exit code; negative for a signal."""
         return self._process.wait()
 
     def said(self) -> list[str]:
@@ -93,5 +93,5 @@ class Hosted:
 
 
 def lost_settings() -> tuple[str, ...]:
-    """The caller's variables that the probed process does not get: they change what it allocates."""
+    """The caller's variables that the probed process does not inherit: they change what it allocates."""
     return tuple(sorted(name for name in os.environ if name.startswith(DROPPED_VARIABLES)))

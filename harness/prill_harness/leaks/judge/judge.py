@@ -1,4 +1,4 @@
-"""The book of a run in; what each series shows, in a sentence each, and whether the plants show, out."""
+"""Judge a run's readings: what each series shows, and whether the planted leaks show in it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CACHE_KEYS = 1024
 
 @dataclass(frozen=True)
 class MeasuredSeries:
-    """One series, measured: without the plants, whether it shows them, and how far the control moved it."""
+    """One series, measured without the plants; whether it shows them; how far it moved in control calls."""
 
     series: Series
     values: tuple[int, ...]
@@ -37,24 +37,24 @@ class MeasuredSeries:
 
 
 class ControlNoise:
-    """Calls of a run that did no work of the engine, from call `first` on."""
+    """Control calls, in which the engine did no work, from call `first` on."""
 
     def __init__(self, book: Book, first: int) -> None:
         self._book, self._first = book, first
 
     def noise(self, series: Series) -> int:
-        """How far a series moved all the same, in its unit."""
+        """How far a series moved nevertheless, in its unit."""
         seen = shape(self._book.values(series, self._first))
         return max(seen.fall, seen.growth, seen.last)
 
 
 class Phase:
-    """Calls `first` to the last of the book, judged.
+    """The calls from `first` to the last of the book, judged.
 
     Args:
-        doubled: the calls were doubled already; what is unclear now stays so.
+        doubled: the calls were doubled already; what is still unclear stays so.
         distinct: every call had a prompt of its own.
-        control: calls of the same run that did no work of the engine.
+        control: control calls of the same run.
     """
 
     def __init__(
@@ -92,12 +92,12 @@ class Phase:
         return MeasuredSeries(series, values, seen, found, shows, noise)
 
     def _full(self, r: MeasuredSeries) -> bool:
-        """Whether this counts a cache that grew to a limit the engine tells, and no further."""
+        """Whether this counts a cache that grew to the limit that the engine states, and no further."""
         limit = self.limits.get(r.series.name) if r.series.ledger == "engine" else None
         return limit is not None and not r.shape.grown[-1] and r.values[-1] <= limit
 
     def _resident(self, book: Book) -> State:
-        """What resident memory as a whole shows: the rest also rises when freed pages are kept."""
+        """The state of all resident memory: the unattributed rest also rises when freed pages are kept."""
         series = next(s for s in book.series if s.name == "resident")
         return state(shape(book.values(series, self.first)), Rule.RESIDENT, doubled=self.doubled)
 
@@ -105,18 +105,18 @@ class Phase:
 
     @property
     def planted(self) -> dict[str, bool]:
-        """Ledger -> whether its blocks show the plants."""
+        """Ledger -> whether its blocks show the planted leaks."""
         return {r.series.ledger: r.shows_plant for r in self.readings if r.series.name == "blocks"}
 
     @property
     def hidden(self) -> list[MeasuredSeries]:
-        """Size classes that grow in every window while the host's totals do not: noise may hide a leak."""
+        """Size classes that grow in every window though the host's totals do not: noise may hide a leak."""
         told = any(r.state is State.LEAK for r in self.readings if r.series.ledger == "host")
         return [] if told else [part for part in self.growing if part.shape.even(ROUGH_FACTOR)]
 
     @property
     def open(self) -> bool:
-        """Whether twice as many calls could tell more."""
+        """Whether doubling the calls could tell more."""
         doubtful = (r for r in self.readings if r.state is State.LEAK and (self.distinct or self._cached(r)))
         unclear = any(r.state is State.UNCLEAR for r in self.readings) or any(doubtful)
         blind = not all(self.planted.values())
@@ -124,11 +124,11 @@ class Phase:
 
     @property
     def leaks(self) -> bool:
-        """A leak that needs no further call."""
+        """Whether there is a leak that needs no further calls to prove."""
         return any(r.state is State.LEAK and not self._cached(r) for r in self.readings)
 
     def judged(self) -> list[JudgedSeries]:
-        """Every series with its verdict, those of one ledger in the order they are counted."""
+        """Every series with its verdict, in the order of the ledgers' columns."""
         found = [self._judged(reading) for reading in self.readings]
         if self.hidden:
             found = [self._in_doubt(j) if (j.ledger, j.series) == ("host", "blocks") else j for j in found]
@@ -177,7 +177,7 @@ class Phase:
         return f"{slope} per call ({low} to {high}) since call {self.first}, {grown} of {WINDOWS} windows"
 
     def _blocks(self, r: MeasuredSeries) -> str:
-        """The size class that explains a leak of the host."""
+        """The size class that explains a leak of host memory."""
         if r.series.ledger != "host" or r.series.name == "mapped" or not self.growing:
             return ""
         part = max(self.growing, key=lambda g: g.shape.growth)
@@ -216,19 +216,19 @@ class Phase:
 
 
 def grown_in(seen: SeriesShape) -> int:
-    """How many windows grew."""
+    """The number of windows that grew."""
     return sum(g > 0 for g in seen.grown)
 
 
 def moved(last: int, unit: str, windows: int) -> str:
-    """What a series that is no leak did, in the words of its figures."""
+    """What a series without a leak did, in figures."""
     if not last:
         return "no growth"
     return f"{last:+d} {unit} in all, in {windows} of {WINDOWS} windows"
 
 
 def quiet(found: Sequence[JudgedSeries]) -> str:
-    """Of a path without a leak: that no ledger grew, or which did, how far and in how many windows."""
+    """Sentence of a path without a leak: no ledger grew, or which did, how far, in how many windows."""
     grew = [(j, j.values[-1] - j.values[0]) for j in found if j.values and j.values[-1] > j.values[0]]
     calls = max((len(j.values) - 1 for j in found), default=0)
     if not grew:
@@ -238,9 +238,9 @@ def quiet(found: Sequence[JudgedSeries]) -> str:
 
 
 def with_distinct(found: Sequence[JudgedSeries], distinct: Sequence[JudgedSeries]) -> list[JudgedSeries]:
-    """The series of calls with one prompt; where those of calls with distinct ones are worse, these instead.
+    """The series of the calls with one prompt, replaced by those with distinct prompts where these are worse.
 
-    What moved with distinct prompts and is no leak stands beside it under a name of its own.
+    A series that moved with distinct prompts without leaking is added under a name of its own.
     """
     later = {(j.ledger, j.series): j for j in distinct}
     worse = {key: j for key, j in later.items() if j.verdict is not LeakVerdict.CLEAN}
@@ -257,7 +257,7 @@ def _replaced(judged: JudgedSeries, verdict: LeakVerdict, sentence: str) -> Judg
 
 
 def constant(names: Sequence[str]) -> JudgedSeries:
-    """The engine's counters when nothing moves them."""
+    """A series for engine counters that never move."""
     told = ", ".join(names) or "none"
     sentence = (
         f"engine: its counters ({told}) are the same with a session open and at work: it tracks nothing"
@@ -278,7 +278,7 @@ def told(found: Sequence[JudgedSeries]) -> str:
 
 
 def sites(leaks: Sequence[JudgedSeries], left: Mapping[str, Mapping[str, int]]) -> str:
-    """Behind a leak's sentence: the kinds of call that, made alone, left at least half of what any did."""
+    """Addition to a leak's sentence: the kinds of call that alone left at least half of the most left."""
     told = []
     for series in dict.fromkeys(f"{j.ledger} {j.series}" for j in leaks if j.series != "bytes"):
         grown = {kind: by[series] for kind, by in left.items() if series in by}
@@ -290,7 +290,7 @@ def sites(leaks: Sequence[JudgedSeries], left: Mapping[str, Mapping[str, int]]) 
 def concluded(
     probe: Probe, book: Book, found: Sequence[JudgedSeries], planted: bool, missing: dict[str, str]
 ) -> PathReport:
-    """The report of a path; a ledger that is missing forbids to say clean."""
+    """The report of a path; it cannot be clean if a ledger is missing."""
     verdict, first = worst([j.verdict for j in found]), probe.warmup + 1
     telling = [j for j in found if j.verdict is verdict]
     if verdict is LeakVerdict.CLEAN and (missing or not planted):

@@ -1,4 +1,4 @@
-"""Calls of a probe as they are made go in; on a terminal a moving line per ledger, elsewhere nothing, out."""
+"""Show a probe's readings live, one line per ledger, if the output is a terminal."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 BARS = "▁▂▃▄▅▆▇█"
 BAR_COLUMNS = 40
-FIGURE_COLUMNS = 44  # columns that names and figures take before the bars
-LEAST_BARS = 8  # bars that still show a slope
+FIGURE_COLUMNS = 44  # columns of names and figures before the bars
+LEAST_BARS = 8  # fewer bars show no slope
 SHOWN_SERIES = ("host bytes", "host blocks", "host mapped", "python blocks", "process descriptors",
          "process threads", "process unattributed")  # fmt: skip
 
 
 def sparkline(values: list[int], width: int = BAR_COLUMNS) -> str:
-    """The last `width` values as bars between their least and their greatest."""
+    """The last `width` values as bars scaled from their minimum to their maximum."""
     shown = values[-width:]
     low, high = min(shown), max(shown)
     steps = len(BARS) - 1
@@ -30,7 +30,7 @@ def sparkline(values: list[int], width: int = BAR_COLUMNS) -> str:
 
 
 class Live:
-    """A context manager; `watch` is what `probe` calls."""
+    """A context manager whose `watch` is the callback of `probe`."""
 
     def __init__(self) -> None:
         self._live: Any = None
@@ -38,7 +38,7 @@ class Live:
         self._seen: dict[str, list[int]] = {}
 
     def watch(self, wanted: Probe, call: Call) -> None:
-        """One call was made."""
+        """Show the readings after one call."""
         if self._live is None:
             return
         if wanted.path != self._path or call.done == 1:

@@ -1,4 +1,4 @@
-"""A probe in; each path in a fresh preloaded process, watched and timed, and one report of them all out."""
+"""Probe paths, each in a fresh preloaded process under a time limit, and report on all of them."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ ON_DEVICE = ("cuda", "control_cuda")
 def probe(
     wanted: Probe, names: Sequence[str] = (), watch: Watch = lambda probe, call: None, *, stacks: bool = True
 ) -> LeakReport:
-    """Probe the named paths (the probe's own, when none is named), each in a process of its own.
+    """Probe the named paths (the probe's own if none is named), each in a process of its own.
 
     Raises:
         UsageError: no such path.
-        Inconclusive: this machine cannot preload the host ledger.
+        Inconclusive: the host ledger cannot be preloaded on this machine.
     """
     began, found = time.monotonic(), list[PathReport]()
     for name in names or (wanted.path,):
@@ -64,7 +64,7 @@ def probe(
 
 
 def again(wanted: Probe, names: Sequence[str]) -> str:
-    """The shell command that probes this again."""
+    """The shell command that repeats this probe."""
     return reproduce.line(
         "leak",
         engine=wanted.engine,
@@ -78,8 +78,8 @@ def again(wanted: Probe, names: Sequence[str]) -> str:
 def run(wanted: Probe, watch: Watch = lambda probe, call: None) -> PathReport:
     """Probe one path in a fresh process under its time limit; a process that dies is itself a finding.
 
-    An engine on a GPU is probed twice: CUPTI, which records the GPU's memory, takes memory of the host at
-    every call, so that the host's ledgers are read where it is not attached.
+    An engine on a GPU is probed twice: CUPTI, which records GPU memory, allocates host memory at every call,
+    so the host's ledgers are read in a process without it.
     """
     if wanted.path not in paths.NAMES:
         raise UsageError("no such path", expected=" or ".join(paths.NAMES), got=repr(wanted.path))
@@ -90,7 +90,7 @@ def run(wanted: Probe, watch: Watch = lambda probe, call: None) -> PathReport:
 
 
 def joined(host: PathReport, device: PathReport) -> PathReport:
-    """One report of a path's two runs; what one of them could not see forbids to say clean."""
+    """One report of a path's two runs; it cannot be clean if a run lacked a ledger."""
     verdict = worst([host.verdict, device.verdict])
     telling = [one.sentence for one in (host, device) if one.verdict is verdict]
     return msgspec.structs.replace(
@@ -116,7 +116,7 @@ def _run(wanted: Probe, watch: Watch) -> PathReport:
 
 
 class Conversation:
-    """Listens to the process that measures, judges what it read, and says what it shall do next."""
+    """Listens to the measuring process, judges its readings, and tells it what to do next."""
 
     def __init__(self, wanted: Probe, hosted: Hosted, watch: Watch) -> None:
         self._wanted, self._hosted, self._watch = wanted, hosted, watch
@@ -129,7 +129,7 @@ class Conversation:
         self._done = 0
 
     def report(self) -> PathReport:
-        """What the path came to."""
+        """The report on the path."""
         for message in self._hosted.messages():
             if isinstance(message, Call):
                 self._done = message.done
@@ -151,7 +151,7 @@ class Conversation:
         return self._died()
 
     def _next(self, rows: Rows) -> bytes:
-        """Judge; the command for what is worth doing then."""
+        """Judge the readings so far; the command for what is worth doing next."""
         assert self._opened is not None
         self._book = book = rows.book(self._opened.series)
         phase = judge.Phase(
@@ -160,7 +160,7 @@ class Conversation:
         if phase.open and (self._distinct or not phase.leaks):
             self._doubled = True
             return protocol.AGAIN
-        if self._distinct:  # where that grows, it takes the place of what was found before
+        if self._distinct:  # where these grow, they replace what was found before
             self._found = judge.with_distinct(self._found, phase.judged())
             return protocol.END
         self._found, self._planted = phase.judged(), all(phase.planted.values())
@@ -170,7 +170,7 @@ class Conversation:
             return protocol.DISTINCT
         if self._opened.kinds and phase.leaks:
             return protocol.LOCATE
-        # Beside the GPU's ledgers CUPTI takes memory of the host at every load, failed ones included.
+        # With the GPU's ledgers, CUPTI allocates host memory at every load, failed ones included.
         walks = self._wanted.path == "load" and not phase.leaks and not self._wanted.device
         return protocol.WALK if walks else protocol.END
 
@@ -195,7 +195,7 @@ class Conversation:
                 self._failing, end, signal.Signals(-code).name if code < 0 else f"exit code {code}"
             )
         where = f"in call {self._done + 1}"
-        if code >= 0:  # an exception nobody expected: no verdict on the engine's memory
+        if code >= 0:  # an unexpected exception: no verdict on the engine's memory
             words = one_line(lines[-1]) if lines else "it printed nothing"
             return PathReport(path, LeakVerdict.INCONCLUSIVE, f"the probe ended {where}: {words}", self._done)
         words, name = one_line(lines[0]) if lines else "it printed nothing", signal.Signals(-code).name
@@ -203,7 +203,7 @@ class Conversation:
         return PathReport(path, LeakVerdict.BROKEN, sentence, self._done)
 
     def _died_refused(self, failing: Failing, end: lastwords.LastWord, how: str) -> PathReport:
-        """A load that died of a refused allocation: broken only where it died in the engine's own code."""
+        """A load that died of a failed allocation: BROKEN only if it died in the engine's own code."""
         which = f"allocation {failing.nth} of {failing.of} of a load failed"
         sentence = f"host: {which}, and the process was ended by {how} {end.sentence}"
         verdict = LeakVerdict.BROKEN if end.engine else LeakVerdict.INCONCLUSIVE
@@ -213,7 +213,7 @@ class Conversation:
 
 
 def attached() -> str:
-    """Empty when the host ledger can be preloaded here, else why not."""
+    """Empty if the host ledger can be preloaded here, else why not."""
     try:
         build.interposer()
     except Inconclusive as error:

@@ -1,4 +1,4 @@
-"""A probe comes in; the report of the first run that could tell goes out, or that of the last."""
+"""Repeat a probe until a run is conclusive."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RUNS = 3
 
 
 def settled(run: Callable[[P], PathReport], wanted: P, runs: int = RUNS) -> PathReport:
-    """Run a probe anew, in a fresh process, while noise keeps it from telling; a leak is not asked again."""
+    """Run a probe in fresh processes until it is conclusive, at most `runs` times; a leak is final."""
     report = run(wanted)
     for _ in range(runs - 1):
         if report.verdict is not LeakVerdict.INCONCLUSIVE:

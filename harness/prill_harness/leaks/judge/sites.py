@@ -1,4 +1,4 @@
-"""A path that leaks in; the same path again under memray, and the call sites of what stayed, out."""
+"""Run a leaking path again under memray to find the call sites of what was left."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from prill_harness.numbers.compare import largest
 
 HINT = "the stack that allocated it needs memray: pip install 'prill[memray]'"
 TRACER = "prill_harness.leaks.probed.tracer"
-SITE_SHARE = 0.5  # of the leak per call that a call site has to leave
+SITE_SHARE = 0.5  # share of the leak per call that a call site must account for
 SHOWN_SITES = 3
-ALLOCATED = ("host", "python")  # ledgers whose leaks come from an allocation that memray sees
+ALLOCATED = ("host", "python")  # ledgers whose leaks come from allocations that memray sees
 
 
 def located(wanted: Probe, report: PathReport) -> PathReport:
-    """The report with the call sites of its leak, or with what to do to get them."""
+    """The report with the call sites of its leak, or with a hint how to get them."""
     if not any(judged.ledger in ALLOCATED for judged in report.leaks):
         return report
     if importlib.util.find_spec("memray") is None:
         return msgspec.structs.replace(report, stacks=HINT)
-    # Not preloaded: memray replaces the same functions. Python's own blocks go through malloc to be seen.
+    # Without the interposer, for memray replaces the same functions; Python's blocks go through malloc to be
+    # seen.
     with Hosted(wanted, TRACER, {"PYTHONMALLOC": "malloc"}) as hosted:
         for message in hosted.messages():
             if isinstance(message, LeakSites):
@@ -39,7 +40,7 @@ def located(wanted: Probe, report: PathReport) -> PathReport:
 
 
 def _explains(site: Site, report: PathReport) -> bool:
-    """Whether a call site left enough to be the leak, in blocks, or where only bytes grew, in bytes."""
+    """Whether a call site left enough to be the leak: in blocks, or in bytes if only bytes grew."""
     blocks = largest(0.0, *(judged.slope for judged in report.leaks if judged.unit == "blocks"))
     if blocks:
         return site.blocks_per_call >= SITE_SHARE * blocks

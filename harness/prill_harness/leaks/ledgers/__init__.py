@@ -1,1 +1,1 @@
-"""What a process holds, counted to the byte."""
+"""The ledgers: what a process holds, to the byte."""

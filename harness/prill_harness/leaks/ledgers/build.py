@@ -1,4 +1,4 @@
-"""A C file beside this module in; the shared library, compiled once per source, flags and compiler, out."""
+"""Compile the C libraries beside this module, once per source, flags and compiler."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ TIMEOUT_S = 120
 
 
 def interposer() -> Path:
-    """The library to preload into the process that is probed.
+    """The library to preload into the probed process.
 
     Raises:
-        Inconclusive: no 64-bit Linux, no C compiler, or the compiler refuses.
+        Inconclusive: not 64-bit Linux, no C compiler, or the compiler fails.
     """
     return compiled("interposer.c", INTERPOSER)
 
 
 def control() -> Path:
-    """The small library of planted leaks and of clean, busy neighbours.
+    """The library of planted leaks and of clean but busy controls.
 
     Raises:
         Inconclusive: as for `interposer`.
@@ -42,9 +42,9 @@ def control() -> Path:
 
 @contextmanager
 def preloaded(own: str = "") -> Iterator[tuple[str, tuple[int, ...]]]:
-    """What LD_PRELOAD holds for the library, `own` libraries behind it, and the descriptors to pass on.
+    """LD_PRELOAD with the library and, behind it, those in `own`; and the descriptors to pass on.
 
-    LD_PRELOAD splits at blanks and colons, which a path may have; a descriptor's name has neither.
+    LD_PRELOAD is split at blanks and colons, which a path may contain; /proc/self/fd/N has neither.
     """
     with interposer().open("rb") as library:
         number = library.fileno()
@@ -52,7 +52,7 @@ def preloaded(own: str = "") -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def compiled(source: str, flags: Sequence[str]) -> Path:
-    """The library of a C file of this package, from the cache folder or made now under a lock."""
+    """The library of a C file of this package, from the cache folder or compiled now under a lock."""
     if not sys.platform.startswith("linux") or sys.maxsize < 2**32:
         raise Inconclusive(
             "the host ledger needs 64-bit Linux", got=f"{platform.system()} {platform.machine()}"

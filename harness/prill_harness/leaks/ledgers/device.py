@@ -1,8 +1,8 @@
-"""A GPU's ordinal in; ledgers of device, pinned and managed memory, to the byte, from CUPTI's records, out.
+"""Ledgers of a GPU's device, pinned and managed memory, exact to the byte, from CUPTI's records.
 
-Attach before the engine makes its context, and read no ledger of the host beside them: CUPTI takes memory of
-the host at every call. The driver's own figure moves in steps of 2 MiB: what it holds beyond the records is
-judged as resident memory is.
+Attach before the engine creates its context, and read no host ledger in the same process: CUPTI allocates
+host memory at every call. The driver's own figure moves in steps of 2 MiB; what it holds beyond the records
+is judged like resident memory.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from prill_harness.leaks.reports.verdict import Rule
 from prill_runtime.errors import Inconclusive
 
 KINDS = {"device": ("DEVICE", "ARRAY"), "pinned": ("PINNED",), "managed": ("MANAGED",)}
-STATIC = "static"  # variables of modules: of the device's ledger too
+STATIC = "static"  # variables of modules; they count in the device's ledger
 STATICS = ("DEVICE_STATIC", "MANAGED_STATIC")
 BUFFER_BYTES = 8 << 20
 HINT = "pip install 'prill[cuda]' on a machine with an NVIDIA driver"
 
 
 class Records:
-    """What CUPTI has reported so far: every live block by its address.
+    """What CUPTI has reported so far: every live block by address.
 
-    Variables of a module have records when it is loaded and none when it is unloaded; where it is loaded to
-    the same address again, they are the same block.
+    A module's variables are recorded when it is loaded but not when it is unloaded; loaded to the same
+    address again, they are the same block.
 
     Attributes:
-        blocks: kind -> address -> bytes, with "static" as a kind of its own.
+        blocks: kind -> address -> bytes; "static" is a kind of its own.
         unknown: releases of blocks whose allocation was not recorded.
 
     Raises:
-        Inconclusive: no CUPTI, or it refuses.
+        Inconclusive: no CUPTI, or it fails.
     """
 
     def __init__(self) -> None:
         self.blocks: dict[str, dict[int, int]] = {kind: {} for kind in (*KINDS, STATIC)}
         self.unknown = 0
         try:
-            self._cupti: Any = import_module("cupti.cupti")  # the package itself does not import its module
+            self._cupti: Any = import_module("cupti.cupti")  # the package does not import the module itself
             kinds, operations = self._cupti.ActivityMemoryKind, self._cupti.ActivityMemoryOperationType
             named = (KINDS | {STATIC: STATICS}).items()
             self._kind = {int(getattr(kinds, name)): kind for kind, names in named for name in names}
@@ -50,14 +50,14 @@ class Records:
             self._wanted = int(self._cupti.ActivityKind.MEMORY2)
             self._cupti.activity_register_callbacks(lambda: (BUFFER_BYTES, 0), self._completed)
             self._cupti.activity_enable(self._wanted)
-            atexit.register(self.close)  # a record that is delivered after Python has ended ends the process
-        except Exception as error:  # of the loader, of CUPTI or of the driver: all mean the same here
+            atexit.register(self.close)  # a record delivered after Python has shut down kills the process
+        except Exception as error:  # of the loader, CUPTI or the driver: they all mean the same here
             told = f"{type(error).__name__}: {error}"
             raise Inconclusive("the device ledger is not attached", got=told, hint=HINT) from error
 
     def close(self) -> None:
-        """Record nothing more; what was recorded until now is taken in."""
-        with contextlib.suppress(Exception):  # at exit the driver may be gone before
+        """Stop recording; records made until now are still collected."""
+        with contextlib.suppress(Exception):  # at exit the driver may be gone already
             self._cupti.activity_disable(self._wanted)
             self._cupti.activity_flush_all(1)
 
@@ -73,12 +73,12 @@ class Records:
                 self.unknown += 1
 
     def now(self) -> dict[str, dict[int, int]]:
-        """Kind -> address -> bytes of every block that is live now."""
+        """Kind -> address -> bytes of every live block."""
         self._cupti.activity_flush_all(1)
         return {kind: dict(found) for kind, found in self.blocks.items()}
 
     def read(self) -> Mapping[str, Sequence[int]]:
-        """Kind -> live blocks and bytes, those of modules' variables with the device's."""
+        """Kind -> live blocks and bytes; modules' variables count as device memory."""
         live = {kind: [len(found), sum(found.values())] for kind, found in self.now().items()}
         blocks, held = live.pop(STATIC)
         live["device"] = [live["device"][0] + blocks, live["device"][1] + held]
@@ -86,7 +86,7 @@ class Records:
 
 
 class Driver:
-    """The driver API on one device, its primary context current inside calls alone.
+    """The driver API on one device, whose primary context is current only inside calls.
 
     Raises:
         Inconclusive: no driver, no such device, or a call that fails.
@@ -118,11 +118,11 @@ class Driver:
 
     @property
     def api(self) -> Any:
-        """The module of bindings."""
+        """The bindings module."""
         return self._cuda
 
     def used(self) -> int:
-        """Bytes of the device that are not free, whoever holds them."""
+        """Bytes of the device in use by any process."""
         free, total = self.inside("cuMemGetInfo")
         return int(total) - int(free)
 
@@ -132,14 +132,14 @@ GIVE = {"device": "cuMemFree", "pinned": "cuMemFreeHost", "managed": "cuMemFree"
 
 
 def take(driver: Driver, kind: str, size: int) -> Any:
-    """A block of that kind."""
+    """Allocate a block of this kind."""
     attach = driver.api.CUmemAttach_flags.CU_MEM_ATTACH_GLOBAL if kind == "managed" else None
     more = () if attach is None else (int(attach),)
     return driver.inside(TAKE[kind], size, *more)
 
 
 class DeviceLedger(LeakLedger):
-    """Blocks and bytes of one kind; that of the device also knows what the driver holds beyond them."""
+    """Blocks and bytes of one kind; for device memory also what the driver holds beyond them."""
 
     def __init__(self, kind: str, records: Records, driver: Driver) -> None:
         self._kind, self._records, self._driver = kind, records, driver
@@ -158,7 +158,7 @@ class DeviceLedger(LeakLedger):
         return blocks, held, self._driver.used() - held - live["managed"][1]
 
     def plant(self) -> Mapping[str, int]:
-        """Of 16 bytes; where the records give a block more than was asked for, that is what has to show."""
+        """Plant 16 bytes; if the records round a block up, the rounded size must show."""
         blocks, held = self._records.read()[self._kind]
         self._planted.append(take(self._driver, self._kind, PLANT_BYTES))
         now = self._records.read()[self._kind]

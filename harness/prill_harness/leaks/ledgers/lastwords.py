@@ -1,4 +1,4 @@
-"""What a process printed before a failed allocation ended it in; in whose code, and where, out."""
+"""In whose code, and where, a process died of a failed allocation, by what it printed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-# interposer.c writes the first, faulthandler the second, innermost line of Python first.
+# interposer.c writes the first, faulthandler the second, the innermost Python line first.
 _DIED = re.compile(r"prill: died in (interpreter|library|engine) (.*)")
 _FRAME = re.compile(r'File "(?:.*/)?([^"/]+)", line (\d+) in (\S+)')
 OWNERS = {
@@ -17,14 +17,14 @@ OWNERS = {
 
 
 class LastWord(NamedTuple):
-    """engine: it died in the engine's own code. sentence: whose it was, the frame, the line of Python."""
+    """engine: whether it died in the engine's own code. sentence: whose code, the frame, the Python line."""
 
     engine: bool
     sentence: str
 
 
 def read(lines: Iterable[str]) -> LastWord | None:
-    """The last word among printed lines; None when no failed allocation was the end."""
+    """The last word among printed lines; None if the process did not die of a failed allocation."""
     owner, native, python = "", "", ""
     for line in lines:
         if died := _DIED.search(line):

@@ -1,4 +1,4 @@
-"""This process in; one row of integers per call, each column a series of a ledger with its own rule, out."""
+"""The ledgers of this process, read into one row of integers per call; each column is a series."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from prill_runtime.errors import PrillError
 
 PLANT_BYTES, PLANT_EVERY = 16, 8
 SETTLE_S, SETTLE_TRIES = 0.001, 50
-PROCESS_KEYS = ("process", "rss")  # of engine.memory(): what the process ledger reads itself
-LIMIT_SUFFIX = "_limit"  # engine.memory() may say how large a counter may become: "cache" and "cache_limit"
+PROCESS_KEYS = ("process", "rss")  # of engine.memory(): the process ledger reads these itself
+LIMIT_SUFFIX = "_limit"  # engine.memory() may give a counter's limit: "cache" and "cache_limit"
 
 
 class Series(msgspec.Struct, frozen=True):
-    """One column. `part` series locate a leak and do not decide by themselves; `readings` only inform."""
+    """One column. A `part` series locates a leak but does not decide; `readings` only inform."""
 
     ledger: str
     name: str
@@ -33,7 +33,7 @@ class Series(msgspec.Struct, frozen=True):
 
 
 class LeakLedger(ABC):
-    """A few counters read together. Reading must leave nothing behind."""
+    """A few counters that are read together; reading must leave no memory behind."""
 
     series: tuple[Series, ...]
 
@@ -42,15 +42,15 @@ class LeakLedger(ABC):
         """One value for each series."""
 
     def plant(self) -> Mapping[str, int]:
-        """Leak something known; what each series (by name) has to show of it."""
+        """Leak a known amount; by how much each series (by name) must grow."""
         return {}
 
     def unplant(self) -> None:
-        """Take back what was planted."""
+        """Free what was planted."""
 
 
 class Host(LeakLedger):
-    """Live blocks and bytes of every allocation family, in all and by size class, and mapped bytes."""
+    """Live blocks and bytes of all allocation functions, in total and by size class, and mapped bytes."""
 
     def __init__(self, interposer: Interposer) -> None:
         self._interposer = interposer
@@ -99,7 +99,7 @@ class Python(LeakLedger):
 
 
 class Process(LeakLedger):
-    """Descriptors and threads, which may never grow, and resident memory that no exact ledger explains."""
+    """Descriptors and threads, which must never grow, and resident memory that no exact ledger explains."""
 
     def __init__(self, interposer: Interposer) -> None:
         self._interposer, self._threads = interposer, sys.maxsize
@@ -111,7 +111,7 @@ class Process(LeakLedger):
         )
 
     def read(self) -> Sequence[int]:
-        for _ in range(SETTLE_TRIES):  # a joined thread is counted until the kernel has put it away
+        for _ in range(SETTLE_TRIES):  # a joined thread counts until the kernel has removed it
             about = self._interposer.process()
             if about["threads"] <= self._threads:
                 break
@@ -123,7 +123,7 @@ class Process(LeakLedger):
 
 
 class Counters(LeakLedger):
-    """What the engine says it holds; every counter is back at its idle value after a call."""
+    """What the engine says it holds; every counter must be back at its idle value after a call."""
 
     def __init__(self, memory: Callable[[], Mapping[str, int]], names: Sequence[str]) -> None:
         self._memory = memory
@@ -138,15 +138,15 @@ class Counters(LeakLedger):
 
 
 def counter_names(said: Mapping[str, int]) -> list[str]:
-    """The counters of engine.memory() that concern the engine and not its process."""
+    """The counters of engine.memory() that are about the engine, not its process."""
     return [name for name in said if name not in PROCESS_KEYS]
 
 
 class Book:
-    """Readings: what was counted, by call.
+    """The readings after each call.
 
     Attributes:
-        rows: (call, series), int64. planted: (call, series), what the plants so far add. calls: rows in use.
+        rows: (call, series), int64. planted: (call, series), what the plants add so far. calls: rows in use.
     """
 
     def __init__(
@@ -156,13 +156,13 @@ class Book:
         self._column = {(s.ledger, s.name): i for i, s in enumerate(self.series)}
 
     def last(self) -> dict[str, int]:
-        """The newest reading of what a person watches, plants taken off."""
+        """The newest readings for display, without the plants."""
         row = self.rows[self.calls - 1] - self.planted[self.calls - 1]
         shown = (s for s in self.series if not s.part)
         return {f"{s.ledger} {s.name}": int(row[self._column[s.ledger, s.name]]) for s in shown}
 
     def values(self, series: Series, first: int, *, planted: bool = False) -> tuple[int, ...]:
-        """Readings from the one before call `first` on; with the plants in them or without."""
+        """Readings from the one before call `first` on, with or without the plants."""
         column = self._column[series.ledger, series.name]
         read = self.rows[first - 2 : self.calls, column]
         off = 0 if planted else self.planted[first - 2 : self.calls, column]
@@ -170,18 +170,18 @@ class Book:
 
 
 class Measured(Book):
-    """A book that is being written; its memory is taken before the first call."""
+    """A book being written; its memory is allocated before the first call."""
 
     def __init__(self, ledgers: Sequence[LeakLedger], calls: int) -> None:
         self._ledgers = tuple(ledgers)
         series = tuple(s for ledger in self._ledgers for s in ledger.series)
         shape = calls, len(series)
-        # Filled with ones: touched, so that writing to them later takes no page.
+        # Filled with ones to touch every page now, so that writing later takes none.
         super().__init__(series, np.ones(shape, np.int64), np.ones(shape, np.int64), 0)
         self._sum: NDArray[np.int64] = np.zeros(len(series), np.int64)
 
     def close_call(self) -> None:
-        """Plant what is due and read every ledger."""
+        """Plant if it is time to, and read every ledger."""
         if (self.calls + 1) % PLANT_EVERY == 0:
             self._plant()
         settle.settled()
@@ -194,7 +194,7 @@ class Measured(Book):
         self.calls += 1
 
     def beside(self, calls: int) -> Measured:
-        """An empty book of the same ledgers, for the calls of a control."""
+        """An empty book of the same ledgers, for control calls."""
         return Measured(self._ledgers, calls)
 
     def _plant(self) -> None:
@@ -212,7 +212,7 @@ def opened(
 ) -> tuple[Measured, dict[str, str]]:
     """The book of every ledger that can be attached here, and why the others cannot.
 
-    The ledgers of a device are read alone: what records them for us takes memory of the host at every call.
+    Ledgers of a device are read without the host's: CUPTI allocates host memory at every call.
     """
     missing: dict[str, str] = {}
     if device:

@@ -1,4 +1,4 @@
-"""The preloaded library in; its readings as Python integers, and the failing of chosen allocations, out."""
+"""The preloaded library from Python: its readings, and failing chosen allocations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PLACE_BYTES = 512  # bytes of a place's name
 
 
 class Interposer:
-    """Readings of the library that is preloaded into this process; reading allocates nothing that stays.
+    """The library that is preloaded into this process; reading it leaves no memory behind.
 
     Raises:
         Inconclusive: the library is not preloaded.
@@ -64,7 +64,7 @@ class Interposer:
         return dict(zip(PROCESS, self._about, strict=True))
 
     def plant(self, size: int) -> int:
-        """Leak a block of `size` bytes; the bytes that the allocator gave for it."""
+        """Leak a block of `size` bytes; how many bytes the allocator gave it."""
         return int(self._plant(size))
 
     def unplant(self) -> None:
@@ -72,29 +72,29 @@ class Interposer:
         self._unplant()
 
     def attribute(self) -> None:
-        """Tell libraries from the engine in what is loaded by now: what libraries ask for is not failed."""
+        """Sort the code loaded by now into libraries and engine; libraries' allocations are not failed."""
         with Path("/proc/self/maps").open() as maps:
             fresh = mapped(maps) - self._told
         self._told |= {code for code in fresh if self._code(*code)}
 
     def last_word(self) -> None:
-        """Let this process say, before it dies of a failed allocation, in whose code it does."""
+        """Make this process print, before it dies of a failed allocation, in whose code it died."""
         self._last_word()
 
     @property
     def failed_at(self) -> str:
-        """Function, file and offset that asked for what was failed last; empty: the interpreter."""
+        """Function, file and offset that requested the allocation failed last; empty: the interpreter."""
         self._failed_at(self._where, PLACE_BYTES)
         return self._where.value.decode("utf-8", "replace")
 
     @contextmanager
     def failing(self, nth: int, *, least: int = 0, scope: int = THIS_THREAD) -> Iterator[list[int]]:
-        """Fail the nth allocation of at least `least` bytes inside; 0 fails none.
+        """Fail the nth allocation of at least `least` bytes inside the with statement; 0 fails none.
 
-        LEARN fails none either: what libraries ask for inside may be failed from then on.
+        LEARN fails none either; allocations that libraries make inside may be failed from then on.
 
         Yields:
-            A list that holds, after the block, candidates seen, 1 when one was failed, and spared ones.
+            A list that afterwards holds the candidates seen, 1 if one was failed, and how many were spared.
         """
         seen: list[int] = []
         self._fail(nth, least, scope)

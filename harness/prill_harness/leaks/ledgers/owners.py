@@ -1,7 +1,7 @@
-"""The code mapped into this process in; the stretches of it that are a library's or the engine's own out.
+"""Which mapped code of this process belongs to libraries and which to the engine.
 
-An allocation, or a death, belongs to whoever asked for it. The interpreter and libc ask on behalf of their
-callers and are left out: what Python code of the engine asks for is the engine's.
+An allocation, or a crash, belongs to the code that requested it. The interpreter and libc act for their
+callers and are skipped: what the engine's Python code requests is the engine's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 PACKAGES = ("site-packages", "dist-packages")
 SYSTEM = ("/lib", "/usr/lib", "/lib64", "/usr/lib64")
-# Of what lies there: these work for their callers ...
+# Of the files there, these act for their callers ...
 CALLED = (
     "ld-linux",
     "libc.",
@@ -27,13 +27,13 @@ CALLED = (
     "libstdc++.",
     "libpython",
 )
-FOREIGN_CALLS = ("libffi.", "_ctypes.")  # ... and by these Python code of the engine calls C.
-# A GPU's driver is its maker's, wherever it lies: what it forgets then is not the engine's to mend.
+FOREIGN_CALLS = ("libffi.", "_ctypes.")  # ... and so do these, by which Python code calls C.
+# A GPU driver belongs to its vendor, wherever it is installed: what it leaks the engine cannot fix.
 DRIVERS = ("libcuda.so", "libnvidia-")
 
 
 class Owner(IntEnum):
-    """Whose code it is, as interposer.c numbers them; NOBODY: it works for its caller."""
+    """Whose code it is, numbered as in interposer.c; NOBODY: it acts for its caller."""
 
     NOBODY = 0
     LIBRARY = 1
@@ -49,7 +49,7 @@ class Code(NamedTuple):
 
 
 def owner(path: Path) -> Owner:
-    """Whose code a mapped file holds: the engine's, unless it is known to be somebody else's."""
+    """Whose code a mapped file holds: the engine's unless it is known to be another's."""
     name = path.name
     if name.startswith(DRIVERS):
         return Owner.LIBRARY
@@ -65,7 +65,7 @@ def owner(path: Path) -> Owner:
 
 
 def mapped(lines: Iterable[str]) -> set[Code]:
-    """Executable stretches of files among lines of /proc/self/maps that are somebody's."""
+    """The executable ranges among lines of /proc/self/maps that have an owner."""
     found = set()
     for line in lines:
         span, rights, *_, path = line.rstrip().split(maxsplit=5)

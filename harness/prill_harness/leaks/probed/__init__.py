@@ -1,1 +1,1 @@
-"""What runs inside the probed process."""
+"""The code that runs inside the probed process."""

@@ -1,6 +1,6 @@
-"""One path of one probe on the command line in; its readings, from inside this preloaded fresh process, out.
+"""Measure one path of a probe from inside this fresh, preloaded process.
 
-This process measures and does not judge: what judging allocates would be in the readings.
+This process only measures: memory allocated for judging would be in the readings.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from prill_harness.leaks.probed.protocol import Call, ControlRows, Finished, Mes
 from prill_harness.leaks.reports.report import JudgedSeries, Probe
 from prill_runtime.errors import Inconclusive, PrillError
 
-CONTROL_FIRST = 2  # calls of a control before those that count
+CONTROL_FIRST = 2  # control calls before those that count
 SECOND_WARMUP = 2  # calls with distinct prompts before they are measured
-# Calls of each kind, and passes over the kinds, that tell which kind leaves something every time.
+# Calls of each kind, and passes over the kinds, to find which kind leaves something every time.
 CALLS_TO_LOCATE, PASSES_TO_LOCATE = 200, 3
-REMOTE = ("http", "exec")  # their memory is another process's
+REMOTE = ("http", "exec")  # engines whose memory is in another process
 
 
 class ProbedRun:
-    """The calls of one path, read after each."""
+    """The calls of one path, with a reading after each."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class ProbedRun:
         self._total = probe.calls
 
     def carry_out(self, order: Callable[[], bytes]) -> bytes:
-        """Measure as `order` commands; the command that ended it."""
+        """Measure as `order` commands; returns the command that ended it."""
         probe, first, distinct = self.probe, self.probe.warmup + 1, False
         made_of = dict.fromkeys(self.path.kinds, self.path.times)
         self._tell(Opened(self.book.series, self.missing, self.path.varies and probe.vary, made_of))
@@ -88,7 +88,7 @@ class ProbedRun:
         }
 
     def _control(self) -> None:
-        """As many calls as are measured of the path's control, if it has one."""
+        """Make as many control calls as calls are measured, if the path has a control."""
         if self.path.control is None:
             return
         book = self.book.beside(self.probe.measured + CONTROL_FIRST)
@@ -110,7 +110,7 @@ def serve(probe: Probe, tell: Callable[[Message], None], order: Callable[[], byt
     """Probe one path in this process.
 
     Raises:
-        PrillError: the engine cannot be opened, or the path cannot be walked on it.
+        PrillError: the engine cannot be opened, or does not offer the path.
     """
     name = probe.engine.partition(":")[0].partition("+")[0]
     if name in REMOTE:
@@ -140,7 +140,7 @@ def serve(probe: Probe, tell: Callable[[Message], None], order: Callable[[], byt
 
 
 def _device(probe: Probe) -> Sequence[ledgers.LeakLedger]:
-    """The device's ledgers, attached before the engine makes its context.
+    """Attach the device's ledgers, before the engine creates its context.
 
     Raises:
         Inconclusive: no CUPTI or no driver.
@@ -154,7 +154,7 @@ def _device(probe: Probe) -> Sequence[ledgers.LeakLedger]:
 def main(arguments: Sequence[str]) -> int:
     """`host PROBE WRITE READ`: probe one path; messages to one descriptor, commands from the other."""
     _, _, own = os.environ.pop("LD_PRELOAD", "").partition(":")
-    if own:  # the caller's; what this process starts is not what is probed
+    if own:  # the caller's own LD_PRELOAD; child processes are not probed
         os.environ["LD_PRELOAD"] = own
     probe = msgspec.json.decode(arguments[0], type=Probe)
     writing, reading = map(int, arguments[1:3])
@@ -169,7 +169,7 @@ def main(arguments: Sequence[str]) -> int:
 
     try:
         planted = EngineSpec.parse(probe.engine).faults
-        if planted:  # for the whole process: its threads must not switch it on and off under one another
+        if planted:  # for the whole process, so that threads do not switch it on and off for one another
             faults.ambient(named(planted))
         serve(probe, tell, lambda: os.read(reading, 1))
     except PrillError as error:

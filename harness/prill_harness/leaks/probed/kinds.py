@@ -1,8 +1,8 @@
-"""An engine in; one small call of every kind its protocol knows, and of every way a call ends, out.
+"""Small calls of every kind in the engine protocol, and with every way for a call to end.
 
-Each is a site at which memory may be left. They are made small, so that thousands are affordable: a leak in
-one request of two hundred shows as well as one in each. So every round calls each entry point of the
-protocol, but for loads of a whole model.
+Each is a place where memory may be left. They are small so that thousands are affordable: then a leak in one
+request of two hundred shows as well as one in each. Every round calls each entry point of the protocol,
+except loading a whole model.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from prill_runtime.run.model import Model
 from prill_runtime.sampling.sampler import SamplingParams
 
 TEXT = "caf\u00e9 of the quick \U0001f9ea fox, 3.14"
-HEAD_BYTES = 8 << 20  # bytes in which the edited names of a file have to lie
-NAMES = ("output_norm.weight", "tokenizer.ggml.model")  # a tensor, and a key that is read after all tensors
+HEAD_BYTES = 8 << 20  # bytes of a file within which the names to edit must lie
+NAMES = ("output_norm.weight", "tokenizer.ggml.model")  # a tensor, and a key that is read after the tensors
 ARCHITECTURE = b"general.architecture\x08\0\0\0"
-TRIED_PROMPTS = 64  # prompts, to find a text to stop at
-HOT, SEEDS, SEARCH_S = 3.0, 3000, 5.0  # a draw that ends at once: its temperature, most seeds and seconds
-COPIED_BYTES = 64 << 20  # bytes of a model of which a poisoned copy is made
+TRIED_PROMPTS = 64  # to find a text to stop at
+HOT, SEEDS, SEARCH_S = 3.0, 3000, 5.0  # to draw the end at once: temperature, most seeds, most seconds
+COPIED_BYTES = 64 << 20  # the largest model of which a poisoned copy is made
 DRAWN = (
     {"temperature": 0.8, "top_k": 5},
     {"temperature": 1.0, "top_p": 0.9},
@@ -47,12 +47,12 @@ REFUSED: tuple[dict[str, Any], ...] = (
 
 @dataclass
 class CallSubject:
-    """What the calls are made on.
+    """The engine that is called, and what the calls need.
 
     Attributes:
-        vocab, context: 0 where the engine does not tell. reopen: opens this engine on a file.
-        stops: a prompt, and a text in what follows it. seed: with which the end token is drawn first.
-        files: those that are refused. poisoned: the engine on a file whose last weights are not numbers.
+        vocab, context: 0 if the engine does not tell. reopen: opens this engine on a file.
+        stops: a prompt, and a text in its continuation. seed: one that draws the end token first.
+        files: malformed ones. poisoned: the engine on a file whose last weights are NaN.
     """
 
     engine: Engine
@@ -74,7 +74,7 @@ KINDS: dict[str, tuple[Call, tuple[Capability, ...]]] = {}
 
 
 def kind(*needs: Capability) -> Callable[[Call], Call]:
-    """Register a kind of call under its function's name; its second argument counts the calls from 0."""
+    """Register a kind of call under its function's name; the second argument counts its calls from 0."""
 
     def register(call: Call) -> Call:
         KINDS[call.__name__] = call, needs
@@ -85,7 +85,7 @@ def kind(*needs: Capability) -> Callable[[Call], Call]:
 
 @kind(Capability.GENERATE)
 def greedy(s: CallSubject, n: int) -> None:
-    """To no token, one or two; with and without a stop string that is not met."""
+    """Generate no token, one or two; with and without a stop string that does not occur."""
     stop = ("\u00e9\u00e8 never",) if n % 4 == 1 else ()
     s.engine.generate([1], max_tokens=n % 3, ignore_eos=n % 2 == 0, stop=stop)
 
@@ -97,7 +97,7 @@ def sampled(s: CallSubject, n: int) -> None:
 
 @kind(Capability.GENERATE, Capability.TOKENIZE)
 def stopped(s: CallSubject, n: int) -> None:
-    """At a string: the first of several, or the last."""
+    """A text that ends at a stop string: the first of several, or the last."""
     prompt, text = s.stops
     stop = (text, "\u00e9\u00e8 never") if n % 2 else ("never this one", text)
     done = s.engine.generate(prompt, max_tokens=4, ignore_eos=True, stop=stop)
@@ -107,7 +107,7 @@ def stopped(s: CallSubject, n: int) -> None:
 
 @kind(Capability.GENERATE)
 def ended(s: CallSubject, n: int) -> None:
-    """By the end token; alone, and in a batch beside a text that goes on."""
+    """A text that ends with the end token; alone, and in a batch with a text that goes on."""
     hot = SamplingParams(temperature=HOT, seed=s.seed or 0)
     if n % 3:
         s.engine.generate([1], max_tokens=1, temperature=hot.temperature, seed=hot.seed)
@@ -117,7 +117,7 @@ def ended(s: CallSubject, n: int) -> None:
 
 @kind(Capability.GENERATE)
 def poisoned(s: CallSubject, n: int) -> None:
-    """By logits that are no numbers; in one round of three."""
+    """A text that fails on NaN logits; in every third round."""
     with refusing():
         if n % 3 == 0 and s.poisoned is not None:
             s.poisoned.generate([1], max_tokens=1)
@@ -125,7 +125,7 @@ def poisoned(s: CallSubject, n: int) -> None:
 
 @kind(Capability.GENERATE)
 def cancelled(s: CallSubject, n: int) -> None:
-    """By an answer, or by a callback that raises."""
+    """A text cancelled by the callback's answer, or by its exception."""
 
     def answer(token: int, logprob: float) -> bool:
         if n % 2:
@@ -138,7 +138,7 @@ def cancelled(s: CallSubject, n: int) -> None:
 
 @kind(Capability.GENERATE)
 def filled(s: CallSubject, n: int) -> None:
-    """To the last position of the context, where that is told and short; in every other round."""
+    """Fill the context to its last position, if its length is known and short; in every other round."""
     if n % 2:
         return
     length = s.context - 1 if 2 < s.context <= 64 else 2
@@ -147,21 +147,21 @@ def filled(s: CallSubject, n: int) -> None:
 
 @kind(Capability.GENERATE, Capability.BATCH)
 def batched(s: CallSubject, n: int) -> None:
-    """Of prompts that differ, greedy and drawn, ended together or not."""
+    """A batch of different prompts, greedy and sampled, that end together or not."""
     drawn = [SamplingParams(), SamplingParams(temperature=1.0, seed=n)] if n % 3 else ()
     s.engine.generate_batch([[1], [2, 3]], max_tokens=1 + n % 2, ignore_eos=n % 5 > 0, sampling=drawn)
 
 
 @kind(Capability.GENERATE, Capability.BATCH)
 def batch_refused(s: CallSubject, n: int) -> None:
-    """For one prompt of several."""
+    """A batch that is refused because of one prompt."""
     with refusing():
         s.engine.generate_batch([[1], []], max_tokens=1)
 
 
 @kind(Capability.GENERATE)
 def refused(s: CallSubject, n: int) -> None:
-    """For a parameter, no id, an id outside the vocabulary, too many ids."""
+    """Refused requests: a bad parameter, no id, an id outside the vocabulary, too many ids."""
     bad: list[dict[str, Any]] = [*REFUSED, {"ids": []}, {"ids": [1, s.vocab or 2**31 - 1]}]
     if 0 < s.context <= 8192 and n % 9 == 8:
         bad = [{"ids": [1] * (s.context + 1)}]
@@ -171,7 +171,7 @@ def refused(s: CallSubject, n: int) -> None:
 
 @kind(Capability.SESSIONS)
 def held(s: CallSubject, n: int) -> None:
-    """A session: fed, reset, fed again, overfed, closed."""
+    """A session that is fed, reset, fed again, overfilled, closed."""
     session = s.engine.session(2)
     try:
         session.feed([1])
@@ -190,7 +190,7 @@ def spelled(s: CallSubject, n: int) -> None:
     ids = s.engine.tokenize(TEXT, add_special=n % 2 == 0)
     s.engine.detokenize(ids)
     model = getattr(s.engine, "model", None)
-    if isinstance(model, Model):  # whose texts are also streamed
+    if isinstance(model, Model):  # whose tokenizer can also stream
         stream = model.tokenizer.stream()
         for token in ids[: n % 4]:
             stream.push(token)
@@ -204,7 +204,7 @@ def spelled(s: CallSubject, n: int) -> None:
 
 @kind(Capability.LOGITS)
 def scored(s: CallSubject, n: int) -> None:
-    """Logits of one prompt; of none, which is refused."""
+    """Logits of one prompt, and of none, which is refused."""
     s.engine.logits([1, 2][: 1 + n % 2])
     with refusing():
         s.engine.logits([])
@@ -223,34 +223,34 @@ def traced(s: CallSubject, n: int) -> None:
 
 @kind(Capability.MEMORY)
 def told(s: CallSubject, n: int) -> None:
-    """The engine's own figures."""
+    """The figures that the engine reports."""
     s.engine.memory()
     s.engine.phases()
 
 
 @kind()
 def loaded(s: CallSubject, n: int) -> None:
-    """In one round of five: a load takes as long as all other kinds together."""
+    """Load the model; in every fifth round, for a load takes as long as all other kinds together."""
     if n % 5 == 0:
         s.reopen(s.model).close()
 
 
 @kind()
 def malformed(s: CallSubject, n: int) -> None:
-    """A load of a file that is refused, early or after all that could be read was."""
+    """Load a file that is refused, early or only after everything readable was read."""
     with refusing():
         s.reopen(s.files[n % len(s.files)]).close()
 
 
 @contextlib.contextmanager
 def refusing() -> Iterator[None]:
-    """Swallow a refusal: what is asked here is what it leaves."""
+    """Swallow a refusal: only what it leaves behind matters here."""
     with contextlib.suppress(Exception):
         yield
 
 
 def offered(s: CallSubject, folder: Path) -> dict[str, Callable[[int], object]]:
-    """The kinds of call that this engine can be asked for, ready to be made; `folder` is for bad files."""
+    """The kinds of call that this engine offers, ready to be made; bad files go to `folder`."""
     if s.offers(Capability.GENERATE, Capability.TOKENIZE):
         s.stops = _stops(s.engine, s.vocab)
     if s.offers(Capability.GENERATE):
@@ -274,7 +274,7 @@ def offered(s: CallSubject, folder: Path) -> dict[str, Callable[[int], object]]:
 
 
 def _stops(engine: Engine, vocab: int) -> tuple[list[int], str]:
-    """A prompt, and the text of the first tokens that follow it; empty where no text was found."""
+    """A prompt, and the text of the first tokens that follow it; empty if none was found."""
     for first in range(min(vocab or TRIED_PROMPTS, TRIED_PROMPTS)):
         done = engine.generate([first], max_tokens=3, ignore_eos=True)
         for count in (1, 2, 3):
@@ -286,7 +286,7 @@ def _stops(engine: Engine, vocab: int) -> tuple[list[int], str]:
 
 
 def _ends(engine: Engine) -> int | None:
-    """A seed with which the end token is drawn first; None where none was found in time."""
+    """A seed that draws the end token first; None if none was found in time."""
     began = time.monotonic()
     for seed in range(SEEDS):
         if engine.generate([1], max_tokens=1, temperature=HOT, seed=seed).finish_reason == "eos":
@@ -297,8 +297,8 @@ def _ends(engine: Engine) -> int | None:
 
 
 def _poisoned(s: CallSubject, file: Path) -> Engine | None:
-    """The engine on a copy of the model that ends in what is no number in any floating type; None where it
-    is too large, refused, or nothing comes of it."""
+    """The engine on a copy of the model whose last bytes are NaN in any floating type; None if the model is
+    too large, the copy is refused, or the NaN has no effect."""
     source = Path(s.model)
     if not s.offers(Capability.GENERATE) or not source.is_file() or source.stat().st_size > COPIED_BYTES:
         return None
@@ -316,7 +316,7 @@ def _poisoned(s: CallSubject, file: Path) -> Engine | None:
 
 
 def _bad_files(model: str, folder: Path) -> list[Path]:
-    """Files that are no model: empty, foreign, cut, and the model itself with one name changed."""
+    """Files that are not a model: empty, foreign, truncated, and the model itself with one name changed."""
     source = Path(model)
     if not source.is_file():
         return []
@@ -331,7 +331,7 @@ def _bad_files(model: str, folder: Path) -> list[Path]:
     for number, data in enumerate(itertools.chain(bad, whole)):
         file = folder / f"{number}.gguf"
         file.write_bytes(data)
-        if number >= len(bad):  # as long as the model; what lies behind the head is a hole
+        if number >= len(bad):  # as long as the model, with a hole behind the head
             with file.open("r+b") as out:
                 out.truncate(size)
         files.append(file)

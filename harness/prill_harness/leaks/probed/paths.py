@@ -1,5 +1,4 @@
-"""A path's name and an engine in; one call of it out: success, error, cancel, load, session, concurrent,
-requests."""
+"""The paths of a probe: success, error, cancel, load, session, concurrent, requests."""
 
 from __future__ import annotations
 
@@ -26,34 +25,34 @@ from prill_runtime.errors import Inconclusive, PrillError
 
 PROMPT = "the quick brown fox jumps over the lazy dog"
 PROMPT_IDS = 12
-FULL_CONTEXT = 8192  # a prompt one longer than a larger context is not worth its time
+FULL_CONTEXT = 8192  # longer contexts are not overfilled: it would take too long
 SESSIONS = 4
 CANCEL_AT = 3
-DISTINCT_PROMPTS = 1000  # distinct ones that a vocabulary and a length have to allow
-CALLS_OF_A_KIND = 25  # calls of each kind in one of the path `requests`: 200 in a window of eight
+DISTINCT_PROMPTS = 1000  # so many prompts must be possible with a vocabulary and a length
+CALLS_OF_A_KIND = 25  # in one call of the path `requests`: 200 in a window of eight
 REQUESTS_S = (
     60.0  # seconds of the processor's that path may take; where a call is slow, each kind is made fewer times
 )
 
 
 def opened(spec: str, model: str) -> Engine:
-    """As `open_engine`, for a process in which the spec's faults are ambient: no twin class of every object,
-    whose making and unmaking would be in the readings."""
+    """As `open_engine`, for a process in which the spec's faults are planted everywhere: without a twin
+    class per object, whose creation would be in the readings."""
     return connect(EngineSpec.parse(spec), model)
 
 
 class Path(ABC):
-    """One way through the engine. `call` leaves nothing behind but what the engine leaves.
+    """One way to use the engine. `call` itself leaves no memory behind.
 
     Raises:
-        Inconclusive: in `call`, when what the path is about does not happen.
+        Inconclusive: in `call`, if what the path is about does not happen.
     """
 
     registry: ClassVar[dict[str, type[Path]]] = {}
     varies = False  # whether distinct prompts make a difference
-    control: Callable[[], None] | None = None  # a call like this path's that does no work of the engine
-    kinds: Mapping[str, Callable[[int], object]] = {}  # of which one call of this path is made up, if it is
-    times = 1  # that each of them is made in it
+    control: Callable[[], None] | None = None  # a call like this path's in which the engine does no work
+    kinds: Mapping[str, Callable[[int], object]] = {}  # the calls that one call consists of, if any
+    times = 1  # how often each of them is made in it
 
     def __init_subclass__(cls, name: str) -> None:
         Path.registry[name] = cls
@@ -71,7 +70,7 @@ class Path(ABC):
         """One call; `number` counts from 1."""
 
     def memory(self) -> Callable[[], Mapping[str, int]] | None:
-        """What reads the engine's counters; None when it has none."""
+        """The function that reads the engine's counters; None if it has none."""
         return self.engine.memory if self.engine and Capability.MEMORY in self.info.capabilities else None
 
     def close(self) -> None:
@@ -80,26 +79,26 @@ class Path(ABC):
             self.engine = None
 
     def distinct(self, number: int) -> list[int]:
-        """A prompt like the usual one that no other call has."""
+        """A prompt like the usual one, different for every call."""
         ids = list(self.ids)
-        for at in range(self._digits):  # the number itself, its digits being ids
+        for at in range(self._digits):  # the number, written with ids as digits
             number, ids[-1 - at] = divmod(number, self._known)
         return ids
 
     @property
     def _known(self) -> int:
-        """Ids of the vocabulary; of an engine that does not say, as many as any has."""
+        """Size of the vocabulary; the smallest of any model if the engine does not tell."""
         return int(self.info.config.get("vocab_size", 256))
 
     @property
     def _context(self) -> int:
-        """Positions; 0: the engine does not say."""
+        """Positions; 0 if the engine does not tell."""
         return int(self.info.config.get("context_length", 0))
 
     def _prompt(self, engine: Engine) -> list[int]:
-        """At most PROMPT_IDS ids, fewer where a context would not hold the tokens of a cancelled request.
+        """At most PROMPT_IDS ids, fewer if the context would not hold the tokens of a cancelled request.
 
-        Not of a text where the vocabulary's size is known: it need not have tokens for any.
+        Not made from a text if the vocabulary's size is known, for it need not have tokens for any.
         """
         texts = "vocab_size" not in self.info.config and Capability.TOKENIZE in self.info.capabilities
         ids = engine.tokenize(PROMPT) if texts else [n % self._known for n in range(1, PROMPT_IDS + 1)]
@@ -168,10 +167,10 @@ class Cancel(Path, name="cancel"):
 
 
 class Load(Path, name="load"):
-    """The engine is opened on the model, and closed."""
+    """The engine is opened on the model and closed."""
 
     def __init__(self, probe: Probe) -> None:
-        fixture = probe.model.startswith("fixture:")  # found once: what is probed is loading its file
+        fixture = probe.model.startswith("fixture:")  # resolved once: the load of its file is what is probed
         self.model = str(resolve_model(probe.model)) if fixture else probe.model
         super().__init__(probe)
         self.close()
@@ -195,28 +194,28 @@ class SessionPath(Path, name="session"):
 
 
 class Concurrent(Path, name="concurrent"):
-    """Several requests at once, each in a thread of its own that stays.
+    """Several requests at once, each in a thread of its own that is kept.
 
-    What threads that meet leave in the stores of the interpreter and of libraries is a matter of chance, and
-    more so on a busy machine: control calls of the same run show how much.
+    How much concurrent threads leave in the free lists of the interpreter and of libraries is chance, the
+    more so on a busy machine; control calls of the same run show how much.
     """
 
     def __init__(self, probe: Probe) -> None:
         super().__init__(probe)
         self._pool, self._all_there = ThreadPoolExecutor(SESSIONS), Barrier(SESSIONS)
-        self.control()  # the pool starts its threads as it needs them: now it has all
+        self.control()  # the pool starts threads on demand: now it has all
 
     def call(self, number: int, ids: Sequence[int]) -> None:
         generate = self._needs(Capability.GENERATE).generate
         self._at_once(lambda: generate(ids, max_tokens=CANCEL_AT, ignore_eos=True))
 
     def control(self) -> None:
-        """As many threads at once, at work on arrays of nobody."""
+        """As many threads at once, working on arrays that are not the engine's."""
         self._at_once(arithmetic)
 
     def _at_once(self, work: Callable[[], object]) -> None:
         def meet() -> None:
-            self._all_there.wait()  # or one thread would do all, and the last first come in when measured
+            self._all_there.wait()  # or one thread would do all, and others start only when measured
             work()
 
         for task in [self._pool.submit(meet) for _ in range(SESSIONS)]:
@@ -228,8 +227,8 @@ class Concurrent(Path, name="concurrent"):
 
 
 class Requests(Path, name="requests"):
-    """Every kind of call that the protocol knows, some of each: what leaves something in one of two hundred,
-    or at one end of one kind alone, shows."""
+    """Every kind of call in the protocol, some of each: a leak in one call of two hundred shows, and one in a
+    single way for a single kind to end."""
 
     def __init__(self, probe: Probe) -> None:
         super().__init__(probe)
@@ -247,7 +246,7 @@ class Requests(Path, name="requests"):
         if not self.kinds:
             raise Inconclusive(f"engine {self.info.name} offers no call that could be made")
         self._round(0)
-        began = time.process_time()  # which does not grow when others use the machine
+        began = time.process_time()  # not affected by other load on the machine
         self._round(1)
         each = probe.calls * (time.process_time() - began)
         self.times = max(1, min(CALLS_OF_A_KIND, int(REQUESTS_S / largest(each, 1e-9))))
@@ -271,7 +270,7 @@ NAMES = tuple(Path.registry)
 
 
 def arithmetic() -> None:
-    """What engines do to arrays, done to nobody's: products, exponentials, small results."""
+    """Array arithmetic like an engine's, without the engine: products, exponentials, small results."""
     with np.errstate(all="ignore"):
         for size in (1, 7, 12, 64, 288):
             row = np.ones((size, 64), np.float32)
@@ -281,7 +280,7 @@ def arithmetic() -> None:
 
 
 def counters_move(engine: Engine, ids: Sequence[int]) -> bool:
-    """Whether the engine's counters react to a session, to work or to nothing at all."""
+    """Whether the engine's counters react to a session or to work, or never move."""
     from prill_harness.leaks.ledgers.ledgers import counter_names
 
     def read() -> dict[str, int]:

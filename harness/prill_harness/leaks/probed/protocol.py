@@ -1,4 +1,4 @@
-"""What the probed process and the one that judges say to each other, as JSON lines and one-byte commands."""
+"""The messages (JSON lines) and commands (one byte) between the probed process and the judging one."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from prill_harness.leaks.ledgers.ledgers import Book, Series
 from prill_harness.leaks.reports.report import JudgedSeries, LoadWalk, Site
 
-# Commands: as many calls again; as many with a prompt of their own each; the end, with the walk, with the
-# kinds of call that leave something, or with neither.
+# Commands: as many calls again; as many with distinct prompts; end, with the walk, with the kinds of call
+# that leave something, or with neither.
 AGAIN, DISTINCT, WALK, LOCATE, END = b"a", b"d", b"w", b"l", b"e"
 
 
 class Opened(msgspec.Struct, frozen=True, tag="opened"):
-    """The ledgers' columns, the ledgers that are missing and why; whether distinct prompts mean anything;
-    and of how many calls of which kinds one of this path is made up."""
+    """The ledgers' columns; missing ledgers and why; whether distinct prompts make a difference; how many
+    calls of which kinds one call of this path consists of."""
 
     series: tuple[Series, ...]
     missing: dict[str, str]
@@ -27,7 +27,7 @@ class Opened(msgspec.Struct, frozen=True, tag="opened"):
 
 
 class Call(msgspec.Struct, frozen=True, tag="call"):
-    """Progress: calls done, those foreseen, and the newest readings."""
+    """Progress: calls done and planned, and the newest readings."""
 
     done: int
     total: int
@@ -35,7 +35,7 @@ class Call(msgspec.Struct, frozen=True, tag="call"):
 
 
 class Rows(msgspec.Struct, frozen=True, tag="rows"):
-    """Every reading so far, and where what is asked about begins; the process waits for a command."""
+    """Every reading so far, and the first call to judge; the process then waits for a command."""
 
     first: int
     calls: int
@@ -52,7 +52,7 @@ class Rows(msgspec.Struct, frozen=True, tag="rows"):
 
 
 class ControlRows(msgspec.Struct, frozen=True, tag="control"):
-    """Readings of calls like the path's that do no work of the engine."""
+    """Readings of the control calls."""
 
     rows: Rows
 
@@ -72,21 +72,21 @@ class Finished(msgspec.Struct, frozen=True, tag="finished"):
 
 
 class Failing(msgspec.Struct, frozen=True, tag="failing"):
-    """Loads begin whose allocation `nth` of `of` is failed, again and again."""
+    """Repeated loads begin whose allocation `nth` of `of` is failed."""
 
     nth: int
     of: int
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
-    """The path cannot be walked; `broken`: because the engine failed, not for lack of something."""
+    """The path cannot be measured; `broken`: because the engine failed, not because something is missing."""
 
     sentence: str
     broken: bool
 
 
 class LeakSites(msgspec.Struct, frozen=True, tag="traced"):
-    """What a run under memray found, the worst first."""
+    """The call sites that a run under memray found, the worst first."""
 
     sites: tuple[Site, ...]
 

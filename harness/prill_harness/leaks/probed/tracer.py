@@ -1,4 +1,4 @@
-"""One path of one probe on the command line in; which call sites left blocks behind, by memray, out."""
+"""Run one path of a probe under memray, and find the call sites that left blocks behind."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from prill_harness.leaks.probed.protocol import LeakSites, Message, Refused
 from prill_harness.leaks.reports.report import Probe, Site
 from prill_runtime.errors import PrillError
 
-SHOWN_SITES = 12  # sites
-LEAST_BYTES = 16  # bytes per call in a single block that grows
-SHOWN_FRAMES = 12  # frames of each
-# Where the engine's own frames end.
+SHOWN_SITES = 12
+LEAST_BYTES = 16  # per call, of a single block that grows
+SHOWN_FRAMES = 12  # of each site
+# The engine's own frames end at these files.
 OWN_FRAMES = ("probed/tracer.py", "probed/paths.py", "memray/", "<frozen", "runpy")
 INTERPRETER = ("Objects/", "Python/", "Modules/", "Include/", "<unknown>", "sysdeps/", "malloc/", "malloc.c")
 
 
 def traced(probe: Probe) -> tuple[Site, ...]:
-    """Call the path under memray after its warm-up; the sites that left the most, those of every call first.
+    """Call the path under memray after a warm-up; the sites that left the most, those of every call first.
 
     Raises:
-        PrillError: the engine cannot be opened, or the path cannot be walked on it.
+        PrillError: the engine cannot be opened, or does not offer the path.
     """
     import memray
 
@@ -59,7 +59,7 @@ def traced(probe: Probe) -> tuple[Site, ...]:
 
 
 def _sites(records: Iterable[Any], calls: int) -> tuple[Site, ...]:
-    """Sites that left as many blocks as a leak in every 8th call, or some bytes in each; most first."""
+    """Sites that left at least as many blocks as a leak in every 8th call, or bytes in each; most first."""
     least = calls // PLANT_EVERY
     left = [r for r in records if r.n_allocations >= least or r.size >= calls * LEAST_BYTES]
     left.sort(key=lambda r: r.size, reverse=True)
@@ -74,7 +74,7 @@ def _sites(records: Iterable[Any], calls: int) -> tuple[Site, ...]:
 
 
 def _stack(record: Any) -> tuple[str, ...]:
-    """Frames from the engine's own innermost one outwards as `function (file:line)`; empty without one."""
+    """Frames as `function (file:line)` from the engine's innermost one outwards; empty if it has none."""
     try:
         raw = record.hybrid_stack_trace()
     except NotImplementedError:
@@ -85,7 +85,7 @@ def _stack(record: Any) -> tuple[str, ...]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`tracer PROBE WRITE READ`: trace one path; the result to the descriptor."""
+    """`tracer PROBE WRITE READ`: trace one path and write the result to the descriptor WRITE."""
     probe = msgspec.json.decode(arguments[0], type=Probe)
 
     def tell(message: Message) -> None:

@@ -1,4 +1,4 @@
-"""A load in; its 1st, 2nd, 3rd ... allocation failed, until it succeeds; what each failure left, out."""
+"""Fail each allocation of a load in turn, and see what each failure leaves behind."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ SUSPECT = (
 LONG = (
     4 * WINDOWS
 )  # further ones that tell a leak from a store that fills: a library's of what was freed, mostly
-# In the C control library every allocation fails in turn. Where Python itself allocates in the loading thread
-# those below a page are mostly the interpreter's own (frames, dicts, errors); failing them tests CPython, and
-# takes minutes. Those of a page and more, which hold tensors, are failed there: all of them when the time
-# below is enough, else some, spread over the whole load. How many of how many is part of what is reported.
+# In the C control library every allocation is failed in turn. If Python allocates in the loading thread,
+# allocations below a page are mostly the interpreter's own (frames, dicts, errors); failing them would test
+# CPython and take minutes. Those of a page or more, which hold tensors, are failed: all of them if the time
+# below allows, else some, spread over the whole load. How many of how many is reported.
 PYTHON_LEAST = 4096  # bytes
-WALK_SHARE = 0.25  # of a probe's time limit that its walk may take
+WALK_SHARE = 0.25  # of a probe's time limit, for its walk
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 Tell = Callable[[Message], None]
 
 
 def walked(probe: Probe, model: str, tell: Tell) -> tuple[list[JudgedSeries], LoadWalk | None]:
-    """What the walk found, as a series of the host ledger; `model`: the file, where the probe's is a name."""
+    """What the walk found, as a series of the host ledger; `model`: the file, not its name."""
     try:
         interposer = Interposer()
     except Inconclusive:
@@ -64,11 +64,10 @@ def walk_over(
     budget_s: float = math.inf,
     tell: Tell = lambda message: None,
 ) -> tuple[JudgedSeries, LoadWalk]:
-    """Fail each allocation of `load` in turn; after each failure nothing remains and the next load works.
+    """Fail each allocation of `load` in turn: after each nothing may remain, and the next load must work.
 
     Args:
-        least: bytes; smaller allocations are not failed. budget_s: after it no further one than the first is
-            begun.
+        least: bytes; smaller allocations are not failed. budget_s: none but the first is begun after it.
     """
     began = time.monotonic()
     with interposer.failing(0) as every:
@@ -117,19 +116,19 @@ def walk_over(
 
 
 def arrays(size: int) -> None:
-    """Ask NumPy for arrays of `size` bytes: the requests that it promises to refuse with a MemoryError.
+    """Ask NumPy for arrays of `size` bytes: requests that it is supposed to refuse with a MemoryError.
 
-    Its buffers are another matter: it asks for some without the lock that raising needs, and dies.
+    Its internal buffers are different: it allocates some without the lock that raising needs, and crashes.
     """
     np.empty(size, np.uint8)
     np.zeros(size, np.uint8)
 
 
 class Failed:
-    """Loads whose nth allocation fails.
+    """Loads of which the nth allocation is failed.
 
     Attributes:
-        hits: failures made. refused: the load said so. filled: growth came to an end. where: who asked.
+        hits: failures made. refused: the load said so. filled: growth came to an end. where: who allocated.
     """
 
     def __init__(self, load: Callable[[], None], interposer: Interposer, least: int, nth: int) -> None:
@@ -138,8 +137,8 @@ class Failed:
         self._held = 0
 
     def growth(self) -> int:
-        """Bytes that stay for good after every such load; 0 when nothing does, or a store was filled."""
-        held = [self._once()]  # the first one fills stores of its own: error texts, tracebacks
+        """Bytes that every such load leaves; 0 if it leaves none, or only filled a free list."""
+        held = [self._once()]  # the first load fills caches of its own: error texts, tracebacks
         while len(held) <= SUSPECT:
             held.append(self._once())
             if held[-1] <= held[-2]:
@@ -150,7 +149,7 @@ class Failed:
         return 0 if self.filled else max(1, round(seen.slope))
 
     def _once(self) -> int:
-        """Load once; the bytes that are held then."""
+        """Load once; the bytes held afterwards."""
         with self._interposer.failing(self._nth, least=self._least) as seen:
             try:
                 self._load()
@@ -171,7 +170,7 @@ class Failed:
 
 
 def asked_by(error: BaseException | None) -> str:
-    """The line of Python that a MemoryError began at, as `function (file:line)`; empty: none is behind it."""
+    """The Python line that raised a MemoryError, as `function (file:line)`; empty if there was none."""
     while error is not None and not isinstance(error, MemoryError):
         error = error.__cause__ or error.__context__
     if error is None or error.__traceback__ is None:
@@ -182,7 +181,7 @@ def asked_by(error: BaseException | None) -> str:
 
 
 def spread(total: int) -> Iterator[int]:
-    """1 to `total`, each once, in an order in which any first part is spread over the whole."""
+    """1 to `total`, each once, ordered so that any first part is spread evenly over the whole."""
     step = max(1, round(total * GOLDEN_RATIO))
     while math.gcd(step, max(1, total)) > 1:
         step += 1
