@@ -10,11 +10,15 @@ import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from prill_harness.stages.table import canonical
 from prill_runtime import user_cache
+from prill_runtime.gguf.file import open_gguf
+from prill_runtime.models import registry, walks
+from prill_runtime.models.load import describe
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = (ROOT / "docs" / "ADAPTER_PATTERN_GUIDE.md").read_text("utf-8")
@@ -146,6 +150,26 @@ def test_its_description_and_its_second_reading_are_short() -> None:
     assert len([line for line in forward.splitlines() if line.strip()]) <= 25
     assert "prill_runtime" not in second
     assert all(len(line) <= 110 for text in files.values() for line in text.splitlines())
+
+
+def test_its_tables_are_the_models(tmp_path: Path) -> None:
+    """The stages of its table are all of them, in their order; its features are those of the tree."""
+    files = {step.file: step.text for step in steps(GUIDE)}
+    subprocess.run([sys.executable, "-c", files["make.py"]], cwd=tmp_path, check=True)
+    described: dict[str, Any] = {}
+    exec(files["prill_magpie.py"], described)
+    registry.declare("magpie", described["model"])
+    try:
+        with open_gguf(tmp_path / "magpie.gguf") as file:
+            network = describe(file)
+    finally:
+        del registry._declared["magpie"]
+    rows = dict.fromkeys(re.findall(r"^\|[^|]*\| `(\S+)` \| `\S+` \|$", GUIDE, re.MULTILINE))
+    inner = [row.replace(".N.", f".{n}.") for n in range(2) for row in rows if ".N." in row]
+    first, *last = [row for row in rows if ".N." not in row]
+    assert list(walks.stages(network)) == [first, *inner, *last]
+    (said,) = re.findall(r"magpie has ((?:`\w+`(?:, |\s+and\s+|,\n)?)+)", GUIDE)
+    assert set(re.findall(r"\w+", said)) - {"and"} == walks.features(network)
 
 
 def test_its_table_of_names_is_the_stage_tables() -> None:

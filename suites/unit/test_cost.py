@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from prill_harness import Engine, open_engine
 from prill_harness.measure import reach
-from prill_harness.measure.cost import Meter, Spent, average, slopes
+from prill_harness.measure.cost import OUTSIDE, Meter, Spent, average, slopes
 from prill_runtime.ops.numpy import NumpyBackend
 
 PICO = "synth:llama-pico:f16"
@@ -102,6 +103,24 @@ def test_a_librarys_work_is_its_callers() -> None:
         one, two = (meter.spent(partial(sorts, count)) for count in (1, 2))
     assert {name.rpartition(".")[2] for name in one.instructions} == {"sorts"}
     assert two.steps - one.steps > 100
+
+
+def test_numpy_is_a_library_wherever_it_is_installed() -> None:
+    """In a user's folder, or in the environment below this one: its functions' work is their caller's."""
+    source = """
+import sysconfig
+paths = sysconfig.get_paths()
+sysconfig.get_paths = lambda: {**paths, "purelib": "/nowhere", "platlib": "/nowhere"}
+from functools import partial
+import numpy as np
+from prill_harness.measure.cost import Meter
+work = partial(np.unique, np.arange(100)[::-1])
+work()  # what NumPy imports late, it has from here on
+with Meter() as meter:
+    print(*meter.spent(work).instructions, sep="\\n")
+"""
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [OUTSIDE]
 
 
 def test_bytes_are_counted_by_function_whether_kept_or_not() -> None:

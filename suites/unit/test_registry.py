@@ -15,10 +15,12 @@ import prill_runtime
 from prill_fixtures import path as fixture_path
 from prill_harness import open_engine
 from prill_harness.plan import provenance
+from prill_harness.witness import naive as witness
 from prill_runtime.errors import DescriptionError, ModelFileError, UnsupportedModel
 from prill_runtime.gguf.file import open_gguf
 from prill_runtime.models import registry
 from prill_runtime.models.load import describe
+from prill_suites import witness as suite
 
 from .commandline import invoke
 from .test_models import STRING, key
@@ -48,13 +50,19 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         folder.mkdir()
         (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 2.0\n", "utf-8")
         (folder / "entry_points.txt").write_text("\n".join(["[prill.architectures]", *points]), "utf-8")
-        registry.installed.cache_clear()
+        forget()
 
     yield installed
-    registry.installed.cache_clear()
+    forget()
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(site)):
             del sys.modules[name]
+
+
+def forget() -> None:
+    """What was installed is looked up anew: a process that is not a test asks once."""
+    for asked in (registry.installed, witness._installed, provenance.brought):
+        asked.cache_clear()
 
 
 def file_of(architecture: str, tmp_path: Path) -> Path:
@@ -156,6 +164,20 @@ def test_a_refusal_of_the_file_stays_what_it_is(install: Install, tmp_path: Path
         describe(file)
 
 
+def test_a_package_brings_a_second_reading(install: Install, tmp_path: Path) -> None:
+    """It is asked about its own architecture, evidence names it, and prill's own readings stay prill's."""
+    jay, llama = (witness.read(path) for path in (file_of("jay", tmp_path), tiny(tmp_path / "llama.gguf")))
+    expected = witness.logits(llama, [5, 300, 7])
+    assert not witness.knows(jay)
+    source = "from prill_harness.witness.naive import llama\ndef wrong(reading, ids):\n    return 0\n"
+    install(source, "[prill.witnesses]", "jay = jays:llama", "llama = jays:wrong")
+    assert witness.knows(jay)
+    assert np.array_equal(witness.logits(jay, [5, 300, 7]), expected)
+    assert suite.second_of(jay).startswith("the witness jays:llama of jays 2.0:")
+    assert np.array_equal(witness.logits(llama, [5, 300, 7]), expected)
+    assert suite.second_of(llama) == suite.SECOND
+
+
 def test_evidence_says_which_description_it_is_of(install: Install, tmp_path: Path) -> None:
     """A cell records its sources, so that `--resume` takes nothing from another description; prill's own is
     in the digest of prill's code."""
@@ -163,12 +185,10 @@ def test_evidence_says_which_description_it_is_of(install: Install, tmp_path: Pa
     suite.write_text("", "utf-8")
     install(SOUND, "jay = jays:model")
     name = "prill.architectures jays:model"
-    provenance.brought.cache_clear()
     before = provenance.describe(jay, suite)
     (tmp_path / "site" / "jays.py").write_text(f"{SOUND}\n# another\n", "utf-8")
-    provenance.brought.cache_clear()
+    forget()
     after = provenance.describe(jay, suite)
-    provenance.brought.cache_clear()
     assert {key for key in before if before[key] != after[key]} == {name}
     assert set(before) == set(after) == {*provenance.describe("fixture:llama-tiny", suite), name}
 

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from types import CodeType, FrameType
 from typing import Any
@@ -31,6 +32,7 @@ from prill_runtime.ops.numpy import NumpyBackend
 from prill_runtime.run.model import Model
 
 LIBRARY = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
+LIBRARY += (str(Path(np.__file__).parent),)  # which may be installed for the user, or below this environment
 OUTSIDE = "the caller"
 # Where counts begin: Python has small integers at hand, and only larger ones take memory, each as much.
 NONE = 1 << 20
