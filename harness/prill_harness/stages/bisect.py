@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from prill_harness.engines.base import Capability, Engine
 from prill_harness.numbers.compare import nmse
+from prill_harness.stages.bounds import Bound
 from prill_harness.stages.findings import (
     Diagnosis,
     Finding,
@@ -80,7 +81,7 @@ def bisect(
     oracle: Engine,
     ids: Sequence[int],
     subject: Subject,
-    bounds: Mapping[str, float],
+    bounds: Mapping[str, Bound],
 ) -> Report:
     """Walk the stages free-running, then isolated.
 
@@ -89,7 +90,7 @@ def bisect(
     same stages on the same inputs.
 
     Args:
-        bounds: stage -> NMSE that the lane's noise may cause in isolation.
+        bounds: stage -> what the lane's noise may leave in isolation.
 
     Raises:
         Inconclusive: the two have no stage in common, or the candidate shows none.
@@ -161,11 +162,11 @@ def _report(
     truth: Mapping[str, Array],
     ids: Sequence[int],
     subject: Subject,
-    bounds: Mapping[str, float],
+    bounds: Mapping[str, Bound],
 ) -> Report:
     results: list[StageResult] = []
     wrong: list[Diagnosis] = []
-    table, loosest = subject.table, max(bounds.values())
+    table, loosest = subject.table, Bound(max(bound.nmse for bound in bounds.values()))
     for name in truth:
         if name in walk.odd:
             fact = f"shape {walk.odd[name]}, expected {truth[name].shape}"
@@ -176,8 +177,9 @@ def _report(
         want = walk.want[name][-len(got) :]
         judged = name not in walk.unjudged
         apart = nmse(truth[name][-len(free[name]) :], free[name]) if name in free else math.nan
-        isolated = nmse(want, got) if judged else math.nan
-        result = StageResult(name, apart, isolated, bounds.get(name, loosest), int(got.size), judged)
+        bound = bounds.get(name, loosest)
+        isolated = bound.apart(want, got) if judged else math.nan
+        result = StageResult(name, apart, isolated, bound.nmse, int(got.size), judged)
         results.append(result)
         if not result.ok:
             inputs = tuple(walk.inputs[source][-len(got) :] for source in table[name].inputs)

@@ -113,7 +113,7 @@ def explain(case: Case, floor: float) -> Explanation | None:
         floor: NMSE that a right stage may leave here. A guess counts when it comes down to the floor, or
             takes away all but a thousandth of the error.
     """
-    before = _nmse(case.got, case.want)
+    before = min(_nmse(case.got, case.want), 1.0)  # a guess is far better than zeros are, too
     best: Explanation | None = None
     with np.errstate(all="ignore"):
         for clause, array in guesses(case):

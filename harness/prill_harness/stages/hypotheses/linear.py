@@ -74,7 +74,9 @@ def capped(case: Case, node: Head) -> Iterator[Guess]:
 def head_layout(case: Case, node: Linear) -> Iterator[Guess]:
     """Rows of a head in rotary order of the other convention."""
     want = case.want.reshape(len(case.want), node.heads or 1, -1)
-    half = want.shape[-1] // 2
+    half, odd = divmod(want.shape[-1], 2)
+    if odd:  # no pairs to exchange
+        return
     split = want.reshape(*want.shape[:-1], half, 2).swapaxes(-1, -2)
     yield "rows of each head in half-split order instead of pairs", split
     joined = want.reshape(*want.shape[:-1], 2, half).swapaxes(-1, -2)

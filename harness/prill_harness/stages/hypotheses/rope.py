@@ -82,11 +82,11 @@ def rotary(case: Case, node: Rope) -> Iterator[Guess]:
     yield "frequency base^(-i) instead of base^(-2i/d)", rotate(x, positions, base**-exponents / divisors)
     slow = base ** (-exponents / dim) / divisors
     yield "frequency base^(-i/d) instead of base^(-2i/d)", rotate(x, positions, slow)
-    turned = x.copy()
-    turned[..., : dim // 2] = rotate(x[..., : dim // 2], positions, right[: dim // 4])
+    turned, half = x.copy(), dim // 4 * 2  # whole pairs
+    turned[..., :half] = rotate(x[..., :half], positions, right[: half // 2])
     yield "only the first half of the dimensions rotated", turned
-    turned[..., : dim // 2] = rotate(x[..., : dim // 2], positions, frequencies(dim // 2, base))
-    yield f"rope dimension {dim // 2} instead of {dim}", turned
+    turned[..., :half] = rotate(x[..., :half], positions, frequencies(half, base))
+    yield f"rope dimension {half} instead of {dim}", turned
     yield "frequencies in reverse order", rotate(x, positions, right[::-1])
     for last in (64, 128, 256):
         if last < len(positions):
