@@ -13,8 +13,8 @@ LONG = ("fixture:llama-long",)
 WINDOW = ("fixture:llama-window",)
 HOMES = {
     "Norm": "norms", "RmsNorm": "norms", "LayerNorm": "norms", "Linear": "linear", "Rope": "rope",
-    "Attention": "attention", "Dense": "feedforward", "Layer": "network", "Embed": "network",
-    "Head": "network", "Network": "network",
+    "Attention": "attention", "Dense": "feedforward", "Experts": "experts", "Layer": "network",
+    "Embed": "network", "Head": "network", "Network": "network",
 }  # fmt: skip
 """Kind of node -> the module of `models.nodes` that has it."""
 
