@@ -50,7 +50,16 @@ class SequentialBackend(RoundedBackend):
         return self.leaving(y if bias is None else y + bias)
 
     def attention(
-        self, q: Array, k: Array, v: Array, *, start: int, scale: float, window: int | None = None
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        *,
+        start: int,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+        sinks: Array | None = None,
     ) -> Array:
         rows, heads, size = q.shape
         shared = heads // len(k)
@@ -61,9 +70,14 @@ class SequentialBackend(RoundedBackend):
             keys, values = k[head // shared], v[head // shared]
             scaled = q[:, head] * scale
             scores = running(size, lambda n, a=scaled, b=keys: a[:, n, None] * b[:, n])  # type: ignore[misc]
+            if softcap is not None:
+                scores = np.asarray(softcap * np.tanh(scores / softcap))
             scores[hidden] = -np.inf
-            weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+            sink = -np.inf if sinks is None else float(sinks[head])
+            top = np.maximum(scores.max(axis=-1, keepdims=True), sink)
+            weights = np.exp(scores - top)
             total = running(len(keys), lambda n, w=weights: w[:, n, None])  # type: ignore[misc]
+            total = total + np.exp(sink - top)
             weights = weights / total
             out[:, head] = running(len(keys), lambda n, w=weights, b=values: w[:, n, None] * b[n])  # type: ignore[misc]
         return self.leaving(out.reshape(rows, heads * size))

@@ -22,7 +22,7 @@ from prill_harness.planting import faults
 from prill_runtime.errors import PrillError
 from prill_runtime.ops import rotary
 from prill_runtime.ops.numpy import NumpyBackend
-from prill_runtime.ops.protocol import Array, Ids
+from prill_runtime.ops.protocol import Array, Ids, Yarn
 from prill_runtime.ops.rounded import RoundedBackend
 from prill_runtime.run.model import Model
 
@@ -35,10 +35,16 @@ class Honest(RoundedBackend):
     """The lane's arithmetic, with rotary angles in float32."""
 
     def angles(
-        self, positions: Ids, base: float, dim: int, factor: float, freq_factors: Array | None
+        self,
+        positions: Ids,
+        base: float,
+        dim: int,
+        factor: float,
+        freq_factors: Array | None,
+        yarn: Yarn | None = None,
     ) -> Array:
         """The float32 product of position and float32 frequency."""
-        frequencies: Array = rotary.frequencies(base, dim, factor).astype(np.float32)
+        frequencies: Array = rotary.frequencies(base, dim, factor, None, yarn).astype(np.float32)
         if freq_factors is not None:
             frequencies /= freq_factors.astype(np.float32)
         return np.asarray(positions.astype(np.float32)[:, None] * frequencies)

@@ -43,6 +43,12 @@ class Linear(Node):
         """(row, rows of the whole tensor)."""
         return p.ops.linear(x, p.weights[f"{self.name}.weight"], p.weights.get(f"{self.name}.bias"))
 
+    def shared(self, p: Pass, x: Array, products: dict[str, Array]) -> Array:
+        """As a call; `products` keeps that of a whole tensor for the others that have rows of it."""
+        if self.name not in products:
+            products[self.name] = self.product(p, x)
+        return self(p, x, products[self.name])
+
     def __call__(self, p: Pass, x: Array, product: Array | None = None) -> Array:
         """`product`: that of the whole tensor, where somebody has it."""
         y = self.product(p, x) if product is None else product

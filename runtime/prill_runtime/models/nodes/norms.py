@@ -11,20 +11,30 @@ from prill_runtime.ops.protocol import Array
 
 @dataclass(frozen=True)
 class Norm(Node):
-    """A norm over the last axis; its stage and its tensors have one name."""
+    """A norm over the last axis.
+
+    Attributes:
+        name: full name of its stage. tensor: that of its tensors, where it is another.
+    """
 
     name: str
     width: int
     eps: float
+    tensor: str = ""
+
+    @property
+    def stem(self) -> str:
+        """Name of its tensors, without `.weight` or `.bias`."""
+        return self.tensor or self.name
 
     def tensors(self) -> Iterator[Tensor]:
-        yield Tensor(f"{self.name}.weight", (self.width,))
+        yield Tensor(f"{self.stem}.weight", (self.width,))
 
     def effective(self) -> dict[str, Value]:
         return {"norm_eps": self.eps}
 
     def stages(self, source: str) -> Iterator[Stage]:
-        yield Stage(self.name, (source,), (self.name,), self)
+        yield Stage(self.name, (source,), (self.stem,), self)
 
     def __call__(self, p: Pass, x: Array) -> Array:
         raise NotImplementedError
@@ -38,7 +48,7 @@ class RmsNorm(Norm):
         return {"rms_norm"}
 
     def __call__(self, p: Pass, x: Array) -> Array:
-        return p.tap(self.name, p.ops.rms_norm(x, p.weights[f"{self.name}.weight"], self.eps))
+        return p.tap(self.name, p.ops.rms_norm(x, p.weights[f"{self.stem}.weight"], self.eps))
 
 
 @dataclass(frozen=True)
@@ -47,11 +57,11 @@ class LayerNorm(Norm):
 
     def tensors(self) -> Iterator[Tensor]:
         yield from super().tensors()
-        yield Tensor(f"{self.name}.bias", (self.width,))
+        yield Tensor(f"{self.stem}.bias", (self.width,))
 
     def features(self) -> set[str]:
         return {"layer_norm"}
 
     def __call__(self, p: Pass, x: Array) -> Array:
-        weight, bias = (p.weights[f"{self.name}.{part}"] for part in ("weight", "bias"))
+        weight, bias = (p.weights[f"{self.stem}.{part}"] for part in ("weight", "bias"))
         return p.tap(self.name, p.ops.layer_norm(x, weight, bias, self.eps))
