@@ -113,7 +113,7 @@ def test_the_guide_does_what_it_shows(shell: dict[str, str], tmp_path: Path) -> 
                 file.write(step.text)
             continue
         done = subprocess.run(
-            ["bash", "-c", step.text], cwd=folder, env=shell, capture_output=True, text=True, timeout=120,
+            ["bash", "-c", step.text], cwd=folder, env=shell, capture_output=True, text=True, timeout=300,
             stdin=subprocess.DEVNULL, check=False,
         )  # fmt: skip
         said = printed(done.stdout + done.stderr)

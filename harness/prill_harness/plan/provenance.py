@@ -64,12 +64,13 @@ def model_facts(spec: str) -> dict[str, str]:
 def brought(architecture: str) -> dict[str, str]:
     """Entry points of other packages for an architecture -> sha256 of their sources; none for prill's own."""
     points = (point for group in BROUGHT for point in metadata.entry_points(group=group, name=architecture))
-    return {f"{point.group} {point.value}": _digest_of(point.module.partition(".")[0]) for point in points}
+    return {f"{point.group} {point.value}": _digest_of(point.module) for point in points}
 
 
 def _digest_of(module: str) -> str:
     """sha256 over the Python files of a module or package that need not be importable (hex)."""
-    spec = importlib.util.find_spec(module)
+    top, *_ = module.split(".")
+    spec = importlib.util.find_spec(top)
     places = [] if spec is None else spec.submodule_search_locations or [spec.origin or ""]
     files = [file for place in map(Path, places) for file in (place, *place.rglob("*.py")) if file.is_file()]
     return file_digest(*sorted(files))
