@@ -50,7 +50,7 @@ def test_without_needs_it_shows_on_an_architecture_each() -> None:
 def test_needs_that_no_model_has_are_an_error_that_names_them() -> None:
     """A feature nobody has, or two that no one model has: which, and of which fault."""
     with pytest.raises(
-        UsageError, match="can show fault bug: expected one with experts; give it a model of its own"
+        UsageError, match="show fault bug: expected one with experts; give it a model of its own"
     ):
         _ = fault(needs=("experts",)).models
     with pytest.raises(UsageError, match="expected one with rope and without gate"):
