@@ -9,7 +9,7 @@ import pytest
 from prill_fixtures import NAMES
 from prill_harness.engines.features import PACKAGED, Traits, having, packaged, traits
 from prill_harness.faults.catalogue import catalogue
-from prill_harness.faults.opening import open_engine
+from prill_harness.plan.provenance import model_facts
 from prill_harness.planting import faults
 from prill_harness.planting.faults import Fault, Patch
 from prill_runtime.errors import UsageError
@@ -49,9 +49,11 @@ def test_without_needs_it_shows_on_an_architecture_each() -> None:
 
 def test_needs_that_no_model_has_are_an_error_that_names_them() -> None:
     """A feature nobody has, or two that no one model has: which, and of which fault."""
-    with pytest.raises(UsageError, match="can show fault bug: expected experts; give it a model of its own"):
+    with pytest.raises(
+        UsageError, match="show fault bug: expected one with experts; give it a model of its own"
+    ):
         _ = fault(needs=("experts",)).models
-    with pytest.raises(UsageError, match="expected rope, no gate"):
+    with pytest.raises(UsageError, match="expected one with rope and without gate"):
         _ = fault(needs=("rope",), lacks=("gate",)).models
 
 
@@ -82,9 +84,19 @@ def test_a_fault_applies_to_what_is_known_to_have_its_features() -> None:
     assert fault().applies_to(Traits("x"))
 
 
-def test_the_models_do_not_depend_on_what_is_planted() -> None:
-    """Asked first while a fault changes what descriptions say, they are what they were."""
+def blind() -> Iterator[Patch]:
+    """Nothing has a feature."""
+    yield Patch("prill_runtime.models.walks:features", lambda original: lambda network: frozenset())
+
+
+def test_features_do_not_depend_on_what_is_planted() -> None:
+    """Asked first while a fault hides all features, a fault's models and what a cell records are what they
+    were."""
     packaged.cache_clear()
-    with faults.only((ALL["head_not_tied"],)):
-        assert not open_engine("numpy+fault:head_not_tied", GPT2).info.config["tied_head"]
+    model_facts.cache_clear()
+    with faults.only((Fault("blind", "file", ("file",), "is wrong", (), blind),)):
+        assert traits(GPT2).features == frozenset()
         assert fault(needs=("tied",)).models == (GPT2,)
+        recorded = Traits.of_record(model_facts(GPT2))
+    assert recorded == traits(GPT2)
+    assert "tied" in (recorded.features or ())

@@ -151,6 +151,15 @@ def test_a_model_of_the_plan_that_left_nothing_hides_no_item() -> None:
     assert found.rules[0].status is Status.INCONCLUSIVE
 
 
+def test_a_cell_that_knows_nothing_makes_no_model_unknown() -> None:
+    """A suite that did not load records no versions: what the model's other cells recorded stands."""
+    broken = Cell("llama", "numpy", "unloaded")
+    records = [*run({"llama": LLAMA}, whole(cells=CELLS[:1])), CellStarted(broken, ("unloaded.x",), 0.0)]
+    found = decide(records, lists=TEMPLATE, cells=(*CELLS[:1], broken))
+    assert [i.id for i in found.items] == ["llama.exact", "llama.turned"]
+    assert found.exit_code == 10
+
+
 def test_what_a_model_has_may_be_unknown() -> None:
     """Of a model that nobody described every item stands there; a pass proves none that asks a feature."""
     found = decide(run({"llama": LLAMA, "gpt": None}, whole()), lists=TEMPLATE)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from prill_harness.decide.checklist import UNKNOWN, Checklist, Item, speaks_of
-from prill_harness.engines.features import Traits
+from prill_harness.engines.features import Traits, in_words
 from prill_harness.records.evidence import Cell, CellStarted
 
 ANY = "ARCH"  # stands for an architecture's name where a template is shown
@@ -26,11 +26,10 @@ def models_of(cells: Iterable[Cell], starts: Iterable[CellStarted]) -> dict[str,
 
 def instances(checklists: Iterable[Checklist], models: Mapping[str, Traits]) -> tuple[Checklist, ...]:
     """Lists as they are, and templates once for each architecture among the models, in the models' order."""
+    names = dict.fromkeys(model.architecture or UNKNOWN for model in models.values())
     found: list[Checklist] = []
     for checklist in checklists:
-        names = dict.fromkeys(model.architecture or UNKNOWN for model in models.values())
-        asked = [_instance(checklist, name, models) for name in names]
-        found += asked if checklist.template else [checklist]
+        found += [_instance(checklist, name, models) for name in names] if checklist.template else [checklist]
     return tuple(found)
 
 
@@ -53,8 +52,7 @@ def _instance(template: Checklist, architecture: str, models: Mapping[str, Trait
 
 def of_models(item: Item) -> str:
     """The features of the models that an item speaks of, in words; empty for all models."""
-    words = [*(f"with {name}" for name in item.needs), *(f"without {name}" for name in item.lacks)]
-    return " and ".join(words)
+    return in_words(item.needs, item.lacks)
 
 
 def shown_id(checklist: Checklist, item: Item) -> str:

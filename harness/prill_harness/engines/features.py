@@ -49,6 +49,11 @@ class Traits:
         return cls(versions.get("architecture", ""), known)
 
 
+def in_words(needs: Collection[str], lacks: Collection[str]) -> str:
+    """What a model has to have: "with rope and without window"; empty where that is nothing."""
+    return " and ".join([*(f"with {name}" for name in needs), *(f"without {name}" for name in lacks)])
+
+
 def traits(spec: str) -> Traits:
     """Those of a model's file; no byte of its weights is read."""
     with suppress(PrillError, OSError), open_gguf(resolve_model(spec)) as file:

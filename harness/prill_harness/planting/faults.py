@@ -20,7 +20,7 @@ from types import CodeType
 from typing import Any, TypeVar
 
 from prill_harness.engines.base import Engine, Session
-from prill_harness.engines.features import Traits, having, packaged
+from prill_harness.engines.features import Traits, having, in_words, packaged
 from prill_runtime.errors import UsageError
 
 Wrap = Callable[[Any], Any]
@@ -95,7 +95,7 @@ class Fault:
                 return tuple(first.values())
             suits = having(self.needs, self.lacks)
         if suits is None:
-            expected = ", ".join([*self.needs, *(f"no {feature}" for feature in self.lacks)])
+            expected = f"one {in_words(self.needs, self.lacks)}"
             raise UsageError(f"no packaged model can show fault {self.name}", expected=expected,
                              hint="give it a model of its own, or package one")  # fmt: skip
         return (suits,)

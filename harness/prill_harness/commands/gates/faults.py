@@ -41,7 +41,7 @@ def listing(console: Console) -> int:
     from prill_harness.faults.catalogue import catalogue
 
     known = [fault for engine in ("numpy", "emu") for fault in catalogue(engine).values()]
-    shown = ("name", "area", "engine", "summary", "blames", "models")
+    shown = ("name", "area", "engine", "summary", "blames", "needs", "lacks", "models")
     console.emit({"faults": [{key: getattr(fault, key) for key in shown} for fault in known]})
     console.table(
         ("fault", "area", "blames", "what is wrong"),
@@ -59,6 +59,7 @@ def listing(console: Console) -> int:
 @click.argument("name")
 def show(console: Console, name: str) -> int:
     """Show the fault NAME: what is wrong, its code, and who was seen to kill it."""
+    from prill_harness.engines.features import in_words
     from prill_harness.faults.catalogue import catalogue, named
     from prill_harness.faults.trial import kills as matrix
 
@@ -68,11 +69,14 @@ def show(console: Console, name: str) -> int:
     console.emit(
         {
             "name": fault.name, "area": fault.area, "summary": fault.summary, "blames": fault.blames,
-            "models": fault.models, "source": fault.source, "killed_by": killed_by, "blamed": blamed,
+            "needs": fault.needs, "lacks": fault.lacks, "models": fault.models, "source": fault.source,
+            "killed_by": killed_by, "blamed": blamed,
         }
     )  # fmt: skip
     console.line(f"{fault.name} ({fault.area}): {fault.summary}")
     console.line(f"has to be blamed: {' or '.join(fault.blames)}; shows on {', '.join(fault.models)}")
+    if fault.needs or fault.lacks:
+        console.line(f"needs a model {in_words(fault.needs, fault.lacks)}")
     console.line(
         f"killed by: {', '.join(killed_by) or 'nobody yet'}; blamed: {' or '.join(blamed) or 'nobody yet'}"
     )
