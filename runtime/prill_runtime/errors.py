@@ -5,6 +5,7 @@ PrillError                     exit 3  the harness itself broke
 │   ├── InvalidParameter               an argument of a call is out of range
 │   ├── ModelFileError                 a model file is malformed, truncated or inconsistent
 │   ├── UnsupportedModel               a sound file of an architecture, type or tokenizer prill does not know
+│   ├── DescriptionError               an installed description of an architecture is broken
 │   └── PolicyError                    a gate or plan file is invalid
 │       ├── ChecklistError             a checklist is
 │       ├── WaiverError                a file of waivers is
@@ -84,6 +85,12 @@ class UnsupportedModel(UsageError):
     """The file is sound, but names an architecture, type or tokenizer that prill does not implement."""
 
     noun = "unsupported model"
+
+
+class DescriptionError(UsageError):
+    """What another package installed to describe an architecture is broken, or there are two of them."""
+
+    noun = "invalid description"
 
 
 class PolicyError(UsageError):

@@ -209,10 +209,11 @@ def test_untouched(
     if len(arrays) >= 40 and np.array_equal(stages[ends[0]], stages[ends[1]]):
         # They are where the layers between add zeros, or less to the stream than its rounding takes away,
         # and then not for a buffer that all stages share.
-        true = dict(oracle.trace(ids))
-        moved, (_, limit) = nmse(true[ends[0]], true[ends[1]]), bound(engine, golden)
+        true = traces.capture(oracle, ids).stages
+        first, last = (traces.rows(true[end]) for end in ends)
+        moved, (_, limit) = nmse(first, last), bound(engine, golden)
         observe.expect(
-            moved <= limit,
+            moved <= limit or Noise(engine, golden, ids, 0).explains(ends[1], last, first),
             f"the outputs of the first and last layer are equal; the oracle's are apart by NMSE {moved:.3g}",
         )
     observe.say(

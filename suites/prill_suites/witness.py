@@ -51,8 +51,15 @@ def reading(model_path: Path) -> Reading:
             "the oracle shares its code with this engine, and no witness knows the architecture",
             expected=" or ".join(witness.FORWARD),
             got=found.architecture,
+            hint=f"a naive forward pass under the entry point group {witness.GROUP} is asked",
         )
     return found
+
+
+def second_of(reading: Reading) -> str:
+    """Who the oracle is compared with."""
+    theirs = witness.whose(reading)
+    return f"the witness {theirs}: a forward pass of its own" if theirs else SECOND
 
 
 def varied(golden: Golden, count: int) -> list[int]:
@@ -106,8 +113,8 @@ def test_logits(
     if not witness.knows(reading):
         observe.say(f"{len(ids)} positions of the oracle: {told}; the witness does not know the architecture")
         return
-    expected, got = witness.logits(reading, ids), oracle.logits(ids)
-    observe.saw(expected.size, oracle=SECOND)
+    expected, got, who = witness.logits(reading, ids), oracle.logits(ids), second_of(reading)
+    observe.saw(expected.size, oracle=who)
     error = nmse(expected, got)
     most = limit(error, reading, ids, expected)
     if most >= MOVED:
@@ -121,7 +128,7 @@ def test_logits(
         "oracle against witness NMSE",
         error,
         at_most=most,
-        otherwise=f"the oracle is wrong on this file: NMSE {error:.3g} to {SECOND}, at most {most:.2g}; "
+        otherwise=f"the oracle is wrong on this file: NMSE {error:.3g} to {who}, at most {most:.2g}; "
         f"{SHARED} is to blame",
     )
     control = next(iter(sensitivity.variations(reading, len(ids))))
@@ -130,7 +137,7 @@ def test_logits(
         observe.metric("control: another eps, NMSE", nmse(expected, other), at_least=SUMMED)
     also = f"; {told}" if told else ""
     observe.say(
-        f"{len(ids)} positions, {expected.size} logits of the oracle: NMSE {error:.2g} to {SECOND}{also}"
+        f"{len(ids)} positions, {expected.size} logits of the oracle: NMSE {error:.2g} to {who}{also}"
     )
 
 
@@ -144,9 +151,9 @@ def test_sensitivity(observe: Observer, golden: Golden, reading: Reading, model_
         raise Inconclusive("no witness knows the architecture, and transformers is not asked about changes")
     ids = varied(golden, SHORT)
     shallow = sensitivity.shallow(reading)
-    before = witness.logits(shallow, ids)
+    before, who = witness.logits(shallow, ids), second_of(reading)
     base = sensitivity.oracle_logits(model_path, shallow, ids)
-    observe.saw(before.size, oracle=SECOND)
+    observe.saw(before.size, oracle=who)
     apart = nmse(before, base)
     most = limit(apart, shallow, ids, before)
     if most >= MOVED:
@@ -156,7 +163,7 @@ def test_sensitivity(observe: Observer, golden: Golden, reading: Reading, model_
         "first layers as the file has them, NMSE",
         apart,
         at_most=most,
-        otherwise=f"the oracle is wrong on this file: its first layers are at NMSE {apart:.3g} from {SECOND}",
+        otherwise=f"the oracle is wrong on this file: its first layers are at NMSE {apart:.3g} from {who}",
     )
     seen, still = [], []
     for variation in sensitivity.variations(shallow, len(ids)):
@@ -168,7 +175,7 @@ def test_sensitivity(observe: Observer, golden: Golden, reading: Reading, model_
             got = sensitivity.oracle_logits(model_path, variation.reading, ids)
         except PrillError as refusal:
             observe.fail(f"the oracle refuses the file with another {variation.name}: {refusal}")
-        observe.saw(expected.size, oracle=SECOND)
+        observe.saw(expected.size, oracle=who)
         observe.expect(
             moved(base, got),
             f"{variation.name} is not read: changing it moves the witness (NMSE "

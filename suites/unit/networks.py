@@ -10,7 +10,7 @@ from gguf import GGMLQuantizationType as T
 
 from prill_runtime.gguf.tensors import TensorInfo
 from prill_runtime.models.load import describe
-from prill_runtime.models.nodes import Network
+from prill_runtime.models.nodes.network import Network
 
 
 def network(

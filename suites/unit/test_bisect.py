@@ -15,7 +15,7 @@ from prill_harness.faults.opening import open_engine
 from prill_harness.numbers.lanes import lane_for
 from prill_harness.planting.faults import Fault
 from prill_harness.stages.bisect import Report, Subject, bisect
-from prill_harness.stages.bounds import stage_bounds
+from prill_harness.stages.bounds import Bound, stage_bounds
 from prill_harness.stages.subject import open_subject
 from prill_harness.stages.trace import capture
 from prill_harness.tokens.golden import golden_for
@@ -59,7 +59,7 @@ class Bench:
     model: str
     oracle: Engine
     subject: Subject
-    texts: dict[int, tuple[list[int], dict[str, float]]]
+    texts: dict[int, tuple[list[int], dict[str, Bound]]]
     reports: dict[tuple[str, int], Report] = field(default_factory=dict)
 
     def bisect(self, faults: str = "", length: int = SHORT) -> Report:

@@ -142,6 +142,10 @@ def test_items_know_their_lines(tmp_path: Path) -> None:
         ("verify_again = 2026-07-01", "verify_again = 2026-01-01", "must lie after"),
         ("ab" * 32, "ab", "64 hex digits"),
         ('id = "demo"', 'id = "other"', "id and file name differ"),
+        ('docs = "docs/x.md"', 'needs = ["rope"]', "features choose items of a template alone"),
+        ('docs = "docs/x.md"', 'needs = ["ropes"]', "that no model has: .*got 'ropes'; did you mean 'rope'"),
+        ('docs = "docs/x.md"', 'architecture = "llama"', "no item names its architecture"),
+        ('title = "Demo"', 'title = "Demo"\neach = "model"', "Invalid enum value 'model'"),
     ],
 )
 def test_an_invalid_checklist_is_one_sentence(tmp_path: Path, old: str, new: str, told: str) -> None:

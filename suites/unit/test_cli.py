@@ -177,6 +177,7 @@ def test_inspect_shows_header_metadata_and_tensors(model: Path) -> None:
     assert "50 values: 't0', 't1'" in result.stdout
     assert "t30" not in result.stdout
     assert "\x1b" not in result.stdout
+    assert "features      not known: nothing here describes this file" in result.stdout  # it has no layers
 
 
 def test_json_is_pure_and_complete(model: Path) -> None:

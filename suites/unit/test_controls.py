@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from prill_fixtures import TYPES, sound
 from prill_harness.engines.base import Engine
@@ -25,7 +26,7 @@ from prill_suites.common import SAME
 from prill_suites.controls import Pair, Texts, Trial, distance
 from prill_suites.stages_noise import Noise
 
-from .test_sound_models import PLAIN
+from .test_sound_models import GPT2, PLAIN
 
 
 @pytest.fixture
@@ -120,6 +121,12 @@ def test_distance_from_zeros_is_finite_and_from_a_nan_is_not() -> None:
     assert distance(ones, np.array([1.0, 1.0, np.nan])) == np.inf
 
 
+def usual_error(noise: Noise, stage: str, right: NDArray[np.float64]) -> float:
+    """The root of the mean square by which the draws of a noise leave the numbers of a stage."""
+    errors = [noise.stages(draw)[stage][: len(right)] - right for draw in range(noise.draws)]
+    return float(np.sqrt(np.mean(np.square(errors))))
+
+
 @pytest.mark.parametrize("norms", ["random", "zero"])
 def test_a_stage_is_excused_by_its_own_noise_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, norms: str
@@ -135,14 +142,13 @@ def test_a_stage_is_excused_by_its_own_noise_alone(
         if norms == "zero":  # whatever enters, what leaves such a norm is zeros, in every rounding
             zeros = truth["blk.1.ffn_norm"]
             assert not zeros.any()
-            assert np.array_equal(noise.stages["blk.1.ffn_norm"], zeros)
+            assert np.array_equal(noise.stages()["blk.1.ffn_norm"], zeros)
             assert not noise.explains("blk.1.ffn_norm", zeros, zeros + 1e-12)
             return
-        own, right = noise.stages["blk.1.out"], truth["blk.1.out"]
-        error = own - right
-        assert error.any()
-        assert noise.explains("blk.1.out", right, right + 9 * error)
-        assert not noise.explains("blk.1.out", right, right + 11 * error)
+        right, usual = truth["blk.1.out"], usual_error(noise, "blk.1.out", truth["blk.1.out"])
+        assert usual > 0
+        assert noise.explains("blk.1.out", right, right + 9 * usual)
+        assert not noise.explains("blk.1.out", right, right + 11 * usual)
         assert not noise.explains("no.such.stage", right, right)
 
 
@@ -164,5 +170,51 @@ def test_sums_of_equal_terms_err_one_way(
         )
         for name, right in truth.items():
             error, _ = squares(right, got[name])
-            own, energy = squares(right, noise.stages[name])
+            own, energy = squares(right, noise.stages()[name])
             assert error <= lanes.TYPE_RATIO * own or error <= 1e-13 * energy, name
+
+
+def test_noise_of_a_single_number_is_not_judged_by_one_draw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where all logits of a row are one number, a draw is now and then next to nothing: the usual size of the
+    noise decides, nine times of which is rounding and eleven are not."""
+    monkeypatch.setenv("PRILL_CACHE", str(tmp_path / "cache"))
+    recipe = replace(PLAIN, head="equal", context=64)
+    with trial_on(sound.build(recipe, tmp_path / "model.gguf")) as trial:
+        ids = (trial.texts[0] * 64)[:64]
+        noise, truth = Noise(trial.engine, trial.golden, ids, 0), np.asarray(trial.oracle.logits(ids))
+        unlucky = 0
+        for at in range(64):
+            row, right = slice(at, at + 1), truth[at : at + 1]
+            first, *others = (noise.stages(draw)["logits"][row] - right for draw in range(noise.draws))
+            usual = float(np.sqrt(np.mean(np.square([first, *others]))))
+            unlucky += np.abs(first).max() < usual / 10
+            assert noise.explains("logits", right, right + 9 * usual, row)
+            assert not noise.explains("logits", right, right + 11 * usual, row)
+        assert unlucky  # by the first draw alone a usual error would be no rounding
+
+
+@pytest.mark.parametrize(("width", "context"), [(21, 16), (31, 64), (13, 256)])
+def test_a_mean_of_equal_rows_keeps_their_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int, context: int
+) -> None:
+    """What an engine makes of a constant GPT-2, whose norms are of equal values, is within the noise of every
+    stage, attention too: rows that are equal err alike, and their mean by as much."""
+    monkeypatch.setenv("PRILL_CACHE", str(tmp_path / "cache"))
+    one = {"width": width, "head_dim": width, "heads": 1, "kv_heads": 1, "biases": False}
+    file = sound.build(replace(GPT2, weights="constant", context=context, **one), tmp_path / "model.gguf")  # type: ignore[arg-type]
+    with trial_on(file) as trial:
+        ids, late = (trial.texts[0] * context)[:context], context // 2
+        noise = Noise(trial.engine, trial.golden, ids, late)
+        truth, got = (
+            {n: np.asarray(a, np.float64).reshape(context, -1)[late:] for n, a in e.trace(ids)}
+            for e in (trial.oracle, trial.engine)
+        )
+        assert not any(truth[f"blk.{layer}.attn"].any() for layer in (0, 1))
+        assert any(got[f"blk.{layer}.attn"].any() for layer in (0, 1))
+        for name, right in truth.items():
+            assert noise.explains(name, right, got[name]), name
+            if name.endswith("attn"):
+                usual = usual_error(noise, name, right)
+                assert not noise.explains(name, right, right + 11 * usual), name

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import cProfile
+import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 from functools import partial
+from pstats import Stats
+from types import FrameType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +18,9 @@ from hypothesis import strategies as st
 
 from prill_harness import Engine, open_engine
 from prill_harness.measure import reach
-from prill_harness.measure.cost import Meter, Spent, average, slopes
+from prill_harness.measure.cost import OUTSIDE, Meter, Spent, average, slopes
+from prill_harness.measure.interpreter import Monitored
+from prill_runtime.errors import Inconclusive
 from prill_runtime.ops.numpy import NumpyBackend
 
 PICO = "synth:llama-pico:f16"
@@ -41,6 +48,64 @@ def test_instructions_are_counted_by_function() -> None:
     with Meter() as meter:
         spent = [meter.spent(partial(steps, count)).instructions["steps"] for count in (10, 20, 30)]
     assert spent[2] - spent[1] == spent[1] - spent[0] > 20
+
+
+def test_whoever_watched_before_watches_again() -> None:
+    """A profiler of Python's or of C's, a tracer, and a trace of memory go on once the meter has stopped."""
+    seen: list[str] = []
+
+    def profile(frame: FrameType, event: str, argument: object) -> None:
+        seen.append(frame.f_code.co_name)
+
+    before, tracer = sys.getprofile(), sys.gettrace()
+    counted = cProfile.Profile()
+    tracemalloc.start()
+    try:
+        sys.setprofile(profile)
+        with Meter() as meter:
+            meter.spent(partial(steps, 3))
+        assert sys.getprofile() is profile
+        assert "steps" not in seen
+        steps(3)
+        assert "steps" in seen
+        counted.enable()
+        with Meter() as meter:
+            meter.spent(partial(steps, 3))
+        grown(1)
+        counted.disable()
+        assert "grown" in {name for *_, name in Stats(counted).stats}  # type: ignore[attr-defined]
+        assert sys.gettrace() is tracer
+        assert tracemalloc.is_tracing()
+    finally:
+        sys.setprofile(before)
+        tracemalloc.stop()
+
+
+def test_a_number_that_another_tool_has_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instructions are monitored under a free number, one that no kind of tool has by name if there is one;
+    where all are taken that is said."""
+    tools: dict[int, str] = {0: "a debugger", 3: "somebody"}
+    events = [f"PY_{name}" for name in ("START", "RESUME", "THROW", "RETURN", "YIELD", "UNWIND")]
+    numbers = {name: 1 << at for at, name in enumerate([*events, "INSTRUCTION"])}
+    fake = SimpleNamespace(
+        events=SimpleNamespace(**numbers),
+        get_tool=tools.get,
+        use_tool_id=tools.__setitem__,
+        free_tool_id=tools.__delitem__,
+        register_callback=lambda tool, event, function: tools[tool],
+        set_events=lambda tool, events: tools[tool],
+    )
+    monkeypatch.setattr(sys, "monitoring", fake, raising=False)
+    watched = Monitored(*3 * [lambda code: None], frozenset())
+    watched.start()
+    assert [n for n in tools if n not in (0, 3)] == [4]
+    watched.stop()
+    assert tools == {0: "a debugger", 3: "somebody"}
+    tools.update(dict.fromkeys(range(6), "others"))
+    with pytest.raises(Inconclusive, match="all six"):
+        watched.start()
+    watched.stop()
+    assert tools == dict.fromkeys(range(6), "others")
 
 
 def test_a_function_that_is_met_first_counts_as_ever_after() -> None:
@@ -102,6 +167,24 @@ def test_a_librarys_work_is_its_callers() -> None:
         one, two = (meter.spent(partial(sorts, count)) for count in (1, 2))
     assert {name.rpartition(".")[2] for name in one.instructions} == {"sorts"}
     assert two.steps - one.steps > 100
+
+
+def test_numpy_is_a_library_wherever_it_is_installed() -> None:
+    """In a user's folder, or in the environment below this one: its functions' work is their caller's."""
+    source = """
+import sysconfig
+paths = sysconfig.get_paths()
+sysconfig.get_paths = lambda: {**paths, "purelib": "/nowhere", "platlib": "/nowhere"}
+from functools import partial
+import numpy as np
+from prill_harness.measure.cost import Meter
+work = partial(np.unique, np.arange(100)[::-1])
+work()  # what NumPy imports late, it has from here on
+with Meter() as meter:
+    print(*meter.spent(work).instructions, sep="\\n")
+"""
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [OUTSIDE]
 
 
 def test_bytes_are_counted_by_function_whether_kept_or_not() -> None:

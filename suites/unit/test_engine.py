@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from prill_runtime.errors import ContextLengthExceeded, InvalidParameter, NotANumber, UsageError
+from prill_runtime.models.base import Pass
 from prill_runtime.models.cache import KVCache
-from prill_runtime.models.nodes import Network, Pass
+from prill_runtime.models.nodes.network import Network
 from prill_runtime.ops.numpy import NumpyBackend
 from prill_runtime.ops.protocol import Array
 from prill_runtime.ops.rounded import RoundedBackend

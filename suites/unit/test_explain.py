@@ -14,6 +14,7 @@ import pytest
 
 from prill_harness.decide.checklist import load_checklists
 from prill_harness.decide.explained import explain
+from prill_harness.decide.templates import shown_id
 from prill_harness.faults.trial import kills
 from prill_harness.records import catalog
 
@@ -29,7 +30,7 @@ def test_every_check_explains_itself() -> None:
         assert found.observes.endswith("."), check
         assert {m.fault for m in found.mistakes} == set(matrix.killed_by(check)), check
         assert {p.item for p in found.proves} == {
-            i.id for each in lists for i in each.items if check in i.checks
+            shown_id(each, i) for each in lists for i in each.items if check in i.checks
         }
         file, line = catalog.check_ids()[check]
         assert Path(found.file).name == file.name

@@ -10,7 +10,7 @@ import pytest
 from prill_runtime.device.machine.emulator import EmuDevice
 from prill_runtime.device.memory.slot import SEQUENCE_DTYPE
 from prill_runtime.device.steps.launches import attend
-from prill_runtime.models.nodes import Attention
+from prill_runtime.models.nodes.attention import Attention
 from prill_runtime.ops.numpy import NumpyBackend
 
 from .networks import network

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prill_harness.decide import gate
-from prill_harness.decide.checklist import Checklist, Item, When
+from prill_harness.decide.checklist import Checklist, Item
 from prill_harness.decide.waivers import Conditions, Waiver
 from prill_harness.faults.trial.forgotten import Forgotten
 from prill_harness.faults.trial.kills import FaultTrial, Kills
@@ -43,12 +43,12 @@ def policy(**changes: object) -> Policy:
     return Policy(Path("gates.toml"), "0" * 64, "demo", {"demo": msgspec.structs.replace(base, **changes)})
 
 
-def item(id: str, *checks: str, severity: Severity = Severity.CRITICAL, architecture: str = "") -> Item:
-    return Item(id, id.title(), "so", severity, checks, when=When(architecture))
+def item(id: str, *checks: str, severity: Severity = Severity.CRITICAL) -> Item:
+    return Item(id, id.title(), "so", severity, checks)
 
 
-def checklist(*items: Item) -> Checklist:
-    return Checklist("demo", "Demo", items, Path("demo.toml"), tuple(range(1, len(items) + 1)))
+def checklist(*items: Item, template: bool = False) -> Checklist:
+    return Checklist("demo", "Demo", items, Path("demo.toml"), tuple(range(1, len(items) + 1)), template)
 
 
 ALL = checklist(item("demo.exact", "tokens.exact"), item("demo.greedy", "tokens.greedy"))
@@ -82,14 +82,13 @@ def decide(
     *,
     lists: Checklist = ALL,
     waivers: tuple[Waiver, ...] = (),
-    narrowed: bool = False,
     cells: tuple[Cell, ...] = CELLS,
     as_of: dt.date = TODAY,
     kills: Kills = KILLS,
     forgotten: Forgotten = gate.NOTHING,
     **changes: object,
 ) -> Verdict:
-    work = Plan("demo", cells, narrowed)
+    work = Plan("demo", cells)
     return gate.decide(
         policy(**changes),
         work,
@@ -270,37 +269,6 @@ def test_a_checklist_the_gate_names_must_be_given() -> None:
     """A gate without its checklist is an invalid policy, not an empty success."""
     with pytest.raises(PolicyError, match="names a checklist"):
         decide(whole(), checklists=("demo", "absent"))
-
-
-# --- architectures --------------------------------------------------------------------------------------
-
-BOTH = checklist(
-    item("l", "tokens.exact", architecture="llama"), item("g", "tokens.exact", architecture="gpt2")
-)
-
-
-def test_an_item_speaks_of_its_architecture_alone() -> None:
-    """A failure on Llama is no failure of the GPT item."""
-    found = decide(whole(FAILURE), lists=BOTH)
-    assert [i.status.value for i in found.items] == ["failed", "proven"]
-    assert set(found.items[1].cells) == {"gpt/numpy/tokens/cpu"}
-
-
-def test_a_plan_that_lost_a_model_leaves_its_items_unproven() -> None:
-    """Without an override the GPT item stays on the list, unproven and blocking."""
-    alone = CELLS[:1]
-    found = decide(whole(cells=alone), lists=BOTH, cells=alone)
-    assert found.exit_code == 10
-    assert "g (critical) is unproven: no planned cell carries tokens.exact" in found.sentence
-
-
-def test_models_of_the_callers_choice_leave_other_architectures_out() -> None:
-    """With an override only items of the models' architectures count; with none left it is inconclusive."""
-    alone = CELLS[:1]
-    found = decide(whole(cells=alone), lists=BOTH, cells=alone, narrowed=True)
-    assert (found.exit_code, [i.id for i in found.items]) == (0, ["l"])
-    gpt_only = checklist(BOTH.items[1])
-    assert decide(whole(cells=alone), lists=gpt_only, cells=alone, narrowed=True).exit_code == 10
 
 
 # --- properties -----------------------------------------------------------------------------------------

@@ -57,10 +57,10 @@ def test_the_matrix_has_every_item_and_column() -> None:
     rows = {name: [words(td) for td in cells] for name, cells in shown.items()}
     assert set(rows) == {i.id for i in VERDICT.items}
     assert rows["llama.greedy-tokens"] == ["failed", "critical", "–", "✗"]
-    assert rows["gpt.positions"] == ["unproven", "high", "∅", "–"]
+    assert rows["gpt2.positions"] == ["unproven", "high", "∅", "–"]
     spoken = {name: [td.xpath("string(.//@aria-label)") for td in cells] for name, cells in shown.items()}
     assert spoken["llama.greedy-tokens"] == ["", "", "", "failed"]
-    assert spoken["gpt.positions"] == ["", "", "missing", ""]
+    assert spoken["gpt2.positions"] == ["", "", "missing", ""]
 
 
 def test_the_worst_cell_decides_a_field() -> None:

@@ -13,10 +13,18 @@ import prill_fixtures
 from prill_harness.faults.opening import open_engine
 from prill_harness.numbers.compare import nmse
 from prill_harness.stages.bisect import Subject
-from prill_harness.stages.hypotheses.case import guesses
+from prill_harness.stages.hypotheses import generic
+from prill_harness.stages.hypotheses.attention import Right
+from prill_harness.stages.hypotheses.case import chosen, guesses
+from prill_harness.stages.hypotheses.feedforward import ACTIVATIONS, CALLED
 from prill_harness.stages.hypotheses.known import REGISTRY, Case, explain, names
+from prill_harness.stages.hypotheses.rope import frequencies, rotate
 from prill_harness.stages.subject import open_subject
 from prill_harness.stages.trace import capture
+from prill_runtime.models.base import Node
+from prill_runtime.models.nodes.attention import Attention
+from prill_runtime.models.nodes.feedforward import GATED, PLAIN
+from prill_runtime.models.nodes.rope import Rope
 
 from .tiny_gguf import tiny
 
@@ -26,6 +34,10 @@ MODELS = ("llama-tiny:f16", "gpt2-tiny:f16", "llama-tiny:q8_0", "llama-tiny:q4_0
           "llama-tiny:q6_k", "llama-tiny:bf16", "gpt2-tiny:f32", "windowed", "scaled", "biased")  # fmt: skip
 # Guesses that read the candidate's own array: each is made by hand in a test of its own below.
 LOOKING = ("forgets", "lost_row", "one_pair")
+OWN = {"embed": 2, "attn_norm": 1, "q": 3, "k": 3, "v": 2, "q_rope": 3, "k_rope": 3, "attn": 4, "attn_out": 2,
+       "ffn_in": 1, "ffn_norm": 1, "gate": 2, "up": 2, "act": 1, "down": 2, "out": 1, "output_norm": 1,
+       "logits": 3}  # fmt: skip
+"""Kind of stage -> how many hypotheses of its node's kind it has."""
 
 
 def file_of(model: str, folder: Path) -> Path:
@@ -72,13 +84,18 @@ def clean_cases(subject: Subject, stages: dict[str, np.ndarray], ids: list[int])
         inputs = tuple(stages[name] for name in stage.inputs)
         want = stages[stage.name]
         made[stage.kind] = Case(
-            stage, subject.config, tuple(ids), inputs, want, want, subject.weight, subject.raw
+            stage, subject.table, tuple(ids), inputs, want, want, subject.weight, subject.raw
         )
     return made
 
 
 def test_every_mistake_is_named(cases: dict[str, Case]) -> None:
     """Each guess, computed in float32 as an engine would, is explained by its own clause or an equal one."""
+    assert every_mistake_named(cases) > (150 if len(cases) > 3 else 40)
+
+
+def every_mistake_named(cases: dict[str, Case]) -> int:
+    """How many guesses were made and named."""
     tried = 0
     for kind, case in cases.items():
         with np.errstate(all="ignore"):
@@ -93,7 +110,7 @@ def test_every_mistake_is_named(cases: dict[str, Case]) -> None:
                     equal = [a for c, a in guesses(replace(case, got=got)) if c == found.clause]
                 assert min(nmse(a, got) for a in equal) < FLOOR, f"{kind}: {clause} taken for {found.clause}"
             tried += 1
-    assert tried > (150 if len(cases) > 3 else 40)
+    return tried
 
 
 def test_noise_is_not_explained(cases: dict[str, Case]) -> None:
@@ -106,10 +123,28 @@ def test_noise_is_not_explained(cases: dict[str, Case]) -> None:
             assert explain(replace(case, got=got), FLOOR) is None, f"{kind} with noise {size}"
 
 
+def test_an_oracle_that_differs_from_its_file_is_told(cases: dict[str, Case]) -> None:
+    """Where the candidate computes what the file states and the oracle anything else, the oracle is named."""
+    for kind in {"attn_norm", "q", "k", "v", "q_rope", "attn", "down"} & set(cases):
+        case, tried = cases[kind], 0
+        with np.errstate(all="ignore"):
+            for clause, wrong in guesses(case):
+                if np.isfinite(wrong).all() and nmse(wrong, case.want) > 100 * FLOOR:
+                    found = explain(replace(case, want=wrong), FLOOR)
+                    assert found is not None, f"{kind}: {clause}"
+                    assert "as the file states, where the oracle's differ" in found.clause, (
+                        f"{kind}: {clause}"
+                    )
+                    tried += 1
+        assert tried > 5, kind
+
+
 def test_all_kinds_have_hypotheses(cases: dict[str, Case]) -> None:
-    """Every kind of stage has hypotheses of its own beside the generic ones."""
-    assert set(cases) <= set(REGISTRY)
-    assert len(list(names())) > 30
+    """Every kind of stage has hypotheses of its own node's kind beside the generic ones."""
+    for kind, case in cases.items():
+        own = [function for function in chosen(case.stage) if function.__module__ != generic.__name__]
+        assert len(own) == OWN[kind], kind
+    assert Node in REGISTRY
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +224,7 @@ def test_one_swapped_pair_is_told(long: dict[str, Case], kind: str, pair: int) -
     assert (
         named(case, after) == f"rope pair {pair} swapped: elements {i} and {j} exchanged after the rotation"
     )
-    angle = np.arange(300)[:, None] * case.number("rope_base") ** (-i / want.shape[-1])
+    angle = np.arange(300)[:, None] * case.stage.node.base ** (-i / want.shape[-1])
     a, b = x[..., i], x[..., j]
     before = want.copy()
     before[..., i] = b * np.cos(angle) - a * np.sin(angle)
@@ -227,3 +262,32 @@ def test_every_looking_hypothesis_has_a_test_of_its_own() -> None:
     """Those that read the candidate's array are not covered by the general test; these are all of them."""
     every = {name.partition(": ")[2] for name in names()}
     assert set(LOOKING) <= every
+
+
+def test_the_node_says_what_is_right(long: dict[str, Case]) -> None:
+    """Pairs half a head apart, a scale of its own: what the node says is right, and the usual is wrong."""
+    case = long["q_rope"]
+    node = case.stage.node
+    assert isinstance(node, Rope)
+    x, angles = case.inputs[0], frequencies(node.dim, node.base)
+    near, far = (rotate(x, case.positions, angles, half_split=half) for half in (False, True))
+    turned = replace(case, stage=replace(case.stage, node=replace(node, layout="neox")), want=far)
+    assert named(turned, near) == "pairs (2i, 2i+1) instead of (i, i+d/2)"
+    assert named(case, far) == "pairs (i, i+d/2) instead of (2i, 2i+1)"
+    swapped = far.copy()
+    swapped[..., [5, 37]] = far[..., [37, 5]]
+    assert named(turned, swapped) == "rope pair 5 swapped: elements 5 and 37 exchanged after the rotation"
+
+    case = long["attn"]
+    attention = case.stage.node
+    assert isinstance(attention, Attention)
+    scaled = replace(attention, scale=0.3)
+    right, wrong = Right.of(case, scaled)(), Right.of(case, attention)()
+    case = replace(case, stage=replace(case.stage, node=scaled), want=right)
+    assert named(case, wrong) == "scores scaled by 1/sqrt(d) instead of 0.3"
+
+
+def test_every_activation_of_a_node_has_hypotheses() -> None:
+    """What a feed-forward node may compute is known by the name that a sentence gives it."""
+    assert set(CALLED) == {*GATED, *PLAIN}
+    assert set(CALLED.values()) <= set(ACTIVATIONS)

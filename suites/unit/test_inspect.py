@@ -46,6 +46,17 @@ def test_each_tensor_has_a_digest(tmp_path: Path) -> None:
     assert not any(digest in invoke("inspect", str(path)).stdout for digest in wanted.values())
 
 
+@pytest.mark.parametrize(("model", "features"), [
+    ("fixture:llama-tiny", ["gate", "gqa", "rms_norm", "rope", "silu"]),
+    ("fixture:gpt2-tiny", ["bias", "fused_qkv", "gelu_tanh", "layer_norm", "learned_positions", "tied"]),
+    ("fixture:llama-window", ["bias", "gate", "gqa", "rms_norm", "rope", "silu", "window"]),
+])  # fmt: skip
+def test_a_model_has_features(model: str, features: list[str]) -> None:
+    """Those by which checklist items and faults are chosen, for people and machines."""
+    assert json.loads(invoke("inspect", model, "--json").stdout)["features"] == features
+    assert f"features      {', '.join(features)}\n" in invoke("inspect", model).stdout
+
+
 @pytest.mark.parametrize("kind", [T.F16, T.Q8_0, T.Q4_0], ids=lambda t: t.name)
 def test_a_quantisation_is_held_against_its_source(kind: T, tmp_path: Path) -> None:
     """Types, and NMSE after dequantising: as gguf dequantises both, tensor by tensor and over all."""

@@ -132,7 +132,7 @@ def test_never_greener_than_the_verdict(status: Status, code: int) -> None:
 def test_a_case_says_where_its_item_stands() -> None:
     """The default dialect carries file and line of the checklist item, the oracle and the command."""
     case = cases(VERDICT)["fixture:llama-tiny.numpy.cpu", "tokens.greedy"]
-    assert case._elem.get("file") == "suites/prill_suites/checklists/llama.toml"
+    assert case._elem.get("file") == "suites/prill_suites/checklists/model.toml"
     assert case._elem.get("line") == "12"
     facts = {p.get("name"): p.get("value") for p in case._elem.iter("property")}
     assert facts["reproduce"] == "prill run --engine numpy --model fixture:llama-tiny tokens.greedy"

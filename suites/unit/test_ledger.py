@@ -123,7 +123,7 @@ def test_a_torn_line_is_left_out_and_the_chain_goes_on(tmp_path: Path) -> None:
 
 CONTRADICTIONS: dict[str, Callable[[list[Any]], None]] = {
     "exit code 1, got 0": lambda r: r.__setitem__(-1, CellEnded(ONE, 0, 1.0, 4.0)),
-    "schema 2, got 1": lambda r: r.__setitem__(0, CellStarted(ONE, ("s.a", "s.b"), 1.0, {}, 1)),
+    "schema 3, got 1": lambda r: r.__setitem__(0, CellStarted(ONE, ("s.a", "s.b"), 1.0, {}, 1)),
 }
 
 

@@ -19,7 +19,10 @@ from prill_runtime.models import walks
 from prill_runtime.models.base import Node
 from prill_runtime.models.load import LoadReport, Wired, describe, examine
 from prill_runtime.models.load import load as load_file
-from prill_runtime.models.nodes import Attention, Head, Norm, Rope
+from prill_runtime.models.nodes.attention import Attention
+from prill_runtime.models.nodes.network import Head
+from prill_runtime.models.nodes.norms import Norm
+from prill_runtime.models.nodes.rope import Rope
 from prill_runtime.ops.numpy import NumpyBackend
 from prill_runtime.run.model import Model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,18 +11,32 @@ import numpy as np
 import pytest
 
 from prill_harness.engines.embedded import Embedded
+from prill_harness.engines.features import Traits, traits
+from prill_harness.faults.catalogue import catalogue
 from prill_harness.faults.opening import open_engine
 from prill_harness.numbers.lanes import lane_for
+from prill_harness.plan.provenance import model_facts
+from prill_harness.records.evidence import Cell, CellStarted
+from prill_harness.records.ledger import Ledger
 from prill_harness.stages.bisect import Report, bisect
 from prill_harness.stages.bounds import stage_bounds
+from prill_harness.stages.hypotheses.case import guesses
 from prill_harness.stages.subject import open_subject, stage_table
 from prill_harness.stages.trace import capture
+from prill_harness.witness import naive as naive_witness
+from prill_harness.witness import sensitivity
 from prill_runtime.device.model import DeviceModel
-from prill_runtime.models import load, walks
+from prill_runtime.models import registry, walks
 from prill_runtime.models.keys import Keys, heads
-from prill_runtime.models.nodes import Attention, Dense, Embed, Head, Layer, Linear, Network, RmsNorm
+from prill_runtime.models.nodes.attention import Attention
+from prill_runtime.models.nodes.feedforward import Dense
+from prill_runtime.models.nodes.linear import Linear
+from prill_runtime.models.nodes.network import Embed, Head, Layer, Network
+from prill_runtime.models.nodes.norms import RmsNorm
 
+from .commandline import invoke
 from .decoded import decoded
+from .test_hypotheses import clean_cases, every_mistake_named
 from .tiny_gguf import add_tokenizer, write_gguf
 
 IDS = [5, 300, 7, 261, 9, 9, 30, 301, 77, 12, 14, 200]
@@ -73,7 +88,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         writer.add_layer_norm_rms_eps(1e-5)
         add_tokenizer(writer, "gpt2", 320)
 
-    load.declare("nobodys", model)
+    registry.declare("nobodys", model)
     shapes = {"token_embd.weight": (320, 64), "position_embd.weight": (64, 64), "output_norm.weight": (64,)}
     for layer in range(2):
         at = f"blk.{layer}."
@@ -86,7 +101,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for name, shape in shapes.items()
     }
     yield write_gguf(tmp_path_factory.mktemp("nobodys") / "m.gguf", "nobodys", tensors, [configure])
-    del load._declared["nobodys"]
+    del registry._declared["nobodys"]
 
 
 def naive(path: Path, ids: list[int]) -> np.ndarray:
@@ -166,6 +181,64 @@ def test_bisect_names_a_fault_in_it(fault: str, stage: str, clause: str, path: P
     report = walked(path, f"numpy+fault:{fault}")
     assert report.findings[0].stages[0] == stage
     assert clause in report.sentence
+
+
+def test_its_hypotheses_follow_from_its_nodes(path: Path) -> None:
+    """Every mistake that a stage's kind of node can make, made on it, is named: the rows of its one tensor,
+    unequal as they are, among them."""
+    with open_engine("numpy64", path) as oracle, open_subject(path) as subject:
+        cases = clean_cases(subject, capture(oracle, IDS).stages, IDS)
+        assert every_mistake_named(cases) > 100
+        with np.errstate(all="ignore"):
+            said = {kind: {clause for clause, _ in guesses(case)} for kind, case in cases.items()}
+    assert {
+        "the v rows of blk.1.attn_qkv used instead of blk.1.attn_qkv",
+        "rows of blk.1.attn_qkv shifted by one",
+    } < said["k"]
+    assert "mean subtracted (LayerNorm instead of RMSNorm)" in said["attn_norm"]
+    assert "ReLU instead of GELU (tanh)" in said["act"]
+    assert "positions counted from 1 instead of 0" in said["embed"]
+
+
+def test_its_checklist_follows_from_its_features(path: Path, tmp_path: Path) -> None:
+    """A ledger with one cell of it has a list of its own: what every architecture is asked, positions because
+    they are learned, and nothing of rope."""
+    cell, facts = Cell("m.gguf", "numpy", "tokens"), model_facts(str(path))
+    assert Traits.of_record(facts) == traits(str(path))
+    with Ledger(tmp_path / "ledger.jsonl") as ledger:
+        ledger.append(CellStarted(cell, (), 0.0, facts))
+    done = invoke("checklist", "nobodys", "--ledger", str(tmp_path / "ledger.jsonl"), "--format", "json")
+    shown = json.loads(done.stdout)
+    asked = {item["id"]: item["severity"] for item in shown["items"]}
+    assert len(asked) == 20
+    assert {"nobodys.oracle", "nobodys.tokens.exact", "nobodys.stages", "nobodys.positions.learned"} < {
+        name for name, severity in asked.items() if severity == "critical"
+    }
+    assert "nobodys.tokens.configuration.unturned" in asked
+    assert shown["left_out"] == {"nobodys": {"with rope": 2}}
+    assert done.exit_code == 10
+
+
+def test_its_faults_follow_from_its_features(path: Path) -> None:
+    """Of the catalogue those of what it has: RMSNorm, GELU, learned positions, grouped queries, tied head."""
+    mine = traits(str(path))
+    fit = {name: fault.applies_to(mine) for name, fault in catalogue().items()}
+    assert all(fit[name] for name in (
+        "gqa_interleaved", "kv_heads_ignored", "rms_eps_outside_root", "relu_for_gelu", "head_not_tied",
+        "learned_positions_from_one", "attention_not_scaled", "embed_off_by_one", "logits_capped",
+    ))  # fmt: skip
+    assert not any(fit[name] for name in (
+        "rope_pairing", "late_position_in_bfloat16", "layer_norm_no_bias", "gate_up_swapped", "gelu_for_silu",
+        "linear_bias_dropped", "qkv_bias_dropped", "head_tied_anyway", "square_matrix_transposed",
+    ))  # fmt: skip
+
+
+def test_what_can_be_changed_in_it_follows_from_its_features(path: Path) -> None:
+    """No rotation that is not there is varied; head count, eps and head are."""
+    reading = naive_witness.read(path)
+    varied = {variation.name for variation in sensitivity.variations(reading, len(IDS))}
+    assert {"eps", "head count", "tie", "blk.0.attn_norm.weight"} < varied
+    assert not any("rope" in name or name == "window" for name in varied)
 
 
 def test_its_description_is_short() -> None:

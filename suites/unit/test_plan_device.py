@@ -26,7 +26,7 @@ from prill_runtime.device.steps.cache import MOST_SESSIONS
 from prill_runtime.gguf.tensors import TensorInfo
 from prill_runtime.models import walks
 from prill_runtime.models.load import Wired
-from prill_runtime.models.nodes import Network
+from prill_runtime.models.nodes.network import Network
 from prill_runtime.sampling.sampler import SamplingParams
 
 from .networks import network

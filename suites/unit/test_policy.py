@@ -24,7 +24,7 @@ engines = ["numpy"]
 suites = ["file"]
 [gates.child]
 extends = "parent"
-checklists = ["llama", "foundation"]
+checklists = ["model", "foundation"]
 blocks_at = "low"
 max_inconclusive = 1
 never_waive = ["data"]
@@ -47,7 +47,7 @@ def test_a_gate_adds_to_its_parent(tmp_path: Path) -> None:
     policy = load_policy(write(tmp_path, SOUND))
     gate = policy.gate()
     assert (gate.name, gate.chain) == ("child", ("child", "parent"))
-    assert gate.checklists == ("foundation", "llama")
+    assert gate.checklists == ("foundation", "model")
     assert gate.never_waive == {"leak", "data"}
     assert [e.suites for e in gate.plan] == [("file",), ("tokens",)]
     assert (gate.blocks_at, gate.minimum_executed, gate.max_inconclusive, gate.max_flaky) == (

@@ -93,7 +93,7 @@ def test_a_cell_that_dies_is_run_again_where_it_died(
     text += '@check("beta.second", kills=("rope_pairing",))\ndef test_second(observe): os._exit(7)\n'
     (tmp_path / "beta.py").write_text(text if collected else "import os\nos._exit(7)\n")
     cell = Cell("a model.gguf", "numpy", "beta", device)
-    records = executor.run(Plan("demo", (cell,), False, checks, tmp_path), tmp_path / "out", jobs=1)
+    records = executor.run(Plan("demo", (cell,), checks, tmp_path), tmp_path / "out", jobs=1)
     (found,) = (r for r in records if isinstance(r, Evidence))
     assert found.check == ("beta.second" if collected else "beta.process")
     where = "" if device == "cpu" else f" --device {device}"

@@ -90,7 +90,7 @@ def test_a_bisect_that_cannot_tell_leaves_the_failure(monkeypatch: pytest.Monkey
 
 POLICY = """default = "small"
 [gates.small]
-checklists = ["llama"]
+checklists = ["model"]
 minimum_executed = 1
 [[gates.small.plan]]
 models = ["fixture:llama-tiny"]

@@ -97,12 +97,33 @@ def test_suites_are_green_at_the_ends(tmp_path: Path) -> None:
         assert "not to be told on this model" in record.sentence
 
 
+def test_layers_that_add_less_than_rounding_takes_are_no_shared_buffer(tmp_path: Path) -> None:
+    """Where all that is added to a stream is lost in it, and the logits are zeros, whose noise is none, the
+    outputs of the first and last layer are equal; where the oracle's are apart, one buffer is wrong."""
+    deep = replace(PLAIN, layers=4, context=16)
+    quiet, loud = ({"weights": each, "norms": "zero at the output"} for each in ("tiny", "random"))
+    files = [
+        sound.build(replace(deep, **kind), tmp_path / f"{kind['weights']}.gguf") for kind in (quiet, loud)
+    ]
+    spoiled = "numpy+fault:trace_pointers_alias"
+    evidence = judged(tmp_path / "out", files, ["stages.untouched"], "numpy", spoiled)
+    found = {(Path(e.cell.model).stem, e.cell.engine): e.status for e in evidence}
+    assert found == {
+        ("tiny", "numpy"): Status.PASSED,
+        ("random", "numpy"): Status.PASSED,
+        ("tiny", spoiled): Status.FAILED,
+        ("random", spoiled): Status.FAILED,
+    }
+
+
 ONCE_RED = {
     607: "witness.logits",  # a context of 14, shorter than the prompt
     618: "witness.logits",  # of 17, where positions are learned
     641: "stages.late",  # sums that cancel, over a last stretch of four positions
     645: "witness.floors",  # ids of the golden that are noisier than the first text's
     720: "properties.end_of_text",  # equal logits, of which the engine takes another than the oracle
+    827: "stages.late",  # norms of equal values, equal rows of which err alike
+    849: "properties.batch",  # a row of equal logits, whose noise one draw put at nothing
 }
 
 

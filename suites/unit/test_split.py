@@ -90,7 +90,9 @@ def test_the_digest_covers_all_parts(tmp_path: Path) -> None:
     with open_gguf(first) as file:
         assert file.sha256 == wanted
         assert file.size == sum(part.stat().st_size for part in parts)
-    assert model_facts(str(first)) == {"model_sha256": wanted, "architecture": "llama"}
+    assert model_facts(str(first)) == {
+        "model_sha256": wanted, "architecture": "llama", "features": "gate,gqa,rms_norm,rope,silu",
+    }  # fmt: skip
     assert file_parts(first) == tuple(parts)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -150,7 +152,7 @@ def test_shapes_are_laid_out_as_the_oracles() -> None:
             "logits": np.zeros((5, 6)),
         },
     )
-    fitted, odd = trace.fit(shown, truth, "gpt2")
+    fitted, odd = trace.fit(shown, truth, {})
     np.testing.assert_array_equal(fitted["blk.0.q_rope"], rows.reshape(5, 4, 8))
     assert fitted["blk.0.out"].shape == (2, 32)
     assert odd == {"logits": (5, 6)}
@@ -159,13 +161,29 @@ def test_shapes_are_laid_out_as_the_oracles() -> None:
 def test_as_many_tokens_as_heads_are_not_turned() -> None:
     """An array of the oracle's own shape stays as it is; heads before tokens are turned where shapes tell."""
     square = np.arange(16, dtype=np.float64).reshape(2, 2, 4)
-    fitted, _ = trace.fit(trace.Trace((1, 2), {"blk.0.k": square}), {"blk.0.k": np.zeros((2, 2, 4))}, "llama")
+    fitted, _ = trace.fit(trace.Trace((1, 2), {"blk.0.k": square}), {"blk.0.k": np.zeros((2, 2, 4))}, {})
     np.testing.assert_array_equal(fitted["blk.0.k"], square)
     heads_first = np.arange(24, dtype=np.float64).reshape(2, 3, 4)
     fitted, _ = trace.fit(
-        trace.Trace((1, 2, 3), {"blk.0.k": heads_first}), {"blk.0.k": np.zeros((3, 2, 4))}, "llama"
+        trace.Trace((1, 2, 3), {"blk.0.k": heads_first}), {"blk.0.k": np.zeros((3, 2, 4))}, {}
     )
     np.testing.assert_array_equal(fitted["blk.0.k"], heads_first.swapaxes(0, 1))
+
+
+@pytest.mark.parametrize(("layout", "order"), [("norm", [0, 2, 1, 3]), ("neox", [0, 1, 2, 3])])
+def test_transformers_pairs_are_laid_out_as_the_rotation_takes_them(layout: Any, order: list[int]) -> None:
+    """Where a model's rotation turns neighbours, and only under transformers' name of what is rotated."""
+    made = network(width=8, heads=2, kv_heads=2, size=4)
+    attention = made.layers[0].attention
+    assert attention.rope is not None
+    layer = replace(made.layers[0], attention=replace(attention, rope=replace(attention.rope, layout=layout)))
+    table = walks.stages(replace(made, layers=(layer,)))
+    halves = np.arange(8, dtype=np.float64).reshape(1, 2, 4)
+    for name, expected in (("model.layers.0.self_attn.q_proj", halves[..., order]), ("Qcur-0", halves)):
+        for stage in ("blk.0.q", "blk.0.v"):
+            shown = trace.Trace((1,), {stage: halves}, names={stage: name})
+            fitted, _ = trace.fit(shown, {stage: np.zeros((1, 2, 4))}, table)
+            np.testing.assert_array_equal(fitted[stage], expected if stage == "blk.0.q" else halves)
 
 
 def test_a_file_that_is_no_trace_is_one_sentence(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from prill_runtime.gguf.file import open_gguf
 from prill_runtime.models import walks
 from prill_runtime.models.load import describe
-from prill_runtime.models.nodes import Network
+from prill_runtime.models.nodes.network import Network
 
 from .networks import network
 from .tiny_gguf import tiny

@@ -1,17 +1,19 @@
 """Checklist files and evidence in; items proven, failed or unproven out.
 
 ```toml
-id = "llama"
-title = "Llama"
+id = "model"
+title = "Every architecture"
+each = "architecture"                # optional: a template, of which every architecture has its own list
 
 [[items]]
-id = "llama.tokens.exact"            # unique over all checklists
+id = "tokens.exact"                  # unique over all checklists; a template's: `llama.tokens.exact`
 title = "Tokens equal the oracle's in the exact lane"
 why = "a wrong number here is wrong text for every user"
 severity = "critical"                # critical, high, medium, low
 checks = ["tokens.teacher_forced"]   # ids of checks; every parameter of each must pass
 docs = "docs/LEAKS.md"               # optional
-when = { architecture = "llama" }    # optional: only cells whose model has this architecture
+needs = ["rope"]                     # optional, in a template: only models with these features,
+lacks = ["window"]                   # and without these (`prill inspect` shows a model's)
 
 [[items]]                            # a manual item has no checks but a signature
 id = "release.read"
@@ -32,18 +34,22 @@ import datetime as dt
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
+from prill_harness.engines.features import Traits
 from prill_harness.records.catalog import check_ids, packaged, shown
 from prill_harness.records.evidence import Cell, Evidence, Status, badness
 from prill_harness.records.names import base_of, look_up, suite_of
 from prill_harness.records.strict import load_toml
 from prill_harness.records.verdict import ItemResult, ItemStatus, Severity
 from prill_runtime.errors import ChecklistError
+from prill_runtime.models.walks import FEATURES
 
 HEADER = re.compile(r"^\s*\[\[\s*items\s*\]\]")
-# Worst first: what a cell, and then an item, comes to.
+UNKNOWN = "unknown"
+"""Stands for the architecture of a model that nobody could read, so that it hides no item."""
 
 
 class Manual(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,14 +61,13 @@ class Manual(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     verify_again: dt.date
 
 
-class When(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The cells an item speaks of."""
-
-    architecture: str = ""
-
-
 class Item(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One line of a checklist. `warns`: its failure is shown and holds no gate shut."""
+    """One line of a checklist.
+
+    Attributes:
+        needs, lacks: features of the models that it speaks of. architecture: of a template's instance, and in
+            no file. warns: its failure is shown and holds no gate shut.
+    """
 
     id: str
     title: str
@@ -70,7 +75,9 @@ class Item(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     severity: Severity
     checks: tuple[str, ...] = ()
     docs: str = ""
-    when: When = When()
+    needs: tuple[str, ...] = ()
+    lacks: tuple[str, ...] = ()
+    architecture: str = ""
     manual: Manual | None = None
     warns: bool = False
 
@@ -79,16 +86,24 @@ class _ChecklistFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     id: str
     title: str
     items: tuple[Item, ...]
+    each: Literal["", "architecture"] = ""
 
 
 class Checklist(msgspec.Struct, frozen=True):
-    """One file; `lines` are the 1-based lines on which its items start."""
+    """One file, or what a template comes to for one architecture.
+
+    Attributes:
+        lines: 1-based, on which its items start. template: its items are asked of each architecture.
+        left_out: condition -> how many items no model of the architecture has it for.
+    """
 
     id: str
     title: str
     items: tuple[Item, ...]
     path: Path
     lines: tuple[int, ...]
+    template: bool = False
+    left_out: Mapping[str, int] = {}
 
 
 def load_checklists(
@@ -123,7 +138,7 @@ def load_checklists(
                     f"item id {item.id!r} is used twice", where=where, got=str(seen[item.id])
                 )
             seen[item.id] = checklist.path
-            _validate(item, where, known)
+            _validate(item, where, known, checklist.template)
     return lists
 
 
@@ -139,10 +154,10 @@ def _load(path: Path) -> Checklist:
     if file.id != path.stem or not file.items:
         what = "a checklist needs at least one item" if not file.items else "id and file name differ"
         raise ChecklistError(what, where=str(path), expected=repr(path.stem), got=repr(file.id))
-    return Checklist(file.id, file.title, file.items, path, tuple(lines))
+    return Checklist(file.id, file.title, file.items, path, tuple(lines), bool(file.each))
 
 
-def _validate(item: Item, where: str, known: Collection[str]) -> None:
+def _validate(item: Item, where: str, known: Collection[str], template: bool) -> None:
     blank = [name for name in ("id", "title", "why") if not getattr(item, name).strip()]
     if blank:
         raise ChecklistError(f"{blank[0]} is empty", where=where)
@@ -150,6 +165,11 @@ def _validate(item: Item, where: str, known: Collection[str]) -> None:
         raise ChecklistError(
             "an item is proven by checks or by a manual signature, by one of them", where=where
         )
+    for feature in (*item.needs, *item.lacks):
+        look_up(feature, FEATURES, "names a feature that no model has", where=where, error=ChecklistError)
+    if item.architecture or (not template and (item.needs or item.lacks)):
+        what = "no item names its architecture, and features choose items of a template alone"
+        raise ChecklistError(what, where=where, expected='`each = "architecture"` at the top of the file')
     for check in item.checks:
         look_up(check, known, "names a check that no suite declares", where=where, error=ChecklistError)
     manual = item.manual
@@ -168,28 +188,33 @@ class Observed(msgspec.Struct, frozen=True):
     Attributes:
         evidence: the worst record of each check, by cell id and check id.
         planned: check ids each started cell announced, by cell id.
-        architecture: by model spec; absent or empty when no cell of the model started.
+        models: by model spec; a model that is absent, or that no cell of could read, is of no known kind.
         waived: waiver id by (item id, cell id, check id).
     """
 
     evidence: Mapping[str, Mapping[str, Evidence]]
     planned: Mapping[str, Collection[str]]
-    architecture: Mapping[str, str]
+    models: Mapping[str, Traits]
     waived: Mapping[tuple[str, str, str], str] = {}
 
 
-def carriers(item: Item, cells: Iterable[Cell], architecture: Mapping[str, str]) -> list[tuple[Cell, str]]:
+def carriers(item: Item, cells: Iterable[Cell], models: Mapping[str, Traits]) -> list[tuple[Cell, str]]:
     """(cell, check id) for every planned cell that owes evidence of one of the item's checks.
 
-    A cell whose model's architecture is unknown (it never started) counts, so that it cannot hide an item.
+    A cell of whose model nobody knows the features (it never started) counts, so that it cannot hide an item.
     """
-    wanted = item.when.architecture
     return [
         (cell, check)
         for check in item.checks
         for cell in cells
-        if cell.suite == suite_of(check) and (not wanted or architecture.get(cell.model, "") in ("", wanted))
+        if cell.suite == suite_of(check) and speaks_of(item, models.get(cell.model, Traits()))
     ]
+
+
+def speaks_of(item: Item, model: Traits) -> bool:
+    """Whether cells of such a model owe the item evidence."""
+    mine = item.architecture in ("", model.architecture or UNKNOWN)
+    return mine and model.suits(item.needs, item.lacks) is not False
 
 
 def evaluate(
@@ -211,7 +236,7 @@ def _item(
         by_cell: dict[str, str] = {}
         used: set[str] = set()
     else:
-        owed = carriers(item, cells, seen.architecture)
+        owed = carriers(item, cells, seen.models)
         orphans = sorted(set(item.checks) - {check for _, check in owed})
         findings = [f for cell, check in owed for f in _findings(item, cell, check, seen)]
         findings.sort(key=lambda f: (badness(f[0]), f[1].id, f[2]))
@@ -255,6 +280,9 @@ def _findings(item: Item, cell: Cell, check: str, seen: Observed) -> list[Found]
             found.append(("waived", cell, name, f"waived by {waiver}: {record.sentence}"))
         else:
             found.append((record.status.value, cell, name, record.sentence))
+    if seen.models.get(cell.model, Traits()).suits(item.needs, item.lacks) is None:
+        told = "what the model has is not known, so it may owe something else"
+        found = [("missing", *f[1:3], told) if f[0] == "passed" else f for f in found]
     return found or [("missing", cell, check, "the cell left no evidence of this check")]
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from prill_harness.decide.checklist import Checklist, Item
 from prill_harness.decide.explained import observes
+from prill_harness.decide.templates import of_models, shown_id
+from prill_harness.engines.features import having
 from prill_harness.run import reproduce
 
 INTRO = """\
@@ -16,7 +18,9 @@ look at, and the command that proves it. An item is *proven* when each of its ch
 carries it, *failed* when one failed, and *unproven* in every other case: what nobody looked at is not done.
 
 - `prill gate` proves them all at once, and decides;
-- `prill checklist` then shows each item with its evidence, `prill checklist llama` one list;
+- `prill checklist` then shows each item with its evidence, `prill checklist llama` those of one architecture;
+- `ARCH` stands for an architecture: each has items of its own, `llama.tokens.exact`, `gpt2.tokens.exact`, as
+  far as its models have the features that an item speaks of (`prill inspect MODEL` shows them);
 - the commands below prove one item alone, on a packaged model. Put `--engine` and `--model` of your own in;
 - `prill explain CHECK` says which mistakes a check is known to find.
 
@@ -29,26 +33,25 @@ This page is written by the command itself, from `suites/prill_suites/checklists
 prill checklist --docs docs/INTEGRATION_CHECKLIST.md
 ```
 """
-MODELS = {"": "fixture:llama-tiny", "llama": "fixture:llama-tiny", "gpt2": "fixture:gpt2-tiny"}
-"""A packaged model of each architecture that an item may speak of."""
 
 
-def render(checklists: Sequence[Checklist], models: Mapping[str, str] = MODELS) -> str:
+def render(checklists: Sequence[Checklist]) -> str:
     """The page: a section for each list, in it one for each item, worst severity first."""
     lines = [INTRO]
     for checklist in checklists:
         items = sorted(checklist.items, key=lambda item: (item.severity.rank, item.id))
         lines += [f"## {checklist.title}", "", f"`prill checklist {checklist.id}`: {len(items)} items.", ""]
         for item in items:
-            lines += [*_item(item, models), ""]
+            lines += [*_item(checklist, item), ""]
     return "\n".join(lines)
 
 
-def _item(item: Item, models: Mapping[str, str]) -> Iterator[str]:
+def _item(checklist: Checklist, item: Item) -> Iterator[str]:
     warning = "; a failure is a warning" if item.warns else ""
+    only = f", of models {of_models(item)}" if of_models(item) else ""
     yield f"### {item.title}"
     yield ""
-    yield f"`{item.id}`, **{item.severity}**{warning}. Why: {item.why}."
+    yield f"`{shown_id(checklist, item)}`, **{item.severity}**{warning}{only}. Why: {item.why}."
     yield ""
     if item.manual is not None:
         manual = item.manual
@@ -56,14 +59,12 @@ def _item(item: Item, models: Mapping[str, str]) -> Iterator[str]:
         return
     yield from (f"- `{check}`: {observes(check)}" for check in item.checks)
     yield ""
-    yield f"Prove it: `{proof(item, models)}`" + (
-        f". See [{item.docs}]({_link(item.docs)})." if item.docs else ""
-    )
+    yield f"Prove it: `{proof(item)}`" + (f". See [{item.docs}]({_link(item.docs)})." if item.docs else "")
 
 
-def proof(item: Item, models: Mapping[str, str] = MODELS) -> str:
-    """The command that runs the item's checks on a packaged model of its architecture."""
-    model = models.get(item.when.architecture, "MODEL")
+def proof(item: Item) -> str:
+    """The command that runs the item's checks on a packaged model that it speaks of."""
+    model = having(item.needs, item.lacks) or "MODEL"
     return reproduce.line("run", *item.checks, model=model)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path, PurePath
 
 from prill_harness.decide.checklist import checklist_names, load_checklists
+from prill_harness.decide.templates import checks_by_id
 from prill_harness.decide.waivers import Waiver
 from prill_harness.engines.models import check_model
 from prill_harness.engines.spec import check_device, check_judged
@@ -14,6 +15,7 @@ from prill_harness.plan.policy import Gate, Policy
 from prill_harness.records.catalog import check_ids, suites
 from prill_harness.records.names import base_of, look_up
 from prill_runtime.errors import PolicyError, UsageError, WaiverError
+from prill_runtime.models import registry
 
 
 def examine(policy: Policy) -> None:
@@ -28,9 +30,10 @@ def examine(policy: Policy) -> None:
         _examine_gate(gate, f"{policy.path}, gate {gate.name}", items)
 
 
-def _examine_gate(gate: Gate, where: str, items: Sequence[str]) -> None:
+def _examine_gate(gate: Gate, where: str, items: Collection[str]) -> None:
     for name in gate.checklists:
-        look_up(name, checklist_names(), "names an unknown checklist", where=where, error=PolicyError)
+        what, hint = "names an unknown checklist", "every architecture's is made of `model`"
+        look_up(name, checklist_names(), what, where=where, hint=hint, error=PolicyError)
     for name in sorted(gate.never_waive):
         look_up(name, items, "the never-list names an unknown item", where=where, error=PolicyError)
     for entry in gate.plan:
@@ -46,7 +49,8 @@ def _examine_gate(gate: Gate, where: str, items: Sequence[str]) -> None:
 
 
 def examine_waivers(waivers: Sequence[Waiver], path: Path) -> None:
-    """Look at what waivers speak of: any packaged checklist's items, whichever the gate asks for.
+    """Look at what waivers speak of: any packaged checklist's items, whichever the gate asks for, of any
+    architecture that is described.
 
     Raises:
         WaiverError: an unknown item, a check that the item does not count, an unknown engine, fault, packaged
@@ -54,7 +58,7 @@ def examine_waivers(waivers: Sequence[Waiver], path: Path) -> None:
     """
     if not waivers:
         return
-    counted = {item.id: item.checks for checklist in load_checklists() for item in checklist.items}
+    counted = _items()
     for waiver in waivers:
         where = f"{path}, waiver {waiver.id}"
         look_up(waiver.item, counted, "names an unknown item", where=where, error=WaiverError)
@@ -72,8 +76,8 @@ def examine_waivers(waivers: Sequence[Waiver], path: Path) -> None:
             _within(where, WaiverError, lambda spec: check_model(spec, opened=False), model)
 
 
-def _items() -> tuple[str, ...]:
-    return tuple(item.id for checklist in load_checklists() for item in checklist.items)
+def _items() -> dict[str, tuple[str, ...]]:
+    return checks_by_id(load_checklists(), registry.names())
 
 
 def _within(where: str, error: type[UsageError], look: Callable[[str], object], word: str) -> None:

@@ -8,6 +8,7 @@ from functools import cache
 import msgspec
 
 from prill_harness.decide.checklist import Checklist, load_checklists
+from prill_harness.decide.templates import of_models, shown_id
 from prill_harness.faults.catalogue import catalogue
 from prill_harness.faults.trial import kills
 from prill_harness.records.catalog import check_ids, shown
@@ -30,14 +31,14 @@ class Mistake(msgspec.Struct, frozen=True):
 
 
 class Proves(msgspec.Struct, frozen=True):
-    """A checklist's item that the check stands for; `architecture` is empty where it speaks of all."""
+    """A checklist's item that the check stands for; `models`: of those with or without a feature alone."""
 
     item: str
     title: str
     why: str
     severity: str
     docs: str
-    architecture: str
+    models: str
 
 
 class Explanation(msgspec.Struct, frozen=True):
@@ -111,7 +112,7 @@ def _matrix() -> kills.Kills:
 
 def _proves(check: str) -> tuple[Proves, ...]:
     return tuple(
-        Proves(i.id, i.title, i.why, i.severity.value, i.docs, i.when.architecture)
+        Proves(shown_id(checklist, i), i.title, i.why, i.severity.value, i.docs, of_models(i))
         for checklist in _checklists()
         for i in checklist.items
         if check in i.checks

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import msgspec
 
-from prill_harness.decide.checklist import Checklist, Item, Observed, carriers, evaluate
+from prill_harness.decide.checklist import Checklist, Observed, carriers, evaluate
 from prill_harness.decide.rules import GateCase, judge
+from prill_harness.decide.templates import instances, models_of
 from prill_harness.decide.waivers import Key, Waiver
 from prill_harness.decide.waivers import apply as apply_waivers
 from prill_harness.faults.trial.forgotten import Forgotten, excused
@@ -75,7 +76,7 @@ def decide(
     """
     gate = policy.gate(plan.gate)
     index = _index(plan, records)
-    lists = _applicable(plan, _named(gate.checklists, checklists), index.observed.architecture)
+    lists = instances(_named(gate.checklists, checklists), index.observed.models)
     counted = _counted(lists, plan, index.observed)
     covered, waived = apply_waivers(waivers, counted, never=gate.never_waive, as_of=as_of)
     observed = msgspec.structs.replace(index.observed, waived=covered)
@@ -194,8 +195,7 @@ def _index(plan: Plan, records: Iterable[Record]) -> _Index:
         for check, several in sorted(found[cell].items())
         if len({e.status for e in several}) > 1
     )
-    architecture = {s.cell.model: s.versions.get("architecture", "") for _, s in sorted(starts.items())}
-    observed = Observed(worst, planned, architecture)
+    observed = Observed(worst, planned, models_of(plan.cells, starts.values()))
     hashes, claimed = ({k: frozenset(v) for k, v in sets.items()} for sets in (contents, faults))
     return _Index(observed, starts, ends, hashes, claimed, flaky)
 
@@ -213,36 +213,13 @@ def _named(names: Iterable[str], checklists: Sequence[Checklist]) -> tuple[Check
     return tuple(given[name] for name in names)
 
 
-def _applicable(
-    plan: Plan, checklists: Sequence[Checklist], architecture: Mapping[str, str]
-) -> tuple[Checklist, ...]:
-    """All items; or, with models of the caller's choice, those that speak of one of their architectures.
-
-    Without an override an item that no model carries stays, unproven: a plan may not lose a model unseen.
-    """
-    if not plan.narrowed:
-        return tuple(checklists)
-    present = {architecture.get(cell.model, "") for cell in plan.cells}
-
-    def applies(item: Item) -> bool:
-        return not item.when.architecture or bool(present & {"", item.when.architecture})
-
-    kept = []
-    for checklist in checklists:
-        pairs = [(i, n) for i, n in zip(checklist.items, checklist.lines, strict=True) if applies(i)]
-        if pairs:
-            items, lines = (tuple(column) for column in zip(*pairs, strict=True))
-            kept.append(msgspec.structs.replace(checklist, items=items, lines=lines))
-    return tuple(kept)
-
-
 def _counted(checklists: Sequence[Checklist], plan: Plan, seen: Observed) -> list[tuple[str, Evidence]]:
     """(item id, evidence) for every record that an item counts."""
     return [
         (item.id, evidence)
         for checklist in checklists
         for item in checklist.items
-        for cell, check in carriers(item, plan.cells, seen.architecture)
+        for cell, check in carriers(item, plan.cells, seen.models)
         for evidence in seen.evidence.get(cell.id, {}).values()
         if evidence.base == check
     ]

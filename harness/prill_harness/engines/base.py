@@ -12,13 +12,12 @@ from typing import Any, ClassVar, NoReturn, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from prill_harness.records.names import look_up
 from prill_runtime.errors import MissingCapability
 from prill_runtime.ops.protocol import Backend
 from prill_runtime.run.generate import Generation
 from prill_runtime.sampling.sampler import SamplingParams
 
-__all__ = ["Capability", "Engine", "EngineInfo", "Generation", "Session", "engine_class"]
+__all__ = ["Capability", "Engine", "EngineInfo", "Generation", "Session"]
 
 LOAD_PHASES = ("init", "module load", "upload and repack", "capture")
 
@@ -204,14 +203,3 @@ class Engine(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def engine_class(spec: str) -> tuple[type[Engine], str]:
-    """The class an engine spec names, and the argument after its colon.
-
-    Raises:
-        UsageError: no engine of that name.
-    """
-    name, _, argument = spec.partition(":")
-    look_up(name, Engine.registry, "unknown engine")
-    return Engine.registry[name], argument

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from prill_harness.engines import device, embedded
-from prill_harness.engines.base import Engine, engine_class
+from prill_harness.engines.base import Engine
+from prill_harness.engines.channels import process, python
 from prill_harness.engines.spec import EngineSpec
+from prill_harness.records.names import look_up
 
-CONNECTORS = (embedded, device)
-"""The modules that declare engines."""
+CONNECTORS = (embedded, device, python, process)
+"""The modules that declare engines; installed packages offer more (`python.GROUP`)."""
 
 
 def known(spec: EngineSpec) -> tuple[type[Engine], str]:
@@ -18,9 +20,13 @@ def known(spec: EngineSpec) -> tuple[type[Engine], str]:
     Raises:
         UsageError: unknown engine, or an argument that it does not take.
     """
-    cls, argument = engine_class(f"{spec.name}:{spec.argument}")
-    cls.accepts(argument)
-    return cls, argument
+    if spec.name not in Engine.registry and (entry := python.installed(spec.name)) is not None:
+        cls = python.offered(entry)
+    else:
+        look_up(spec.name, {*Engine.registry, *python.names()}, "unknown engine")
+        cls = Engine.registry[spec.name]
+    cls.accepts(spec.argument)
+    return cls, spec.argument
 
 
 def connect(spec: EngineSpec, model: str | Path) -> Engine:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from prill_harness.engines.base import Engine
 from prill_harness.engines.connect import connect, known
-from prill_harness.engines.spec import EngineSpec
+from prill_harness.engines.remote import Remote
+from prill_harness.engines.spec import FAULT, EngineSpec
 from prill_harness.faults.catalogue import named
 from prill_harness.planting import faults
+from prill_runtime.errors import UsageError
 
 
 def open_engine(spec: str, model: str | Path) -> Engine:
@@ -32,6 +34,10 @@ def check_engine(spec: str) -> EngineSpec:
         UsageError: unknown engine, argument or fault.
     """
     parsed = EngineSpec.parse(str(spec))
-    known(parsed)
-    named(parsed.faults)
+    cls, _ = known(parsed)
+    if named(parsed.faults) and issubclass(cls, Remote):
+        raise UsageError(
+            "a planted fault is one of prill's own code, of which this engine has none", where=repr(spec),
+            expected=f"an engine without {FAULT}", got=f"{FAULT}{parsed.faults[0]}",
+        )  # fmt: skip
     return parsed

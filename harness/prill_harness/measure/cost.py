@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from types import CodeType, FrameType
 from typing import Any
@@ -25,12 +26,13 @@ import numpy as np
 
 from prill_harness.engines.base import Engine
 from prill_harness.measure import reach
-from prill_harness.measure.interpreter import watch
+from prill_harness.measure.interpreter import profile_again, watch
 from prill_runtime.device.machine.emulator import EmuDevice
 from prill_runtime.ops.numpy import NumpyBackend
 from prill_runtime.run.model import Model
 
 LIBRARY = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
+LIBRARY += (str(Path(np.__file__).parent),)  # which may be installed for the user, or below this environment
 OUTSIDE = "the caller"
 # Where counts begin: Python has small integers at hand, and only larger ones take memory, each as much.
 NONE = 1 << 20
@@ -88,7 +90,8 @@ class Meter:
         self._elements: Counter[str] = Counter()
         self.running, self._stack = False, ExitStack()
         self._watch = watch(self._entered, self._stepped, self._left, __file__, reach.__file__)
-        self._collects = False
+        self._collects = self._traces = False
+        self._profiler: object = None
         model = getattr(engine, "model", None)
         backend = model.backend if isinstance(model, Model) else None
         device = getattr(backend, "device", None)
@@ -113,20 +116,24 @@ class Meter:
         self.running, self._callers = True, [0]
         self._collects = gc.isenabled()
         gc.disable()  # a collection comes when it comes, and gives back what nobody expects
+        self._traces, self._profiler = tracemalloc.is_tracing(), sys.getprofile()
         tracemalloc.start()
         self._clear()
         sys.setprofile(self._called)
         self._watch.start()
 
     def stop(self) -> Spent:
-        """What was spent since the last reading; counting ends, since it makes everything slow."""
+        """What was spent since the last reading; counting ends, since it makes everything slow, and whoever
+        watched this thread before does so again."""
         self._watch.stop()
         sys.setprofile(None)
         spent = self.read()
-        tracemalloc.stop()
+        if not self._traces:
+            tracemalloc.stop()
         self.running = False
         if self._collects:
             gc.enable()
+        profile_again(self._profiler)
         return spent
 
     def read(self) -> Spent:

@@ -12,6 +12,8 @@ from threading import get_ident
 from types import CodeType, FrameType
 from typing import Any, Protocol
 
+from prill_runtime.errors import Inconclusive
+
 Told = Callable[[CodeType], None]
 
 
@@ -51,12 +53,16 @@ class Traced:
         sys.settrace(self._before)
 
 
+NUMBERS = (3, 4, 5, 2, 1, 0)  # of tools; the first two belong to no kind of tool (PEP 669)
+
+
 class Monitored:
     """By `sys.monitoring`, under an unused tool id."""
 
     def __init__(self, entered: Told, stepped: Told, left: Told, apart: frozenset[str]) -> None:
         self._monitoring: Any = sys.monitoring  # type: ignore[attr-defined,unused-ignore]
-        self._tool, self._thread, self._depth = 0, 0, 0
+        self._tool: int | None = None
+        self._thread = self._depth = 0
         events = self._monitoring.events
 
         def called(code: CodeType, *_: object) -> None:
@@ -79,18 +85,37 @@ class Monitored:
         self._events = sum(self._told)
 
     def start(self) -> None:
-        self._thread, self._depth = get_ident(), 0
-        self._tool = next(n for n in range(6) if self._monitoring.get_tool(n) is None)
+        free = [n for n in NUMBERS if self._monitoring.get_tool(n) is None]
+        if not free:
+            raise Inconclusive(
+                "all six numbers of tools are taken",
+                where="sys.monitoring",
+                expected="one that is free",
+                got=", ".join(str(self._monitoring.get_tool(n)) for n in sorted(NUMBERS)),
+                hint="run it without a debugger or profiler",
+            )
+        self._thread, self._depth, self._tool = get_ident(), 0, free[0]
         self._monitoring.use_tool_id(self._tool, __name__)
         for event, function in self._told.items():
             self._monitoring.register_callback(self._tool, event, function)
         self._monitoring.set_events(self._tool, self._events)
 
     def stop(self) -> None:
+        if self._tool is None:
+            return
         self._monitoring.set_events(self._tool, 0)
         for event in self._told:
             self._monitoring.register_callback(self._tool, event, None)
         self._monitoring.free_tool_id(self._tool)
+        self._tool = None
+
+
+def profile_again(before: Any) -> None:
+    """Set the profiler that `sys.getprofile` gave. One in C is no function, and is enabled instead."""
+    if hasattr(before, "enable"):
+        before.enable()
+    else:
+        sys.setprofile(before)
 
 
 def watch(entered: Told, stepped: Told, left: Told, *apart: str) -> Watch:

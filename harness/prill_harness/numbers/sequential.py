@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prill_runtime.ops.protocol import Array
-from prill_runtime.ops.rounded import RoundedBackend
+from prill_runtime.ops.rounded import RoundedBackend, single
 
 Term = Callable[[int], NDArray[np.floating]]
 
@@ -31,10 +31,11 @@ def running(count: int, term: Term) -> NDArray[np.float64]:
 
 class SequentialBackend(RoundedBackend):
     """Float64 whose sums were taken in float32 in the plainest order, and whose results are moved at random
-    by some units in the last place (`rounded.single`)."""
+    by some units in the last place (`rounded.single`), in every second draw alike in all rows."""
 
-    def __init__(self) -> None:
+    def __init__(self, draw: int = 0) -> None:
         super().__init__("float64", "single")
+        self.leaving = single(draw, alike=draw % 2 == 1)
 
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
         return self.leaving(np.asarray(x / np.sqrt(_mean(x * x) + eps) * weight))
@@ -49,7 +50,16 @@ class SequentialBackend(RoundedBackend):
         return self.leaving(y if bias is None else y + bias)
 
     def attention(
-        self, q: Array, k: Array, v: Array, *, start: int, scale: float, window: int | None = None
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        *,
+        start: int,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+        sinks: Array | None = None,
     ) -> Array:
         rows, heads, size = q.shape
         shared = heads // len(k)
@@ -60,9 +70,14 @@ class SequentialBackend(RoundedBackend):
             keys, values = k[head // shared], v[head // shared]
             scaled = q[:, head] * scale
             scores = running(size, lambda n, a=scaled, b=keys: a[:, n, None] * b[:, n])  # type: ignore[misc]
+            if softcap is not None:
+                scores = np.asarray(softcap * np.tanh(scores / softcap))
             scores[hidden] = -np.inf
-            weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+            sink = -np.inf if sinks is None else float(sinks[head])
+            top = np.maximum(scores.max(axis=-1, keepdims=True), sink)
+            weights = np.exp(scores - top)
             total = running(len(keys), lambda n, w=weights: w[:, n, None])  # type: ignore[misc]
+            total = total + np.exp(sink - top)
             weights = weights / total
             out[:, head] = running(len(keys), lambda n, w=weights, b=values: w[:, n, None] * b[n])  # type: ignore[misc]
         return self.leaving(out.reshape(rows, heads * size))

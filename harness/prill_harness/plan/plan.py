@@ -20,15 +20,13 @@ class Plan(msgspec.Struct, frozen=True):
     """The cells of one run, in order.
 
     Attributes:
-        narrowed: models were overridden, so the verdict leaves out items of other architectures.
-        checks: run only these check ids; empty: all.
+        checks: run these check ids alone; empty for all.
         folder: where the suites lie; None: the packaged ones.
         given: the spec that opens a model here, by the name in its cells; absent if they are equal.
     """
 
     gate: str
     cells: tuple[Cell, ...]
-    narrowed: bool = False
     checks: tuple[str, ...] = ()
     folder: Path | None = None
     given: Mapping[str, str] = {}
@@ -73,7 +71,7 @@ def build(
         suite_file(suite, folder)
     if not cells:
         raise NothingSelected("the selection leaves no cell", where=f"gate {gate.name}")
-    return Plan(gate.name, tuple(dict.fromkeys(cells)), bool(models), tuple(checks), folder, openers(names))
+    return Plan(gate.name, tuple(dict.fromkeys(cells)), tuple(checks), folder, openers(names))
 
 
 def openers(names: Mapping[str, str]) -> dict[str, str]:

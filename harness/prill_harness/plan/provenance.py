@@ -12,18 +12,23 @@ from importlib import metadata
 from pathlib import Path
 
 from prill_harness.version import version
+from prill_harness.witness import naive
 from prill_harness.witness.second import asked
 from prill_runtime.errors import PrillError
+from prill_runtime.models import registry
 
 SOURCES = ("prill_runtime", "prill_harness", "prill_fixtures")
+BROUGHT = (registry.GROUP, naive.GROUP)
 
 
 def describe(model: str, suite_file: Path, checks: Sequence[str] = ()) -> dict[str, str]:
-    """The contents of `CellStarted.versions`: library versions, code digest, model sha256 and architecture,
-    the check ids that the run was restricted to, and the second reading asked for.
+    """What `CellStarted.versions` holds: library versions, code digest, model sha256, architecture and
+    features, what other packages bring for it, the check ids the run was restricted to, and the second
+    reading of the model that was asked for.
 
     If a model cannot be read, `model_sha256` is empty; the cell's checks then say why.
     """
+    facts = model_facts(model)
     return {
         "prill": version(),
         "python": platform.python_version(),
@@ -31,25 +36,43 @@ def describe(model: str, suite_file: Path, checks: Sequence[str] = ()) -> dict[s
         "code_sha256": code_digest(suite_file.resolve()),
         "selection": ",".join(sorted(checks)),
         "second": asked(),
-        **model_facts(model),
+        **facts,
+        **brought(facts["architecture"]),
     }
 
 
 @cache
 def model_facts(spec: str) -> dict[str, str]:
-    """sha256 and architecture of the file that a model spec names; empty if it cannot be read."""
+    """sha256, architecture and features of the file a model spec names, the last two read without planted
+    faults; empty strings for what cannot be read, and no word of features that nobody knows."""
+    from prill_harness.engines.features import traits
     from prill_harness.engines.models import resolve_model
+    from prill_harness.planting import faults
     from prill_runtime.gguf.file import open_gguf
 
-    facts = {"model_sha256": "", "architecture": ""}
-    try:
+    with faults.only(()):
+        facts = {"model_sha256": "", **traits(spec).recorded}
+    with suppress(PrillError, OSError):
         paths: tuple[Path, ...] = (resolve_model(spec),)
         with suppress(PrillError), open_gguf(paths[0]) as file:
-            paths, facts["architecture"] = file.paths, file.architecture
+            paths = file.paths
         facts["model_sha256"] = file_digest(*paths)
-    except (PrillError, OSError):
-        pass
     return facts
+
+
+@cache
+def brought(architecture: str) -> dict[str, str]:
+    """Entry points of other packages for an architecture -> sha256 of their sources; none for prill's own."""
+    points = (point for group in BROUGHT for point in metadata.entry_points(group=group, name=architecture))
+    return {f"{point.group} {point.value}": _digest_of(point.module.partition(".")[0]) for point in points}
+
+
+def _digest_of(module: str) -> str:
+    """sha256 over the Python files of a module or package that need not be importable (hex)."""
+    spec = importlib.util.find_spec(module)
+    places = [] if spec is None else spec.submodule_search_locations or [spec.origin or ""]
+    files = [file for place in map(Path, places) for file in (place, *place.rglob("*.py")) if file.is_file()]
+    return file_digest(*sorted(files))
 
 
 @cache

@@ -20,6 +20,8 @@ from types import CodeType
 from typing import Any, TypeVar
 
 from prill_harness.engines.base import Engine, Session
+from prill_harness.engines.features import Traits, having, packaged
+from prill_runtime.errors import UsageError
 
 Wrap = Callable[[Any], Any]
 Patches = Callable[[], Iterable["Patch"]]
@@ -57,18 +59,50 @@ class Fault:
         blames: stage kinds (`q_rope`) or parts (`file`, `tokenizer`, `sampler`, `state` …) of which one has
             to be blamed by whoever finds it.
         summary: what is wrong, one clause.
-        models: model specs on which it shows; the first is the one it is run on.
-        engine: the engine whose code it changes.
+        given: model specs on which it shows, where a particular file is needed; else its features say which.
         patches: yields the patches.
+        engine: the engine whose code it changes.
+        needs, lacks: features that a model has to have, or not to have, for the fault to be in what it runs.
     """
 
     name: str
     area: str
     blames: tuple[str, ...]
     summary: str
-    models: tuple[str, ...]
+    given: tuple[str, ...]
     patches: Patches
     engine: str = "numpy"
+    needs: tuple[str, ...] = ()
+    lacks: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def models(self) -> tuple[str, ...]:
+        """Model specs on which it shows; the first is the one it is run on.
+
+        Those that were given; else the first packaged model that suits it, or, where any does, the first of
+        each architecture.
+
+        Raises:
+            UsageError: no packaged model has what it needs.
+        """
+        if self.given:
+            return self.given
+        with only(()):
+            if not (self.needs or self.lacks):
+                first: dict[str, str] = {}
+                for spec, found in packaged().items():
+                    first.setdefault(found.architecture, spec)
+                return tuple(first.values())
+            suits = having(self.needs, self.lacks)
+        if suits is None:
+            expected = ", ".join([*self.needs, *(f"no {feature}" for feature in self.lacks)])
+            raise UsageError(f"no packaged model can show fault {self.name}", expected=expected,
+                             hint="give it a model of its own, or package one")  # fmt: skip
+        return (suits,)
+
+    def applies_to(self, model: Traits) -> bool:
+        """Whether a model is known to have what the fault breaks."""
+        return model.suits(self.needs, self.lacks) is True
 
     @property
     def source(self) -> str:
@@ -122,18 +156,23 @@ def fault(
     *,
     area: str,
     blames: Sequence[str],
-    models: Sequence[str] = ("fixture:llama-tiny", "fixture:gpt2-tiny"),
+    models: Sequence[str] = (),
+    needs: Sequence[str] = (),
+    lacks: Sequence[str] = (),
     engine: str = "numpy",
 ) -> Callable[[Patches], Patches]:
-    """Register a function that yields patches as the fault of its name; its docstring is the summary."""
+    """Register a function that yields patches as the fault of its name; its docstring is the summary. For the
+    rest see `Fault`; `models` are given where a particular file is needed."""
 
     def register(function: Patches) -> Patches:
         name = function.__name__
         told = function.__doc__ or (name.replace("_", " ") if sys.flags.optimize > 1 else "")
-        if name in REGISTRY or area not in AREAS or not blames or not models or not told:
+        if name in REGISTRY or area not in AREAS or not blames or not told:
             raise ValueError(f"fault {name} is declared twice or incompletely")
         summary = told.strip().rstrip(".")
-        REGISTRY[name] = Fault(name, area, tuple(blames), summary, tuple(models), function, engine)
+        REGISTRY[name] = Fault(
+            name, area, tuple(blames), summary, tuple(models), function, engine, tuple(needs), tuple(lacks)
+        )
         return function
 
     return register

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable
 from typing import Any
 
+from prill_harness.engines.features import PACKAGED
 from prill_harness.planting.faults import Patch
+from prill_runtime.models import nodes
 
-LLAMA = ("fixture:llama-tiny",)
-GPT2 = ("fixture:gpt2-tiny",)
+ONE = PACKAGED[:1]
+"""For a fault that shows on any model, of which one is enough."""
+ANOTHER = PACKAGED[1:2]
 LONG = ("fixture:llama-long",)
 WINDOW = ("fixture:llama-window",)
 
@@ -45,10 +50,18 @@ def wiring(changed: Callable[..., Any]) -> Patch:
 def node(kind: str, changed: Callable[..., Any]) -> Patch:
     """What a kind of node computes, replaced by `changed(original, node, pass, *arguments)`; `kind` may name
     another method of it, as in `Attention.attend`."""
-    place = kind if "." in kind else f"{kind}.__call__"
-    return around(f"prill_runtime.models.nodes:{place}", changed)
+    name, _, method = kind.partition(".")
+    return around(f"{_home(name)}:{name}.{method or '__call__'}", changed)
 
 
-def description(architecture: str, changed: Callable[[Any], Any]) -> Patch:
-    """The network that an architecture's description makes of a file, replaced by `changed(network)`."""
-    return around(f"prill_runtime.models.{architecture}:model", lambda o, keys: changed(o(keys)))
+def _home(kind: str) -> str:
+    """The module that has a kind of node."""
+    for found in pkgutil.iter_modules(nodes.__path__, f"{nodes.__name__}."):
+        if getattr(getattr(importlib.import_module(found.name), kind, None), "__module__", "") == found.name:
+            return found.name
+    raise LookupError(f"no kind of node is called {kind}")
+
+
+def description(changed: Callable[[Any], Any]) -> Patch:
+    """The network that a description makes of a file, replaced by `changed(network)`."""
+    return around("prill_runtime.models.load:describe", lambda o, file: changed(o(file)))

@@ -11,7 +11,7 @@ import msgspec
 
 from prill_harness.records.names import base_of
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 class Status(StrEnum):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from prill_harness.engines.base import Capability, Engine
 from prill_harness.numbers.compare import nmse
+from prill_harness.stages.bounds import Bound
 from prill_harness.stages.findings import (
     Diagnosis,
     Finding,
@@ -25,11 +26,14 @@ from prill_harness.stages.localise import localise
 from prill_harness.stages.trace import Trace, capture, fit
 from prill_runtime.errors import EngineError, Inconclusive, NotANumber
 from prill_runtime.models.base import Stage
+from prill_runtime.models.nodes.attention import Attention
+from prill_runtime.models.nodes.network import Embed
+from prill_runtime.models.nodes.rope import Rope
 
 __all__ = ["Finding", "Report", "StageResult", "Subject", "bisect"]
 Array = NDArray[np.float64]
-# These stages depend on a row's position, which a trace of only the last rows does not tell.
-_PLACED = ("embed", "q_rope", "k_rope", "attn")
+# These depend on the position of a row, which a trace of only the last rows does not tell.
+_PLACED = (Embed, Rope, Attention)
 
 
 @dataclass(frozen=True)
@@ -49,10 +53,9 @@ class Report:
 
 @dataclass(frozen=True)
 class Subject:
-    """What a walk knows of the model: the configuration that the file declares, weights as float64, raw
-    bytes, and every stage by name in execution order."""
+    """What the walk knows of the model: weights as float64, bytes as they lie in the file, and every stage by
+    name, in execution order."""
 
-    config: Mapping[str, int | float | str | bool]
     weight: Weight
     raw: Raw
     table: Mapping[str, Stage]
@@ -78,7 +81,7 @@ def bisect(
     oracle: Engine,
     ids: Sequence[int],
     subject: Subject,
-    bounds: Mapping[str, float],
+    bounds: Mapping[str, Bound],
 ) -> Report:
     """Walk the stages free-running, then isolated.
 
@@ -87,18 +90,18 @@ def bisect(
     same stages on the same inputs.
 
     Args:
-        bounds: stage -> NMSE that the lane's noise may cause in isolation.
+        bounds: stage -> what the lane's noise may leave in isolation.
 
     Raises:
         Inconclusive: the two have no stage in common, or the candidate shows none.
     """
     truth = capture(oracle, ids).stages
-    architecture, table = str(subject.config["architecture"]), subject.table
+    table = subject.table
     broken: NotANumber | None = None
     shown = candidate if isinstance(candidate, Trace) else Trace((), {})
     try:
         shown = candidate if isinstance(candidate, Trace) else capture(candidate, ids)
-        free, odd = fit(shown, truth, architecture)
+        free, odd = fit(shown, truth, table)
     except NotANumber as error:
         broken, free, odd = error, {}, {}
     if not (free or odd or broken):
@@ -106,7 +109,7 @@ def bisect(
         raise Inconclusive("the traces have no stage in common", expected=f"{expected} …", got=got)
     try:
         if isinstance(candidate, Engine) and Capability.REPLACE in candidate.info.capabilities:
-            alone, odd = fit(capture(candidate, ids, truth), truth, architecture)
+            alone, odd = fit(capture(candidate, ids, truth), truth, table)
             walk = Walk(alone, truth, truth, odd)
         elif broken:
             raise broken
@@ -159,11 +162,11 @@ def _report(
     truth: Mapping[str, Array],
     ids: Sequence[int],
     subject: Subject,
-    bounds: Mapping[str, float],
+    bounds: Mapping[str, Bound],
 ) -> Report:
     results: list[StageResult] = []
     wrong: list[Diagnosis] = []
-    table, loosest = subject.table, max(bounds.values())
+    table, loosest = subject.table, Bound(max(bound.nmse for bound in bounds.values()))
     for name in truth:
         if name in walk.odd:
             fact = f"shape {walk.odd[name]}, expected {truth[name].shape}"
@@ -174,14 +177,13 @@ def _report(
         want = walk.want[name][-len(got) :]
         judged = name not in walk.unjudged
         apart = nmse(truth[name][-len(free[name]) :], free[name]) if name in free else math.nan
-        isolated = nmse(want, got) if judged else math.nan
-        result = StageResult(name, apart, isolated, bounds.get(name, loosest), int(got.size), judged)
+        bound = bounds.get(name, loosest)
+        isolated = bound.apart(want, got) if judged else math.nan
+        result = StageResult(name, apart, isolated, bound.nmse, int(got.size), judged)
         results.append(result)
         if not result.ok:
             inputs = tuple(walk.inputs[source][-len(got) :] for source in table[name].inputs)
-            case = Case(
-                table[name], subject.config, tuple(ids), inputs, want, got, subject.weight, subject.raw
-            )
+            case = Case(table[name], table, tuple(ids), inputs, want, got, subject.weight, subject.raw)
             wrong.append(_diagnose(case, result, hidden(table[name], table, walk.got)))
     findings = grouped(wrong)
     if not results and not findings:
@@ -199,8 +201,9 @@ def _diagnose(case: Case, result: StageResult, unseen: tuple[str, ...]) -> Diagn
         noun = "value is" if count == 1 else "values are"
         fact = f"{count} of {bad.size} {noun} NaN or infinite"
         return Diagnosis(case.stage, result.isolated, fact, localise(case.got, case.want), hidden=unseen)
-    heads = int(case.number("n_heads")) if case.stage.kind == "attn" else 0
-    whole = len(case.got) == len(case.ids) or case.stage.kind not in _PLACED
+    node = case.stage.node
+    heads = node.heads if isinstance(node, Attention) else 0
+    whole = len(case.got) == len(case.ids) or not isinstance(node, _PLACED)
     reason = explain(case, result.bound) if whole else None
     where = localise(case.got, case.want, heads)
     return Diagnosis(case.stage, result.isolated, fact, where, reason, unseen)

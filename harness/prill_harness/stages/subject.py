@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from prill_harness.planting import faults
 from prill_harness.stages.bisect import Subject
-from prill_harness.witness.declared import declared
 from prill_runtime.gguf.file import open_gguf
 from prill_runtime.models import walks
 from prill_runtime.models.base import Stage
@@ -43,7 +42,6 @@ def open_subject(path: str | Path) -> Iterator[Subject]:
         file = open_gguf(path)
     try:
         with faults.only(()):
-            config = declared(file)
             tensors, parts = dict(file.tensors), file.paths
         known_weights: dict[str, NDArray[np.float64]] = {}
 
@@ -65,6 +63,6 @@ def open_subject(path: str | Path) -> Iterator[Subject]:
                 known_weights[name] = np.asarray(values, np.float64).reshape(tensors[name].shape)
             return known_weights[name]
 
-        yield Subject(config, weight, raw, table)
+        yield Subject(weight, raw, table)
     finally:
         file.close()

@@ -17,6 +17,8 @@ from prill_harness.engines.base import Engine
 from prill_harness.stages.table import FUSED, canonical, preferred, rotated
 from prill_runtime.errors import UsageError
 from prill_runtime.files import refuse_pipe
+from prill_runtime.models.base import Stage
+from prill_runtime.models.nodes.rope import Rope
 
 Array = NDArray[np.float64]
 Named = tuple[str, NDArray[Any]]
@@ -150,16 +152,21 @@ def _members(path: Path) -> Iterator[Named]:
 
 
 def fit(
-    trace: Trace, truth: Mapping[str, Array], architecture: str
+    trace: Trace, truth: Mapping[str, Array], table: Mapping[str, Stage]
 ) -> tuple[dict[str, Array], dict[str, tuple[int, ...]]]:
     """The trace's arrays in the oracle's layout, and the shapes of those that cannot be brought into it.
 
     Leading axes of size one are dropped, and heads joined or split. An array may have fewer rows than the
     oracle's: engines that need only the last logits drop earlier rows, so its rows are the last ones.
 
+    Args:
+        table: the model's stages, which say what is rotated, and in which pairs.
+
     Returns:
         stage -> array (rows, ...) of the oracle's trailing shape; stage -> shape of what does not fit.
     """
+    neighbours = {source for stage in table.values() for source in stage.inputs
+                  if isinstance(stage.node, Rope) and stage.node.layout == "norm"}  # fmt: skip
     fitted: dict[str, Array] = {}
     odd: dict[str, tuple[int, ...]] = {}
     for name, array in _placed(trace, truth):
@@ -174,8 +181,8 @@ def fit(
             odd[name] = array.shape
             continue
         shaped = array.reshape(count, *tail)
-        if architecture == "llama" and trace.names.get(name, "").endswith(("q_proj", "k_proj")):
-            # In transformers the two parts of a rotary pair are half a head apart, in llama files adjacent.
+        if name in neighbours and trace.names.get(name, "").endswith(("q_proj", "k_proj")):
+            # transformers keeps the halves of a rotary pair half a head apart, such a file side by side.
             shaped = shaped.reshape(count, tail[0], 2, -1).swapaxes(-1, -2).reshape(count, *tail)
         fitted[name] = shaped
     return {name: fitted[name] for name in truth if name in fitted}, odd

@@ -12,6 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Float = NDArray[np.float64]
+GROUP = "prill.witnesses"  # entry points NAME = "module:function", the function a Forward
 Forward = Callable[["Reading", Sequence[int]], Float]
 VALUES_AT_ONCE = 1 << 22  # of a matrix, dequantised together: 32 MiB
 VALUES_HELD = 1 << 24  # kept for the next pass: 128 MiB
@@ -132,13 +135,29 @@ def logits(reading: Reading, ids: Sequence[int]) -> Float:
 
     Raises:
         KeyError: an architecture that the witness does not know (see `knows`), or a tensor that is absent.
+        Exception: whatever an installed reading raises.
     """
-    return FORWARD[reading.architecture](reading, ids)
+    installed = _installed(reading.architecture)
+    forward: Forward = installed.load() if installed else FORWARD[reading.architecture]
+    return forward(reading, ids)
 
 
 def knows(reading: Reading) -> bool:
     """Whether the witness can read the architecture."""
-    return reading.architecture in FORWARD
+    return reading.architecture in FORWARD or _installed(reading.architecture) is not None
+
+
+def whose(reading: Reading) -> str:
+    """`module:function of PACKAGE VERSION` that reads the architecture; empty for those of this file."""
+    found = _installed(reading.architecture)
+    return f"{found.value} of {found.dist.name} {found.dist.version}" if found and found.dist else ""
+
+
+@cache
+def _installed(architecture: str) -> EntryPoint | None:
+    """The reading that another package brings for an architecture that is not in FORWARD."""
+    found = () if architecture in FORWARD else entry_points(group=GROUP, name=architecture)
+    return next(iter(found), None)
 
 
 def linear(reading: Reading, name: str, x: Float) -> Float:
@@ -264,4 +283,4 @@ def _sigmoid(x: Float) -> Float:
 
 
 FORWARD: dict[str, Forward] = {"llama": llama, "gpt2": gpt2}
-"""By `general.architecture`; the witness does not know any other."""
+"""By the file's own name of the architecture; others are installed, or the witness does not know them."""

@@ -21,15 +21,15 @@ from prill_harness.numbers.compare import largest
 from prill_harness.witness.naive import Reading
 from prill_runtime.gguf.file import GGUFFile, open_gguf
 from prill_runtime.gguf.tensors import TensorInfo
+from prill_runtime.models import registry, walks
 from prill_runtime.models.cache import KVCache
+from prill_runtime.models.keys import Keys
 from prill_runtime.models.load import load
 from prill_runtime.ops.numpy import NumpyBackend
 from prill_runtime.run.model import Model
 
-FIRST_LAYERS = 2  # layers of a deep model on which variations are tried
-LARGEST_TABLE = 1 << 26  # values of the largest embedding table of which a changed copy is made
-ROTARY = ("llama",)
-BIASED = ("llama",)  # whose projections may have biases
+FIRST_LAYERS = 2  # of a deep model: the variations are looked at on its first layers
+LARGEST_TABLE = 1 << 26  # values of an embedding table of which a changed copy is made
 PROJECTION = re.compile(r"blk\.0\.(attn_(q|k|v|output)|ffn_(gate|up|down))\.weight$")
 TABLE, HEAD, FREQUENCIES = "token_embd.weight", "output.weight", "rope_freqs.weight"
 
@@ -99,6 +99,19 @@ def shallow(reading: Reading) -> Reading:
     return reading.with_keys(block_count=min(FIRST_LAYERS, int(reading.key("block_count"))))
 
 
+def features(reading: Reading) -> frozenset[str]:
+    """What the runtime's description makes of the file as it was before anything was changed in its tensors.
+
+    Raises:
+        ModelFileError, UnsupportedModel: it refuses the file's keys.
+    """
+    shapes = {name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in reading.tensors.items()}
+    tensors = {name: TensorInfo(name, shape, GGMLQuantizationType.F32) for name, shape in shapes.items()}
+    return walks.features(
+        registry.load(reading.architecture)(Keys(reading.architecture, reading.keys, tensors))
+    )
+
+
 def variations(reading: Reading, length: int) -> Iterator[Variation]:
     """Every change that leaves a valid model; `length`: ids of the prompt on which it must show."""
     kind = "rms_" if reading.key("attention.layer_norm_rms_epsilon") is not None else ""
@@ -107,14 +120,14 @@ def variations(reading: Reading, length: int) -> Iterator[Variation]:
         "eps", reading.with_keys(**{f"attention__layer_norm_{kind}epsilon": largest(64 * eps, 0.01)})
     )
     yield from _heads(reading)
-    if reading.architecture in ROTARY:
+    if "rope" in features(reading):
         yield from _positions(reading, length)
     yield from _tie(reading)
     for name in reading.tensors:
         if name.endswith((".bias", "_norm.weight")) and _layer(name) < 1:
             yield Variation(name, reading.with_tensor(name, _moved(reading.all(name))))
         biased = name.removesuffix("weight") + "bias"
-        if reading.architecture in BIASED and PROJECTION.match(name) and not reading.has(biased):
+        if PROJECTION.match(name) and not reading.has(biased):  # read or not, is for the witness to know
             zero = np.zeros(reading.count(name))
             yield Variation(biased, reading.with_tensor(biased, _moved(zero)))
 
@@ -125,14 +138,12 @@ def _heads(reading: Reading) -> Iterator[Variation]:
     if heads % 2 == 0 and groups % 2 == 0:
         doubled = {f"attention__{part}_length": 2 * reading.head_size for part in ("key", "value")}
         half = {"attention__head_count": heads // 2, "attention__head_count_kv": groups // 2}
-        rope = {"rope__dimension_count": reading.rope_size} if reading.architecture in ROTARY else {}
+        rope = {"rope__dimension_count": reading.rope_size} if "rope" in features(reading) else {}
         yield Variation("head count", reading.with_keys(**half, **doubled, **rope))
 
 
 def _positions(reading: Reading, length: int) -> Iterator[Variation]:
     size = reading.rope_size
-    base = float(reading.key("rope.freq_base", 10000.0))
-    yield Variation("rope base", reading.with_keys(rope__freq_base=base / 16))
     factor = 4 * float(reading.key("rope.scaling.factor", 1.0))
     scaled = {"rope__scaling__type": "linear", "rope__scaling__factor": factor}
     yield Variation("rope scaling factor", reading.with_keys(**scaled))

@@ -22,7 +22,9 @@ from prill_runtime.gguf.tensors import TensorInfo
 from prill_runtime.models import walks
 from prill_runtime.models.base import Step, Tap, untouched
 from prill_runtime.models.load import Wired
-from prill_runtime.models.nodes import Attention, Network
+from prill_runtime.models.nodes.attention import Attention
+from prill_runtime.models.nodes.experts import Experts
+from prill_runtime.models.nodes.network import Network
 from prill_runtime.ops.protocol import Array
 
 POOL_CONTEXTS: Final = 64
@@ -68,7 +70,10 @@ def plan(
     # Allocations that stay fill holes left by closed sessions, each of which may waste up to a session's
     # state.
     kept = scratch.peak + scratch.live * ALIGNMENT + MOST_SESSIONS * padded(STATE_BYTES)
-    logits = regions["logits"].peak + padded(4 * network.vocab * min(rows, rows_of_logits(network.vocab)))
+    # With a cap, the logits before it lie beside those within it.
+    arrays = 1 if network.head.softcap is None else 2
+    logits = regions["logits"].peak
+    logits += arrays * padded(4 * network.vocab * min(rows, rows_of_logits(network.vocab)))
     matrices = [info for info in tensors.values() if len(info.shape) > 1]
     passing = [staging_bytes(info) for info in matrices]
     attentions = [node for node in network.walk() if isinstance(node, Attention)]
@@ -77,6 +82,8 @@ def plan(
         passing += [most_sums(rows, info.shape[0]) for info in matrices]
     # A trace may replace any stage, and a replacement lies beside the stage it replaces: room for one more.
     widest = max(info.shape[0] for info in matrices if info.name.startswith("blk."))
+    mixtures = [node for node in network.walk() if isinstance(node, Experts)]
+    widest = max([widest, *(node.used * max(node.up.rows, node.down.rows) for node in mixtures)])
     return DevicePlan(
         {
             "weights": regions["weights"].peak,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 from prill_runtime.models.cache import KVCache
-from prill_runtime.ops.protocol import Array, Ids
+from prill_runtime.ops.protocol import Array, Backend, Ids
 
 Value = int | float | str | bool
 # Sees every named stage and returns what the pass goes on with.
@@ -62,6 +63,17 @@ class Step:
     ids: Ids
     positions: Ids
     sequences: tuple[tuple[KVCache, slice], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One forward pass of a Network: what every node computes with, and who looks on."""
+
+    network: Any
+    weights: Mapping[str, Array]
+    ops: Backend
+    step: Step
+    tap: Tap = untouched
 
 
 @dataclass(frozen=True, slots=True)

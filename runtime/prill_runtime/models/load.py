@@ -1,30 +1,24 @@
-"""A checked file and a backend go in, a model ready for its forward pass comes out; every tensor is used.
-
-An architecture is described by one file of this folder: its name is the architecture's, `-` written `_`, and
-its function `model(keys)` makes the Network of a file. `declare` adds one from elsewhere.
-"""
+"""A checked file and a backend go in, a model ready for its forward pass comes out; every tensor is used."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 from prill_runtime.errors import ModelFileError, PrillError, UnsupportedModel
 from prill_runtime.gguf.kinds import require_model
 from prill_runtime.gguf.tensors import TensorInfo
-from prill_runtime.models import walks
-from prill_runtime.models.base import Step, Tap, Tensor, untouched
+from prill_runtime.models import registry, walks
+from prill_runtime.models.base import Pass, Step, Tap, Tensor, untouched
 from prill_runtime.models.keys import Keys
-from prill_runtime.models.nodes import Network, Pass
+from prill_runtime.models.nodes.network import Network
 from prill_runtime.ops.protocol import Array, Backend
 from prill_runtime.quants.layouts import supported_types
 
 NAMED = 5  # tensors listed in a sentence
-Description = Callable[[Keys], Network]
-_declared: dict[str, Description] = {}
+HINT = "docs/ADAPTER_PATTERN_GUIDE.md adds one"
 
 
 class Described(Protocol):
@@ -69,21 +63,6 @@ class Wired:
         return Pass(self.network, self.weights, ops, step, tap)
 
 
-def declare(architecture: str, model: Description) -> None:
-    """Describe an architecture that has no file here, for the rest of the process."""
-    _declared[architecture] = model
-
-
-def known() -> dict[str, Description]:
-    """The description of every architecture by name."""
-    found = dict(_declared)
-    for path in sorted(Path(__file__).parent.glob("[a-z]*.py")):
-        module = import_module(f"{__package__}.{path.stem}")
-        if hasattr(module, "model"):
-            found[path.stem.replace("_", "-")] = module.model
-    return found
-
-
 def describe(file: Described) -> Network:
     """The model that a file's metadata and tensor names make, without a look at shapes or types.
 
@@ -91,18 +70,20 @@ def describe(file: Described) -> Network:
         ModelFileError: a value that is missing or wrong.
         UnsupportedModel: one that nothing here implements, a key that nothing reads and that may change the
             result, or an architecture that nobody described.
+        DescriptionError: an installed description that is broken, or a second one.
     """
-    descriptions = known()
-    if file.architecture not in descriptions:
+    described = registry.names()
+    if file.architecture not in described:
         raise UnsupportedModel(
             "unknown architecture",
             where=f"{file.path}, general.architecture",
-            expected=" or ".join(sorted(descriptions)),
+            expected=" or ".join(described),
             got=repr(file.architecture),
+            hint=HINT,
         )
     keys = Keys(file.architecture, file.metadata, file.tensors)
     try:
-        network = descriptions[file.architecture](keys)
+        network = registry.load(file.architecture)(keys)
         keys.require_all_read()
         _ = network.cache_shape  # refuses layers that no one cache has room for
     except PrillError as error:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from prill_runtime.models.base import Stage, Tensor, Value
-from prill_runtime.models.nodes import Network, Rope
+from prill_runtime.models.nodes.network import Network
+from prill_runtime.models.nodes.rope import Rope
 from prill_runtime.ops.protocol import Array
+
+FEATURES: Final = frozenset((
+    "rms_norm", "layer_norm", "bias", "learned_positions", "rope", "gqa", "window", "fused_qkv", "silu",
+    "gelu_tanh", "gate", "tied",
+))  # fmt: skip
+"""All that the nodes of this package give a model: what else a checklist names is a mistake."""
 
 
 def tensors(network: Network) -> dict[str, Tensor]:

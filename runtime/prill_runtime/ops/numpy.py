@@ -12,14 +12,20 @@ from numpy.typing import NDArray
 from prill_runtime.errors import InvalidParameter
 from prill_runtime.gguf.tensors import TensorInfo
 from prill_runtime.ops import rotary
-from prill_runtime.ops.protocol import Array, Backend, Ids, RopeLayout
+from prill_runtime.ops.protocol import Array, Backend, Ids, RopeLayout, Yarn
 from prill_runtime.quants.layouts import dequantize
 
 Precision = Literal["float32", "float64"]
+_erf = np.frompyfunc(math.erf, 1, 1)
 
 # Scores of more query rows than this are never held at once, so a long prompt needs no square matrix; and a
 # block of rows reads only the keys that one of them sees.
 QUERY_ROWS = 64
+
+
+def erf(x: Array) -> Array:
+    """The error function, of each value in float64."""
+    return np.asarray(_erf(x.astype(np.float64)), np.float64)
 
 
 class NumpyBackend(Backend[Array, Array, Array]):
@@ -73,9 +79,14 @@ class NumpyBackend(Backend[Array, Array, Array]):
         layout: RopeLayout,
         factor: float = 1.0,
         freq_factors: Array | None = None,
+        yarn: Yarn | None = None,
+        scale: float = 1.0,
+        long: tuple[Array, int] | None = None,
     ) -> Array:
-        angles = self.angles(positions, base, dim, factor, freq_factors)[:, None]
-        cos, sin = np.cos(angles).astype(self.dtype), np.sin(angles).astype(self.dtype)
+        if long is not None and positions.max() >= long[1]:
+            freq_factors = long[0]
+        angles = self.angles(positions, base, dim, factor, freq_factors, yarn)[:, None]
+        cos, sin = ((scale * turned).astype(self.dtype) for turned in (np.cos(angles), np.sin(angles)))
         first, second = {
             "norm": (slice(0, dim, 2), slice(1, dim, 2)),
             "neox": (slice(0, dim // 2), slice(dim // 2, dim)),
@@ -87,10 +98,20 @@ class NumpyBackend(Backend[Array, Array, Array]):
         return out
 
     def angles(
-        self, positions: Ids, base: float, dim: int, factor: float, freq_factors: Array | None
+        self,
+        positions: Ids,
+        base: float,
+        dim: int,
+        factor: float,
+        freq_factors: Array | None,
+        yarn: Yarn | None = None,
     ) -> Array:
         """Rotary angles (row, pair) of positions (row,), in radians."""
-        return np.asarray(positions[:, None] * rotary.frequencies(base, dim, factor, freq_factors))
+        return np.asarray(positions[:, None] * rotary.frequencies(base, dim, factor, freq_factors, yarn))
+
+    def temper(self, x: Array, positions: Ids, *, beta: float, original: int) -> Array:
+        factor = (1 + beta * np.log1p(positions // original)).astype(self.dtype)
+        return np.asarray(x * factor.reshape(-1, *[1] * (x.ndim - 1)))
 
     def softmax(self, x: Array) -> Array:
         with np.errstate(invalid="ignore"):
@@ -100,7 +121,16 @@ class NumpyBackend(Backend[Array, Array, Array]):
         return weights
 
     def attention(
-        self, q: Array, k: Array, v: Array, *, start: int, scale: float, window: int | None = None
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        *,
+        start: int,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+        sinks: Array | None = None,
     ) -> Array:
         rows, heads, head_dim = q.shape
         kv_heads, length, _ = k.shape
@@ -113,13 +143,18 @@ class NumpyBackend(Backend[Array, Array, Array]):
             first = 0 if window is None else max(0, min(start + low - window + 1, last - 1))
             block = blocked[:, :, low:high].reshape(kv_heads, group * (high - low), head_dim)
             scores = (block * self.dtype.type(scale)) @ k[:, first:last].transpose(0, 2, 1)
+            if softcap is not None:
+                scores = self.softcap(scores, softcap)
             if high - low > 1:  # one row sees every key that is left
                 query, key = np.arange(start + low, start + high)[:, None], np.arange(first, last)
                 hidden = key > query
                 if window is not None:
                     hidden |= key <= query - window
                 np.copyto(scores.reshape(kv_heads, group, high - low, -1), -np.inf, where=hidden)
-            weights = self.softmax(scores)
+            if sinks is not None:
+                column = np.repeat(sinks.reshape(kv_heads, group), high - low, axis=1)[..., None]
+                scores = np.concatenate([scores, column], axis=-1)
+            weights = self.softmax(scores)[..., : last - first]
             mixed = (weights @ v[:, first:last]).reshape(kv_heads, group, high - low, head_dim)
             out[low:high] = mixed.transpose(2, 0, 1, 3)
         return out.reshape(rows, heads * head_dim)
@@ -130,12 +165,54 @@ class NumpyBackend(Backend[Array, Array, Array]):
         weight += 1
         return np.asarray(gate / weight * up)
 
+    def swiglu_clamped(self, gate: Array, up: Array, *, limit: float, alpha: float) -> Array:
+        gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
+        with np.errstate(over="ignore"):
+            weight = np.exp(-self.dtype.type(alpha) * gate)
+        return np.asarray(gate / (weight + 1) * (up + 1))
+
+    def geglu(self, gate: Array, up: Array) -> Array:
+        return np.asarray(self.gelu_tanh(gate) * up)
+
     def gelu_tanh(self, x: Array) -> Array:
         # (1 + tanh u) / 2 is 1 / (1 + exp -2u): NumPy's exp takes a fraction of its tanh's time.
         with np.errstate(over="ignore"):
             weight = np.exp(-2 * math.sqrt(2 / math.pi) * (x + 0.044715 * (x * x * x)))
         weight += 1
         return np.asarray(x / weight)
+
+    def gelu_erf(self, x: Array) -> Array:
+        return np.asarray(0.5 * x * (1 + erf(x * math.sqrt(0.5)).astype(self.dtype)))
+
+    def scale(self, x: Array, by: float) -> Array:
+        return np.asarray(x * self.dtype.type(by))
+
+    def softcap(self, x: Array, cap: float) -> Array:
+        return np.asarray(self.dtype.type(cap) * np.tanh(x / self.dtype.type(cap)))
+
+    def route(self, logits: Array, *, used: int, normalised: bool) -> Array:
+        chosen = np.argsort(-logits, axis=-1, kind="stable")[:, :used]
+        hidden = np.full_like(logits, -np.inf)
+        np.put_along_axis(hidden, chosen, np.take_along_axis(logits, chosen, axis=-1), axis=-1)
+        return self.softmax(hidden) if normalised else np.where(hidden == logits, self.softmax(logits), 0)
+
+    def expert_linear(
+        self, x: Array, weight: Array, routed: Array, *, used: int, bias: Array | None = None
+    ) -> Array:
+        out = np.zeros((len(x), used, weight.shape[1]), self.dtype)
+        place = np.cumsum(routed != 0, axis=-1) - 1  # of each expert among its row's
+        for expert in np.flatnonzero((routed != 0).any(axis=0)):
+            rows = np.flatnonzero(routed[:, expert])
+            some = x[rows] if x.ndim == 2 else x[rows, place[rows, expert]]
+            out[rows, place[rows, expert]] = some @ weight[expert].T + (0 if bias is None else bias[expert])
+        return out
+
+    def mix(self, x: Array, routed: Array) -> Array:
+        place = np.cumsum(routed != 0, axis=-1) - 1
+        weights = np.zeros(x.shape[:2], self.dtype)
+        rows, experts = np.nonzero(routed)
+        weights[rows, place[rows, experts]] = routed[rows, experts]
+        return np.asarray(np.add.reduce(weights[..., None] * x, axis=1))
 
     def add(self, a: Array, b: Array) -> Array:
         return np.asarray(a + b)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from prill_runtime.errors import InvalidParameter
 from prill_runtime.ops.numpy import NumpyBackend, Precision
-from prill_runtime.ops.protocol import Array, Ids, RopeLayout
+from prill_runtime.ops.protocol import Array, Ids
 
 Activations = Literal["exact", "single", "f16", "bf16", "q8_0", "q8_k"]
 Rounding = Callable[[Array], Array]
@@ -62,16 +62,26 @@ def q8_k(x: Array) -> Array:
     return _unblocked(np.minimum(np.rint(ratio), np.float32(127)) * scale, x)
 
 
-def single() -> Rounding:
+def single(draw: int = 0, alike: bool = False) -> Rounding:
     """x as single precision might have left it: every value moved at random by up to 2^-22 of itself.
 
     Monte Carlo arithmetic (Parker 1997): in float64 it shows what rounding does to a result without taking a
     step in float32, so it shares no mistake with an engine that computes there. Four units in the last place,
     for a sum rounds as often as it has terms: the noise of NumPy's float32 was 0.01 to 2.5 times this
     in the stages of 26 models.
+
+    Args:
+        draw: another one moves every value otherwise.
+        alike: every row is moved as the others are, for arithmetic rounds equal rows equally: their mean
+            keeps that error, where errors drawn anew for each row cancel in it.
     """
-    random = np.random.default_rng(0)
-    return lambda x: np.asarray(x * (1 + 2.0**-22 * random.uniform(-1, 1, x.shape)), x.dtype)
+    random = np.random.default_rng(draw)
+
+    def moved(x: Array) -> Array:
+        shape = x.shape[-1:] if alike else x.shape
+        return np.asarray(x * (1 + 2.0**-22 * random.uniform(-1, 1, shape)), x.dtype)
+
+    return moved
 
 
 # What is rounded: the activations that enter a linear, and the result of every op. Engines that compute in
@@ -117,26 +127,28 @@ class RoundedBackend(NumpyBackend):
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
         return self.leaving(super().linear(self.entering(x), weight, bias))
 
-    def rope(
-        self,
-        x: Array,
-        positions: Ids,
-        *,
-        base: float,
-        dim: int,
-        layout: RopeLayout,
-        factor: float = 1.0,
-        freq_factors: Array | None = None,
-    ) -> Array:
-        turned = super().rope(
-            x, positions, base=base, dim=dim, layout=layout, factor=factor, freq_factors=freq_factors
-        )
-        return self.leaving(turned)
+    def rope(self, x: Array, positions: Ids, **settings: Any) -> Array:
+        return self.leaving(super().rope(x, positions, **settings))
+
+    def temper(self, x: Array, positions: Ids, **settings: Any) -> Array:
+        return self.leaving(super().temper(x, positions, **settings))
 
     def attention(
-        self, q: Array, k: Array, v: Array, *, start: int, scale: float, window: int | None = None
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        *,
+        start: int,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+        sinks: Array | None = None,
     ) -> Array:
-        return self.leaving(super().attention(q, k, v, start=start, scale=scale, window=window))
+        mixed = super().attention(
+            q, k, v, start=start, scale=scale, window=window, softcap=softcap, sinks=sinks
+        )
+        return self.leaving(mixed)
 
     def softmax(self, x: Array) -> Array:
         return self.leaving(super().softmax(x))
@@ -144,8 +156,32 @@ class RoundedBackend(NumpyBackend):
     def swiglu(self, gate: Array, up: Array) -> Array:
         return self.leaving(super().swiglu(gate, up))
 
+    def swiglu_clamped(self, gate: Array, up: Array, **settings: float) -> Array:
+        return self.leaving(super().swiglu_clamped(gate, up, **settings))
+
+    def geglu(self, gate: Array, up: Array) -> Array:
+        return self.leaving(super().geglu(gate, up))
+
     def gelu_tanh(self, x: Array) -> Array:
         return self.leaving(super().gelu_tanh(x))
 
     def add(self, a: Array, b: Array) -> Array:
         return self.leaving(super().add(a, b))
+
+    def gelu_erf(self, x: Array) -> Array:
+        return self.leaving(super().gelu_erf(x))
+
+    def scale(self, x: Array, by: float) -> Array:
+        return self.leaving(super().scale(x, by))
+
+    def softcap(self, x: Array, cap: float) -> Array:
+        return self.leaving(super().softcap(x, cap))
+
+    def route(self, logits: Array, **settings: Any) -> Array:
+        return self.leaving(super().route(logits, **settings))
+
+    def expert_linear(self, x: Array, weight: Array, routed: Array, **settings: Any) -> Array:
+        return self.leaving(super().expert_linear(self.entering(x), weight, routed, **settings))
+
+    def mix(self, x: Array, routed: Array) -> Array:
+        return self.leaving(super().mix(x, routed))

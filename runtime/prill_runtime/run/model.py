@@ -16,7 +16,7 @@ from prill_runtime.models import walks
 from prill_runtime.models.base import Step, Tap, Value, untouched
 from prill_runtime.models.cache import KVCache
 from prill_runtime.models.load import LoadReport, Wired
-from prill_runtime.models.nodes import Network
+from prill_runtime.models.nodes.network import Network
 from prill_runtime.ops.numpy import NumpyBackend, Precision
 from prill_runtime.ops.protocol import Array, Backend, Ids
 from prill_runtime.run.generate import Generation, generate, generate_batch

@@ -24,7 +24,7 @@ from prill_runtime.errors import UsageError
 @click.option("--full", is_flag=True, help="Show whole arrays and strings.")
 @click.option("--sha", is_flag=True, help="Show the sha256 of each tensor's bytes.")
 def command(console: Console, first: str, other: str | None, full: bool, sha: bool) -> int:
-    """Show the header, metadata and tensors of MODEL, a path or fixture:NAME[:TYPE].
+    """Show the header, features, metadata and tensors of MODEL, a path or fixture:NAME[:TYPE].
 
     With OTHER, compare the two tensor by tensor: types, shapes, NMSE of the dequantised weights; and the
     metadata that differ.
@@ -32,6 +32,7 @@ def command(console: Console, first: str, other: str | None, full: bool, sha: bo
     Exit code 0 when the files could be read, whatever the figures say; a malformed file gives one sentence
     and exit code 4.
     """
+    from prill_harness.engines.features import features_of
     from prill_harness.engines.models import resolve_model
     from prill_runtime.gguf.file import open_gguf
     from prill_runtime.models.assumptions import assumptions
@@ -66,13 +67,14 @@ def command(console: Console, first: str, other: str | None, full: bool, sha: bo
             "alignment": file.alignment,
             "sha256": file.sha256,
         }
-        assumed = assumptions(file)
+        assumed, features = assumptions(file), features_of(file)
     by_type: dict[str, int] = {}
     for tensor in tensors:
         by_type[tensor["type"]] = by_type.get(tensor["type"], 0) + tensor["nbytes"]
     console.emit(
         {
             **head,
+            "features": None if features is None else sorted(features),
             "metadata": metadata,
             "tensors": tensors,
             "bytes_by_type": by_type,
@@ -81,6 +83,8 @@ def command(console: Console, first: str, other: str | None, full: bool, sha: bo
     )
     for key, value in head.items():
         console.line(f"{key:14}{value}")
+    told = "not known: nothing here describes this file" if features is None else ", ".join(sorted(features))
+    console.line(f"{'features':14}{told}")
     for each in assumed:
         console.line(f"{'assumed':14}{each}")
     console.line()

@@ -13,11 +13,14 @@ import click
 from prill_harness.commands.shared import reporters
 from prill_harness.commands.shared.declare import command as declare
 from prill_harness.console import Console, write
-from prill_harness.decide.checklist import Observed, evaluate, load_checklists
+from prill_harness.decide.checklist import Checklist, Observed, evaluate, load_checklists
+from prill_harness.decide.templates import instances, models_of
+from prill_harness.engines.features import packaged
 from prill_harness.records import evidence
 from prill_harness.records import ledger as ledgers
-from prill_harness.records.evidence import EXIT_CODES, CellStarted, Evidence, Record, Status, badness
+from prill_harness.records.evidence import EXIT_CODES, Cell, CellStarted, Evidence, Record, Status, badness
 from prill_harness.records.files import write_file
+from prill_harness.records.names import look_up
 from prill_harness.records.verdict import CheckResult, ItemResult, ItemStatus, Verdict
 from prill_harness.version import version
 from prill_runtime.errors import UsageError
@@ -43,16 +46,17 @@ DEFAULT = Path("out/ledger.jsonl")
 def command(console: Console, names: Sequence[str], form: str, ledger: Path | None, docs: Path | None) -> int:
     """Show the integration checklists NAME..., all when none is named, beside the evidence of a ledger.
 
-    Waivers play no part here. Exit code 0 when every item is proven, 1 when one failed, else 10.
+    NAME is a checklist, or an architecture for the list of its own. Waivers play no part here. Exit code 0
+    when every item is proven, 1 when one failed, else 10.
     """
     if ledger is not None and not ledger.is_file():
         raise UsageError("no such ledger", where=str(ledger))
-    checklists = load_checklists(names or None)
     if docs is not None:
         from prill_harness.decide.checklist_page import render
 
-        write_file(docs, render(checklists))
-        console.emit({"file": str(docs), "items": sum(len(each.items) for each in checklists)})
+        written = load_checklists(names or None)
+        write_file(docs, render(written))
+        console.emit({"file": str(docs), "items": sum(len(each.items) for each in written)})
         console.line(f"written: {docs}")
         return 0
     path = ledger or DEFAULT
@@ -61,17 +65,39 @@ def command(console: Console, names: Sequence[str], form: str, ledger: Path | No
         console.remark(f"no evidence in {path}: every item is unproven; run prill gate first")
     cells = sorted({r.cell for r in records if isinstance(r, CellStarted)})
     today = dt.datetime.now(dt.UTC).date()
-    items = evaluate(checklists, cells, _observed(records), today)
+    observed = _observed(cells, records)
+    checklists = _named(names, observed)
+    items = evaluate(checklists, cells, observed, today)
     verdict = _verdict(names, items, records, today)
     machine = Console(json=console.json or form == "json")
-    machine.emit({"status": verdict.status, "counts": verdict.counts, "ledger": str(path), "items": items})
+    left_out = {each.id: each.left_out for each in checklists if each.left_out}
+    machine.emit({"status": verdict.status, "counts": verdict.counts, "ledger": str(path), "items": items,
+                  "left_out": left_out})  # fmt: skip
+    for architecture, counts in left_out.items():
+        told = ", ".join(f"{count} of models {which}" for which, count in sorted(counts.items()))
+        console.remark(f"{architecture}: left out what none of its models owes: {told}")
     if not machine.json:
         write(sys.stdout, reporters.render("checklist", verdict))
     return verdict.exit_code
 
 
-def _observed(records: Sequence[Record]) -> Observed:
-    """The records, indexed for the items; of several for one check in one cell the worst counts."""
+def _named(names: Sequence[str], observed: Observed) -> tuple[Checklist, ...]:
+    """The lists of these names, an architecture's among them; one without a model in the ledger is known by
+    the packaged ones.
+
+    Raises:
+        UsageError: neither a checklist nor an architecture has that name.
+    """
+    seen = {model.architecture for model in observed.models.values()}
+    others = {spec: model for spec, model in packaged().items() if model.architecture not in seen}
+    lists = instances(load_checklists(), {**others, **observed.models})
+    for name in names:
+        look_up(name, {word for each in lists for word in (each.id, each.path.stem)}, "no such checklist")
+    return tuple(each for each in lists if not names or {each.id, each.path.stem} & set(names))
+
+
+def _observed(cells: Sequence[Cell], records: Sequence[Record]) -> Observed:
+    """The records indexed for the items; of several records of one check in one cell the worst counts."""
     found: dict[str, dict[str, Evidence]] = {}
     for record in records:
         if isinstance(record, Evidence):
@@ -82,7 +108,7 @@ def _observed(records: Sequence[Record]) -> Observed:
     return Observed(
         evidence=found,
         planned={s.cell.id: s.planned for s in starts},
-        architecture={s.cell.model: s.versions.get("architecture", "") for s in starts},
+        models=models_of(cells, starts),
     )
 
 

@@ -175,6 +175,19 @@ def _said(words: list[str]) -> list[str]:
     return done.stdout.splitlines() if done.returncode == 0 else []
 
 
+def _architectures() -> Iterator[Preflight]:
+    """What other packages describe; one that is broken stops files of its architecture alone."""
+    from prill_runtime.models import registry
+
+    for name, points in registry.installed().items():
+        try:
+            registry.load(name)
+        except PrillError as error:
+            yield Preflight(f"architecture {name}", "missing", str(error), f"needed by files of {name} alone")
+        else:
+            yield Preflight(f"architecture {name}", "ok", points[0].value)
+
+
 def _extras() -> Iterator[Preflight]:
     for extra, modules in EXTRAS.items():
         absent = [m for m in modules if not _importable(m)]
@@ -204,4 +217,4 @@ def _device() -> Iterator[Preflight]:
         yield Preflight("emulator", "missing", str(error), "needed by the engine emu alone")
 
 
-EXAMINATIONS = (_python, _packages, _threads, _cache, _models, _gpu, _device, _extras)
+EXAMINATIONS = (_python, _packages, _threads, _cache, _models, _architectures, _gpu, _device, _extras)

@@ -36,7 +36,7 @@ def command(console: Console, check: str) -> int:
     console.line(f"{found.check}, {found.file}:{found.line}")
     console.line(f"observes: {found.observes}")
     for proven in found.proves:
-        only = f", of {proven.architecture} models" if proven.architecture else ""
+        only = f", of models {proven.models}" if proven.models else ""
         console.line(f"proves {proven.item} ({proven.severity}{only}): {proven.title}; because {proven.why}")
         if proven.docs:
             console.line(f"  see {proven.docs}")

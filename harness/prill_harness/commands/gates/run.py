@@ -68,7 +68,7 @@ def command(
         Cell(model, engine, suite, device)
         for model, engine, suite in product(called.values(), engines, suites)
     )
-    plan = Plan("run", tuple(dict.fromkeys(cells)), bool(models), checks, given=openers(called))
+    plan = Plan("run", tuple(dict.fromkeys(cells)), checks, given=openers(called))
     if not names:
         console.remark(_foresight(plan, len(called), engines, suites, jobs, out))
     click.get_current_context().with_resource(taken(out))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from prill_harness.planting.faults import COMMON, Patch, fault, planted_in_both
-from prill_harness.planting.tools import GPT2, LLAMA, WINDOW, op, wiring
+from prill_harness.planting.tools import ONE, WINDOW, op, wiring
 
 BLAMES = ("oracle",)
 IN_BOTH = (
@@ -25,25 +25,25 @@ for each in IN_BOTH:
     planted_in_both(each, BLAMES)
 
 
-@fault(area=COMMON, blames=BLAMES, models=(*WINDOW, *LLAMA))
+@fault(area=COMMON, blames=BLAMES, models=(*WINDOW, *ONE))
 def common_window_ignored() -> Iterator[Patch]:
     """Engine and oracle alike: the file's sliding window is not looked at."""
     yield op("attention", lambda o, self, *given, window=None, **rest: o(self, *given, **rest))
 
 
-@fault(area=COMMON, blames=BLAMES, models=(*WINDOW, *LLAMA))
+@fault(area=COMMON, blames=BLAMES, models=(*WINDOW, *ONE), needs=("rope",))
 def common_rope_freqs_ignored() -> Iterator[Patch]:
     """Engine and oracle alike: the file's divisors of the rotary frequencies are not looked at."""
     yield op("rope", lambda o, self, *given, freq_factors=None, **rest: o(self, *given, **rest))
 
 
-@fault(area=COMMON, blames=BLAMES, models=(*WINDOW, *LLAMA))
+@fault(area=COMMON, blames=BLAMES, models=(*WINDOW, *ONE), needs=("rope",))
 def common_rope_factor_ignored() -> Iterator[Patch]:
     """Engine and oracle alike: positions are not divided by the file's scaling factor."""
     yield op("rope", lambda o, self, *given, factor=1.0, **rest: o(self, *given, **rest))
 
 
-@fault(area=COMMON, blames=BLAMES, models=(*LLAMA, *GPT2))
+@fault(area=COMMON, blames=BLAMES)
 def common_residual_of_norm() -> Iterator[Patch]:
     """Engine and oracle alike: the residual connection starts from the normed stream."""
     last: dict[str, Any] = {}
@@ -60,7 +60,7 @@ def common_residual_of_norm() -> Iterator[Patch]:
     yield op("add", add)
 
 
-@fault(area=COMMON, blames=BLAMES, models=WINDOW)
+@fault(area=COMMON, blames=BLAMES, models=WINDOW, needs=("rms_norm",))
 def common_eps_by_default() -> Iterator[Patch]:
     """Engine and oracle alike: the norms' epsilon is 1e-5 whatever the file says."""
     yield op("rms_norm", lambda o, self, x, weight, eps: o(self, x, weight, 1e-5))
@@ -76,25 +76,25 @@ def _without(name: str) -> Patch:
     return wiring(forget)
 
 
-@fault(area=COMMON, blames=BLAMES, models=WINDOW)
+@fault(area=COMMON, blames=BLAMES, needs=("bias",), lacks=("fused_qkv",))
 def common_query_bias_ignored() -> Iterator[Patch]:
     """Engine and oracle alike: the bias of the queries is not looked at."""
     yield _without("attn_q.bias")
 
 
-@fault(area=COMMON, blames=BLAMES, models=WINDOW)
+@fault(area=COMMON, blames=BLAMES, needs=("bias",), lacks=("fused_qkv",))
 def common_key_bias_ignored() -> Iterator[Patch]:
     """Engine and oracle alike: the bias of the keys is not looked at."""
     yield _without("attn_k.bias")
 
 
-@fault(area=COMMON, blames=BLAMES, models=WINDOW)
+@fault(area=COMMON, blames=BLAMES, needs=("bias",), lacks=("fused_qkv",))
 def common_value_bias_ignored() -> Iterator[Patch]:
     """Engine and oracle alike: the bias of the values is not looked at."""
     yield _without("attn_v.bias")
 
 
-@fault(area=COMMON, blames=BLAMES, models=WINDOW)
+@fault(area=COMMON, blames=BLAMES, needs=("bias",), lacks=("fused_qkv",))
 def common_output_bias_ignored() -> Iterator[Patch]:
     """Engine and oracle alike: the bias of the attention's output is not looked at."""
     yield _without("attn_output.bias")

@@ -13,13 +13,13 @@ import numpy as np
 from prill_harness.faults.planted.model.norm import NORMS
 from prill_harness.faults.planted.serving.sampler import other_numbers
 from prill_harness.planting.faults import Patch, fault
-from prill_harness.planting.tools import LLAMA, op
+from prill_harness.planting.tools import ONE, op
 
 SMALLEST = np.finfo(np.float32).tiny  # that is not denormal
 LARGEST, FAR, LATE = 1e4, 1e3, 32  # no fixture's stream, no fixture's score; positions
 
 
-@fault(area="feed-forward", blames=("ffn_in", "out"), models=LLAMA)
+@fault(area="feed-forward", blames=("ffn_in", "out"), models=ONE)
 def denormals_flushed() -> Iterator[Patch]:
     """A residual sum that is denormal in float32 becomes 0."""
 
@@ -30,14 +30,14 @@ def denormals_flushed() -> Iterator[Patch]:
     yield op("add", add)
 
 
-@fault(area="norm", blames=NORMS, models=LLAMA)
+@fault(area="norm", blames=NORMS, models=ONE)
 def norm_input_clipped() -> Iterator[Patch]:
     """Norms clip values beyond 10^4."""
     for name in ("rms_norm", "layer_norm"):
         yield op(name, lambda original, self, x, *rest: original(self, np.clip(x, -LARGEST, LARGEST), *rest))
 
 
-@fault(area="attention", blames=("attn",), models=LLAMA)
+@fault(area="attention", blames=("attn",), models=ONE)
 def scores_clipped() -> Iterator[Patch]:
     """Softmax takes scores beyond 10^3 for 10^3; masked ones stay masked."""
 
@@ -47,7 +47,7 @@ def scores_clipped() -> Iterator[Patch]:
     yield op("softmax", softmax)
 
 
-@fault(area="sampler", blames=("sampler",), models=LLAMA)
+@fault(area="sampler", blames=("sampler",), models=ONE)
 def late_draws_of_another_seed() -> Iterator[Patch]:
     """From position 32 on the next seed's random numbers are used."""
     yield from other_numbers(lambda seed, position: (seed + (position >= LATE), position))

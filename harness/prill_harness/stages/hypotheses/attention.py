@@ -10,29 +10,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prill_harness.stages.hypotheses.case import Array, Case, Guess, hypothesis, wrong_rows
+from prill_runtime.models.nodes.attention import Attention
 
 Mask = NDArray[np.bool_]
 LENGTHS = (16, 32, 64, 96, 128, 192, 256, 384, 512, 1024, 2048)
 
 
 @dataclass(frozen=True)
-class Attention:
+class Right:
     """The right computation, each part of which can be exchanged.
 
     Attributes:
         q: (token, head, dim); k, v: (token, kv head, dim).
         window: keys that a token sees, its own included; 0 is all of them.
+        scale: of the scores.
     """
 
     q: Array
     k: Array
     v: Array
     window: int
+    scale: float
 
     @classmethod
-    def of(cls, case: Case) -> Attention:
+    def of(cls, case: Case, node: Attention) -> Right:
         q, k, v = case.inputs
-        return cls(q, k, v, window=int(case.number("window")))
+        return cls(q, k, v, window=node.window or 0, scale=node.scale)
 
     @cached_property
     def distance(self) -> NDArray[np.intp]:
@@ -68,7 +71,7 @@ class Attention:
         stabilised: bool = True,
     ) -> Array:
         """softmax(q k^T scale) v under a mask: (token, head * dim). A token that sees nothing gets zeros."""
-        scale = self.q.shape[-1] ** -0.5 if scale is None else scale
+        scale = self.scale if scale is None else scale
         heads = self.blocked if heads is None else heads
         keys = (self.k if k is None else k)[:, heads].transpose(1, 2, 0)  # (head, dim, token)
         values = (self.v if v is None else v)[:, heads].transpose(1, 0, 2)  # (head, token, dim)
@@ -82,17 +85,21 @@ class Attention:
         return np.asarray((weights @ values).transpose(1, 0, 2).reshape(len(self.q), -1))
 
 
-@hypothesis("attn")
-def arithmetic(case: Case) -> Iterator[Guess]:
+@hypothesis(Attention)
+def arithmetic(case: Case, node: Attention) -> Iterator[Guess]:
     """The scale, the heads, the operands, the softmax."""
-    right = Attention.of(case)
+    right = Right.of(case, node)
     _, heads, dim = right.q.shape
     kv = right.k.shape[1]
-    yield "scores scaled by 1/d instead of 1/sqrt(d)", right(scale=1 / dim)
+    own = "1/sqrt(d)" if node.scale == dim**-0.5 else f"{node.scale:g}"
+    yield f"scale {own}, heads and window as the file states, where the oracle's differ", right()
+    yield f"scores scaled by 1/d instead of {own}", right(scale=1 / dim)
     yield "scores not scaled", right(scale=1.0)
-    yield "scores scaled by sqrt(d) instead of 1/sqrt(d)", right(scale=dim**0.5)
-    yield "scores scaled by 1/sqrt(d) twice", right(scale=1 / dim)
-    yield "scores scaled by 1/sqrt(width) instead of 1/sqrt(d)", right(scale=(heads * dim) ** -0.5)
+    yield f"scores scaled by sqrt(d) instead of {own}", right(scale=dim**0.5)
+    yield f"scores scaled by {own} twice", right(scale=node.scale**2)
+    if node.scale != dim**-0.5:
+        yield f"scores scaled by 1/sqrt(d) instead of {own}", right(scale=dim**-0.5)
+    yield f"scores scaled by 1/sqrt(width) instead of {own}", right(scale=(heads * dim) ** -0.5)
     yield "scores scaled by 1/sqrt(kv heads x d)", right(scale=(kv * dim) ** -0.5)
     interleaved = np.arange(heads) % kv
     yield "kv heads interleaved (h mod n_kv) instead of blocked (h div group)", right(heads=interleaved)
@@ -105,10 +112,10 @@ def arithmetic(case: Case) -> Iterator[Guess]:
     yield "softmax over the keys left out (scores averaged)", right(scale=0.0)
 
 
-@hypothesis("attn")
-def masks(case: Case) -> Iterator[Guess]:
+@hypothesis(Attention)
+def masks(case: Case, node: Attention) -> Iterator[Guess]:
     """What a token sees."""
-    right = Attention.of(case)
+    right = Right.of(case, node)
     distance, window = right.distance, right.window
     near = distance < (window or len(distance))
     yield "no causal mask", right(sees=near)
@@ -128,10 +135,10 @@ def masks(case: Case) -> Iterator[Guess]:
             yield f"window {window + off} instead of {window}", right(sees=right.seen(window + off))
 
 
-@hypothesis("attn")
-def forgets(case: Case) -> Iterator[Guess]:
+@hypothesis(Attention)
+def forgets(case: Case, node: Attention) -> Iterator[Guess]:
     """A window, an eviction or a full cache: the first wrong token tells the length."""
-    right = Attention.of(case)
+    right = Right.of(case, node)
     n = len(right.q)
     wrong = wrong_rows(case)
     if not wrong.any():
@@ -159,10 +166,10 @@ def forgets(case: Case) -> Iterator[Guess]:
         yield clause, _zeroed(right, gone)
 
 
-def _zeroed(right: Attention, gone: Mask) -> Array:
+def _zeroed(right: Right, gone: Mask) -> Array:
     """Keys and values that are gone count with score 0 and value 0."""
     scores = right.q.transpose(1, 0, 2) @ right.k[:, right.blocked].transpose(1, 2, 0)
-    scores = np.where(gone, 0.0, scores * right.q.shape[-1] ** -0.5)
+    scores = np.where(gone, 0.0, scores * right.scale)
     scores = np.where(right.mask, scores, -np.inf)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights = weights / weights.sum(axis=-1, keepdims=True) * ~gone
@@ -170,10 +177,10 @@ def _zeroed(right: Attention, gone: Mask) -> Array:
     return np.asarray((weights @ values).transpose(1, 0, 2).reshape(len(right.q), -1))
 
 
-@hypothesis("attn")
-def lost_row(case: Case) -> Iterator[Guess]:
+@hypothesis(Attention)
+def lost_row(case: Case, node: Attention) -> Iterator[Guess]:
     """One row of the cache is not there."""
-    right = Attention.of(case)
+    right = Right.of(case, node)
     wrong = np.flatnonzero(wrong_rows(case))
     if not len(wrong):
         return

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prill_runtime.models.base import Stage
+from prill_runtime.models.base import Node, Stage
+from prill_runtime.models.nodes.attention import Attention
 
 Array = NDArray[np.float64]
 Guess = tuple[str, Array]
 Weight = Callable[[str], Array | None]
-Hypothesis = Callable[["Case"], Iterable[Guess]]
-REGISTRY: dict[str, list[Hypothesis]] = {}
-ANY = "any"
+Hypothesis = Callable[["Case", Any], Iterable[Guess]]
+REGISTRY: dict[type[Node], list[tuple[Hypothesis, tuple[str, ...]]]] = {}
+"""By the kind of node, with the kinds of its stages that they speak of; none: all of them."""
 
 
 class Raw(Protocol):
@@ -31,6 +32,7 @@ class Case:
     """A stage whose output is wrong although its input was right.
 
     Attributes:
+        table: every stage of the model by name.
         inputs: the oracle's arrays of the stage's inputs, in the stage table's order.
         want: the oracle's output; got: the candidate's, computed from the same inputs, same shape.
         weight: float64 array of a tensor by its full name, None when the model has none.
@@ -38,7 +40,7 @@ class Case:
     """
 
     stage: Stage
-    config: Mapping[str, int | float | str | bool]
+    table: Mapping[str, Stage]
     ids: tuple[int, ...]
     inputs: tuple[Array, ...]
     want: Array
@@ -46,9 +48,10 @@ class Case:
     weight: Weight
     raw: Raw
 
-    def number(self, key: str, default: float = 0.0) -> float:
-        """A numeric key of the effective configuration."""
-        return float(self.config.get(key, default))
+    @property
+    def heads(self) -> int:
+        """Query heads of the model, 0 without attention."""
+        return next((s.node.heads for s in self.table.values() if isinstance(s.node, Attention)), 0)
 
     @property
     def positions(self) -> Array:
@@ -63,23 +66,37 @@ class Explanation:
     nmse: float
 
 
-def hypothesis(*kinds: str) -> Callable[[Hypothesis], Hypothesis]:
-    """Register a generator of guesses for the stage kinds it can explain."""
+def hypothesis(*kinds: type[Node], stages: tuple[str, ...] = ()) -> Callable[[Hypothesis], Hypothesis]:
+    """Register a generator of guesses for the kinds of nodes it can explain, which it receives with the case.
+
+    Args:
+        stages: kinds of stages (`q`), where it speaks of some of a node's alone.
+    """
 
     def register(function: Hypothesis) -> Hypothesis:
         for kind in kinds:
-            REGISTRY.setdefault(kind, []).append(function)
+            REGISTRY.setdefault(kind, []).append((function, stages))
         return function
 
     return register
 
 
 def guesses(case: Case) -> Iterator[Guess]:
-    """Every guess of the right shape, the specific ones before the generic."""
-    for function in (*REGISTRY.get(case.stage.kind, ()), *REGISTRY.get(ANY, ())):
-        for clause, array in function(case):
+    """Every guess of the right shape, those of the node's own kind before those of any node."""
+    for function in chosen(case.stage):
+        for clause, array in function(case, case.stage.node):
             if array.size == case.want.size:
                 yield clause, array.reshape(case.want.shape)
+
+
+def chosen(stage: Stage) -> list[Hypothesis]:
+    """The hypotheses of a stage, by the kind of its node and by what that is a kind of."""
+    return [
+        function
+        for kind in type(stage.node).__mro__
+        for function, stages in REGISTRY.get(kind, ())
+        if not stages or stage.kind in stages
+    ]
 
 
 def wrong_rows(case: Case) -> NDArray[np.bool_]:
@@ -96,7 +113,7 @@ def explain(case: Case, floor: float) -> Explanation | None:
         floor: NMSE that a right stage may leave here. A guess counts when it comes down to the floor, or
             takes away all but a thousandth of the error.
     """
-    before = _nmse(case.got, case.want)
+    before = min(_nmse(case.got, case.want), 1.0)  # a guess is far better than zeros are, too
     best: Explanation | None = None
     with np.errstate(all="ignore"):
         for clause, array in guesses(case):

@@ -6,15 +6,21 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from prill_harness.stages.hypotheses.case import Case, Guess, hypothesis
+from prill_harness.stages.hypotheses.case import Array, Case, Guess, hypothesis
 from prill_harness.stages.hypotheses.storage import misreadings
+from prill_runtime.models.nodes.network import Embed
 
 
-@hypothesis("embed")
-def embedding(case: Case) -> Iterator[Guess]:
+def _tables(case: Case, node: Embed) -> tuple[Array | None, Array | None]:
+    """(vocab, width), and (context, width) where positions are learned."""
+    learned = None if node.positions is None else case.weight(f"{node.positions}.weight")
+    return case.weight(f"{node.name}.weight"), learned
+
+
+@hypothesis(Embed)
+def embedding(case: Case, node: Embed) -> Iterator[Guess]:
     """The row, the positions, the scale."""
-    table = case.weight("token_embd.weight")  # (vocab, width)
-    learned = case.weight("position_embd.weight")  # (context, width)
+    table, learned = _tables(case, node)
     if table is None:
         return
     ids, n = np.array(case.ids), len(case.ids)
@@ -40,15 +46,15 @@ def embedding(case: Case) -> Iterator[Guess]:
                 yield f"positions start again after {last}", table[ids] + learned[np.arange(n) % last]
 
 
-@hypothesis("embed")
-def bytes_of_the_table(case: Case) -> Iterator[Guess]:
+@hypothesis(Embed)
+def bytes_of_the_table(case: Case, node: Embed) -> Iterator[Guess]:
     """The table's bytes decoded the wrong way."""
-    table, learned = case.weight("token_embd.weight"), case.weight("position_embd.weight")
+    table, learned = _tables(case, node)
     ids = np.array(case.ids)
     places = 0.0 if learned is None else learned[: len(ids)]
     if table is not None:
-        for clause, wrong in misreadings(case, "token_embd.weight", table.shape):
-            yield f"token_embd: {clause}", wrong[ids] + places
+        for clause, wrong in misreadings(case, f"{node.name}.weight", table.shape):
+            yield f"{node.name}: {clause}", wrong[ids] + places
     if table is not None and learned is not None:
-        for clause, wrong in misreadings(case, "position_embd.weight", learned.shape):
-            yield f"position_embd: {clause}", table[ids] + wrong[: len(ids)]
+        for clause, wrong in misreadings(case, f"{node.positions}.weight", learned.shape):
+            yield f"{node.positions}: {clause}", table[ids] + wrong[: len(ids)]

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from prill_harness.stages.hypotheses.case import Array, Case, Guess, hypothesis
+from prill_runtime.models.nodes.feedforward import Dense
+from prill_runtime.models.nodes.network import Layer
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
@@ -32,30 +34,32 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-@hypothesis("act")
-def activations(case: Case) -> Iterator[Guess]:
+CALLED = {"silu": "SiLU", "gelu_tanh": "GELU (tanh)"}
+"""The names above of a node's activations."""
+
+
+@hypothesis(Dense)
+def activations(case: Case, node: Dense) -> Iterator[Guess]:
     """Another function, the gate, a clamp."""
-    if len(case.inputs) == 1:
-        x = case.inputs[0]
-        for name, activation in ACTIVATIONS.items():
-            if name != "GELU (tanh)":
-                yield f"{name} instead of GELU (tanh)", activation(x)
+    own = CALLED[node.activation]
+    act, others = ACTIVATIONS[own], {name: f for name, f in ACTIVATIONS.items() if name != own}
+    if node.gate is None:
+        for name, activation in others.items():
+            yield f"{name} instead of {own}", activation(case.inputs[0])
         return
     gate, up = case.inputs
-    silu = ACTIVATIONS["SiLU"]
-    yield "gate and up exchanged", silu(up) * gate
-    yield "SiLU(gate) without the product with up", silu(gate)
+    yield "gate and up exchanged", act(up) * gate
+    yield f"{own}(gate) without the product with up", act(gate)
     yield "up alone, without the gate", up
-    yield "SiLU(up) without the gate", silu(up)
-    for name, activation in ACTIVATIONS.items():
-        if name != "SiLU":
-            yield f"{name} instead of SiLU", activation(gate) * up
+    yield f"{own}(up) without the gate", act(up)
+    for name, activation in others.items():
+        yield f"{name} instead of {own}", activation(gate) * up
     for limit in (7.0, 10.0):
-        yield f"gate clamped at {limit:g}", silu(np.minimum(gate, limit)) * up
+        yield f"gate clamped at {limit:g}", act(np.minimum(gate, limit)) * up
 
 
-@hypothesis("ffn_in", "out")
-def residuals(case: Case) -> Iterator[Guess]:
+@hypothesis(Layer)
+def residuals(case: Case, node: Layer) -> Iterator[Guess]:
     """What is added to the residual stream."""
     stream, branch = case.inputs
     yield "residual left out (the branch alone)", branch

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from prill_harness.stages.hypotheses.case import ANY, Case, Guess, hypothesis
+from prill_harness.stages.hypotheses.case import Case, Guess, hypothesis
+from prill_runtime.models.base import Node
 
 
-@hypothesis(ANY)
-def whole_array(case: Case) -> Iterator[Guess]:
+@hypothesis(Node)
+def whole_array(case: Case, node: Node) -> Iterator[Guess]:
     """Nothing, the input, a factor, an offset."""
     want, got = case.want, case.got
     yield "all zeros: the stage was not written", np.zeros_like(want)
@@ -26,8 +27,8 @@ def whole_array(case: Case) -> Iterator[Guess]:
         yield "the same vector added to every token: a bias missing or added", want + offset
 
 
-@hypothesis(ANY)
-def order(case: Case) -> Iterator[Guess]:
+@hypothesis(Node)
+def order(case: Case, node: Node) -> Iterator[Guess]:
     """The right values in other places."""
     want = case.want
     for by in (1, -1):
@@ -36,7 +37,7 @@ def order(case: Case) -> Iterator[Guess]:
             yield "tokens shifted by one position", np.roll(want, by, axis=0)
     if want.ndim == 2 and want.shape[0] == want.shape[1]:
         yield "transposed", want.T
-    heads = int(case.number("n_heads"))
+    heads = case.heads
     width = want.reshape(len(want), -1).shape[1]
     if heads and width % heads == 0 and width > heads:
         by_head = want.reshape(len(want), heads, -1)
@@ -44,8 +45,8 @@ def order(case: Case) -> Iterator[Guess]:
         yield "heads and dimensions interleaved", by_head.swapaxes(1, 2)
 
 
-@hypothesis(ANY)
-def rounded(case: Case) -> Iterator[Guess]:
+@hypothesis(Node)
+def rounded(case: Case, node: Node) -> Iterator[Guess]:
     """The right values in a smaller type."""
     yield "rounded to float16", case.want.astype(np.float16).astype(np.float64)
     bits = case.want.astype(np.float32).view(np.uint32)

@@ -12,5 +12,5 @@ _MODULES = (attention, embedding, feedforward, generic, linear, norm, rope)
 
 
 def names() -> Iterator[str]:
-    """Every registered hypothesis, `kind: function`."""
-    return (f"{kind}: {function.__name__}" for kind, functions in REGISTRY.items() for function in functions)
+    """Every registered hypothesis, `kind of node: function`."""
+    return (f"{kind.__name__}: {function.__name__}" for kind, of in REGISTRY.items() for function, _ in of)

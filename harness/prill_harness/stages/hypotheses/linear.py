@@ -8,37 +8,35 @@ import numpy as np
 
 from prill_harness.stages.hypotheses.case import Array, Case, Guess, hypothesis
 from prill_harness.stages.hypotheses.storage import misreadings
+from prill_runtime.models.nodes.linear import Linear
+from prill_runtime.models.nodes.network import Embed, Head
 
-LINEAR = ("q", "k", "v", "attn_out", "gate", "up", "down", "logits")
-_FUSED = {"q": 0, "k": 1, "v": 2}
+Product = Linear | Head
 
 
-def _part(case: Case, array: Array) -> Array:
-    """The rows of a fused QKV tensor that belong to this stage; other tensors whole."""
-    if "attn_qkv" not in case.stage.tensors[0]:
+def _part(node: Product, array: Array) -> Array:
+    """The rows that are a node's own of a tensor that others share; other tensors whole."""
+    if isinstance(node, Head) or node.of is None:
         return array
-    return np.split(array, 3)[_FUSED[case.stage.kind]]
+    return array[node.first : node.first + node.rows]
 
 
-def _tensors(case: Case) -> tuple[str, Array, Array | None] | None:
-    for stem in case.stage.tensors:
-        weight = case.weight(f"{stem}.weight")
-        if weight is not None:
-            bias = case.weight(f"{stem}.bias")
-            return stem, _part(case, weight), None if bias is None else _part(case, bias)
-    return None
+def _tensors(case: Case, node: Product) -> tuple[Array, Array | None] | None:
+    weight, bias = case.weight(f"{node.name}.weight"), case.weight(f"{node.name}.bias")
+    return None if weight is None else (_part(node, weight), None if bias is None else _part(node, bias))
 
 
-@hypothesis(*LINEAR)
-def wiring(case: Case) -> Iterator[Guess]:
+@hypothesis(Linear, Head)
+def wiring(case: Case, node: Product) -> Iterator[Guess]:
     """The bias, the orientation, the rows, another tensor."""
-    found = _tensors(case)
+    found = _tensors(case, node)
     if found is None:
         return
-    stem, weight, bias = found
-    x = case.inputs[0]
+    weight, bias = found
+    stem, x = node.name, case.inputs[0]
     add = 0.0 if bias is None else bias
     right = x @ weight.T
+    yield f"rows of {stem} as the file states, where the oracle's differ", right + add
     if bias is not None:
         yield f"bias of {stem} left out", right
         yield f"bias of {stem} added twice", right + 2 * bias
@@ -60,63 +58,67 @@ def wiring(case: Case) -> Iterator[Guess]:
     if weight.shape[0] % 2 == 0:
         halves = np.concatenate(np.split(weight, 2)[::-1])
         yield f"halves of {stem} exchanged", x @ halves.T + add
-    for name, other in _others(case, stem):
+    for name, other in _others(case, node):
         if other.shape == weight.shape:
             yield f"{name} used instead of {stem}", x @ other.T + add
 
 
-@hypothesis("logits")
-def capped(case: Case) -> Iterator[Guess]:
+@hypothesis(Head)
+def capped(case: Case, node: Head) -> Iterator[Guess]:
     """Logits capped as another architecture's are."""
     for cap in (30.0, 50.0):
         yield f"softly capped at {cap:g} (cap tanh(x / cap))", cap * np.tanh(case.want / cap)
 
 
-@hypothesis("q", "k")
-def head_layout(case: Case) -> Iterator[Guess]:
+@hypothesis(Linear, stages=("q", "k"))
+def head_layout(case: Case, node: Linear) -> Iterator[Guess]:
     """Rows of a head in rotary order of the other convention."""
-    want = case.want.reshape(len(case.want), -1, int(case.number("head_dim", case.want.shape[-1])))
-    half = want.shape[-1] // 2
+    want = case.want.reshape(len(case.want), node.heads or 1, -1)
+    half, odd = divmod(want.shape[-1], 2)
+    if odd:  # no pairs to exchange
+        return
     split = want.reshape(*want.shape[:-1], half, 2).swapaxes(-1, -2)
     yield "rows of each head in half-split order instead of pairs", split
     joined = want.reshape(*want.shape[:-1], 2, half).swapaxes(-1, -2)
     yield "rows of each head in pair order instead of half-split", joined
 
 
-def _others(case: Case, stem: str) -> Iterator[tuple[str, Array]]:
-    """Tensors a slip of the wiring would read: the neighbours in the block, the same one a block away."""
-    if stem in ("output", "token_embd"):
-        other = "token_embd" if stem == "output" else "output"
-        names = [other]
-    else:
-        layer = case.stage.layer or 0
-        leaf = stem.rpartition(".")[2]
-        leaves = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-        names = [f"blk.{layer}.{other}" for other in leaves if other != leaf]
-        names += [f"blk.{layer + step}.{leaf}" for step in (-1, 1) if layer + step >= 0]
+def _others(case: Case, node: Product) -> Iterator[tuple[str, Array]]:
+    """What a slip of the wiring would read: the neighbours in the block, the same one a block away, and the
+    rows of others in a tensor that they share; the embedding table for a head."""
+    if isinstance(node, Head):
+        embed = next(stage.node for stage in case.table.values() if isinstance(stage.node, Embed))
+        table = case.weight(f"{embed.name}.weight")
+        if table is not None and embed.name != node.name:
+            yield embed.name, table
+        return
+    layer, leaf = case.stage.layer or 0, node.name.rpartition(".")[2]
+    linear = [(s, s.node) for s in case.table.values() if s.layer == layer and isinstance(s.node, Linear)]
+    names = [other.name for _, other in linear if other.of is None and other.name != node.name]
+    names += [f"blk.{layer + step}.{leaf}" for step in (-1, 1) if layer + step >= 0]
     for name in names:
         array = case.weight(f"{name}.weight")
         if array is not None:
-            yield name, _part(case, array) if "attn_qkv" in name else array
-    if "attn_qkv" in stem and (fused := case.weight(f"{stem}.weight")) is not None:
-        for kind, part in zip("qkv", np.split(fused, 3), strict=True):
-            if kind != case.stage.kind:
-                yield f"the {kind} rows of {stem}", part
+            yield name, _part(node, array) if name.endswith(f".{leaf}") else array
+    for stage, other in linear:
+        shared = case.weight(f"{node.name}.weight")
+        if other.name == node.name and other != node and shared is not None:
+            yield f"the {stage.kind} rows of {node.name}", _part(other, shared)
 
 
-@hypothesis(*LINEAR)
-def bytes_of_the_weight(case: Case) -> Iterator[Guess]:
+@hypothesis(Linear, Head)
+def bytes_of_the_weight(case: Case, node: Product) -> Iterator[Guess]:
     """The weight's bytes, or its bias's, decoded the wrong way."""
-    found = _tensors(case)
+    found = _tensors(case, node)
     if found is None:
         return
-    stem, weight, bias = found
+    stem, (weight, bias) = node.name, found
     add = 0.0 if bias is None else bias
     whole = case.weight(f"{stem}.weight")
     assert whole is not None
     for clause, decoded in misreadings(case, f"{stem}.weight", whole.shape):
-        yield f"{stem}: {clause}", case.inputs[0] @ _part(case, decoded).T + add
+        yield f"{stem}: {clause}", case.inputs[0] @ _part(node, decoded).T + add
     fused = case.weight(f"{stem}.bias")
     if fused is not None:
         for clause, decoded in misreadings(case, f"{stem}.bias", fused.shape):
-            yield f"bias of {stem}: {clause}", case.inputs[0] @ weight.T + _part(case, decoded)
+            yield f"bias of {stem}: {clause}", case.inputs[0] @ weight.T + _part(node, decoded)

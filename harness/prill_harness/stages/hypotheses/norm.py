@@ -8,20 +8,21 @@ import numpy as np
 
 from prill_harness.stages.hypotheses.case import Array, Case, Guess, hypothesis
 from prill_harness.stages.hypotheses.storage import misreadings
+from prill_runtime.models.nodes.norms import LayerNorm, Norm
 
 EPSILONS = (0.0, 1e-12, 1e-8, 1e-6, 1e-5, 1e-3, 1e-2)
 
 
-@hypothesis("attn_norm", "ffn_norm", "output_norm")
-def norms(case: Case) -> Iterator[Guess]:
+@hypothesis(Norm)
+def norms(case: Case, node: Norm) -> Iterator[Guess]:
     """The epsilon, the statistics, the weight, the bias."""
     x = case.inputs[0]
-    stem = case.stage.tensors[0]
+    stem = node.name
     weight, bias = case.weight(f"{stem}.weight"), case.weight(f"{stem}.bias")
     if weight is None:
         return
     shift = np.zeros_like(weight) if bias is None else bias
-    layer_norm, eps = bias is not None, case.number("norm_eps", 1e-5)
+    layer_norm, eps = isinstance(node, LayerNorm), node.eps
     name = "LayerNorm" if layer_norm else "RMSNorm"
     n = x.shape[-1]
 
@@ -30,6 +31,7 @@ def norms(case: Case) -> Iterator[Guess]:
         return np.asarray(y / np.sqrt((y**2).sum(axis=-1, keepdims=True) / count + eps))
 
     plain = normed()
+    yield f"epsilon {eps:g} as the file states, where the oracle's differs", plain * weight + shift
     for other in EPSILONS:
         if abs(other - eps) > 1e-6 * eps:
             yield f"epsilon {other:g} instead of {eps:g}", normed(other) * weight + shift

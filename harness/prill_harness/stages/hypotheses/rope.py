@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from prill_harness.stages.hypotheses.case import Array, Case, Guess, hypothesis
+from prill_runtime.models.nodes.rope import Rope
+from prill_runtime.ops.protocol import RopeLayout
 
 BASES = (1e4, 1e5, 1e6, 5e4, 5e5, 1.5e5, 2.5e5, 1e3)
 FACTORS = (2.0, 4.0, 8.0, 16.0, 32.0)
@@ -38,23 +42,37 @@ def frequencies(dim: int, base: float) -> Array:
     return np.asarray(base ** (-np.arange(0, dim, 2, dtype=np.float64) / dim))
 
 
-def _declared(case: Case) -> tuple[int, float, Array]:
-    """Rotated dimensions, base, and what the file divides each frequency by."""
-    dim, base = int(case.number("rope_dim", case.want.shape[-1])), case.number("rope_base", 1e4)
-    linear = case.config.get("rope_scaling", "linear") == "linear"
-    divisors = np.full(dim // 2, case.number("rope_factor", 1.0) if linear else 1.0)
-    factors = case.weight("rope_freqs.weight")
-    return dim, base, divisors if factors is None else divisors * factors
+def _divisors(case: Case, node: Rope) -> Array:
+    """(dim/2,) what each frequency is divided by."""
+    factors = None if node.divisors is None else case.weight(node.divisors)
+    return np.full(node.dim // 2, node.factor) * (1.0 if factors is None else factors)
 
 
-@hypothesis("q_rope", "k_rope")
-def rotary(case: Case) -> Iterator[Guess]:
+def _turn(node: Rope) -> Callable[[Array, Array, Array], Array]:
+    """`rotate` of the node's own pairs."""
+    return partial(rotate, half_split=node.layout == "neox")
+
+
+def _pair(node: Rope, number: int) -> tuple[int, int]:
+    """The two elements of a head that are turned together."""
+    return (number, number + node.dim // 2) if node.layout == "neox" else (2 * number, 2 * number + 1)
+
+
+PAIRS = {"norm": "(2i, 2i+1)", "neox": "(i, i+d/2)"}
+
+
+@hypothesis(Rope)
+def rotary(case: Case, node: Rope) -> Iterator[Guess]:
     """The pairing, the positions, the frequencies."""
-    x, positions = case.inputs[0], case.positions
-    dim, base, divisors = _declared(case)
+    x, positions, rotate = case.inputs[0], case.positions, _turn(node)
+    dim, base, divisors = node.dim, node.base, _divisors(case, node)
     right = frequencies(dim, base) / divisors
+    said = f"base {base:g} and dimension {dim} as the file states, where the oracle's differ"
+    yield said, rotate(x, positions, right)
+    other: RopeLayout = "norm" if node.layout == "neox" else "neox"
     yield "not rotated at all", x
-    yield "pairs (i, i+d/2) instead of (2i, 2i+1)", rotate(x, positions, right, half_split=True)
+    paired = _turn(replace(node, layout=other))(x, positions, right)
+    yield f"pairs {PAIRS[other]} instead of {PAIRS[node.layout]}", paired
     yield "positions counted from 1 instead of 0", rotate(x, positions + 1, right)
     yield "positions counted from -1 instead of 0", rotate(x, positions - 1, right)
     yield "every position taken as 0", x
@@ -64,11 +82,11 @@ def rotary(case: Case) -> Iterator[Guess]:
     yield "frequency base^(-i) instead of base^(-2i/d)", rotate(x, positions, base**-exponents / divisors)
     slow = base ** (-exponents / dim) / divisors
     yield "frequency base^(-i/d) instead of base^(-2i/d)", rotate(x, positions, slow)
-    turned = x.copy()
-    turned[..., : dim // 2] = rotate(x[..., : dim // 2], positions, right[: dim // 4])
+    turned, half = x.copy(), dim // 4 * 2  # whole pairs
+    turned[..., :half] = rotate(x[..., :half], positions, right[: half // 2])
     yield "only the first half of the dimensions rotated", turned
-    turned[..., : dim // 2] = rotate(x[..., : dim // 2], positions, frequencies(dim // 2, base))
-    yield f"rope dimension {dim // 2} instead of {dim}", turned
+    turned[..., :half] = rotate(x[..., :half], positions, frequencies(half, base))
+    yield f"rope dimension {half} instead of {dim}", turned
     yield "frequencies in reverse order", rotate(x, positions, right[::-1])
     for last in (64, 128, 256):
         if last < len(positions):
@@ -76,11 +94,11 @@ def rotary(case: Case) -> Iterator[Guess]:
             yield f"positions past {last} taken as {last}", rotate(x, np.minimum(positions, last), right)
 
 
-@hypothesis("q_rope", "k_rope")
-def settings(case: Case) -> Iterator[Guess]:
+@hypothesis(Rope)
+def settings(case: Case, node: Rope) -> Iterator[Guess]:
     """Another base, another scaling."""
-    x, positions = case.inputs[0], case.positions
-    dim, base, divisors = _declared(case)
+    x, positions, rotate = case.inputs[0], case.positions, _turn(node)
+    dim, base, divisors = node.dim, node.base, _divisors(case, node)
     for other in BASES:
         if abs(other / base - 1) > 1e-6:
             turned = rotate(x, positions, frequencies(dim, other) / divisors)
@@ -95,16 +113,17 @@ def settings(case: Case) -> Iterator[Guess]:
         yield f"positions multiplied by {factor:g}", rotate(x, positions * factor, right / divisors)
 
 
-@hypothesis("q_rope", "k_rope")
-def one_pair(case: Case) -> Iterator[Guess]:
+@hypothesis(Rope)
+def one_pair(case: Case, node: Rope) -> Iterator[Guess]:
     """One pair, or two that were exchanged, while all others are right."""
     error = np.abs(case.got - case.want).reshape(-1, case.want.shape[-1]).max(axis=0)
     elements = np.flatnonzero(~(error <= max(1e-5 * float(np.nanmax(error)), 1e-6 * np.abs(case.want).max())))
-    dim, base, divisors = _declared(case)
-    pairs = sorted({int(element) // 2 for element in elements})
-    if not 1 <= len(pairs) <= 2 or pairs[-1] >= dim // 2:
+    places = {element: n for n in range(node.dim // 2) for element in _pair(node, n)}
+    pairs = sorted({places.get(int(element), -1) for element in elements})
+    if not 1 <= len(pairs) <= 2 or pairs[0] < 0:
         return
-    x, right = case.inputs[0], frequencies(dim, base) / divisors
+    x, rotate = case.inputs[0], _turn(node)
+    right = frequencies(node.dim, node.base) / _divisors(case, node)
     if len(pairs) == 2:
         first, second = pairs
         exchanged = right.copy()
@@ -112,9 +131,7 @@ def one_pair(case: Case) -> Iterator[Guess]:
         clause = f"frequencies of rope pairs {first} and {second} exchanged"
         yield clause, rotate(x, case.positions, exchanged)
         order = np.arange(x.shape[-1])
-        order[[2 * first, 2 * first + 1, 2 * second, 2 * second + 1]] = (
-            2 * second, 2 * second + 1, 2 * first, 2 * first + 1,
-        )  # fmt: skip
+        order[[*_pair(node, first), *_pair(node, second)]] = *_pair(node, second), *_pair(node, first)
         yield f"rope pairs {first} and {second} exchanged after the rotation", case.want[..., order]
         yield (
             f"rope pairs {first} and {second} exchanged before the rotation",
@@ -122,7 +139,7 @@ def one_pair(case: Case) -> Iterator[Guess]:
         )
         return
     pair = pairs[0]
-    i, j = 2 * pair, 2 * pair + 1
+    i, j = _pair(node, pair)
     order = np.arange(x.shape[-1])
     order[[i, j]] = j, i
     turned = rotate(x[..., order], case.positions, right)

@@ -23,6 +23,8 @@ struct AttentionArgs {
     int window;      // keys a row sees, its own included; 0: all
     int first;       // row of the step that row 0 of this launch is
     float scale;
+    float softcap;   // scores stay within it; 0: they are as they are
+    const float* sinks;  // (head,): scores of no key; or null
 };
 
 static __device__ __forceinline__ int first_visible(const AttentionArgs& a, int position) {
@@ -55,6 +57,7 @@ KERNEL(attention_split, AttentionArgs, THREADS) {
         dot += __shfl_xor_sync(0xFFFFFFFFu, dot, 1);
         if (j < high) {
             dot *= a.scale;
+            if (a.softcap != 0.0f) dot = a.softcap * tanhf(dot / a.softcap);
             if (lane == 0) scores[j - low] = dot;
             top = fmaxf(top, dot);
         }
@@ -83,6 +86,7 @@ KERNEL(attention_combine, AttentionArgs, THREADS) {
     const float* parts = a.partial + ((long long)row * a.heads + head) * a.splits * (dim + 2);
     float top = minus_infinity(), sum = 0.0f;
     for (int s = first; s <= last; ++s) top = fmaxf(top, parts[s * (dim + 2)]);
+    if (a.sinks) top = fmaxf(top, a.sinks[head]), sum = expf(a.sinks[head] - top);
     for (int s = first; s <= last; ++s) sum += expf(parts[s * (dim + 2)] - top) * parts[s * (dim + 2) + 1];
     for (int i = threadIdx.x; i < dim; i += THREADS) {
         float mixed = 0.0f;

@@ -19,6 +19,8 @@ struct PrefillArgs {
     int layer;
     int window;      // keys a row sees, its own included; 0: all
     float scale;
+    float softcap;       // in kernels with hooks: scores stay within it; 0: they are as they are
+    const float* sinks;  // there too: (head,), scores of no key; or null
 };
 
 // All loads of a thread start before the first store waits for one. Positions past the end repeat the last: they
@@ -48,17 +50,19 @@ static __device__ __forceinline__ float quad_max(float v) {
     return fmaxf(v, __shfl_xor_sync(0xFFFFFFFFu, v, 2));
 }
 
-template <int DIM>
+// HOOKED: with soft capped scores and sinks, which most models do not have.
+template <int DIM, bool HOOKED>
 static __device__ __forceinline__ void prefill(const PrefillArgs& a) {
     alignas(16) __shared__ uint16_t keys[KEYS][DIM + 8], values[KEYS][DIM + 8];
     const int lane = threadIdx.x % 32, head = blockIdx.y, length = a.sequence->length;
+    const float log2e = 1.4426950408889634f, cap = a.softcap * log2e;
     const int row0 = (gridDim.x - 1 - blockIdx.x) * 64;  // the longest first
     const int mine = row0 + threadIdx.x / 32 * 16 + lane / 4;  // and 8 more
     const long long base = ((long long)a.layer * a.kv_heads + head / (a.heads / a.kv_heads)) * a.sequence->capacity * DIM;
     unsigned q[DIM / 16][4];
     for (int e = 0; e < 2; ++e) {
         const float* from = a.q + (long long)min(mine + 8 * e, a.rows - 1) * a.q_pitch + head * DIM + lane % 4 * 2;
-        const float scale = a.scale * 1.4426950408889634f;  // powers of two below
+        const float scale = a.scale * log2e;  // powers of two below
 #pragma unroll
         for (int k = 0; k < DIM / 8; ++k)
             q[k / 2][k % 2 * 2 + e] = pack_halves(from[8 * k] * scale, from[8 * k + 1] * scale);
@@ -91,6 +95,7 @@ static __device__ __forceinline__ void prefill(const PrefillArgs& a) {
                 for (int i = 0; i < 2; ++i) {
                     const int at = start + j * 8 + lane % 4 * 2 + i;
                     float& s = score[j][2 * e + i];
+                    if (HOOKED && a.softcap != 0.0f) s = cap * tanhf(s / cap);
                     if (at > position || at < first) s = minus_infinity();
                     high = fmaxf(high, s);
                 }
@@ -122,7 +127,8 @@ static __device__ __forceinline__ void prefill(const PrefillArgs& a) {
     }
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-        const float total = quad_sum(sum[e]);
+        float total = quad_sum(sum[e]);
+        if (HOOKED && a.sinks) total += exp2f(a.sinks[head] * log2e - top[e]);
         const int row = mine + 8 * e;
         if (row >= a.rows) continue;
         const int column = head * DIM + lane % 4 * 2;
@@ -140,5 +146,7 @@ static __device__ __forceinline__ void prefill(const PrefillArgs& a) {
     }
 }
 
-KERNEL(prefill_attention_64, PrefillArgs, 128) { prefill<64>(a); }
-KERNEL(prefill_attention_128, PrefillArgs, 128) { prefill<128>(a); }
+KERNEL(prefill_attention_64, PrefillArgs, 128) { prefill<64, false>(a); }
+KERNEL(prefill_attention_128, PrefillArgs, 128) { prefill<128, false>(a); }
+KERNEL(prefill_hooked_64, PrefillArgs, 128) { prefill<64, true>(a); }
+KERNEL(prefill_hooked_128, PrefillArgs, 128) { prefill<128, true>(a); }

@@ -7,6 +7,9 @@ struct AnglesArgs {
     const int* positions;       // (row,)
     const double* frequencies;  // (pair,)
     float2* out;                // (row, pair): cosine and sine
+    const double* late;         // in place of frequencies where the last row stands at `original` or later; or null
+    int original;
+    float scale;                // of cosine and sine
     int rows;
     int pairs;
 };
@@ -15,7 +18,9 @@ KERNEL(rope_angles, AnglesArgs, 128) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     wait_for_previous();
     if (i >= a.rows * a.pairs) return;
-    a.out[i] = turn_of(a.positions[i / a.pairs], a.frequencies[i % a.pairs]);
+    const double* frequencies = a.late && a.positions[a.rows - 1] >= a.original ? a.late : a.frequencies;
+    const float2 turn = turn_of(a.positions[i / a.pairs], frequencies[i % a.pairs]);
+    a.out[i] = make_float2(turn.x * a.scale, turn.y * a.scale);
 }
 
 struct RopeArgs {
@@ -46,4 +51,21 @@ KERNEL(rope, RopeArgs, 128) {
     const float2 turn = a.angles[row * a.pairs + i];
     out[first] = x[first] * turn.x - x[second] * turn.y;
     out[second] = x[first] * turn.y + x[second] * turn.x;
+}
+
+// Rows times 1 + beta ln(1 + position / original), the quotient rounded down: late queries are sharper.
+struct TemperArgs {
+    const float* x;        // (row, width)
+    const int* positions;  // (row,)
+    float* out;            // (row, width)
+    long long count;
+    int width;
+    int original;
+    float beta;
+};
+
+KERNEL(temper, TemperArgs, 128) {
+    const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= a.count) return;
+    a.out[i] = a.x[i] * (1.0f + a.beta * logf(1.0f + (float)(a.positions[i / a.width] / a.original)));
 }

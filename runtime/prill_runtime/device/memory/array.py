@@ -158,6 +158,7 @@ class DeviceIds:
     def __init__(self, allocation: Allocation, count: int, offset: int = 0) -> None:
         self.allocation, self.count, self.offset = allocation, count, offset
         self.tables: dict[Any, DeviceArray] = {}
+        self.parts: dict[tuple[int, int], DeviceIds] = {}
 
     @property
     def pointer(self) -> Pointer:
@@ -165,6 +166,13 @@ class DeviceIds:
 
     def __len__(self) -> int:
         return self.count
+
+    def __getitem__(self, rows: slice) -> DeviceIds:
+        """Some of them; the same object for the same ones."""
+        low, high, _ = rows.indices(self.count)
+        if (low, high) not in self.parts:
+            self.parts[low, high] = DeviceIds(self.allocation, high - low, self.offset + 4 * low)
+        return self.parts[low, high]
 
 
 Operand: TypeAlias = DeviceArray | NDArray[Any]

@@ -24,19 +24,20 @@ from prill_runtime.device.memory.array import (
 )
 from prill_runtime.device.memory.matrix import DeviceMatrix, is_zero, staging_bytes
 from prill_runtime.device.memory.slot import SEQUENCE_DTYPE, CacheView
+from prill_runtime.device.ops import experts
 from prill_runtime.device.ops import sampler as sampling
 from prill_runtime.device.ops.tensor_cores import HEAD_SIZES, LEAST_TILE_ROWS, TensorCores
 from prill_runtime.errors import InvalidParameter
 from prill_runtime.gguf.tensors import TensorInfo
 from prill_runtime.ops import rotary
-from prill_runtime.ops.protocol import Backend, RopeLayout
+from prill_runtime.ops.protocol import Backend, RopeLayout, Yarn
 from prill_runtime.quants.layouts import dequantize
 from prill_runtime.sampling.sampler import SamplingParams
 
 Held: TypeAlias = CacheView | NDArray[Any]  # keys or values
 MODULES: Final = (
     "repack", "embed", "norm", "matvec", "matmul", "rope", "cache", "attention", "attention_decode",
-    "softmax", "elementwise", "choose", "sample", "fused",
+    "softmax", "elementwise", "choose", "sample", "fused", "experts",
 )  # fmt: skip
 SPLIT_KEYS: Final = 128  # keys that a thread block of attention_split takes
 MATVEC_ROWS: Final = 4  # output rows that a thread block of a mat-vec takes
@@ -150,10 +151,10 @@ class CudaBackend(DeviceMemory, Backend[DeviceArray, DeviceMatrix | DeviceArray,
         dim: int,
         layout: RopeLayout,
         factor: float = 1.0,
-        freq_factors: Weight | None = None,
+        **scaling: Any,
     ) -> DeviceArray:
         at = self.ids(positions)
-        angles = self.angles(at, base, dim, factor, freq_factors)
+        angles = self.angles(at, base=base, dim=dim, factor=factor, **scaling)
         x = x if isinstance(x, DeviceArray) else self.on(x)
         out = self.empty(*x.shape)
         rows, heads, head_dim = x.shape
@@ -164,29 +165,43 @@ class CudaBackend(DeviceMemory, Backend[DeviceArray, DeviceMatrix | DeviceArray,
         return out
 
     def angles(
-        self, at: DeviceIds, base: float, dim: int, factor: float, divisors: Weight | None
+        self,
+        at: DeviceIds,
+        *,
+        scale: float = 1.0,
+        long: tuple[Weight, int] | None = None,
+        freq_factors: Weight | None = None,
+        **settings: Any,
     ) -> DeviceArray:
         """Cosines and sines (row, pair, 2), computed once for the positions of a step."""
-        key = (base, dim, factor, None if divisors is None else id(divisors))
+        late = None if long is None else self.frequencies(freq_factors=long[0], **settings)
+        frequencies = self.frequencies(freq_factors=freq_factors, **settings)
+        key = (frequencies.pointer, late and late.pointer, scale)
         if key in at.tables:
             return at.tables[key]
-        frequencies = self.frequencies(base, dim, factor, divisors)
-        out = self.empty(len(at), dim // 2, 2)
+        pairs = settings["dim"] // 2
+        out = self.empty(len(at), pairs, 2)
         args = {"positions": at.pointer, "frequencies": frequencies.pointer, "out": out.pointer,
-                "rows": len(at), "pairs": dim // 2}  # fmt: skip
-        self.device.launch("rope_angles", grid_of(len(at) * dim // 2, 128), 128, args)
+                "late": 0 if late is None else late.pointer, "original": 0 if long is None else long[1],
+                "scale": scale, "rows": len(at), "pairs": pairs}  # fmt: skip
+        self.device.launch("rope_angles", grid_of(len(at) * pairs, 128), 128, args)
         at.tables[key] = out
         return out
 
     def frequencies(
-        self, base: float, dim: int, factor: float = 1.0, freq_factors: Weight | None = None
+        self,
+        base: float,
+        dim: int,
+        factor: float = 1.0,
+        freq_factors: Weight | None = None,
+        yarn: Yarn | None = None,
     ) -> DeviceArray:
         """Radians per position (pair,) of a rotation, in float64; computed on first use and kept."""
-        key = (base, dim, factor, None if freq_factors is None else id(freq_factors))
+        key = (base, dim, factor, None if freq_factors is None else id(freq_factors), yarn)
         theirs = freq_factors is not None and not isinstance(freq_factors, DeviceArray)
         if key not in self._frequencies or theirs:
             divisors = None if freq_factors is None else np.asarray(freq_factors)
-            values = rotary.frequencies(base, dim, factor, divisors)
+            values = rotary.frequencies(base, dim, factor, divisors, yarn)
             allocation = self.allocate(values.nbytes, "scratch")
             self.device.upload(allocation.pointer, values)
             self._frequencies[key] = DeviceArray(self, allocation, (dim // 2, 2))
@@ -195,7 +210,18 @@ class CudaBackend(DeviceMemory, Backend[DeviceArray, DeviceMatrix | DeviceArray,
     def prepare(self, rotations: Iterable[Mapping[str, Any]]) -> None:
         """Compute these frequencies now, so that an idle model holds as much memory as it ever will."""
         for settings in rotations:
-            self.frequencies(**settings)
+            kept = {name: value for name, value in settings.items() if name not in ("scale", "long")}
+            self.frequencies(**kept)
+            if (long := settings.get("long")) is not None:
+                self.frequencies(**{**kept, "freq_factors": long[0]})
+
+    def temper(self, x: Operand, positions: Indices, *, beta: float, original: int) -> DeviceArray:
+        x, at = self.on(x), self.ids(positions)
+        out = self.empty(*x.shape)
+        args = {"x": x.pointer, "positions": at.pointer, "out": out.pointer, "count": x.size,
+                "width": x.width, "original": original, "beta": beta}  # fmt: skip
+        self.device.launch("temper", grid_of(x.size, 128), 128, args)
+        return out
 
     def softmax(self, x: Operand) -> DeviceArray:
         x = self.on(x)
@@ -205,19 +231,31 @@ class CudaBackend(DeviceMemory, Backend[DeviceArray, DeviceMatrix | DeviceArray,
         return out
 
     def attention(
-        self, q: Operand, k: Held, v: Held, *, start: int, scale: float, window: int | None = None
+        self,
+        q: Operand,
+        k: Held,
+        v: Held,
+        *,
+        start: int,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+        sinks: Weight | None = None,
     ) -> DeviceArray:
         """As the protocol says; k and v are views of a DeviceCache, or host arrays."""
+        there = None if sinks is None else self.on(sinks)
+        how = {"scale": scale, "window": window or 0, "softcap": softcap or 0.0,
+               "sinks": 0 if there is None else there.pointer}  # fmt: skip
         if isinstance(k, CacheView):
             if k.start is not None and k.start != start:
                 raise InvalidParameter(
                     "attention does not start at the cache's end", expected=k.start, got=start
                 )
-            return self._attend(q, k.sequence, k.kv_heads, k.reach, k.layer, scale, window)
+            return self._attend(q, k.sequence, k.kv_heads, k.reach, k.layer, how)
         assert not isinstance(v, CacheView)
         keys, values = self.upload(k), self.upload(v)
         sequence = self._sequence(keys.pointer, values.pointer, k.shape[1], start)
-        return self._attend(q, sequence.pointer, k.shape[0], k.shape[1], 0, scale, window)
+        return self._attend(q, sequence.pointer, k.shape[0], k.shape[1], 0, how)
 
     def _sequence(self, keys: Pointer, values: Pointer, capacity: int, length: int) -> Allocation:
         record = np.array([(keys, values, capacity, length, 0, 0, 0)], SEQUENCE_DTYPE)
@@ -234,19 +272,18 @@ class CudaBackend(DeviceMemory, Backend[DeviceArray, DeviceMatrix | DeviceArray,
         kv_heads: int,
         reach: int,
         layer: int,
-        scale: float,
-        window: int | None,
+        how: Mapping[str, Any],
     ) -> DeviceArray:
         """Attention of the rows of q over one cache, as many at a time as have room for their partial sums.
 
         Args:
-            reach: positions that the launch has to cover.
+            reach: positions that the launch has to cover. how: scale, window, softcap and sinks, for kernels.
         """
         q = q if isinstance(q, DeviceArray) else self.on(q)
         rows, heads, dim = q.shape
         if self.any_reach(rows, dim):
             assert self._tensor is not None
-            return self._tensor.attend(q, sequence, kv_heads, layer, scale, window)
+            return self._tensor.attend(q, sequence, kv_heads, layer, how)
         out: DeviceArray = q.beside(heads * dim)
         step, splits, nbytes = partial_sums(rows, heads, dim, reach)
         partial = self.allocate(nbytes, "scratch", passing=True)
@@ -255,28 +292,60 @@ class CudaBackend(DeviceMemory, Backend[DeviceArray, DeviceMatrix | DeviceArray,
             args = {"sequence": sequence, "q": some.pointer, "partial": partial.pointer,
                     "out": out[low : low + step].pointer, "heads": heads, "kv_heads": kv_heads,
                     "head_dim": dim,
-                    "q_pitch": q.pitch, "layer": layer, "splits": splits, "window": window or 0,
-                    "first": low, "scale": scale}  # fmt: skip
+                    "q_pitch": q.pitch, "layer": layer, "splits": splits, "first": low, **how}  # fmt: skip
             self.device.launch("attention_split", (splits, heads, len(some)), 128, args, shared=4 * dim)
             self.device.launch("attention_combine", (heads, len(some)), 128, args)
         return out
 
-    def _elementwise(self, kernel: str, x: Operand, y: Operand | None) -> DeviceArray:
+    def _elementwise(
+        self,
+        kernel: str,
+        x: Operand,
+        y: Operand | None = None,
+        out: DeviceArray | None = None,
+        **numbers: float,
+    ) -> DeviceArray:
         x, y = self.on(x), None if y is None else self.on(y)
-        out = self.empty(*x.shape)
-        args: Mapping[str, int] = {"x": x.pointer, "y": y.pointer if y else 0, "out": out.pointer,
-                                   "count": x.size, "width": 0, "pitch": 0}  # fmt: skip
+        out = self.empty(*x.shape) if out is None else out
+        args: Mapping[str, float] = {"x": x.pointer, "y": y.pointer if y else 0, "out": out.pointer,
+                                     "count": x.size, **(numbers or {"width": 0, "pitch": 0})}  # fmt: skip
         self.device.launch(kernel, grid_of(x.size), BLOCK_THREADS, args)
         return out
 
     def swiglu(self, gate: Operand, up: Operand) -> DeviceArray:
         return self._elementwise("swiglu", gate, up)
 
+    def swiglu_clamped(self, gate: Operand, up: Operand, *, limit: float, alpha: float) -> DeviceArray:
+        return self._elementwise("swiglu_clamped", gate, up, by=limit, alpha=alpha)
+
+    def geglu(self, gate: Operand, up: Operand) -> DeviceArray:
+        return self._elementwise("geglu", gate, up)
+
     def gelu_tanh(self, x: Operand) -> DeviceArray:
-        return self._elementwise("gelu_tanh", x, None)
+        return self._elementwise("gelu_tanh", x)
+
+    def gelu_erf(self, x: Operand) -> DeviceArray:
+        return self._elementwise("gelu_erf", x)
+
+    def scale(self, x: Operand, by: float, out: DeviceArray | None = None) -> DeviceArray:
+        return self._elementwise("scale", x, out=out, by=by, alpha=0.0)
+
+    def softcap(self, x: Operand, cap: float, out: DeviceArray | None = None) -> DeviceArray:
+        return self._elementwise("softcap", x, out=out, by=cap, alpha=0.0)
 
     def add(self, a: Operand, b: Operand) -> DeviceArray:
         return self._elementwise("add", a, b)
+
+    def route(self, logits: Operand, *, used: int, normalised: bool) -> DeviceArray:
+        return experts.route(self, logits, used, normalised)
+
+    def expert_linear(
+        self, x: Operand, weight: Weight, routed: Operand, *, used: int, bias: Weight | None = None
+    ) -> DeviceArray:
+        return experts.linear(self, x, weight, routed, used, bias)
+
+    def mix(self, x: Operand, routed: Operand) -> DeviceArray:
+        return experts.mix(self, x, routed)
 
     def draw(
         self, logits: Operand, params: SamplingParams, position: int, history: Sequence[int] = ()

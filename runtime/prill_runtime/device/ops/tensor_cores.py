@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -107,10 +108,13 @@ class TensorCores:
         sequence: Pointer,
         kv_heads: int,
         layer: int,
-        scale: float,
-        window: int | None,
+        how: Mapping[str, Any],
     ) -> DeviceArray:
-        """Attention of q (row, head, dim) over a cache that already holds its keys: (row, head · dim)."""
+        """Attention of q (row, head, dim) over a cache that already holds its keys: (row, head · dim).
+
+        Args:
+            how: scale, window, softcap and sinks, as the kernels take them.
+        """
         rows, heads, dim = q.shape
         out = q.beside(heads * dim)
         pitch = -(-heads * dim // STAGE_COLUMNS) * STAGE_COLUMNS
@@ -119,6 +123,7 @@ class TensorCores:
         halves = 0 if out.halves is None else out.halves.pointer
         args = {"sequence": sequence, "q": q.pointer, "out": out.pointer, "halves": halves,
                 "rows": rows, "heads": heads, "kv_heads": kv_heads, "q_pitch": q.pitch,
-                "halves_pitch": pitch, "layer": layer, "window": window or 0, "scale": scale}  # fmt: skip
-        self.device.launch(f"prefill_attention_{dim}", (-(-rows // 64), heads), 128, args)
+                "halves_pitch": pitch, "layer": layer, **how}  # fmt: skip
+        kind = "hooked" if how["softcap"] or how["sinks"] else "attention"
+        self.device.launch(f"prefill_{kind}_{dim}", (-(-rows // 64), heads), 128, args)
         return out

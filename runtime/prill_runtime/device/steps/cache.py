@@ -15,7 +15,7 @@ from prill_runtime.errors import PrillError
 from prill_runtime.models.cache import KVCache
 
 if TYPE_CHECKING:
-    from prill_runtime.models.nodes import Network
+    from prill_runtime.models.nodes.network import Network
 
 STATE_BYTES: Final = SEQUENCE_DTYPE.itemsize
 """Bytes of every open cache besides its keys and values."""

@@ -8,7 +8,7 @@ from prill_runtime.device.machine.base import Device, Pointer
 from prill_runtime.device.memory.array import DeviceArray
 from prill_runtime.device.memory.matrix import FORMATS, PLAIN, DeviceMatrix, Matrix
 from prill_runtime.device.ops.backend import CudaBackend
-from prill_runtime.models.nodes import Attention
+from prill_runtime.models.nodes.attention import Attention
 
 CLUSTER_BLOCKS: Final = 8  # blocks of attention_decode that share a head of keys
 TILE_KEYS: Final = 16  # keys that a warp of attention_decode takes at a time

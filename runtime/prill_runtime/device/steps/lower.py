@@ -15,9 +15,15 @@ from prill_runtime.device.memory.array import DeviceArray, grid_of
 from prill_runtime.device.memory.matrix import DeviceMatrix
 from prill_runtime.device.ops.backend import CudaBackend
 from prill_runtime.device.steps.launches import MOST_HEAD_DIM, MOST_QUERY_HEADS, Heads, Hooks, attend, product
-from prill_runtime.models.base import Node
+from prill_runtime.models.base import Node, Pass
 from prill_runtime.models.load import Wired
-from prill_runtime.models.nodes import Attention, Dense, Embed, Head, LayerNorm, Linear, Norm, Pass, Rope
+from prill_runtime.models.nodes.attention import Attention
+from prill_runtime.models.nodes.experts import Experts
+from prill_runtime.models.nodes.feedforward import Dense
+from prill_runtime.models.nodes.linear import Linear
+from prill_runtime.models.nodes.network import Embed, Head
+from prill_runtime.models.nodes.norms import LayerNorm, Norm
+from prill_runtime.models.nodes.rope import Rope
 
 # Takes the residual stream (1, width) and returns it with what the node adds.
 Piece = Callable[[Any, DeviceArray], DeviceArray]
@@ -38,11 +44,12 @@ class Lowering:
                 self.width,
                 max(inner),
                 max(inner),
-                max(node.up.rows for node in nodes if isinstance(node, Dense)),
+                max((node.up.rows for node in nodes if isinstance(node, Dense)), default=1),
             )
         )
-        # The rotation whose angles the first launch computes; others compute their own.
-        self.rope = next((node for node in nodes if isinstance(node, Rope)), None)
+        # The rotation whose angles the first launch computes: it has one table and no factor.
+        plain = (node for node in nodes if isinstance(node, Rope) and node.long is None and node.scale == 1)
+        self.rope = next(plain, None)
         if self.rope is not None:
             self.frequencies = ops.frequencies(**self.rope.settings(self.weights))
             self.turns = ops.empty(1, self.rope.dim // 2, 2, purpose="scratch")
@@ -53,7 +60,7 @@ class Lowering:
 
     def norm(self, norm: Norm) -> dict[str, Any]:
         """Arguments for the norm that a launch applies before its product."""
-        return {"norm": self.weights[f"{norm.name}.weight"].pointer, "eps": norm.eps}
+        return {"norm": self.weights[f"{norm.stem}.weight"].pointer, "eps": norm.eps}
 
     def bias(self, name: str) -> Pointer:
         """Address of a bias; 0 if there is none."""
@@ -63,7 +70,7 @@ class Lowering:
     def hooks(self, norm: Norm | None, *linears: Linear, needed: bool = False) -> Hooks | None:
         """The parts of a launch's norm and matrices that need a kernel with hooks; None if there are none."""
         biases = [self.bias(linear.name) for linear in linears]
-        centred = self.bias(norm.name) if isinstance(norm, LayerNorm) else 0
+        centred = self.bias(norm.stem) if isinstance(norm, LayerNorm) else 0
         if not (needed or centred or any(biases)):
             return None
         self.ops.device.module("hooked")
@@ -73,11 +80,8 @@ class Lowering:
         """Cosines and sines (pair, 2) of the token's position."""
         if rope == self.rope:
             return self.turns.pointer
-        settings: Any = rope.settings(self.weights)
         at: Any = p.step.positions
-        return self.ops.angles(
-            at, settings["base"], settings["dim"], settings["factor"], settings["freq_factors"]
-        ).pointer
+        return self.ops.angles(at, **rope.settings(self.weights)).pointer
 
 
 class Lowered:
@@ -91,7 +95,7 @@ class Lowered:
         network, on = model.network, Lowering(model, ops)
         self.recorded: list[Node] = []
 
-        def piece(node: Attention | Dense) -> Piece:
+        def piece(node: Attention | Dense | Experts) -> Piece:
             found = lower(node, on)
             if found is None:
                 self.recorded.append(node)
@@ -101,6 +105,10 @@ class Lowered:
         self._embed = Begin(network.embed, on)
         self._pieces: list[Piece] = []
         for layer in network.layers:
+            if layer.parallel:
+                self.recorded += [layer.attention, layer.dense]
+                self._pieces.append(layer)  # type: ignore[arg-type]
+                continue
             self._pieces += [piece(layer.attention), piece(layer.dense)]
             if isinstance(self._pieces[-2], FusedAttention) and isinstance(self._pieces[-1], FusedDense):
                 self._pieces[-2].ahead = self._pieces[-1].first
@@ -117,7 +125,7 @@ class Lowered:
         self._tail(p, x, logits)
 
 
-def _added(node: Attention | Dense, p: Any, x: Any) -> Any:
+def _added(node: Attention | Dense | Experts, p: Any, x: Any) -> Any:
     """The stream with what a node adds to it, computed by single ops."""
     return p.ops.add(x, node(p, x))
 
@@ -130,7 +138,7 @@ def lower(node: Node, on: Lowering) -> Any:
 
 @lower.register
 def _(node: Attention, on: Lowering) -> Any:
-    if node.rope is not None and node.rope.layout != "norm":
+    if not node.plain or (node.rope is not None and node.rope.layout != "norm"):
         return None
     if (
         node.size % 4
@@ -148,6 +156,8 @@ def _(node: Attention, on: Lowering) -> Any:
 
 @lower.register
 def _(node: Dense, on: Lowering) -> Any:
+    if node.post is not None:
+        return None
     linears = [linear for linear in (node.gate, node.up, node.down) if linear is not None]
     if node.up.rows % BLOCK_VALUES or node.norm.width % BLOCK_VALUES or any(linear.of for linear in linears):
         return None
@@ -171,6 +181,8 @@ class Begin:
                 "angles": on.turns.pointer if turned else 0,
                 "pairs": on.rope.dim // 2 if on.rope is not None else 0}  # fmt: skip
         on.ops.device.launch(f"begin_{table.kind}", (grid_of(table.pitch, 64)[0] + 1,), 64, args)
+        if self.node.scale is not None:
+            on.ops.scale(on.x, self.node.scale, on.x)
         if self.node.positions is not None:
             learned = on.weights[f"{self.node.positions}.weight"]
             args = {"table": learned.fields, "id": positions, "out": on.x.pointer}
@@ -232,7 +244,7 @@ class FusedTail:
 
     def __init__(self, norm: Norm, head: Head, on: Lowering) -> None:
         self.norm, self.head, self.on = norm, head, on
-        self.covered = norm.width % BLOCK_VALUES == 0
+        self.covered = norm.width % BLOCK_VALUES == 0 and not head.bias and head.softcap is None
         self.hooks = on.hooks(norm)
 
     def __call__(self, p: Any, x: DeviceArray, logits: DeviceArray) -> None:
@@ -240,7 +252,14 @@ class FusedTail:
         if self.covered:
             product(on.ops, "plain", (matrix,), x, logits, hooks=self.hooks, **on.norm(self.norm))
         else:
-            on.ops.linear(self.norm(p, x), matrix, out=logits)  # type: ignore[arg-type]
+            to_logits(on.ops, self.head, on.weights, self.norm(p, x), logits)  # type: ignore[arg-type]
+
+
+def to_logits(ops: CudaBackend, head: Head, weights: Any, hidden: Any, out: DeviceArray) -> None:
+    """Queue a head's logits (row, vocab) of hidden states, to `out`."""
+    ops.linear(hidden, weights[f"{head.name}.weight"], weights.get(f"{head.name}.bias"), out=out)
+    if head.softcap is not None:
+        ops.softcap(out, head.softcap, out)
 
 
 def _pointer(ids: Any) -> Pointer:

@@ -13,9 +13,9 @@ from prill_runtime.device.memory.array import Allocation, DeviceArray, DeviceIds
 from prill_runtime.device.memory.slot import SEQUENCE_DTYPE
 from prill_runtime.device.ops.backend import CudaBackend
 from prill_runtime.device.steps.cache import DeviceCache, SlotCache
-from prill_runtime.models.base import Step
+from prill_runtime.device.steps.lower import to_logits
+from prill_runtime.models.base import Pass, Step
 from prill_runtime.models.load import Wired
-from prill_runtime.models.nodes import Pass
 
 MAX_ROWS: Final = 1024  # of one step; longer prompts go through in pieces
 KEPT_GRAPHS: Final = 4
@@ -55,8 +55,7 @@ class Prefill:
 
     def head(self, logits: DeviceArray) -> None:
         """Queue the computation of the logits (1, vocab) of the last row that was fed."""
-        weight: Any = self.model.weights[f"{self.model.network.head.name}.weight"]
-        self.ops.linear(self._last, weight, out=logits)
+        to_logits(self.ops, self.model.network.head, self.model.weights, self._last, logits)
 
     def close(self) -> None:
         for graph in self._graphs.values():

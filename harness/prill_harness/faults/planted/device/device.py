@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from prill_harness.planting.faults import Patch, fault
+from prill_harness.planting.tools import ONE
 
 LAUNCH = "prill_runtime.device.machine.base:Device.launch"
 SOURCE = "prill_runtime.device.machine.compile:source"
-LLAMA = ("fixture:llama-tiny",)
 
 
 def _launch(kernel: str, change: Callable[[list[int], dict[str, Any]], None]) -> Patch:
@@ -42,7 +42,7 @@ def source(file: str, old: str, new: str) -> Patch:
     return Patch(SOURCE, wrap)
 
 
-@fault(area="device", blames=("q",), models=LLAMA, engine="emu")
+@fault(area="device", blames=("q",), models=ONE, engine="emu")
 def device_wrong_grid() -> Iterator[Patch]:
     """A tiled product is launched with one block of outputs too few."""
 
@@ -52,7 +52,7 @@ def device_wrong_grid() -> Iterator[Patch]:
     yield _launch("matmul", change)
 
 
-@fault(area="device", blames=("q",), models=LLAMA, engine="emu")
+@fault(area="device", blames=("q",), models=ONE, engine="emu")
 def device_missing_barrier() -> Iterator[Patch]:
     """A tiled product reads its tiles before every thread has written them."""
     yield source(
@@ -62,7 +62,7 @@ def device_missing_barrier() -> Iterator[Patch]:
     )
 
 
-@fault(area="device", blames=("q_rope", "k_rope"), models=LLAMA, engine="emu")
+@fault(area="device", blames=("q_rope", "k_rope"), needs=("rope",), engine="emu")
 def device_wrong_stride() -> Iterator[Patch]:
     """Rotation steps from row to row by one head too few."""
 
@@ -72,7 +72,7 @@ def device_wrong_stride() -> Iterator[Patch]:
     yield _launch("rope", lambda grid, args: change(grid, args) if "x_pitch" in args else None)
 
 
-@fault(area="device", blames=("q_rope", "k_rope"), models=LLAMA, engine="emu")
+@fault(area="device", blames=("q_rope", "k_rope"), needs=("rope",), engine="emu")
 def device_positions_left_over() -> Iterator[Patch]:
     """The table of angles is one row short, so the last row reads what lay there before."""
 
@@ -113,7 +113,7 @@ def device_position_not_told() -> Iterator[Patch]:
     yield Patch("prill_runtime.device.steps.cache:DeviceCache.arm", wrap)
 
 
-@fault(area="device", blames=("attn",), models=LLAMA, engine="emu")
+@fault(area="device", blames=("attn",), models=ONE, engine="emu")
 def device_split_lost() -> Iterator[Patch]:
     """The combination of partial attention leaves out the first split."""
     yield source(
@@ -133,31 +133,31 @@ def device_split_lost() -> Iterator[Patch]:
     )
 
 
-@fault(area="device", blames=("sampler",), models=LLAMA, engine="emu")
+@fault(area="device", blames=("sampler",), models=ONE, engine="emu")
 def device_draw_position_shifted() -> Iterator[Patch]:
     """The device draws an id with the random number of the position after its own."""
     yield source("sample", "a.sequence->length + 1)", "a.sequence->length + 2)")
 
 
-@fault(area="device", blames=("sampler",), models=LLAMA, engine="emu")
+@fault(area="device", blames=("sampler",), models=ONE, engine="emu")
 def device_draw_not_remembered() -> Iterator[Patch]:
     """An id that the device chose is not among those that the repetition penalty counts."""
     yield source("sample", "a.seen[id] = 1;", "")
 
 
-@fault(area="device", blames=("sampler",), models=LLAMA, engine="emu")
+@fault(area="device", blames=("sampler",), models=ONE, engine="emu")
 def device_draw_tie_highest_id() -> Iterator[Patch]:
     """Of listed ids with equal logits the highest comes first."""
     yield source("sample", "w.list.ids[j] < id", "w.list.ids[j] > id")
 
 
-@fault(area="device", blames=("sampler",), models=LLAMA, engine="emu")
+@fault(area="device", blames=("sampler",), models=ONE, engine="emu")
 def device_draw_bins_left_over() -> Iterator[Patch]:
     """A pass adds to the masses that the one before it left in the bins."""
     yield source("sample", "++i) a.bins[i] = 0;\n}", "++i) {}\n}")
 
 
-@fault(area="device", blames=("sampler",), models=LLAMA, engine="emu")
+@fault(area="device", blames=("sampler",), models=ONE, engine="emu")
 def device_draw_filter_forgotten() -> Iterator[Patch]:
     """The draw sees every id again, whatever top-k and top-p left."""
     yield source("sample", "key > s.last_key ||", "")

@@ -7,7 +7,7 @@ from typing import Any
 
 from prill_harness.faults.planted.device.device import _launch, source
 from prill_harness.planting.faults import Patch, fault
-from prill_harness.planting.tools import LLAMA
+from prill_harness.planting.tools import ONE
 
 ATTN = ("attn",)
 PRODUCTS = ("q", "k", "v", "attn_out", "gate", "up", "down", "logits")
@@ -15,13 +15,13 @@ NORMS = ("attn_norm", "ffn_norm", "output_norm")
 LAUNCH = "prill_runtime.device.machine.base:Device.launch"
 
 
-@fault(area="shapes", blames=ATTN, models=LLAMA, engine="emu")
+@fault(area="shapes", blames=ATTN, models=ONE, engine="emu")
 def device_fifth_split() -> Iterator[Patch]:
     """The combination of partial attention joins four splits at most."""
     yield source("attention", "min(position / SPLIT, a.splits - 1);", "min(position / SPLIT, first + 3);")
 
 
-@fault(area="shapes", blames=("logits",), models=LLAMA, engine="emu")
+@fault(area="shapes", blames=("logits",), models=ONE, engine="emu")
 def device_window_ignored() -> Iterator[Patch]:
     """The fused attention of a decoding step sees every key, whatever the window."""
     yield source(
@@ -29,13 +29,13 @@ def device_window_ignored() -> Iterator[Patch]:
     )
 
 
-@fault(area="shapes", blames=ATTN, models=LLAMA, engine="emu")
+@fault(area="shapes", blames=ATTN, models=ONE, engine="emu")
 def device_head_tail() -> Iterator[Patch]:
     """Scores are summed in whole pieces of 32 components."""
     yield source("attention", "i = lane; i < dim; i += 8", "i = lane; i < dim / 32 * 32; i += 8")
 
 
-@fault(area="shapes", blames=ATTN, models=LLAMA, engine="emu")
+@fault(area="shapes", blames=ATTN, models=ONE, engine="emu")
 def device_wide_head() -> Iterator[Patch]:
     """One thread fetches one component of the query: those past the threads of a block are not there."""
     yield source(
@@ -45,7 +45,7 @@ def device_wide_head() -> Iterator[Patch]:
     )
 
 
-@fault(area="shapes", blames=ATTN, models=LLAMA, engine="emu")
+@fault(area="shapes", blames=ATTN, models=ONE, engine="emu")
 def device_shared_too_small() -> Iterator[Patch]:
     """Attention is launched with shared memory for heads of 64, whatever their size."""
 
@@ -58,7 +58,7 @@ def device_shared_too_small() -> Iterator[Patch]:
     yield Patch(LAUNCH, wrap)
 
 
-@fault(area="shapes", blames=PRODUCTS, models=LLAMA, engine="emu")
+@fault(area="shapes", blames=PRODUCTS, models=ONE, engine="emu")
 def device_columns_past_1024() -> Iterator[Patch]:
     """A mat-vec takes two chunks a thread at most."""
     yield source(
@@ -66,7 +66,7 @@ def device_columns_past_1024() -> Iterator[Patch]:
     )
 
 
-@fault(area="shapes", blames=PRODUCTS, models=LLAMA, engine="emu")
+@fault(area="shapes", blames=PRODUCTS, models=ONE, engine="emu")
 def device_rows_past_4096() -> Iterator[Patch]:
     """The grid of a tiled product has 64 tiles of rows at most."""
 
@@ -76,7 +76,7 @@ def device_rows_past_4096() -> Iterator[Patch]:
     yield _launch("matmul", change)
 
 
-@fault(area="shapes", blames=PRODUCTS, models=LLAMA, engine="emu")
+@fault(area="shapes", blames=PRODUCTS, models=ONE, engine="emu")
 def device_odd_rows() -> Iterator[Patch]:
     """A tiled product of more than 300 rows leaves out the last of an odd number."""
 
@@ -87,7 +87,7 @@ def device_odd_rows() -> Iterator[Patch]:
     yield _launch("matmul", change)
 
 
-@fault(area="shapes", blames=("q_rope", "k_rope"), models=LLAMA, engine="emu")
+@fault(area="shapes", blames=("q_rope", "k_rope"), needs=("rope",), engine="emu")
 def device_grid_rounded_down() -> Iterator[Patch]:
     """Rotation is launched with whole blocks of threads alone."""
 
@@ -99,7 +99,7 @@ def device_grid_rounded_down() -> Iterator[Patch]:
     yield _launch("rope", change)
 
 
-@fault(area="shapes", blames=NORMS, models=LLAMA, engine="emu")
+@fault(area="shapes", blames=NORMS, needs=("rms_norm",), engine="emu")
 def device_norm_past_1024() -> Iterator[Patch]:
     """RMSNorm sums the squares of 1,024 values at most."""
     yield source(
@@ -109,7 +109,7 @@ def device_norm_past_1024() -> Iterator[Patch]:
     )
 
 
-@fault(area="shapes", blames=PRODUCTS, models=LLAMA, engine="emu")
+@fault(area="shapes", blames=PRODUCTS, models=ONE, engine="emu")
 def device_shared_taken_for_zero() -> Iterator[Patch]:
     """A tiled product leaves shared memory past the last column as it finds it."""
     yield source(
@@ -119,19 +119,19 @@ def device_shared_taken_for_zero() -> Iterator[Patch]:
     )
 
 
-@fault(area="shapes", blames=PRODUCTS, models=LLAMA, engine="emu")
+@fault(area="shapes", blames=PRODUCTS, models=ONE, engine="emu")
 def device_registers_taken_for_zero() -> Iterator[Patch]:
     """A mat-vec adds up in registers that nobody set."""
     yield source("matvec", "float total[ROWS] = {};", "float total[ROWS];")
 
 
-@fault(area="shapes", blames=ATTN, models=LLAMA, engine="emu")
+@fault(area="shapes", blames=ATTN, models=ONE, engine="emu")
 def device_memory_taken_for_zero() -> Iterator[Patch]:
     """Partial attention adds its mixture to memory fresh from the arena."""
     yield source("attention", "out[2 + i] = mixed;", "out[2 + i] += mixed;")
 
 
-@fault(area="shapes", blames=("attn",), models=LLAMA, engine="emu")
+@fault(area="shapes", blames=("attn",), models=ONE, engine="emu")
 def device_static_not_reset() -> Iterator[Patch]:
     """A softmax goes on from the sum that the call before it left in a static."""
     yield source(

@@ -15,6 +15,7 @@ from prill_harness.engines.embedded import Embedded
 from prill_harness.engines.models import resolve_model
 from prill_harness.numbers import compare
 from prill_harness.planting.faults import Patch, fault
+from prill_harness.planting.tools import ANOTHER, ONE
 from prill_harness.records.evidence import Status
 from prill_harness.tokens import golden
 from prill_harness.tokens.golden_pack import Packed
@@ -27,12 +28,11 @@ PAIR = "prill_harness.numbers.compare:pair"
 SQUARES = "prill_harness.numbers.compare:squares"
 LANES = "prill_harness.numbers.lanes"
 BLAMES = ("harness",)
-LLAMA = ("fixture:llama-tiny",)
-OTHER = {"fixture:llama-tiny": "fixture:gpt2-tiny"}
+OTHER = dict(zip(ONE, ANOTHER, strict=True))
 
 
 # On llama-tiny, float32's rounding gives the golden's numbers token by token on some machines.
-@fault(area="harness", blames=BLAMES, models=("fixture:gpt2-tiny",))
+@fault(area="harness", blames=BLAMES, models=ANOTHER)
 def oracle_is_candidate() -> Iterator[Patch]:
     """Where the oracle is asked for, another copy of the engine under test is opened."""
 
@@ -138,7 +138,7 @@ def golden_from_broken_engine() -> Iterator[Patch]:
     yield Patch(GOLDEN, wrap)
 
 
-@fault(area="harness", blames=BLAMES, models=LLAMA)
+@fault(area="harness", blames=BLAMES, models=ONE)
 def golden_of_another_model() -> Iterator[Patch]:
     """The golden in use was recorded from another model's file."""
     yield Patch(GOLDEN, lambda golden_for: lambda spec, *rest: golden_for(OTHER.get(str(spec), spec), *rest))

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from prill_harness.planting.faults import Patch, fault
-from prill_harness.planting.tools import around
+from prill_harness.planting.tools import ONE, around
 from prill_harness.records.evidence import CellEnded, Evidence, Status
 from prill_harness.records.ledger import Ledger, read
 from prill_harness.stages.trace import Trace
@@ -198,7 +198,7 @@ def own_sha() -> Iterator[Patch]:
     yield around("prill_suites.file:fixture_name", lambda fixture_name, spec: None)
 
 
-@fault(area="harness", blames=BLAMES, models=("fixture:llama-tiny",))
+@fault(area="harness", blames=BLAMES, models=ONE)
 def golden_cut_short() -> Iterator[Patch]:
     """Of a golden's prompts the longest alone are looked at."""
 

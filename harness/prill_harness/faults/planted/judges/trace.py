@@ -54,7 +54,7 @@ def stage_missing() -> Iterator[Patch]:
     yield from other_stages(lambda stages: [s for s in stages if not s[0].endswith(".attn")])
 
 
-@fault(area="trace", blames=BLAMES, models=("fixture:llama-tiny",))
+@fault(area="trace", blames=BLAMES, needs=("gate",))
 def stage_misnamed() -> Iterator[Patch]:
     """Gate and up carry each other's names."""
     other = {"gate": "up", "up": "gate"}

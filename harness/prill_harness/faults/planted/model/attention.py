@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 
 from prill_harness.planting.faults import Patch, fault
-from prill_harness.planting.tools import LLAMA, around, node, op, wiring
+from prill_harness.planting.tools import ONE, around, node, op, wiring
 
 ATTN = ("attn",)
 
 
-@fault(area="attention", blames=ATTN, models=LLAMA)
+@fault(area="attention", blames=ATTN, models=ONE)
 def attention_scale_1_over_d() -> Iterator[Patch]:
     """Scores are scaled by 1/d where it is 1/sqrt(d)."""
     yield op("attention", lambda o, self, *a, scale, **rest: o(self, *a, scale=scale**2, **rest))
 
 
-@fault(area="attention", blames=ATTN, models=LLAMA)
+@fault(area="attention", blames=ATTN, models=ONE)
 def attention_not_scaled() -> Iterator[Patch]:
     """Scores are not scaled."""
     yield op("attention", lambda o, self, *a, scale, **rest: o(self, *a, scale=1.0, **rest))
@@ -36,25 +36,25 @@ def _reading(pick: Callable[[int, int], Any]) -> Patch:
     return op("attention", attention)
 
 
-@fault(area="attention", blames=ATTN, models=LLAMA)
+@fault(area="attention", blames=ATTN, needs=("gqa",))
 def gqa_interleaved() -> Iterator[Patch]:
     """Query heads are dealt to the cache heads in turn, where each cache head has a block of them."""
     yield _reading(lambda heads, kv_heads: np.arange(heads) % kv_heads)
 
 
-@fault(area="attention", blames=ATTN, models=LLAMA)
+@fault(area="attention", blames=ATTN, needs=("gqa",))
 def kv_heads_ignored() -> Iterator[Patch]:
     """Every query head reads the first cache head."""
     yield _reading(lambda heads, kv_heads: np.zeros(heads, int))
 
 
-@fault(area="attention", blames=ATTN, models=LLAMA)
+@fault(area="attention", blames=ATTN, models=ONE)
 def mask_off_by_one() -> Iterator[Patch]:
     """A token sees the next one."""
     yield op("attention", lambda o, self, *a, start, **rest: o(self, *a, start=start + 1, **rest))
 
 
-@fault(area="attention", blames=ATTN, models=LLAMA)
+@fault(area="attention", blames=ATTN, models=ONE)
 def mask_missing() -> Iterator[Patch]:
     """A token sees everything that is in the cache."""
 
@@ -64,7 +64,7 @@ def mask_missing() -> Iterator[Patch]:
     yield op("attention", attention)
 
 
-@fault(area="attention", blames=ATTN, models=LLAMA)
+@fault(area="attention", blames=ATTN, models=ONE)
 def mask_restarts_at_tile() -> Iterator[Patch]:
     """Rows past the 256th of a call see the keys of the first 256 rows."""
 
@@ -75,7 +75,7 @@ def mask_restarts_at_tile() -> Iterator[Patch]:
     yield op("attention", attention)
 
 
-@fault(area="attention", blames=ATTN, models=LLAMA)
+@fault(area="attention", blames=ATTN, models=ONE)
 def window_off_by_one() -> Iterator[Patch]:
     """The sliding window is one key too narrow."""
 
@@ -85,7 +85,7 @@ def window_off_by_one() -> Iterator[Patch]:
     yield op("attention", attention)
 
 
-@fault(area="attention", blames=ATTN, models=LLAMA)
+@fault(area="attention", blames=ATTN, models=ONE)
 def window_ignored_in_decoding() -> Iterator[Patch]:
     """A single row sees every key, whatever the window; the rows of a prompt see theirs."""
 
@@ -97,7 +97,7 @@ def window_ignored_in_decoding() -> Iterator[Patch]:
     yield op("attention", attention)
 
 
-@fault(area="attention", blames=ATTN, models=LLAMA)
+@fault(area="attention", blames=ATTN, models=ONE)
 def softmax_no_max() -> Iterator[Patch]:
     """The softmax does not subtract the maximum."""
 
@@ -109,7 +109,7 @@ def softmax_no_max() -> Iterator[Patch]:
     yield op("softmax", softmax)
 
 
-@fault(area="attention", blames=ATTN, models=LLAMA)
+@fault(area="attention", blames=ATTN, models=ONE)
 def softmax_truncated() -> Iterator[Patch]:
     """The softmax sums up its first 65536 values alone."""
 
@@ -120,7 +120,7 @@ def softmax_truncated() -> Iterator[Patch]:
     yield op("softmax", softmax)
 
 
-@fault(area="attention", blames=ATTN, models=LLAMA)
+@fault(area="attention", blames=ATTN, models=ONE)
 def softmax_with_sink() -> Iterator[Patch]:
     """A sink of score 0 takes its share of the softmax."""
 
@@ -130,7 +130,7 @@ def softmax_with_sink() -> Iterator[Patch]:
     yield op("softmax", softmax)
 
 
-@fault(area="attention", blames=ATTN, models=LLAMA)
+@fault(area="attention", blames=ATTN, models=ONE)
 def heads_written_interleaved() -> Iterator[Patch]:
     """The result has the heads' first components first, where it has whole heads."""
 
@@ -140,7 +140,7 @@ def heads_written_interleaved() -> Iterator[Patch]:
     yield op("attention", attention)
 
 
-@fault(area="attention", blames=("q",), models=LLAMA)
+@fault(area="attention", blames=("q",), lacks=("fused_qkv",))
 def square_matrix_transposed() -> Iterator[Patch]:
     """The query matrix, which is square here, is used transposed."""
 
@@ -152,7 +152,7 @@ def square_matrix_transposed() -> Iterator[Patch]:
     yield wiring(transposed)
 
 
-@fault(area="attention", blames=("k", "v"), models=LLAMA)
+@fault(area="attention", blames=("k", "v"), lacks=("fused_qkv",))
 def keys_and_values_exchanged() -> Iterator[Patch]:
     """Keys are made with the matrix of the values, and values with that of the keys."""
 
@@ -164,14 +164,14 @@ def keys_and_values_exchanged() -> Iterator[Patch]:
     yield wiring(exchanged)
 
 
-@fault(area="attention", blames=ATTN, models=LLAMA)
+@fault(area="attention", blames=ATTN, models=ONE)
 def cache_evicts() -> Iterator[Patch]:
     """The cache forgets what lies more than 128 positions back."""
 
     yield node("Attention.attend", lambda o, self, *rest: o(replace(self, window=128), *rest))
 
 
-@fault(area="attention", blames=("attn", "state"), models=LLAMA)
+@fault(area="attention", blames=("attn", "state"), models=ONE)
 def cache_last_row_not_written() -> Iterator[Patch]:
     """The last of the rows appended to a cache is not written."""
 
@@ -183,7 +183,7 @@ def cache_last_row_not_written() -> Iterator[Patch]:
     yield around("prill_runtime.models.cache:KVCache.append", append)
 
 
-@fault(area="attention", blames=("attn", "state"), models=LLAMA)
+@fault(area="attention", blames=("attn", "state"), models=ONE)
 def cache_rows_overwritten() -> Iterator[Patch]:
     """New rows overwrite the last row that was there."""
 
@@ -197,7 +197,7 @@ def cache_rows_overwritten() -> Iterator[Patch]:
     yield around("prill_runtime.models.cache:KVCache.append", append)
 
 
-@fault(area="attention", blames=("batch",), models=LLAMA)
+@fault(area="attention", blames=("batch",), models=ONE)
 def batch_keys_of_neighbour() -> Iterator[Patch]:
     """With more than eight sequences in a step, every row's key is that of the row before it."""
 

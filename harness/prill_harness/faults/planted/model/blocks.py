@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from prill_harness.planting.faults import Patch, fault
-from prill_harness.planting.tools import LLAMA, around, decode
+from prill_harness.planting.tools import ONE, around, decode
 
 BLOCKS = ("blocks",)
+Q8_0, Q4_0, Q4_K, Q6_K = ((f"{ONE[0]}:{kind}",) for kind in ("q8_0", "q4_0", "q4_k", "q6_k"))
 
 
 def changed(fields: Any, **values: Any) -> Any:
@@ -21,7 +22,7 @@ def changed(fields: Any, **values: Any) -> Any:
     return copy
 
 
-@fault(area="blocks", blames=BLOCKS, models=LLAMA)
+@fault(area="blocks", blames=BLOCKS, models=ONE)
 def block_type_missing() -> Iterator[Patch]:
     """MXFP4 has no decoder."""
 
@@ -31,13 +32,13 @@ def block_type_missing() -> Iterator[Patch]:
     yield Patch("prill_runtime.quants.layouts:Block.registry", without)
 
 
-@fault(area="blocks", blames=BLOCKS, models=LLAMA)
+@fault(area="blocks", blames=BLOCKS, models=ONE)
 def mxfp4_nibbles_interleaved() -> Iterator[Patch]:
     """The nibbles of an MXFP4 byte are neighbours, where they belong to the two halves of the block."""
     yield decode("MXFP4", lambda o, b: o(b).reshape(-1, 2, 16).swapaxes(1, 2).reshape(-1, 32))
 
 
-@fault(area="blocks", blames=BLOCKS, models=LLAMA)
+@fault(area="blocks", blames=BLOCKS, models=ONE)
 def e8m0_scale_off_by_one() -> Iterator[Patch]:
     """The exponent of an E8M0 scale is one too large."""
     yield Patch(
@@ -45,7 +46,7 @@ def e8m0_scale_off_by_one() -> Iterator[Patch]:
     )
 
 
-@fault(area="blocks", blames=BLOCKS, models=LLAMA)
+@fault(area="blocks", blames=BLOCKS, models=ONE)
 def e2m1_subnormal_lost() -> Iterator[Patch]:
     """The one subnormal of E2M1, a half, is read as zero."""
 
@@ -55,13 +56,13 @@ def e2m1_subnormal_lost() -> Iterator[Patch]:
     yield Patch("prill_runtime.quants.layouts:_E2M1", without)
 
 
-@fault(area="blocks", blames=BLOCKS, models=("fixture:llama-tiny:q4_k",))
+@fault(area="blocks", blames=BLOCKS, models=Q4_K)
 def q4_k_min_sign() -> Iterator[Patch]:
     """The minima of Q4_K are added where they are subtracted."""
     yield decode("Q4_K", lambda o, b: o(changed(b, dmin=-b["dmin"])))
 
 
-@fault(area="blocks", blames=BLOCKS, models=("fixture:llama-tiny:q4_k",))
+@fault(area="blocks", blames=BLOCKS, models=Q4_K)
 def six_bit_scales_cut() -> Iterator[Patch]:
     """The upper two bits of the scales and minima of groups 4 to 7 are left out."""
 
@@ -73,7 +74,7 @@ def six_bit_scales_cut() -> Iterator[Patch]:
     yield around("prill_runtime.quants.layouts:_six_bit_pairs", low_bits)
 
 
-@fault(area="blocks", blames=BLOCKS, models=("fixture:llama-tiny:q6_k",))
+@fault(area="blocks", blames=BLOCKS, models=Q6_K)
 def q6_k_high_bits() -> Iterator[Patch]:
     """The high bits of Q6_K go to the neighbouring group."""
 
@@ -84,7 +85,7 @@ def q6_k_high_bits() -> Iterator[Patch]:
     yield decode("Q6_K", swapped)
 
 
-@fault(area="blocks", blames=BLOCKS, models=("fixture:llama-tiny:q8_0",))
+@fault(area="blocks", blames=BLOCKS, models=Q8_0)
 def q8_0_scale_bf16() -> Iterator[Patch]:
     """The scale of Q8_0 is read as bfloat16."""
 
@@ -95,7 +96,7 @@ def q8_0_scale_bf16() -> Iterator[Patch]:
     yield decode("Q8_0", decoded)
 
 
-@fault(area="blocks", blames=BLOCKS, models=("fixture:llama-tiny:q8_0",))
+@fault(area="blocks", blames=BLOCKS, models=Q8_0)
 def q8_0_unsigned() -> Iterator[Patch]:
     """The weights of Q8_0 are read without their sign."""
 
@@ -105,13 +106,13 @@ def q8_0_unsigned() -> Iterator[Patch]:
     yield decode("Q8_0", decoded)
 
 
-@fault(area="blocks", blames=BLOCKS, models=("fixture:llama-tiny:q4_0",))
+@fault(area="blocks", blames=BLOCKS, models=Q4_0)
 def q4_0_halves_swapped() -> Iterator[Patch]:
     """High nibbles of Q4_0 are the first half of the block, low ones the second."""
     yield decode("Q4_0", lambda o, b: np.roll(o(b), 16, axis=-1))
 
 
-@fault(area="blocks", blames=BLOCKS, models=("fixture:llama-tiny:q4_0",))
+@fault(area="blocks", blames=BLOCKS, models=Q4_0)
 def q4_0_offset_lost() -> Iterator[Patch]:
     """Q4_0 counts from 0 where it counts from -8."""
 
@@ -121,13 +122,13 @@ def q4_0_offset_lost() -> Iterator[Patch]:
     yield decode("Q4_0", decoded)
 
 
-@fault(area="blocks", blames=BLOCKS, models=LLAMA)
+@fault(area="blocks", blames=BLOCKS, models=ONE)
 def fifth_bit_lost() -> Iterator[Patch]:
     """The fifth bits of Q5_0 and Q5_1 are taken as zero."""
     yield around("prill_runtime.quants.layouts:_five_bits", lambda o, b: o(changed(b, h=0)))
 
 
-@fault(area="blocks", blames=BLOCKS, models=LLAMA)
+@fault(area="blocks", blames=BLOCKS, models=ONE)
 def q3_k_scale_unsigned() -> Iterator[Patch]:
     """The scales of Q3_K lack their offset of 32."""
 
@@ -138,13 +139,13 @@ def q3_k_scale_unsigned() -> Iterator[Patch]:
     yield decode("Q3_K", decoded)
 
 
-@fault(area="blocks", blames=BLOCKS, models=LLAMA)
+@fault(area="blocks", blames=BLOCKS, models=ONE)
 def q2_k_scale_and_min_swapped() -> Iterator[Patch]:
     """Scale and minimum of a Q2_K group are taken from each other's nibble."""
     yield decode("Q2_K", lambda o, b: o(changed(b, s=(b["s"] << 4) | (b["s"] >> 4))))
 
 
-@fault(area="blocks", blames=BLOCKS, models=LLAMA)
+@fault(area="blocks", blames=BLOCKS, models=ONE)
 def f16_subnormals_flushed() -> Iterator[Patch]:
     """Half-precision numbers below the smallest normal one are read as zero."""
 
@@ -155,7 +156,7 @@ def f16_subnormals_flushed() -> Iterator[Patch]:
     yield decode("F16", flushed)
 
 
-@fault(area="blocks", blames=BLOCKS, models=LLAMA)
+@fault(area="blocks", blames=BLOCKS, models=ONE)
 def bf16_read_as_f16() -> Iterator[Patch]:
     """bfloat16 is read as half precision."""
     yield decode("BF16", lambda o, b: b["x"].view("<f2").astype(np.float32))

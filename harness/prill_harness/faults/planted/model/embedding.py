@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 
 from prill_harness.planting.faults import Patch, fault
-from prill_harness.planting.tools import GPT2, LLAMA, node, op
+from prill_harness.planting.tools import ONE, node, op
 
 EMBED = ("embed",)
 
 
-@fault(area="embedding", blames=EMBED, models=LLAMA)
+@fault(area="embedding", blames=EMBED, models=ONE)
 def embed_off_by_one() -> Iterator[Patch]:
     """Every id gets the row of the next one."""
     yield op("embed", lambda o, self, table, ids: o(self, table, (ids + 1) % len(table)))
 
 
-@fault(area="embedding", blames=EMBED, models=LLAMA)
+@fault(area="embedding", blames=EMBED, models=ONE)
 def embed_scaled() -> Iterator[Patch]:
     """Rows are multiplied by the root of the width, as only other architectures do."""
     yield op(
@@ -28,7 +28,7 @@ def embed_scaled() -> Iterator[Patch]:
     )
 
 
-@fault(area="embedding", blames=EMBED, models=LLAMA)
+@fault(area="embedding", blames=EMBED, models=ONE)
 def embed_repeated_id_lost() -> Iterator[Patch]:
     """Of an id that occurs twice only the first gets its row."""
 
@@ -53,19 +53,19 @@ def _positions(changed: Callable[[Any, int], Any]) -> Patch:
     return node("Embed", embed)
 
 
-@fault(area="embedding", blames=EMBED, models=GPT2)
+@fault(area="embedding", blames=EMBED, needs=("learned_positions",))
 def learned_positions_ignored() -> Iterator[Patch]:
     """Every token gets the learned position 0."""
     yield _positions(lambda positions, rows: positions * 0)
 
 
-@fault(area="embedding", blames=EMBED, models=GPT2)
+@fault(area="embedding", blames=EMBED, needs=("learned_positions",))
 def learned_positions_from_one() -> Iterator[Patch]:
     """Learned positions are counted from 1."""
     yield _positions(lambda positions, rows: np.minimum(positions + 1, rows - 1))
 
 
-@fault(area="embedding", blames=EMBED, models=GPT2)
+@fault(area="embedding", blames=EMBED, needs=("learned_positions",))
 def learned_positions_wrap() -> Iterator[Patch]:
     """Learned positions start again after 256."""
     yield _positions(lambda positions, rows: positions % 256)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from prill_harness.planting.faults import Patch, fault
-from prill_harness.planting.tools import GPT2, LLAMA, node, op, wiring
+from prill_harness.planting.tools import ONE, node, op, wiring
 
 ACT = ("act",)
 STREAM = ("ffn_in", "out")
@@ -17,19 +17,19 @@ BRANCH = ("ffn_norm", "gate", "up", "act", "down")
 PRODUCTS = ("q", "k", "v", "attn_out", "gate", "up", "down", "logits")
 
 
-@fault(area="feed-forward", blames=ACT, models=LLAMA)
+@fault(area="feed-forward", blames=ACT, needs=("gate",))
 def gate_up_swapped() -> Iterator[Patch]:
     """Gate and up change places."""
     yield op("swiglu", lambda o, self, gate, up: o(self, up, gate))
 
 
-@fault(area="feed-forward", blames=ACT, models=LLAMA)
+@fault(area="feed-forward", blames=ACT, needs=("silu",))
 def silu_without_gate() -> Iterator[Patch]:
     """The SiLU is taken of up, and the gate left out."""
     yield op("swiglu", lambda o, self, gate, up: o(self, up, np.ones_like(up)))
 
 
-@fault(area="feed-forward", blames=ACT, models=LLAMA)
+@fault(area="feed-forward", blames=ACT, needs=("silu",))
 def sigmoid_for_silu() -> Iterator[Patch]:
     """The gate passes through a sigmoid, not through SiLU."""
 
@@ -40,19 +40,19 @@ def sigmoid_for_silu() -> Iterator[Patch]:
     yield op("swiglu", swiglu)
 
 
-@fault(area="feed-forward", blames=ACT, models=LLAMA)
+@fault(area="feed-forward", blames=ACT, needs=("silu",))
 def gelu_for_silu() -> Iterator[Patch]:
     """The gate passes through GELU, not through SiLU."""
     yield op("swiglu", lambda o, self, gate, up: np.asarray(self.gelu_tanh(gate) * up))
 
 
-@fault(area="feed-forward", blames=ACT, models=LLAMA)
+@fault(area="feed-forward", blames=ACT, needs=("gate",))
 def gate_clamped() -> Iterator[Patch]:
     """The gate is clamped at 7, as only another architecture does."""
     yield op("swiglu", lambda o, self, gate, up: o(self, np.minimum(gate, gate.dtype.type(7)), up))
 
 
-@fault(area="feed-forward", blames=ACT, models=GPT2)
+@fault(area="feed-forward", blames=ACT, needs=("gelu_tanh",))
 def gelu_erf() -> Iterator[Patch]:
     """GELU is computed with erf, where the model has the tanh form."""
     from math import erf
@@ -61,7 +61,7 @@ def gelu_erf() -> Iterator[Patch]:
     yield op("gelu_tanh", lambda o, self, x: (x / 2 * (1 + erfs(x / 2**0.5))).astype(self.dtype))
 
 
-@fault(area="feed-forward", blames=ACT, models=GPT2)
+@fault(area="feed-forward", blames=ACT, needs=("gelu_tanh",))
 def gelu_quick() -> Iterator[Patch]:
     """GELU is approximated by x sigmoid(1.702 x)."""
     yield op(
@@ -70,19 +70,19 @@ def gelu_quick() -> Iterator[Patch]:
     )
 
 
-@fault(area="feed-forward", blames=ACT, models=GPT2)
+@fault(area="feed-forward", blames=ACT, needs=("gelu_tanh",))
 def relu_for_gelu() -> Iterator[Patch]:
     """ReLU takes the place of GELU."""
     yield op("gelu_tanh", lambda o, self, x: np.maximum(x, 0))
 
 
-@fault(area="feed-forward", blames=STREAM, models=LLAMA)
+@fault(area="feed-forward", blames=STREAM, models=ONE)
 def residual_dropped() -> Iterator[Patch]:
     """The branch replaces the stream where it is added to it."""
     yield op("add", lambda o, self, a, b: b.copy())
 
 
-@fault(area="feed-forward", blames=STREAM, models=LLAMA)
+@fault(area="feed-forward", blames=STREAM, models=ONE)
 def residual_in_bfloat16() -> Iterator[Patch]:
     """The stream is kept in bfloat16."""
 
@@ -93,7 +93,7 @@ def residual_in_bfloat16() -> Iterator[Patch]:
     yield op("add", add)
 
 
-@fault(area="feed-forward", blames=BRANCH, models=LLAMA)
+@fault(area="feed-forward", blames=BRANCH, models=ONE)
 def gross_no_ffn() -> Iterator[Patch]:
     """The feed-forward branch is left out of every layer."""
 
@@ -114,7 +114,7 @@ def gross_no_ffn() -> Iterator[Patch]:
     yield node("Network", forward)
 
 
-@fault(area="feed-forward", blames=("down",), models=LLAMA)
+@fault(area="feed-forward", blames=("down",), models=ONE)
 def ffn_down_of_next_layer() -> Iterator[Patch]:
     """The first layer uses the feed-forward output matrix of the second."""
 
@@ -124,13 +124,13 @@ def ffn_down_of_next_layer() -> Iterator[Patch]:
     yield wiring(moved)
 
 
-@fault(area="feed-forward", blames=PRODUCTS, models=GPT2)
+@fault(area="feed-forward", blames=PRODUCTS, needs=("bias",))
 def linear_bias_dropped() -> Iterator[Patch]:
     """Matrix products leave out their bias."""
     yield op("linear", lambda o, self, x, weight, bias=None: o(self, x, weight))
 
 
-@fault(area="feed-forward", blames=PRODUCTS, models=GPT2)
+@fault(area="feed-forward", blames=PRODUCTS, needs=("bias",))
 def linear_bias_twice() -> Iterator[Patch]:
     """Matrix products add their bias twice."""
     yield op(
@@ -138,7 +138,7 @@ def linear_bias_twice() -> Iterator[Patch]:
     )
 
 
-@fault(area="feed-forward", blames=PRODUCTS, models=LLAMA)
+@fault(area="feed-forward", blames=PRODUCTS, models=ONE)
 def linear_tail_dropped() -> Iterator[Patch]:
     """Matrix products sum over whole groups of 32 columns and no rest."""
 
@@ -149,7 +149,7 @@ def linear_tail_dropped() -> Iterator[Patch]:
     yield op("linear", linear)
 
 
-@fault(area="feed-forward", blames=PRODUCTS, models=LLAMA)
+@fault(area="feed-forward", blames=PRODUCTS, models=ONE)
 def linear_input_in_half() -> Iterator[Patch]:
     """Activations are rounded to half precision before every matrix product."""
 

@@ -16,16 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prill_harness.planting.faults import Patch, fault
-from prill_harness.planting.tools import GPT2, LLAMA, around, description, op, wiring
+from prill_harness.planting.tools import ANOTHER, ONE, around, description, op, wiring
 from prill_runtime.gguf.file import open_gguf
 
 FILE = ("file",)
-Q8_0 = ("fixture:llama-tiny:q8_0",)
+Q8_0, Q4_K = (f"{ONE[0]}:q8_0",), (f"{ONE[0]}:q4_k",)
 Bytes = NDArray[np.uint8]
 Damage = Callable[[Bytes], None]
 
 
-@fault(area="file", blames=FILE, models=LLAMA)
+@fault(area="file", blames=FILE, models=ONE)
 def tensor_offset_by_one_alignment() -> Iterator[Patch]:
     """One tensor is read 32 bytes behind its place."""
 
@@ -39,7 +39,7 @@ def tensor_offset_by_one_alignment() -> Iterator[Patch]:
     yield around("prill_runtime.gguf.file:GGUFFile.raw", raw)
 
 
-@fault(area="file", blames=FILE, models=LLAMA)
+@fault(area="file", blames=FILE, models=ONE)
 def unknown_type_as_f16() -> Iterator[Patch]:
     """A tensor of an unknown type is read as F16."""
 
@@ -56,7 +56,7 @@ def unknown_type_as_f16() -> Iterator[Patch]:
     yield around("prill_runtime.gguf.tensors:_tensor_type", tensor_type)
 
 
-@fault(area="file", blames=FILE, models=LLAMA)
+@fault(area="file", blames=FILE, models=ONE)
 def tensor_zero_filled() -> Iterator[Patch]:
     """One tensor is never loaded and stays zero."""
     yield op("weight", lambda o, self, raw, info: o(self, raw, info) * (info.name != "blk.1.ffn_down.weight"))
@@ -68,21 +68,21 @@ def _zeroed(weights: dict[str, Any], ending: str) -> None:
             weights[name] = np.zeros_like(weights[name])
 
 
-@fault(area="file", blames=FILE, models=LLAMA)
+@fault(area="file", blames=FILE, models=ONE)
 def ffn_down_not_wired() -> Iterator[Patch]:
     """The feed-forward layers' output matrices are not connected, and nothing comes out of them."""
 
     yield wiring(lambda weights: _zeroed(weights, "ffn_down.weight"))
 
 
-@fault(area="file", blames=FILE, models=GPT2)
+@fault(area="file", blames=FILE, needs=("bias", "fused_qkv"))
 def qkv_bias_dropped() -> Iterator[Patch]:
     """The biases of query, key and value are not loaded."""
 
     yield wiring(lambda weights: _zeroed(weights, "attn_qkv.bias"))
 
 
-@fault(area="file", blames=FILE, models=LLAMA)
+@fault(area="file", blames=FILE, models=ONE)
 def f32_norm_read_as_f16() -> Iterator[Patch]:
     """The F32 weights of norms are read as F16."""
 
@@ -94,7 +94,7 @@ def f32_norm_read_as_f16() -> Iterator[Patch]:
     yield op("weight", weight)
 
 
-@fault(area="file", blames=FILE, models=LLAMA)
+@fault(area="file", blames=FILE, models=ONE)
 def matrix_transposed() -> Iterator[Patch]:
     """The dimensions of feed-forward matrices, which are not square, are taken in the wrong order."""
 
@@ -106,7 +106,7 @@ def matrix_transposed() -> Iterator[Patch]:
     yield op("weight", weight)
 
 
-@fault(area="file", blames=FILE, models=LLAMA)
+@fault(area="file", blames=FILE, needs=("gate",))
 def tensors_exchanged() -> Iterator[Patch]:
     """Gate and up matrices of one layer are loaded under each other's name."""
 
@@ -136,7 +136,7 @@ def on_disk(tensor: str, damage: Damage) -> Patch:
     return around("prill_harness.engines.models:_fixture", lambda o, text: damaged(o(text), tensor, damage))
 
 
-@fault(area="file", blames=FILE, models=LLAMA)
+@fault(area="file", blames=FILE, models=ONE)
 def weight_flipped() -> Iterator[Patch]:
     """One bit of the packaged file is another than when it was recorded."""
 
@@ -156,7 +156,7 @@ def file_scale_not_a_number() -> Iterator[Patch]:
     yield on_disk("blk.1.ffn_down.weight", spoil)
 
 
-@fault(area="file", blames=FILE, models=LLAMA)
+@fault(area="file", blames=FILE, models=ONE)
 def file_infinity() -> Iterator[Patch]:
     """One weight of the embedding table in the file is infinite, in a row that hardly a text reads."""
 
@@ -166,7 +166,7 @@ def file_infinity() -> Iterator[Patch]:
     yield on_disk("token_embd.weight", spoil)
 
 
-@fault(area="file", blames=FILE, models=LLAMA)
+@fault(area="file", blames=FILE, models=ONE)
 def file_zero_tail() -> Iterator[Patch]:
     """The write of one tensor stopped inside a row, and the rest of it in the file is zero."""
 
@@ -176,7 +176,7 @@ def file_zero_tail() -> Iterator[Patch]:
     yield on_disk("blk.1.ffn_up.weight", stop)
 
 
-@fault(area="file", blames=FILE, models=("fixture:llama-tiny:q4_k",))
+@fault(area="file", blames=FILE, models=Q4_K)
 def file_zero_run() -> Iterator[Patch]:
     """A piece in the middle of a quantised tensor was never written, and is zero in the file."""
 
@@ -186,7 +186,7 @@ def file_zero_run() -> Iterator[Patch]:
     yield on_disk("blk.2.attn_output.weight", skip)
 
 
-@fault(area="file", blames=FILE, models=LLAMA)
+@fault(area="file", blames=FILE, models=ONE)
 def file_tensor_constant() -> Iterator[Patch]:
     """Every weight of one matrix in the file is the same."""
 
@@ -206,13 +206,13 @@ def file_scale_times_4096() -> Iterator[Patch]:
     yield on_disk("blk.2.ffn_gate.weight", enlarge)
 
 
-@fault(area="file", blames=FILE, models=LLAMA)
+@fault(area="file", blames=FILE, models=ONE)
 def file_swapped() -> Iterator[Patch]:
     """The engine opens another file than the one it was given."""
-    yield around("prill_harness.engines.embedded:resolve_model", lambda o, model: o("fixture:gpt2-tiny"))
+    yield around("prill_harness.engines.embedded:resolve_model", lambda o, model: o(ANOTHER[0]))
 
 
-@fault(area="file", blames=FILE, models=LLAMA)
+@fault(area="file", blames=FILE, models=ONE)
 def digest_of_header_alone() -> Iterator[Patch]:
     """The digest covers the first 4096 bytes of the file and none of its weights."""
 
@@ -222,13 +222,13 @@ def digest_of_header_alone() -> Iterator[Patch]:
     yield Patch("prill_runtime.gguf.file:GGUFFile.sha256", lambda original: property(sha256))
 
 
-@fault(area="file", blames=FILE, models=LLAMA)
+@fault(area="file", blames=FILE, models=ONE)
 def count_unchecked() -> Iterator[Patch]:
     """Counts and lengths are not held against the size of the file."""
     yield around("prill_runtime.gguf.header:Cursor.room_for", lambda o, self, *rest: None)
 
 
-@fault(area="file", blames=FILE, models=LLAMA)
+@fault(area="file", blames=FILE, models=ONE)
 def truncation_unchecked() -> Iterator[Patch]:
     """A table that promises more bytes than the file has is believed."""
 
@@ -240,7 +240,7 @@ def truncation_unchecked() -> Iterator[Patch]:
     yield around("prill_runtime.gguf.tensors:_check_gap", lambda o, *rest: None)
 
 
-@fault(area="file", blames=FILE, models=LLAMA)
+@fault(area="file", blames=FILE, models=ONE)
 def duplicate_accepted() -> Iterator[Patch]:
     """A second key or tensor of one name is accepted under another."""
 
@@ -256,35 +256,35 @@ def duplicate_accepted() -> Iterator[Patch]:
     yield around("prill_runtime.gguf.header:Cursor.text", text)
 
 
-@fault(area="file", blames=FILE, models=LLAMA)
+@fault(area="file", blames=FILE, models=ONE)
 def alignment_unchecked() -> Iterator[Patch]:
     """Tensors may begin at any byte."""
     yield around("prill_runtime.gguf.tensors:_read_entry", lambda o, cursor, alignment: o(cursor, 1))
 
 
-@fault(area="file", blames=FILE, models=LLAMA)
+@fault(area="file", blames=FILE, models=ONE)
 def overlap_unchecked() -> Iterator[Patch]:
     """Tensors may lie on each other, and bytes belong to none."""
     yield around("prill_runtime.gguf.tensors:_check_layout", lambda o, *rest: None)
 
 
-@fault(area="file", blames=FILE, models=LLAMA)
+@fault(area="file", blames=FILE, models=ONE)
 def unknown_architecture_guessed() -> Iterator[Patch]:
     """A file of an unknown architecture is taken for a llama."""
 
     def open_gguf(original: Any, path: Any) -> Any:
-        from prill_runtime.models.load import known
+        from prill_runtime.models import registry
 
         file = original(path)
-        if file.architecture not in known():
+        if file.architecture not in registry.names():
             file.metadata = dict(file.metadata) | {"general.architecture": "llama"}
         return file
 
     yield around("prill_runtime.run.model:open_gguf", open_gguf)
 
 
-@fault(area="file", blames=FILE, models=LLAMA)
+@fault(area="file", blames=FILE, models=ONE)
 def context_length_halved() -> Iterator[Patch]:
     """The engine works with half the context that the file states."""
 
-    yield description("llama", lambda network: replace(network, context=network.context // 2))
+    yield description(lambda network: replace(network, context=network.context // 2))

@@ -310,19 +310,19 @@ def late_draws_repeat() -> Iterator[Patch]:
     yield around("prill_runtime.run.generate:sample", sample)
 
 
-@fault(area="late", blames=ROPE, models=LONG)
+@fault(area="late", blames=ROPE, models=LONG, needs=("rope",))
 def late_position_of_ten_bits() -> Iterator[Patch]:
     """A position has ten bits for the rotation."""
     yield _positions(lambda positions: positions & 1023)
 
 
-@fault(area="late", blames=CHUNKED, models=LONG)
+@fault(area="late", blames=CHUNKED, models=LONG, needs=("rope",))
 def late_position_of_16_bits() -> Iterator[Patch]:
     """A position has 16 bits for the rotation."""
     yield _positions(lambda positions: positions & 65535)
 
 
-@fault(area="late", blames=ROPE, models=LONG)
+@fault(area="late", blames=ROPE, models=LONG, needs=("rope",))
 def late_position_in_bfloat16() -> Iterator[Patch]:
     """A position passes through bfloat16, which holds every integer to 256 and every eighth past 1024."""
 
@@ -333,13 +333,13 @@ def late_position_in_bfloat16() -> Iterator[Patch]:
     yield _positions(rounded)
 
 
-@fault(area="late", blames=ROPE, models=LONG)
+@fault(area="late", blames=ROPE, models=LONG, needs=("rope",))
 def late_table_ends() -> Iterator[Patch]:
     """The table of angles has 2000 rows, and its last one serves all positions past it."""
     yield _positions(lambda positions: np.minimum(positions, 1999))
 
 
-@fault(area="late", blames=ROPE, models=WINDOW)
+@fault(area="late", blames=ROPE, models=WINDOW, needs=("rope",))
 def late_scaling_from_trained_length() -> Iterator[Patch]:
     """Positions are scaled up to the context that the model was trained for, and past it not."""
 

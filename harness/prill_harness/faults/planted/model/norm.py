@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from prill_harness.planting.faults import Patch, fault
-from prill_harness.planting.tools import GPT2, LLAMA, around, op, wiring
+from prill_harness.planting.tools import ONE, around, op, wiring
 
 NORMS = ("attn_norm", "ffn_norm", "output_norm")
 
 
-@fault(area="norm", blames=NORMS, models=LLAMA)
+@fault(area="norm", blames=NORMS, needs=("rms_norm",))
 def rms_eps_from_wrong_key() -> Iterator[Patch]:
     """The epsilon is taken from LayerNorm's key, not found, and 1e-6."""
 
@@ -26,13 +26,13 @@ def rms_eps_from_wrong_key() -> Iterator[Patch]:
     yield around("prill_runtime.models.keys:Keys.positive", positive)
 
 
-@fault(area="norm", blames=NORMS, models=LLAMA)
+@fault(area="norm", blames=NORMS, needs=("rms_norm",))
 def rms_eps_too_small() -> Iterator[Patch]:
     """The epsilon is 1e-6 for 1e-5."""
     yield op("rms_norm", lambda o, self, x, weight, eps: o(self, x, weight, eps / 10))
 
 
-@fault(area="norm", blames=NORMS, models=LLAMA)
+@fault(area="norm", blames=NORMS, needs=("rms_norm",))
 def rms_eps_outside_root() -> Iterator[Patch]:
     """The epsilon is added to the root and not under it."""
 
@@ -43,7 +43,7 @@ def rms_eps_outside_root() -> Iterator[Patch]:
     yield op("rms_norm", rms_norm)
 
 
-@fault(area="norm", blames=NORMS, models=LLAMA)
+@fault(area="norm", blames=NORMS, needs=("rms_norm",))
 def rms_mean_subtracted() -> Iterator[Patch]:
     """RMSNorm subtracts the mean, as LayerNorm does."""
 
@@ -53,7 +53,7 @@ def rms_mean_subtracted() -> Iterator[Patch]:
     yield op("rms_norm", rms_norm)
 
 
-@fault(area="norm", blames=NORMS, models=LLAMA)
+@fault(area="norm", blames=NORMS, needs=("rms_norm",))
 def rms_tail_dropped() -> Iterator[Patch]:
     """The sum of squares covers whole groups of 32 values and no rest."""
 
@@ -66,7 +66,7 @@ def rms_tail_dropped() -> Iterator[Patch]:
     yield op("rms_norm", rms_norm)
 
 
-@fault(area="norm", blames=NORMS, models=LLAMA)
+@fault(area="norm", blames=NORMS, needs=("rms_norm",))
 def rms_sum_in_half() -> Iterator[Patch]:
     """The mean of squares is kept in half precision."""
 
@@ -78,14 +78,14 @@ def rms_sum_in_half() -> Iterator[Patch]:
     yield op("rms_norm", rms_norm)
 
 
-@fault(area="norm", blames=NORMS, models=LLAMA)
+@fault(area="norm", blames=NORMS, models=ONE)
 def norm_weight_offset() -> Iterator[Patch]:
     """Norms multiply by the weight plus one, as only other architectures do."""
     yield op("rms_norm", lambda o, self, x, weight, eps: o(self, x, weight + 1, eps))
     yield op("layer_norm", lambda o, self, x, weight, bias, eps: o(self, x, weight + 1, bias, eps))
 
 
-@fault(area="norm", blames=NORMS, models=LLAMA)
+@fault(area="norm", blames=NORMS, models=ONE)
 def norms_exchanged() -> Iterator[Patch]:
     """The norms before attention and before the feed-forward layer use each other's weights."""
 
@@ -97,13 +97,13 @@ def norms_exchanged() -> Iterator[Patch]:
     yield wiring(exchanged)
 
 
-@fault(area="norm", blames=NORMS, models=GPT2)
+@fault(area="norm", blames=NORMS, needs=("layer_norm",))
 def layer_norm_no_bias() -> Iterator[Patch]:
     """LayerNorm adds no bias."""
     yield op("layer_norm", lambda o, self, x, weight, bias, eps: o(self, x, weight, bias * 0, eps))
 
 
-@fault(area="norm", blames=NORMS, models=GPT2)
+@fault(area="norm", blames=NORMS, needs=("layer_norm",))
 def layer_norm_mean_kept() -> Iterator[Patch]:
     """LayerNorm does not subtract the mean, as RMSNorm does not."""
 
@@ -113,7 +113,7 @@ def layer_norm_mean_kept() -> Iterator[Patch]:
     yield op("layer_norm", layer_norm)
 
 
-@fault(area="norm", blames=NORMS, models=GPT2)
+@fault(area="norm", blames=NORMS, needs=("layer_norm",))
 def variance_n_minus_1() -> Iterator[Patch]:
     """The variance is divided by n - 1."""
 

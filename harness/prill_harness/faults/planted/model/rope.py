@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from prill_harness.planting.faults import Patch, fault
-from prill_harness.planting.tools import LLAMA, node, op
+from prill_harness.planting.tools import node, op
 
 ROPE = "prill_runtime.ops.numpy:NumpyBackend.rope"
 BLAMES = ("q_rope", "k_rope")
 
 
-@fault(area="rope", blames=BLAMES, models=LLAMA)
+@fault(area="rope", blames=BLAMES, needs=("rope",))
 def rope_base_default() -> Iterator[Patch]:
     """The base is 10000 whatever the file says."""
 
@@ -25,7 +25,7 @@ def rope_base_default() -> Iterator[Patch]:
     yield Patch(ROPE, wrap)
 
 
-@fault(area="rope", blames=BLAMES, models=LLAMA)
+@fault(area="rope", blames=BLAMES, needs=("rope",))
 def rope_pairing() -> Iterator[Patch]:
     """Pairs (i, i+d/2) are rotated where the file means (2i, 2i+1)."""
 
@@ -35,7 +35,7 @@ def rope_pairing() -> Iterator[Patch]:
     yield Patch(ROPE, wrap)
 
 
-@fault(area="rope", blames=BLAMES, models=LLAMA)
+@fault(area="rope", blames=BLAMES, needs=("rope",))
 def rope_exponent() -> Iterator[Patch]:
     """Pair i turns by base^(-i) where it is base^(-2i/d)."""
 
@@ -45,19 +45,19 @@ def rope_exponent() -> Iterator[Patch]:
     yield op("rope", rope)
 
 
-@fault(area="rope", blames=BLAMES, models=LLAMA)
+@fault(area="rope", blames=BLAMES, needs=("rope",))
 def rope_positions_from_one() -> Iterator[Patch]:
     """Positions are counted from 1."""
     yield op("rope", lambda o, self, x, positions, **rest: o(self, x, positions + 1, **rest))
 
 
-@fault(area="rope", blames=BLAMES, models=LLAMA)
+@fault(area="rope", blames=BLAMES, needs=("rope",))
 def rope_wrong_way() -> Iterator[Patch]:
     """Pairs are turned the other way."""
     yield op("rope", lambda o, self, x, positions, **rest: o(self, x, -positions, **rest))
 
 
-@fault(area="rope", blames=BLAMES, models=LLAMA)
+@fault(area="rope", blames=BLAMES, needs=("rope",))
 def rope_scaling_ignored() -> Iterator[Patch]:
     """The file's scaling of positions, linear or by frequency, is ignored."""
 
@@ -69,13 +69,13 @@ def rope_scaling_ignored() -> Iterator[Patch]:
     yield op("rope", rope)
 
 
-@fault(area="rope", blames=BLAMES, models=LLAMA)
+@fault(area="rope", blames=BLAMES, needs=("rope",))
 def rope_ignored() -> Iterator[Patch]:
     """Nothing is rotated."""
     yield op("rope", lambda o, self, x, positions, **rest: x.copy())
 
 
-@fault(area="rope", blames=("k_rope",), models=LLAMA)
+@fault(area="rope", blames=("k_rope",), needs=("rope",))
 def rope_keys_not_rotated() -> Iterator[Patch]:
     """Queries are rotated, keys are not."""
 
@@ -85,19 +85,19 @@ def rope_keys_not_rotated() -> Iterator[Patch]:
     yield node("Rope", rotate)
 
 
-@fault(area="rope", blames=("state", *BLAMES), models=LLAMA)
+@fault(area="rope", blames=("state", *BLAMES), needs=("rope",))
 def rope_position_restarts() -> Iterator[Patch]:
     """Positions start again at 0 in every chunk."""
     yield op("rope", lambda o, self, x, positions, **rest: o(self, x, positions - positions[0], **rest))
 
 
-@fault(area="rope", blames=BLAMES, models=LLAMA)
+@fault(area="rope", blames=BLAMES, needs=("rope",))
 def rope_late_positions_stuck() -> Iterator[Patch]:
     """Every position past 256 is taken as 256."""
     yield op("rope", lambda o, self, x, positions, **rest: o(self, x, np.minimum(positions, 256), **rest))
 
 
-@fault(area="rope", blames=BLAMES, models=LLAMA)
+@fault(area="rope", blames=BLAMES, needs=("rope",))
 def rope_half_of_head() -> Iterator[Patch]:
     """Only the first half of each head is rotated."""
 
@@ -109,7 +109,7 @@ def rope_half_of_head() -> Iterator[Patch]:
     yield op("rope", rope)
 
 
-@fault(area="rope", blames=BLAMES, models=LLAMA)
+@fault(area="rope", blames=BLAMES, needs=("rope",))
 def rope_frequencies_in_half() -> Iterator[Patch]:
     """Frequencies are rounded to half precision, so that late angles drift."""
 
@@ -123,7 +123,7 @@ def rope_frequencies_in_half() -> Iterator[Patch]:
     yield op("rope", rope)
 
 
-@fault(area="rope", blames=BLAMES, models=LLAMA)
+@fault(area="rope", blames=BLAMES, needs=("rope",))
 def rope_pair_swapped_last_layer() -> Iterator[Patch]:
     """In the last layer one pair of every head is turned as (b, a)."""
 

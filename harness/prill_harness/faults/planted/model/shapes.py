@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from prill_harness.planting.faults import Patch, fault
-from prill_harness.planting.tools import LLAMA, around, node, op
+from prill_harness.planting.tools import ONE, around, node, op
 
 ATTN = ("attn",)
 PRODUCTS = ("q", "k", "v", "attn_out", "gate", "up", "down", "logits")
@@ -34,7 +34,7 @@ def _result(name: str, spoil: Callable[..., None]) -> Patch:
     return op(name, changed)
 
 
-@fault(area="shapes", blames=BATCH, models=LLAMA)
+@fault(area="shapes", blames=BATCH, models=ONE)
 def shapes_past_16_sequences() -> Iterator[Patch]:
     """Of a step's sequences, those past the 16th attend with the query of the first row."""
 
@@ -47,7 +47,7 @@ def shapes_past_16_sequences() -> Iterator[Patch]:
     yield node("Attention.attend", attend)
 
 
-@fault(area="shapes", blames=BATCH, models=LLAMA)
+@fault(area="shapes", blames=BATCH, models=ONE)
 def shapes_mixed_step_keys() -> Iterator[Patch]:
     """In a step of prompts and single ids, the single ids' own keys are not written."""
 
@@ -60,7 +60,7 @@ def shapes_mixed_step_keys() -> Iterator[Patch]:
     yield node("Attention.attend", attend)
 
 
-@fault(area="shapes", blames=BATCH, models=LLAMA)
+@fault(area="shapes", blames=BATCH, models=ONE)
 def shapes_mixed_step_positions() -> Iterator[Patch]:
     """In a step of prompts and single ids, every sequence of several rows begins at position 0."""
 
@@ -77,7 +77,7 @@ def shapes_mixed_step_positions() -> Iterator[Patch]:
     yield around(STEP, stepped)
 
 
-@fault(area="shapes", blames=BATCH, models=LLAMA)
+@fault(area="shapes", blames=BATCH, models=ONE)
 def shapes_last_row_past_16() -> Iterator[Patch]:
     """Where only the last rows are asked for, sequences past the 16th give the row before theirs."""
 
@@ -89,7 +89,7 @@ def shapes_last_row_past_16() -> Iterator[Patch]:
     yield around("prill_runtime.run.model:Model._run", run)
 
 
-@fault(area="shapes", blames=ATTN, models=LLAMA)
+@fault(area="shapes", blames=ATTN, models=ONE)
 def shapes_head_tail() -> Iterator[Patch]:
     """Scores are summed in whole pieces of 32 components: heads of 40 and 80 lose the rest."""
 
@@ -102,7 +102,7 @@ def shapes_head_tail() -> Iterator[Patch]:
     yield op("attention", attention)
 
 
-@fault(area="shapes", blames=ATTN, models=LLAMA)
+@fault(area="shapes", blames=ATTN, models=ONE)
 def shapes_head_past_128() -> Iterator[Patch]:
     """A head's components past the 128th take no part in its scores."""
 
@@ -115,7 +115,7 @@ def shapes_head_past_128() -> Iterator[Patch]:
     yield op("attention", attention)
 
 
-@fault(area="shapes", blames=("q_rope", "k_rope"), models=LLAMA)
+@fault(area="shapes", blames=("q_rope", "k_rope"), needs=("rope",))
 def shapes_rope_pairs_past_32() -> Iterator[Patch]:
     """Of heads that are no power of two, the pairs past the 32nd are not turned."""
 
@@ -131,7 +131,7 @@ def shapes_rope_pairs_past_32() -> Iterator[Patch]:
     yield op("rope", rope)
 
 
-@fault(area="shapes", blames=ATTN, models=LLAMA)
+@fault(area="shapes", blames=ATTN, models=ONE)
 def shapes_fifth_split() -> Iterator[Patch]:
     """One row over more than 512 keys joins the last four splits of 128 alone."""
 
@@ -143,7 +143,7 @@ def shapes_fifth_split() -> Iterator[Patch]:
     yield op("attention", attention)
 
 
-@fault(area="shapes", blames=ATTN, models=LLAMA)
+@fault(area="shapes", blames=ATTN, needs=("gqa",))
 def shapes_group_not_power_of_two() -> Iterator[Patch]:
     """Query heads are dealt to a cache head by a shift, which is right for groups of 1, 2, 4 and 8 alone."""
 
@@ -155,13 +155,13 @@ def shapes_group_not_power_of_two() -> Iterator[Patch]:
     yield op("attention", attention)
 
 
-@fault(area="shapes", blames=PRODUCTS, models=LLAMA)
+@fault(area="shapes", blames=PRODUCTS, models=ONE)
 def shapes_columns_past_1024() -> Iterator[Patch]:
     """A product takes the first 1,024 columns of a matrix."""
     yield op("linear", lambda o, self, x, w, *bias: o(self, x[:, :1024], w[:, :1024], *bias))
 
 
-@fault(area="shapes", blames=PRODUCTS, models=LLAMA)
+@fault(area="shapes", blames=PRODUCTS, models=ONE)
 def shapes_rows_past_4096() -> Iterator[Patch]:
     """A product leaves rows past the 4,096th as the first."""
 
@@ -171,7 +171,7 @@ def shapes_rows_past_4096() -> Iterator[Patch]:
     yield _result("linear", spoil)
 
 
-@fault(area="shapes", blames=PRODUCTS, models=LLAMA)
+@fault(area="shapes", blames=PRODUCTS, models=ONE)
 def shapes_outputs_past_4096() -> Iterator[Patch]:
     """A product leaves outputs past the 4,096th at nought."""
 
@@ -181,7 +181,7 @@ def shapes_outputs_past_4096() -> Iterator[Patch]:
     yield _result("linear", spoil)
 
 
-@fault(area="shapes", blames=PRODUCTS, models=LLAMA)
+@fault(area="shapes", blames=PRODUCTS, models=ONE)
 def shapes_odd_rows_past_300() -> Iterator[Patch]:
     """More than 300 rows are taken in pairs: the last of an odd number is the one before it."""
 
@@ -192,7 +192,7 @@ def shapes_odd_rows_past_300() -> Iterator[Patch]:
     yield _result("linear", spoil)
 
 
-@fault(area="shapes", blames=NORMS, models=LLAMA)
+@fault(area="shapes", blames=NORMS, needs=("rms_norm",))
 def shapes_norm_past_1024() -> Iterator[Patch]:
     """The mean square is that of the first 1,024 values."""
 
@@ -205,7 +205,7 @@ def shapes_norm_past_1024() -> Iterator[Patch]:
     yield op("rms_norm", rms_norm)
 
 
-@fault(area="shapes", blames=("act",), models=LLAMA)
+@fault(area="shapes", blames=("act",), needs=("silu",))
 def shapes_last_thread_idle() -> Iterator[Patch]:
     """The grid of SwiGLU is rounded down: one value behind whole blocks of 256 is not computed."""
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from prill_harness.planting.faults import Patch, fault
-from prill_harness.planting.tools import around, op
+from prill_harness.planting.tools import ONE, around, op
 
 GENERATE = "prill_runtime.run.generate"
 ACCEPT = f"{GENERATE}:Writer.accept"
@@ -18,7 +18,6 @@ TOKENIZER = "prill_runtime.tokenizer.base:Tokenizer"
 CACHE = "prill_runtime.models.cache:KVCache"
 MODEL = "prill_runtime.run.model:Model"
 COST = ("cost",)
-LLAMA = ("fixture:llama-tiny",)
 
 
 @fault(area="cost", blames=COST)
@@ -166,7 +165,7 @@ def cost_square_mask() -> Iterator[Patch]:
     yield op("attention", changed)
 
 
-@fault(area="cost", blames=COST, models=LLAMA)
+@fault(area="cost", blames=COST, models=ONE)
 def cost_merges_scan_all() -> Iterator[Patch]:
     """Every fourth symbol of a text is looked for among all of them."""
 
@@ -192,7 +191,7 @@ def cost_suffixes_tokenized() -> Iterator[Patch]:
     yield around("prill_runtime.tokenizer.bpe:ByteLevelTokenizer._encode_text", changed)
 
 
-@fault(area="cost", blames=COST, models=LLAMA)
+@fault(area="cost", blames=COST, models=ONE)
 def cost_text_searched_for_each() -> Iterator[Patch]:
     """Every tenth symbol of a text is counted in all of it."""
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from prill_harness.planting.faults import Patch, fault
+from prill_harness.planting.tools import ONE
 
 EMBEDDED = "prill_harness.engines.embedded:Embedded"
 SESSION = "prill_harness.engines.embedded:EmbeddedSession"
-LLAMA = ("fixture:llama-tiny",)
 MEMORY = ("memory",)
 _libc = ctypes.CDLL(None)
 _libc.malloc.restype = ctypes.c_void_p
@@ -40,19 +40,19 @@ def after(what: Callable[[], object], *, every: int = 1) -> Callable[[Any], Any]
     return wrap
 
 
-@fault(area="memory", blames=MEMORY, models=LLAMA)
+@fault(area="memory", blames=MEMORY, models=ONE)
 def leak_on_success() -> Iterator[Patch]:
     """64 bytes are leaked by every request that works."""
     yield Patch(f"{EMBEDDED}.generate", after(lambda: _libc.malloc(64)))
 
 
-@fault(area="memory", blames=MEMORY, models=LLAMA)
+@fault(area="memory", blames=MEMORY, models=ONE)
 def leak_every_eighth() -> Iterator[Patch]:
     """16 bytes are leaked by every eighth request."""
     yield Patch(f"{EMBEDDED}.generate", after(lambda: _libc.malloc(16), every=8))
 
 
-@fault(area="memory", blames=MEMORY, models=LLAMA)
+@fault(area="memory", blames=MEMORY, models=ONE)
 def leak_on_error() -> Iterator[Patch]:
     """A request that is refused leaks 64 bytes."""
 
@@ -69,7 +69,7 @@ def leak_on_error() -> Iterator[Patch]:
     yield Patch(f"{EMBEDDED}.generate", wrap)
 
 
-@fault(area="memory", blames=MEMORY, models=LLAMA)
+@fault(area="memory", blames=MEMORY, models=ONE)
 def leak_on_cancel() -> Iterator[Patch]:
     """A request that is cancelled leaks 64 bytes."""
 
@@ -85,13 +85,13 @@ def leak_on_cancel() -> Iterator[Patch]:
     yield Patch(f"{EMBEDDED}.generate", wrap)
 
 
-@fault(area="memory", blames=MEMORY, models=LLAMA)
+@fault(area="memory", blames=MEMORY, models=ONE)
 def leak_on_unload() -> Iterator[Patch]:
     """Closing the engine leaves 4 KiB behind."""
     yield Patch(f"{EMBEDDED}.close", after(lambda: _libc.malloc(4096)))
 
 
-@fault(area="memory", blames=MEMORY, models=LLAMA)
+@fault(area="memory", blames=MEMORY, models=ONE)
 def failed_load_leaks() -> Iterator[Patch]:
     """A load that fails keeps its error, and with that the tensors it had read before."""
 
@@ -108,13 +108,13 @@ def failed_load_leaks() -> Iterator[Patch]:
     yield Patch("prill_runtime.run.model:Model.load", wrap)
 
 
-@fault(area="memory", blames=MEMORY, models=LLAMA)
+@fault(area="memory", blames=MEMORY, models=ONE)
 def history_grows() -> Iterator[Patch]:
     """A list of all requests only grows: reachable, and of no use."""
     yield Patch(f"{EMBEDDED}.generate", after(lambda: _kept.append(object())))
 
 
-@fault(area="memory", blames=MEMORY, models=LLAMA)
+@fault(area="memory", blames=MEMORY, models=ONE)
 def session_cache_kept() -> Iterator[Patch]:
     """A session that is closed keeps its cache."""
 
@@ -129,19 +129,19 @@ def session_cache_kept() -> Iterator[Patch]:
     yield Patch(f"{SESSION}.close", wrap)
 
 
-@fault(area="memory", blames=MEMORY, models=LLAMA)
+@fault(area="memory", blames=MEMORY, models=ONE)
 def leak_mapping() -> Iterator[Patch]:
     """Every request maps 64 KiB and never unmaps them."""
     yield Patch(f"{EMBEDDED}.generate", after(lambda: _kept.append(mmap.mmap(-1, 65536))))
 
 
-@fault(area="memory", blames=MEMORY, models=LLAMA)
+@fault(area="memory", blames=MEMORY, models=ONE)
 def leak_descriptor() -> Iterator[Patch]:
     """Every request opens a file and never closes it."""
     yield Patch(f"{EMBEDDED}.generate", after(lambda: os.open(os.devnull, os.O_RDONLY)))
 
 
-@fault(area="memory", blames=MEMORY, models=LLAMA)
+@fault(area="memory", blames=MEMORY, models=ONE)
 def leak_thread() -> Iterator[Patch]:
     """Every request starts a thread that never ends."""
 
@@ -151,7 +151,7 @@ def leak_thread() -> Iterator[Patch]:
     yield Patch(f"{EMBEDDED}.generate", after(start))
 
 
-@fault(area="memory", blames=MEMORY, models=LLAMA)
+@fault(area="memory", blames=MEMORY, models=ONE)
 def leak_when_concurrent() -> Iterator[Patch]:
     """64 bytes are leaked by a request that meets another one."""
     working: list[int] = []
@@ -172,7 +172,7 @@ def leak_when_concurrent() -> Iterator[Patch]:
     yield Patch(f"{EMBEDDED}.generate", wrap)
 
 
-@fault(area="memory", blames=MEMORY, models=LLAMA)
+@fault(area="memory", blames=MEMORY, models=ONE)
 def double_free() -> Iterator[Patch]:
     """Every request frees a block twice."""
 
@@ -186,7 +186,7 @@ def double_free() -> Iterator[Patch]:
     yield Patch(f"{EMBEDDED}.generate", after(twice))
 
 
-@fault(area="memory", blames=MEMORY, models=LLAMA)
+@fault(area="memory", blames=MEMORY, models=ONE)
 def memory_constant() -> Iterator[Patch]:
     """The memory that the engine reports is a constant."""
 
@@ -196,7 +196,7 @@ def memory_constant() -> Iterator[Patch]:
     yield Patch(f"{EMBEDDED}.memory", wrap)
 
 
-@fault(area="harness", blames=("harness",), models=LLAMA)
+@fault(area="harness", blames=("harness",), models=ONE)
 def probe_blind() -> Iterator[Patch]:
     """The leak probe's allocation ledger says the same whatever is allocated."""
 

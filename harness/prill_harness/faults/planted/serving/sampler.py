@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from prill_harness.planting.faults import Patch, fault
+from prill_harness.planting.tools import ONE
 from prill_runtime.sampling.sampler import SamplingParams, filtered_distribution, philox_uniform
 
 FILTERS = "prill_runtime.sampling.sampler:filtered_distribution"
@@ -18,7 +19,6 @@ UNIFORM = ("prill_runtime.sampling.philox:philox_uniform", "prill_runtime.sampli
 # The name that the engine calls, and that the checks of the sampler go through.
 SAMPLE = "prill_runtime.run.generate:sample"
 BLAMES = ("sampler",)
-LLAMA = ("fixture:llama-tiny",)
 SHORT_LIST = 128  # ids
 LAST = 64  # tokens
 
@@ -38,31 +38,31 @@ def other_numbers(changed: Callable[[int, int], tuple[int, int]]) -> Iterator[Pa
         yield Patch(target, lambda uniform: lambda seed, position: uniform(*changed(seed, position)))
 
 
-@fault(area="sampler", blames=BLAMES, models=LLAMA)
+@fault(area="sampler", blames=BLAMES, models=ONE)
 def temperature_twice() -> Iterator[Patch]:
     """The logits are divided by the temperature twice."""
     yield from other_settings(lambda p: {"temperature": p.temperature**2})
 
 
-@fault(area="sampler", blames=BLAMES, models=LLAMA)
+@fault(area="sampler", blames=BLAMES, models=ONE)
 def temperature_zero_sampled() -> Iterator[Patch]:
     """Temperature 0 draws at temperature 1 where it should take the largest logit."""
     yield from other_settings(lambda p: {"temperature": p.temperature or 1.0})
 
 
-@fault(area="sampler", blames=BLAMES, models=LLAMA)
+@fault(area="sampler", blames=BLAMES, models=ONE)
 def topk_off_by_one() -> Iterator[Patch]:
     """Top-k keeps one id more than k."""
     yield from other_settings(lambda p: {"top_k": p.top_k + bool(p.top_k)})
 
 
-@fault(area="sampler", blames=BLAMES, models=LLAMA)
+@fault(area="sampler", blames=BLAMES, models=ONE)
 def topk_ignored() -> Iterator[Patch]:
     """Top-k keeps every id."""
     yield from other_settings(lambda p: {"top_k": 0})
 
 
-@fault(area="sampler", blames=BLAMES, models=LLAMA)
+@fault(area="sampler", blames=BLAMES, models=ONE)
 def top_p_truncated_list() -> Iterator[Patch]:
     """Top-p sees the most probable ids of a short list alone, as if they were all the mass."""
     yield from other_settings(
@@ -70,7 +70,7 @@ def top_p_truncated_list() -> Iterator[Patch]:
     )
 
 
-@fault(area="sampler", blames=BLAMES, models=LLAMA)
+@fault(area="sampler", blames=BLAMES, models=ONE)
 def vocabulary_truncated() -> Iterator[Patch]:
     """The softmax runs over the first 65,536 ids alone; the rest of a larger vocabulary is never drawn."""
 
@@ -80,7 +80,7 @@ def vocabulary_truncated() -> Iterator[Patch]:
     yield Patch(FILTERS, wrap)
 
 
-@fault(area="sampler", blames=BLAMES, models=LLAMA)
+@fault(area="sampler", blames=BLAMES, models=ONE)
 def top_p_before_softmax() -> Iterator[Patch]:
     """Top-p adds up logits where it should add up probabilities."""
 
@@ -96,7 +96,7 @@ def top_p_before_softmax() -> Iterator[Patch]:
     yield Patch(FILTERS, wrap)
 
 
-@fault(area="sampler", blames=BLAMES, models=LLAMA)
+@fault(area="sampler", blames=BLAMES, models=ONE)
 def top_p_before_temperature() -> Iterator[Patch]:
     """Top-p counts the mass before the temperature is applied."""
 
@@ -112,7 +112,7 @@ def top_p_before_temperature() -> Iterator[Patch]:
     yield Patch(FILTERS, wrap)
 
 
-@fault(area="sampler", blames=BLAMES, models=LLAMA)
+@fault(area="sampler", blames=BLAMES, models=ONE)
 def min_p_absolute() -> Iterator[Patch]:
     """Min-p is held against the probability itself, not against the most probable id's."""
 
@@ -127,7 +127,7 @@ def min_p_absolute() -> Iterator[Patch]:
     yield Patch(FILTERS, wrap)
 
 
-@fault(area="sampler", blames=BLAMES, models=LLAMA)
+@fault(area="sampler", blames=BLAMES, models=ONE)
 def tie_highest_id() -> Iterator[Patch]:
     """Of equal logits the highest id comes first."""
 
@@ -142,7 +142,7 @@ def tie_highest_id() -> Iterator[Patch]:
     yield Patch(FILTERS, wrap)
 
 
-@fault(area="sampler", blames=BLAMES, models=LLAMA)
+@fault(area="sampler", blames=BLAMES, models=ONE)
 def negative_zero_tie() -> Iterator[Patch]:
     """A logit of -0.0 is less than one of 0.0, as their bits are."""
 
@@ -156,7 +156,7 @@ def negative_zero_tie() -> Iterator[Patch]:
     yield Patch(FILTERS, wrap)
 
 
-@fault(area="sampler", blames=BLAMES, models=LLAMA)
+@fault(area="sampler", blames=BLAMES, models=ONE)
 def nan_logits_accepted() -> Iterator[Patch]:
     """NaN counts as 0 and infinity as the largest number."""
 
@@ -166,7 +166,7 @@ def nan_logits_accepted() -> Iterator[Patch]:
     yield Patch(PENALTY, wrap)
 
 
-@fault(area="sampler", blames=BLAMES, models=LLAMA)
+@fault(area="sampler", blames=BLAMES, models=ONE)
 def penalty_wrong_sign() -> Iterator[Patch]:
     """The repetition penalty divides negative logits too, which makes their ids more probable."""
 
@@ -181,13 +181,13 @@ def penalty_wrong_sign() -> Iterator[Patch]:
     yield Patch(PENALTY, wrap)
 
 
-@fault(area="sampler", blames=BLAMES, models=LLAMA)
+@fault(area="sampler", blames=BLAMES, models=ONE)
 def penalty_ignored() -> Iterator[Patch]:
     """The repetition penalty does nothing."""
     yield Patch(PENALTY, lambda penalised: lambda logits, penalty, history: penalised(logits, 1.0, history))
 
 
-@fault(area="sampler", blames=BLAMES, models=LLAMA)
+@fault(area="sampler", blames=BLAMES, models=ONE)
 def penalty_by_default() -> Iterator[Patch]:
     """A repetition penalty of 1.1 holds where none was asked for."""
     yield from other_settings(
@@ -195,7 +195,7 @@ def penalty_by_default() -> Iterator[Patch]:
     )
 
 
-@fault(area="sampler", blames=BLAMES, models=LLAMA)
+@fault(area="sampler", blames=BLAMES, models=ONE)
 def penalty_each_time() -> Iterator[Patch]:
     """The repetition penalty counts an id as often as it occurred."""
 
@@ -210,7 +210,7 @@ def penalty_each_time() -> Iterator[Patch]:
     yield Patch(PENALTY, wrap)
 
 
-@fault(area="sampler", blames=BLAMES, models=LLAMA)
+@fault(area="sampler", blames=BLAMES, models=ONE)
 def penalty_forgets() -> Iterator[Patch]:
     """The repetition penalty sees the last 64 tokens alone."""
 
@@ -220,7 +220,7 @@ def penalty_forgets() -> Iterator[Patch]:
     yield Patch(SAMPLE, wrap)
 
 
-@fault(area="sampler", blames=BLAMES, models=LLAMA)
+@fault(area="sampler", blames=BLAMES, models=ONE)
 def sampling_ignored() -> Iterator[Patch]:
     """Every choice is greedy, whatever was asked for."""
 
@@ -230,7 +230,7 @@ def sampling_ignored() -> Iterator[Patch]:
     yield Patch(SAMPLE, wrap)
 
 
-@fault(area="sampler", blames=BLAMES, models=LLAMA)
+@fault(area="sampler", blames=BLAMES, models=ONE)
 def draw_in_float32() -> Iterator[Patch]:
     """The cumulative distribution is added up in float32, and over a large vocabulary it runs off."""
 
@@ -246,25 +246,25 @@ def draw_in_float32() -> Iterator[Patch]:
     yield Patch(SAMPLE, wrap)
 
 
-@fault(area="sampler", blames=BLAMES, models=LLAMA)
+@fault(area="sampler", blames=BLAMES, models=ONE)
 def seed_reused() -> Iterator[Patch]:
     """Every position draws with the random number of the first."""
     yield from other_numbers(lambda seed, position: (seed, 0))
 
 
-@fault(area="sampler", blames=BLAMES, models=LLAMA)
+@fault(area="sampler", blames=BLAMES, models=ONE)
 def seed_ignored() -> Iterator[Patch]:
     """Every seed gives the random numbers of seed 0."""
     yield from other_numbers(lambda seed, position: (0, position))
 
 
-@fault(area="sampler", blames=BLAMES, models=LLAMA)
+@fault(area="sampler", blames=BLAMES, models=ONE)
 def seed_truncated() -> Iterator[Patch]:
     """A seed counts with its lower 32 bits alone."""
     yield from other_numbers(lambda seed, position: (seed & 0xFFFFFFFF, position))
 
 
-@fault(area="sampler", blames=BLAMES, models=LLAMA)
+@fault(area="sampler", blames=BLAMES, models=ONE)
 def position_off_by_one() -> Iterator[Patch]:
     """A token is drawn with the random number of the position after its own."""
 
@@ -274,13 +274,13 @@ def position_off_by_one() -> Iterator[Patch]:
     yield Patch(SAMPLE, wrap)
 
 
-@fault(area="sampler", blames=BLAMES, models=LLAMA)
+@fault(area="sampler", blames=BLAMES, models=ONE)
 def philox_rounds() -> Iterator[Patch]:
     """Philox runs seven rounds where it owes ten."""
     yield Patch("prill_runtime.sampling.philox:_ROUNDS", lambda rounds: rounds - 3)
 
 
-@fault(area="sampler", blames=BLAMES, models=LLAMA)
+@fault(area="sampler", blames=BLAMES, models=ONE)
 def rng_advances() -> Iterator[Patch]:
     """Random numbers go on from draw to draw, whatever the position."""
     drawn = count()

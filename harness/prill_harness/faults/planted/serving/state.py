@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from prill_harness.planting.faults import Patch, fault
+from prill_harness.planting.tools import ONE
 from prill_runtime.errors import PrillError
 from prill_runtime.models.cache import KVCache
 
@@ -18,7 +19,6 @@ CACHE = "prill_runtime.models.cache:KVCache"
 SESSION = "prill_harness.engines.embedded:EmbeddedSession"
 WRITER = "prill_runtime.run.generate:Writer"
 STATE = ("state",)
-LLAMA = ("fixture:llama-tiny",)
 
 
 def left_behind(after: Collection[str]) -> Iterator[Patch]:
@@ -207,7 +207,7 @@ def results_overwritten() -> Iterator[Patch]:
     yield Patch("prill_harness.engines.embedded:Embedded.logits", wrap)
 
 
-@fault(area="state", blames=STATE, models=LLAMA)
+@fault(area="state", blames=STATE, models=ONE)
 def cache_capacity_new_tokens_only() -> Iterator[Patch]:
     """The context is held against the new tokens alone, and the prompt comes on top."""
 

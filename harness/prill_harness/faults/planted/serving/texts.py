@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from prill_harness.faults.planted.serving.tokenizer import BLAMES, LLAMA, TOKENIZER, other_text
+from prill_harness.faults.planted.serving.tokenizer import BLAMES, SPM_FILE, TOKENIZER, other_text
 from prill_harness.planting.faults import Patch, fault
 
 PARTITION = f"{TOKENIZER}._partition"
@@ -96,7 +96,7 @@ def space_after_special_stripped() -> Iterator[Patch]:
     )
 
 
-@fault(area=AREA, blames=BLAMES, models=LLAMA)
+@fault(area=AREA, blames=BLAMES, models=SPM_FILE)
 def space_prefix_at_start_only() -> Iterator[Patch]:
     """Behind a special token no space is put before the text."""
 
@@ -143,7 +143,7 @@ def incomplete_end_dropped() -> Iterator[Patch]:
     yield Patch(DECODE, wrap)
 
 
-@fault(area=AREA, blames=BLAMES, models=LLAMA)
+@fault(area=AREA, blames=BLAMES, models=SPM_FILE)
 def continuation_stripped() -> Iterator[Patch]:
     """Ids that go on where a text stopped lose their first space, as if they began one."""
     yield Patch(DECODE, lambda decode: lambda self, ids, *, continuation=False: decode(self, ids))

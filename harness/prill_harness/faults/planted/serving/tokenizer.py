@@ -14,7 +14,7 @@ READER = "prill_runtime.tokenizer.base:_PieceReader.read"
 PUSH = "prill_runtime.tokenizer.base:TextStream.push"
 SPM = "prill_runtime.tokenizer.spm"
 BLAMES = ("tokenizer",)
-LLAMA, GPT2 = ("fixture:llama-tiny",), ("fixture:gpt2-tiny",)
+SPM_FILE, BPE_FILE = ("fixture:llama-tiny",), ("fixture:gpt2-tiny",)  # by their kinds of vocabulary
 
 
 def other_text(changed: Callable[[str], str]) -> Iterator[Patch]:
@@ -24,13 +24,13 @@ def other_text(changed: Callable[[str], str]) -> Iterator[Patch]:
     )
 
 
-@fault(area="tokenizer", blames=BLAMES, models=LLAMA)
+@fault(area="tokenizer", blames=BLAMES, models=SPM_FILE)
 def bos_missing() -> Iterator[Patch]:
     """BOS is not added though the file asks for it."""
     yield Patch(ENCODE, lambda encode: lambda self, text, add_special=True: encode(self, text, False))
 
 
-@fault(area="tokenizer", blames=BLAMES, models=LLAMA)
+@fault(area="tokenizer", blames=BLAMES, models=SPM_FILE)
 def bos_twice() -> Iterator[Patch]:
     """BOS is added by the template and by the tokenizer."""
 
@@ -70,7 +70,7 @@ def special_token_split() -> Iterator[Patch]:
     yield Patch(f"{TOKENIZER}._partition", wrap)
 
 
-@fault(area="tokenizer", blames=BLAMES, models=LLAMA)
+@fault(area="tokenizer", blames=BLAMES, models=SPM_FILE)
 def space_prefix_lost() -> Iterator[Patch]:
     """The space that belongs in front of a text is not put there."""
 
@@ -110,7 +110,7 @@ def newlines_translated() -> Iterator[Patch]:
     yield from other_text(lambda text: text.replace("\r\n", "\n"))
 
 
-@fault(area="tokenizer", blames=BLAMES, models=LLAMA)
+@fault(area="tokenizer", blames=BLAMES, models=SPM_FILE)
 def merge_order() -> Iterator[Patch]:
     """Neighbours merge from left to right, whatever their scores."""
 
@@ -120,13 +120,13 @@ def merge_order() -> Iterator[Patch]:
     yield Patch(f"{SPM}:merge_by_score", wrap)
 
 
-@fault(area="tokenizer", blames=BLAMES, models=GPT2)
+@fault(area="tokenizer", blames=BLAMES, models=BPE_FILE)
 def merge_ranks_reversed() -> Iterator[Patch]:
     """The last merge of the list goes first."""
     yield Patch("prill_runtime.tokenizer.bpe:_merges", lambda merges: lambda *given: merges(*given)[::-1])
 
 
-@fault(area="tokenizer", blames=BLAMES, models=LLAMA)
+@fault(area="tokenizer", blames=BLAMES, models=SPM_FILE)
 def byte_fallback_lost() -> Iterator[Patch]:
     """What no piece spells becomes the unknown token where it has bytes."""
 
@@ -150,7 +150,7 @@ def pieces_decoded_alone() -> Iterator[Patch]:
     yield Patch(READER, wrap)
 
 
-@fault(area="tokenizer", blames=BLAMES, models=LLAMA)
+@fault(area="tokenizer", blames=BLAMES, models=SPM_FILE)
 def every_space_stripped() -> Iterator[Patch]:
     """The space in front of a piece is taken for the one that encoding added, in the middle of a text too."""
 

@@ -6,17 +6,18 @@ from collections.abc import Iterator
 from heapq import heapify
 from typing import Any
 
+from prill_harness.faults.planted.serving.tokenizer import BLAMES, SPM_FILE
 from prill_harness.planting.faults import Patch, fault
 from prill_harness.planting.tools import around
 
 BASE = "prill_runtime.tokenizer.base"
 SPM = "prill_runtime.tokenizer.spm"
-AREA, BLAMES, MODELS = "tokenizer", ("tokenizer",), ("fixture:llama-tiny",)
+AREA = "tokenizer"
 SPACE = "\u2581"
 Entry = tuple[float, int, int, int]  # of the queue of merges: minus the score, left, right, length
 
 
-@fault(area=AREA, blames=BLAMES, models=MODELS)
+@fault(area=AREA, blames=BLAMES, models=SPM_FILE)
 def ties_to_the_right() -> Iterator[Patch]:
     """Of pairs with equal scores the rightmost merges first."""
 
@@ -29,7 +30,7 @@ def ties_to_the_right() -> Iterator[Patch]:
     yield around(f"{SPM}:heappop", heappop)
 
 
-@fault(area=AREA, blames=BLAMES, models=MODELS)
+@fault(area=AREA, blames=BLAMES, models=SPM_FILE)
 def specials_in_order_of_ids() -> Iterator[Patch]:
     """Special tokens are cut out of a text in the order of their ids, not the longest first."""
 
@@ -40,7 +41,7 @@ def specials_in_order_of_ids() -> Iterator[Patch]:
     yield around(f"{BASE}:Tokenizer._adopt", adopt)
 
 
-@fault(area=AREA, blames=BLAMES, models=MODELS)
+@fault(area=AREA, blames=BLAMES, models=SPM_FILE)
 def specials_from_the_left() -> Iterator[Patch]:
     """The special token that begins first is cut out first, of those that begin there the longest."""
 
@@ -63,7 +64,7 @@ def specials_from_the_left() -> Iterator[Patch]:
     yield around(f"{BASE}:Tokenizer._partition", partition)
 
 
-@fault(area=AREA, blames=BLAMES, models=MODELS)
+@fault(area=AREA, blames=BLAMES, models=SPM_FILE)
 def runs_of_spaces_apart() -> Iterator[Patch]:
     """A run of three spaces or more never becomes one piece."""
 
@@ -74,7 +75,7 @@ def runs_of_spaces_apart() -> Iterator[Patch]:
     yield around(f"{SPM}:merge_by_score", merge)
 
 
-@fault(area=AREA, blames=BLAMES, models=MODELS)
+@fault(area=AREA, blames=BLAMES, models=SPM_FILE)
 def all_spaces_of_prefix_stripped() -> Iterator[Patch]:
     """Of a first piece of several spaces all are taken for the one that encoding added."""
 

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from prill_runtime.errors import UnsupportedModel
 from prill_runtime.models.keys import Keys, heads
-from prill_runtime.models.nodes import Attention, Dense, Embed, Head, Layer, LayerNorm, Linear, Network
+from prill_runtime.models.nodes.attention import Attention
+from prill_runtime.models.nodes.feedforward import Dense
+from prill_runtime.models.nodes.linear import Linear
+from prill_runtime.models.nodes.network import Embed, Head, Layer, Network
+from prill_runtime.models.nodes.norms import LayerNorm
 
 EMBEDDING, POSITIONS, HEAD = "token_embd", "position_embd", "output"
 

@@ -7,7 +7,12 @@ pairs of a rotation lie side by side.
 from __future__ import annotations
 
 from prill_runtime.models.keys import Keys, heads, rope_dim, rope_scaling
-from prill_runtime.models.nodes import Attention, Dense, Embed, Head, Layer, Linear, Network, RmsNorm, Rope
+from prill_runtime.models.nodes.attention import Attention
+from prill_runtime.models.nodes.feedforward import Dense
+from prill_runtime.models.nodes.linear import Linear
+from prill_runtime.models.nodes.network import Embed, Head, Layer, Network
+from prill_runtime.models.nodes.norms import RmsNorm
+from prill_runtime.models.nodes.rope import Rope
 
 EMBEDDING, HEAD, FREQUENCIES = "token_embd", "output", "rope_freqs.weight"
 

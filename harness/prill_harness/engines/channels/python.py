@@ -1,0 +1,180 @@
+"""A class of the user's comes in, by module, by file or by entry point; calls of its methods go out."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from prill_harness.engines.base import Engine
+from prill_harness.engines.remote import CALLS, Channel, Hello, OnToken, Remote, Target
+from prill_runtime.errors import EngineError, MissingCapability, PrillError, UsageError
+
+GROUP = "prill.engines"
+OWN = ("name", "version", "device", "arithmetic", "config")
+"""What an object may say of itself in attributes of these names."""
+
+
+def load(spec: str, where: str) -> Any:
+    """The class that `module:Class` or `file.py:Class` names; modules of the current folder are found.
+
+    Raises:
+        UsageError: no such module or class, or one that cannot be imported.
+    """
+    module, _, name = spec.rpartition(":")
+    if not module or not name.isidentifier():
+        raise UsageError("no class named", where=where, expected="py:package.module:Class", got=repr(spec))
+    try:
+        loaded = _file(module) if module.endswith(".py") else _module(module)
+    except PrillError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UsageError(
+            f"the module {module} cannot be imported", where=where, got=f"{type(error).__name__}: {error}"
+        ) from error
+    if not callable(found := getattr(loaded, name, None)):
+        raise UsageError(f"{module} has no class {name}", where=where, got=repr(found))
+    return found
+
+
+def _module(name: str) -> Any:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    return importlib.import_module(name)
+
+
+def _file(name: str) -> Any:
+    path = Path(name).resolve()
+    if not path.is_file():
+        raise UsageError("no such file", where="py", got=repr(name))
+    known = f"prill_engine_{path.stem}"
+    loaded = sys.modules.get(known)
+    if loaded is not None and loaded.__file__ == str(path):
+        return loaded
+    spec = importlib.util.spec_from_file_location(known, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[known] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+class Calls:
+    """The methods of an object of the user's as a channel; whatever they raise is the engine's error."""
+
+    def __init__(self, engine: Any, name: str) -> None:
+        self._engine: Any = engine
+        self._name = name
+        said = {key: value for key in OWN if not callable(value := getattr(engine, key, None)) and value}
+        methods = {call for call in (*CALLS, "detokenize") if callable(getattr(engine, call, None))}
+        self.hello = Hello(**{"name": name, **said}, calls=frozenset(methods))
+        streams = "generate" in methods and "on_token" in inspect.signature(engine.generate).parameters
+        self._streams = streams
+
+    def call(self, name: str, arguments: Mapping[str, Any], on_token: OnToken | None = None) -> Any:
+        if self._engine is None:
+            raise EngineError("engine is closed", expected="an open engine", hint="open it again")
+        if on_token is not None:
+            if not self._streams:
+                raise MissingCapability(f"engine {self._name} does not take on_token")
+            arguments = {**arguments, "on_token": on_token}
+        return guarded(lambda: getattr(self._engine, name)(**arguments), f"{self._name}.{name}")
+
+    def close(self) -> None:
+        engine, self._engine = self._engine, None
+        if callable(close := getattr(engine, "close", None)):
+            guarded(close, f"{self._name}.close")
+
+
+def guarded(call: Any, where: str) -> Any:
+    """What the call returns.
+
+    Raises:
+        MissingCapability: a NotImplementedError of the call's.
+        PrillError: as the call raised it.
+        EngineError: any other exception, with its kind and sentence.
+    """
+    try:
+        return call()
+    except PrillError:
+        raise
+    except NotImplementedError as error:
+        raise MissingCapability(str(error) or "not implemented", where=where) from error
+    except Exception as error:
+        raise EngineError(f"{type(error).__name__}: {error}", where=where) from error
+
+
+class Python(Remote, spec="py"):
+    """A class of the user's: made with the model's path, called by its methods.
+
+    ```python
+    class Mine:
+        arithmetic = "float32"
+        def __init__(self, model): ...
+        def tokenize(self, text, add_special=True): ...  # -> ids
+        def logits(self, ids): ...  # -> (len(ids), vocabulary)
+        def generate(self, ids, max_tokens, temperature=0.0, ..., stop=(), ignore_eos=False): ...
+    ```
+    """
+
+    connector = "py"
+
+    @classmethod
+    def accepts(cls, argument: str) -> None:
+        target = Target.parse(cls.connector, argument)
+        load(target.what, repr(f"py:{target.what}"))
+
+    @classmethod
+    def connect(cls, target: Target, path: str) -> Channel:
+        made = load(target.what, repr(f"py:{target.what}"))
+        return made_of(made, target.what, path)
+
+
+def made_of(cls: Any, name: str, path: str) -> Channel:
+    """The channel to an object that a class makes of a model's path."""
+    return Calls(guarded(lambda: cls(path), name), name)
+
+
+def installed(name: str) -> EntryPoint | None:
+    """The engine of that name that an installed package offers, in the group `prill.engines`."""
+    return next(iter(entry_points(group=GROUP, name=name)), None)
+
+
+def names() -> frozenset[str]:
+    """Those of all engines that installed packages offer."""
+    return frozenset(entry.name for entry in entry_points(group=GROUP))
+
+
+def offered(entry: EntryPoint) -> type[Engine]:
+    """The engine class of an entry point: the one it names, or a connector to whatever it names.
+
+    Raises:
+        UsageError: it cannot be imported.
+    """
+    found = load(entry.value, f"entry point {entry.name!r} of {GROUP}")
+    if isinstance(found, type) and issubclass(found, Engine):
+        return found
+
+    class Offered(Remote):
+        connector = entry.name
+
+        @classmethod
+        def accepts(cls, argument: str) -> None:
+            Target.parse(cls.connector, argument or entry.value)
+
+        @classmethod
+        def open(cls, argument: str, model: str) -> Engine:
+            return super().open(f"{entry.value},{argument}" if argument else entry.value, model)
+
+        @classmethod
+        def connect(cls, target: Target, path: str) -> Channel:
+            return made_of(found, entry.name, path)
+
+    return Offered

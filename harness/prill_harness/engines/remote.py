@@ -1,0 +1,238 @@
+"""A channel to an engine that somebody else wrote comes in; an engine that prill can judge goes out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prill_harness.engines.base import Capability, Engine, EngineInfo, Generation
+from prill_harness.engines.models import resolve_model
+from prill_harness.records.names import look_up
+from prill_runtime.errors import EngineError, MissingCapability, UsageError
+from prill_runtime.gguf.file import open_gguf
+
+OnToken = Callable[[int, float], bool | None]
+ARITHMETIC = ("float64", "float32", "half", "int8", "unknown")
+FINISHED = ("eos", "length", "stop", "context", "cancelled")
+CALLS: Mapping[str, Capability] = {
+    "tokenize": Capability.TOKENIZE,
+    "logits": Capability.LOGITS,
+    "generate": Capability.GENERATE,
+    "trace": Capability.TRACE,
+}
+"""Calls of an engine, and what it offers by answering them. `detokenize` goes with `tokenize`."""
+
+
+@dataclass(frozen=True)
+class Hello:
+    """What an engine says of itself when it is opened.
+
+    Attributes:
+        calls: the names of the calls that it answers.
+        arithmetic: one of ARITHMETIC; "unknown" where it does not say.
+        config: the effective configuration, names as the runtime has them.
+    """
+
+    name: str
+    calls: frozenset[str]
+    version: str = "unknown"
+    device: str = "unknown"
+    arithmetic: str = "unknown"
+    config: Mapping[str, int | float | str | bool] = field(default_factory=dict)
+
+
+class Channel(Protocol):
+    """A way to one loaded model: a call goes, its answer comes back."""
+
+    @property
+    def hello(self) -> Hello: ...
+
+    def call(self, name: str, arguments: Mapping[str, Any], on_token: OnToken | None = None) -> Any:
+        """The answer of one call.
+
+        Args:
+            on_token: hears every (id, logprob) as it is written; returning False cancels.
+
+        Raises:
+            PrillError: what the engine says went wrong; MissingCapability where nothing answers such a call.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the engine; calling it twice is harmless."""
+        ...
+
+
+@dataclass(frozen=True)
+class Target:
+    """The argument of a connector, `WHAT[,key=value]...`, taken apart.
+
+    Attributes:
+        what: a class, a command or an address.
+        arithmetic: what the user declares of the engine's arithmetic; None: what the engine says.
+        timeout: seconds that one call may take.
+    """
+
+    what: str
+    arithmetic: str | None = None
+    timeout: float = 120.0
+
+    @classmethod
+    def parse(cls, connector: str, argument: str) -> Target:
+        """Options are read from the end, so that a command may hold commas.
+
+        Raises:
+            UsageError: nothing but options, or a value that an option does not take.
+        """
+        options: dict[str, str] = {}
+        what = argument
+        while found := re.fullmatch(r"(.*),(arithmetic|timeout)=([^,]*)", what, re.DOTALL):
+            what, key, value = found.groups()
+            options.setdefault(key, value)
+        if not what.strip():
+            raise UsageError(
+                "engine spec is incomplete", where=repr(f"{connector}:{argument}"),
+                expected=f"{connector}:WHAT[,arithmetic=NAME][,timeout=SECONDS]", got=repr(argument),
+            )  # fmt: skip
+        if "arithmetic" in options:
+            look_up(options["arithmetic"], ARITHMETIC, "unknown arithmetic", where=repr(argument))
+        seconds = options.get("timeout", "120")
+        if not re.fullmatch(r"\d{1,6}(\.\d+)?", seconds) or not float(seconds):
+            raise UsageError(
+                "bad timeout", where=repr(argument), expected="seconds above 0", got=repr(seconds)
+            )
+        return cls(what, options.get("arithmetic"), float(seconds))
+
+
+class Remote(Engine):
+    """Whatever answers calls on a channel, behind the engine protocol.
+
+    An answer is believed in its numbers, which checks judge, and not in its form, which is looked at here.
+    """
+
+    connector: ClassVar[str]
+
+    def __init__(self, channel: Channel, target: Target, model: str) -> None:
+        self._channel, hello = channel, channel.hello
+        with open_gguf(resolve_model(model)) as file:
+            sha256 = file.sha256
+        self._where = hello.name
+        self._info = EngineInfo(
+            name=hello.name,
+            version=hello.version,
+            device=hello.device,
+            model=model,
+            model_sha256=sha256,
+            arithmetic=target.arithmetic or hello.arithmetic,
+            capabilities=frozenset(offered for call, offered in CALLS.items() if call in hello.calls),
+            config=dict(hello.config),
+        )
+
+    @classmethod
+    def connect(cls, target: Target, path: str) -> Channel:
+        """Load the model at `path` and return the way to it."""
+        raise NotImplementedError
+
+    @classmethod
+    def open(cls, argument: str, model: str) -> Engine:
+        target = Target.parse(cls.connector, argument)
+        channel = cls.connect(target, str(resolve_model(model)))
+        try:
+            return cls(channel, target, model)
+        except BaseException:
+            channel.close()
+            raise
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    def tokenize(self, text: str, add_special: bool = True) -> list[int]:
+        return self._ids("tokenize", self._call("tokenize", text=text, add_special=add_special))
+
+    def detokenize(self, ids: Sequence[int]) -> bytes:
+        text = self._call("detokenize", ids=list(ids))
+        if isinstance(text, bytes):
+            return text
+        if isinstance(text, str):
+            return text.encode("utf-8", "surrogateescape")
+        raise self._odd("detokenize", "bytes or text", type(text).__name__)
+
+    def logits(self, ids: Sequence[int]) -> NDArray[np.floating]:
+        rows = self._array("logits", self._call("logits", ids=list(ids)))
+        if rows.ndim != 2 or len(rows) != len(ids):
+            raise self._odd("logits", f"({len(ids)}, vocabulary) numbers", str(rows.shape))
+        return rows
+
+    def generate(
+        self,
+        ids: Sequence[int],
+        *,
+        max_tokens: int,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+        on_token: OnToken | None = None,
+        **sampling: Any,
+    ) -> Generation:
+        arguments = dict(
+            ids=list(ids), max_tokens=max_tokens, stop=list(stop), ignore_eos=ignore_eos, **sampling
+        )
+        made = self._channel.call("generate", arguments, on_token)
+        if not isinstance(made, Mapping):
+            fields = ("ids", "logprobs", "finish_reason", "end_id")
+            made = {name: getattr(made, name) for name in fields if hasattr(made, name)}
+        written = tuple(self._ids("generate", made.get("ids")))
+        logprobs = self._array("generate", made.get("logprobs", ()))
+        if logprobs.shape != (len(written),):
+            raise self._odd("generate", f"a logprob for each of {len(written)} ids", str(logprobs.shape))
+        reason, end = made.get("finish_reason"), made.get("end_id")
+        if reason not in FINISHED:
+            raise self._odd("generate", f"a finish_reason of {', '.join(FINISHED)}", repr(reason))
+        return Generation(
+            written, tuple(map(float, logprobs)), str(reason), None if end is None else int(end)
+        )
+
+    def trace(
+        self, ids: Sequence[int], replace: Mapping[str, NDArray[np.float64]] | None = None
+    ) -> Iterator[tuple[str, NDArray[np.floating]]]:
+        if replace is not None:
+            self._lacks(Capability.REPLACE)
+        stages = self._call("trace", ids=list(ids))
+        pairs = stages.items() if isinstance(stages, Mapping) else stages
+        for name, array in pairs:
+            yield str(name), self._array("trace", array)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def _call(self, name: str, **arguments: Any) -> Any:
+        if name not in self._channel.hello.calls:
+            raise MissingCapability(f"engine {self._where} does not offer {name}")
+        return self._channel.call(name, arguments)
+
+    def _ids(self, call: str, answer: Any) -> list[int]:
+        try:
+            ids = np.asarray(answer)
+        except ValueError:
+            ids = np.empty(())
+        if ids.ndim != 1 or (len(ids) and not np.issubdtype(ids.dtype, np.integer)):
+            raise self._odd(call, "a list of token ids", repr(answer)[:80])
+        return [int(each) for each in ids]
+
+    def _array(self, call: str, answer: Any) -> NDArray[np.floating]:
+        """Numbers in the precision in which they came, Python's own in float64."""
+        try:
+            array = np.asarray(answer)
+            return array if np.issubdtype(array.dtype, np.floating) else array.astype(np.float64)
+        except (TypeError, ValueError):
+            raise self._odd(call, "numbers", repr(answer)[:80]) from None
+
+    def _odd(self, call: str, expected: str, got: str) -> EngineError:
+        return EngineError(
+            "an answer of the wrong form", where=f"{self._where}, {call}", expected=expected, got=got
+        )

@@ -1,0 +1,1 @@
+"""One file for each architecture: what a model file of it says, as a tree of nodes."""
