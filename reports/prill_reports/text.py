@@ -24,7 +24,7 @@ def one_line(text: str) -> str:
 
 
 def figure(value: object) -> str:
-    """A number to six significant digits; "none" for anything else."""
+    """A number to six significant digits; "not finite" for NaN, infinity and None; other values as text."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "not finite" if value is None else one_line(str(value))
     if isinstance(value, int) and abs(value) > sys.float_info.max:

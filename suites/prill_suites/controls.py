@@ -1,4 +1,4 @@
-"""An engine, an oracle and a golden come in; whether two results agree and a control differs goes out.
+"""Whether two results of an engine agree, and whether a negative control differs.
 
 A control shows that a check could have failed: with the mechanism off, the result differs. There are sound
 models on which it cannot: constant weights, a vocabulary of one token, norm weights of 0. Whether this is one

@@ -1,4 +1,4 @@
-"""What was counted comes in, with the file that says what it may be; a failed check goes out, or nothing."""
+"""Hold counted work to its bounds, which follow from the model file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A meter and an engine come in; pieces of work that are compared, and what each of them took, go out."""
+"""The pieces of work whose counts are compared."""
 
 from __future__ import annotations
 

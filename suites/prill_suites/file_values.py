@@ -1,4 +1,4 @@
-"""Tensors as gguf reads them go in, a strip of rows at a time; values that no sound model holds come out.
+"""Find values in a file that no sound model holds.
 
 **Not finite.** A NaN or an infinity after dequantising; in MXFP4 also a scale of 255, which is its NaN.
 

@@ -1,7 +1,8 @@
-"""A suite's check and an engine come in; whether it hears the very last answer that it asks for goes out.
+"""Whether a suite's check looks at the very last answer that it asks for.
 
-A check that stops looking half way, at the eighth position or after the first text, asks on and counts on. So
-it is run twice: on a sound engine, whose answers are counted, and on one whose last answer is wrong.
+A check that stops looking half way, at the eighth position or after the first text, may go on asking and
+counting. So it is run twice: on a sound engine, whose answers are counted, and on one whose last answer is
+wrong.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A folder comes in; runs whose verdict is known, gathered and decided by the gate's own code, go out.
+"""Runs with a known verdict, gathered and decided by the gate's own code.
 
 Every case is one sound run with one thing wrong. Its records are written as cells write them, gathered as a
 plan gathers them, and decided on; the gate may be green on the sound run alone.

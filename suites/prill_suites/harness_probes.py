@@ -1,4 +1,4 @@
-"""A folder comes in; dishonest checks, run there as any suite is, and what each of them deserves, go out."""
+"""Dishonest checks, run like any suite, and the status that each deserves."""
 
 from __future__ import annotations
 

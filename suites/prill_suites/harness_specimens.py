@@ -1,4 +1,4 @@
-"""A packaged model comes in; cases whose verdict is known, judged by the suites' own code, go out.
+"""Specimens with a known verdict, judged by the suites' own code.
 
 Each specimen is a sound case, and the same with one thing wrong that is hard to see: in the last row, the
 last value, one kind of character, one text of a batch, or by one and a half of what is allowed. The sound one

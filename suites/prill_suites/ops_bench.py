@@ -1,4 +1,4 @@
-"""One op of a backend and its arguments go in; the judgement against its float64 twin comes out.
+"""Judge one op of a backend against its float64 twin.
 
 Arrays go in as views of a frame of NaN: a read outside shows in the result, a write in the frame. A backend
 that owns the memory of its results gets frames there too: they are poisoned with NaN before the op, and what

@@ -1,4 +1,4 @@
-"""A block type goes in; small random models of shapes chosen to hurt come out, each with a prompt length."""
+"""Small random models of awkward shapes, of a given block type, each with a prompt length."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sizes at which kernels divide their work go in; shapes on either side of each go out.
+"""Shapes on either side of every size at which kernels divide their work.
 
 A kernel is wrong at its borders: in the last tile, in the first value behind it, where a loop runs for the
 second time. So every size of every axis is drawn once at least, beside others that a seeded generator picks.

@@ -1,4 +1,4 @@
-"""Features of a request go in; a table of requests in which every pair of their values occurs goes out."""
+"""A table of requests in which every pair of feature values occurs (pairwise testing)."""
 
 from __future__ import annotations
 

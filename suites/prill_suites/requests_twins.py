@@ -1,4 +1,4 @@
-"""A text that a model writes when nothing ends it goes in; what any request for it comes to goes out.
+"""What a request must give, derived from the text that the model writes if nothing ends it.
 
 By the rules alone, one token after the other: an end of text is no part of the text; a token is told to the
 callback before anything else; the token that completes a stop string is the last; so is the last one asked

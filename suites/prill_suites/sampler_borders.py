@@ -1,4 +1,4 @@
-"""A backend's draw goes in; whether it is the twin's, on vocabularies at a kernel's borders, goes out."""
+"""Compare a backend's draws with the twin's, on vocabularies at the borders of a kernel's blocks."""
 
 from __future__ import annotations
 

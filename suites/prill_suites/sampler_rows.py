@@ -1,4 +1,4 @@
-"""Nothing goes in; rows of logits that hurt a sampler, seeded, come out."""
+"""Rows of logits that are hard for a sampler, from a fixed seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A golden comes in; texts of its model, as many and as long as the checks ask for, go out."""
+"""Texts of a golden's model, as many and as long as checks ask for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A seed goes in; small vocabularies with what few trained ones have, each with texts for it, come out.
+"""Small random vocabularies with features that few trained ones have, each with texts.
 
 Special tokens that overlap one another and the pieces of text, scores that tie, pieces of several spaces. A
 trained vocabulary has a score for each piece, and its special tokens have brackets that no text has.

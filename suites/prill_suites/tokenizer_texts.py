@@ -1,4 +1,4 @@
-"""Nothing goes in; texts that tokenizers have got wrong come out, and the place where two results part."""
+"""Texts that tokenizers have got wrong, and the place where two results part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file's metadata and text in; ids, bytes and ends out, by a naive tokenizer that shares nothing."""
+"""A naive tokenizer that shares no code with the runtime's: ids, bytes and ends from a file's metadata."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The name of a pre-tokenizer and a text in; the words that byte-level BPE merges within, out.
+"""The words within which byte-level BPE merges, by the name of a pre-tokenizer.
 
 A second implementation beside the `tokenizers` library that the runtime cuts with: Python's `re`, Unicode's
 own tables, and the expressions as llama.cpp publishes them (llama-vocab.cpp), each applied to the pieces that

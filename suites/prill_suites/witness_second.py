@@ -1,4 +1,4 @@
-"""An oracle, a file and ids come in; whether transformers, if it is asked, confirms it goes out."""
+"""Whether transformers, if asked, confirms the oracle."""
 
 from __future__ import annotations
 

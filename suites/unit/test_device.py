@@ -126,7 +126,7 @@ def test_processes_that_compile_at_once_share_one_result(
     """Four builds at once leave one library and no half-written file."""
     monkeypatch.setenv("PRILL_CACHE", str(tmp_path))
     with ThreadPoolExecutor(4) as pool:
-        paths = set(pool.map(lambda _: kernels.build("elementwise", kernels.Target("emu")), range(4)))
+        paths = set(pool.map(lambda _: kernels.build("elementwise", kernels.KernelTarget("emu")), range(4)))
     assert len(paths) == 1
     left = sorted(path.suffix for path in (tmp_path / "kernels").iterdir())
     assert left == [".lock", ".sha256", ".so"]
@@ -137,7 +137,7 @@ def test_the_cache_key_follows_source_flags_and_headers(
 ) -> None:
     """Another flag, another text or another header is another file."""
     monkeypatch.setenv("PRILL_CACHE", str(tmp_path))
-    target = kernels.Target("emu")
+    target = kernels.KernelTarget("emu")
     plain, flagged = kernels.build("softmax", target), kernels.build("softmax", target, ("-DX",))
     source, headers = kernels.source, kernels.headers
     monkeypatch.setattr(kernels, "source", lambda name: source(name) + "// edited\n")
@@ -152,7 +152,7 @@ def test_a_compiler_that_is_missing_is_one_sentence(monkeypatch: pytest.MonkeyPa
     kernels.compiler.cache_clear()
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UsageError, match=r"nvcc is not on the PATH.*CUDA toolkit") as caught:
-        kernels.build("softmax", kernels.Target("sm_90"))
+        kernels.build("softmax", kernels.KernelTarget("sm_90"))
     kernels.compiler.cache_clear()
     assert caught.value.exit_code == 4
 
@@ -166,7 +166,7 @@ def test_a_refused_kernel_shows_the_compilers_first_error(
         kernels, "source", lambda name: '#include "common.cuh"\nint f() { return nowhere; }\n'
     )
     with pytest.raises(kernels.CompilerMissing, match=r"refused softmax.cu.*nowhere"):
-        kernels.build("softmax", kernels.Target("emu"))
+        kernels.build("softmax", kernels.KernelTarget("emu"))
     assert not list((tmp_path / "kernels").glob("*.so"))
 
 

@@ -153,7 +153,7 @@ def test_names_of_attributes_that_python_remembers_are_no_leak() -> None:
     """An extension composes a name for every lookup; CPython keeps it in a table of thousands of places."""
     device = type("Device", (), {f"attribute_{n}": n for n in range(300)})()
     names = [f"attribute_{n}" for n in range(300)]  # as many at any time, each call three of them anew
-    counted = Measured([ledgers.Python(50)], 50)
+    counted = Measured([ledgers.PythonBlocks(50)], 50)
     for call in range(50):
         for n in range(3 * call, 3 * call + 3):
             names[n * 7 % 300] = name = f"attribute_{n}"

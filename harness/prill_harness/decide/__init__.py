@@ -1,1 +1,1 @@
-"""Records go in; the verdict, and whatever may excuse a failure, come out."""
+"""Decide: from records to the verdict, and what may excuse a failure."""

@@ -1,4 +1,4 @@
-"""Checklist files and evidence in; items proven, failed or unproven out.
+"""Read checklists, and decide by the evidence which items are proven, failed or unproven.
 
 ```toml
 id = "model"

@@ -1,4 +1,4 @@
-"""Checklists in; docs/INTEGRATION_CHECKLIST.md, what each item means and which command proves it, out."""
+"""Render docs/INTEGRATION_CHECKLIST.md: what each item means, and which command proves it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A policy and waivers in; nothing, or one sentence about the first entry that names nothing, out."""
+"""Refuse policies and waivers with an entry that names something unknown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A check's id in; what it observes, which mistakes it is known to find, and what it proves, out."""
+"""What a check observes, which mistakes it is known to find, and what it proves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plan, records, checklists and waivers in; the verdict, by the policy's rules, out."""
+"""The verdict on a run by the policy's rules, from plan, records, checklists and waivers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What failed in a gate in; the finding that explains the others, and what to look at next, out."""
+"""The finding that explains a gate's other failures, and what to look at next."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a gate knows of a run in; what each rule of the policy says about it out."""
+"""The rules by which a gate judges a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checklists and the models of a plan in; the lists that are asked of them out, a template once each."""
+"""Instantiate checklist templates, one for each architecture among the models of a plan."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""waivers.toml and failed evidence in; which failures are covered, and what became of each waiver, out.
+"""Read waivers.toml, and decide which failures each waiver covers.
 
 ```toml
 [[waivers]]

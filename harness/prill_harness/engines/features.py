@@ -1,4 +1,4 @@
-"""The spec of a model comes in; its architecture and the features that its description gives it go out."""
+"""A model's architecture and features, from its file's description."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from prill_runtime.models import walks
 from prill_runtime.models.load import Described, describe
 
 PACKAGED = tuple(f"fixture:{name}" for name in ("llama-tiny", "gpt2-tiny", "llama-window", "llama-long"))
-"""In the order in which one of them is taken to stand for a feature."""
+"""Packaged models, in the order in which one is chosen to represent a feature."""
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What checklist items and faults are chosen by.
+    """The traits by which checklist items and faults are chosen.
 
     Attributes:
-        architecture: as the file names it; empty where nobody could read it.
-        features: None where nobody knows, which is not the same as none.
+        architecture: as the file names it; empty if it could not be read.
+        features: None if unknown, which is not the same as having none.
     """
 
     architecture: str = ""
     features: frozenset[str] | None = None
 
     def suits(self, needs: Collection[str], lacks: Collection[str] = ()) -> bool | None:
-        """Whether it has all of `needs` and nothing of `lacks`; None: nobody knows."""
+        """Whether it has all of `needs` and none of `lacks`; None if unknown."""
         if self.features is None:
             return None if needs or lacks else True
         return self.features.issuperset(needs) and self.features.isdisjoint(lacks)
 
     @property
     def recorded(self) -> dict[str, str]:
-        """As a ledger holds it."""
+        """The traits as stored in a ledger."""
         known = {} if self.features is None else {"features": ",".join(sorted(self.features))}
         return {"architecture": self.architecture, **known}
 
     @classmethod
     def of_record(cls, versions: Mapping[str, str]) -> Traits:
-        """What `recorded` wrote."""
+        """Read back what `recorded` wrote."""
         features = versions.get("features")
         known = None if features is None else frozenset(filter(None, features.split(",")))
         return cls(versions.get("architecture", ""), known)
@@ -55,14 +55,14 @@ def in_words(needs: Collection[str], lacks: Collection[str]) -> str:
 
 
 def traits(spec: str) -> Traits:
-    """Those of a model's file; no byte of its weights is read."""
+    """The traits of a model's file, without reading its weights."""
     with suppress(PrillError, OSError), open_gguf(resolve_model(spec)) as file:
         return Traits(file.architecture, features_of(file))
     return Traits()
 
 
 def features_of(file: Described) -> frozenset[str] | None:
-    """What its description gives an open file; None where nobody described it, or it cannot be."""
+    """The features of an open file; None if its architecture is not described, or the description fails."""
     with suppress(PrillError):
         return walks.features(describe(file))
     return None
@@ -70,10 +70,10 @@ def features_of(file: Described) -> frozenset[str] | None:
 
 @cache
 def packaged() -> Mapping[str, Traits]:
-    """Those of the packaged models, in their order."""
+    """The traits of the packaged models, in order."""
     return {spec: traits(spec) for spec in PACKAGED}
 
 
 def having(needs: Collection[str], lacks: Collection[str] = ()) -> str | None:
-    """The first packaged model with all of `needs` and nothing of `lacks`; None: there is none."""
+    """The first packaged model with all of `needs` and none of `lacks`; None if there is none."""
     return next((spec for spec, found in packaged().items() if found.suits(needs, lacks)), None)

@@ -1,4 +1,4 @@
-"""A channel to an engine that somebody else wrote comes in; an engine that prill can judge goes out."""
+"""Engines that other people wrote, reached by a channel and behind the engine protocol."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CALLS: Mapping[str, Capability] = {
     "generate": Capability.GENERATE,
     "trace": Capability.TRACE,
 }
-"""Calls of an engine, and what it offers by answering them. `detokenize` goes with `tokenize`."""
+"""Calls of an engine, and the capability that answering each implies; `detokenize` belongs to `tokenize`."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Hello:
 
     Attributes:
         calls: the names of the calls that it answers.
-        arithmetic: one of ARITHMETIC; "unknown" where it does not say.
-        config: the effective configuration, names as the runtime has them.
+        arithmetic: one of ARITHMETIC; "unknown" if it does not say.
+        config: the effective configuration, by the runtime's names.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Hello:
 
 
 class Channel(Protocol):
-    """A way to one loaded model: a call goes, its answer comes back."""
+    """A connection to one loaded model, which answers calls."""
 
     @property
     def hello(self) -> Hello: ...
@@ -56,10 +56,10 @@ class Channel(Protocol):
         """The answer of one call.
 
         Args:
-            on_token: hears every (id, logprob) as it is written; returning False cancels.
+            on_token: called with every (id, logprob) as it is generated; returning False cancels.
 
         Raises:
-            PrillError: what the engine says went wrong; MissingCapability where nothing answers such a call.
+            PrillError: the error that the engine reports; MissingCapability if there is no such call.
         """
         ...
 
@@ -70,11 +70,11 @@ class Channel(Protocol):
 
 @dataclass(frozen=True)
 class Target:
-    """The argument of a connector, `WHAT[,key=value]...`, taken apart.
+    """The parsed argument of a connector, `WHAT[,key=value]...`.
 
     Attributes:
         what: a class, a command or an address.
-        arithmetic: what the user declares of the engine's arithmetic; None: what the engine says.
+        arithmetic: the engine's, as the user declares it; None: as the engine says.
         timeout: seconds that one call may take.
     """
 
@@ -84,10 +84,10 @@ class Target:
 
     @classmethod
     def parse(cls, connector: str, argument: str) -> Target:
-        """Options are read from the end, so that a command may hold commas.
+        """Parse from the end, so that a command may contain commas.
 
         Raises:
-            UsageError: nothing but options, or a value that an option does not take.
+            UsageError: only options, or an invalid value.
         """
         options: dict[str, str] = {}
         what = argument
@@ -110,9 +110,9 @@ class Target:
 
 
 class Remote(Engine):
-    """Whatever answers calls on a channel, behind the engine protocol.
+    """Anything that answers calls on a channel, as an Engine.
 
-    An answer is believed in its numbers, which checks judge, and not in its form, which is looked at here.
+    The form of every answer is checked here; its numbers are for the checks to judge.
     """
 
     connector: ClassVar[str]
@@ -135,7 +135,7 @@ class Remote(Engine):
 
     @classmethod
     def connect(cls, target: Target, path: str) -> Channel:
-        """Load the model at `path` and return the way to it."""
+        """Load the model at `path`, and return the channel to it."""
         raise NotImplementedError
 
     @classmethod
@@ -225,7 +225,7 @@ class Remote(Engine):
         return [int(each) for each in ids]
 
     def _array(self, call: str, answer: Any) -> NDArray[np.floating]:
-        """Numbers in the precision in which they came, Python's own in float64."""
+        """An array in the precision in which it came; Python's own numbers as float64."""
         try:
             array = np.asarray(answer)
             return array if np.issubdtype(array.dtype, np.floating) else array.astype(np.float64)

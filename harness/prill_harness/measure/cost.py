@@ -1,4 +1,4 @@
-"""A piece of work in; what it took, counted and never timed, out: instructions, operations, memory, launches.
+"""Count what a piece of work takes, without timing it: instructions, operations, memory, launches.
 
 Seconds say little on a machine that others use. What is counted is the same in every run: instructions of
 Python's and bytes that were taken, by function; operations of NumPy's on arrays that a backend was given, by

@@ -1,4 +1,4 @@
-"""Activations and weights in float64 go in; what the plainest float32 loops make of their sums comes out.
+"""Sums as the plainest float32 loops round them, computed from float64 operands.
 
 A sum of equal terms rounds the same way at every step, so that its error grows with the number of terms,
 where that of random terms grows with its root. How far depends on the order alone, and one term after another

@@ -1,4 +1,4 @@
-"""A place and a changed behaviour in; the patch that plants it out."""
+"""Make patches: what to change, and where."""
 
 from __future__ import annotations
 

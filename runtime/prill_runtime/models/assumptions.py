@@ -1,4 +1,4 @@
-"""A model file in; what the runtime assumes where it is silent or unclear, and engines disagree, out."""
+"""What the runtime assumes where a model file is silent or unclear, and engines disagree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every node of a model is: the tables it answers with, and the step that it takes part in."""
+"""What every node of a model has in common, and the step that it takes part in."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class CacheLayout:
 
 @dataclass(frozen=True)
 class Node:
-    """A part of a model; what it says of itself here is nothing."""
+    """A part of a model; the defaults here say nothing of it."""
 
     def tensors(self) -> Iterator[Tensor]:
         """Those it reads itself, without its parts'."""

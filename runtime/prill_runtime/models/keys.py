@@ -1,4 +1,4 @@
-"""Metadata and tensor names of a file go in, checked values come out; keys nobody read are known by name."""
+"""A file's metadata and tensor names, checked as they are read; unread keys are found by name."""
 
 from __future__ import annotations
 

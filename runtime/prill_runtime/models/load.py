@@ -1,4 +1,4 @@
-"""A checked file and a backend go in, a model ready for its forward pass comes out; every tensor is used."""
+"""Load a checked file onto a backend, as a model ready for its forward pass; every tensor must be used."""
 
 from __future__ import annotations
 

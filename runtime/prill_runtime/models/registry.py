@@ -1,4 +1,4 @@
-"""An architecture's name goes in, the function that describes it comes out.
+"""Find the function that describes an architecture.
 
 There is one description of each. prill's own are the files of `architectures`: each has the name of its
 architecture, `-` written `_`, and a function `model`. Others are installed under the entry point group

@@ -1,4 +1,4 @@
-"""A model's nodes come in; the tables that follow from them, each by one walk, go out."""
+"""The tables that follow from a model's nodes, each computed by one walk over them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arrays and explicit arguments go in, arrays come out: every op that a backend owes the forward passes."""
+"""The interface of a backend: every op that forward passes need, on arrays and explicit arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The numbers of a rotary embedding go in; how far each pair turns per position comes out."""
+"""How far each pair of a rotary embedding turns per position."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Ways to engines that live elsewhere: in a module of the user's, in a process."""
+"""Channels to engines outside prill: in a user's module, or in a process."""

@@ -1,4 +1,4 @@
-"""The words of the JSON lines protocol: what goes over the pipe for an array, an error, a call.
+"""The JSON lines protocol: how arrays, errors and calls are written.
 
 A line is one JSON object. prill writes calls, the worker answers each before it reads the next:
 
@@ -45,12 +45,12 @@ KINDS: Mapping[str, type[PrillError]] = {
     "missing_capability": MissingCapability,
     "engine": EngineError,
 }
-"""What went wrong, by the name that goes over the wire; any other name is an engine's own failure."""
+"""Errors by their names in the protocol; any other name is a failure of the engine."""
 DTYPES = ("float16", "float32", "float64", "int32", "int64")
 
 
 def packed(value: Any) -> Any:
-    """A value as JSON takes it: arrays and bytes in base64."""
+    """A value as JSON builtins, with arrays and bytes in base64."""
     if isinstance(value, np.ndarray):
         data = base64.b64encode(value.tobytes()).decode()
         return {"dtype": str(value.dtype), "shape": list(value.shape), "base64": data}
@@ -64,10 +64,10 @@ def packed(value: Any) -> Any:
 
 
 def unpacked(value: Any) -> Any:
-    """The value of what `packed` made.
+    """The value that `packed` encoded.
 
     Raises:
-        ValueError: base64 that is none, a type that is not one of DTYPES, a shape that the bytes do not fill.
+        ValueError: invalid base64, a type that is not in DTYPES, a shape that does not fit the bytes.
     """
     if isinstance(value, list):
         return [unpacked(each) if isinstance(each, list | dict) else each for each in value]
@@ -91,7 +91,7 @@ def _array(data: bytes, dtype: Any, shape: Any) -> NDArray[Any]:
 
 
 def error_of(said: Any, where: str) -> PrillError:
-    """The error that a worker reports."""
+    """The exception for an error that a worker reports."""
     said = said if isinstance(said, Mapping) else {"message": said}
     kind, message = str(said.get("kind", "engine")), str(said.get("message", "no message"))
     cls = KINDS.get(kind)
@@ -99,7 +99,7 @@ def error_of(said: Any, where: str) -> PrillError:
 
 
 def told(error: BaseException) -> dict[str, str]:
-    """An error as a worker reports it."""
+    """An exception as a worker reports it."""
     for kind, cls in KINDS.items():
         if type(error) is cls:
             return {"kind": kind, "message": error.what if isinstance(error, PrillError) else str(error)}

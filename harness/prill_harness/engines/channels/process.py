@@ -1,4 +1,4 @@
-"""`exec:COMMAND` comes in: a child process that answers JSON lines is asked, watched and ended."""
+"""`exec:COMMAND`: an engine in a child process that answers JSON lines."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ from prill_runtime.errors import EngineError, UsageError
 
 LONGEST = 1 << 30
 """Bytes of one answer: the logits of 4,096 positions over a vocabulary of 32,000 are 700 MB in base64."""
-REMEMBERED = 4096  # bytes of what a worker wrote to stderr
-GRACE = 5.0  # seconds to end by itself once its input is closed
+REMEMBERED = 4096  # bytes of a worker's stderr to keep
+GRACE = 5.0  # seconds that a worker has to end once its input is closed
 FIELDS = ("name", "version", "device", "arithmetic", "config")
 
 
 class Worker:
-    """A child process and its three pipes; `call` is one question and its answer.
+    """A child process and its three pipes; `call` sends one call and returns the answer.
 
-    A worker that dies, hangs, floods or writes what is no JSON is an EngineError that says so, and is ended.
+    A worker that dies, hangs, floods the pipe or writes something that is not JSON raises an EngineError and
+    is ended.
     """
 
     def __init__(self, command: Sequence[str], timeout: float, name: str) -> None:
@@ -56,7 +57,7 @@ class Worker:
             self._said.extend(piece)
 
     def call(self, name: str, arguments: Mapping[str, Any], on_token: OnToken | None = None) -> Any:
-        """The result of a call; the tokens told on the way are answered by what `on_token` says."""
+        """The result of a call; every token reported on the way is answered with what `on_token` returns."""
         number, until = self._number, time.monotonic() + self._timeout
         self._number += 1
         streams = {} if on_token is None else {"stream": True}
@@ -118,7 +119,7 @@ class Worker:
             raise self._broken(call, "no answer", f"one within {self._timeout:g} s", "none")
 
     def _broken(self, call: str, what: str, expected: object, got: object) -> EngineError:
-        """The error of a worker that cannot be talked to any more, which is ended."""
+        """End a worker that is no longer usable; the error to raise."""
         self.close(grace=0)
         return EngineError(
             what, where=f"{self._name}, {call}", expected=expected, got=got, hint=self._last_words()
@@ -140,7 +141,7 @@ class Worker:
         return f"it wrote: {lines[-1][:200]}" if lines else ""
 
     def close(self, grace: float = GRACE) -> None:
-        """Close its input, and end it where it does not end by itself."""
+        """Close the worker's input, and kill it if it does not end by itself."""
         for pipe in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(OSError):
                 if pipe is not None:
@@ -156,7 +157,7 @@ class Worker:
 
 
 class Spoken:
-    """A worker that has said hello."""
+    """A worker that has answered `hello`."""
 
     def __init__(self, worker: Worker, path: str, name: str) -> None:
         self._worker: Worker | None = worker
@@ -189,7 +190,7 @@ class Spoken:
 
 
 class Exec(Remote, spec="exec"):
-    """A command of the user's; `{model}` in it stands for the model's path, which `hello` says too."""
+    """A user's command; `{model}` in it stands for the model's path, which `hello` also carries."""
 
     connector = "exec"
 

@@ -1,4 +1,4 @@
-"""A class of the user's comes in, by module, by file or by entry point; calls of its methods go out."""
+"""`py:...`: an engine in a user's class, named by module, file or entry point."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prill_runtime.errors import EngineError, MissingCapability, PrillError, Usa
 
 GROUP = "prill.engines"
 OWN = ("name", "version", "device", "arithmetic", "config")
-"""What an object may say of itself in attributes of these names."""
+"""Attributes by which an object may describe itself."""
 
 
 def load(spec: str, where: str) -> Any:
@@ -67,7 +67,7 @@ def _file(name: str) -> Any:
 
 
 class Calls:
-    """The methods of an object of the user's as a channel; whatever they raise is the engine's error."""
+    """The methods of a user's object as a channel; whatever they raise is an error of the engine."""
 
     def __init__(self, engine: Any, name: str) -> None:
         self._engine: Any = engine
@@ -94,10 +94,10 @@ class Calls:
 
 
 def guarded(call: Any, where: str) -> Any:
-    """What the call returns.
+    """The result of a call.
 
     Raises:
-        MissingCapability: a NotImplementedError of the call's.
+        MissingCapability: the call raised a NotImplementedError.
         PrillError: as the call raised it.
         EngineError: any other exception, with its kind and sentence.
     """

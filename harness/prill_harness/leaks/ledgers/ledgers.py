@@ -78,7 +78,7 @@ class Host(LeakLedger):
         self._interposer.unplant()
 
 
-class Python(LeakLedger):
+class PythonBlocks(LeakLedger):
     """Blocks that Python's own allocator has handed out."""
 
     def __init__(self, room: int) -> None:
@@ -220,7 +220,7 @@ def opened(
     found: list[LeakLedger] = []
     try:
         interposer = Interposer()
-        found += [Host(interposer), Python(calls), Process(interposer)]
+        found += [Host(interposer), PythonBlocks(calls), Process(interposer)]
     except PrillError as error:
         missing["host"] = str(error)
     if engine_memory is not None:

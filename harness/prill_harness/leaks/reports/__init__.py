@@ -1,1 +1,1 @@
-"""What a probe found, as data."""
+"""What a probe finds, as data: readings judged, reports, curves."""

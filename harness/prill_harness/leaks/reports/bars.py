@@ -1,4 +1,4 @@
-"""What the probe is examined on: known leaks on their paths, clean engines, and what has to come of each."""
+"""The cases that the probe is examined on: known leaks, clean engines, and the required verdicts."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ NONE = "none"
 
 
 class Known(msgspec.Struct, frozen=True):
-    """One known engine.
+    """One case: an engine that is known to leak or to be clean.
 
     Attributes:
-        ledgers: those that have to show the leak; empty: none may.
-        verdicts: those that are right.
-        function: the one a stack has to name; empty: no stack is asked for.
-        says: words of the sentence. most_calls: of a run, when not 0. anywhere: whichever ledger shows it.
-        runs: how often, with another seed each, in a full examination; quick: in a quick one.
+        ledgers: those that must show the leak; empty: none may.
+        verdicts: those that are correct.
+        function: the one that a stack must name; empty: no stack is required.
+        says: words in the sentence. most_calls: of a run, if not 0. anywhere: any ledger may show it.
+        runs: number of runs, each with another seed, in a full examination; quick: in a quick one.
     """
 
     name: str
@@ -52,7 +52,7 @@ def _block(size: int, every: int, noise: str = "quiet", **rest: object) -> Known
     return msgspec.structs.replace(case, **rest)
 
 
-# The bar: 16 bytes in every 8th call, 60 of 60, in 50 calls.
+# The requirement: 16 bytes in every 8th call are found in 50 calls, in 60 of 60 runs.
 BAR = tuple(
     _block(16, 8, noise, runs=20, quick=1, most_calls=50, function="") for noise in ("quiet", "churn", "pool")
 )

@@ -1,4 +1,4 @@
-"""A path's report in; the curves worth showing, whole or as a ledger keeps them, out, and read back again."""
+"""The curves of a path's readings: which to show, and how evidence stores them."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Curve(msgspec.Struct, frozen=True):
         unit: "B", "blocks", "threads" or "descriptors".
         slope, low, high: per call, Theil-Sen of all readings with its 95 % interval.
         windows, of: how many of how many windows grew. first: the first measured call.
-        at: calls since warm-up, from 0 on, growing; values: what was read there beyond the reading at 0.
+        at: calls since warm-up, ascending from 0; values: readings there, less the reading at 0.
 
     Raises:
-        ValueError: fewer than two points, or points that are not one reading each in order of the calls.
+        ValueError: fewer than two points, or not one reading for each, in order of the calls.
     """
 
     series: Text
@@ -57,7 +57,7 @@ class Curve(msgspec.Struct, frozen=True):
 
 
 def curves(path: PathReport) -> list[Curve]:
-    """Series that moved or did not come out clean, the worst first, and the host's bytes in any case."""
+    """Series that moved or are not clean, worst first, and the host's bytes in any case."""
     order = list(LeakVerdict)
     shown = [
         j
@@ -82,7 +82,7 @@ def _curve(j: JudgedSeries, first: int) -> Curve:
 
 
 def thinned(curve: Curve, most: int = MOST_POINTS) -> Curve:
-    """The curve with `most` points or fewer, first and last among them, equally spaced."""
+    """The curve with at most `most` points, equally spaced, first and last included."""
     last = len(curve.at) - 1
     if last < most:
         return curve
@@ -92,7 +92,7 @@ def thinned(curve: Curve, most: int = MOST_POINTS) -> Curve:
 
 
 def noted(path: PathReport) -> dict[str, Any]:
-    """What a check's evidence keeps of a path: builtins, of bounded size."""
+    """What a check's evidence stores of a path: builtins of bounded size."""
     kept = [thinned(curve) for curve in curves(path)[:MOST_SERIES]]
     walk = {} if path.walk is None else {"failed allocations": msgspec.to_builtins(path.walk)}
     rows = [msgspec.to_builtins(curve) for curve in kept]
@@ -100,14 +100,14 @@ def noted(path: PathReport) -> dict[str, Any]:
 
 
 def recalled(detail: Mapping[str, Any]) -> dict[str, list[Curve]]:
-    """path, or name of the part -> the curves that a detail holds there; what is malformed is left out."""
+    """Path, or name of the part -> the curves stored in a detail; malformed ones are left out."""
     parts = {str(detail.get("path", "")): detail}
     parts |= {name: value for name, value in detail.items() if isinstance(value, Mapping)}
     return {name: found for name, part in parts.items() if (found := list(read(part.get(DETAIL_KEY))))}
 
 
 def read(rows: object) -> Iterator[Curve]:
-    """The curves among the rows of a ledger."""
+    """The valid curves among rows of a ledger."""
     for row in rows if isinstance(rows, Sequence) and not isinstance(rows, str | bytes) else ():
         try:
             curve = msgspec.convert(row, Curve)

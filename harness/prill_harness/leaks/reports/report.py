@@ -1,4 +1,4 @@
-"""What a probe found, as frozen data: per series, per path, and the whole; and the sentences for people."""
+"""A probe's report as frozen data: per series, per path and as a whole, with sentences."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class LeakVerdict(StrEnum):
 
     @property
     def status(self) -> Status:
-        """What a check that rests on it comes to."""
+        """The status of a check with this verdict."""
         others = {LeakVerdict.CLEAN: Status.PASSED, LeakVerdict.INCONCLUSIVE: Status.INCONCLUSIVE}
         return others.get(self, Status.FAILED)
 
 
 def worst(verdicts: Sequence[LeakVerdict]) -> LeakVerdict:
-    """The first in the order of severity; nothing at all is inconclusive."""
+    """The most severe; inconclusive if there are none."""
     order = list(LeakVerdict)
     return min(verdicts, key=order.index) if verdicts else LeakVerdict.INCONCLUSIVE
 
@@ -38,7 +38,7 @@ class JudgedSeries(msgspec.Struct, frozen=True):
         ledger: "host", "python", "engine", "process", "device", "pinned" or "managed".
         series: what was counted ("blocks", "bytes", "mapped", a counter's name).
         unit: "B", "blocks", "threads" or "descriptors".
-        values: reading after warm-up, then one after each measured call; the planted blocks taken off.
+        values: the reading after warm-up, then one after each measured call, without the plants.
         slope, low, high: per call, Theil-Sen with its 95 % interval. windows: how many of them grew.
     """
 
@@ -58,7 +58,7 @@ class JudgedSeries(msgspec.Struct, frozen=True):
 
 
 class Site(msgspec.Struct, frozen=True):
-    """Where leaked memory was allocated, innermost frame first, with what one call leaves there."""
+    """Where leaked memory was allocated, innermost frame first, and how much one call leaves there."""
 
     function: str
     stack: tuple[str, ...]
@@ -70,11 +70,11 @@ class LoadWalk(msgspec.Struct, frozen=True):
     """Allocations of a load that were made to fail, one load for each.
 
     Attributes:
-        failed, of: how many of how many of at least `least` bytes.
-        swallowed: failures that the load made good.
-        smaller: allocations below `least` bytes, which were not failed.
-        spared: of libraries for themselves, at least as large, which were not failed either.
-        filled: failures that left something at first, and nothing more when they were repeated.
+        failed, of: how many of the allocations of at least `least` bytes.
+        swallowed: failures that the load recovered from.
+        smaller: allocations of less than `least` bytes, which were not failed.
+        spared: larger ones that libraries make for themselves, not failed either.
+        filled: failures that left something at first, but nothing more when repeated.
     """
 
     failed: int
@@ -103,11 +103,11 @@ class PathReport(msgspec.Struct, frozen=True):
     """One path (success, error, ...) in one fresh process.
 
     Attributes:
-        seen: series that were judged; `planted` says whether the control leak was found.
+        seen: the judged series; `planted` says whether the planted control leak was found.
         calls: made in all, warm-up included; first: the first measured one.
         missing: ledgers that could not be attached, and why.
-        walk: of the path `load`: which of its allocations were failed.
-        kinds: of the path `requests`: how many calls of each kind were measured.
+        walk: for the path `load`: which of its allocations were failed.
+        kinds: for the path `requests`: how many calls of each kind were measured.
     """
 
     path: str
@@ -155,10 +155,10 @@ class Probe(msgspec.Struct, frozen=True):
 
     Attributes:
         calls: of each path, warm-up included; a multiple of five windows is measured.
-        timeout_s: of each path; after it the verdict is inconclusive.
-        walk_s: after which no further allocation of a load is failed, where Python allocates them.
-        vary: when a repeated prompt leaves nothing, try distinct ones. stacks: look for who allocated a leak.
-        device: read the ledgers of the GPU, and these alone.
+        timeout_s: for each path; beyond it the verdict is inconclusive.
+        walk_s: time limit of the walk over a load's allocations, if Python makes them.
+        vary: if a repeated prompt leaves nothing, try distinct ones. stacks: find out who allocated a leak.
+        device: read the ledgers of the GPU, and only those.
     """
 
     engine: str
@@ -174,7 +174,7 @@ class Probe(msgspec.Struct, frozen=True):
 
     @property
     def measured(self) -> int:
-        """Calls after warm-up: four fifths, in equal windows."""
+        """Calls after warm-up: four fifths of all, in equal windows."""
         return max(1, self.calls * 4 // 25) * 5
 
     @property

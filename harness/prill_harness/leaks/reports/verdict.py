@@ -1,8 +1,8 @@
-"""One ledger's readings after each call in; whether every window grew, how fast, and what that is worth, out.
+"""Judge one series of readings: whether it grew in every window, how fast, and what that means.
 
-`retained` is the level below which a reading never falls again: noise above it does not count, a leak is its
-growth. A window grew when the level retained at its end is above the one at its start. Trend tests are not
-used to decide: they flag every cache that fills.
+The retained level is the one below which no later reading falls: noise above it does not count, and its
+growth is a leak. A window grew if the retained level at its end is above that at its start. Trend tests are
+not used to decide: they flag every cache that fills.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from numpy.typing import NDArray
 WINDOWS = 5
 EVEN_FACTOR = 2  # a leak's windows differ by no more than this factor, or the calls are doubled first
 CLEAR_FACTOR = 4  # with noise, growth must be this many times the largest fall seen
-ROUGH_FACTOR = 4  # as EVEN_FACTOR, once the calls were doubled
-SETTLING_SHARE = 0.5  # last two windows over first two, below which growth is coming to an end
-# Growth per call below which resident memory says nothing: a heap takes that long to find its size.
+ROUGH_FACTOR = 4  # as EVEN_FACTOR, once the calls have been doubled
+SETTLING_SHARE = 0.5  # growth of the last two windows over the first two, below which it is coming to an end
+# Growth per call below which resident memory shows nothing: a heap takes that long to reach its size.
 RESIDENT_BYTES = 16384
-STEADY_SHARE = 0.8  # last two windows over first two, from which resident growth does not come to an end
+STEADY_SHARE = 0.8  # the same, above which growth of resident memory is not coming to an end
 CONFIDENCE = 1.959964  # standard deviations of a 95 % interval
 
 
 class Rule(StrEnum):
     """How a ledger's readings are judged.
 
-    EXACT: to the byte; COUNTER: as the engine says; NEVER: any growth fails; RESIDENT: in pages, noisy.
+    EXACT: to the byte; COUNTER: reported by the engine; NEVER: no growth at all; RESIDENT: pages, noisy.
     """
 
     EXACT = "exact"
@@ -39,7 +39,7 @@ class Rule(StrEnum):
 
 
 class State(StrEnum):
-    """What a series shows so far; UNCLEAR asks for twice as many calls, and then means inconclusive."""
+    """What a series shows so far; UNCLEAR first means twice as many calls, and then inconclusive."""
 
     LEAK = "leak"
     CLEAN = "clean"
@@ -48,11 +48,11 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class SeriesShape:
-    """Readings (call 0 = after warm-up, then one per call), measured.
+    """Measures of a series of readings (call 0 is after warm-up, then one per call).
 
     Attributes:
         grown: growth of the retained level in each window.
-        fall: the deepest drop from an earlier reading. growth: of the retained level.
+        fall: the largest drop below an earlier reading. growth: of the retained level.
         slope, low, high: Theil-Sen per call, with its 95 % interval.
     """
 
@@ -69,17 +69,17 @@ class SeriesShape:
         return min(self.grown) > 0
 
     def even(self, factor: int = EVEN_FACTOR) -> bool:
-        """Whether the windows grew by about the same."""
+        """Whether all windows grew by about the same amount."""
         return max(self.grown) <= factor * min(self.grown)
 
     @property
     def visible(self) -> bool:
-        """Whether growth stands out of the noise at all."""
+        """Whether growth stands out from the noise at all."""
         return self.every_window and self.growth >= EVEN_FACTOR * self.fall
 
     @property
     def settling(self) -> bool:
-        """Growth that comes to an end: a cache that fills, a heap that finds its size."""
+        """Whether growth is coming to an end: a cache that fills, a heap that reaches its size."""
         return self.kept < SETTLING_SHARE
 
     @property
@@ -115,7 +115,7 @@ def theil_sen(values: Sequence[int] | NDArray[np.int64]) -> tuple[float, float, 
 
 
 def state(seen: SeriesShape, rule: Rule, *, doubled: bool = False) -> State:
-    """What a series shows; `doubled`: it already holds twice the calls, and no more are to be had."""
+    """What a series shows; `doubled`: it already has twice the calls, and there will be no more."""
     return JUDGES[rule](seen, doubled)
 
 
@@ -130,7 +130,7 @@ def _exact(seen: SeriesShape, doubled: bool) -> State:
 
 
 def _counter(seen: SeriesShape, doubled: bool) -> State:
-    """What the engine counts has to be back at its idle value after every call."""
+    """A counter of the engine must be back at its idle value after every call."""
     if seen.last <= 0:
         return State.CLEAN
     return State.LEAK if seen.every_window else State.UNCLEAR

@@ -1,1 +1,1 @@
-"""The probe examined: on controls, on clean engines, beside another tool."""
+"""The examination of the probe: on controls, on clean engines, against another tool."""

@@ -1,4 +1,4 @@
-"""What an examination of the probe found, as data."""
+"""The results of an examination of the probe, as data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prill_harness.leaks.selftest.peer import Compared
 
 
 class Tried(msgspec.Struct, frozen=True):
-    """One case after its runs. right: as many came out as they must; wrong: what the first other said."""
+    """One case after its runs. right: how many gave a correct verdict; wrong: what the first other said."""
 
     case: Known
     runs: int
@@ -23,7 +23,7 @@ class Tried(msgspec.Struct, frozen=True):
 
 
 class Bar(msgspec.Struct, frozen=True):
-    """One claim: what was asked, what was measured, and whether that holds; None: not measured here."""
+    """One claim: the requirement, the measurement, and whether it holds; None: not measured here."""
 
     claim: str
     asked: str
@@ -32,7 +32,7 @@ class Bar(msgspec.Struct, frozen=True):
 
 
 class Examination(msgspec.Struct, frozen=True):
-    """All of it, as data for the table, the page and --json."""
+    """The whole examination, as data for the table, the page and --json."""
 
     quick: bool
     bars: tuple[Bar, ...]

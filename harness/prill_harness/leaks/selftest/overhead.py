@@ -1,4 +1,4 @@
-"""The embedded engine's decode loop in; what the preloaded ledger adds to its time, as a ratio, out."""
+"""Measure how much the preloaded ledger slows the embedded engine's decode loop."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TIMEOUT_S = 120.0
 
 
 class Cost(msgspec.Struct, frozen=True):
-    """Processor seconds of the fastest loop, without the ledger and with it."""
+    """CPU seconds of the fastest loop, without and with the ledger."""
 
     plain: float
     preloaded: float
@@ -47,9 +47,9 @@ class Cost(msgspec.Struct, frozen=True):
 def measured(quick: bool = False) -> Cost:
     """Time the loop with and without the ledger in turn, each time in a fresh process.
 
-    What else the machine does only adds time, so that the fastest loop of either kind is the nearest to its
-    own time. It is known once a second process came as near; until then both are timed again, whatever the
-    ratio is meanwhile.
+    Other load on the machine only adds time, so the fastest loop of either kind is closest to its true time.
+    That is known once a second process comes as close; until then both are timed again, whatever the ratio
+    is so far.
     """
     pairs = QUICK_PAIRS if quick else PAIRS
     plain, preloaded = list[float](), list[float]()
@@ -84,7 +84,7 @@ def _timed(extra: dict[str, str], files: Sequence[int] = ()) -> float:
 
 
 def main(arguments: Sequence[str] = ()) -> int:
-    """Processor seconds of the fastest decode loop, on stdout."""
+    """Print the CPU seconds of the fastest decode loop."""
     from prill_harness.faults.opening import open_engine
 
     best = float("inf")

@@ -1,4 +1,4 @@
-"""An examination in; its tables, and docs/LEAKS.md with them, out."""
+"""Render an examination: its tables, and docs/LEAKS.md with them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _peer(found: Examination) -> Rows:
 
 
 def render(found: Examination) -> str:
-    """The page: what does not change, then what was measured."""
+    """The page: the fixed part, then the measurements."""
     fixed = Path(__file__).with_name("guide.md").read_text("utf-8")
     claims: Rows = [("bar", "asked", "measured", "")]
     claims += [

@@ -1,4 +1,4 @@
-"""The control library in; what psleak finds in it, and with how many calls, beside what prill finds, out."""
+"""Compare prill's probe with psleak on the control library: verdicts, calls, seconds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from prill_harness.run import cells
 from prill_harness.run.children import python
 from prill_runtime.errors import UsageError
 
-# (what it does, engine spec, whether it leaks)
+# (description, engine spec, whether it leaks)
 CASES = (
     ("16 bytes in every call", "control:leak=block,size=16", True),
     ("16 bytes in every 8th call", "control:leak=block,size=16,every=8", True),
@@ -32,7 +32,7 @@ RUNS, LIMIT_S, QUICK_LIMIT_S = 2, 20.0, 8.0
 
 
 class Compared(msgspec.Struct, frozen=True):
-    """One case: runs that were right, most calls, and seconds in all, of both tools."""
+    """One case for both tools: correct runs, most calls, and total seconds."""
 
     name: str
     runs: int
@@ -47,14 +47,14 @@ class Compared(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What psleak said in its own process."""
+    """psleak's answer, from its own process."""
 
     leak: bool
     calls: int
 
 
 def compared(quick: bool) -> list[Compared]:
-    """Both tools on the same library, in turn; nothing without psleak (extra dev)."""
+    """Run both tools on the same library, in turn; nothing without psleak (extra dev)."""
     if importlib.util.find_spec("psleak") is None:
         return []
     version = importlib.metadata.version("psleak")
@@ -84,9 +84,9 @@ def _case(name: str, engine: str, leaks: bool, *, runs: int, limit_s: float, ver
 
 
 def _ask(engine: str, limit_s: float) -> Answer | None:
-    """psleak's verdict; None when it has none within the limit."""
+    """psleak's verdict; None if it reaches none within the limit."""
     words = [*python(__spec__.name), engine]
-    environment = cells.environment(2) | {"PYTHONMALLOC": "malloc"}  # psleak asks for it
+    environment = cells.environment(2) | {"PYTHONMALLOC": "malloc"}  # psleak requires it
     try:
         done = subprocess.run(words, capture_output=True, timeout=limit_s, env=environment, check=False)
     except subprocess.TimeoutExpired:
@@ -98,7 +98,7 @@ def _ask(engine: str, limit_s: float) -> Answer | None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`peer ENGINE`: psleak with its own defaults on successful requests of a control engine."""
+    """`peer ENGINE`: run psleak with its defaults on successful requests of a control engine."""
     import psleak
 
     from prill_harness.leaks.controls import host as controls
@@ -115,7 +115,7 @@ def main(arguments: Sequence[str]) -> int:
         def runTest(self) -> Any:  # noqa: N802
             self.execute(request)
 
-    request()  # threads that the first request starts are there
+    request()  # so that threads started by the first request exist
     try:
         PsleakCase().runTest()
     except psleak.Error:

@@ -1,4 +1,4 @@
-"""This machine in; whether the probe holds every bar, case by case, and a page of the figures, out."""
+"""Examine the probe on this machine, case by case, and write the page of figures."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from prill_harness.numbers.compare import largest
 from prill_harness.records.files import write_file
 from prill_runtime.errors import Inconclusive
 
-SECONDS = 20.0  # the probe on llama-tiny under numpy takes less
+SECONDS = 20.0  # limit for the probe on llama-tiny with numpy
 
 
 def command(console: Console, *, quick: bool, device: bool, docs: Path | None, jobs: int) -> int:
-    """Examine, print, write; exit code 0 only when every bar holds."""
+    """Examine, print and write; exit code 0 only if every requirement holds."""
     why = attached()
     if why:
         raise Inconclusive("the probe cannot be examined", got=why)
@@ -61,7 +61,7 @@ def examine(
     jobs: int,
     step: Callable[[str], None],
 ) -> Examination:
-    """Run every case; jobs above 1 spoil the figures of time, not the verdicts."""
+    """Run every case; more than one job spoils the timings, not the verdicts."""
     began = time.monotonic()
 
     def one(pair: tuple[Known, int]) -> Tried:
@@ -106,7 +106,7 @@ def _tried(case: Known, runs: int, quick: bool, step: Callable[[str], None]) -> 
 
 
 def right(case: Known, report: PathReport) -> bool:
-    """Whether the verdict is one of the case's, its ledgers show it, and the sentence says what it must."""
+    """Whether the verdict is one of the case's, its ledgers show the leak, and the sentence is right."""
     shown = {judged.ledger for judged in report.leaks}
     ledgers = set(case.ledgers) <= shown and bool(shown) == bool(case.ledgers or case.anywhere)
     in_time = not case.most_calls or report.calls <= case.most_calls
@@ -114,7 +114,7 @@ def right(case: Known, report: PathReport) -> bool:
 
 
 def _stack(case: Known, report: PathReport) -> str:
-    """The function that the stacks name first, "" when they do not name the right one."""
+    """The case's function if a stack names it near its top; else what was found instead."""
     located = sites.located(case.probe(0), report)
     for site in located.sites:
         if any(case.function in frame for frame in site.stack[:3]):

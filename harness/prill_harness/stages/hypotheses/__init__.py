@@ -1,1 +1,1 @@
-"""A wrong stage goes in; the textbook mistake that makes its numbers agree comes out."""
+"""Hypotheses: the textbook mistakes that may explain a wrong stage's numbers."""

@@ -1,4 +1,4 @@
-"""A wrong stage goes in; out comes the textbook mistake, if any, that makes its numbers agree."""
+"""All hypotheses, and the search among them for the one that explains a wrong stage."""
 
 from __future__ import annotations
 

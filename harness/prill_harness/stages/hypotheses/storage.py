@@ -1,4 +1,4 @@
-"""A tensor's bytes go in; what they would be, decoded or located the wrong way, comes out."""
+"""Ways to read a tensor's bytes wrong: decoded by other rules, or from another place."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Device(ABC):
 
     spec: str
     name: str
-    target: kernels.Target
+    target: kernels.KernelTarget
     multiprocessors: int
 
     def __init__(self) -> None:

@@ -46,7 +46,7 @@ class CompilerMissing(UsageError):
 
 
 @dataclass(frozen=True)
-class Target:
+class KernelTarget:
     """What kernels are compiled for: `emu`, or an architecture such as `sm_90`."""
 
     name: str
@@ -67,9 +67,9 @@ class Target:
         return "g++" if self.emulated else "nvcc"
 
 
-def emulator_target() -> Target:
+def emulator_target() -> KernelTarget:
     """The emulator, with sanitizers if the environment asks for them."""
-    return Target("emu", os.environ.get(SANITIZE_VARIABLE) == "1")
+    return KernelTarget("emu", os.environ.get(SANITIZE_VARIABLE) == "1")
 
 
 def names() -> tuple[str, ...]:
@@ -132,7 +132,7 @@ def compiler(name: str) -> tuple[str, str]:
     return found, said.stdout
 
 
-def build(name: str, target: Target, extra: Sequence[str] = ()) -> Path:
+def build(name: str, target: KernelTarget, extra: Sequence[str] = ()) -> Path:
     """The compiled kernel file, from the cache if source, headers, flags and compiler are unchanged.
 
     Processes that ask for the same one wait for the first of them.

@@ -152,7 +152,7 @@ class CudaDevice(Device):
         self.spec, self.name = f"cuda:{ordinal}", device.name()
         major, minor = device.compute_capability()
         # sm_90a: warpgroup products of Hopper, which the plain architecture does not have.
-        self.target = kernels.Target(f"sm_{major}{minor}" + ("a" if (major, minor) == (9, 0) else ""))
+        self.target = kernels.KernelTarget(f"sm_{major}{minor}" + ("a" if (major, minor) == (9, 0) else ""))
         self.multiprocessors = int(device.multiprocessor_count)
         self._context: Any = device.retain_primary_context()
         self._memory: dict[Pointer, Any] = {}

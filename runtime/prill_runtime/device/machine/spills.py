@@ -25,7 +25,7 @@ def spills(name: str, arch: str) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         for file, text in {f"{name}.cu": kernels.source(name), **kernels.headers()}.items():
             (Path(folder) / file).write_text(text, encoding="utf-8")
-        flags = kernels.Target(arch).flags
+        flags = kernels.KernelTarget(arch).flags
         words = [program, *flags, "-Xptxas", "-v", "-o", "out", f"{name}.cu"]
         said = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     seen = {kernel: int(stores) + int(loads) for kernel, stores, loads in _ENTRY.findall(said.stderr)}

@@ -1,4 +1,4 @@
-"""Rows and the weights of their experts come in; what the experts make of them, and its sum, goes out."""
+"""Mixtures of experts on a device: routing, the experts' products, and their sum."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stream comes in; what its positions take from one another goes out."""
+"""Attention, with its projections, rotation and cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stream comes in; what the experts that a router chose make of each position goes out."""
+"""A mixture of experts, chosen for each position by a router."""
 
 from __future__ import annotations
 

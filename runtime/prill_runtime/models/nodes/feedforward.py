@@ -1,4 +1,4 @@
-"""The stream comes in; what the feed-forward layer makes of each position goes out."""
+"""The feed-forward layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows come in; their product with a matrix of the file, or with some of its rows, comes out."""
+"""The product with a matrix of the file, or with some of its rows."""
 
 from __future__ import annotations
 

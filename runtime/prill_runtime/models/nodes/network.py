@@ -1,4 +1,4 @@
-"""Ids come in; the stream through a model's layers, and its logits, go out."""
+"""Layers, embedding, head, and the whole network made of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows come in; rows of one size come out, in the two ways that models have."""
+"""RMSNorm and LayerNorm."""
 
 from __future__ import annotations
 

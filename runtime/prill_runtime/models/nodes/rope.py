@@ -1,4 +1,4 @@
-"""Queries or keys come in; turned to their positions they come out."""
+"""Rotary positions of queries and keys."""
 
 from __future__ import annotations
 
