@@ -13,15 +13,17 @@ import pytest
 from numpy.typing import NDArray
 
 from prill_fixtures import TYPES, sound
+from prill_fixtures.sound_vocab import Vocabulary
 from prill_harness.engines.base import Engine
 from prill_harness.engines.embedded import Embedded
 from prill_harness.faults.catalogue import named
 from prill_harness.faults.opening import open_engine
 from prill_harness.numbers import lanes
-from prill_harness.numbers.compare import squares
+from prill_harness.numbers.compare import squares, ulp
 from prill_harness.planting import faults
 from prill_harness.run.checks import CheckFailed, Observer
 from prill_harness.tokens.golden import golden_for
+from prill_harness.tokens.judge import StepResult, compare_teacher_forced
 from prill_suites.common import SAME
 from prill_suites.controls import Pair, Texts, Trial, distance
 from prill_suites.stages_noise import Noise
@@ -111,6 +113,41 @@ def test_equality_is_as_tight_as_it_was_on_the_fixtures() -> None:
             floor = golden_for(f"fixture:{name}:{type}").floors["exact"]
             assert lanes.bounds(lanes.EXACT, floor).nmse < SAME["float32"]
             assert math.sqrt(2) * floor.dlogprob_max < 1e-4
+
+
+@pytest.mark.parametrize("name", ["llama-tiny", "gpt2-tiny", "llama-window", "llama-long"])
+def test_what_logits_lose_when_they_are_stored_widens_no_bound_of_the_fixtures(name: str) -> None:
+    """The logits of every packaged model are rounded to float32 by less than the noise of its lanes."""
+    golden = golden_for(f"fixture:{name}")
+    with open_engine("numpy64", f"fixture:{name}") as oracle:
+        most = max(float(np.abs(oracle.logits(p.sequence)).max()) for p in golden.prompts[:2])
+    assert 10 < most < 100
+    for floor in golden.floors.values():
+        assert lanes.stored(floor, most) == floor
+
+
+def test_equal_rows_of_a_head_may_differ_in_the_last_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal logits leave a floor of next to nothing, and a unit in the last place of them is no regression;
+    a hundred are one."""
+    monkeypatch.setenv("PRILL_CACHE", str(tmp_path / "cache"))
+    recipe = replace(PLAIN, head="equal", context=16, width=21, vocabulary=Vocabulary("spm", 61))
+    with trial_on(sound.build(recipe, tmp_path / "model.gguf")) as trial:
+        plain, most = (
+            trial.engine.logits,
+            max(float(np.abs(trial.oracle.logits(prompt.sequence)).max()) for prompt in trial.golden.prompts),
+        )
+
+        def moved(units: int) -> StepResult:
+            by = units * ulp(most, "float32") * (np.arange(61) % 2)
+            monkeypatch.setattr(trial.engine, "logits", lambda ids: plain(ids) + by.astype(np.float32))
+            return compare_teacher_forced(trial.engine, trial.golden, trial.oracle)
+
+        assert moved(1).ok
+        worse = moved(100)
+        assert not worse.ok
+        assert "kl_max" in worse.sentence
 
 
 def test_distance_from_zeros_is_finite_and_from_a_nan_is_not() -> None:

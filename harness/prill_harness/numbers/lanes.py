@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,6 +122,23 @@ def bounds(lane: Lane, floor: Figures) -> Figures:
         worst_rank=max(2, math.ceil(1 + lane.linear * (floor.worst_rank - 1))),
         buckets={label: lane.ratio * value for label, value in floor.buckets.items()},
         positions=floor.positions,
+    )
+
+
+def stored(floor: Figures, z_max: float) -> Figures:
+    """The floor, or what rounding logits of up to |z_max| to float32 once may leave, where that is more.
+
+    Rows of a head that are equal have equal logits in a product of many positions, and a floor of 0 or of
+    what the judge's own log-softmax leaves; in one of few positions the last bits depend on a row's place.
+    """
+    unit = compare.ulp(z_max, "float32")
+    kl = unit**2 / 8  # of logits that are half a unit off to either side (Hoeffding's lemma)
+    return replace(
+        floor,
+        kl_p99=compare.largest(floor.kl_p99, kl),
+        kl_max=compare.largest(floor.kl_max, kl),
+        dlogprob_max=compare.largest(floor.dlogprob_max, unit),
+        buckets={label: compare.largest(value, kl) for label, value in floor.buckets.items()},
     )
 
 

@@ -31,11 +31,11 @@ def running(count: int, term: Term) -> NDArray[np.float64]:
 
 class SequentialBackend(RoundedBackend):
     """Float64 whose sums were taken in float32 in the plainest order, and whose results are moved at random
-    by some units in the last place (`rounded.single`), in every second draw alike in all rows."""
+    by some units in the last place (`rounded.single`)."""
 
-    def __init__(self, draw: int = 0) -> None:
+    def __init__(self, draw: int = 0, alike: bool = False) -> None:
         super().__init__("float64", "single")
-        self.leaving = single(draw, alike=draw % 2 == 1)
+        self.leaving = single(draw, alike)
 
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
         return self.leaving(np.asarray(x / np.sqrt(_mean(x * x) + eps) * weight))

@@ -179,7 +179,7 @@ def compare_config(engine: Engine, golden: Golden, oracle: Embedded) -> StepResu
 @_step("logits")
 def compare_teacher_forced(engine: Engine, golden: Golden, oracle: Embedded) -> StepResult:
     """Step 3: logits on the golden continuation, against the live oracle and the golden's own logprobs."""
-    lane, floor, bound = lane_of(engine, golden)
+    lane, floor, _ = lane_of(engine, golden)
     tally, flips, gap, largest = lanes.LogitTally(), 0, 0.0, 0.0
     stale: Gap | None = None
     worst: tuple[float, int, int] = (-1.0, 0, 0)
@@ -195,7 +195,7 @@ def compare_teacher_forced(engine: Engine, golden: Golden, oracle: Embedded) -> 
         at = int(np.argmax(tally.kl[-1]))
         if not tally.kl[-1][at] <= worst[0]:
             worst = float(tally.kl[-1][at]), number, at
-    figures = tally.figures()
+    figures, bound = tally.figures(), lanes.bounds(lane, lanes.stored(floor, largest))
     margins = np.concatenate([prompt.margins for prompt in golden.prompts])
     tau = lanes.tau(lane, floor, largest)
     allowed = lanes.poisson_upper(lanes.expected_flips(margins, tau))
