@@ -12,10 +12,16 @@ from numpy.typing import NDArray
 
 from prill_harness.engines.embedded import Embedded
 from prill_harness.faults.opening import open_engine
+from prill_harness.numbers.compare import nmse
 from prill_harness.stages.subject import stage_table
+from prill_harness.witness import naive as witness
+from prill_harness.witness import sensitivity
+from prill_harness.witness.declared import declared, same
 from prill_runtime.device.model import DeviceModel
+from prill_runtime.gguf.file import open_gguf
 from prill_runtime.models import walks
-from prill_runtime.models.load import known
+from prill_runtime.models.load import describe, known
+from prill_suites.witness import SUMMED
 
 from .families import FAMILIES, VOCAB, described, write
 
@@ -146,3 +152,30 @@ def test_gemmas_scale_its_scores_by_the_head() -> None:
     for more, scale in (({}, 64**-0.5), (large, 144**-0.5)):
         network = described("gemma2", keys | more, optional)
         assert network.layers[0].attention.scale == pytest.approx(scale)
+
+
+def test_the_witness_reads_each_family_alike(family: Any) -> None:
+    """As the file is and with each thing changed that can be, to float64's own rounding."""
+    path, expected = family
+    whole = witness.read(path)
+    assert nmse(witness.logits(whole, IDS[:PROMPT]), expected["prompt"]) <= SUMMED
+    base = sensitivity.shallow(whole)
+    before = witness.logits(base, IDS[:10])
+    seen = [each.name for each in sensitivity.variations(base, 10)]
+    assert len(seen) > 3
+    for variation in sensitivity.variations(base, 10):
+        want = witness.logits(variation.reading, IDS[:10])
+        got = sensitivity.oracle_logits(path, variation.reading, IDS[:10])
+        assert nmse(want, got) <= SUMMED, variation.name
+        assert nmse(before, want) > 1e-12, variation.name
+
+
+def test_what_a_family_declares_is_what_an_engine_reports(family: Any) -> None:
+    """The file's own words and its format's defaults, read apart, against the nodes."""
+    path, _ = family
+    with open_gguf(path) as file:
+        stated, found = declared(file), walks.effective(describe(file))
+    assert len(stated) > 10
+    wrong = {name: (value, found.get(name)) for name, value in stated.items()
+             if name not in found or not same(value, found[name])}  # fmt: skip
+    assert wrong == {}
