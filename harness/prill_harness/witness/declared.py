@@ -25,6 +25,7 @@ KEYS = {
     "rope.scaling.factor": "rope_factor",
     "rope.freq_base_swa": "rope_base_local",
     "attention.sliding_window": "window",
+    "attention.temperature_scale": "temperature",
     "expert_count": "n_experts",
     "expert_used_count": "n_experts_used",
     "expert_feed_forward_length": "expert_ffn",
@@ -57,8 +58,9 @@ def declared(file: GGUFFile) -> dict[str, Value]:
         out = {name: value for name, value in out.items() if not name.startswith("n_experts")}
     elif own is not None:
         out["ffn"] = own
-    if out.get("window") == 0:
-        del out["window"]
+    for none in ("window", "temperature"):
+        if out.get(none) == 0:
+            del out[none]
     out["vocab_size"] = file.tensors["token_embd.weight"].shape[0]
     out["tied_head"] = "output.weight" not in file.tensors
     return out
