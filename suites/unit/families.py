@@ -16,7 +16,7 @@ from prill_runtime.models import walks
 from prill_runtime.models.load import describe
 from prill_runtime.models.nodes.network import Network
 
-from .tiny_gguf import add_tokenizer, write_gguf
+from .tiny_gguf import add_tokenizer
 
 VOCAB = 320
 COMMON = {
@@ -72,8 +72,9 @@ def described(arch: str, keys: dict[str, Any], optional: tuple[str, ...]) -> Net
     return describe(file)
 
 
-def write(arch: str, path: Path, type: T = T.F32, **more: Any) -> Path:
-    """The file; `type`: of its matrices, experts among them. `more`: other values of keys, `__` for a dot."""
+def write(arch: str, path: Path, type: T = T.F32, experts: T | None = None, **more: Any) -> Path:
+    """The file; `type`: of its matrices, `experts`: of those of experts. `more`: other values of keys, `__`
+    for a dot."""
     keys, optional = FAMILIES[arch]
     keys = keys | {name.replace("__", "."): value for name, value in more.items()}
     random = np.random.default_rng(5)
@@ -99,4 +100,16 @@ def write(arch: str, path: Path, type: T = T.F32, **more: Any) -> Path:
             add(f"{arch}.{key}", value)
         add_tokenizer(writer, "gpt2", VOCAB)
 
-    return write_gguf(path, arch, tensors, [configure], type)
+    writer = gguf.GGUFWriter(path, arch)
+    configure(writer)
+    for name, array in tensors.items():
+        kind = experts or type if "_exps.weight" in name else type
+        if array.ndim == 1 or kind == T.F32 or name.endswith(".bias"):
+            writer.add_tensor(name, array)
+        else:
+            writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
