@@ -11,29 +11,33 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prill_runtime.errors import UnsupportedModel
-    from prill_runtime.models.keys import Keys, heads, rope_dim, rope_scaling
+    from prill_runtime.models.keys import Keys, heads, rope_dim
     from prill_runtime.models.nodes.attention import Attention
+    from prill_runtime.models.nodes.experts import Experts
     from prill_runtime.models.nodes.feedforward import Dense
     from prill_runtime.models.nodes.linear import Linear
     from prill_runtime.models.nodes.network import Embed, Head, Layer, Network
     from prill_runtime.models.nodes.norms import LayerNorm, RmsNorm
     from prill_runtime.models.nodes.rope import Rope
+    from prill_runtime.models.parts import Block, Sizes, rotation
 
 HOMES = {
     "errors": ("UnsupportedModel",),
-    "models.keys": ("Keys", "heads", "rope_dim", "rope_scaling"),
+    "models.keys": ("Keys", "heads", "rope_dim"),
     "models.nodes.attention": ("Attention",),
+    "models.nodes.experts": ("Experts",),
     "models.nodes.feedforward": ("Dense",),
     "models.nodes.linear": ("Linear",),
     "models.nodes.network": ("Embed", "Head", "Layer", "Network"),
     "models.nodes.norms": ("LayerNorm", "RmsNorm"),
     "models.nodes.rope": ("Rope",),
+    "models.parts": ("Block", "Sizes", "rotation"),
 }
 """Module -> the public names that it has. Nothing of prill imports from here."""
 
 __all__ = [
-    "Attention", "Dense", "Embed", "Head", "Keys", "Layer", "LayerNorm", "Linear", "Network", "RmsNorm",
-    "Rope", "UnsupportedModel", "heads", "rope_dim", "rope_scaling",
+    "Attention", "Block", "Dense", "Embed", "Experts", "Head", "Keys", "Layer", "LayerNorm", "Linear", "Network",
+    "RmsNorm", "Rope", "Sizes", "UnsupportedModel", "heads", "rope_dim", "rotation",
 ]  # fmt: skip
 
 

@@ -30,7 +30,7 @@ from prill_suites.common import (
 from prill_suites.file_values import RANGE, BadValues, Survey, constants, strips, survey, unused_tokens
 
 LARGEST_BASE = 32 << 20  # of a real file that is broken in a copy, bytes
-EPS = {"llama": "layer_norm_rms_epsilon", "gpt2": "layer_norm_epsilon"}
+EPS = {"llama": "layer_norm_rms_epsilon", "gpt2": "layer_norm_epsilon", "gptneox": "layer_norm_epsilon"}
 VOCABULARY = ("token_embd.weight", "output.weight")  # tensors with a row for each token
 OpenModel = Callable[[str, str], Engine]
 
@@ -106,7 +106,7 @@ def stated_configuration(fields: dict[str, Any], shapes: dict[str, list[int]]) -
         "n_heads": heads,
         "n_kv_heads": key("attention.head_count_kv", heads),
         "head_dim": head_dim,
-        "ffn": key("feed_forward_length"),
+        "ffn": key("expert_feed_forward_length", key("feed_forward_length")),
         "context_length": key("context_length"),
         "norm_eps": key(f"attention.{EPS.get(arch, EPS['llama'])}"),
         "tied_head": "output.weight" not in shapes,

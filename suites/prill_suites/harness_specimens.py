@@ -31,7 +31,7 @@ from prill_harness.run.checks import Observer
 from prill_harness.tokens import judge as tokens
 from prill_harness.tokens.golden import Golden, golden_for
 from prill_harness.tokens.golden_pack import GoldenPrompt, Packed
-from prill_harness.witness.naive import read
+from prill_harness.witness.reading import read
 from prill_runtime.errors import EngineError, UsageError
 from prill_runtime.ops.numpy import NumpyBackend
 from prill_suites import blocks, file, harness_answers, ops_twins, stages, tokenizer, witness

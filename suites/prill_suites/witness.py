@@ -18,7 +18,7 @@ from prill_harness.run.checks import Observer, check
 from prill_harness.tokens.golden import Golden
 from prill_harness.witness import naive as witness
 from prill_harness.witness import second, sensitivity
-from prill_harness.witness.naive import Reading
+from prill_harness.witness.reading import Reading
 from prill_runtime.errors import Inconclusive, PrillError
 from prill_runtime.ops.numpy import NumpyBackend
 from prill_runtime.ops.rounded import RoundedBackend

@@ -13,7 +13,7 @@ from prill_harness.numbers.compare import nmse
 from prill_harness.run.checks import Observer
 from prill_harness.tokens.golden import Golden
 from prill_harness.witness import second, sensitivity
-from prill_harness.witness.naive import Reading
+from prill_harness.witness.reading import Reading
 from prill_suites.common import SAME
 
 TRANSFORMERS = "Hugging Face transformers on the same weights"

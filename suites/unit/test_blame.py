@@ -15,6 +15,7 @@ from prill_harness.stages.table import KINDS, OUTER
 from prill_harness.tokens.choices import Part
 from prill_runtime.models import walks
 
+from .families import FAMILIES, described
 from .networks import network
 
 MODEL = "fixture:llama-tiny"
@@ -209,6 +210,8 @@ def test_every_cause_is_one_that_a_comparison_gives() -> None:
 
 def test_every_op_belongs_to_stages_that_exist() -> None:
     """What an op's failure blames are kinds of the stages that the models name, and prill names no others."""
-    kinds = {s.kind for arch in ("llama", "gpt2") for s in walks.stages(network(arch)).values()}
+    networks = [network(arch) for arch in ("llama", "gpt2")]
+    networks += [described(arch, *FAMILIES[arch]) for arch in FAMILIES]
+    kinds = {stage.kind for each in networks for stage in walks.stages(each).values()}
     assert kinds == {*KINDS, *OUTER}
     assert {kind for stages in OPS.values() for kind in stages} <= kinds

@@ -27,7 +27,7 @@ from prill_harness.records.ledger import read
 from prill_harness.run.checks import CheckFailed, Observer
 from prill_harness.tokens.golden import golden_for
 from prill_harness.witness import naive as witness
-from prill_harness.witness import sensitivity
+from prill_harness.witness import reading, sensitivity, turning
 from prill_runtime.ops.numpy import NumpyBackend
 from prill_runtime.run import model as engine
 from prill_suites import witness as suite
@@ -53,15 +53,19 @@ def oracle_and_witness(path: Path, ids: list[int]) -> tuple[Floats, Floats]:
 
 def test_the_witness_imports_nothing_of_prill() -> None:
     """Its only libraries are gguf, NumPy and Python's own, and it stays small enough to be read in one go."""
-    source = inspect.getsource(witness)
-    nodes = list(ast.walk(ast.parse(source)))
-    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    names |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
-    assert {name.split(".")[0] for name in names} == {
+    libraries = {
         "__future__", "collections", "dataclasses", "functools", "importlib", "pathlib", "typing", "math",
         "gguf", "numpy",
     }  # fmt: skip
-    assert len(source.splitlines()) <= 300
+    for part in (reading, turning, witness):
+        source = inspect.getsource(part)
+        nodes = list(ast.walk(ast.parse(source)))
+        names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        names |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+        own = {name for name in names if name.startswith("prill_harness.witness.")}
+        assert own <= {reading.__name__, turning.__name__}
+        assert {name.split(".")[0] for name in names - own} <= libraries
+        assert len(source.splitlines()) <= 300
 
 
 @pytest.mark.parametrize(
@@ -104,8 +108,8 @@ def test_everything_that_a_special_fixture_says_shows(name: str) -> None:
     assert {"rope dimension", "rope_freqs.weight", "blk.0.attn_output.bias", "blk.0.attn_q.bias"} < set(
         varied
     )
-    for what, reading in varied.items():
-        assert moved(before, witness.logits(reading, IDS)), what
+    for what, other in varied.items():
+        assert moved(before, witness.logits(other, IDS)), what
 
 
 def test_it_reads_all_parts_of_a_split_model(tmp_path: Path) -> None:

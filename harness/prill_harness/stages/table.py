@@ -7,8 +7,9 @@ from collections.abc import Collection
 
 # Every kind of stage that prill names; the nodes of a model say what each is computed from.
 KINDS = (
-    "attn_norm", "q", "k", "v", "q_rope", "k_rope", "attn", "attn_out", "ffn_in", "ffn_norm", "gate", "up",
-    "act", "down", "out",
+    "attn_norm", "q", "k", "v", "q_norm", "k_norm", "q_rope", "k_rope", "attn", "attn_out", "post_attn_norm",
+    "ffn_in", "ffn_norm", "gate", "up", "act", "down", "post_ffn_norm",
+    "router", "routed", "expert_gate", "expert_up", "expert_act", "expert_down", "experts", "out",
 )  # fmt: skip
 OUTER = ("embed", "output_norm", "logits")
 
@@ -19,11 +20,15 @@ _LLAMA_CPP = {
     "Qcur_rope": "q_rope", "Kcur_rope": "k_rope", "wqkv_b": FUSED, "bqkv": FUSED, "kqv_out": "attn",
     "kqv_merged_cont": "attn", "attn_out": "attn_out", "ffn_inp": "ffn_in", "ffn_norm": "ffn_norm",
     "ffn_gate": "gate", "ffn_gate_b": "gate", "ffn_up": "up", "ffn_up_b": "up", "ffn_swiglu": "act",
-    "ffn_gelu": "act", "ffn_gate_par": "act", "ffn_out": "down", "l_out": "out",
+    "ffn_gelu": "act", "ffn_gate_par": "act", "ffn_out": "down", "l_out": "out", "Qcur_normed": "q_norm",
+    "Kcur_normed": "k_norm", "attn_post_norm": "post_attn_norm", "sa_out": "ffn_in",
+    "ffn_post_norm": "post_ffn_norm", "ffn_moe_logits": "router", "ffn_moe_logits_biased": "router",
+    "ffn_moe_out": "experts",
     "result_norm": "output_norm", "result_output": "logits",
 }  # fmt: skip
 # The array before the bias or the learned positions are added, and the one after: the stage is the second.
-_WHOLE = {"inp_embd": "inpL", "ffn_up": "ffn_up_b", "ffn_gate": "ffn_gate_b"}
+_WHOLE = {"inp_embd": "inpL", "ffn_up": "ffn_up_b", "ffn_gate": "ffn_gate_b",
+          "ffn_moe_logits": "ffn_moe_logits_biased"}  # fmt: skip
 _ROTATED = {"Qcur": "q_rope", "Kcur": "k_rope"}
 # Until 2024 `kqv_out` was the projection's result, and its input had a name of its own.
 _OLD_ATTENTION = "kqv_merged_cont"
@@ -36,14 +41,21 @@ _TRANSFORMERS = {
     "mlp.down_proj.input": "act", "mlp.down_proj": "down",
     "ln_1": "attn_norm", "attn.c_attn": FUSED, "attn.c_proj.input": "attn", "attn.c_proj": "attn_out",
     "attn": "attn_out", "ln_2.input": "ffn_in", "ln_2": "ffn_norm", "mlp.c_fc": "up", "mlp.act": "act",
-    "mlp.c_proj.input": "act", "mlp.c_proj": "down", "mlp": "down",
+    "mlp.c_proj.input": "act", "mlp.c_proj": "down", "mlp": "down", "self_attn.q_norm": "q_norm",
+    "self_attn.k_norm": "k_norm", "pre_feedforward_layernorm.input": "ffn_in",
+    "pre_feedforward_layernorm": "ffn_norm", "post_feedforward_layernorm": "post_ffn_norm",
+    "attention.dense.input": "attn", "attention.dense": "attn_out", "attention": "attn_out",
+    "mlp.dense_h_to_4h": "up", "mlp.dense_4h_to_h.input": "act", "mlp.dense_4h_to_h": "down",
 }  # fmt: skip
+# Where there is a norm before the feed-forward layer too, that behind attention has the other's name.
+_BEFORE = "pre_feedforward_layernorm"
+_SANDWICH = {"post_attention_layernorm.input": "attn_out", "post_attention_layernorm": "post_attn_norm"}
 _OUTER = {
-    "embed_tokens": "embed", "drop": "embed", "norm": "output_norm", "ln_f": "output_norm",
-    "lm_head": "logits",
+    "embed_tokens": "embed", "embed_in": "embed", "drop": "embed", "norm": "output_norm",
+    "ln_f": "output_norm", "final_layer_norm": "output_norm", "lm_head": "logits", "embed_out": "logits",
 }  # fmt: skip
-_BLOCK_PATH = re.compile(r"(?:(?:model|transformer)\.)*(?:layers|h)\.(\d+)(?:\.(.+))?")
-_OUTER_PATH = re.compile(r"(?:(?:model|transformer)\.)*(\w+)")
+_BLOCK_PATH = re.compile(r"(?:(?:model|transformer|gpt_neox)\.)*(?:layers|h)\.(\d+)(?:\.(.+))?")
+_OUTER_PATH = re.compile(r"(?:(?:model|transformer|gpt_neox)\.)*(\w+)")
 _CPP_SUFFIX = re.compile(r"(\w+)-(\d+)")
 
 
@@ -51,7 +63,7 @@ def canonical(name: str, among: Collection[str] = ()) -> str | None:
     """prill's name for a stage by its name in prill, llama.cpp or transformers; None if no table has it.
 
     Args:
-        among: all names of the trace, which tell the versions of llama.cpp apart.
+        among: all names of the trace, which tell the versions of llama.cpp, and places of norms, apart.
 
     Returns:
         A name of the stage table, or `blk.N.qkv` for queries, keys and values in one array.
@@ -66,7 +78,9 @@ def canonical(name: str, among: Collection[str] = ()) -> str | None:
             kind = "attn_out"
         return f"blk.{match[2]}.{kind}" if kind else None
     if match := _BLOCK_PATH.fullmatch(name):
-        kind = "out" if match[2] is None else _TRANSFORMERS.get(match[2])
+        sandwich = any(other.endswith(_BEFORE) for other in among)
+        named = _TRANSFORMERS | _SANDWICH if sandwich else _TRANSFORMERS
+        kind = "out" if match[2] is None else named.get(match[2])
         return f"blk.{match[1]}.{kind}" if kind else None
     if match := _OUTER_PATH.fullmatch(name):
         return _LLAMA_CPP.get(name) or _OUTER.get(match[1])

@@ -23,10 +23,21 @@ KEYS = {
     "rope.dimension_count": "rope_dim",
     "rope.scaling.type": "rope_scaling",
     "rope.scaling.factor": "rope_factor",
+    "rope.freq_base_swa": "rope_base_local",
     "attention.sliding_window": "window",
+    "attention.temperature_scale": "temperature",
+    "expert_count": "n_experts",
+    "expert_used_count": "n_experts_used",
+    "expert_feed_forward_length": "expert_ffn",
 }
 # Architectures with rotary positions; the format's rules say what holds if the file is silent.
-ROTARY: dict[str, dict[str, Value]] = {"llama": {"rope_base": 10000.0, "rope_scaling": "none"}}
+_TURNED: dict[str, Value] = {"rope_base": 10000.0, "rope_scaling": "none"}
+ROTARY: dict[str, dict[str, Value]] = {
+    "llama": _TURNED, "qwen2": _TURNED, "qwen3": _TURNED, "qwen3moe": _TURNED, "phi3": _TURNED,
+    "gemma2": {**_TURNED, "window": 4096}, "gemma3": {**_TURNED, "rope_base_local": 10000.0},
+    "gptneox": _TURNED, "mistral3": _TURNED, "gpt-oss": _TURNED,
+}  # fmt: skip
+MIXTURES = ("qwen3moe", "gpt-oss")  # every layer is one: the size of a dense layer says nothing
 
 
 def declared(file: GGUFFile) -> dict[str, Value]:
@@ -40,8 +51,16 @@ def declared(file: GGUFFile) -> dict[str, Value]:
     if file.architecture in ROTARY:
         out.setdefault("rope_dim", out["head_dim"])
         out |= _scaling(stated, file.metadata.get(f"{prefix}rope.scale_linear"))
-    if out.get("window") == 0:
-        del out["window"]
+        if "rope_factors_long.weight" in file.tensors:
+            out["rope_scaling"] = stated.get("rope_scaling", "longrope")
+    own = out.pop("expert_ffn", None)
+    if file.architecture not in MIXTURES:  # a count of none may be there
+        out = {name: value for name, value in out.items() if not name.startswith("n_experts")}
+    elif own is not None:
+        out["ffn"] = own
+    for none in ("window", "temperature"):
+        if out.get(none) == 0:
+            del out[none]
     out["vocab_size"] = file.tensors["token_embd.weight"].shape[0]
     out["tied_head"] = "output.weight" not in file.tensors
     return out

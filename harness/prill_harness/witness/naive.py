@@ -1,133 +1,28 @@
 """The witness: a second, naive forward pass over the same file.
 
-The witness judges the oracle, so it shares nothing with it: it imports nothing of the runtime, reads and
-dequantises through the `gguf` package, and computes in float64 from the published descriptions (Llama:
-Touvron et al. 2023, with RoFormer's rotation on neighbouring pairs, as llama.cpp's converter lays them out;
-GPT-2: Radford et al. 2019). It is slow and plain on purpose: one sequence, no cache, one query at a time.
-Matrices are dequantised a few rows at a time, so a large file needs little memory.
+The witness judges the oracle, so it shares nothing with it: it imports nothing of the runtime, and computes
+in float64 from the published descriptions (Llama: Touvron et al. 2023, with RoFormer's rotation on
+neighbouring pairs, as llama.cpp's converter lays them out; GPT-2: Radford et al. 2019; the others from their
+published configurations and papers). It is slow and plain on purpose: one sequence, no cache, one query at a
+time, and what an architecture's name alone says stands in a branch on that name.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
-from typing import Any
 
-import gguf
 import numpy as np
-from numpy.typing import NDArray
 
-Float = NDArray[np.float64]
+from prill_harness.witness.reading import Float, Reading, attention, embedded, head, linear, read, softmax
+from prill_harness.witness.turning import rotated, rotation
+
+__all__ = ["Float", "Reading", "knows", "linear", "logits", "read", "whose"]
 GROUP = "prill.witnesses"  # entry points NAME = "module:function", the function a Forward
-Forward = Callable[["Reading", Sequence[int]], Float]
-VALUES_AT_ONCE = 1 << 22  # of a matrix, dequantised together: 32 MiB
-VALUES_HELD = 1 << 24  # kept for the next pass: 128 MiB
-
-
-@dataclass(frozen=True)
-class Reading:
-    """A file as the witness reads it: metadata, tensors, and changes made to see whether they matter.
-
-    Attributes:
-        keys: every metadata value by its full name. tensors: as gguf maps them, by name.
-        changed: tensor name -> other values (rows, columns) or (n,); None removes the tensor.
-        held: what was dequantised before, shared by all readings of a file.
-        jitter: moves every value that enters a product or a norm by up to 2^-52 of itself, to see what of the
-            logits is rounding.
-    """
-
-    keys: Mapping[str, Any]
-    tensors: Mapping[str, Any]
-    changed: Mapping[str, Float | None] = field(default_factory=dict)
-    held: dict[tuple[str, int, int], Float] = field(default_factory=dict)
-    jitter: np.random.Generator | None = None
-
-    @property
-    def architecture(self) -> str:
-        return str(self.keys.get("general.architecture", ""))
-
-    def key(self, name: str, default: Any = None) -> Any:
-        """The value under the architecture's prefix; of an array with one value a layer, the first."""
-        value = self.keys.get(f"{self.architecture}.{name}", default)
-        return value[0] if isinstance(value, list) else value
-
-    @property
-    def head_size(self) -> int:
-        """Components of one head's query and key."""
-        return int(
-            self.key("attention.key_length", self.key("embedding_length") // self.key("attention.head_count"))
-        )
-
-    @property
-    def groups(self) -> int:
-        """Heads of the cache."""
-        return int(self.key("attention.head_count_kv", self.key("attention.head_count")))
-
-    @property
-    def rope_size(self) -> int:
-        """Components of a head that are rotated."""
-        return int(self.key("rope.dimension_count", self.head_size))
-
-    def has(self, name: str) -> bool:
-        return self.changed[name] is not None if name in self.changed else name in self.tensors
-
-    def count(self, name: str) -> int:
-        """Rows of a matrix, or values of a vector."""
-        changed = self.changed.get(name)
-        return len(self.tensors[name].data if changed is None else changed)
-
-    def rows(self, name: str, low: int, high: int) -> Float:
-        """Rows [low, high) of a matrix, dequantised: (rows, columns)."""
-        changed = self.changed.get(name)
-        if changed is not None:
-            return changed[low:high]
-        if (name, low, high) in self.held:
-            return self.held[name, low, high]
-        tensor = self.tensors[name]
-        values = gguf.quants.dequantize(np.asarray(tensor.data[low:high]), tensor.tensor_type)
-        rows = np.asarray(values, np.float64)
-        if sum(array.size for array in self.held.values()) + rows.size <= VALUES_HELD:
-            self.held[name, low, high] = rows
-        return rows
-
-    def all(self, name: str) -> Float:
-        """A whole tensor, for norms, biases and tables: (n,), or (rows, columns)."""
-        return self.rows(name, 0, self.count(name))
-
-    def moved(self, x: Float) -> Float:
-        """x, or x with random last bits if there is a jitter."""
-        return x if self.jitter is None else x * (1 + 2.0**-52 * self.jitter.uniform(-1, 1, x.shape))
-
-    def rounded(self) -> Reading:
-        """The same file, read with different rounding."""
-        return replace(self, jitter=np.random.default_rng(0))
-
-    def with_keys(self, **values: Any) -> Reading:
-        """The same file with other values under the architecture's prefix; `__` stands for a dot."""
-        named = {f"{self.architecture}.{name.replace('__', '.')}": value for name, value in values.items()}
-        return replace(self, keys={**self.keys, **named})
-
-    def with_tensor(self, name: str, values: Float | None) -> Reading:
-        """The same file with other values in a tensor, or (None) without it."""
-        return replace(self, changed={**self.changed, name: values})
-
-
-def read(path: str | Path) -> Reading:
-    """Open a file, all parts of a split one; nothing is dequantised yet."""
-    first = gguf.GGUFReader(path)
-    keys = {name: value.contents() for name, value in first.fields.items()}
-    readers = [first, *map(gguf.GGUFReader, _further(Path(path), int(keys.get("split.count", 1))))]
-    return Reading(keys, {tensor.name: tensor for reader in readers for tensor in reader.tensors})
-
-
-def _further(path: Path, count: int) -> list[Path]:
-    """The parts behind the first of a split model: NAME-00002-of-COUNT.gguf and so on."""
-    name = path.name.removesuffix(f"-00001-of-{count:05}.gguf")
-    return [path.with_name(f"{name}-{n:05}-of-{count:05}.gguf") for n in range(2, count + 1)]
+Forward = Callable[[Reading, Sequence[int]], Float]
+Norm = Callable[[str, Float], Float]
 
 
 def logits(reading: Reading, ids: Sequence[int]) -> Float:
@@ -160,64 +55,17 @@ def _installed(architecture: str) -> EntryPoint | None:
     return next(iter(found), None)
 
 
-def linear(reading: Reading, name: str, x: Float) -> Float:
-    """x (n, columns) times the transpose of matrix `name` (rows, columns), plus its bias if it has one."""
-    count = reading.count(f"{name}.weight")
-    step, x = max(1, VALUES_AT_ONCE // x.shape[1]), reading.moved(x)
-    pieces = [x @ reading.rows(f"{name}.weight", low, low + step).T for low in range(0, count, step)]
-    y = np.concatenate(pieces, axis=1)
-    return y + reading.all(f"{name}.bias") if reading.has(f"{name}.bias") else y
-
-
-def embedded(reading: Reading, name: str, ids: Sequence[int]) -> Float:
-    """Rows of a table, one for each id: (len(ids), width)."""
-    return np.concatenate([reading.rows(name, i, i + 1) for i in ids])
-
-
-def head(reading: Reading, x: Float) -> Float:
-    """Logits from the last norm's output; a file without a head of its own uses its embedding table."""
-    return linear(reading, "output" if reading.has("output.weight") else "token_embd", x)
-
-
-def softmax(scores: Float) -> Float:
-    """Probabilities over the last axis."""
-    e = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return np.asarray(e / e.sum(axis=-1, keepdims=True))
-
-
-def attention(q: Float, k: Float, v: Float, window: int = 0) -> Float:
-    """Causal attention of q (n, heads, size) over k, v (n, cache heads, size): (n, heads * size).
-
-    Query t sees keys 0..t, or the last `window` of them. Consecutive query heads share a cache head.
-    """
-    n, heads, size = q.shape
-    shared = heads // k.shape[1]
-    out = np.zeros_like(q)
-    for t in range(n):
-        first = max(0, t + 1 - window) if window else 0
-        for h in range(heads):
-            keys, values = k[first : t + 1, h // shared], v[first : t + 1, h // shared]
-            out[t, h] = softmax(keys @ q[t, h] / math.sqrt(size)) @ values
-    return out.reshape(n, heads * size)
-
-
 def llama(r: Reading, ids: Sequence[int]) -> Float:
     """RMSNorm, rotation, grouped queries, SwiGLU; biases, window, frequency factors if the file has them."""
-    heads, size, eps = r.key("attention.head_count"), r.head_size, _eps(r, "rms_")
+    heads, size, norm = r.key("attention.head_count"), r.head_size, _rms_norm(r)
     n, window = len(ids), int(r.key("attention.sliding_window", 0))
-    cos, sin = _rotation(r, n, r.rope_size)
-
-    def norm(name: str, x: Float) -> Float:
-        x = r.moved(x)
-        mean = np.mean(x * x, axis=-1, keepdims=True)
-        return np.asarray(x / np.sqrt(mean + eps) * r.all(f"{name}.weight"))
-
+    cos, sin = rotation(r, n)
     x = embedded(r, "token_embd.weight", ids)
     for layer in range(r.key("block_count")):
         at = f"blk.{layer}."
         h = norm(f"{at}attn_norm", x)
-        q = _rotated(linear(r, f"{at}attn_q", h).reshape(n, heads, size), cos, sin)
-        k = _rotated(linear(r, f"{at}attn_k", h).reshape(n, r.groups, size), cos, sin)
+        q = rotated(linear(r, f"{at}attn_q", h).reshape(n, heads, size), cos, sin)
+        k = rotated(linear(r, f"{at}attn_k", h).reshape(n, r.groups, size), cos, sin)
         v = linear(r, f"{at}attn_v", h).reshape(n, r.groups, size)
         x = x + linear(r, f"{at}attn_output", attention(q, k, v, window))
         h = norm(f"{at}ffn_norm", x)
@@ -226,42 +74,10 @@ def llama(r: Reading, ids: Sequence[int]) -> Float:
     return head(r, norm("output_norm", x))
 
 
-def _rotation(r: Reading, n: int, dim: int) -> tuple[Float, Float]:
-    """Cosine and sine of every position and pair: (n, dim / 2) each.
-
-    Pair i turns by position / scale * base^(-2i / dim) / factor_i; only a scale of type linear counts, or one
-    without a type (`rope.scale_linear`, an older key).
-    """
-    base = float(r.key("rope.freq_base", 10000.0))
-    bare = float(r.key("rope.scale_linear", 1.0))
-    kind = r.key("rope.scaling.type", "none" if bare == 1.0 else "linear")
-    scale = float(r.key("rope.scaling.factor", bare)) if kind == "linear" else 1.0
-    speed = base ** (-2.0 * np.arange(dim // 2) / dim)
-    if r.has("rope_freqs.weight"):
-        speed = speed / r.all("rope_freqs.weight")
-    angle = np.arange(n)[:, None] / scale * speed
-    return np.cos(angle), np.sin(angle)
-
-
-def _rotated(x: Float, cos: Float, sin: Float) -> Float:
-    """x (n, heads, size) with pairs (2i, 2i + 1) rotated; components beyond the pairs are unchanged."""
-    out = x.copy()
-    for i in range(cos.shape[1]):
-        a, b, c, s = x[..., 2 * i], x[..., 2 * i + 1], cos[:, i, None], sin[:, i, None]
-        out[..., 2 * i], out[..., 2 * i + 1] = a * c - b * s, a * s + b * c
-    return out
-
-
 def gpt2(r: Reading, ids: Sequence[int]) -> Float:
     """LayerNorm with bias, learned positions, fused query, key and value, GELU by tanh."""
-    heads, size, eps, n = r.key("attention.head_count"), r.head_size, _eps(r, ""), len(ids)
-
-    def norm(name: str, x: Float) -> Float:
-        x = r.moved(x)
-        centred = x - x.mean(axis=-1, keepdims=True)
-        scale = np.sqrt(np.mean(centred * centred, axis=-1, keepdims=True) + eps)
-        return np.asarray(centred / scale * r.all(f"{name}.weight") + r.all(f"{name}.bias"))
-
+    heads, size, n = r.key("attention.head_count"), r.head_size, len(ids)
+    norm = _layer_norm(r)
     x = embedded(r, "token_embd.weight", ids) + r.rows("position_embd.weight", 0, n)
     for layer in range(r.key("block_count")):
         at = f"blk.{layer}."
@@ -269,18 +85,135 @@ def gpt2(r: Reading, ids: Sequence[int]) -> Float:
         q, k, v = (part.reshape(n, heads, size) for part in (q, k, v))
         x = x + linear(r, f"{at}attn_output", attention(q, k, v))
         up = linear(r, f"{at}ffn_up", norm(f"{at}ffn_norm", x))
-        gelu = 0.5 * up * (1 + np.tanh(math.sqrt(2 / math.pi) * (up + 0.044715 * up**3)))
-        x = x + linear(r, f"{at}ffn_down", gelu)
+        x = x + linear(r, f"{at}ffn_down", _gelu(up))
     return head(r, norm("output_norm", x))
 
 
-def _eps(r: Reading, kind: str) -> float:
-    return float(r.keys[f"{r.architecture}.attention.layer_norm_{kind}epsilon"])
+def gptneox(r: Reading, ids: Sequence[int]) -> Float:
+    """LayerNorm with bias, partial rotation of halves, fused query, key and value, GELU by erf."""
+    heads, size, n, norm = r.key("attention.head_count"), r.head_size, len(ids), _layer_norm(r)
+    cos, sin = rotation(r, n)
+    x = embedded(r, "token_embd.weight", ids)
+    for layer in range(r.key("block_count")):
+        at = f"blk.{layer}."
+        q, k, v = np.split(linear(r, f"{at}attn_qkv", norm(f"{at}attn_norm", x)), 3, axis=1)
+        q, k, v = (part.reshape(n, heads, size) for part in (q, k, v))
+        mixed = attention(rotated(q, cos, sin, halves=True), rotated(k, cos, sin, halves=True), v)
+        out = linear(r, f"{at}attn_output", mixed)
+        up = linear(r, f"{at}ffn_up", norm(f"{at}ffn_norm", x if r.key("use_parallel_residual") else x + out))
+        erf = np.array([math.erf(value / math.sqrt(2)) for value in up.ravel()]).reshape(up.shape)
+        x = x + out + linear(r, f"{at}ffn_down", 0.5 * up * (1 + erf))
+    return head(r, norm("output_norm", x))
+
+
+def modern(r: Reading, ids: Sequence[int]) -> Float:
+    """What came after Llama: norms per head and behind a branch, windows by layer, caps, sinks, experts."""
+    name, heads, size, n = r.architecture, r.key("attention.head_count"), r.head_size, len(ids)
+    gemma, width, norm = name.startswith("gemma"), r.key("embedding_length"), _rms_norm(r)
+    large = gemma and (heads, size) == (32, 128)
+    scale = 1 / math.sqrt(width / heads if large else size)
+    cap = float(r.key("attn_logit_softcapping", 50.0)) if name == "gemma2" else 0.0
+    x = embedded(r, "token_embd.weight", ids) * (math.sqrt(width) if gemma else 1.0)
+    for layer in range(r.key("block_count")):
+        at, q_norm, post = f"blk.{layer}.", f"blk.{layer}.attn_q_norm", f"blk.{layer}.post_attention_norm"
+        local = layer % 6 != 5 if name == "gemma3" else layer % 2 == 0 or name == "phi3"
+        h = norm(f"{at}attn_norm", x)
+        q, k, v = _projected(r, at, h, heads)
+        if r.has(f"{q_norm}.weight"):
+            q, k = norm(q_norm, q), norm(f"{at}attn_k_norm", k)
+        cos, sin = rotation(r, n, local=local)
+        q, k = (rotated(part, cos, sin, halves=name != "mistral3") for part in (q, k))
+        if beta := float(r.key("attention.temperature_scale", 0.0)):
+            original = r.key("rope.scaling.original_context_length", r.key("context_length"))
+            q = q * np.array([1 + beta * math.log(1 + t // original) for t in range(n)])[:, None, None]
+        window = int(r.key("attention.sliding_window", 4096 if name == "gemma2" else 0)) if local else 0
+        sinks = r.all(f"{at}attn_sinks.weight") if r.has(f"{at}attn_sinks.weight") else None
+        out = linear(r, f"{at}attn_output", attention(q, k, v, window, scale=scale, cap=cap, sinks=sinks))
+        x = x + (norm(post, out) if gemma else out)
+        h = norm(post if name == "gpt-oss" else f"{at}ffn_norm", x)
+        out = _experts(r, at, h) if r.has(f"{at}ffn_gate_inp.weight") else _dense(r, at, h, gemma)
+        x = x + (norm(f"{at}post_ffw_norm", out) if gemma else out)
+    out = head(r, norm("output_norm", x))
+    cap = float(r.key("final_logit_softcapping", 30.0 if name == "gemma2" else 0.0))
+    return np.asarray(cap * np.tanh(out / cap)) if cap else out
+
+
+def _projected(r: Reading, at: str, h: Float, heads: int) -> list[Float]:
+    """Queries, keys and values (n, heads, size), of one tensor or of three."""
+    counts = [heads, r.groups, r.groups]
+    if r.has(f"{at}attn_qkv.weight"):
+        ends = np.cumsum(counts)[:2] * r.head_size
+        parts = np.split(linear(r, f"{at}attn_qkv", h), ends, axis=1)
+    else:
+        parts = [linear(r, f"{at}attn_{part}", h) for part in "qkv"]
+    return [part.reshape(len(h), count, r.head_size) for part, count in zip(parts, counts, strict=True)]
+
+
+def _dense(r: Reading, at: str, h: Float, gemma: bool) -> Float:
+    """A gated layer; without a gate of its own the first half of `ffn_up` is it."""
+    up = linear(r, f"{at}ffn_up", h)
+    if r.has(f"{at}ffn_gate.weight"):
+        gate = linear(r, f"{at}ffn_gate", h)
+    else:
+        gate, up = np.split(up, 2, axis=1)
+    return linear(r, f"{at}ffn_down", (_gelu(gate) if gemma else gate * _sigmoid(gate)) * up)
+
+
+def _experts(r: Reading, at: str, h: Float) -> Float:
+    """Row by row: the experts with the largest logits, lower ids first, by the softmax over these."""
+    logits, out = linear(r, f"{at}ffn_gate_inp", h), np.zeros_like(h)
+
+    def product(part: str, expert: int, x: Float) -> Float:
+        y = r.rows(f"{at}ffn_{part}_exps.weight", expert, expert + 1)[0] @ r.moved(x)
+        bias = f"{at}ffn_{part}_exps.bias"
+        return np.asarray(y + r.all(bias)[expert] if r.has(bias) else y)
+
+    for row, scores in enumerate(logits):
+        chosen = sorted(range(len(scores)), key=lambda e: (-scores[e], e))[: r.key("expert_used_count")]
+        for expert, weight in zip(chosen, softmax(scores[chosen]), strict=True):
+            gate, up = product("gate", expert, h[row]), product("up", expert, h[row])
+            if r.architecture == "gpt-oss":
+                gate, up = np.minimum(gate, 7.0), np.clip(up, -7.0, 7.0)
+                act = gate * _sigmoid(1.702 * gate) * (up + 1)
+            else:
+                act = gate * _sigmoid(gate) * up
+            out[row] += weight * product("down", expert, act)
+    return out
+
+
+def _rms_norm(r: Reading) -> Norm:
+    eps = float(r.keys[f"{r.architecture}.attention.layer_norm_rms_epsilon"])
+
+    def norm(name: str, x: Float) -> Float:
+        x = r.moved(x)
+        mean = np.mean(x * x, axis=-1, keepdims=True)
+        return np.asarray(x / np.sqrt(mean + eps) * r.all(f"{name}.weight"))
+
+    return norm
+
+
+def _layer_norm(r: Reading) -> Norm:
+    eps = float(r.keys[f"{r.architecture}.attention.layer_norm_epsilon"])
+
+    def norm(name: str, x: Float) -> Float:
+        x = r.moved(x)
+        centred = x - x.mean(axis=-1, keepdims=True)
+        scale = np.sqrt(np.mean(centred * centred, axis=-1, keepdims=True) + eps)
+        return np.asarray(centred / scale * r.all(f"{name}.weight") + r.all(f"{name}.bias"))
+
+    return norm
+
+
+def _gelu(x: Float) -> Float:
+    return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
 
 
 def _sigmoid(x: Float) -> Float:
     return np.asarray(0.5 * (1 + np.tanh(x / 2)))
 
 
-FORWARD: dict[str, Forward] = {"llama": llama, "gpt2": gpt2}
-"""By the file's own name of the architecture; others are installed, or the witness does not know them."""
+MODERN = ("qwen2", "qwen3", "qwen3moe", "phi3", "gemma2", "gemma3", "mistral3", "gpt-oss")
+FORWARD: dict[str, Forward] = {
+    "llama": llama, "gpt2": gpt2, "gptneox": gptneox, **dict.fromkeys(MODERN, modern),
+}  # fmt: skip
+"""By `general.architecture`; others are installed, or the witness does not know them."""

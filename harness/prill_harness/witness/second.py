@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prill_harness.records.names import look_up
-from prill_harness.witness.naive import Reading
+from prill_harness.witness.reading import Reading
 from prill_runtime.errors import Inconclusive, UsageError
 
 Floats = NDArray[np.float64]

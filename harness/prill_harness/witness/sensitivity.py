@@ -18,7 +18,7 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from prill_harness.numbers.compare import largest
-from prill_harness.witness.naive import Reading
+from prill_harness.witness.reading import Reading
 from prill_runtime.gguf.file import GGUFFile, open_gguf
 from prill_runtime.gguf.tensors import TensorInfo
 from prill_runtime.models import registry, walks
@@ -135,6 +135,8 @@ def variations(reading: Reading, length: int) -> Iterator[Variation]:
 def _heads(reading: Reading) -> Iterator[Variation]:
     """Half as many heads of twice the size; the matrices keep their shapes."""
     heads, groups = int(reading.key("attention.head_count")), reading.groups
+    if any(reading.has(f"blk.0.{name}.weight") for name in ("attn_q_norm", "attn_sinks")):
+        return  # one value for each head, or each component of it
     if heads % 2 == 0 and groups % 2 == 0:
         doubled = {f"attention__{part}_length": 2 * reading.head_size for part in ("key", "value")}
         half = {"attention__head_count": heads // 2, "attention__head_count_kv": groups // 2}
@@ -167,5 +169,5 @@ def _tie(reading: Reading) -> Iterator[Variation]:
 
 def _moved(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Changed values that float32 can hold; not just a shift, which a norm would remove."""
-    wave = np.cos(np.arange(values.size)) * largest(float(np.abs(values).max()), 1.0)
+    wave = np.cos(np.arange(values.size)).reshape(values.shape) * largest(float(np.abs(values).max()), 1.0)
     return np.asarray((values + wave).astype(np.float32), np.float64)

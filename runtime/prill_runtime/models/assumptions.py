@@ -12,7 +12,7 @@ from prill_runtime.tokenizer.load import SentencePieceTokenizer, Tokenizer, load
 from prill_runtime.tokenizer.pretokenizers import PRE_TOKENIZERS
 
 REFUSED = "nothing: it is refused"
-SCALINGS = ("none", "linear")
+SCALINGS = ("none", "linear", "yarn", "longrope")
 
 
 class Assumption(NamedTuple):

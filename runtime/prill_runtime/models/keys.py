@@ -22,8 +22,8 @@ HARMLESS: Final[Mapping[str, Any]] = {
     "final_logit_softcapping": 0, "logit_scale": 1, "residual_scale": 1, "embedding_scale": 1,
 }  # fmt: skip
 """Keys that an architecture may leave unread: those that change no result, whatever they say or with this
-value. `expert_count` is refused by itself where there are experts, and yarn, whose original length counts,
-by its type."""
+value. `expert_count` is refused by itself where there are experts; where an original length counts, it is
+read."""
 
 
 class Keys:
@@ -76,6 +76,23 @@ class Keys:
         if not is_number or not math.isfinite(value) or value <= 0:
             self._wrong(key, "a finite number above 0", value)
         return float(value)
+
+    def number(self, key: str, default: float) -> float:
+        """A finite number of at least zero."""
+        value = self._get(key)
+        if value is None:
+            return default
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value) or value < 0:
+            self._wrong(key, "a finite number of at least 0", value)
+        return float(value)
+
+    def truth(self, key: str) -> bool:
+        """True or false; it has no default."""
+        value = self._get(key)
+        if not isinstance(value, bool):
+            self._wrong(key, "true or false", value)
+        return bool(value)
 
     def text(self, key: str, default: str) -> str:
         """A string."""
@@ -217,22 +234,3 @@ def rope_dim(keys: Keys, head_dim: int) -> int:
             got=dim,
         )
     return dim
-
-
-def rope_scaling(keys: Keys) -> tuple[str, float]:
-    """The kind of rotary scaling and its factor; a factor without a kind, and the older `scale_linear`, are
-    linear.
-
-    Raises:
-        UnsupportedModel: a kind other than none and linear.
-    """
-    factor = keys.positive("rope.scaling.factor", default=keys.positive("rope.scale_linear", default=1.0))
-    kind = keys.text("rope.scaling.type", default="none" if factor == 1.0 else "linear")
-    if kind not in ("none", "linear"):
-        raise UnsupportedModel(
-            "this rotary scaling is not implemented",
-            where=f"{keys.prefix}rope.scaling.type",
-            expected="none or linear",
-            got=repr(kind),
-        )
-    return kind, factor if kind == "linear" else 1.0

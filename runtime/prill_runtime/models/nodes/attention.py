@@ -65,8 +65,12 @@ class Attention(Node):
         return CacheLayout(self.kv_heads, self.size, self.size, self.window)
 
     def effective(self) -> dict[str, Value]:
-        said = {"n_heads": self.heads, "n_kv_heads": self.kv_heads, "head_dim": self.size}
-        return said if self.window is None else {**said, "window": self.window}  # type: ignore[return-value]
+        said: dict[str, Value] = {"n_heads": self.heads, "n_kv_heads": self.kv_heads, "head_dim": self.size}
+        if self.window is not None:
+            said["window"] = self.window
+        if self.temper is not None:
+            said["temperature"] = self.temper[0]
+        return said
 
     def features(self) -> set[str]:
         has = {"gqa": self.kv_heads != self.heads, "window": self.window is not None,

@@ -65,7 +65,7 @@ class Experts(Node):
         return f"{self.at}experts"
 
     def effective(self) -> dict[str, Value]:
-        return {"n_experts": self.router.rows, "n_experts_used": self.used, "expert_ffn": self.up.rows}
+        return {"n_experts": self.router.rows, "n_experts_used": self.used, "ffn": self.up.rows}
 
     def features(self) -> set[str]:
         return {"experts", "silu" if self.clamp is None else "clamped", "gate"}

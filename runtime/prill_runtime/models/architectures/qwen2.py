@@ -1,0 +1,19 @@
+"""Qwen 2 and 2.5: a Llama whose rotation takes halves of a head, with biases on queries, keys and values."""
+
+from __future__ import annotations
+
+from prill_runtime.models.keys import Keys
+from prill_runtime.models.nodes.network import Layer, Network
+from prill_runtime.models.parts import Block, Sizes, rotation
+
+
+def model(keys: Keys) -> Network:
+    """What a file's keys and tensors make of it."""
+    sizes = Sizes.of(keys)
+    rope = rotation(keys, "neox", sizes.size)
+
+    def layer(number: int) -> Layer:
+        block = Block(sizes, number)
+        return Layer(block.at, block.attention(rope=rope, bias=True), block.dense())
+
+    return sizes.network("qwen2", layer)
