@@ -64,7 +64,7 @@ def models(folder: Path, quant: str) -> Iterator[tuple[str, Path, int, dict[str,
 
 def random_blocks(random: np.random.Generator, kind: Type, shape: tuple[int, int]) -> NDArray[np.uint8]:
     """The bytes of a matrix (out, in): every byte random, scales between 0.01 and 0.02 in size."""
-    block = quants.Block.registry[kind]
+    block = quants.BlockFormat.registry[kind]
     count = shape[0] * shape[1] // block.weights
     raw: NDArray[np.uint8] = random.integers(0, 256, count * block.layout.itemsize, dtype=np.uint8)
     fields = raw.view(block.layout)

@@ -143,7 +143,9 @@ def refusal_without_sentence(patch: Patch) -> None:
 
 @breaks("blocks.all_types")
 def block_type_missing(patch: Patch) -> None:
-    patch.delitem(quants.Block.registry, next(t for t in quants.Block.registry if t.name == "MXFP4"))
+    patch.delitem(
+        quants.BlockFormat.registry, next(t for t in quants.BlockFormat.registry if t.name == "MXFP4")
+    )
 
 
 @breaks("ops.embed", "stages.early")

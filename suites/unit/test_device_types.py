@@ -15,7 +15,7 @@ from prill_harness import open_engine
 from prill_harness.engines.embedded import Embedded
 from prill_harness.numbers import lanes
 from prill_runtime.device.model import DeviceModel
-from prill_runtime.quants.layouts import Block, dequantize
+from prill_runtime.quants.layouts import BlockFormat, dequantize
 from prill_suites import ops_models
 from prill_suites.ops_bench import BOUND
 
@@ -39,7 +39,7 @@ def matrix(random: np.random.Generator, kind: T, shape: tuple[int, int]) -> NDAr
     """Random blocks (rows, bytes), weights about 1 / sqrt(row length) in size: no score is huge."""
     raw = ops_models.random_blocks(random, kind, shape)
     factor = shape[1] ** -0.5 / dequantize(raw, kind, shape).std()
-    fields = raw.view(Block.registry[kind].layout)
+    fields = raw.view(BlockFormat.registry[kind].layout)
     for name in {"d", "dmin"} & set(fields.dtype.names or ()):
         fields[name] = (fields[name] * factor).astype(np.float16)
     if kind == T.MXFP4:

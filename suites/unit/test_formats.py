@@ -11,7 +11,7 @@ from gguf import GGMLQuantizationType as T
 
 from prill_runtime.device.machine import compile as kernels
 from prill_runtime.device.machine import formats
-from prill_runtime.quants.layouts import Block, Fields
+from prill_runtime.quants.layouts import BlockFormat, Fields
 
 FORMAT = re.compile(r"^struct (\w+) : (\w+)_Block \{", re.M)
 REPACKED = re.compile(r"^KERNEL\(repack_(\w+), .*\n(?:    using B = (\w+)_Block;)?", re.M)
@@ -27,7 +27,7 @@ STREAMS = {
 
 def differences(sources: dict[str, str], repack: str) -> set[str]:
     """Formats that are in one place and not in another, each with the place that lacks it."""
-    wanted = {type.name for type in Block.registry}
+    wanted = {type.name for type in BlockFormat.registry}
     plain = {type.name for type in formats.PLAIN}
     structs = dict(match.groups() for text in sources.values() for match in FORMAT.finditer(text))
     repacked = {name.upper(): base for name, base in REPACKED.findall(repack) if name != "plain"}
@@ -60,9 +60,9 @@ def test_a_format_in_one_place_alone_is_seen(old: str, new: str, missing: set[st
 
 def test_a_new_format_is_missed_by_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """A format that somebody adds to quants.py alone is missed in the kernels."""
-    monkeypatch.setattr(Block, "registry", dict(Block.registry))
+    monkeypatch.setattr(BlockFormat, "registry", dict(BlockFormat.registry))
 
-    class Ternary(Block, type=T.TQ2_0, layout=[("q", "u1", 64), ("d", "<f2")]):
+    class Ternary(BlockFormat, type=T.TQ2_0, layout=[("q", "u1", 64), ("d", "<f2")]):
         """Two bits of 256 weights, as TQ2_0 has them."""
 
         @staticmethod
@@ -90,9 +90,13 @@ def test_the_table_holds_the_layout(type: T) -> None:
     if type not in formats.PLAIN:
         assert numbers.pop("CHUNKS") * STREAMS[type][0] == GGML_QUANT_SIZES[type][0]
         ends = {name.lower(): at for name, at in numbers.items()}
-        assert ends == {name: at for name, (_, at, *_) in (Block.registry[type].layout.fields or {}).items()}
+        assert ends == {
+            name: at for name, (_, at, *_) in (BlockFormat.registry[type].layout.fields or {}).items()
+        }
 
 
 def test_every_format_has_a_kernel_of_each_family() -> None:
     """One macro of the table stands for the kernels of all formats."""
-    assert set(kernels.signatures("matvec")) == {f"matvec_{type.name.lower()}" for type in Block.registry}
+    assert set(kernels.signatures("matvec")) == {
+        f"matvec_{type.name.lower()}" for type in BlockFormat.registry
+    }

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from prill_runtime.errors import InvalidParameter, UnsupportedModel
-from prill_runtime.quants.layouts import STRIP_WEIGHTS, Block, dequantize, supported_types
+from prill_runtime.quants.layouts import STRIP_WEIGHTS, BlockFormat, dequantize, supported_types
 
 CONTRACT = (
     "F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K MXFP4".split()  # noqa: SIM905
@@ -62,7 +62,7 @@ def test_random_blocks_are_bit_exact(type: GGMLQuantizationType) -> None:
 @by_type
 def test_every_scale_is_bit_exact(type: GGMLQuantizationType) -> None:
     """All combinations of extreme scales: ±zero, subnormal, largest, infinity, quiet and signalling NaN."""
-    layout = Block.registry[type].layout
+    layout = BlockFormat.registry[type].layout
     names = [name for name in SCALE_FIELDS if name in (layout.names or ())]
     halves = np.array(EXTREME_HALVES + [half | 0x8000 for half in EXTREME_HALVES], "<u2").view("<f2")
     grid = np.stack(np.meshgrid(*[halves] * max(len(names), 1)), -1).reshape(-1, max(len(names), 1))
@@ -140,8 +140,8 @@ def test_bytes_must_fit_the_shape(shape: tuple[int, ...], nbytes: int) -> None:
 def test_a_layout_of_the_wrong_size_cannot_be_declared() -> None:
     """A block class whose fields do not add up to ggml's block size fails at declaration."""
     with pytest.raises(TypeError, match="a block is 34 bytes"):
-        type("Wrong", (Block,), {}, type=GGMLQuantizationType.Q8_0, layout=[("d", "<f2")])
-    assert Block.registry[GGMLQuantizationType.Q8_0].__name__ == "Q8_0"
+        type("Wrong", (BlockFormat,), {}, type=GGMLQuantizationType.Q8_0, layout=[("d", "<f2")])
+    assert BlockFormat.registry[GGMLQuantizationType.Q8_0].__name__ == "Q8_0"
 
 
 @by_type

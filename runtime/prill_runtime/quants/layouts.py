@@ -27,7 +27,7 @@ Floats = NDArray[np.float32]
 Fields = NDArray[np.void]
 
 
-class Block(ABC):
+class BlockFormat(ABC):
     """One block format, declared by its type and the layout of a block's bytes.
 
     Attributes:
@@ -39,7 +39,7 @@ class Block(ABC):
     type: ClassVar[T]
     layout: ClassVar[np.dtype[np.void]]
     weights: ClassVar[int]
-    registry: ClassVar[dict[T, type[Block]]] = {}
+    registry: ClassVar[dict[T, type[BlockFormat]]] = {}
 
     def __init_subclass__(cls, type: T, layout: list[tuple[Any, ...]]) -> None:
         cls.type, cls.layout = type, np.dtype(layout)
@@ -69,7 +69,7 @@ def dequantize(raw: Bytes, type: T, shape: tuple[int, ...]) -> Floats:
         UnsupportedModel: the type has no decoder here.
         InvalidParameter: the bytes do not fit the shape.
     """
-    block = Block.registry.get(type)
+    block = BlockFormat.registry.get(type)
     if block is None:
         known = ", ".join(known.name for known in supported_types())
         raise UnsupportedModel("tensor type has no decoder", expected=f"one of {known}", got=T(type).name)
@@ -93,7 +93,7 @@ def dequantize(raw: Bytes, type: T, shape: tuple[int, ...]) -> Floats:
 
 def supported_types() -> tuple[T, ...]:
     """Every type that dequantize() decodes, in the order of ggml's numbering."""
-    return tuple(sorted(Block.registry))
+    return tuple(sorted(BlockFormat.registry))
 
 
 def scale(field: NDArray[Any]) -> Floats:
@@ -107,7 +107,7 @@ def pieces(packed: Bytes, bits: int) -> Bytes:
     return (packed[..., None, :] >> shifts) & np.uint8((1 << bits) - 1)
 
 
-class F32(Block, type=T.F32, layout=[("x", "<f4")]):
+class F32(BlockFormat, type=T.F32, layout=[("x", "<f4")]):
     """Weights as they are."""
 
     @staticmethod
@@ -115,7 +115,7 @@ class F32(Block, type=T.F32, layout=[("x", "<f4")]):
         return b["x"]
 
 
-class F16(Block, type=T.F16, layout=[("x", "<f2")]):
+class F16(BlockFormat, type=T.F16, layout=[("x", "<f2")]):
     """IEEE half precision."""
 
     @staticmethod
@@ -123,7 +123,7 @@ class F16(Block, type=T.F16, layout=[("x", "<f2")]):
         return b["x"].astype(np.float32)
 
 
-class BF16(Block, type=T.BF16, layout=[("x", "<u2")]):
+class BF16(BlockFormat, type=T.BF16, layout=[("x", "<u2")]):
     """The upper half of a float32."""
 
     @staticmethod
@@ -131,7 +131,7 @@ class BF16(Block, type=T.BF16, layout=[("x", "<u2")]):
         return (b["x"].astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
-class Q8_0(Block, type=T.Q8_0, layout=[("d", "<f2"), ("q", "i1", 32)]):
+class Q8_0(BlockFormat, type=T.Q8_0, layout=[("d", "<f2"), ("q", "i1", 32)]):
     """d q, q signed 8-bit."""
 
     @staticmethod
@@ -139,7 +139,7 @@ class Q8_0(Block, type=T.Q8_0, layout=[("d", "<f2"), ("q", "i1", 32)]):
         return scale(b["d"]) * b["q"].astype(np.float32)
 
 
-class Q4_0(Block, type=T.Q4_0, layout=[("d", "<f2"), ("q", "u1", 16)]):
+class Q4_0(BlockFormat, type=T.Q4_0, layout=[("d", "<f2"), ("q", "u1", 16)]):
     """d (q - 8); the low nibbles hold the first half of the block, the high ones the second."""
 
     @staticmethod
@@ -148,7 +148,7 @@ class Q4_0(Block, type=T.Q4_0, layout=[("d", "<f2"), ("q", "u1", 16)]):
         return scale(b["d"]) * (q.astype(np.float32) - np.float32(8))
 
 
-class Q4_1(Block, type=T.Q4_1, layout=[("d", "<f2"), ("m", "<f2"), ("q", "u1", 16)]):
+class Q4_1(BlockFormat, type=T.Q4_1, layout=[("d", "<f2"), ("m", "<f2"), ("q", "u1", 16)]):
     """d q + m, nibbles as in Q4_0."""
 
     @staticmethod
@@ -163,7 +163,7 @@ def _five_bits(b: Fields) -> Floats:
     return (pieces(b["q"], 4).reshape(-1, 32) | (high << np.uint8(4))).astype(np.float32)
 
 
-class Q5_0(Block, type=T.Q5_0, layout=[("d", "<f2"), ("h", "u1", 4), ("q", "u1", 16)]):
+class Q5_0(BlockFormat, type=T.Q5_0, layout=[("d", "<f2"), ("h", "u1", 4), ("q", "u1", 16)]):
     """d (q - 16)."""
 
     @staticmethod
@@ -171,7 +171,7 @@ class Q5_0(Block, type=T.Q5_0, layout=[("d", "<f2"), ("h", "u1", 4), ("q", "u1",
         return scale(b["d"]) * (_five_bits(b) - np.float32(16))
 
 
-class Q5_1(Block, type=T.Q5_1, layout=[("d", "<f2"), ("m", "<f2"), ("h", "u1", 4), ("q", "u1", 16)]):
+class Q5_1(BlockFormat, type=T.Q5_1, layout=[("d", "<f2"), ("m", "<f2"), ("h", "u1", 4), ("q", "u1", 16)]):
     """d q + m."""
 
     @staticmethod
@@ -179,7 +179,9 @@ class Q5_1(Block, type=T.Q5_1, layout=[("d", "<f2"), ("m", "<f2"), ("h", "u1", 4
         return scale(b["d"]) * _five_bits(b) + scale(b["m"])
 
 
-class Q2_K(Block, type=T.Q2_K, layout=[("s", "u1", 16), ("q", "u1", (2, 32)), ("d", "<f2"), ("dmin", "<f2")]):
+class Q2_K(
+    BlockFormat, type=T.Q2_K, layout=[("s", "u1", 16), ("q", "u1", (2, 32)), ("d", "<f2"), ("dmin", "<f2")]
+):
     """(d s) q - (dmin m): 16 groups of 16, scale s in the low nibble, minimum m in the high one."""
 
     @staticmethod
@@ -189,7 +191,9 @@ class Q2_K(Block, type=T.Q2_K, layout=[("s", "u1", 16), ("q", "u1", (2, 32)), ("
         return _grouped(b["d"], s) * q - _grouped(b["dmin"], m)
 
 
-class Q3_K(Block, type=T.Q3_K, layout=[("h", "u1", 32), ("q", "u1", (2, 32)), ("s", "u1", 12), ("d", "<f2")]):
+class Q3_K(
+    BlockFormat, type=T.Q3_K, layout=[("h", "u1", 32), ("q", "u1", (2, 32)), ("s", "u1", 12), ("d", "<f2")]
+):
     """(d (s - 32)) (q - 4): 16 groups of 16; third bits in a mask, scales 4 + 2 bits."""
 
     @staticmethod
@@ -202,7 +206,9 @@ class Q3_K(Block, type=T.Q3_K, layout=[("h", "u1", 32), ("q", "u1", (2, 32)), ("
         return _grouped(b["d"], s) * (q.astype(np.float32) - np.float32(4))
 
 
-class Q4_K(Block, type=T.Q4_K, layout=[("d", "<f2"), ("dmin", "<f2"), ("s", "u1", 12), ("q", "u1", (4, 32))]):
+class Q4_K(
+    BlockFormat, type=T.Q4_K, layout=[("d", "<f2"), ("dmin", "<f2"), ("s", "u1", 12), ("q", "u1", (4, 32))]
+):
     """(d s) q - (dmin m): 8 groups of 32."""
 
     @staticmethod
@@ -213,7 +219,7 @@ class Q4_K(Block, type=T.Q4_K, layout=[("d", "<f2"), ("dmin", "<f2"), ("s", "u1"
 
 
 class Q5_K(
-    Block,
+    BlockFormat,
     type=T.Q5_K,
     layout=[("d", "<f2"), ("dmin", "<f2"), ("s", "u1", 12), ("h", "u1", 32), ("q", "u1", (4, 32))],
 ):
@@ -227,7 +233,9 @@ class Q5_K(
 
 
 class Q6_K(
-    Block, type=T.Q6_K, layout=[("l", "u1", (2, 64)), ("h", "u1", (2, 32)), ("s", "i1", 16), ("d", "<f2")]
+    BlockFormat,
+    type=T.Q6_K,
+    layout=[("l", "u1", (2, 64)), ("h", "u1", (2, 32)), ("s", "i1", 16), ("d", "<f2")],
 ):
     """(d s) (q - 32): 16 groups of 16; low nibbles and upper two bits apart."""
 
@@ -245,7 +253,7 @@ _E2M1: Final = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12
 _E8M0_HALF: Final = np.ldexp(np.ones(256, np.float32), np.arange(256) - 128).astype(np.float32)
 
 
-class MXFP4(Block, type=T.MXFP4, layout=[("e", "u1"), ("q", "u1", 16)]):
+class MXFP4(BlockFormat, type=T.MXFP4, layout=[("e", "u1"), ("q", "u1", 16)]):
     """2^(e - 127) times an E2M1 number (OCP Microscaling Formats 1.0), nibbles as in Q4_0."""
 
     @staticmethod

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from gguf import GGMLQuantizationType as T
 
-from prill_runtime.quants.layouts import Block
+from prill_runtime.quants.layouts import BlockFormat
 
 HEADER: Final = "formats_table.cuh"
 LOAD_BYTES: Final = 16  # bytes that a lane loads at a time
@@ -33,7 +33,7 @@ class Format:
     block: int
 
     @classmethod
-    def of(cls, block: type[Block]) -> Format:
+    def of(cls, block: type[BlockFormat]) -> Format:
         """Divide a block's fields into streams.
 
         A chunk is one load of values, or 32 weights where that is less. A format with packed group scales
@@ -58,8 +58,8 @@ class Format:
         )
 
 
-FORMATS: Final[dict[T, Format]] = {type: Format.of(block) for type, block in Block.registry.items()}
-PLAIN: Final = tuple(type for type, block in Block.registry.items() if block.weights == 1)
+FORMATS: Final[dict[T, Format]] = {type: Format.of(block) for type, block in BlockFormat.registry.items()}
+PLAIN: Final = tuple(type for type, block in BlockFormat.registry.items() if block.weights == 1)
 # Suffixes of the kernels' names.
 VALUES: Final = tuple(type.name.lower() for type in PLAIN)
 BLOCKS: Final = tuple(type.name.lower() for type in FORMATS if type not in PLAIN)
@@ -73,7 +73,7 @@ def table() -> str:
     """
     lines = ["// Made of quants.py when the kernels are compiled (formats.py).", "#pragma once"]
     for type, format in FORMATS.items():
-        block = Block.registry[type]
+        block = BlockFormat.registry[type]
         numbers = {"N": format.chunk, "WEIGHTS": block.weights, "BYTES": block.layout.itemsize}
         if type not in PLAIN:
             numbers["CHUNKS"] = block.weights // format.chunk

@@ -14,7 +14,7 @@ from prill_runtime.device.machine.formats import FORMATS, PLAIN
 from prill_runtime.device.memory.arena import Arena
 from prill_runtime.errors import UnsupportedModel
 from prill_runtime.gguf.tensors import TensorInfo
-from prill_runtime.quants.layouts import STRIP_WEIGHTS, Block, dequantize
+from prill_runtime.quants.layouts import STRIP_WEIGHTS, BlockFormat, dequantize
 
 __all__ = ["FORMATS", "PLAIN", "DeviceMatrix", "is_zero", "staging_bytes", "streams"]
 
@@ -119,7 +119,7 @@ class DeviceMatrix:
 
 def is_zero(raw: NDArray[np.uint8], type: T) -> bool:
     """Whether every weight is zero; stops at the first that is not."""
-    weights, nbytes = Block.registry[type].weights, Block.registry[type].layout.itemsize
+    weights, nbytes = BlockFormat.registry[type].weights, BlockFormat.registry[type].layout.itemsize
     step = max(1, STRIP_WEIGHTS // weights) * nbytes
     for low in range(0, raw.nbytes, step):
         piece = raw[low : low + step]

@@ -29,7 +29,7 @@ def block_type_missing() -> Iterator[Patch]:
     def without(registry: Any) -> Any:
         return {kind: block for kind, block in registry.items() if kind.name != "MXFP4"}
 
-    yield Patch("prill_runtime.quants.layouts:Block.registry", without)
+    yield Patch("prill_runtime.quants.layouts:BlockFormat.registry", without)
 
 
 @fault(area="blocks", blames=BLOCKS, models=ONE)
