@@ -36,8 +36,8 @@ HOMES = {
 """Module -> the public names that it has. Nothing of prill imports from here."""
 
 __all__ = [
-    "Attention", "Block", "Dense", "Embed", "Experts", "Head", "Keys", "Layer", "LayerNorm", "Linear", "Network",
-    "RmsNorm", "Rope", "Sizes", "UnsupportedModel", "heads", "rope_dim", "rotation",
+    "Attention", "Block", "Dense", "Embed", "Experts", "Head", "Keys", "Layer", "LayerNorm", "Linear",
+    "Network", "RmsNorm", "Rope", "Sizes", "UnsupportedModel", "heads", "rope_dim", "rotation",
 ]  # fmt: skip
 
 
