@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from prill_fixtures import TYPES, sound
-from prill_fixtures.sound_vocab import Vocabulary
+from prill_fixtures.sound_vocab import SoundVocabulary
 from prill_harness.engines.base import Engine
 from prill_harness.engines.embedded import Embedded
 from prill_harness.faults.catalogue import named
@@ -132,7 +132,7 @@ def test_equal_rows_of_a_head_may_differ_in_the_last_bit(
     """Equal logits leave a floor of next to nothing, and a unit in the last place of them is no regression;
     a hundred are one."""
     monkeypatch.setenv("PRILL_CACHE", str(tmp_path / "cache"))
-    recipe = replace(PLAIN, head="equal", context=16, width=21, vocabulary=Vocabulary("spm", 61))
+    recipe = replace(PLAIN, head="equal", context=16, width=21, vocabulary=SoundVocabulary("spm", 61))
     with trial_on(sound.build(recipe, tmp_path / "model.gguf")) as trial:
         plain, most = (
             trial.engine.logits,
