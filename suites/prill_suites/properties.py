@@ -28,7 +28,6 @@ from prill_suites.tokenizer_twins import Twin
 
 ONE_PASS = "the engine's own logits in one pass"
 SIXTEEN_BITS = 1 << 16  # positions that are counted in so many
-FEW = 256  # ids that every packaged model has
 OpenModel = Callable[[str, str], Engine]
 
 
@@ -150,7 +149,7 @@ def test_switching(
     mine = trial.oracle.info.config["architecture"]
     spec = next(spec for spec, found in packaged().items() if found.architecture != mine)
     other = open_model(pytestconfig.getoption("prill_engine"), spec)
-    own = [i % FEW for i in ids]
+    own = [i % 256 for i in ids]  # every packaged model has as many
     between = other.logits(own)
     after, again = engine.logits(ids), other.logits(own)
     observe.saw(before.size + between.size, oracle="the same model before the switch")
