@@ -12,6 +12,7 @@ import pytest
 
 from prill_harness.engines.base import Capability, Engine
 from prill_harness.engines.embedded import Embedded
+from prill_harness.engines.features import packaged
 from prill_harness.numbers.compare import largest, log_softmax
 from prill_harness.run.checks import Observer, check
 from prill_harness.tokens.golden import Golden
@@ -27,7 +28,6 @@ from prill_suites.tokenizer_twins import Twin
 
 ONE_PASS = "the engine's own logits in one pass"
 SIXTEEN_BITS = 1 << 16  # positions that are counted in so many
-OTHER = {"llama": "fixture:gpt2-tiny", "gpt2": "fixture:llama-tiny"}
 OpenModel = Callable[[str, str], Engine]
 
 
@@ -141,18 +141,15 @@ def test_batch(trial: Trial, observe: Observer, engine: Engine) -> None:
 
 @check("properties.switching", kills=("models_share_state",), needs=(Capability.LOGITS,))
 def test_switching(
-    trial: Trial,
-    observe: Observer,
-    engine: Engine,
-    open_model: OpenModel,
-    pytestconfig: pytest.Config,
+    trial: Trial, observe: Observer, engine: Engine, open_model: OpenModel, pytestconfig: pytest.Config
 ) -> None:
     """Model A, then model B, then A again gives A's bits."""
     ids = trial.texts[0][: min(40, trial.context)]
     before = engine.logits(ids)
-    spec = OTHER.get(str(engine.info.config["architecture"]), OTHER["gpt2"])
+    mine = trial.oracle.info.config["architecture"]
+    spec = next(spec for spec, found in packaged().items() if found.architecture != mine)
     other = open_model(pytestconfig.getoption("prill_engine"), spec)
-    own = [i % int(other.info.config["vocab_size"]) for i in ids]
+    own = [i % 256 for i in ids]  # every packaged model has as many
     between = other.logits(own)
     after, again = engine.logits(ids), other.logits(own)
     observe.saw(before.size + between.size, oracle="the same model before the switch")

@@ -61,12 +61,12 @@ def command(console: Console, names: Sequence[str], form: str, ledger: Path | No
         return 0
     path = ledger or DEFAULT
     records = ledgers.audited(path) if path.is_file() else ()
-    if not records:
-        console.remark(f"no evidence in {path}: every item is unproven; run prill gate first")
     cells = sorted({r.cell for r in records if isinstance(r, CellStarted)})
     today = dt.datetime.now(dt.UTC).date()
     observed = _observed(cells, records)
     checklists = _named(names, observed)
+    if not records:
+        console.remark(f"no evidence in {path}: every item is unproven; run prill gate first")
     items = evaluate(checklists, cells, observed, today)
     verdict = _verdict(names, items, records, today)
     machine = Console(json=console.json or form == "json")
