@@ -20,8 +20,8 @@ from prill_harness.witness import sensitivity
 from prill_harness.witness.declared import declared, same
 from prill_runtime.device.model import DeviceModel
 from prill_runtime.gguf.file import open_gguf
-from prill_runtime.models import walks
-from prill_runtime.models.load import describe, known
+from prill_runtime.models import registry, walks
+from prill_runtime.models.load import describe
 from prill_suites.witness import SUMMED
 
 from .families import FAMILIES, VOCAB, described, write
@@ -132,7 +132,7 @@ def architecture(path: Path) -> str:
 
 def test_every_description_is_tried() -> None:
     """All architectures with a file but the two that have fixtures."""
-    assert set(known()) - {"llama", "gpt2"} == set(FAMILIES)
+    assert set(registry.names()) - {"llama", "gpt2"} == set(FAMILIES)
 
 
 FEATURES = {
