@@ -85,7 +85,7 @@ def test_dequantize(observe: Observer, engine: Engine, name: str) -> None:
 def test_all_types(observe: Observer) -> None:
     """Every block type that the gates and lanes name is implemented."""
     wanted = {"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"}
-    wanted |= {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "MXFP4"}
+    wanted |= {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "MXFP4", "IQ4_NL", "IQ4_XS"}
     have = {kind.name for kind in quants.supported_types()}
     observe.saw(len(wanted), oracle="the list of types the lanes are defined for")
     observe.expect(wanted <= have, f"block types without a dequantiser: {', '.join(sorted(wanted - have))}")

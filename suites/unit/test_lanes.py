@@ -45,6 +45,8 @@ FLOOR = Figures(
         ("q4_0", "int8", "q4_0", "q8_0"),
         ("Q4_K", "int8", "q4_k", "q8_k"),
         ("mxfp4", "int8", "mxfp4", "q8_0"),
+        ("iq4_nl", "int8", "iq4_nl", "q8_0"),
+        ("iq4_xs", "int8", "iq4_xs", "q8_k"),
     ],
 )
 def test_the_lane_follows_type_and_arithmetic(

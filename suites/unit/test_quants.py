@@ -14,7 +14,7 @@ from prill_runtime.errors import InvalidParameter, UnsupportedModel
 from prill_runtime.quants.layouts import STRIP_WEIGHTS, BlockFormat, dequantize, supported_types
 
 CONTRACT = (
-    "F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K MXFP4".split()  # noqa: SIM905
+    "F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K MXFP4 IQ4_NL IQ4_XS".split()  # noqa: SIM905
 )
 TYPES = [GGMLQuantizationType[name] for name in CONTRACT]
 by_type = pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)

@@ -20,13 +20,15 @@ from prill_runtime.device.machine.emulator import EmuDevice
 Floats = NDArray[np.float32]
 SHARED = {"128x256": 193 << 10, "128x128": 105 << 10, "128x64": 97 << 10}
 SCALES = {  # where a block's halves lie
-    "q2_k": (80, 82), "q3_k": (108,), "q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,),
+    "q2_k": (80, 82), "q3_k": (108,), "q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,), "iq4_nl": (0,),
+    "iq4_xs": (0,),
 }  # fmt: skip
 CHUNK = {"f32": 4, "f16": 8, "bf16": 8, "q8_0": 16}  # weights; 32 in the others
 STREAMS = {  # bytes a chunk: high bits, scales; bytes a block of 256
     "f32": (0, 0, 0), "f16": (0, 0, 0), "bf16": (0, 0, 0), "q8_0": (0, 1, 0), "q4_0": (0, 2, 0),
     "q4_1": (0, 4, 0), "q5_0": (4, 2, 0), "q5_1": (4, 4, 0), "q4_k": (0, 2, 4), "q5_k": (4, 2, 4),
     "q6_k": (8, 2, 2), "q2_k": (0, 2, 4), "q3_k": (4, 2, 2), "mxfp4": (0, 1, 0),
+    "iq4_nl": (0, 2, 0), "iq4_xs": (0, 2, 2),
 }  # fmt: skip
 
 

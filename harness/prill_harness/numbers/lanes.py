@@ -88,10 +88,10 @@ def type_lane(file_type: str) -> Lane:
         # No engine's rounding of activations lies between float16 and float32, so an F32 file has F16's lane.
         kind = "f16" if kind == "f32" else kind
         return Lane(kind, kind, TYPE_RATIO)
-    if kind.startswith(("q", "mxfp")):
-        return Lane(kind, "q8_k" if kind.endswith("_k") else "q8_0", TYPE_RATIO)
+    if kind.startswith(("q", "mxfp", "iq")):
+        return Lane(kind, "q8_k" if kind.endswith(("_k", "_xs")) else "q8_0", TYPE_RATIO)
     raise UnsupportedModel(
-        "no lane for this type", where=repr(file_type), expected="F32, F16, BF16, Q*, MXFP4"
+        "no lane for this type", where=repr(file_type), expected="F32, F16, BF16, Q*, IQ*, MXFP4"
     )
 
 

@@ -263,6 +263,31 @@ class MXFP4(BlockFormat, type=T.MXFP4, layout=[("e", "u1"), ("q", "u1", 16)]):
         return d * q
 
 
+# Sixteen levels that are closer together where weights are more frequent (ggml-quants, kvalues_iq4nl).
+_LEVELS: Final = np.array(
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32
+)  # fmt: skip
+
+
+class IQ4_NL(Block, type=T.IQ4_NL, layout=[("d", "<f2"), ("q", "u1", 16)]):
+    """d times a level, nibbles as in Q4_0."""
+
+    @staticmethod
+    def decode(b: Fields) -> Floats:
+        return scale(b["d"]) * _LEVELS[pieces(b["q"], 4).reshape(-1, 32)]
+
+
+class IQ4_XS(Block, type=T.IQ4_XS, layout=[("d", "<f2"), ("t", "<u2"), ("s", "u1", 4), ("q", "u1", (8, 16))]):
+    """(d (s - 32)) times a level: 8 groups of 32, each with nibbles as in Q4_0; scales 4 + 2 bits."""
+
+    @staticmethod
+    def decode(b: Fields) -> Floats:
+        low = np.stack([b["s"] & np.uint8(15), b["s"] >> np.uint8(4)], axis=-1).reshape(-1, 8)
+        high = (b["t"][:, None] >> np.arange(0, 16, 2, dtype=np.uint16)) & np.uint16(3)
+        s = (low | (high << np.uint16(4))).astype(np.float32) - np.float32(32)  # (block, group)
+        return _grouped(b["d"], s) * _LEVELS[pieces(b["q"], 4).reshape(-1, 8, 32)]
+
+
 def _grouped(d: NDArray[Any], s: NDArray[Any]) -> Floats:
     """The block's scale times each group's, rounded to float32: (block, group, 1)."""
     return (scale(d) * s.astype(np.float32))[..., None]

@@ -119,3 +119,62 @@ struct MXFP4 : MXFP4_Block {
         return scale(r) * ((float)products - (float)ZERO * sum);
     }
 };
+
+// Four codes of four bits, a byte each, as the signed levels they stand for: -127 -104 -83 -65 -49 -35 -22 -10 1 13 25
+// 38 53 69 89 113.
+static __device__ __forceinline__ unsigned levels(unsigned codes) {
+    unsigned out = 0;
+#pragma unroll
+    for (int b = 0; b < 4; ++b) {
+        const unsigned code = codes >> 8 * b & 15u;
+        const unsigned lower = code & 4u ? 0xF6EADDCFu : 0xBFAD9881u, upper = code & 4u ? 0x71594535u : 0x26190D01u;
+        out |= ((code & 8u ? upper : lower) >> 8 * (code & 3u) & 255u) << 8 * b;
+    }
+    return out;
+}
+
+static __device__ __forceinline__ unsigned level_word(const uint4& q, int i) {
+    const unsigned words[4] = {q.x, q.y, q.z, q.w};
+    return levels(i < 4 ? words[i] : words[i - 4] >> 4);
+}
+
+static __device__ __forceinline__ void expand_levels(const uint4& q, float d, float* w) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+        const unsigned four = level_word(q, i);
+#pragma unroll
+        for (int b = 0; b < 4; ++b) w[4 * i + b] = d * (float)(int8_t)(four >> 8 * b);
+    }
+}
+
+static __device__ __forceinline__ int dot_levels(const uint4& q, const int* x) {
+    int products = 0;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) products = dp4a((int)level_word(q, i), x[i], products);
+    return products;
+}
+
+struct IQ4_NL : IQ4_NL_Block {
+    struct Raw { uint4 q; uint16_t d; };
+    static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
+        const long long at = (long long)row * m.pitch + c;
+        return {quants(m, at), static_cast<const uint16_t*>(m.s)[at]};
+    }
+    static __device__ __forceinline__ void expand(const Raw& r, float* w) { expand_levels(r.q, half_to_float(r.d), w); }
+    static __device__ __forceinline__ float dot(const Raw& r, const int* x, float) {
+        return half_to_float(r.d) * (float)dot_levels(r.q, x);
+    }
+};
+
+struct IQ4_XS : IQ4_XS_Block {
+    struct Raw { uint4 q; uint16_t d; uint16_t s; };  // s: signed, a group's
+    static __device__ __forceinline__ Raw load(const Matrix& m, int row, int c) {
+        const long long at = (long long)row * m.pitch + c;
+        return {quants(m, at), static_cast<const uint16_t*>(m.d)[at >> 3], static_cast<const uint16_t*>(m.s)[at]};
+    }
+    static __device__ __forceinline__ float scale(const Raw& r) { return half_to_float(r.d) * (float)(int16_t)r.s; }
+    static __device__ __forceinline__ void expand(const Raw& r, float* w) { expand_levels(r.q, scale(r), w); }
+    static __device__ __forceinline__ float dot(const Raw& r, const int* x, float) {
+        return scale(r) * (float)dot_levels(r.q, x);
+    }
+};

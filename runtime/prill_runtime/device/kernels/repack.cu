@@ -203,3 +203,21 @@ KERNEL(repack_mxfp4, RepackArgs, 256) {
         static_cast<uint8_t*>(a.s)[at] = block[B::E];
     });
 }
+
+KERNEL(repack_iq4_nl, RepackArgs, 256) {
+    using B = IQ4_NL_Block;
+    each_of<B>(a, [&](const unsigned char* block, int c, long long at) {
+        static_cast<uint4*>(a.q)[at] = quad_at(block + B::Q);
+        static_cast<uint16_t*>(a.s)[at] = half_at(block + B::D);
+    });
+}
+
+KERNEL(repack_iq4_xs, RepackArgs, 256) {
+    using B = IQ4_XS_Block;
+    each_of<B>(a, [&](const unsigned char* block, int c, long long at) {
+        const int low = block[B::S + c / 2] >> c % 2 * 4 & 15, high = half_at(block + B::T) >> 2 * c & 3;
+        static_cast<uint4*>(a.q)[at] = quad_at(block + B::Q + 16 * c);
+        static_cast<uint16_t*>(a.s)[at] = (uint16_t)((low | high << 4) - 32);
+        if (c == 0) static_cast<uint16_t*>(a.d)[at / B::CHUNKS] = half_at(block + B::D);
+    });
+}
