@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from prill_runtime.errors import UnsupportedModel
     from prill_runtime.models.keys import Keys, heads, rope_dim
     from prill_runtime.models.nodes.attention import Attention
-    from prill_runtime.models.nodes.experts import Experts
+    from prill_runtime.models.nodes.experts import ExpertLinear, Experts
     from prill_runtime.models.nodes.feedforward import Dense
     from prill_runtime.models.nodes.linear import Linear
     from prill_runtime.models.nodes.network import Embed, Head, Layer, Network
@@ -25,7 +25,7 @@ HOMES = {
     "errors": ("UnsupportedModel",),
     "models.keys": ("Keys", "heads", "rope_dim"),
     "models.nodes.attention": ("Attention",),
-    "models.nodes.experts": ("Experts",),
+    "models.nodes.experts": ("ExpertLinear", "Experts"),
     "models.nodes.feedforward": ("Dense",),
     "models.nodes.linear": ("Linear",),
     "models.nodes.network": ("Embed", "Head", "Layer", "Network"),
@@ -36,8 +36,8 @@ HOMES = {
 """Module -> the public names that it has. Nothing of prill imports from here."""
 
 __all__ = [
-    "Attention", "Block", "Dense", "Embed", "Experts", "Head", "Keys", "Layer", "LayerNorm", "Linear",
-    "Network", "RmsNorm", "Rope", "Sizes", "UnsupportedModel", "heads", "rope_dim", "rotation",
+    "Attention", "Block", "Dense", "Embed", "ExpertLinear", "Experts", "Head", "Keys", "Layer", "LayerNorm",
+    "Linear", "Network", "RmsNorm", "Rope", "Sizes", "UnsupportedModel", "heads", "rope_dim", "rotation",
 ]  # fmt: skip
 
 

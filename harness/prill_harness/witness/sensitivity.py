@@ -140,12 +140,15 @@ def _heads(reading: Reading) -> Iterator[Variation]:
     if heads % 2 == 0 and groups % 2 == 0:
         doubled = {f"attention__{part}_length": 2 * reading.head_size for part in ("key", "value")}
         half = {"attention__head_count": heads // 2, "attention__head_count_kv": groups // 2}
-        rope = {"rope__dimension_count": reading.rope_size} if "rope" in features(reading) else {}
+        told = reading.key("rope.dimension_count") is not None or reading.has(FREQUENCIES)
+        rope = {"rope__dimension_count": reading.rope_size} if told else {}
         yield Variation("head count", reading.with_keys(**half, **doubled, **rope))
 
 
 def _positions(reading: Reading, length: int) -> Iterator[Variation]:
     size = reading.rope_size
+    base = float(reading.key("rope.freq_base", 10000.0))
+    yield Variation("rope base", reading.with_keys(rope__freq_base=base / 16))
     factor = 4 * float(reading.key("rope.scaling.factor", 1.0))
     scaled = {"rope__scaling__type": "linear", "rope__scaling__factor": factor}
     yield Variation("rope scaling factor", reading.with_keys(**scaled))

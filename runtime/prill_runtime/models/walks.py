@@ -11,8 +11,10 @@ from prill_runtime.models.nodes.rope import Rope
 from prill_runtime.ops.protocol import Array
 
 FEATURES: Final = frozenset((
-    "rms_norm", "layer_norm", "bias", "learned_positions", "rope", "gqa", "window", "fused_qkv", "silu",
-    "gelu_tanh", "gate", "tied",
+    "rms_norm", "layer_norm", "bias", "tied", "head_bias", "logit_softcap", "embedding_scale", "parallel",
+    "learned_positions", "rope", "yarn", "longrope", "two_bases", "temperature",
+    "gqa", "window", "fused_qkv", "qk_norm", "softcap", "sinks", "post_norm",
+    "silu", "gelu_tanh", "gelu_erf", "clamped", "gate", "fused_gate_up", "experts", "expert_bias",
 ))  # fmt: skip
 """All that the nodes of this package give a model: what else a checklist names is a mistake."""
 

@@ -269,7 +269,7 @@ _LEVELS: Final = np.array(
 )  # fmt: skip
 
 
-class IQ4_NL(Block, type=T.IQ4_NL, layout=[("d", "<f2"), ("q", "u1", 16)]):
+class IQ4_NL(BlockFormat, type=T.IQ4_NL, layout=[("d", "<f2"), ("q", "u1", 16)]):
     """d times a level, nibbles as in Q4_0."""
 
     @staticmethod
@@ -277,7 +277,9 @@ class IQ4_NL(Block, type=T.IQ4_NL, layout=[("d", "<f2"), ("q", "u1", 16)]):
         return scale(b["d"]) * _LEVELS[pieces(b["q"], 4).reshape(-1, 32)]
 
 
-class IQ4_XS(Block, type=T.IQ4_XS, layout=[("d", "<f2"), ("t", "<u2"), ("s", "u1", 4), ("q", "u1", (8, 16))]):
+class IQ4_XS(
+    BlockFormat, type=T.IQ4_XS, layout=[("d", "<f2"), ("t", "<u2"), ("s", "u1", 4), ("q", "u1", (8, 16))]
+):
     """(d (s - 32)) times a level: 8 groups of 32, each with nibbles as in Q4_0; scales 4 + 2 bits."""
 
     @staticmethod
