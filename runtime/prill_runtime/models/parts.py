@@ -104,20 +104,28 @@ class Block:
         whole = self.linear(stage, name, rows[place], self.sizes.width, heads)
         return replace(whole, first=sum(rows[:place]), of=sum(rows))
 
-    def attention(self, *, bias: bool | None = None, scale: float | None = None, **options: Any) -> Attention:
-        """From the norm before it to its projection; q, k and v in one tensor where the file has that.
+    def attention(
+        self,
+        *,
+        bias: bool | None = None,
+        scale: float | None = None,
+        fused: bool | None = None,
+        **options: Any,
+    ) -> Attention:
+        """From the norm before it to its projection.
 
         Args:
             bias: of q, k and v, None: as the file has them. scale: of the scores, None: size^-1/2.
-                options: others of Attention.
+            fused: q, k and v lie in one tensor, None: where the file has it. options: others of Attention.
         """
         s = self.sizes
         counts = [s.heads, s.kv_heads, s.kv_heads]
         rows = [heads * s.size for heads in counts]
+        fused = s.keys.has_tensor(f"{self.at}attn_qkv.weight") if fused is None else fused
 
         def one(n: int) -> Linear:
             name = "qkv"[n]
-            if s.keys.has_tensor(f"{self.at}attn_qkv.weight"):
+            if fused:
                 return self.part(name, "attn_qkv", rows, n, counts[n])
             return self.linear(name, f"attn_{name}", rows[n], s.width, counts[n], bias)
 
