@@ -23,7 +23,7 @@ from prill_suites.properties_chunks import chunkings
 from prill_suites.properties_crowd import CROWD, crowded, mingled
 from prill_suites.properties_ends import BEYOND, NEVER, ending, endless, stopping
 from prill_suites.properties_seeds import another_seed
-from prill_suites.sequences import LONG, late_from, late_prompt, late_spans, longest_of
+from prill_suites.sequences import LONG, late_from, late_prompt, late_spans, longest_of, moves_freely
 from prill_suites.tokenizer_twins import Twin
 
 ONE_PASS = "the engine's own logits in one pass"
@@ -343,10 +343,8 @@ def test_position_offset(trial: Trial, observe: Observer, engine: Engine) -> Non
     and must change a model with learned positions, with sharper queries or with other divisors late."""
     length = min(48, max(2, 3 * trial.context // 4))
     half, ids = length // 2, trial.texts[0][:length]
-    config = engine.info.config
-    absolute = "temperature" in config or config.get("rope_scaling") == "longrope"
-    rotary = "rope_base" in config and not absolute
-    shift = SIXTEEN_BITS - half if "rope_base" in config else min(16, trial.context - length)
+    rotary = moves_freely(engine.info.config)
+    shift = SIXTEEN_BITS - half if "rope_base" in engine.info.config else min(16, trial.context - length)
     halves = [ids[:half], ids[half:]]
     plain, moved = at_offset(engine, halves, [0, 0]), at_offset(engine, halves, [shift, shift])
     observe.saw(plain.size, oracle="the same ids from position 0")
@@ -360,5 +358,4 @@ def test_position_offset(trial: Trial, observe: Observer, engine: Engine) -> Non
         observe.say(f"RoPE: all positions + {shift} change nothing, NMSE {error:.2g}; half of them: {gap}")
     else:
         change = trial.control(f"all positions + {shift}", by(shift, shift))
-        what = "late" if absolute else "learned"
-        observe.say(f"{what} positions: + {shift} and the logits: {change}; half of them: {gap}")
+        observe.say(f"positions that count: + {shift} and the logits: {change}; half of them: {gap}")

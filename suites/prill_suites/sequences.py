@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 
 from prill_harness.tokens.golden import Golden
@@ -17,6 +18,12 @@ FEWEST = 3
 def context_of(golden: Golden) -> int:
     """Positions of the model: what a check may ask for at most."""
     return int(golden.config["context_length"])
+
+
+def moves_freely(config: Mapping[str, object]) -> bool:
+    """Whether all positions may move together and change nothing, in a model of this configuration: it
+    rotates, and neither are late queries sharper nor has it other divisors for long texts."""
+    return "rope_base" in config and "temperature" not in config and config.get("rope_scaling") != "longrope"
 
 
 def reach_of(golden: Golden) -> int:

@@ -52,7 +52,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "gptneox": (
         {key: value for key, value in COMMON.items() if "kv" not in key and "rms" not in key}
         | {"attention.layer_norm_epsilon": 1e-5, "use_parallel_residual": True, "rope.dimension_count": 4},
-        ("output.weight", *QKV, *(name.replace("weight", "bias") for name in QKV)),
+        ("output.weight", *QKV),
     ),
     "mistral3": (
         {**COMMON, **YARN, "rope.scaling.yarn_log_multiplier": 1.0, "attention.temperature_scale": 0.1},
@@ -81,17 +81,12 @@ def write(arch: str, path: Path, type: T = T.F32, experts: T | None = None, **mo
 
     def values(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
         drawn = random.standard_normal(shape) * (0.15 if len(shape) > 1 else 0.2)
-        drawn += 1.0 if "norm.weight" in name or "rope_factors" in name else 0.0
-        return (
-            np.abs(drawn + 1 * ("long" in name)).astype(np.float32)
-            if "rope" in name
-            else drawn.astype(np.float32)
-        )
+        drawn *= 5.0 if "gate_exps.w" in name or "up_exps.w" in name else 1.0  # beyond the clamp of gpt-oss
+        around = 2.0 if "factors_long" in name else 1.0 if "norm.weight" in name or "factors" in name else 0.0
+        return (around + drawn).astype(np.float32)
 
-    tensors = {
-        name: values(name, tensor.shape)
-        for name, tensor in walks.tensors(described(arch, keys, optional)).items()
-    }
+    table = walks.tensors(described(arch, keys, optional))
+    tensors = {name: values(name, tensor.shape) for name, tensor in table.items()}
 
     def configure(writer: gguf.GGUFWriter) -> None:
         for key, value in keys.items():

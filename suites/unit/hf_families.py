@@ -189,6 +189,7 @@ def _randomised(model: Any, config: Any, arch: str) -> dict[str, Floats]:
     for name, parameter in model.named_parameters():
         values = random.standard_normal(tuple(parameter.shape))
         values *= 0.15 if values.ndim > 1 else 1.0 if name.endswith("sinks") else 0.2
+        values *= 5.0 if arch == "gpt-oss" and name.endswith("gate_up_proj") else 1.0  # beyond its clamp
         norm = "norm" in name and name.endswith("weight")
         values = (values + norm).astype(np.float32)
         offset = norm and arch.startswith("gemma")

@@ -175,6 +175,10 @@ def test_gemmas_scale_its_scores_by_the_head() -> None:
         assert network.layers[0].attention.scale == pytest.approx(scale)
 
 
+# What ten ids do not show: queries are late from twelve on, and two layers have no sixth.
+QUIET = {"mistral3": {"attention.temperature_scale"}, "gemma3": {"rope.freq_base", "rope.scaling.factor"}}
+
+
 def test_the_witness_reads_each_family_alike(family: Any) -> None:
     """As the file is and with each thing changed that can be, to float64's own rounding."""
     path, expected = family
@@ -183,12 +187,13 @@ def test_the_witness_reads_each_family_alike(family: Any) -> None:
     base = sensitivity.shallow(whole)
     before = witness.logits(base, IDS[:10])
     seen = [each.name for each in sensitivity.variations(base, 10)]
-    assert len(seen) > 3
+    assert {"eps", "rope.freq_base"} < set(seen)
     for variation in sensitivity.variations(base, 10):
         want = witness.logits(variation.reading, IDS[:10])
         got = sensitivity.oracle_logits(path, variation.reading, IDS[:10])
         assert nmse(want, got) <= SUMMED, variation.name
-        assert nmse(before, want) > 1e-12, variation.name
+        if variation.name not in QUIET.get(whole.architecture, ()):
+            assert nmse(before, want) > 1e-12, variation.name
 
 
 def test_what_a_family_declares_is_what_an_engine_reports(family: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -200,3 +201,14 @@ def test_a_wait_in_a_header_counts() -> None:
         "hooked",
         "choose",
     }
+
+
+def test_a_kernel_beside_one_that_waits_waits() -> None:
+    """A file's launches overlap those before them all or none: in such a file every kernel that is written
+    out waits before it reads."""
+    whole = re.compile(r"^KERNEL\((\w+), \w+, \w+\) \{[^\n]*\n(.*?)^\}", re.M | re.S)
+    files = [name for name in compile.names() if compile.waits(name)]
+    found = {kernel: "wait_for_previous();" in body for file in files
+             for kernel, body in whole.findall(compile.source(file))}  # fmt: skip
+    assert {"rope", "rope_angles", "temper", "choose"} <= set(found)
+    assert all(found.values()), found

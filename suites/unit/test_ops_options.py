@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType as T
 from numpy.typing import NDArray
 
 from prill_harness.numbers.sequential import SequentialBackend
@@ -16,6 +17,7 @@ from prill_runtime.ops import rotary
 from prill_runtime.ops.numpy import NumpyBackend
 from prill_runtime.ops.protocol import Yarn
 from prill_runtime.ops.rounded import RoundedBackend
+from prill_runtime.quants.layouts import dequantize
 
 from .test_kernels import backend
 
@@ -217,3 +219,35 @@ def test_an_expert_that_weighs_nothing_is_left_out(ops: Any) -> None:
     close(ops, got[0, 0] / 5, weight[2] @ x[0] / 5)
     assert not got[0, 1].any()
     close(ops, ops.mix(got, routed), got[0, :1])
+
+
+@pytest.mark.parametrize("rows", [1, 20])
+def test_a_window_has_as_many_keys_as_it_says(ops: Any, rows: int) -> None:
+    """Of 128: the key 127 back is seen, the one 128 back is not, by a single row and by a prompt's last."""
+    length, size = 150, 64
+    q, v = np.zeros((rows, 1, size), ops.dtype), np.zeros((1, length, size), ops.dtype)
+    v[0, :, 0] = 128.0 * (np.arange(length) == length - 128)
+    v[0, :, 1] = 128.0 * (np.arange(length) == length - 129)
+    v[0, :, 2] = 1.0
+    k = np.zeros((1, length, size), ops.dtype)
+    got = np.asarray(ops.attention(q, k, v, start=length - rows, scale=1.0, window=128))[-1]
+    close(ops, got[:3], [1.0, 0.0, 1.0])
+
+
+def test_an_mxfp4_block_by_hand() -> None:
+    """Low nibbles are elements 0 to 15, high ones 16 to 31; the exponent is 123 - 127."""
+    raw = np.frombuffer(bytes.fromhex("7b0b30557a9fc4e90e33587da2c7ec1136"), np.uint8)
+    expected = [
+        -0.09375, 0.0, 0.1875, -0.0625, -0.375, 0.125, -0.03125, -0.25, 0.09375, -0.0, -0.1875, 0.0625, 0.375,
+        -0.125, 0.03125, 0.25, 0.0, 0.09375, 0.1875, 0.375, -0.03125, -0.125, -0.25, 0.0, 0.09375, 0.1875,
+        0.375, -0.0625, -0.125, -0.25, 0.03125, 0.09375,
+    ]  # fmt: skip
+    assert dequantize(raw, T.MXFP4, (32,)).tolist() == expected
+
+
+def test_gemmas_norm_adds_nothing(ops: Any) -> None:
+    """The file's weights are the published ones plus 1 already."""
+    x = np.array([[1.0, -2.0, 3.0, 0.5]], ops.dtype)
+    weight = np.array([1.1, 0.8, 1.0, 2.5], ops.dtype)
+    expected = [[0.582794155313, -0.847700589546, 1.5894386054, 0.662266085583]]
+    close(ops, ops.rms_norm(x, weight, 1e-6), expected, 1e-11)

@@ -7,7 +7,7 @@ runtime and by the witness through `gguf`: both must change, and to the same log
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -31,6 +31,7 @@ from prill_runtime.run.model import Model
 FIRST_LAYERS = 2  # of a deep model: the variations are looked at on its first layers
 LARGEST_TABLE = 1 << 26  # values of an embedding table of which a changed copy is made
 PROJECTION = re.compile(r"blk\.0\.(attn_(q|k|v|output)|ffn_(gate|up|down))\.weight$")
+SINKS = "blk.0.attn_sinks.weight"
 TABLE, HEAD, FREQUENCIES = "token_embd.weight", "output.weight", "rope_freqs.weight"
 
 
@@ -122,6 +123,8 @@ def variations(reading: Reading, length: int) -> Iterator[Variation]:
     yield from _heads(reading)
     if "rope" in features(reading):
         yield from _positions(reading, length)
+    else:
+        yield from _own(reading, length)
     yield from _tie(reading)
     for name in reading.tensors:
         if name.endswith((".bias", "_norm.weight")) and _layer(name) < 1:
@@ -161,6 +164,28 @@ def _positions(reading: Reading, length: int) -> Iterator[Variation]:
         yield Variation("rope dimension", fewer)
     steps = np.exp2(np.arange(size // 2) % 3 - 1)
     yield Variation(FREQUENCIES, reading.with_tensor(FREQUENCIES, old * steps))
+
+
+def _own(reading: Reading, length: int) -> Iterator[Variation]:
+    """Another value of each key and of the sinks that the file has and that not every architecture reads."""
+    others: dict[str, Callable[[Any], Any]] = {
+        "rope.freq_base": lambda base: base / 16,
+        "rope.freq_base_swa": lambda base: base / 16,
+        "rope.scaling.factor": lambda factor: 4 * factor,
+        "rope.scaling.attn_factor": lambda factor: 2 * factor,
+        "attention.sliding_window": lambda window: max(1, length // 3),
+        "attention.temperature_scale": lambda beta: 8 * beta,
+        "attn_logit_softcapping": lambda cap: cap / 8,
+        "final_logit_softcapping": lambda cap: cap / 8,
+        "expert_used_count": lambda count: max(1, count - 1),
+        "use_parallel_residual": lambda parallel: not parallel,
+    }
+    for name, other in others.items():
+        value = reading.key(name)
+        if value is not None and other(value) != value:
+            yield Variation(name, reading.with_keys(**{name.replace(".", "__"): other(value)}))
+    if reading.has(SINKS):
+        yield Variation(SINKS, reading.with_tensor(SINKS, _moved(reading.all(SINKS))))
 
 
 def _tie(reading: Reading) -> Iterator[Variation]:

@@ -28,7 +28,8 @@ class Sizes:
     """What the parts of a model agree about, by the common keys of its file.
 
     Attributes:
-        width: of the stream. size: of a head. kind: of its norms. eps: of these.
+        width: of the stream. size: of a head. kind: of its norms. eps: of these. bias: whether every matrix
+            of a block has one, None: those for which the file has it.
     """
 
     keys: Keys
@@ -39,15 +40,18 @@ class Sizes:
     size: int
     kind: type[Norm]
     eps: float
+    bias: bool | None = None
 
     @classmethod
-    def of(cls, keys: Keys, kind: type[Norm] = RmsNorm, experts: bool = False) -> Sizes:
+    def of(
+        cls, keys: Keys, kind: type[Norm] = RmsNorm, experts: bool = False, bias: bool | None = None
+    ) -> Sizes:
         """Raises ModelFileError and UnsupportedModel as `keys` does; a dense model has no experts."""
         if not experts:
             keys.refuse("expert_count", "mixtures of experts are")
         width, vocab = keys.integer("embedding_length"), keys.vocabulary
         eps = keys.positive(f"attention.layer_norm_{EPSILON[kind]}")
-        return cls(keys, vocab, width, *heads(keys, width), kind, eps)
+        return cls(keys, vocab, width, *heads(keys, width), kind, eps, bias)
 
     def network(
         self,
@@ -91,6 +95,7 @@ class Block:
         self, stage: str, name: str, rows: int, cols: int, heads: int | None = None, bias: bool | None = None
     ) -> Linear:
         """A matrix of its own; without a word about its bias it has the file's, if there is one."""
+        bias = self.sizes.bias if bias is None else bias
         bias = self.sizes.keys.has_tensor(f"{self.at}{name}.bias") if bias is None else bias
         return Linear(self.at + stage, self.at + name, rows, cols, bias, heads)
 
@@ -99,20 +104,28 @@ class Block:
         whole = self.linear(stage, name, rows[place], self.sizes.width, heads)
         return replace(whole, first=sum(rows[:place]), of=sum(rows))
 
-    def attention(self, *, bias: bool | None = None, scale: float | None = None, **options: Any) -> Attention:
-        """From the norm before it to its projection; q, k and v in one tensor where the file has that.
+    def attention(
+        self,
+        *,
+        bias: bool | None = None,
+        scale: float | None = None,
+        fused: bool | None = None,
+        **options: Any,
+    ) -> Attention:
+        """From the norm before it to its projection.
 
         Args:
             bias: of q, k and v, None: as the file has them. scale: of the scores, None: size^-1/2.
-                options: others of Attention.
+            fused: q, k and v lie in one tensor, None: where the file has it. options: others of Attention.
         """
         s = self.sizes
         counts = [s.heads, s.kv_heads, s.kv_heads]
         rows = [heads * s.size for heads in counts]
+        fused = s.keys.has_tensor(f"{self.at}attn_qkv.weight") if fused is None else fused
 
         def one(n: int) -> Linear:
             name = "qkv"[n]
-            if s.keys.has_tensor(f"{self.at}attn_qkv.weight"):
+            if fused:
                 return self.part(name, "attn_qkv", rows, n, counts[n])
             return self.linear(name, f"attn_{name}", rows[n], s.width, counts[n], bias)
 
@@ -150,11 +163,11 @@ class Block:
         down = self.linear("down", "ffn_down", s.width, ffn)
         return Dense(self.at, s.norm(f"{self.at}ffn_norm"), up, down, gate, activation, **options)
 
-    def experts(self, norm: str, *, bias: bool = False, **options: Any) -> Experts:
-        """A mixture. norm: name of the tensor of the norm before it. bias: of router and experts."""
+    def experts(self, norm: str, **options: Any) -> Experts:
+        """A mixture. norm: name of the tensor of the norm before it."""
         s, keys = self.sizes, self.sizes.keys
         count = keys.integer("expert_count")
-        used = keys.integer("expert_used_count")
+        used, bias = keys.integer("expert_used_count"), bool(s.bias)
         # The other key is for layers without experts.
         stated = keys.integer("feed_forward_length", default=0, least=0)
         ffn = keys.integer("expert_feed_forward_length", default=stated or None)

@@ -66,6 +66,7 @@ struct TemperArgs {
 
 KERNEL(temper, TemperArgs, 128) {
     const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    wait_for_previous();
     if (i >= a.count) return;
     a.out[i] = a.x[i] * (1.0f + a.beta * logf(1.0f + (float)(a.positions[i / a.width] / a.original)));
 }

@@ -13,7 +13,7 @@ from prill_runtime.models.parts import Block, Sizes, rotation
 
 def model(keys: Keys) -> Network:
     """What a file's keys and tensors make of it."""
-    sizes = Sizes.of(keys, LayerNorm)
+    sizes = Sizes.of(keys, LayerNorm, bias=True)
     rope = rotation(keys, "neox", sizes.size)
     parallel = keys.truth("use_parallel_residual")
 
