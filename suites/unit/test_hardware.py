@@ -79,7 +79,7 @@ def test_a_whole_run_on_the_cpu(tmp_path: Path) -> None:
     told = [r["sentence"] for r in results if r["step"] == "soak"]
     assert " refusals" in told[0]
     assert " loads and unloads" in told[1]
-    assert results[0]["sentence"] == "15 of 15 checks passed"
+    assert results[0]["sentence"] == "17 of 17 checks passed"
     assert results[0]["figures"]["observed"] > 10_000
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written | {"bench.jsonl"} == {

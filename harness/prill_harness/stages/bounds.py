@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from prill_harness.numbers.compare import FLOATS, nmse_of, squares
+from prill_harness.numbers.compare import FLOATS, largest, nmse_of, squares
 from prill_harness.numbers.lanes import Lane
 from prill_harness.numbers.sequential import SequentialBackend
 from prill_harness.planting import faults
@@ -90,7 +90,7 @@ def stage_bounds(
     if lane.activations == "f32":
         for stage, error in _left(path, SequentialBackend(), ids, truth).items():
             if error > HONEST * _energy(truth[stage]):
-                noise[stage] = max(noise[stage], error)
+                noise[stage] = largest(noise[stage], error)
     return {stage: _bound(lane, error, truth[stage]) for stage, error in noise.items()}
 
 

@@ -21,7 +21,7 @@ from prill_harness.numbers.compare import largest
 from prill_harness.witness.reading import Reading
 from prill_runtime.gguf.file import GGUFFile, open_gguf
 from prill_runtime.gguf.tensors import TensorInfo
-from prill_runtime.models import registry, walks
+from prill_runtime.models import registry
 from prill_runtime.models.cache import KVCache
 from prill_runtime.models.keys import Keys
 from prill_runtime.models.load import load
@@ -33,6 +33,7 @@ LARGEST_TABLE = 1 << 26  # values of an embedding table of which a changed copy 
 PROJECTION = re.compile(r"blk\.0\.(attn_(q|k|v|output)|ffn_(gate|up|down))\.weight$")
 SINKS = "blk.0.attn_sinks.weight"
 TABLE, HEAD, FREQUENCIES = "token_embd.weight", "output.weight", "rope_freqs.weight"
+LONG_FACTORS = "rope_factors_long.weight"
 
 
 class Varied:
@@ -100,37 +101,44 @@ def shallow(reading: Reading) -> Reading:
     return reading.with_keys(block_count=min(FIRST_LAYERS, int(reading.key("block_count"))))
 
 
-def features(reading: Reading) -> frozenset[str]:
-    """What the runtime's description makes of the file as it was before anything was changed in its tensors.
+def asked(reading: Reading) -> frozenset[str]:
+    """The keys, without their prefix, and the optional tensors that the architecture's description asks for.
 
     Raises:
         ModelFileError, UnsupportedModel: it refuses the file's keys.
     """
     shapes = {name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in reading.tensors.items()}
     tensors = {name: TensorInfo(name, shape, GGMLQuantizationType.F32) for name, shape in shapes.items()}
-    return walks.features(
-        registry.load(reading.architecture)(Keys(reading.architecture, reading.keys, tensors))
-    )
+    keys = Keys(reading.architecture, reading.keys, tensors)
+    registry.load(reading.architecture)(keys)
+    return keys.asked
 
 
 def variations(reading: Reading, length: int) -> Iterator[Variation]:
-    """Every change that leaves a valid model; `length`: ids of the prompt on which it must show."""
+    """Every change that leaves a valid model; `length`: ids of the prompt on which it must show.
+
+    What the file leaves open is varied too, where the description asks for it.
+    """
+    names = asked(reading)
     kind = "rms_" if reading.key("attention.layer_norm_rms_epsilon") is not None else ""
     eps = float(reading.key(f"attention.layer_norm_{kind}epsilon"))
     yield Variation(
         "eps", reading.with_keys(**{f"attention__layer_norm_{kind}epsilon": largest(64 * eps, 0.01)})
     )
     yield from _heads(reading)
-    if "rope" in features(reading):
-        yield from _positions(reading, length)
-    else:
-        yield from _own(reading, length)
+    if "rope.freq_base" in names:
+        base = float(reading.key("rope.freq_base", 10000.0))
+        yield Variation("rope base", reading.with_keys(rope__freq_base=base / 16))
+        yield from _rotation(reading, names)
+    if "attention.sliding_window" in names:
+        yield Variation("window", reading.with_keys(attention__sliding_window=max(1, length // 3)))
+    yield from _told(reading)
     yield from _tie(reading)
     for name in reading.tensors:
         if name.endswith((".bias", "_norm.weight")) and _layer(name) < 1:
             yield Variation(name, reading.with_tensor(name, _moved(reading.all(name))))
         biased = name.removesuffix("weight") + "bias"
-        if PROJECTION.match(name) and not reading.has(biased):  # read or not, is for the witness to know
+        if biased in names and PROJECTION.match(name) and not reading.has(biased):
             zero = np.zeros(reading.count(name))
             yield Variation(biased, reading.with_tensor(biased, _moved(zero)))
 
@@ -148,14 +156,20 @@ def _heads(reading: Reading) -> Iterator[Variation]:
         yield Variation("head count", reading.with_keys(**half, **doubled, **rope))
 
 
-def _positions(reading: Reading, length: int) -> Iterator[Variation]:
-    size = reading.rope_size
-    base = float(reading.key("rope.freq_base", 10000.0))
-    yield Variation("rope base", reading.with_keys(rope__freq_base=base / 16))
-    factor = 4 * float(reading.key("rope.scaling.factor", 1.0))
-    scaled = {"rope__scaling__type": "linear", "rope__scaling__factor": factor}
-    yield Variation("rope scaling factor", reading.with_keys(**scaled))
-    yield Variation("window", reading.with_keys(attention__sliding_window=max(1, length // 3)))
+def _rotation(reading: Reading, names: frozenset[str]) -> Iterator[Variation]:
+    """Another scaling, other divisors, fewer rotated components."""
+    size, told = reading.rope_size, reading.key("rope.scaling.type", "none")
+    if reading.has(LONG_FACTORS):
+        return  # they fix both
+    if "rope.scaling.factor" in names:
+        factor = 4 * float(reading.key("rope.scaling.factor", 1.0))
+        scaled = {
+            "rope__scaling__type": "linear" if told == "none" else told,
+            "rope__scaling__factor": factor,
+        }
+        yield Variation("rope scaling factor", reading.with_keys(**scaled))
+    if FREQUENCIES not in names:
+        return
     old = reading.all(FREQUENCIES) if reading.has(FREQUENCIES) else np.ones(size // 2)
     if size >= 4:
         fewer = reading.with_keys(rope__dimension_count=size // 4 * 2)
@@ -166,14 +180,11 @@ def _positions(reading: Reading, length: int) -> Iterator[Variation]:
     yield Variation(FREQUENCIES, reading.with_tensor(FREQUENCIES, old * steps))
 
 
-def _own(reading: Reading, length: int) -> Iterator[Variation]:
-    """Another value of each key and of the sinks that the file has and that not every architecture reads."""
+def _told(reading: Reading) -> Iterator[Variation]:
+    """Another value of whatever the file has that not every architecture reads."""
     others: dict[str, Callable[[Any], Any]] = {
-        "rope.freq_base": lambda base: base / 16,
         "rope.freq_base_swa": lambda base: base / 16,
-        "rope.scaling.factor": lambda factor: 4 * factor,
         "rope.scaling.attn_factor": lambda factor: 2 * factor,
-        "attention.sliding_window": lambda window: max(1, length // 3),
         "attention.temperature_scale": lambda beta: 8 * beta,
         "attn_logit_softcapping": lambda cap: cap / 8,
         "final_logit_softcapping": lambda cap: cap / 8,

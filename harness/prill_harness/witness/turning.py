@@ -29,7 +29,7 @@ def rotation(r: Reading, n: int, *, local: bool = False) -> tuple[Float, Float]:
     original = int(r.key("rope.scaling.original_context_length", r.key("context_length")))
     if kind == "yarn":
         speed = _yarn(r, speed, base, scale, original)
-        more = 0.1 * math.log(max(scale, 1.0))
+        more = 0.1 * math.log(float(np.maximum(scale, 1.0)))
         grown = (more + 1) / (more * float(r.key("rope.scaling.yarn_log_multiplier", 0.0)) + 1)
         grown *= float(r.key("rope.scaling.attn_factor", 1.0))
     elif r.has("rope_factors_long.weight"):
@@ -55,10 +55,10 @@ def _yarn(r: Reading, speed: Float, base: float, factor: float, original: int) -
     )  # fmt: skip
     if r.architecture != "gpt-oss":
         low, high = float(math.floor(low)), float(math.ceil(high))
-    low, high = max(low, 0.0), min(high, dim - 1.0)
+    low, high = float(np.maximum(low, 0.0)), float(np.minimum(high, dim - 1.0))
     out = speed.copy()
     for i in range(len(speed)):
-        slowed = min(max((i - low) / (high - low if high > low else 0.001), 0.0), 1.0)
+        slowed = float(np.clip((i - low) / (high - low if high > low else 0.001), 0.0, 1.0))
         out[i] = speed[i] * (1 - slowed) + speed[i] / factor * slowed
     return out
 

@@ -39,6 +39,7 @@ class Keys:
         self.prefix = f"{architecture}."
         self._values = {key: value for key, value in metadata.items() if key.startswith(self.prefix)}
         self._read: set[str] = set()
+        self._asked: set[str] = set()
         self._tensors = tensors
 
     def _get(self, key: str) -> Any:
@@ -109,6 +110,7 @@ class Keys:
 
     def has_tensor(self, name: str) -> bool:
         """Whether the file has the tensor: how a description asks for one that may be missing."""
+        self._asked.add(name)
         return name in self._tensors
 
     @property
@@ -160,6 +162,11 @@ class Keys:
                 f"{what} not implemented for this architecture",
                 where=f"{self.prefix}{key}", expected=0, got=count,
             )  # fmt: skip
+
+    @property
+    def asked(self) -> frozenset[str]:
+        """The keys that were read, without their prefix, and the tensors that were asked for, so far."""
+        return frozenset({*self._asked, *(name.removeprefix(self.prefix) for name in self._read)})
 
     def require_all_read(self) -> None:
         """Make sure that nothing was left unread that may change a result.

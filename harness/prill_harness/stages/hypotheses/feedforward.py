@@ -34,7 +34,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-CALLED = {"silu": "SiLU", "gelu_tanh": "GELU (tanh)"}
+CALLED = {"silu": "SiLU", "gelu_tanh": "GELU (tanh)", "gelu_erf": "GELU (erf)"}
 """The names above of a node's activations."""
 
 
