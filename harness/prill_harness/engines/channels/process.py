@@ -24,6 +24,7 @@ from prill_runtime.errors import EngineError, UsageError
 LONGEST = 1 << 30
 """Bytes of one answer: the logits of 4,096 positions over a vocabulary of 32,000 are 700 MB in base64."""
 REMEMBERED = 4096  # bytes of a worker's stderr to keep
+LOADING = 600.0  # seconds for the answer to hello, which comes once the model is loaded
 GRACE = 5.0  # seconds that a worker has to end once its input is closed
 FIELDS = ("name", "version", "device", "arithmetic", "config")
 
@@ -56,9 +57,21 @@ class Worker:
         while piece := self._process.stderr.read(1 << 16):
             self._said.extend(piece)
 
-    def call(self, name: str, arguments: Mapping[str, Any], on_token: OnToken | None = None) -> Any:
-        """The result of a call; every token reported on the way is answered with what `on_token` returns."""
-        number, until = self._number, time.monotonic() + self._timeout
+    def call(
+        self,
+        name: str,
+        arguments: Mapping[str, Any],
+        on_token: OnToken | None = None,
+        *,
+        patience: float | None = None,
+    ) -> Any:
+        """The result of a call; every token reported on the way is answered with what `on_token` returns.
+
+        Args:
+            patience: seconds for an answer; None: the worker's own.
+        """
+        patience = self._timeout if patience is None else patience
+        number, until = self._number, time.monotonic() + patience
         self._number += 1
         streams = {} if on_token is None else {"stream": True}
         self._send({"id": number, "call": name, **packed(arguments), **streams}, name, until)
@@ -76,7 +89,7 @@ class Worker:
             if on_token is None or not {"token", "logprob"} <= answer.keys():
                 raise self._broken(name, "neither a result nor an error", "one of them", sorted(answer))
             go = on_token(int(answer["token"]), float(answer["logprob"])) is not False
-            until = time.monotonic() + self._timeout
+            until = time.monotonic() + patience
             self._send({"id": number, "go": go}, name, until)
 
     def _send(self, message: Mapping[str, Any], call: str, until: float) -> None:
@@ -116,7 +129,7 @@ class Worker:
         reading, writing = ([], [pipe]) if writes else ([pipe], [])
         ready = select.select(reading, writing, [], max(until - time.monotonic(), 0))
         if not any(ready):
-            raise self._broken(call, "no answer", f"one within {self._timeout:g} s", "none")
+            raise self._broken(call, "no answer", "one in time", "none")
 
     def _broken(self, call: str, what: str, expected: object, got: object) -> EngineError:
         """End a worker that is no longer usable; the error to raise."""
@@ -168,7 +181,7 @@ class Spoken:
             raise
 
     def _greet(self, worker: Worker, path: str, name: str) -> Hello:
-        said = worker.call("hello", {"protocol": PROTOCOL, "model": path})
+        said = worker.call("hello", {"protocol": PROTOCOL, "model": path}, patience=LOADING)
         calls = said.get("calls") if isinstance(said, dict) else None
         if not isinstance(calls, list):
             raise EngineError(
