@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import click
 
+from prill_harness.commands.shared.declare import SPECS, vram_option
 from prill_harness.commands.shared.declare import command as declare
-from prill_harness.commands.shared.declare import vram_option
 from prill_harness.console import Console
 from prill_harness.measure.bench import BenchResult, Ratio, Row, Sample, Settings, Timed, measure, steps
 from prill_runtime.errors import UsageError
@@ -22,7 +22,7 @@ SINGLE = ("copy", "prompt", "decode")
     example="prill bench --engine numpy --model synth:llama-micro:q8_0 --prompt 64 --tokens 32\n"
     "prill bench --engine numpy --model fixture:llama-tiny --against numpy64 --budget 1.10",
 )
-@click.option("--engine", default="numpy", show_default=True, help="Engine spec.")
+@click.option("--engine", default="numpy", show_default=True, help=f"{SPECS}.")
 @vram_option
 @click.option("--model", required=True, help="Path, fixture:NAME[:TYPE] or synth:SHAPE:TYPE.")
 @click.option("--against", metavar="ENGINE", help="Time this engine in turn, and say the ratios.")

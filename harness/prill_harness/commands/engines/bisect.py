@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from prill_harness.commands.shared import door
+from prill_harness.commands.shared.declare import SPECS, vram_option
 from prill_harness.commands.shared.declare import command as declare
-from prill_harness.commands.shared.declare import vram_option
 from prill_harness.commands.shared.texts import checked_ids, ids_for, text_options
 from prill_harness.console import Console
 from prill_runtime.errors import UsageError
@@ -30,7 +30,7 @@ HALF, DECADES = 10, 5  # marks, and powers of ten, on either side of the bound i
     "prill bisect --trace t.npz --arithmetic half --model model.gguf",
     judges=True,
 )
-@click.option("--engine", help="Engine spec; default numpy.")
+@click.option("--engine", help=f"{SPECS}; default numpy.")
 @vram_option
 @click.option(
     "--trace",

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 
 import click
 
+from prill_harness.commands.shared.declare import SPECS, vram_option
 from prill_harness.commands.shared.declare import command as declare
-from prill_harness.commands.shared.declare import vram_option
 from prill_harness.console import Console, write
 from prill_harness.engines.textstream import IncrementalDetokenizer
 from prill_runtime.errors import UsageError
@@ -20,7 +20,7 @@ from prill_runtime.errors import UsageError
     example='prill generate --model fixture:llama-tiny --prompt "The " --max-tokens 40\n'
     "echo 'Once' | prill generate --model model.gguf --prompt - --temperature 0.8 --seed 7",
 )
-@click.option("--engine", default="numpy", show_default=True, help="Engine spec.")
+@click.option("--engine", default="numpy", show_default=True, help=f"{SPECS}.")
 @vram_option
 @click.option("--model", required=True, help="Path, or fixture:NAME[:TYPE].")
 @click.option("--prompt", default="-", show_default=True, help="Text to continue; - reads stdin.")

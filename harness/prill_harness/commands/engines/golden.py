@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from prill_harness.commands.shared.declare import SPECS, quoted, vram_option
 from prill_harness.commands.shared.declare import command as declare
-from prill_harness.commands.shared.declare import quoted, vram_option
 from prill_harness.console import Console
 from prill_harness.records.evidence import EXIT_CODES, Status, badness, builtin
 from prill_runtime.errors import UsageError
@@ -127,7 +127,7 @@ def show(console: Console, model: str) -> int:
     example="prill golden compare --engine numpy --model fixture:gpt2-tiny",
     judges=True,
 )
-@click.option("--engine", default="numpy", show_default=True, help="Engine spec.")
+@click.option("--engine", default="numpy", show_default=True, help=f"{SPECS}.")
 @vram_option
 @click.option("--model", required=True, help="Path, or fixture:NAME[:TYPE].")
 @click.option("--golden", "file", type=click.Path(path_type=Path, dir_okay=False), help="A recorded golden.")

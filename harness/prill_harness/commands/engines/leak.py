@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from prill_harness.commands.shared.declare import SPECS, vram_option
 from prill_harness.commands.shared.declare import command as declare
-from prill_harness.commands.shared.declare import vram_option
 from prill_harness.console import Console
 from prill_harness.records.files import write_file
 from prill_runtime.errors import UsageError
@@ -28,7 +28,7 @@ REPORTERS = "prill.leak_reporters"
     "prill leak --selftest --quick",
     own="control:",
 )
-@click.option("--engine", default="numpy", show_default=True, metavar="SPEC")
+@click.option("--engine", default="numpy", show_default=True, metavar="SPEC", help=f"{SPECS}.")
 @vram_option
 @click.option("--model", metavar="SPEC", help="A path, or fixture:NAME[:TYPE].")
 @click.option(

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 import numpy as np
 
+from prill_harness.commands.shared.declare import SPECS, vram_option
 from prill_harness.commands.shared.declare import command as declare
-from prill_harness.commands.shared.declare import vram_option
 from prill_harness.commands.shared.texts import ids_for, text_options
 from prill_harness.console import Console
 
@@ -18,7 +18,7 @@ from prill_harness.console import Console
     example="prill trace --engine numpy --model fixture:llama-tiny --ids 1,306,4658 -o t.npz\n"
     "prill bisect --trace t.npz --model fixture:llama-tiny",
 )
-@click.option("--engine", default="numpy", show_default=True, help="Engine spec.")
+@click.option("--engine", default="numpy", show_default=True, help=f"{SPECS}.")
 @vram_option
 @click.option("--model", required=True, help="Path, or fixture:NAME[:TYPE].")
 @text_options

@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from prill_harness.commands.shared import door, goldens, reporters, runs
-from prill_harness.commands.shared.declare import cell_timeout_option, second_option, vram_option
+from prill_harness.commands.shared.declare import SPECS, cell_timeout_option, second_option, vram_option
 from prill_harness.commands.shared.declare import command as declare
 from prill_harness.commands.shared.outfolder import taken
 from prill_harness.console import Console
@@ -54,7 +54,9 @@ def _day(ctx: click.Context, param: click.Parameter, value: dt.datetime | None) 
     judges=True,
 )
 @click.argument("name", required=False)
-@click.option("--engine", "engines", multiple=True, metavar="SPEC", help="Replaces the plan's; repeatable.")
+@click.option(
+    "--engine", "engines", multiple=True, metavar="SPEC", help=f"{SPECS}; replaces the plan's; repeatable."
+)
 @vram_option
 @second_option
 @cell_timeout_option

@@ -11,7 +11,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from prill_harness.commands.shared import door, goldens, runs
-from prill_harness.commands.shared.declare import cell_timeout_option, second_option, vram_option
+from prill_harness.commands.shared.declare import SPECS, cell_timeout_option, second_option, vram_option
 from prill_harness.commands.shared.declare import command as declare
 from prill_harness.commands.shared.outfolder import taken
 from prill_harness.console import Console
@@ -38,7 +38,9 @@ def complete(context: click.Context, parameter: click.Parameter, begun: str) -> 
     judges=True,
 )
 @click.argument("names", nargs=-1, metavar="[SUITE|CHECK]...", shell_complete=complete)
-@click.option("--engine", "engines", multiple=True, default=("numpy",), show_default=True, help="Repeatable.")
+@click.option(
+    "--engine", "engines", multiple=True, default=("numpy",), show_default=True, help=f"{SPECS}; repeatable."
+)
 @vram_option
 @second_option
 @cell_timeout_option
