@@ -130,6 +130,16 @@ def test_what_it_lacks_is_inconclusive_by_name(spec: str) -> None:
             engine.generate(IDS, max_tokens=2, temperature=1.0)
 
 
+def test_a_class_that_only_has_logits(tmp_path: Path) -> None:
+    """What does not generate lacks it by name."""
+    (tmp_path / "bare.py").write_text(
+        "class Bare:\n    def __init__(self, path): ...\n    def logits(self, ids): ...\n"
+    )
+    with open_engine(f"py:{tmp_path / 'bare.py'}:Bare", MODEL) as engine:
+        with pytest.raises(MissingCapability, match="does not offer generate"):
+            engine.generate(IDS, max_tokens=2)
+
+
 @pytest.mark.parametrize(
     ("defect", "sentence"),
     [
@@ -315,6 +325,10 @@ def test_an_installed_package_offers_an_engine(tmp_path: Path, monkeypatch: pyte
     assert re.search(r"^1 .*failed +tokens.prompt_ids .* mine:timeout=9 ", run("mine:timeout=9"), re.DOTALL)
     assert "entry point 'bad' of prill.engines: the module nosuch cannot be imported" in run("bad")
     assert "did you mean 'mine'?" in run("mini")
+    for argument, sentence in (("timeout=0", "bad timeout"), ("slow", "mine takes options only")):
+        done = child("gate", "--engine", f"mine:{argument}", "--model", MODEL, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (4, "")
+        assert sentence in done.stderr
 
 
 def test_a_class_that_has_stages_is_walked(tmp_path: Path) -> None:

@@ -20,11 +20,8 @@ def known(spec: EngineSpec) -> tuple[type[Engine], str]:
     Raises:
         UsageError: unknown engine, or an argument that it does not take.
     """
-    if spec.name not in Engine.registry and (entry := python.installed(spec.name)) is not None:
-        cls = python.offered(entry)
-    else:
-        look_up(spec.name, {*Engine.registry, *python.names()}, "unknown engine")
-        cls = Engine.registry[spec.name]
+    look_up(spec.name, {*Engine.registry, *python.installed()}, "unknown engine")
+    cls = Engine.registry.get(spec.name) or python.offered(spec.name)
     cls.accepts(spec.argument)
     return cls, spec.argument
 

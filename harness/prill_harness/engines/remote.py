@@ -153,10 +153,10 @@ class Remote(Engine):
         return self._info
 
     def tokenize(self, text: str, add_special: bool = True) -> list[int]:
-        return self._ids("tokenize", self._call("tokenize", text=text, add_special=add_special))
+        return self._ids("tokenize", self._call("tokenize", {"text": text, "add_special": add_special}))
 
     def detokenize(self, ids: Sequence[int]) -> bytes:
-        text = self._call("detokenize", ids=list(ids))
+        text = self._call("detokenize", {"ids": list(ids)})
         if isinstance(text, bytes):
             return text
         if isinstance(text, str):
@@ -164,7 +164,7 @@ class Remote(Engine):
         raise self._odd("detokenize", "bytes or text", type(text).__name__)
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.floating]:
-        rows = self._array("logits", self._call("logits", ids=list(ids)))
+        rows = self._array("logits", self._call("logits", {"ids": list(ids)}))
         if rows.ndim != 2 or len(rows) != len(ids):
             raise self._odd("logits", f"({len(ids)}, vocabulary) numbers", str(rows.shape))
         return rows
@@ -182,7 +182,7 @@ class Remote(Engine):
         arguments = dict(
             ids=list(ids), max_tokens=max_tokens, stop=list(stop), ignore_eos=ignore_eos, **sampling
         )
-        made = self._channel.call("generate", arguments, on_token)
+        made = self._call("generate", arguments, on_token)
         if not isinstance(made, Mapping):
             fields = ("ids", "logprobs", "finish_reason", "end_id")
             made = {name: getattr(made, name) for name in fields if hasattr(made, name)}
@@ -202,7 +202,7 @@ class Remote(Engine):
     ) -> Iterator[tuple[str, NDArray[np.floating]]]:
         if replace is not None:
             self._lacks(Capability.REPLACE)
-        stages = self._call("trace", ids=list(ids))
+        stages = self._call("trace", {"ids": list(ids)})
         pairs = stages.items() if isinstance(stages, Mapping) else stages
         for name, array in pairs:
             yield str(name), self._array("trace", array)
@@ -210,10 +210,10 @@ class Remote(Engine):
     def close(self) -> None:
         self._channel.close()
 
-    def _call(self, name: str, **arguments: Any) -> Any:
+    def _call(self, name: str, arguments: Mapping[str, Any], on_token: OnToken | None = None) -> Any:
         if name not in self._channel.hello.calls:
             raise MissingCapability(f"engine {self._where} does not offer {name}")
-        return self._channel.call(name, arguments)
+        return self._channel.call(name, arguments, on_token)
 
     def _ids(self, call: str, answer: Any) -> list[int]:
         try:

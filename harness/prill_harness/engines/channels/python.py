@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -142,39 +143,49 @@ def made_of(cls: Any, name: str, path: str) -> Channel:
     return Calls(guarded(lambda: cls(path), name), name)
 
 
-def installed(name: str) -> EntryPoint | None:
-    """The engine of that name that an installed package offers, in the group `prill.engines`."""
-    return next(iter(entry_points(group=GROUP, name=name)), None)
+@cache
+def installed() -> dict[str, EntryPoint]:
+    """The engines that installed packages offer, in the group `prill.engines`; nothing of them is imported.
+
+    Looked up once: each look leaves some objects behind, which a leak probe would count to an engine.
+    """
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
 
 
-def names() -> frozenset[str]:
-    """Those of all engines that installed packages offer."""
-    return frozenset(entry.name for entry in entry_points(group=GROUP))
-
-
-def offered(entry: EntryPoint) -> type[Engine]:
-    """The engine class of an entry point: the one it names, or a connector to whatever it names.
+@cache
+def offered(name: str) -> type[Engine]:
+    """The engine class of one of `installed()`: the one that its entry point names, or a connector to
+    whatever it names.
 
     Raises:
         UsageError: it cannot be imported.
     """
-    found = load(entry.value, f"entry point {entry.name!r} of {GROUP}")
+    entry = installed()[name]
+    found = load(entry.value, f"entry point {name!r} of {GROUP}")
     if isinstance(found, type) and issubclass(found, Engine):
         return found
 
     class Offered(Remote):
-        connector = entry.name
+        connector = name
 
         @classmethod
         def accepts(cls, argument: str) -> None:
-            Target.parse(cls.connector, argument or entry.value)
+            target = Target.parse(name, whole(argument))
+            if target.what != entry.value:
+                raise UsageError(
+                    f"{name} takes options only", where=repr(f"{name}:{argument}"),
+                    expected=f"{name}, or {name}:arithmetic=NAME or timeout=SECONDS", got=repr(argument),
+                )  # fmt: skip
 
         @classmethod
         def open(cls, argument: str, model: str) -> Engine:
-            return super().open(f"{entry.value},{argument}" if argument else entry.value, model)
+            return super().open(whole(argument), model)
 
         @classmethod
         def connect(cls, target: Target, path: str) -> Channel:
-            return made_of(found, entry.name, path)
+            return made_of(found, name, path)
+
+    def whole(argument: str) -> str:
+        return f"{entry.value},{argument}" if argument else entry.value
 
     return Offered

@@ -89,8 +89,8 @@ def leak_every_200th() -> Iterator[Patch]:
 
 @fault(area="memory", blames=MEMORY, models=ONE)
 def leak_every_200th_batch() -> Iterator[Patch]:
-    """64 bytes are leaked by every two hundredth batch."""
-    yield Patch(f"{EMBEDDED}.generate_batch", after(lambda: _libc.malloc(64), every=200))
+    """One Python object is kept by every two hundredth batch."""
+    yield Patch(f"{EMBEDDED}.generate_batch", after(lambda: _kept.append(object()), every=200))
 
 
 @fault(area="memory", blames=MEMORY, models=ONE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from prill_harness.faults.planted.serving.memory import EMBEDDED, MEMORY, SESSION, _libc, after
+from prill_harness.faults.planted.serving.memory import EMBEDDED, MEMORY, SESSION, _kept, _libc, after
 from prill_harness.planting.faults import Patch, fault
 from prill_harness.planting.tools import ONE, around
 
@@ -78,8 +78,8 @@ def leak_every_200th_text() -> Iterator[Patch]:
 
 @fault(area="memory", blames=MEMORY, models=ONE)
 def leak_every_200th_failed_batch() -> Iterator[Patch]:
-    """64 bytes are leaked by every two hundredth batch that is refused."""
-    yield from rarely_refused(f"{EMBEDDED}.generate_batch", lambda: _libc.malloc(64))
+    """One Python object is kept by every two hundredth batch that is refused."""
+    yield from rarely_refused(f"{EMBEDDED}.generate_batch", lambda: _kept.append(object()))
 
 
 @fault(area="memory", blames=MEMORY, models=ONE)
