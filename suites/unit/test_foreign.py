@@ -135,9 +135,12 @@ def test_a_class_that_only_has_logits(tmp_path: Path) -> None:
     (tmp_path / "bare.py").write_text(
         "class Bare:\n    def __init__(self, path): ...\n    def logits(self, ids): ...\n"
     )
-    with open_engine(f"py:{tmp_path / 'bare.py'}:Bare", MODEL) as engine:
-        with pytest.raises(MissingCapability, match="does not offer generate"):
-            engine.generate(IDS, max_tokens=2)
+    spec = f"py:{tmp_path / 'bare.py'}:Bare"
+    with (
+        open_engine(spec, MODEL) as engine,
+        pytest.raises(MissingCapability, match="does not offer generate"),
+    ):
+        engine.generate(IDS, max_tokens=2)
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,12 @@
 
 A sum of equal terms rounds the same way at every step, so that its error grows with the number of terms,
 where that of random terms grows with its root. How far depends on the order alone, and one term after another
-is the worst of the orders that engines use. Every sum here is taken that way, each product and each partial
-result rounded to single precision, from float64 operands: this shares no line with the arithmetic under
+is the worst of the orders that engines use. Every sum here is taken that way, each operand, product and
+partial result rounded to single precision, in float64 passes: this shares no line with the arithmetic under
 judgement.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,16 +15,23 @@ from numpy.typing import NDArray
 from prill_runtime.ops.protocol import Array
 from prill_runtime.ops.rounded import RoundedBackend, single
 
-Term = Callable[[int], NDArray[np.floating]]
+QUERIES = 128  # whose scores are held at once
+BLOCK = 1 << 15  # elements of a partial sum: it stays in a processor's own cache
 
 
-def running(count: int, term: Term) -> NDArray[np.float64]:
-    """The sum of term(0) … term(count − 1), all of one shape, rounded to float32 at each step."""
+def product(a: Array, b: Array) -> NDArray[np.float64]:
+    """a (row, term) times b (term, column), one term after another in float32."""
     with np.errstate(over="ignore", invalid="ignore"):
-        total = np.asarray(term(0), np.float32)
-        for n in range(1, count):
-            total = total + np.asarray(term(n), np.float32)
-    return np.asarray(total, np.float64)
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        out = np.multiply.outer(a[:, 0], b[0])
+        rows = max(1, BLOCK // max(1, b.shape[1]))
+        for low in range(0, len(a), rows):
+            left, total = a[low : low + rows], out[low : low + rows]
+            term = np.empty_like(total)
+            for n in range(1, len(b)):
+                np.multiply(left[:, n, None], b[n], out=term)
+                total += term
+    return np.asarray(out, np.float64)
 
 
 class SequentialBackend(RoundedBackend):
@@ -45,8 +50,7 @@ class SequentialBackend(RoundedBackend):
         return self.leaving(np.asarray(centred / np.sqrt(_mean(centred * centred) + eps) * weight + bias))
 
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
-        columns = np.ascontiguousarray(weight.T)
-        y = running(len(columns), lambda n: x[..., n, None] * columns[n])
+        y = product(x, np.ascontiguousarray(weight.T))
         return self.leaving(y if bias is None else y + bias)
 
     def attention(
@@ -63,26 +67,30 @@ class SequentialBackend(RoundedBackend):
     ) -> Array:
         rows, heads, size = q.shape
         shared = heads // len(k)
-        query, key = np.arange(start, start + rows)[:, None], np.arange(k.shape[1])
-        hidden = (key > query) | (key <= query - (window or k.shape[1]))
         out = np.empty((rows, heads, size))
         for head in range(heads):
             keys, values = k[head // shared], v[head // shared]
-            scaled = q[:, head] * scale
-            scores = running(size, lambda n, a=scaled, b=keys: a[:, n, None] * b[:, n])  # type: ignore[misc]
-            if softcap is not None:
-                scores = np.asarray(softcap * np.tanh(scores / softcap))
-            scores[hidden] = -np.inf
             sink = -np.inf if sinks is None else float(sinks[head])
-            top = np.maximum(scores.max(axis=-1, keepdims=True), sink)
-            weights = np.exp(scores - top)
-            total = running(len(keys), lambda n, w=weights: w[:, n, None])  # type: ignore[misc]
-            total = total + np.exp(sink - top)
-            weights = weights / total
-            out[:, head] = running(len(keys), lambda n, w=weights, b=values: w[:, n, None] * b[n])  # type: ignore[misc]
+            for low in range(0, rows, QUERIES):
+                query = np.arange(start + low, start + min(low + QUERIES, rows))[:, None]
+                key = np.arange(min(int(query[-1, 0]) + 1, len(keys)))  # nobody here sees a later one
+                scores = product(q[low : low + QUERIES, head] * scale, np.ascontiguousarray(keys[key].T))
+                if softcap is not None:
+                    scores = np.asarray(softcap * np.tanh(scores / softcap))
+                scores[(key > query) | (key <= query - (window or len(keys)))] = -np.inf
+                top = np.maximum(scores.max(axis=-1, keepdims=True), sink)
+                weights = np.exp(scores - top)
+                weights = weights / (_sum(weights) + np.exp(sink - top))
+                out[low : low + QUERIES, head] = product(weights, values[key])
         return self.leaving(out.reshape(rows, heads * size))
 
 
 def _mean(x: Array) -> NDArray[np.float64]:
     """Over the last axis, which is kept."""
-    return np.asarray(running(x.shape[-1], lambda n: x[..., n, None]) / x.shape[-1])
+    return np.asarray(_sum(x) / x.shape[-1])
+
+
+def _sum(x: Array) -> NDArray[np.float64]:
+    """Over the last axis, which is kept."""
+    rows = x.reshape(-1, x.shape[-1])
+    return product(rows, np.ones((x.shape[-1], 1))).reshape(*x.shape[:-1], 1)
