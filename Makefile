@@ -46,7 +46,8 @@ format: $(VENV)/.installed-dev  ## let ruff fix and format
 	$(BIN)/ruff format .
 
 goldens: $(VENV)/.installed  ## record the fixtures' goldens anew from the float64 oracle
-	@for model in {llama,gpt2}-tiny:{f16,bf16,q8_0,q4_0,q4_k,q6_k} llama-{window,long}:f16; do \
+	@for model in {llama,gpt2}-tiny:{f16,bf16,q8_0,q4_0,q4_k,q6_k} llama-{window,long}:f16 \
+	    gpt-oss-tiny:mxfp4 gemma3-tiny:f16; do \
 	  OMP_NUM_THREADS=1 $(BIN)/prill golden record fixture:$$model \
 	    -o fixtures/prill_fixtures/golden/$${model/:/.}.json 2>/dev/null || exit $$?; done
 

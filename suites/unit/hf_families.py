@@ -105,6 +105,12 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         _common(rope_parameters=TWO, head_dim=24, query_pre_attn_scalar=24, sliding_window=20,
                 num_hidden_layers=7, tie_word_embeddings=True),
     ),
+    "gemma3-capped": (
+        "gemma3", "Gemma3",
+        _common(rope_parameters=TWO, head_dim=24, query_pre_attn_scalar=24, sliding_window=20,
+                num_hidden_layers=7, tie_word_embeddings=True, attention_bias=True,
+                attn_logit_softcapping=2.0, final_logit_softcapping=4.0),
+    ),
     "gptneox": (
         "gptneox", "GPTNeoX",
         {**_common(rope_parameters={**DEFAULT, "partial_rotary_factor": 0.25}, use_parallel_residual=True),
@@ -174,10 +180,12 @@ def _keys(arch: str, config: Any) -> dict[str, Any]:
     if experts:
         said |= {"expert_count": experts, "expert_used_count": config.num_experts_per_tok,
                  "expert_feed_forward_length": getattr(config, "moe_intermediate_size", FFN)}  # fmt: skip
+    caps = {name: getattr(config, name, None) or 0.0
+            for name in ("attn_logit_softcapping", "final_logit_softcapping")}  # fmt: skip
     own: Mapping[str, dict[str, Any]] = {
         "phi3": {"rope.scaling.attn_factor": single(1.19)},
-        "gemma2": {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 4.0},
-        "gemma3": {"rope.freq_base_swa": BASE},
+        "gemma2": caps,
+        "gemma3": {"rope.freq_base_swa": BASE, **caps},
         "mistral3": {"attention.temperature_scale": single(0.1), "rope.scaling.yarn_log_multiplier": 1.0},
     }
     return said | own.get(arch, {})

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from prill_fixtures import TYPES, sound
+from prill_fixtures import NAMES, TYPES, sound
 from prill_fixtures.sound_vocab import SoundVocabulary
 from prill_harness.engines.base import Engine
 from prill_harness.engines.embedded import Embedded
@@ -115,7 +115,7 @@ def test_equality_is_as_tight_as_it_was_on_the_fixtures() -> None:
             assert math.sqrt(2) * floor.dlogprob_max < 1e-4
 
 
-@pytest.mark.parametrize("name", ["llama-tiny", "gpt2-tiny", "llama-window", "llama-long"])
+@pytest.mark.parametrize("name", NAMES)
 def test_what_logits_lose_when_they_are_stored_widens_no_bound_of_the_fixtures(name: str) -> None:
     """The logits of every packaged model are rounded to float32 by less than the noise of its lanes."""
     golden = golden_for(f"fixture:{name}")

@@ -300,7 +300,11 @@ def test_the_nearest_word_is_suggested(
 @pytest.mark.parametrize(
     ("words", "noun", "told"),
     [
-        (("checklist", "nosuch"), "usage error: ", "expected foundation or gpt2 or llama or model"),
+        (
+            ("checklist", "nosuch"),
+            "usage error: ",
+            "expected foundation or gemma3 or gpt-oss or gpt2 or llama or model",
+        ),
         (("checklist", "lama"), "usage error: ", "did you mean 'llama'?"),
         (("gate", "foundatoin"), "usage error in ", "no such gate"),
         (("gate", "--waivers", "x.toml"), "invalid waivers in x.toml", "not a TOML file"),

@@ -17,6 +17,7 @@ from prill_runtime.models.walks import FEATURES
 
 ALL = catalogue() | catalogue("emu")
 GPT2, LLAMA, WINDOW = "fixture:gpt2-tiny", "fixture:llama-tiny", "fixture:llama-window"
+OSS, GEMMA = "fixture:gpt-oss-tiny", "fixture:gemma3-tiny"
 
 
 def nothing() -> Iterator[Patch]:
@@ -32,6 +33,7 @@ def fault(**more: tuple[str, ...]) -> Fault:
     (("rope",), (), LLAMA), (("learned_positions",), (), GPT2), (("window",), (), WINDOW),
     (("bias",), (), GPT2), (("bias",), ("fused_qkv",), WINDOW), (("bias", "rope"), (), WINDOW),
     ((), ("tied",), LLAMA), (("layer_norm", "tied"), ("gate",), GPT2),
+    (("sinks", "experts", "yarn"), (), OSS), (("softcap", "window", "qk_norm", "bias"), (), GEMMA),
 ])  # fmt: skip
 def test_the_first_model_with_the_features_is_taken(
     needs: tuple[str, ...], lacks: tuple[str, ...], model: str
@@ -43,16 +45,16 @@ def test_the_first_model_with_the_features_is_taken(
 
 def test_without_needs_it_shows_on_an_architecture_each() -> None:
     """The first model of each; and where models are given, on those."""
-    assert fault().models == (LLAMA, GPT2)
+    assert fault().models == (LLAMA, GPT2, OSS, GEMMA)
     assert Fault("bug", "rope", ("q",), "", ("a.gguf",), nothing, needs=("rope",)).models == ("a.gguf",)
 
 
 def test_needs_that_no_model_has_are_an_error_that_names_them() -> None:
     """A feature nobody has, or two that no one model has: which, and of which fault."""
     with pytest.raises(
-        UsageError, match="show fault bug: expected one with experts; give it a model of its own"
+        UsageError, match="show fault bug: expected one with parallel; give it a model of its own"
     ):
-        _ = fault(needs=("experts",)).models
+        _ = fault(needs=("parallel",)).models
     with pytest.raises(UsageError, match="expected one with rope and without gate"):
         _ = fault(needs=("rope",), lacks=("gate",)).models
 

@@ -50,6 +50,8 @@ def test_each_tensor_has_a_digest(tmp_path: Path) -> None:
     ("fixture:llama-tiny", ["gate", "gqa", "rms_norm", "rope", "silu"]),
     ("fixture:gpt2-tiny", ["bias", "fused_qkv", "gelu_tanh", "layer_norm", "learned_positions", "tied"]),
     ("fixture:llama-window", ["bias", "gate", "gqa", "rms_norm", "rope", "silu", "window"]),
+    ("fixture:gpt-oss-tiny", ["bias", "clamped", "expert_bias", "experts", "gate", "gqa", "rms_norm", "rope",
+                              "sinks", "window", "yarn"]),
 ])  # fmt: skip
 def test_a_model_has_features(model: str, features: list[str]) -> None:
     """Those by which checklist items and faults are chosen, for people and machines."""

@@ -13,7 +13,9 @@ from prill_runtime.gguf.file import open_gguf
 from prill_runtime.models import walks
 from prill_runtime.models.load import Described, describe
 
-PACKAGED = tuple(f"fixture:{name}" for name in ("llama-tiny", "gpt2-tiny", "llama-window", "llama-long"))
+PACKAGED = tuple(f"fixture:{name}" for name in (
+    "llama-tiny", "gpt2-tiny", "llama-window", "llama-long", "gpt-oss-tiny", "gemma3-tiny",
+))  # fmt: skip
 """Packaged models, in the order in which one is chosen to represent a feature."""
 
 

@@ -65,8 +65,9 @@ def fixture_name(spec: str | Path) -> tuple[str, str] | None:
     import prill_fixtures
 
     name, _, kind = text.removeprefix("fixture:").partition(":")
-    kind = kind or "f16"
-    _known(text, {"fixture": (name, prill_fixtures.NAMES), "block type": (kind, prill_fixtures.TYPES)})
+    _known(text, {"fixture": (name, prill_fixtures.NAMES)})
+    kind = kind or prill_fixtures.types(name)[0]
+    _known(text, {"block type": (kind, prill_fixtures.types(name))})
     return name, kind
 
 

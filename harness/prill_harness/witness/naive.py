@@ -112,7 +112,7 @@ def modern(r: Reading, ids: Sequence[int]) -> Float:
     gemma, width, norm = name.startswith("gemma"), r.key("embedding_length"), _rms_norm(r)
     large = gemma and (heads, size) == (32, 128)
     scale = 1 / math.sqrt(width / heads if large else size)
-    cap = float(r.key("attn_logit_softcapping", 50.0)) if name == "gemma2" else 0.0
+    cap = float(r.key("attn_logit_softcapping", 50.0 if name == "gemma2" else 0.0))
     x = embedded(r, "token_embd.weight", ids) * (math.sqrt(width) if gemma else 1.0)
     for layer in range(r.key("block_count")):
         at, q_norm, post = f"blk.{layer}.", f"blk.{layer}.attn_q_norm", f"blk.{layer}.post_attention_norm"

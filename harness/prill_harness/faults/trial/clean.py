@@ -42,7 +42,7 @@ from prill_runtime.run.model import Model
 
 NAMES = ("llama-tiny", "gpt2-tiny")
 TYPES = ("f16", "f32", "bf16", "q8_0", "q4_0", "q4_k", "q6_k")
-SPECIAL = ("fixture:llama-window", "fixture:llama-long")
+SPECIAL = ("fixture:llama-window", "fixture:llama-long", "fixture:gpt-oss-tiny", "fixture:gemma3-tiny")
 MODELS = (
     *(f"fixture:{name}" + f":{kind}" * (kind != "f16") for kind in TYPES for name in NAMES),
     *SPECIAL,

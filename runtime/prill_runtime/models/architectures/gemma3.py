@@ -1,7 +1,9 @@
 """Gemma 3: norms before and behind each branch and of each head; five layers with a window, one without.
 
-Layers with a window turn by a base of their own and without scaling. The file's norm weights have the
-published ones plus 1. Scores are scaled by the size of a head, except in the 27B model, which no key says.
+Layers with a window turn by a base of their own and without scaling. Scores are capped where the file says:
+the published configuration has the number, of which no published model makes use. Norm weights of the file
+are the published ones plus 1. Scores are scaled by the size of a head, except in the 27B model, which no key
+says.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ def model(keys: Keys) -> Network:
     base = keys.positive("rope.freq_base_swa", default=10000.0)
     local = replace(rope, base=base, factor=1.0, scaling="none", local=True)
     window = keys.integer("attention.sliding_window")
+    cap = keys.number("attn_logit_softcapping", default=0.0) or None
     large = (sizes.heads, sizes.size) == (32, 128)  # the 27B
     scale = (sizes.width / sizes.heads if large else sizes.size) ** -0.5
 
@@ -27,8 +30,8 @@ def model(keys: Keys) -> Network:
         block, whole = Block(sizes, number), number % 6 == 5
         behind, after = block.post_norms()
         attention = block.attention(
-            rope=rope if whole else local, window=None if whole else window, scale=scale,
-            **block.qk_norms(), **behind,
+            rope=rope if whole else local, window=None if whole else window, softcap=cap,
+            scale=scale, **block.qk_norms(), **behind,
         )  # fmt: skip
         return Layer(block.at, attention, block.dense("gelu_tanh", **after))
 
