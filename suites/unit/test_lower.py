@@ -16,6 +16,7 @@ from prill_harness.faults.opening import open_engine
 from prill_runtime.device.model import DeviceModel
 
 from .decoded import decoded
+from .families import write
 from .tiny_gguf import add_config, add_tokenizer, gpt2_tensors, llama_tensors, tiny
 
 WIDE = {"width": 64, "n_heads": 4, "n_kv_heads": 4, "ffn": 96, "n_layers": 2, "context": 64}
@@ -82,6 +83,11 @@ MODELS: dict[str, Callable[[Path], Path]] = {
     "learned positions, fused q, k and v, GELU": lambda path: tiny(path, "gpt2", **WIDE),
     "tables of two types": lambda path: of_types(path, "gpt2", {"token_embd": T.Q8_0}, lambda _: None),
     "q8_0": lambda path: tiny(path, "gpt2", type=T.Q8_0, **WIDE),
+    "experts, sinks, YaRN's factor, pairs half a head apart": lambda path: write("gpt-oss", path),
+    "experts of MXFP4": lambda path: write("gpt-oss", path, T.Q8_0, T.MXFP4),
+    "experts of halves": lambda path: write("gpt-oss", path, T.BF16, T.F16),
+    "all experts": lambda path: write("gpt-oss", path, expert_used_count=6),
+    "pairs half a head apart, biases, YaRN": lambda path: write("qwen2", path),
 }
 
 
@@ -90,6 +96,20 @@ def test_fused_is_what_the_nodes_say(name: str, tmp_path: Path) -> None:
     """Every node is fused, and a graph's steps are float64's to float32's rounding."""
     error, recorded = both(MODELS[name](tmp_path / "m.gguf"))
     assert not recorded
+    assert error < FLOAT32
+
+
+def test_a_softmax_over_all_experts_and_plain_swiglu(tmp_path: Path) -> None:
+    """Experts without biases or clamp are fused beside attention that is not, for its norms of heads."""
+    error, recorded = both(write("qwen3moe", tmp_path / "m.gguf"))
+    assert recorded == {"Attention"}
+    assert error < FLOAT32
+
+
+def test_a_part_of_each_head_is_turned(tmp_path: Path) -> None:
+    """Pairs half of the turned part apart, q, k and v in one matrix; gate and up in one are not fused."""
+    error, recorded = both(write("phi3", tmp_path / "m.gguf"))
+    assert recorded == {"Dense"}
     assert error < FLOAT32
 
 

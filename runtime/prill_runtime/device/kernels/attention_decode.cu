@@ -25,6 +25,7 @@ struct DecodeAttentionArgs {
     int layer;
     int window;
     float scale;
+    const float* sinks;  // (head,): scores of no key; or null
     const unsigned char* ahead0;  // what a launch after the next one reads first, or null
     const unsigned char* ahead1;
     int ahead_bytes;              // of each, a multiple of 16
@@ -248,15 +249,19 @@ static __device__ __forceinline__ void decode(const DecodeAttentionArgs& a) {
     if (rank) return;
     cluster_wait();
     for (int g = warp % APART; g < group; g += APART) {
-        float factors[CLUSTER], all = 0.0f;
-        common_scale<CLUSTER>(got_tops + g, G, factors);
+        float factors[CLUSTER], all = 0.0f, shrink = 1.0f;
+        const float best = common_scale<CLUSTER>(got_tops + g, G, factors);
 #pragma unroll
         for (int b = 0; b < CLUSTER; ++b) all += factors[b] * got_totals[b * G + g];
+        if (a.sinks) {
+            const float sink = a.sinks[kv * group + g], top = fmaxf(best, sink);
+            shrink = expf(best - top), all = all * shrink + expf(sink - top);
+        }
         for (int c = warp / APART * 32 + lane; c < dim; c += 32 * (WARPS / APART)) {
             float mixed = 0.0f;
 #pragma unroll
             for (int b = 0; b < CLUSTER; ++b) mixed += factors[b] * got[(b * G + g) * dim + c];
-            a.out[(kv * group + g) * dim + c] = mixed / all;
+            a.out[(kv * group + g) * dim + c] = mixed * shrink / all;
         }
     }
 }

@@ -108,10 +108,11 @@ static __device__ __forceinline__ float block_max(float value, float* shared) {
     return top;
 }
 
-// Cosine and sine of a position's angle, in float64 from a frequency the host made: float32 has none for a late one.
-static __device__ __forceinline__ float2 turn_of(int position, double frequency) {
+// Cosine and sine of a position's angle, times `scale`; in float64 from a frequency the host made: float32 has none
+// for a late one.
+static __device__ __forceinline__ float2 turn_of(int position, double frequency, float scale) {
     const double angle = position * frequency;
-    return make_float2((float)cos(angle), (float)sin(angle));
+    return make_float2((float)cos(angle) * scale, (float)sin(angle) * scale);
 }
 
 // What lies in the place of an id that was not chosen.

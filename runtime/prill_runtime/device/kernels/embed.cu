@@ -40,6 +40,7 @@ struct BeginArgs {
     const double* frequencies;  // (pair,)
     float2* angles;             // (pair,): cosine and sine
     int pairs;
+    float scale;                // of cosine and sine
 };
 
 template <class Format>
@@ -50,7 +51,8 @@ static __device__ __forceinline__ void begin(const BeginArgs& a) {
         if (c < a.table.pitch) embed_chunk<Format>(a.table, *a.id, c, a.out);
         return;
     }
-    for (int i = threadIdx.x; i < a.pairs; i += blockDim.x) a.angles[i] = turn_of(*a.position, a.frequencies[i]);
+    for (int i = threadIdx.x; i < a.pairs; i += blockDim.x)
+        a.angles[i] = turn_of(*a.position, a.frequencies[i], a.scale);
 }
 
 KERNELS(begin, BeginArgs, 256)

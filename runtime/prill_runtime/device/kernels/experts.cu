@@ -75,6 +75,38 @@ static __device__ __forceinline__ void experts(const ExpertArgs& a) {  // block 
 
 KERNELS(experts, ExpertArgs, THREADS)
 
+struct GroupArgs {
+    const float* routed;  // (row, expert)
+    int* order;           // (expert, rows) places row * used + slot of each expert, ascending, -1 behind the last;
+                          // then (rows * used) those that no expert has
+    int rows;
+    int experts;
+    int used;
+};
+
+KERNEL(group, GroupArgs, THREADS) {  // one block an expert, and one for what is left over
+    __shared__ int counts[THREADS];
+    const int expert = blockIdx.x, each = (a.rows + THREADS - 1) / THREADS;
+    const int low = threadIdx.x * each, high = min(low + each, a.rows);
+    int* order = a.order + (long long)expert * a.rows;
+    const auto visit = [&](auto take) {
+        for (int row = low; row < high; ++row) {
+            const float* routed = a.routed + (long long)row * a.experts;
+            if (expert < a.experts && routed[expert] == 0.0f) continue;
+            int slot = 0;
+            for (int e = 0; e < expert; ++e) slot += routed[e] != 0.0f;
+            for (; slot < a.used; slot += expert < a.experts ? a.used : 1) take(row * a.used + slot);
+        }
+    };
+    int count = 0, at = 0, total = 0;
+    visit([&](int) { ++count; });
+    counts[threadIdx.x] = count;
+    __syncthreads();
+    for (int t = 0; t < THREADS; ++t) total += counts[t], at += t < threadIdx.x ? counts[t] : 0;
+    visit([&](int place) { order[at++] = place; });
+    for (int n = total + threadIdx.x; n < (expert < a.experts ? a.rows : a.rows * a.used); n += THREADS) order[n] = -1;
+}
+
 struct MixArgs {
     const float* x;       // (row, used, width)
     const float* routed;  // (row, expert)

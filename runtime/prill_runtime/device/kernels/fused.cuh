@@ -8,7 +8,8 @@
 //   QKV      rows of three matrices: q rotated, k rotated into the cache, v into the cache
 // and, in kernels with HOOKS, which are files of their own so that those without have nothing of it:
 //   GELU     out[row] = gelu(sum), of one matrix
-//   biases of every row; LayerNorm in the place of RMSNorm; q, k and v as rows of one matrix
+//   biases of every row; LayerNorm in the place of RMSNorm; q, k and v as rows of one matrix; rotation of pairs that
+//   lie half a head apart
 // Sums have a fixed order: runs are bit-equal. Who includes this defines MOST, the threads of a block.
 #pragma once
 
@@ -48,6 +49,7 @@ struct FusedArgs {
     const float* bias2;
     int q_rows;              // of QKV: those of q, then as many of k as of v
     int kv_rows;
+    int neox;                // of QKV: pairs are (i, i + pairs), not (2i, 2i + 1)
 };
 
 struct Activations {
@@ -85,19 +87,19 @@ static __device__ __forceinline__ void quantise(const Activations& into, int i, 
 }
 
 // The first BATCH quads of the norm's weight for this thread: immutable, so they are fetched before the wait.
-static __device__ __forceinline__ void fetch_norm(const FusedArgs& a, float4* weight) {
+static __device__ __forceinline__ void fetch_norm(const float* norm, int cols, float4* weight) {
 #pragma unroll
     for (int k = 0; k < BATCH; ++k) {
         const int i = threadIdx.x + k * blockDim.x;
-        weight[k] = a.norm && 4 * i < a.m0.cols ? quad(a.norm, i, a.m0.cols) : make_float4(1.0f, 1.0f, 1.0f, 1.0f);
+        weight[k] = norm && 4 * i < cols ? quad(norm, i, cols) : make_float4(1.0f, 1.0f, 1.0f, 1.0f);
     }
 }
 
-// Shared memory: planes, scales, sums. FAST holds a value in one byte, else in four.
-template <class Format, bool FAST, bool HOOKS>
-static __device__ __forceinline__ Activations prepare(const FusedArgs& a, const float4* weight) {
+// Shared memory: planes, scales, sums. FAST holds a value in one byte, else in four. Of a.x are `cols` values, which
+// are `pitch` chunks.
+template <class Format, bool FAST, bool HOOKS, class Args>
+static __device__ __forceinline__ Activations prepare(const Args& a, int cols, int pitch, const float4* weight) {
     __shared__ float shared[32];
-    const int cols = a.m0.cols, pitch = a.m0.pitch;
     constexpr int planes = FAST ? Format::N / 16 : Format::N / 4;
     const int quads = FAST ? cols / 4 : pitch * planes;
     Activations into;
@@ -162,7 +164,16 @@ static __device__ __forceinline__ Activations prepare(const FusedArgs& a, const 
     return into;
 }
 
+// The row of q, k or v in place `at`: places of a pair are neighbours, whatever its rows are.
+template <bool HOOKS>
+static __device__ __forceinline__ int row_in(const FusedArgs& a, int at) {
+    if (!HOOKS || !a.neox) return at;
+    const int i = at % a.head_dim;
+    return i < 2 * a.pairs ? at - i + i % 2 * a.pairs + i / 2 : at;
+}
+
 // The matrix and row that output row r of a group comes from.
+template <bool HOOKS>
 static __device__ __forceinline__ const Matrix& source(const FusedArgs& a, int group, int r, int* row) {
     if (a.mode == GATE_UP) {
         *row = min(2 * group + r / 2, a.m0.rows - 1);
@@ -175,6 +186,7 @@ static __device__ __forceinline__ const Matrix& source(const FusedArgs& a, int g
         if (at >= m->rows) at -= m->rows, m = &a.m2;
     }
     *row = min(at, m->rows - 1);
+    if (HOOKS && a.mode == QKV) *row = row_in<HOOKS>(a, *row);
     return *m;
 }
 
@@ -240,17 +252,18 @@ static __device__ __forceinline__ Target target(const FusedArgs& a, int group) {
     } else {
         const int q_rows = HOOKS ? a.q_rows : a.m0.rows, k_rows = HOOKS ? a.kv_rows : a.m1.rows;
         const bool is_v = at >= q_rows + k_rows;
-        const int row = at < q_rows ? at : at - q_rows - (is_v ? k_rows : 0);
+        const int low = at < q_rows ? 0 : q_rows + (is_v ? k_rows : 0);  // rows before this matrix's
         if (at >= a.m0.rows + a.m1.rows + a.m2.rows) return t;
+        const int row = row_in<HOOKS>(a, at - low);
         if constexpr (HOOKS) {
             const bool fused = a.m0.rows > a.q_rows;
             const float* bias = fused || at < q_rows ? a.bias0 : is_v ? a.bias2 : a.bias1;
-            if (bias) t.bias = bias[fused ? at : row];
+            if (bias) t.bias = bias[fused ? low + row : row];
         }
-        const int i = row % a.head_dim;
-        t.rotate = !is_v && i / 2 < a.pairs;
-        if (t.rotate) t.turn = a.angles[i / 2];
-        t.to = a.out + at;
+        const int i = row % a.head_dim, pair = (at - low) % a.head_dim / 2;
+        t.rotate = !is_v && pair < a.pairs;
+        if (t.rotate) t.turn = a.angles[pair];
+        t.to = a.out + row;
         if (at >= q_rows) {
             const Sequence& s = *a.sequence;
             const long long place = ((long long)a.layer * a.kv_heads + row / a.head_dim) * s.capacity + s.length;
@@ -274,44 +287,35 @@ static __device__ __forceinline__ void finish(const FusedArgs& a, const Target& 
     else *t.to = threadIdx.x / 8 % 2 ? other * t.turn.y + sum * t.turn.x : sum * t.turn.x - other * t.turn.y;
 }
 
-// A team of warps shares a group: each takes every team-th step of 32 chunks; its first warp adds them up. DEPTH
-// steps are on their way, each in registers of its own.
-template <class Format, bool FAST, bool HOOKS>
-static __device__ __forceinline__ void fused(const FusedArgs& a) {
+// The rows of all groups: a team of warps shares a group, each takes every team-th step of 32 chunks; its first warp
+// adds them up. DEPTH steps are on their way, each in registers of its own. A stage says
+//   place(group)       which rows the next loads are of
+//   load(raw, c)       chunk c of each of them
+//   begin()            waits, and lays down the activations
+//   target(group), biased(target, sum), finish(target, sum, sum of the row beside it)
+template <class Format, bool FAST, class Stage, class Args>
+static __device__ __forceinline__ void stream(const Args& a, Stage& stage, int groups, int pitch) {
     __shared__ float sums[2][MOST / 32][ROWS];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, team = 1 << a.team_bits;
-    const int pitch = a.m0.pitch, member = warp & (team - 1), stride = (blockDim.x / 32 >> a.team_bits) * gridDim.x;
-    const int rows = a.mode == QKV ? a.m0.rows + a.m1.rows + a.m2.rows : a.m0.rows;
-    const int groups = a.mode == GATE_UP ? (rows + 1) / 2 : (rows + ROWS - 1) / ROWS;
+    const int member = warp & (team - 1), stride = (blockDim.x / 32 >> a.team_bits) * gridDim.x;
     const int first = (warp >> a.team_bits) * gridDim.x + blockIdx.x;
     constexpr int depth = FAST || Format::N <= 8 ? DEPTH : 1;  // as the registers allow: blocks expanded take many
     typename Format::Raw raw[depth][ROWS] = {};
     int ahead_group = first, ahead_step = 0;  // the next loads to issue
-    const Matrix* m[ROWS];
-    int at[ROWS];
-    auto place = [&] {
-#pragma unroll
-        for (int r = 0; r < ROWS; ++r) m[r] = &source(a, min(ahead_group, groups - 1), r, &at[r]);
-    };
     auto fetch = [&](typename Format::Raw* into) {
         if (ahead_group >= groups) return;
-        const int c = min(((ahead_step << a.team_bits) + member) * 32 + lane, pitch - 1);
-#pragma unroll
-        for (int r = 0; r < ROWS; ++r) into[r] = Format::load(*m[r], at[r], c);
+        stage.load(into, min(((ahead_step << a.team_bits) + member) * 32 + lane, pitch - 1));
         if (++ahead_step < a.steps) return;
         ahead_step = 0, ahead_group += stride;
-        place();
+        stage.place(min(ahead_group, groups - 1));
     };
-    place();
+    stage.place(min(ahead_group, groups - 1));
 #pragma unroll
     for (int d = 0; d < depth; ++d) fetch(raw[d]);
-    float4 weight[BATCH];
-    fetch_norm(a, weight);
-    wait_for_previous();
-    const Activations x = prepare<Format, FAST, HOOKS>(a, weight);
+    const Activations x = stage.begin();
     int round = 0, step = 0;
     float total[ROWS] = {};
-    Target goal = target<HOOKS>(a, first < groups && member == 0 ? first : NOWHERE);
+    Target goal = stage.target(first < groups && member == 0 ? first : NOWHERE);
     auto take = [&](typename Format::Raw* from) {
         const int c = ((step << a.team_bits) + member) * 32 + lane;
         if (c < pitch) accumulate<Format, FAST>(from, x, c, pitch, total);
@@ -327,12 +331,12 @@ static __device__ __forceinline__ void fused(const FusedArgs& a) {
 #pragma unroll 4
             for (int w = 1; w < team; ++w) sum += both[warp - member + w][lane / 8];
         }
-        if constexpr (HOOKS) sum += goal.bias;
+        sum = stage.biased(goal, sum);
         const float other = __shfl_xor_sync(0xFFFFFFFFu, sum, 8);
-        finish<HOOKS>(a, goal, sum, other);
+        stage.finish(goal, sum, other);
         step = 0, ++round;
         const int group = first + round * stride;
-        goal = target<HOOKS>(a, group < groups && member == 0 ? group : NOWHERE);
+        goal = stage.target(group < groups && member == 0 ? group : NOWHERE);
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) total[r] = 0.0f;
     };
@@ -344,4 +348,37 @@ static __device__ __forceinline__ void fused(const FusedArgs& a) {
             if (round == a.rounds) return;
         }
     }
+}
+
+template <class Format, bool FAST, bool HOOKS>
+struct Product {
+    const FusedArgs& a;
+    const Matrix* m[ROWS];
+    int at[ROWS];
+    __device__ __forceinline__ void place(int group) {
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) m[r] = &source<HOOKS>(a, group, r, &at[r]);
+    }
+    __device__ __forceinline__ void load(typename Format::Raw* into, int c) {
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) into[r] = Format::load(*m[r], at[r], c);
+    }
+    __device__ __forceinline__ Activations begin() {
+        float4 weight[BATCH];
+        fetch_norm(a.norm, a.m0.cols, weight);
+        wait_for_previous();
+        return prepare<Format, FAST, HOOKS>(a, a.m0.cols, a.m0.pitch, weight);
+    }
+    __device__ __forceinline__ Target target(int group) { return ::target<HOOKS>(a, group); }
+    __device__ __forceinline__ float biased(const Target& t, float sum) { return HOOKS ? sum + t.bias : sum; }
+    __device__ __forceinline__ void finish(const Target& t, float sum, float other) {
+        ::finish<HOOKS>(a, t, sum, other);
+    }
+};
+
+template <class Format, bool FAST, bool HOOKS>
+static __device__ __forceinline__ void fused(const FusedArgs& a) {
+    const int rows = a.mode == QKV ? a.m0.rows + a.m1.rows + a.m2.rows : a.m0.rows;
+    Product<Format, FAST, HOOKS> stage = {a, {}, {}};
+    stream<Format, FAST>(a, stage, a.mode == GATE_UP ? (rows + 1) / 2 : (rows + ROWS - 1) / ROWS, a.m0.pitch);
 }

@@ -19,8 +19,7 @@ KERNEL(rope_angles, AnglesArgs, 128) {
     wait_for_previous();
     if (i >= a.rows * a.pairs) return;
     const double* frequencies = a.late && a.positions[a.rows - 1] >= a.original ? a.late : a.frequencies;
-    const float2 turn = turn_of(a.positions[i / a.pairs], frequencies[i % a.pairs]);
-    a.out[i] = make_float2(turn.x * a.scale, turn.y * a.scale);
+    a.out[i] = turn_of(a.positions[i / a.pairs], frequencies[i % a.pairs], a.scale);
 }
 
 struct RopeArgs {

@@ -51,6 +51,7 @@ class DeviceArray:
         self.halves: Allocation | None = (
             None  # the same rows in half precision, once a product has needed them
         )
+        self.order: Allocation | None = None  # which rows each expert has, once experts have been multiplied
         self.whole: DeviceArray | None = None  # the rows that these are part of
         self._beside: ref[Allocation] | None = None
 

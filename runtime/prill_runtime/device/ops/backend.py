@@ -342,7 +342,7 @@ class CudaBackend(DeviceMemory, Backend[DeviceArray, DeviceMatrix | DeviceArray,
     def expert_linear(
         self, x: Operand, weight: Weight, routed: Operand, *, used: int, bias: Weight | None = None
     ) -> DeviceArray:
-        return experts.linear(self, x, weight, routed, used, bias)
+        return experts.linear(self, x, weight, routed, used, bias, self._tensor)
 
     def mix(self, x: Operand, routed: Operand) -> DeviceArray:
         return experts.mix(self, x, routed)

@@ -6,6 +6,7 @@ from typing import Final
 
 from prill_runtime.device.memory.array import DeviceArray, DeviceMemory, Operand, Weight, grid_of
 from prill_runtime.device.memory.matrix import DeviceMatrix, Matrix
+from prill_runtime.device.ops.tensor_cores import LEAST_TILE_ROWS, TensorCores
 from prill_runtime.errors import UnsupportedModel
 
 THREADS: Final = 128
@@ -23,9 +24,15 @@ def route(ops: DeviceMemory, logits: Operand, used: int, normalised: bool) -> De
 
 
 def linear(
-    ops: DeviceMemory, x: Operand, weight: Weight, routed: Operand, used: int, bias: Weight | None
+    ops: DeviceMemory,
+    x: Operand,
+    weight: Weight,
+    routed: Operand,
+    used: int,
+    bias: Weight | None,
+    tensor: TensorCores | None,
 ) -> DeviceArray:
-    """`Backend.expert_linear`; a bias is of float32, as converters write it."""
+    """`Backend.expert_linear`; a bias is of float32, as converters write it. `tensor`: for many rows."""
     count, outs, _ = weight.shape
     held = [_below(ops, each) for each in (weight, bias) if each is not None]
     fields, kind = ops.fields(held[0])
@@ -34,6 +41,9 @@ def linear(
         raise UnsupportedModel("a bias of experts of this type is not implemented", expected="F32", got=of)
     x, routed = ops.on(x), ops.on(routed)
     out = ops.empty(len(x), used, outs)
+    if tensor is not None and len(x) >= LEAST_TILE_ROWS and kind != "f32":
+        tensor.experts(x, held[0], add, routed, out)
+        return out
     args = {"m": fields, "bias": add, "x": x.pointer, "routed": routed.pointer, "out": out.pointer,
             "outs": outs, "experts": count, "used": used, "apart": int(x.ndim == 3)}  # fmt: skip
     threads = min(THREADS, -(-fields.pitch // 32) * 32)

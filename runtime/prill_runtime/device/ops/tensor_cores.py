@@ -8,13 +8,15 @@ from typing import Any, Final
 
 from prill_runtime.device.machine.base import Device, Pointer
 from prill_runtime.device.memory.array import Allocation, DeviceArray, DeviceMemory
-from prill_runtime.device.memory.matrix import DeviceMatrix
+from prill_runtime.device.memory.matrix import DeviceMatrix, Matrix
 
 LEAST_TILE_ROWS: Final = 17
 """Fewer rows would leave a tile mostly empty."""
 HEAD_SIZES: Final = (64, 128)  # head sizes that prefill_attention has kernels for
 TILE_OUTS, STAGE_COLUMNS = 128, 64  # outputs of a tile, columns of a stage
 SHARED_BYTES: Final = {256: 193 << 10, 128: 105 << 10, 64: 97 << 10}
+FULL_TILE: Final = 40
+"""Rows of an expert, on average, above which a tile of 128 takes them: many experts have more than 64."""
 MOST_SPLITS: Final = 8
 JOINED_BYTES: Final = 20 << 20
 """The most bytes of partial sums that splits may leave to be added up."""
@@ -50,14 +52,11 @@ class TensorCores:
 
     def __init__(self, ops: DeviceMemory) -> None:
         self.ops = ops
-        self._loaded = False
 
     @property
     def device(self) -> Device:
         """The device, with these kernels loaded: on first use only, for they take long to compile."""
-        if not self._loaded:
-            self.ops.device.module("tensor", "prefill_attention")
-            self._loaded = True
+        self.ops.device.module("tensor", "prefill_attention")
         return self.ops.device
 
     def halves(self, x: DeviceArray) -> tuple[Allocation, int]:
@@ -101,6 +100,44 @@ class TensorCores:
             join = {"sums": sums.pointer, "bias": bias, "out": out.pointer,
                     "count": rows * outs, "outs": outs, "splits": tiling.splits}  # fmt: skip
             device.launch("tensor_join", (-(-rows * outs // 256),), 256, join)
+
+    def experts(
+        self,
+        x: DeviceArray,
+        weight: DeviceMatrix | DeviceArray,
+        bias: Matrix,
+        routed: DeviceArray,
+        out: DeviceArray,
+    ) -> None:
+        """out (row, used, out): each row of x (row, in), or (row, used, in), times its experts' matrices.
+
+        Args:
+            weight: those of all experts, one below the other. bias: (expert, out) of float32, or nothing.
+            routed: (row, expert).
+        """
+        device, (fields, kind) = self.device, self.ops.fields(weight)
+        device.module("tensor_experts")
+        rows, used, outs = out.shape
+        count = routed.shape[1]
+        apart = x.ndim == 3
+        source, pitch = self.halves(x.reshape(rows * used, x.shape[-1]) if apart else x)
+        args = {"m": fields, "x": source.pointer, "bias": bias.q, "order": self.order(routed, used).pointer,
+                "out": out.pointer, "rows": rows, "used": used, "each": 1 if apart else used,
+                "x_pitch": pitch, "outs": outs, "bias_pitch": 4 * bias.pitch}  # fmt: skip
+        tile = 64 if rows * used <= FULL_TILE * count else 128
+        grid = (-(-outs // TILE_OUTS), count + 1, -(-rows // tile))
+        shared = SHARED_BYTES[tile]
+        device.launch(f"tensor_experts_{tile}_{kind}", grid, 2 * TILE_OUTS, args, shared=shared)
+
+    def order(self, routed: DeviceArray, used: int) -> Allocation:
+        """The rows of each expert, for tensor_experts; kept with `routed`, for several products need it."""
+        if routed.order is None:
+            rows, experts = routed.shape
+            routed.order = self.ops.allocate(4 * rows * (experts + used), rows=rows)
+            args = {"routed": routed.pointer, "order": routed.order.pointer, "rows": rows,
+                    "experts": experts, "used": used}  # fmt: skip
+            self.ops.device.launch("group", (experts + 1,), 128, args)
+        return routed.order
 
     def attend(
         self,

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
 
 from prill_runtime.device.machine.base import Device, Pointer
 from prill_runtime.device.memory.array import DeviceArray
 from prill_runtime.device.memory.matrix import FORMATS, PLAIN, DeviceMatrix, Matrix
 from prill_runtime.device.ops.backend import CudaBackend
 from prill_runtime.models.nodes.attention import Attention
+from prill_runtime.models.nodes.experts import Experts
 
 CLUSTER_BLOCKS: Final = 8  # blocks of attention_decode that share a head of keys
 TILE_KEYS: Final = 16  # keys that a warp of attention_decode takes at a time
 MOST_QUERY_HEADS: Final = 8
 MOST_HEAD_DIM: Final = 256
+ROUTER_THREADS: Final = 256
+MOST_EXPERTS: Final = 256
+MOST_USED: Final = 16  # experts of a row
 TEAM_ROWS: Final = 4
 PRODUCT_MODES: Final = {"plain": 0, "gate_up": 1, "qkv": 2, "gelu": 3}
 BLOCK_SHAPES: dict[str, tuple[int, int]] = {
@@ -48,6 +53,7 @@ class Hooks(NamedTuple):
     bias2: Pointer = 0
     q_rows: int = 0
     kv_rows: int = 0
+    neox: int = 0
 
 
 NO_HOOKS: Final = Hooks()
@@ -81,21 +87,90 @@ def product(
         rows = first.rows
     if hooks is not None and len(matrices) == 3:
         hooks = hooks._replace(q_rows=fields[0].rows, kv_rows=fields[1].rows)
-    fast = ops.mode == "fast" and first.type not in PLAIN
-    chunk = FORMATS[first.type].chunk
-    shared = first.pitch * chunk + 8 * (first.cols // 32) if fast else 4 * first.pitch * chunk
-    how = "fast" if fast else "values" if first.type in PLAIN else "exact"
-    threads, each = BLOCK_SHAPES["emu" if device.target.emulated else how]
     groups = -(-rows // (TEAM_ROWS // 2 if mode == "gate_up" else TEAM_ROWS))
-    grid = min(device.multiprocessors * each, groups)
-    team, steps, rounds = team_of(groups, -(-first.pitch // 32), grid, threads // 32)
+    shape = Streamed.of(ops, first, groups)
     args = {"m0": fields[0], "m1": fields[1], "m2": fields[2], "x": x.pointer, "norm": norm,
             "residual": residual.pointer if residual is not None else 0, "out": out.pointer, "eps": eps,
-            "mode": PRODUCT_MODES[mode], "team_bits": team.bit_length() - 1, "steps": steps, "rounds": rounds,
+            "mode": PRODUCT_MODES[mode], **shape.shares,
             **heads._asdict(), **(hooks or NO_HOOKS)._asdict()}  # fmt: skip
-    file = "fused" if hooks is None else "hooked"
-    kernel = f"{file}_{'fast' if fast else 'exact'}_{first.kind}"
-    device.launch(kernel, (max(1, grid),), threads, args, shared=shared)
+    shape.launch(device, "fused" if hooks is None else "hooked", args)
+
+
+class Streamed(NamedTuple):
+    """How a launch is divided whose blocks stream groups of rows past activations in shared memory.
+
+    Attributes:
+        suffix: of the kernel's name. threads: of a block. shared: bytes of it. shares: arguments.
+    """
+
+    suffix: str
+    grid: int
+    threads: int
+    shared: int
+    shares: Mapping[str, int]
+
+    @classmethod
+    def of(cls, ops: CudaBackend, matrix: DeviceMatrix, groups: int, times: int = 1) -> Streamed:
+        """`groups` of rows of such a matrix, each `times` as wide as it is."""
+        device, pitch = ops.device, times * matrix.pitch
+        plain, chunk = matrix.type in PLAIN, FORMATS[matrix.type].chunk
+        fast = ops.mode == "fast" and not plain
+        shared = pitch * chunk + 8 * (times * matrix.cols // 32) if fast else 4 * pitch * chunk
+        how = "fast" if fast else "values" if plain else "exact"
+        threads, each = BLOCK_SHAPES["emu" if device.target.emulated else how]
+        grid = max(1, min(device.multiprocessors * each, groups))
+        team, steps, rounds = team_of(groups, -(-pitch // 32), grid, threads // 32)
+        shares = {"team_bits": team.bit_length() - 1, "steps": steps, "rounds": rounds}
+        return cls(f"{'fast' if fast else 'exact'}_{matrix.kind}", grid, threads, shared, shares)
+
+    def launch(self, device: Device, kernel: str, args: Mapping[str, Any]) -> None:
+        """Queue it."""
+        device.launch(f"{kernel}_{self.suffix}", (self.grid,), self.threads, args, shared=self.shared)
+
+
+def route(
+    ops: CudaBackend,
+    matrix: DeviceMatrix,
+    x: DeviceArray,
+    logits: DeviceArray,
+    norm: Pointer,
+    eps: float,
+    bias: Pointer,
+) -> None:
+    """Queue a router's logits (1, expert) of a row, from the norm before it; always in float32."""
+    args = {"m": matrix.fields, "x": x.pointer, "norm": norm, "bias": bias, "out": logits.pointer,
+            "eps": eps}  # fmt: skip
+    ops.device.launch(f"router_{matrix.kind}", (matrix.rows,), ROUTER_THREADS, args)
+
+
+def mixture(
+    ops: CudaBackend,
+    node: Experts,
+    matrices: tuple[DeviceMatrix, ...],
+    biases: tuple[Pointer, ...],
+    logits: DeviceArray,
+    x: DeviceArray,
+    out: DeviceArray,
+    *,
+    norm: Pointer = 0,
+    eps: float = 0.0,
+    residual: DeviceArray | None = None,
+) -> None:
+    """Queue gate, up and activation of the experts that logits choose, (used, out).
+
+    Of one matrix: down of these experts, and their sum (out,).
+    """
+    first, down = matrices[0], len(matrices) == 1
+    outs = first.rows // node.router.rows
+    groups = -(-outs // TEAM_ROWS) if down else node.used * -(-outs // (TEAM_ROWS // 2))
+    shape = Streamed.of(ops, first, groups, node.used if down else 1)
+    limit, alpha = node.clamp or (0.0, 1.0)
+    args = {"m0": first.fields, "m1": NO_MATRIX if down else matrices[1].fields, "x": x.pointer,
+            "norm": norm, "logits": logits.pointer, "bias0": biases[0], "bias1": biases[-1],
+            "residual": residual.pointer if residual is not None else 0, "out": out.pointer, "eps": eps,
+            "down": int(down), "outs": outs, "experts": node.router.rows, "used": node.used,
+            "normalised": int(node.normalised), "limit": limit, "alpha": alpha, **shape.shares}  # fmt: skip
+    shape.launch(ops.device, "mixture", args)
 
 
 def attend(
@@ -105,17 +180,19 @@ def attend(
     q: Pointer,
     out: Pointer,
     ahead: tuple[DeviceMatrix, ...] = (),
+    sinks: Pointer = 0,
 ) -> None:
     """Queue attention_decode: one row of q (head, dim) over a sequence's cache, its own key included.
 
     Args:
         sequence: a SEQUENCE_DTYPE in device memory, whose length is the row's position. out: (head, dim).
         ahead: one or two matrices of one shape that a later launch reads, to be prefetched into the L2 cache.
+        sinks: (head,), scores of no key; 0 if there are none.
     """
     group, dim = a.heads // a.kv_heads, a.size
     first, second, most = _asked(ahead)
     args = {"sequence": sequence, "q": q, "out": out, "kv_heads": a.kv_heads, "group": group,
-            "head_dim": dim, "layer": a.layer, "window": a.window or 0, "scale": a.scale,
+            "head_dim": dim, "layer": a.layer, "window": a.window or 0, "scale": a.scale, "sinks": sinks,
             "ahead0": first, "ahead1": second, "ahead_bytes": most}  # fmt: skip
     heads = next(size for size in (1, 2, 4, MOST_QUERY_HEADS) if size >= group)
     wide = dim > MOST_HEAD_DIM // 2

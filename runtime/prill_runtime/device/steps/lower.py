@@ -14,15 +14,26 @@ from prill_runtime.device.machine.base import Pointer
 from prill_runtime.device.memory.array import DeviceArray, grid_of
 from prill_runtime.device.memory.matrix import DeviceMatrix
 from prill_runtime.device.ops.backend import CudaBackend
-from prill_runtime.device.steps.launches import MOST_HEAD_DIM, MOST_QUERY_HEADS, Heads, Hooks, attend, product
+from prill_runtime.device.steps.launches import (
+    MOST_EXPERTS,
+    MOST_HEAD_DIM,
+    MOST_QUERY_HEADS,
+    MOST_USED,
+    Heads,
+    Hooks,
+    attend,
+    mixture,
+    product,
+    route,
+)
 from prill_runtime.models.base import Node, Pass
 from prill_runtime.models.load import Wired
 from prill_runtime.models.nodes.attention import Attention
-from prill_runtime.models.nodes.experts import Experts
+from prill_runtime.models.nodes.experts import ExpertLinear, Experts
 from prill_runtime.models.nodes.feedforward import Dense
 from prill_runtime.models.nodes.linear import Linear
 from prill_runtime.models.nodes.network import Embed, Head
-from prill_runtime.models.nodes.norms import LayerNorm, Norm
+from prill_runtime.models.nodes.norms import LayerNorm, Norm, RmsNorm
 from prill_runtime.models.nodes.rope import Rope
 
 # Takes the residual stream (1, width) and returns it with what the node adds.
@@ -38,23 +49,24 @@ class Lowering:
         self.ops, self.width = ops, model.network.width
         nodes = list(model.network.walk())
         inner = [node.heads * node.size for node in nodes if isinstance(node, Attention)]
-        self.x, self.q, self.mixed, self.act = (
+        wide = [node.up.rows for node in nodes if isinstance(node, Dense)]
+        mixtures = [node for node in nodes if isinstance(node, Experts)]
+        wide += [node.used * node.up.rows for node in mixtures]
+        routed = max((node.router.rows for node in mixtures), default=1)
+        self.x, self.q, self.mixed, self.act, self.routed = (
             ops.empty(1, width, purpose="scratch")
-            for width in (
-                self.width,
-                max(inner),
-                max(inner),
-                max((node.up.rows for node in nodes if isinstance(node, Dense)), default=1),
-            )
+            for width in (self.width, max(inner), max(inner), max(wide), routed)
         )
-        # The rotation whose angles the first launch computes: it has one table and no factor.
-        plain = (node for node in nodes if isinstance(node, Rope) and node.long is None and node.scale == 1)
+        # The rotation whose angles the first launch computes: it has one table.
+        plain = (node for node in nodes if isinstance(node, Rope) and node.long is None)
         self.rope = next(plain, None)
         if self.rope is not None:
-            self.frequencies = ops.frequencies(**self.rope.settings(self.weights))
+            settings = self.rope.settings(self.weights)
+            settings.pop("scale", None)
+            self.frequencies = ops.frequencies(**settings)
             self.turns = ops.empty(1, self.rope.dim // 2, 2, purpose="scratch")
 
-    def matrix(self, linear: Linear | Head | Embed) -> DeviceMatrix:
+    def matrix(self, linear: Linear | ExpertLinear | Head | Embed) -> DeviceMatrix:
         found: DeviceMatrix = self.weights[f"{linear.name}.weight"]
         return found
 
@@ -65,6 +77,8 @@ class Lowering:
     def bias(self, name: str) -> Pointer:
         """Address of a bias; 0 if there is none."""
         found = self.weights.get(f"{name}.bias")
+        if isinstance(found, DeviceMatrix):
+            return found.pointers["q"]
         return 0 if found is None else int(found.pointer)
 
     def hooks(self, norm: Norm | None, *linears: Linear, needed: bool = False) -> Hooks | None:
@@ -110,8 +124,9 @@ class Lowered:
                 self._pieces.append(layer)  # type: ignore[arg-type]
                 continue
             self._pieces += [piece(layer.attention), piece(layer.dense)]
-            if isinstance(self._pieces[-2], FusedAttention) and isinstance(self._pieces[-1], FusedDense):
-                self._pieces[-2].ahead = self._pieces[-1].first
+            attention, dense = self._pieces[-2:]
+            if isinstance(attention, FusedAttention) and isinstance(dense, FusedDense | FusedExperts):
+                attention.ahead = dense.first
         self._tail = FusedTail(network.norm, network.head, on)
         if not self._tail.covered:
             self.recorded += [network.norm, network.head]
@@ -138,7 +153,7 @@ def lower(node: Node, on: Lowering) -> Any:
 
 @lower.register
 def _(node: Attention, on: Lowering) -> Any:
-    if not node.plain or (node.rope is not None and node.rope.layout != "norm"):
+    if not node.plain:
         return None
     if (
         node.size % 4
@@ -167,6 +182,18 @@ def _(node: Dense, on: Lowering) -> Any:
     return FusedDense(node, on) if node.activation == "silu" and alike else None
 
 
+@lower.register
+def _(node: Experts, on: Lowering) -> Any:
+    parts = (node.gate, node.up, node.down)
+    biases = [on.weights.get(f"{part.name}.bias") for part in parts]
+    alike = on.matrix(node.gate).kind == on.matrix(node.up).kind
+    covered = alike and isinstance(node.norm, RmsNorm) and node.router.of is None
+    covered &= node.used <= MOST_USED and node.router.rows <= MOST_EXPERTS
+    covered &= all(part.rows % BLOCK_VALUES == 0 and part.cols % BLOCK_VALUES == 0 for part in parts)
+    covered &= all(bias is None or bias.kind == "f32" for bias in biases)
+    return FusedExperts(node, on) if covered else None
+
+
 class Begin:
     """Embedding row and angles in one launch; a learned position in another."""
 
@@ -179,7 +206,8 @@ class Begin:
         args = {"table": table.fields, "id": ids, "out": on.x.pointer, "position": positions,
                 "frequencies": on.frequencies.pointer if turned else 0,
                 "angles": on.turns.pointer if turned else 0,
-                "pairs": on.rope.dim // 2 if on.rope is not None else 0}  # fmt: skip
+                "pairs": on.rope.dim // 2 if on.rope is not None else 0,
+                "scale": on.rope.scale if on.rope is not None else 1.0}  # fmt: skip
         on.ops.device.launch(f"begin_{table.kind}", (grid_of(table.pitch, 64)[0] + 1,), 64, args)
         if self.node.scale is not None:
             on.ops.scale(on.x, self.node.scale, on.x)
@@ -197,9 +225,13 @@ class FusedAttention:
         self.node, self.on = node, on
         self.ahead: tuple[DeviceMatrix, ...] = ()  # what the next piece reads first
         self.parts = {part.name: part for part in (node.q, node.k, node.v)}
-        self.hooks = on.hooks(node.norm, *self.parts.values(), needed=len(self.parts) == 1)
-        if self.hooks is not None and len(self.parts) == 1:
-            self.hooks = self.hooks._replace(q_rows=node.q.rows, kv_rows=node.k.rows)
+        one, neox = len(self.parts) == 1, node.rope is not None and node.rope.layout == "neox"
+        self.hooks = on.hooks(node.norm, *self.parts.values(), needed=one or neox)
+        if self.hooks is not None:
+            self.hooks = self.hooks._replace(neox=int(neox))
+            if one:
+                self.hooks = self.hooks._replace(q_rows=node.q.rows, kv_rows=node.k.rows)
+        self.sinks = 0 if node.sinks is None else on.weights[node.sinks].pointer
         self.last = on.hooks(None, node.out)
 
     def __call__(self, p: Pass, x: DeviceArray) -> DeviceArray:
@@ -216,7 +248,7 @@ class FusedAttention:
         else:
             for part in range(3):
                 queue(only=part)
-        attend(on.ops.device, a, cache.state, on.q.pointer, on.mixed.pointer, self.ahead)
+        attend(on.ops.device, a, cache.state, on.q.pointer, on.mixed.pointer, self.ahead, self.sinks)
         product(on.ops, "plain", (on.matrix(a.out),), on.mixed, x, residual=x, hooks=self.last)
         return x
 
@@ -236,6 +268,29 @@ class FusedDense:
         d, on = self.node, self.on
         product(on.ops, self.mode, self.first, x, on.act, hooks=self.hooks, **on.norm(d.norm))
         product(on.ops, "plain", (on.matrix(d.down),), on.act, x, residual=x, hooks=self.last)
+        return x
+
+
+class FusedExperts:
+    """Router in one launch; norm, gate, up and activation of the chosen experts in another; down of these and
+    their sum in a third."""
+
+    def __init__(self, node: Experts, on: Lowering) -> None:
+        self.node, self.on = node, on
+        self.first = (on.matrix(node.router),)
+        on.ops.device.module("experts_decode")
+
+    def __call__(self, p: Pass, x: DeviceArray) -> DeviceArray:
+        e, on = self.node, self.on
+        norm = on.norm(e.norm)
+        route(on.ops, self.first[0], x, on.routed, bias=on.bias(e.router.name), **norm)
+        for parts, source, to, more in (
+            ((e.gate, e.up), x, on.act, norm),
+            ((e.down,), on.act, x, {"residual": x}),
+        ):
+            matrices = tuple(on.matrix(part) for part in parts)
+            biases = tuple(on.bias(part.name) for part in parts)
+            mixture(on.ops, e, matrices, biases, on.routed, source, to, **more)
         return x
 
 

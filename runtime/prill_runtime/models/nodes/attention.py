@@ -52,8 +52,8 @@ class Attention(Node):
 
     @property
     def plain(self) -> bool:
-        """Whether it has nothing but rotation, groups, biases and a window."""
-        more = (self.q_norm, self.k_norm, self.softcap, self.sinks, self.temper, self.post)
+        """Whether it has nothing but rotation, groups, biases, sinks and a window."""
+        more = (self.q_norm, self.k_norm, self.softcap, self.temper, self.post)
         return all(option is None for option in more)
 
     def tensors(self) -> Iterator[Tensor]:

@@ -1,0 +1,191 @@
+"""Mixtures of experts on the emulator against NumPy in float64: many rows by tiles, one row fused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType as T
+from numpy.typing import NDArray
+
+from prill_runtime.device.memory.array import DeviceArray
+from prill_runtime.device.ops.backend import CudaBackend
+from prill_runtime.device.ops.tensor_cores import FULL_TILE
+from prill_runtime.device.steps import launches
+from prill_runtime.gguf.tensors import TensorInfo
+from prill_runtime.ops.numpy import NumpyBackend
+
+from .test_kernels import backend, nmse, raw_tensor
+
+ORACLE = NumpyBackend("float64")
+HALVES = 1e-6  # NMSE of products of halves beside float64
+INTEGERS = 1e-8  # beside activations that are in 8 bits there too, but for a few that fall to the other side
+FLOAT32 = 1e-11
+
+
+@pytest.fixture(params=["exact", "fast"])
+def ops(request: pytest.FixtureRequest) -> Iterator[CudaBackend]:
+    made = backend(mode=request.param)
+    made.device.module("experts_decode")
+    yield made
+    made.device.close()
+
+
+@pytest.fixture
+def fast() -> Iterator[CudaBackend]:
+    made = backend(mode="fast")
+    yield made
+    made.device.close()
+
+
+def matrices(ops: CudaBackend, type: T, experts: int, rows: int, cols: int, seed: int) -> tuple[Any, Any]:
+    """The matrices of all experts, on the device and in float64."""
+    raw, info = raw_tensor(type, experts * rows, cols, seed)
+    info = TensorInfo("t", (experts, rows, cols), info.type)
+    return ops.weight(raw, info), ORACLE.weight(raw, info)
+
+
+def routes(rows: int, experts: int, used: int) -> NDArray[np.float32]:
+    """Weights (row, expert): the first expert has every row, the last none; some rows have one fewer."""
+    random = np.random.default_rng([rows, experts])
+    routed = np.zeros((rows, experts), np.float32)
+    for row in range(rows):
+        others = 1 + random.permutation(experts - 2)[: used - 1 - (row % 5 == 0)]
+        routed[row, [0, *others]] = random.uniform(0.1, 1, 1 + len(others))
+    return routed
+
+
+@pytest.mark.parametrize("type", [T.MXFP4, T.Q8_0, T.F16, T.BF16])
+@pytest.mark.parametrize(
+    ("rows", "outs", "experts", "used"), [(17, 130, 5, 3), (65, 64, 4, 2), (130, 34, 3, 2)]
+)
+def test_rows_of_an_expert_are_multiplied_together(
+    fast: CudaBackend, type: T, rows: int, outs: int, experts: int, used: int
+) -> None:
+    """One tile and several, outputs over a tile's; an expert with all rows and one with none."""
+    random, cols, tiles = np.random.default_rng(1), 96, "64" if rows * used <= FULL_TILE * experts else "128"
+    weight, wide = matrices(fast, type, experts, outs, cols, 3)
+    bias = random.standard_normal((experts, outs)).astype(np.float32)
+    routed = routes(rows, experts, used)
+    launched = []
+    launch = fast.device.launch
+    fast.device.launch = lambda kernel, *args, **named: (
+        launched.append(kernel),
+        launch(kernel, *args, **named),
+    )  # type: ignore[method-assign, assignment, misc]
+    try:
+        for shape in ((rows, cols), (rows, used, cols)):
+            x = random.standard_normal(shape).astype(np.float32)
+            got = fast.download(fast.expert_linear(x, weight, routed, used=used, bias=bias))
+            expected = ORACLE.expert_linear(x.astype(float), wide, routed.astype(float), used=used, bias=bias)
+            assert nmse(expected, got) < HALVES
+            assert not got[::5, used - 1].any()  # what is left over
+            assert np.abs(got[1::5, used - 1]).min() > 0
+    finally:
+        del fast.device.launch
+    assert launched.count(f"tensor_experts_{tiles}_{type.name.lower()}") == 2
+
+
+def test_the_order_of_rows_is_made_once(fast: CudaBackend) -> None:
+    """Two products of one routing read one list: each expert's places, ascending, then what nobody has."""
+    routed = fast.on(routes(300, 4, 3))
+    first = fast._tensor.order(routed, 3)  # type: ignore[union-attr]
+    assert fast._tensor.order(routed, 3) is first  # type: ignore[union-attr]
+    got = fast.device.download(first.pointer, (300 * 7,), np.int32)
+    host = np.asarray(routed)
+    held = []
+    for expert in range(4):
+        mine = got[expert * 300 : (expert + 1) * 300]
+        rows = np.flatnonzero(host[:, expert])
+        places = rows * 3 + (host[rows, :expert] != 0).sum(axis=1)
+        assert mine.tolist() == [*places, *[-1] * (300 - len(rows))]
+        held += places.tolist()
+    assert sorted(held + [place for place in got[1200:].tolist() if place >= 0]) == list(range(900))
+
+
+def rounded(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Each 32 values as integers of 8 bits times one scale."""
+    blocks = x.reshape(-1, 32)
+    step = np.abs(blocks).max(axis=1, keepdims=True) / 127
+    return np.asarray((np.rint(blocks / step) * step).reshape(x.shape))
+
+
+def one_row(
+    ops: CudaBackend, logits: NDArray[np.float32], used: int, type: T, down: T, **how: Any
+) -> tuple[Any, Any]:
+    """What a mixture adds to a row for these logits of its router: of the kernels and of float64."""
+    experts, width, ffn, random = len(logits), 96, 160, np.random.default_rng(2)
+    draw = lambda *shape: random.standard_normal(shape).astype(np.float32)  # noqa: E731
+    gate, up = (matrices(ops, type, experts, ffn, width, seed) for seed in (1, 2))
+    last = matrices(ops, down, experts, width, ffn, 3)
+    b_gate, b_up, b_down = draw(experts, ffn), draw(experts, ffn), draw(experts, width)
+    x, norm, eps = draw(1, width), 1 + 0.1 * draw(width), 1e-5
+    node: Any = SimpleNamespace(router=SimpleNamespace(rows=experts), used=used, **how)
+    held = [ops.on(array) for array in (logits[None], x, norm, b_gate, b_up, b_down)]
+    at, there, scale, *biases = held
+    act = ops.empty(1, used * ffn)
+    pointers = tuple(bias.pointer for bias in biases)
+    launches.mixture(ops, node, (gate[0], up[0]), pointers[:2], at, there, act, norm=scale.pointer, eps=eps)
+    launches.mixture(ops, node, (last[0],), pointers[2:], at, act, there, residual=there)
+    wide = x.astype(float)
+    h = ORACLE.rms_norm(wide, norm.astype(float), eps)
+    h = h if ops.mode == "exact" or type == T.F16 else rounded(h)
+    routed = ORACLE.route(logits[None].astype(float), used=used, normalised=how["normalised"])
+    parts = [
+        ORACLE.expert_linear(h, w[1], routed, used=used, bias=b) for w, b in ((gate, b_gate), (up, b_up))
+    ]
+    if how["clamp"] is None:
+        acted = ORACLE.swiglu(*parts)
+    else:
+        acted = ORACLE.swiglu_clamped(*parts, limit=how["clamp"][0], alpha=how["clamp"][1])
+    added = ORACLE.mix(ORACLE.expert_linear(acted, last[1], routed, used=used, bias=b_down), routed)
+    return added, ops.download(there) - x
+
+
+@pytest.mark.parametrize("type", [T.MXFP4, T.Q8_0, T.F16])
+@pytest.mark.parametrize(
+    ("experts", "used", "normalised"), [(1, 1, True), (5, 2, False), (33, 4, True), (16, 16, True)]
+)
+def test_one_row_through_its_experts(
+    ops: CudaBackend, type: T, experts: int, used: int, normalised: bool
+) -> None:
+    """Clamped or not, softmax over the chosen or all, more experts than a warp has lanes, all of them."""
+    logits = np.random.default_rng(experts).standard_normal(experts).astype(np.float32)
+    bound = INTEGERS if ops.mode == "fast" and type != T.F16 else FLOAT32
+    for clamp in (None, (1.5, 1.702)):
+        expected, got = one_row(ops, logits, used, type, T.BF16, normalised=normalised, clamp=clamp)
+        assert nmse(expected, got) < bound
+
+
+def test_of_equal_logits_the_lower_ids_are_chosen(ops: CudaBackend) -> None:
+    """Ties on the edge: of six equal experts the first four count, and those behind them do not."""
+    logits = np.array([0, 1, 1, 1, 1, 1, 1, -1], np.float32)
+    expected, got = one_row(ops, logits, 4, T.F16, T.F16, normalised=True, clamp=None)
+    other, _ = one_row(
+        ops, logits + np.float32([0, 0, 0, 0, 0, 0, 0.01, 0]), 4, T.F16, T.F16, normalised=True, clamp=None
+    )
+    assert nmse(expected, got) < FLOAT32
+    assert nmse(other, got) > 1e-3
+
+
+def test_logits_that_are_not_numbers_stay_within_memory(ops: CudaBackend) -> None:
+    """More experts than are used compare as the largest: the row is NaN, and no other expert is read."""
+    logits = np.array([np.nan, 0, np.nan, np.nan, 1], np.float32)
+    _, got = one_row(ops, logits, 2, T.F16, T.F16, normalised=True, clamp=None)
+    assert np.isnan(got).all()
+
+
+@pytest.mark.parametrize("cols", [64, 96, 4096])
+def test_a_router_reads_the_norm(ops: CudaBackend, cols: int) -> None:
+    """Fewer columns than threads, no whole number of these, and more than a thread holds; with a bias."""
+    random = np.random.default_rng(cols)
+    raw, info = raw_tensor(T.F32, 7, cols)
+    x, norm, bias = (random.standard_normal(shape).astype(np.float32) for shape in ((1, cols), cols, 7))
+    out: DeviceArray = ops.empty(1, 7)
+    held = [ops.on(array) for array in (x, norm, bias)]
+    launches.route(ops, ops.weight(raw, info), held[0], out, held[1].pointer, 1e-5, held[2].pointer)  # type: ignore[arg-type]
+    h = ORACLE.rms_norm(x.astype(float), norm.astype(float), 1e-5)
+    assert nmse(ORACLE.linear(h, ORACLE.weight(raw, info), bias.astype(float)), ops.download(out)) < FLOAT32
