@@ -306,11 +306,12 @@ def test_pre_tokenizers(observe: Observer, engine: Engine) -> None:
         "ties_to_the_right",
         "runs_of_spaces_apart",
         "all_spaces_of_prefix_stripped",
+        "space_behind_marks_kept",
     ),
 )
 def test_drawn(observe: Observer, engine: Engine) -> None:
-    """On drawn vocabularies, of special tokens that overlap, scores that tie and pieces of several spaces,
-    ids are the naive twin's, and so are the bytes that come back."""
+    """On drawn vocabularies, of special tokens that overlap or drop white space behind them, scores that tie
+    and pieces of several spaces, ids are the naive twin's, and so are the bytes that come back."""
     embedded(engine)
     observe.seed, drawn = SEED, list(vocabularies())
     for number, (fields, texts) in enumerate(drawn):

@@ -15,6 +15,7 @@ from prill_suites.tokenizer_twins import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DE
 SEED, VOCABULARIES, TEXTS = 23, 24, 40
 SPACE = "\u2581"
 LETTERS = "ab" + SPACE
+ARCHITECTURES = ("llama", "llama", "phi3", "phi3", "llama")  # of which one drops white space behind its marks
 # Of one length and of several, each the beginning, the end or the middle of others.
 SPECIAL = (
     "<a>",
@@ -43,7 +44,8 @@ def vocabularies() -> Iterator[tuple[dict[str, Any], list[str]]]:
         described = _byte_level(rng, special) if number % 2 else _by_score(rng, special)
         words = [*PARTS, *special, *special]
         texts = ["".join(rng.choices(words, k=rng.randint(1, 9))) for _ in range(TEXTS)]
-        yield {f"tokenizer.ggml.{key}": value for key, value in described.items()}, texts
+        fields = {f"tokenizer.ggml.{key}": value for key, value in described.items()}
+        yield {**fields, "general.architecture": ARCHITECTURES[number % len(ARCHITECTURES)]}, texts
 
 
 def _by_score(rng: random.Random, special: list[str]) -> dict[str, Any]:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, cached_property
 from itertools import groupby, pairwise
 from typing import Any
 
-from prill_suites.tokenizer_words import BY_NAME, Words
+from prill_suites.tokenizer_words import BY_NAME, WHITE, Words
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # gguf.TokenType
 REPLACEMENT = "\ufffd".encode()
 SPACE = "\u2581"
 # Pre-tokenizers that take a word that is a token whole, whatever the merges say, and those that put BOS
 # before a text where the file does not say (llama.cpp, llama-vocab.cpp).
-WHOLE_WORDS = "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano tekken"
-BOS_WHERE_SILENT = f"{WHOLE_WORDS} chameleon"
+WHOLE_WORDS = "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano tekken glm4"
+BOS_WHERE_SILENT = f"{WHOLE_WORDS.removesuffix(' glm4')} chameleon"
 # What ends a text whatever its type, and what a key replaces by its own id (same source).
 ENDS = (
     "</s> <eos> <|endoftext|> <|end_of_text|> <|eot_id|> <|eom_id|> <|im_end|> <|end|> <|return|> <|call|> "
@@ -60,6 +61,9 @@ class Twin:
         self.ends = self._ends()
         self.prefix = bool(self.spm and self._get("add_space_prefix", True))
         self.control = {i for i in range(len(self.tokens)) if self.types[i] == CONTROL} | self._ends_by_text()
+        # Phi 3's marks are published with "rstrip", but for these: what is white behind the others is lost.
+        phi3 = self.spm and fields.get("general.architecture") == "phi3"
+        self.tight = {"<unk>", "<s>", "<|endoftext|>"} if phi3 else set(self.tokens)
         cut = {i for i, kind in enumerate(self.types) if kind in (UNKNOWN, USER_DEFINED)} | self.control
         self.special = sorted(
             (i for i in cut if self.tokens[i]), key=lambda i: (-len(self.tokens[i].encode()), i)
@@ -113,8 +117,11 @@ class Twin:
                 if isinstance(part, int):
                     cut.append(part)
                     continue
-                for n, stretch in enumerate(part.split(self.tokens[i])):
-                    cut += [i, stretch] if n else [stretch]
+                first, *behind = part.split(self.tokens[i])
+                cut.append(first)
+                for stretch in behind:
+                    tight = self.tokens[i] in self.tight
+                    cut += [i, stretch if tight else re.sub(f"^[{WHITE}]+", "", stretch)]
             parts = cut
         return [part for part in parts if part != ""]
 

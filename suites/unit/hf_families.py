@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from prill_harness.witness.published import NAMES, OUTER
+
 from .hf_models import VOCAB, permuted, single
 from .tiny_gguf import add_tokenizer, write_gguf
 
@@ -24,18 +26,6 @@ transformers = pytest.importorskip("transformers", reason="needs the extra hf")
 
 Floats = NDArray[np.float32]
 MODULES = ("gemma2", "gemma3", "gpt_neox", "gpt_oss", "ministral3", "phi3", "qwen2", "qwen3", "qwen3_moe")
-NAMES = {
-    "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "self_attn.qkv_proj": "attn_qkv",
-    "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm", "self_attn.sinks": "attn_sinks",
-    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-    "mlp.gate_up_proj": "ffn_up", "mlp.gate": "ffn_gate_inp", "mlp.router": "ffn_gate_inp",
-    "post_attention_layernorm": "ffn_norm", "pre_feedforward_layernorm": "ffn_norm",
-    "post_feedforward_layernorm": "post_ffw_norm", "attention.query_key_value": "attn_qkv",
-    "attention.dense": "attn_output", "mlp.dense_h_to_4h": "ffn_up", "mlp.dense_4h_to_h": "ffn_down",
-}  # fmt: skip
-OUTER = {"embed_tokens": "token_embd", "embed_in": "token_embd", "norm": "output_norm",
-         "final_layer_norm": "output_norm", "lm_head": "output", "embed_out": "output"}  # fmt: skip
 SHORT, LONG = [1.0 + 0.03125 * n for n in range(6)], [1.5 + 0.5 * n for n in range(6)]
 WIDTH, FFN, LAYERS, CONTEXT, BASE = 64, 96, 3, 256, 10000.0
 
@@ -218,7 +208,8 @@ def _placed(name: str, values: Floats, config: Any, arch: str) -> Iterator[tuple
     if rest.startswith("mlp.experts."):
         yield from ((at + given, array) for given, array in _experts(rest.split(".")[-1], values, arch))
         return
-    module, part = (rest, "weight") if rest.endswith("sinks") else rest.rsplit(".", 1)
+    module, part = rest.rsplit(".", 1)
+    part = "weight" if part == "sinks" else part
     ours = NAMES[module]
     if module == "post_attention_layernorm" and arch in ("gemma2", "gemma3", "gpt-oss"):
         ours = "post_attention_norm"

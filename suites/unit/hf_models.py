@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from prill_harness.witness.second import GPT2, LLAMA
+from prill_harness.witness.published import NAMES
 
 from .tiny_gguf import add_tokenizer, write_gguf
 
@@ -87,7 +87,7 @@ def llama_tensors(state: dict[str, Floats], config: Any) -> dict[str, Floats]:
             array = permuted(array, config.num_attention_heads)
         if module == "self_attn.k_proj":
             array = permuted(array, config.num_key_value_heads)
-        tensors[f"blk.{layer}.{LLAMA[module]}.{part}"] = array
+        tensors[f"blk.{layer}.{NAMES[module]}.{part}"] = array
     return tensors
 
 
@@ -196,7 +196,7 @@ def gpt2(heads: int, folder: Path) -> tuple[Any, Path]:
             _, _, layer, rest = name.split(".", 3)
             module, part = rest.rsplit(".", 1)
             # Conv1D keeps (in, out).
-            tensors[f"blk.{layer}.{GPT2[module]}.{part}"] = np.ascontiguousarray(array.T)
+            tensors[f"blk.{layer}.{NAMES[module]}.{part}"] = np.ascontiguousarray(array.T)
 
     def metadata(writer: gguf.GGUFWriter) -> None:
         writer.add_context_length(256)

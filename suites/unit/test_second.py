@@ -22,6 +22,8 @@ from prill_harness.witness import second
 from prill_runtime.errors import Inconclusive, UsageError
 from prill_suites import witness as suite
 
+from .converted import FILE
+from .families import FAMILIES, VOCAB, write
 from .test_sound_models import GPT2, PLAIN
 
 Judge = Callable[[], Observer]
@@ -114,6 +116,16 @@ def test_a_reading_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch)
     assert second.SECOND_VARIABLE not in os.environ
 
 
+def test_what_would_not_fit_into_memory_is_not_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Experts make even two layers large: inconclusive with both counts, before anything is loaded."""
+    reading = witness.read(write("gpt-oss", tmp_path / "model.gguf"))
+    whole, one = second.parameters(reading), second.parameters(reading.with_keys(block_count=1))
+    assert one < whole
+    monkeypatch.setattr(second, "MOST_BUILT", one)
+    with pytest.raises(Inconclusive, match=rf"too large .* expected at most {one} parameters, got {whole}"):
+        second.logits(reading, [1, 2, 3])
+
+
 RECIPES = {
     "plain": PLAIN,
     "window": replace(PLAIN, context=64, window=5),
@@ -136,6 +148,39 @@ def test_transformers_reads_what_the_witness_reads(name: str, tmp_path: Path) ->
     kind = "" if name == "gpt2" else "rms_"
     other = reading.with_keys(**{f"attention__layer_norm_{kind}epsilon": 0.1})
     assert nmse(right, second.logits(other, ids)) > 1e-8
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize("arch", FAMILIES)
+def test_transformers_reads_every_family(arch: str, tmp_path: Path) -> None:
+    """All keys and tensors of each: what the witness says, to what its float32 leaves; another eps shows."""
+    pytest.importorskip("torch")
+    reading = witness.read(write(arch, tmp_path / "model.gguf"))
+    ids = [int(i) for i in np.random.default_rng(1).integers(0, VOCAB, 28)]
+    right = witness.logits(reading, ids)
+    assert nmse(right, second.logits(reading, ids)) < 1e-11
+    kind = "" if arch == "gptneox" else "rms_"
+    other = reading.with_keys(**{f"attention__layer_norm_{kind}epsilon": 0.1})
+    assert nmse(right, second.logits(other, ids)) > 1e-8
+
+
+@pytest.mark.hf
+def test_transformers_reads_blocks_of_the_converters_making() -> None:
+    """Experts in MXFP4 beside bfloat16, dequantised by gguf."""
+    pytest.importorskip("torch")
+    reading = witness.read(FILE)
+    ids = [int(i) for i in np.random.default_rng(1).integers(0, 355, 40)]
+    assert nmse(witness.logits(reading, ids), second.logits(reading, ids)) < 1e-11
+
+
+@pytest.mark.hf
+def test_a_tensor_without_a_place_is_named(tmp_path: Path) -> None:
+    """A bias that transformers' Qwen3 has no room for is not dropped: inconclusive, with its name."""
+    pytest.importorskip("torch")
+    reading = witness.read(write("qwen3", tmp_path / "model.gguf"))
+    tensors = {**reading.tensors, "blk.1.attn_output.bias": reading.tensors["output_norm.weight"]}
+    with pytest.raises(Inconclusive, match=r"other tensors than the file: got blk\.1\.attn_output\.bias"):
+        second.logits(replace(reading, tensors=tensors), [1, 2, 3])
 
 
 @pytest.mark.hf

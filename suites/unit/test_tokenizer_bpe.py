@@ -201,6 +201,7 @@ def test_ids_equal_tiktoken(name: str, text: str) -> None:
         ("gpt-2", "a 123456! it'S", ["a", " 123456", "!", " it", "'", "S"]),
         ("llama-bpe", "a 12345 it'S", ["a", " ", "123", "45", " it", "'S"]),
         ("dbrx", "a 12345 it'S", ["a", " ", "123", "45", " it", "'S"]),
+        ("glm4", "a 12345 it'S", ["a", " ", "123", "45", " it", "'S"]),
         ("qwen2", "a 12 ne\u0301e", ["a", " ", "1", "2", " ne", "\u0301e"]),
         ("qwen35", "a 12 ne\u0301e", ["a", " ", "1", "2", " ne\u0301e"]),
         ("gpt-4o", "HelloWorld's 1234", ["Hello", "World's", " ", "123", "4"]),
@@ -258,7 +259,9 @@ def test_a_merge_listed_twice_counts_where_it_comes_first() -> None:
     assert [tokenizer.piece(i) for i in tokenizer.encode("abc")] == [b"ab", b"c"]
 
 
-@pytest.mark.parametrize(("pre", "pieces"), [("llama-bpe", [b"abc"]), ("dbrx", [b"a", b"bc"])])
+@pytest.mark.parametrize(
+    ("pre", "pieces"), [("llama-bpe", [b"abc"]), ("glm4", [b"abc"]), ("dbrx", [b"a", b"bc"])]
+)
 def test_llama_bpe_takes_a_word_that_is_a_token_whole(pre: str, pieces: list[bytes]) -> None:
     """Llama 3 ignores merges for whole words; the same expression without that flag does not."""
     base = metadata([(b"b", b"c"), (b"a", b"b"), (b"ab", b"c")], pre, add_bos_token=False)

@@ -107,6 +107,9 @@ def _text(tokenizer: Tokenizer, metadata: Mapping[str, Any]) -> Iterator[tuple[s
         yield PREFIX + "scores", "0 for every token", "the file has none"
     if spm and silent("add_space_prefix"):
         yield PREFIX + "add_space_prefix", "true", "the file does not say whether a text begins with a space"
+    if vocabulary.greedy:
+        why = "the model's own tokenizer does so, and no key says it: other engines go by the model's name"
+        yield PREFIX + "tokens", "white space behind special tokens goes with them", why
     if lacking := tokenizer.unspelled_bytes():
         unk = spm and vocabulary.unk_id is not None
         becomes = "becomes the unknown token" if unk else "is left out"

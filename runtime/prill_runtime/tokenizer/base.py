@@ -16,6 +16,10 @@ from prill_runtime.gguf.vocabulary import BYTE_TOKEN, TokenType
 from prill_runtime.tokenizer.vocabulary import Vocabulary
 
 REPLACEMENT = "\ufffd".encode()
+# Unicode's White_Space, which `str.isspace` is not.
+WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
+    map(chr, range(0x2000, 0x200B))
+)
 
 
 class Tokenizer(ABC):
@@ -24,7 +28,8 @@ class Tokenizer(ABC):
     Special tokens (CONTROL, UNKNOWN, USER_DEFINED) are cut out of the text whole before anything else
     sees it, the longest spelling (in bytes) first over the whole text, as llama.cpp does. With
     `parse_special=False` only USER_DEFINED ones are, and no control token can come out of plain text. A text
-    that is known to end a generation makes a control token, whatever type the file gives it.
+    that is known to end a generation makes a control token, whatever type the file gives it. White space
+    behind the special tokens of a "phi3" file of family "llama" goes with them (`vocabulary.GREEDY`).
 
     Text that no token covers becomes the unknown token if the family has one, and is left out otherwise:
     `lost` tells how much.
@@ -71,6 +76,7 @@ class Tokenizer(ABC):
         """sha256, in hexadecimal, of everything that decides tokenization, and of nothing else."""
         v = self.vocabulary
         shared = [v.tokens, v.types, v.bos_id, v.eos_id, v.unk_id, sorted(v.ends), v.add_bos, v.add_eos]
+        shared += [sorted(v.greedy)] if v.greedy else []
         canonical = json.dumps([1, self.model, shared, self._decisive()], separators=(",", ":"))
         return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
@@ -158,7 +164,8 @@ class Tokenizer(ABC):
             token = self.vocabulary.tokens[token_id]
             wanted = parse_special or self._is_user_defined(token_id)
             if wanted and token in text:
-                parts = [piece for part in parts for piece in _cut(part, token, token_id)]
+                dropped = WHITE_SPACE if token_id in self.vocabulary.greedy else ""
+                parts = [piece for part in parts for piece in _cut(part, token, token_id, dropped)]
         return iter(parts)
 
     def _is_user_defined(self, token_id: int) -> bool:
@@ -222,13 +229,15 @@ class _PieceReader:
         return stripped
 
 
-def _cut(part: int | str, token: str, token_id: int) -> Iterator[int | str]:
+def _cut(part: int | str, token: str, token_id: int, dropped: str) -> Iterator[int | str]:
+    """The part with each occurrence of a token as its id, and without the `dropped` characters behind it."""
     if isinstance(part, int):
         yield part
         return
     for index, stretch in enumerate(part.split(token)):
         if index:
             yield token_id
+            stretch = stretch.lstrip(dropped)
         if stretch:
             yield stretch
 

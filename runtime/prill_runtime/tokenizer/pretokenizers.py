@@ -80,7 +80,8 @@ _GROUPS: Mapping[PreTokenizer, str] = {
     PreTokenizer((LLAMA3,), ignore_merges=True, add_bos=True): (
         "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano"
     ),
-    PreTokenizer((LLAMA3,)): "dbrx smaug-bpe chatglm-bpe glm4",
+    PreTokenizer((LLAMA3,)): "dbrx smaug-bpe chatglm-bpe",
+    PreTokenizer((LLAMA3,), ignore_merges=True): "glm4",
     PreTokenizer((QWEN2,)): "qwen2 deepseek-r1-qwen stablelm2 megrez hunyuan solar-open grok-2 kormo",
     PreTokenizer((QWEN35,)): "qwen35",
     PreTokenizer((O200K,)): "gpt-4o o200k llama4 kanana2 minimax-m2",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from prill_runtime.errors import ModelFileError
 from prill_runtime.gguf.vocabulary import BYTE_TOKEN, END_KEYS, FILL_IN_KEYS, PREFIX, TokenType
 from prill_runtime.tokenizer.ends import ends, known_ends
+
+# Architecture and family whose special tokens take the white space behind them along, and those that do not.
+# Their own tokenizer.json says so (rstrip), no key of GGUF does: llama.cpp goes by the name of the model.
+GREEDY = {("phi3", "llama"): ("<unk>", "<s>", "<|endoftext|>")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,7 @@ class Vocabulary:
         ids: finds a token by its spelling (empty spellings excepted).
         ends: the ids that end a text, each with the key that names it or "its text".
         closing: those of them that are ends by their text, whether or not a key names them too.
+        greedy: the special tokens that take the white space behind them along.
     """
 
     tokens: tuple[str, ...]
@@ -40,6 +45,7 @@ class Vocabulary:
     unk_id: int | None
     ends: Mapping[int, str]
     closing: frozenset[int]
+    greedy: frozenset[int]
     add_bos: bool
     add_eos: bool
 
@@ -90,6 +96,7 @@ def read_vocabulary(metadata: Mapping[str, Any], vocab_size: int | None, default
         unk_id=unk if unk is not None else default(defaults.unk_id, TokenType.UNKNOWN),
         ends=ends(stated, closing),
         closing=closing,
+        greedy=_greedy(metadata, tokens, types, closing),
         # A file may ask for a token without naming one; then there is nothing to add.
         add_bos=bool(metadata.get(PREFIX + "add_bos_token", defaults.add_bos)) and bos is not None,
         add_eos=bool(metadata.get(PREFIX + "add_eos_token", False)) and eos is not None,
@@ -112,6 +119,18 @@ def optional(metadata: Mapping[str, Any], name: str) -> int | None:
     """The id `tokenizer.ggml.NAME`, or None."""
     value = metadata.get(PREFIX + name)
     return None if value is None else int(value)
+
+
+def _greedy(
+    metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int], closing: Collection[int]
+) -> frozenset[int]:
+    rest = GREEDY.get((metadata.get("general.architecture", ""), metadata.get(PREFIX + "model", "")))
+    if rest is None:
+        return frozenset()
+    special = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
+    return frozenset(
+        i for i, kind in enumerate(types) if (kind in special or i in closing) and tokens[i] not in rest
+    )
 
 
 def _types(

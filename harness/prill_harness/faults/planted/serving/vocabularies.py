@@ -1,4 +1,4 @@
-"""Faults of tokenizers that no trained vocabulary shows: overlaps, ties, and pieces of several spaces."""
+"""Faults of tokenizers that no trained vocabulary shows: overlaps, ties, spaces in runs and behind marks."""
 
 from __future__ import annotations
 
@@ -84,3 +84,9 @@ def all_spaces_of_prefix_stripped() -> Iterator[Patch]:
         return bytes(piece.lstrip(b" ") if first and token_id not in self._tokenizer._control else piece)
 
     yield around(f"{BASE}:_PieceReader.read", read)
+
+
+@fault(area=AREA, blames=BLAMES, models=SPM_FILE)
+def space_behind_marks_kept() -> Iterator[Patch]:
+    """White space behind a special token stays in the text where the vocabulary's own tokenizer drops it."""
+    yield around("prill_runtime.tokenizer.vocabulary:_greedy", lambda original, *args: frozenset())
