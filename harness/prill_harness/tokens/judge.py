@@ -27,7 +27,7 @@ from prill_harness.tokens.golden import PROMPTS
 from prill_harness.tokens.golden_pack import Golden, GoldenPrompt, SampledGolden
 from prill_harness.tokens.sides import Gap, allowed, explained, gap_at, of_another_file, oracle_logits, since
 from prill_harness.witness.declared import declared, same
-from prill_runtime.errors import EngineError, Inconclusive, InvalidParameter
+from prill_runtime.errors import EngineError, Inconclusive, InvalidParameter, MissingCapability
 from prill_runtime.gguf.file import open_gguf
 
 SHOWN_FIGURES = 3  # figures out of bound that a sentence names
@@ -268,6 +268,10 @@ def compare_greedy(engine: Engine, golden: Golden, oracle: Embedded) -> StepResu
 @_step("sampled")
 def compare_sampled(engine: Engine, golden: Golden, oracle: Embedded) -> StepResult:
     """Step 5: the same seed draws the same tokens; draws next to a boundary are budgeted like near ties."""
+    if engine.info.draws != "philox":
+        raise MissingCapability(
+            f"engine {engine.info.name} draws numbers of its own: no seed has the golden's text"
+        )
     judged = Divergences(engine, golden, oracle)
     runs = [(number, run) for number, prompt in enumerate(golden.prompts) for run in prompt.sampled]
     steps = sum(len(run.tokens) for _, run in runs)
