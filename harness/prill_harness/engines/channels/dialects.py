@@ -177,7 +177,7 @@ def _of_choice(logprobs: Mapping[str, Any]) -> list[Entry]:
     if "content" in logprobs:
         return by_id(logprobs["content"] or ())
     names = logprobs.get("tokens") or ()
-    if not all(str(name).startswith(NUMBERED) for name in names):
+    if not names or not all(str(name).startswith(NUMBERED) for name in names):
         return []
     tops = logprobs.get("top_logprobs") or [{}] * len(names)
     told = zip(names, logprobs["token_logprobs"], tops, strict=True)
