@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -66,21 +66,34 @@ class Started:
             return list(json.load(answer))[:-1]
 
 
-@pytest.fixture(scope="module", params=["llama", "openai"])
-def started(request: pytest.FixtureRequest) -> Iterator[Started]:
-    server = Started(str(request.param))
+@pytest.fixture(scope="module")
+def servers() -> Iterator[Callable[[str], Started]]:
+    """The server of a dialect, started when it is first asked for."""
+    running: dict[str, Started] = {}
+
+    def of(dialect: str) -> Started:
+        return running.setdefault(dialect, running.get(dialect) or Started(dialect))
+
+    yield of
+    for server in running.values():
+        server.process.kill()
+        server.process.wait()
+
+
+@pytest.fixture(params=["llama", "openai"])
+def started(request: pytest.FixtureRequest, servers: Callable[[str], Started]) -> Iterator[Started]:
+    """A server of either dialect, or of the one that a test asks for; sound until a test says otherwise."""
+    server = servers(str(request.param))
     yield server
-    server.process.kill()
-    server.process.wait()
+    server.switch()
 
 
 @pytest.fixture
-def server(started: Started, monkeypatch: pytest.MonkeyPatch) -> Iterator[Started]:
+def server(started: Started, monkeypatch: pytest.MonkeyPatch) -> Started:
     """A sound server; a proxy in the environment, at which nobody listens, is not for it."""
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.delenv("NO_PROXY", raising=False)
-    yield started
-    started.switch()
+    return started
 
 
 @pytest.fixture(scope="module")

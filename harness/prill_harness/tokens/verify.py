@@ -288,7 +288,7 @@ def compare_texts(engine: Engine, golden: Golden, oracle: Embedded) -> list[Step
     found: list[Verification] = []
 
     def choices(engine: Engine, golden: Golden, oracle: Embedded) -> StepResult:
-        found.append(verified(engine, golden, oracle))
+        found.append(verified(engine, golden, oracle, TOKENS))
         return found[0].choices()
 
     def numbers(engine: Engine, golden: Golden, oracle: Embedded) -> StepResult:
