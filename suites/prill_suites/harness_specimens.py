@@ -31,6 +31,7 @@ from prill_harness.run.checks import Observer
 from prill_harness.tokens import judge as tokens
 from prill_harness.tokens.golden import Golden, golden_for
 from prill_harness.tokens.golden_pack import GoldenPrompt, Packed
+from prill_harness.tokens.steps import StepResult
 from prill_harness.witness.reading import read
 from prill_runtime.errors import EngineError, UsageError
 from prill_runtime.ops.numpy import NumpyBackend
@@ -172,7 +173,7 @@ def of_tokens(at: SpecimenParts) -> Iterator[Specimen]:
     """What each step of the comparison has to see."""
     last = at.golden.prompts[-1].text
 
-    def of(step: Callable[..., tokens.StepResult], what: str) -> Callable[[Observer, bool], object]:
+    def of(step: Callable[..., StepResult], what: str) -> Callable[[Observer, bool], object]:
         return lambda observe, wrong: judge_finding(
             observe, step(at.astray(what * wrong), at.golden, at.oracle)
         )

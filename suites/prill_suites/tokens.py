@@ -13,7 +13,7 @@ from prill_harness.run.checks import Observer, check
 from prill_harness.tokens import judge as tokens
 from prill_harness.tokens import sides
 from prill_harness.tokens.golden import Golden
-from prill_harness.tokens.judge import StepResult
+from prill_harness.tokens.steps import StepResult
 from prill_runtime.errors import Inconclusive
 from prill_suites.sequences import context_of
 

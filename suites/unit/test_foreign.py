@@ -291,6 +291,22 @@ def test_kinds_of_errors_survive(cls: type[PrillError]) -> None:
         ("exec:", "engine spec is incomplete"),
         ("exec:./nosuch", "no such command"),
         ("exec:'", "bad command"),
+        ("http:", "engine spec is incomplete"),
+        ("http:,model=a", "engine spec is incomplete"),
+        ("http:localhost:80", "bad address"),
+        ("http:ftp://localhost", "bad address"),
+        ("http://localhost:99999", "bad address"),
+        ("http://localhost:80,modell=a", "bad address"),
+        ("http://localhost:80,ctx=0", "bad ctx"),
+        ("http://localhost:80,pid=999999999", "bad pid"),
+        ("https://user:secret@localhost", "an address with a user, a password or a query in it"),
+        ("http://localhost/?key=secret,timeout=0", "an address with a user, a password or a query in it"),
+        ("http://localhost:80+fault:rope_pairing", "a planted fault is one of prill's own code"),
+        ("serve:", "engine spec is incomplete"),
+        ("serve:sh", "the command has no {model}"),
+        ("serve:sh {model}", "the command has no {port}"),
+        ("serve:./nosuch {model} {port}", "no such command"),
+        ("serve:sh '{model} {port}", "bad command"),
         ("mine", "unknown engine"),
     ],
 )
@@ -308,6 +324,7 @@ def test_a_wrong_spec_is_one_sentence(
     assert (done.exit_code, done.stdout) == (4, "")
     assert sentence in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+    assert "secret" not in done.stderr
     assert {path for path in tmp_path.rglob("*") if "__pycache__" not in path.parts} == there
 
 

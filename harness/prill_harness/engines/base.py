@@ -43,6 +43,7 @@ class EngineInfo:
     Attributes:
         arithmetic: "float64", "float32", "half", "int8" or "unknown"; it chooses the lane.
         config: the effective configuration that the engine reports, by the runtime's names.
+        draws: "philox" if a seed gives the draws that the runtime's sampler makes of it, else "own".
     """
 
     name: str
@@ -53,6 +54,7 @@ class EngineInfo:
     arithmetic: str
     capabilities: frozenset[Capability]
     config: Mapping[str, int | float | str | bool] = field(default_factory=dict)
+    draws: str = "philox"
 
 
 class Session(ABC):

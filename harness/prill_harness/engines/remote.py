@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
+import psutil  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from prill_harness.engines.base import Capability, Engine, EngineInfo, Generation
@@ -27,6 +28,16 @@ CALLS: Mapping[str, Capability] = {
 }
 """Calls of an engine, and the capability that answering each implies; `detokenize` belongs to `tokenize`."""
 
+OPTIONS: Mapping[str, tuple[str, str, str]] = {
+    "arithmetic": ("", "NAME", ""),
+    "timeout": (r"(?=.*[1-9])\d{1,6}(\.\d+)?", "SECONDS", "seconds above 0"),
+    "ctx": (r"[1-9]\d{0,8}", "POSITIONS", "positions above 0"),
+    "pid": (r"[1-9]\d{0,8}", "PID", "the id of a process"),
+    "model": (r".+", "NAME", "a model's name"),
+    "log": (r".+", "FILE", "a file's path"),
+}
+"""What a spec may declare: the pattern of its value, and how a sentence calls it."""
+
 
 @dataclass(frozen=True)
 class Hello:
@@ -36,6 +47,8 @@ class Hello:
         calls: the names of the calls that it answers.
         arithmetic: one of ARITHMETIC; "unknown" if it does not say.
         config: the effective configuration, by the runtime's names.
+        draws: "philox" if a seed gives the draws that prill's own sampler makes of it, else "own".
+        pid: the process that computes; None: this one, or unknown.
     """
 
     name: str
@@ -44,6 +57,35 @@ class Hello:
     device: str = "unknown"
     arithmetic: str = "unknown"
     config: Mapping[str, int | float | str | bool] = field(default_factory=dict)
+    draws: str = "philox"
+    pid: int | None = None
+
+
+@dataclass(frozen=True)
+class Answer(Generation):
+    """What an engine wrote, as far as it tells: reading a field that it does not tell is MissingCapability.
+
+    Attributes:
+        text: the text, where the engine gives one.
+        top: natural logprobs by id at each position, of the raw logits, as many as the engine tells.
+    """
+
+    text: str | None = None
+    top: tuple[Mapping[int, float], ...] = ()
+    engine: str = ""
+
+    @classmethod
+    def of(cls, **told: Any) -> Answer:
+        """An answer with these fields alone."""
+        answer = object.__new__(cls)
+        for name, value in told.items():
+            object.__setattr__(answer, name, value)
+        return answer
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("ids", "logprobs"):
+            raise MissingCapability(f"engine {self.engine} does not tell the {name} of what it writes")
+        raise AttributeError(name)
 
 
 class Channel(Protocol):
@@ -76,37 +118,44 @@ class Target:
         what: a class, a command or an address.
         arithmetic: the engine's, as the user declares it; None: as the engine says.
         timeout: seconds that one call may take.
+        declared: the connector's other options, as they were given.
     """
 
     what: str
     arithmetic: str | None = None
     timeout: float = 120.0
+    declared: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def parse(cls, connector: str, argument: str) -> Target:
+    def parse(cls, connector: str, argument: str, takes: Sequence[str] = ()) -> Target:
         """Parse from the end, so that a command may contain commas.
+
+        Args:
+            takes: further options of the connector, of OPTIONS.
 
         Raises:
             UsageError: only options, or an invalid value.
         """
+        names = ("arithmetic", "timeout", *takes)
         options: dict[str, str] = {}
         what = argument
-        while found := re.fullmatch(r"(.*),(arithmetic|timeout)=([^,]*)", what, re.DOTALL):
+        while found := re.fullmatch(rf"(.*),({'|'.join(names)})=([^,]*)", what, re.DOTALL):
             what, key, value = found.groups()
             options.setdefault(key, value)
         if not what.strip():
             raise UsageError(
                 "engine spec is incomplete", where=repr(f"{connector}:{argument}"),
-                expected=f"{connector}:WHAT[,arithmetic=NAME][,timeout=SECONDS]", got=repr(argument),
+                expected=f"{connector}:WHAT{''.join(f'[,{name}={OPTIONS[name][1]}]' for name in names)}",
+                got=repr(argument),
             )  # fmt: skip
-        if "arithmetic" in options:
-            look_up(options["arithmetic"], ARITHMETIC, "unknown arithmetic", where=repr(argument))
-        seconds = options.get("timeout", "120")
-        if not re.fullmatch(r"\d{1,6}(\.\d+)?", seconds) or not float(seconds):
-            raise UsageError(
-                "bad timeout", where=repr(argument), expected="seconds above 0", got=repr(seconds)
-            )
-        return cls(what, options.get("arithmetic"), float(seconds))
+        for name, value in options.items():
+            pattern, _, expected = OPTIONS[name]
+            if name == "arithmetic":
+                look_up(value, ARITHMETIC, "unknown arithmetic", where=repr(argument))
+            elif not re.fullmatch(pattern, value):
+                raise UsageError(f"bad {name}", where=repr(argument), expected=expected, got=repr(value))
+        arithmetic, seconds = options.pop("arithmetic", None), options.pop("timeout", "120")
+        return cls(what, arithmetic, float(seconds), options)
 
 
 class Remote(Engine):
@@ -116,6 +165,8 @@ class Remote(Engine):
     """
 
     connector: ClassVar[str]
+    takes: ClassVar[tuple[str, ...]] = ()
+    """What its spec may declare beside arithmetic and timeout, of OPTIONS."""
 
     def __init__(self, channel: Channel, target: Target, model: str) -> None:
         self._channel, hello = channel, channel.hello
@@ -131,6 +182,7 @@ class Remote(Engine):
             arithmetic=target.arithmetic or hello.arithmetic,
             capabilities=frozenset(offered for call, offered in CALLS.items() if call in hello.calls),
             config=dict(hello.config),
+            draws=hello.draws,
         )
 
     @classmethod
@@ -139,8 +191,13 @@ class Remote(Engine):
         raise NotImplementedError
 
     @classmethod
+    def target(cls, argument: str) -> Target:
+        """The parsed argument of a spec. Raises UsageError for one that cannot be."""
+        return Target.parse(cls.connector, argument, cls.takes)
+
+    @classmethod
     def open(cls, argument: str, model: str) -> Engine:
-        target = Target.parse(cls.connector, argument)
+        target = cls.target(argument)
         channel = cls.connect(target, str(resolve_model(model)))
         try:
             return cls(channel, target, model)
@@ -184,18 +241,55 @@ class Remote(Engine):
         )
         made = self._call("generate", arguments, on_token)
         if not isinstance(made, Mapping):
-            fields = ("ids", "logprobs", "finish_reason", "end_id")
+            fields = ("ids", "logprobs", "finish_reason", "end_id", "text", "top")
             made = {name: getattr(made, name) for name in fields if hasattr(made, name)}
-        written = tuple(self._ids("generate", made.get("ids")))
-        logprobs = self._array("generate", made.get("logprobs", ()))
-        if logprobs.shape != (len(written),):
-            raise self._odd("generate", f"a logprob for each of {len(written)} ids", str(logprobs.shape))
-        reason, end = made.get("finish_reason"), made.get("end_id")
+        reason, end, text = made.get("finish_reason"), made.get("end_id"), made.get("text")
         if reason not in FINISHED:
             raise self._odd("generate", f"a finish_reason of {', '.join(FINISHED)}", repr(reason))
-        return Generation(
-            written, tuple(map(float, logprobs)), str(reason), None if end is None else int(end)
-        )
+        if text is not None and not isinstance(text, str):
+            raise self._odd("generate", "a text", repr(text)[:80])
+        told: dict[str, Any] = {"finish_reason": reason, "text": text, "engine": self._where}
+        if "ids" not in made and text is not None:
+            return Answer.of(**told)
+        written = tuple(self._ids("generate", made.get("ids")))
+        told |= {"ids": written, "end_id": None if end is None else int(end)}
+        if "logprobs" in made:
+            logprobs = self._array("generate", made["logprobs"])
+            if logprobs.shape != (len(written),):
+                raise self._odd("generate", f"a logprob for each of {len(written)} ids", str(logprobs.shape))
+            told["logprobs"] = tuple(map(float, logprobs))
+        return Answer.of(**told, top=self._top(made.get("top") or (), len(written)))
+
+    def _top(self, top: Any, count: int) -> tuple[Mapping[int, float], ...]:
+        """The best ids' logprobs at each position, given as mappings or as pairs (id, logprob)."""
+        try:
+            found = tuple({int(token): float(value) for token, value in dict(row).items()} for row in top)
+        except (TypeError, ValueError):
+            raise self._odd("generate", "a list of (id, logprob) for each id", repr(top)[:80]) from None
+        if len(found) not in (0, count):
+            raise self._odd("generate", f"top logprobs for each of {count} ids", str(len(found)))
+        return found
+
+    def watched(self) -> Mapping[str, int]:
+        """Resident bytes, threads and open descriptors of the engine's process and its children, now.
+
+        Raises:
+            MissingCapability: the process is not known, or is over.
+        """
+        pid = self._channel.hello.pid
+        if pid is None:
+            raise MissingCapability(
+                f"the process of engine {self._where} is not known", hint="declare it with pid="
+            )
+        try:
+            family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+            return {
+                "resident": sum(member.memory_info().rss for member in family),
+                "threads": sum(member.num_threads() for member in family),
+                "descriptors": sum(member.num_fds() for member in family),
+            }
+        except psutil.Error as error:
+            raise MissingCapability(f"the process of engine {self._where} cannot be read: {error}") from None
 
     def trace(
         self, ids: Sequence[int], replace: Mapping[str, NDArray[np.float64]] | None = None

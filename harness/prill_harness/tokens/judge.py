@@ -1,105 +1,39 @@
 """Judge an engine against a golden in five steps: are its tokens right, and if not, why not?
 
 Prompt ids, configuration, teacher-forced logits, greedy tokens, sampled tokens. A step that fails ends the
-comparison, because later steps would only show its consequences.
+comparison, because later steps would only show its consequences. The texts of an engine that shows no logits
+are read by the oracle instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from prill_harness.engines.base import Engine
-from prill_harness.engines.embedded import Embedded, NumPy64
+from prill_harness.engines.embedded import Embedded
 from prill_harness.engines.models import resolve_model
 from prill_harness.numbers import compare as measure
 from prill_harness.numbers import lanes
 from prill_harness.numbers.draws import expected_swaps
-from prill_harness.numbers.lanes import Figures
 from prill_harness.planting import faults
 from prill_harness.records.evidence import Status
 from prill_harness.tokens.divergence import Divergences, Row, first_difference, lane_of, named
 from prill_harness.tokens.golden import PROMPTS
 from prill_harness.tokens.golden_pack import Golden, GoldenPrompt, SampledGolden
-from prill_harness.tokens.sides import Gap, allowed, explained, gap_at, of_another_file, oracle_logits, since
+from prill_harness.tokens.sides import Gap, allowed, explained, gap_at, oracle_logits, since
+from prill_harness.tokens.steps import StepResult, oracle_for, step
+from prill_harness.tokens.verify import compare_texts
 from prill_harness.witness.declared import declared, same
-from prill_runtime.errors import EngineError, Inconclusive, InvalidParameter
+from prill_runtime.errors import EngineError, Inconclusive, InvalidParameter, MissingCapability
 from prill_runtime.gguf.file import open_gguf
 
 SHOWN_FIGURES = 3  # figures out of bound that a sentence names
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """The result of one step.
-
-    Attributes:
-        observed: values compared; a result that observed none is never ok.
-        inconclusive: nothing was wrong, but something could not be seen; the sentence says what.
-        figures, bounds: of the teacher-forced step.
-        detail: what a report needs to show the first divergence; builtins only.
-    """
-
-    step: str
-    ok: bool
-    sentence: str
-    observed: int = 0
-    inconclusive: bool = False
-    figures: Figures | None = None
-    bounds: Figures | None = None
-    detail: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.ok and (self.inconclusive or self.observed < 1):
-            raise ValueError(f"{self.step} cannot be ok: observed {self.observed}, {self.sentence}")
-
-    @property
-    def status(self) -> Status:
-        if self.inconclusive:
-            return Status.INCONCLUSIVE
-        return Status.PASSED if self.ok else Status.FAILED
-
-
-def _step(name: str) -> Callable[[Callable[..., StepResult]], Callable[..., StepResult]]:
-    """Turn what the engine cannot do or fails at into the step's result; open an oracle if none is given.
-
-    With a golden of another file nothing is compared; the result then says so of the golden.
-    """
-
-    def wrap(body: Callable[[Engine, Golden, Embedded], StepResult]) -> Callable[..., StepResult]:
-        def run(engine: Engine, golden: Golden, oracle: Embedded | None = None) -> StepResult:
-            with ExitStack() as stack:
-                judge = oracle or stack.enter_context(oracle_for(engine))
-                if (doubt := of_another_file(golden, judge)) is not None:
-                    return StepResult("golden", False, doubt.sentence, detail={"side": doubt.side})
-                try:
-                    return body(engine, golden, judge)
-                except Inconclusive as missing:
-                    # Raised again, the error would add that word again.
-                    sentence = str(missing).removeprefix(f"{Inconclusive.noun}: ")
-                    return StepResult(name, False, sentence, inconclusive=True)
-                except (EngineError, InvalidParameter) as error:
-                    return StepResult(name, False, f"the engine stopped: {error}")
-
-        run.__doc__ = body.__doc__
-        run.__name__ = body.__name__
-        return run
-
-    return wrap
-
-
-def oracle_for(engine: Engine) -> Embedded:
-    """The float64 oracle on the model that the engine has open."""
-    oracle = faults.scoped(lambda: NumPy64.open("", engine.info.model), ())
-    assert isinstance(oracle, NumPy64)
-    return oracle
-
-
-@_step("tokenizer")
+@step("tokenizer")
 def compare_prompt_ids(engine: Engine, golden: Golden, oracle: Embedded) -> StepResult:
     """Step 1: the engine's ids of every prompt are the golden's, special tokens included."""
     if golden.prompts[0].unspelled:
@@ -152,7 +86,7 @@ def _ids_of(engine: Engine, text: str) -> list[int] | None:
         return None
 
 
-@_step("config")
+@step("config")
 def compare_config(engine: Engine, golden: Golden, oracle: Embedded) -> StepResult:
     """Step 2: the configuration that the engine reports is the one that the file declares."""
     with open_gguf(resolve_model(oracle.info.model)) as file:
@@ -176,7 +110,7 @@ def compare_config(engine: Engine, golden: Golden, oracle: Embedded) -> StepResu
     return StepResult("config", True, f"{len(seen)} values equal the file's", len(seen), detail=detail)
 
 
-@_step("logits")
+@step("logits")
 def compare_teacher_forced(engine: Engine, golden: Golden, oracle: Embedded) -> StepResult:
     """Step 3: logits on the golden continuation, against the live oracle and the golden's own logprobs."""
     lane, floor, _ = lane_of(engine, golden)
@@ -248,7 +182,7 @@ def compare_teacher_forced(engine: Engine, golden: Golden, oracle: Embedded) -> 
     )
 
 
-@_step("greedy")
+@step("greedy")
 def compare_greedy(engine: Engine, golden: Golden, oracle: Embedded) -> StepResult:
     """Step 4: free-running greedy tokens; each first divergence is a near tie within budget, or wrong.
 
@@ -265,9 +199,13 @@ def compare_greedy(engine: Engine, golden: Golden, oracle: Embedded) -> StepResu
     return _of("greedy", judged, float(np.sum(-np.expm1(np.negative(flips)))))
 
 
-@_step("sampled")
+@step("sampled")
 def compare_sampled(engine: Engine, golden: Golden, oracle: Embedded) -> StepResult:
     """Step 5: the same seed draws the same tokens; draws next to a boundary are budgeted like near ties."""
+    if engine.info.draws != "philox":
+        raise MissingCapability(
+            f"engine {engine.info.name} draws numbers of its own: no seed has the golden's text"
+        )
     judged = Divergences(engine, golden, oracle)
     runs = [(number, run) for number, prompt in enumerate(golden.prompts) for run in prompt.sampled]
     steps = sum(len(run.tokens) for _, run in runs)
@@ -314,6 +252,8 @@ def compare(engine: Engine, golden: Golden, oracle: Embedded | None = None) -> l
         judge = oracle or stack.enter_context(oracle_for(engine))
         for step in STEPS:
             findings.append(step(engine, golden, judge))
+            if step is compare_teacher_forced and findings[-1].inconclusive:
+                findings += compare_texts(engine, golden, judge)
             if findings[-1].status is Status.FAILED:
                 break
     return findings

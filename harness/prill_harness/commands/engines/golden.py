@@ -141,9 +141,10 @@ def compare(console: Console, engine: str, model: str, file: Path | None) -> int
     from prill_harness.numbers import lanes
     from prill_harness.tokens import golden, sides
     from prill_harness.tokens import judge as tokens
+    from prill_harness.tokens.steps import oracle_for
 
     given = golden.load(file) if file else None
-    with open_engine(engine, model) as opened, tokens.oracle_for(opened) as oracle:
+    with open_engine(engine, model) as opened, oracle_for(opened) as oracle:
         if given is not None:
             sides.refuse_another(given, oracle, where=str(file))
         findings = tokens.compare(opened, given or _golden(console, model), oracle)

@@ -52,6 +52,10 @@ class Worker:
             assert pipe is not None
             os.set_blocking(pipe.fileno(), False)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def _listen(self) -> None:
         assert self._process.stderr is not None
         while piece := self._process.stderr.read(1 << 16):
@@ -189,7 +193,7 @@ class Spoken:
                 got=repr(said)[:80],
             )  # fmt: skip
         own = {field: said[field] for field in FIELDS if field in said}
-        return Hello(**{"name": name, **own}, calls=frozenset(map(str, calls)))
+        return Hello(**{"name": name, **own}, calls=frozenset(map(str, calls)), pid=worker.pid)
 
     def call(self, name: str, arguments: Mapping[str, Any], on_token: OnToken | None = None) -> Any:
         if self._worker is None:

@@ -15,7 +15,7 @@ from prill_harness.planting.tools import ONE, around
 from prill_harness.records.evidence import CellEnded, Evidence, Status
 from prill_harness.records.ledger import Ledger, read
 from prill_harness.stages.trace import Trace
-from prill_harness.tokens.judge import StepResult
+from prill_harness.tokens.steps import StepResult
 from prill_runtime.errors import EngineError
 
 BLAMES = ("harness",)
