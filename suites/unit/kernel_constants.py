@@ -14,7 +14,7 @@ from prill_runtime.device.machine import compile as kernels
 from prill_runtime.device.machine import formats
 
 _DEFINE = re.compile(r"^#define (\w+) ([^\n]+?)(?: *//.*)?$", re.M)
-_INCLUDE = re.compile(r'^#include "(sample|formats|fused)\.cuh"', re.M)
+_INCLUDE = re.compile(r'^#include "(sample|formats|fused|tensor_product)\.cuh"', re.M)
 _CONSTEXPR = re.compile(r"\bconstexpr (?:int|size_t|unsigned) ([^;]+);")
 _TEMPLATE = re.compile(r"^template <([^>]*)>\s+(?:static [\w\s]*?|struct )(\w+)(?:\(| \{)", re.M)
 _USE = re.compile(r"\b(\w+)<([\w:, ]+)>")

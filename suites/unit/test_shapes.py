@@ -97,23 +97,29 @@ AXES: dict[tuple[str, str], tuple[Axis, ...]] = {
 }  # fmt: skip
 # Those that divide nothing of a shape, and why.
 OTHERS = {
-    r"(fused|hooked) (PLAIN|GATE_UP|QKV|GELU|NOWHERE)": "names of modes, and a group that no matrix has",
-    r"(fused|hooked) (MOST|MOST_EXACT|threads)": "most threads of a launch; how many is the launcher's",
-    r"(fused|hooked) (DEPTH|depth)": "loads in flight, in a loop of as many steps as a row has",
-    r"experts (N|THREADS|threads)": "no packaged model has experts yet: test_ops_options.py has their shapes",
+    r"(fused|hooked|experts_decode) (PLAIN|GATE_UP|QKV|GELU|NOWHERE)":
+        "names of modes, and a group that no matrix has",
+    r"(fused|hooked|experts_decode) (MOST|MOST_EXACT|threads)":
+        "most threads of a launch; how many is the launcher's",
+    r"(fused|hooked|experts_decode) (DEPTH|depth)":
+        "loads in flight, in a loop of as many steps as a row has",
+    r"(experts|experts_decode|tensor_experts) (N|THREADS|threads|ROUTER|ROWS|OUTS|AHEAD|BATCH|HELD)":
+        "no packaged model has experts yet: test_experts.py and test_ops_options.py have their shapes",
+    r"experts_decode MOST_(EXPERTS|USED)": "models with more are recorded through ops",
     r"\w+ RESIDENT": "blocks that a multiprocessor holds",
     r"\w+ ZERO": "a number's code",
-    r"(embed|fused|hooked|tensor|repack) N": "weights of a chunk: every type has products of its own above",
+    r"(embed|fused|hooked|tensor|tensor_experts|repack) N":
+        "weights of a chunk: every type has products of its own above",
     r"(attention_decode|prefill_attention) (threads|WARPS|VALUES|OWN|APART|EACH|KEYS|STEP)":
         "follow from the others",
     r"attention_decode PIECE": "bytes asked for ahead of their use, of which no value depends",
-    r"(fused|hooked) planes": "follows from the chunk",
+    r"(fused|hooked|experts_decode) planes": "follows from the chunk",
     r"matmul (threads|chunks)": "follow from the tile and the chunk",
     r"matvec threads": "the same as THREADS",
     r"(choose|sample) threads": "the same as THREADS",
     r"repack threads": "chunks of a matrix, of which the products above take every one",
     r"sample (DIGIT|MOST_PASSES)": "bits that tell bins apart; more passes than any row takes",
-    r"tensor (threads|THREADS|A_ROW|EACH|QUEUE|ACROSS|DOWN|HIGH|WIDE|MS|NS|HELD|STAGES?|TILES|PARTS)":
+    r"tensor(_experts)? (threads|THREADS|A_ROW|EACH|QUEUE|ACROSS|DOWN|HIGH|WIDE|MS|NS|HELD|STAGES?|TILES)":
         "follow from the tile and the chunk",
 }  # fmt: skip
 
