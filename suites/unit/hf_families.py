@@ -240,7 +240,10 @@ def _experts(name: str, values: Floats, arch: str) -> Iterator[tuple[str, Floats
 def expected_logprobs(model: Any, ids: NDArray[np.int64]) -> NDArray[np.float64]:
     """What transformers says: (id, vocabulary)."""
     with torch.no_grad():
-        logits = model(torch.tensor(ids)[None], use_cache=False).logits[0]
+        # Gemma 3 has the number here and leaves it out; attention that is told it caps as Google's code does.
+        cap = model.config.attn_logit_softcapping if model.config.model_type == "gemma3_text" else None
+        more = {"softcap": cap} if cap else {}
+        logits = model(torch.tensor(ids)[None], use_cache=False, **more).logits[0]
         assert logits.dtype == torch.float64
         found = torch.log_softmax(logits, dim=-1).numpy()
     assert found.shape == (len(ids), VOCAB)

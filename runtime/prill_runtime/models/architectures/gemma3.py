@@ -1,9 +1,9 @@
 """Gemma 3: norms before and behind each branch and of each head; five layers with a window, one without.
 
-Layers with a window turn by a base of their own and without scaling. Scores are capped where the file says:
-the published configuration has the number, of which no published model makes use. Norm weights of the file
-are the published ones plus 1. Scores are scaled by the size of a head, except in the 27B model, which no key
-says.
+Layers with a window turn by a base of their own and without scaling. Scores are capped where the file says,
+as Google's own code does; transformers has the number and leaves it out, and no published model sets it. The
+file's norm weights have the published ones plus 1. Scores are scaled by the size of a head, except in the 27B
+model, which no key says.
 """
 
 from __future__ import annotations
