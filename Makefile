@@ -7,7 +7,7 @@ JOBS ?= 2
 ARCH ?= sm_90
 
 .DEFAULT_GOAL := help
-.PHONY: help gate test digests test-hf emu-sanitize kernels lint format goldens clean
+.PHONY: help gate test digests test-hf test-engines emu-sanitize kernels lint format goldens clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,13 +17,16 @@ gate: $(VENV)/.installed  ## run the default gate on the packaged fixtures; writ
 	$(BIN)/prill gate -j $(JOBS)
 
 test: $(VENV)/.installed-dev  ## run prill's own tests
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not hf"
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not hf and not engines"
 
 digests: $(VENV)/.installed-dev  ## hold every engine's logits on every model and type to the recorded digests, bit for bit
 	PRILL_DIGESTS=all OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) suites/unit/test_digests.py
 
 test-hf: $(VENV)/.installed-hf  ## check the oracle against Hugging Face transformers (installs CPU torch)
 	$(BIN)/python -m pytest -m hf
+
+test-engines: $(VENV)/.installed-engines  ## judge llama.cpp's own server (installs xllamacpp)
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -m engines
 
 emu-sanitize: $(VENV)/.installed-dev  ## run the CUDA kernels' tests on the emulator under address and undefined-behaviour sanitizers
 	PRILL_EMU_SANITIZE=1 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
@@ -66,6 +69,10 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-engines: pyproject.toml $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "xllamacpp==2026.10.11549"
+	touch $@
 
 $(VENV)/.installed-hf: pyproject.toml $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"

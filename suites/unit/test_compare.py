@@ -178,6 +178,28 @@ def test_top_n_bounds_hold_the_true_kl(a: Floats, b: Floats, n: int) -> None:
     assert apart <= seen.distance_high + 1e-9
 
 
+@given(LOGITS, st.integers(2, 7), st.floats(-2e-5, 2e-5))
+def test_top_n_takes_no_rounding_for_divergence(a: Floats, n: int, off: float) -> None:
+    """Right logprobs that all miss by as much as float32 softmaxes miss their sum have a lower bound of
+    noise's size, with as few or as many ids returned; one logprob that is off by a thousandth is seen."""
+    log_q = compare.log_softmax(a[0])
+    ids = compare.top_ids(a[0], n)
+    told = (log_q[ids] + off).astype(np.float32).astype(np.float64)
+    assert compare.top_n(a[0], ids.tolist(), told.tolist()).kl_low < 1e-11
+    second = math.exp(log_q[ids[1]])
+    told[1] -= 1e-3
+    if second > 0.01:
+        assert compare.top_n(a[0], ids.tolist(), told.tolist()).kl_low > 1e-9
+
+
+def test_top_n_sees_a_share_beyond_rounding() -> None:
+    """Probability that went to the ids not returned: KL of (0.7, 0.3) from (0.6, 0.4), less what rounding
+    may hide."""
+    told = np.log(np.array([0.4, 0.3]) * 6 / 7).tolist()
+    seen = compare.top_n(np.log([0.4, 0.3, 0.2, 0.1]), [0, 1], told)
+    assert seen.kl_low == pytest.approx(0.7 * math.log(0.7 / 0.6) + 0.3 * math.log(0.3 / 0.4), rel=0.01)
+
+
 def test_top_n_says_what_it_did_not_see() -> None:
     """Two of four ids: the sentence names the unseen mass, and without a least logprob no upper bound."""
     seen = compare.top_n(np.log([0.4, 0.3, 0.2, 0.1]), [0, 1], np.log([0.4, 0.3]).tolist())

@@ -375,6 +375,36 @@ def test_a_class_that_has_stages_is_walked(tmp_path: Path) -> None:
     assert done.returncode == 1
 
 
+def test_what_a_text_leaves_out_is_missing_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class may give a text alone, or ids with the best logprobs by id; reading what it left out is
+    inconclusive, and what it gives in another form is its mistake."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "partial.py").write_text(
+        "class Partial:\n"
+        "    def __init__(self, model): pass\n"
+        "    def generate(self, ids, max_tokens, **rest):\n"
+        "        forms = [dict(text='a b'), dict(ids=[7, 8], top=[{7: -0.5, 9: -1.5}, [(8, -0.25)]]),\n"
+        "                 dict(ids=[7], top=[{7: -1}] * 2), dict(ids=[7], top=[5]), dict(text=b'a'), {}]\n"
+        "        return {**forms[max_tokens], 'finish_reason': 'length'}\n"
+    )
+    with open_engine("py:partial.py:Partial", MODEL) as engine:
+        told = engine.generate(IDS, max_tokens=0)
+        assert (told.text, told.top) == ("a b", ())
+        for name in ("ids", "logprobs"):
+            with pytest.raises(MissingCapability, match=f"does not tell the {name} of what it writes"):
+                getattr(told, name)
+        told = engine.generate(IDS, max_tokens=1)
+        assert (told.ids, told.top) == ((7, 8), ({7: -0.5, 9: -1.5}, {8: -0.25}))
+        with pytest.raises(MissingCapability, match="does not tell the logprobs"):
+            _ = told.logprobs
+        for form, sentence in (
+            (2, "top logprobs for each of 1 ids, got 2"), (3, r"list of \(id, logprob\)"),
+            (4, "expected a text"), (5, "expected a list of token ids, got None"),
+        ):  # fmt: skip
+            with pytest.raises(EngineError, match=sentence):
+                engine.generate(IDS, max_tokens=form)
+
+
 def test_what_is_declared_of_arithmetic_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`arithmetic=` of the spec goes before what the engine says."""
     monkeypatch.chdir(tmp_path)

@@ -156,6 +156,17 @@ def test_it_stands_where_logits_are_not_shown(
     assert found[-2].status is Status.FAILED
 
 
+def test_a_context_that_is_too_small_is_no_fault(golden: Golden, oracle: Embedded) -> None:
+    """An engine started with fewer positions than a golden fills is not blamed for texts that end early."""
+    with open_engine("numpy", MODEL) as engine:
+        small = Textual(engine)
+        small._info = replace(small.info, config={"served_context": 40})
+        found = judge.compare_greedy(small, golden, oracle)
+        assert verified(small, golden, oracle, COUNT).positions == 0
+    assert found.status is Status.INCONCLUSIVE
+    assert "the engine was started with 40" in found.sentence
+
+
 def reader(golden: Golden, oracle: Embedded) -> Verification:
     """In the lane of F16, whose noise is large enough for near ties to be found."""
     return Verification(oracle, lanes.type_lane("f16"), golden.floors["f16"], oracle.model.context_length)

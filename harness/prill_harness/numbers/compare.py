@@ -19,6 +19,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 TOP_K = 20
+SUM_ROUNDING = 1e-4  # by which told probabilities may miss their sum: float32 softmaxes miss it by 1e-5
 REORDERED_ERROR = 1e-9  # float64 logits summed in another order differ by far less
 BUCKETS = (("1-16", 16), ("17-64", 64), ("65-256", 256), ("257+", math.inf))
 """Position buckets: label, last position in it (positions count from 1)."""
@@ -251,8 +252,9 @@ def top_n(
 ) -> TopN:
     """Compare one position of a black box that returns only its best n ids and their natural logprobs.
 
-    Lower bound: each tail as one outcome (log-sum inequality). Upper bound: every tail id at
-    `least_logprob`, if the caller knows one.
+    Lower bound: KL of the two distributions among the returned ids, which a common error of all logprobs
+    leaves alone, and KL of the returned ids' share, as far as SUM_ROUNDING does not explain it (chain rule,
+    without the tail's own part). Upper bound: every tail id at `least_logprob`, if the caller knows one.
 
     Raises:
         EngineError: ids repeat, lie outside the vocabulary, or do not match the logprobs in number.
@@ -268,21 +270,22 @@ def top_n(
             got=f"{len(ids)} ids, {log_q.size} logprobs",
         )
     q_sum = float(np.exp(log_q).sum())
-    if not np.isfinite(log_q).all() or q_sum > 1 + 1e-4:
+    if not np.isfinite(log_q).all() or q_sum > 1 + SUM_ROUNDING:
         return TopN(math.inf, math.inf, 1.0, 1.0, 1.0, math.inf, len(ids))
     p = np.exp(log_p)
     rest = np.ones(log_p.size, bool)
     rest[chosen] = False
     p_tail, q_tail = float(p[rest].sum()), largest(0.0, 1 - q_sum)
     seen = float(np.sum(p[chosen] * (log_p[chosen] - log_q)))
-    # The tail of rounded logprobs is known to about 1e-6; the larger value keeps this a lower bound.
-    tail_low = 0.0 if p_tail == 0 else p_tail * math.log(p_tail / (q_tail + 1e-6))
+    p_sum = float(p[chosen].sum())
+    among = float(kl_of(Logprobs.of(log_p[None, chosen], log_q[None]))[0])
+    nearest = smallest(largest(p_sum, q_sum - SUM_ROUNDING), q_sum + SUM_ROUNDING, 1.0)
     tail_high = 0.0 if p_tail == 0 else math.inf
     if least_logprob is not None:
         tail_high = float(np.sum(p[rest] * (log_p[rest] - least_logprob)))
     apart = 0.5 * (float(np.abs(p[chosen] - np.exp(log_q)).sum()) + p_tail + q_tail)
     return TopN(
-        kl_low=largest(0.0, seen + tail_low),
+        kl_low=p_sum * among + _kl_of_shares(p_sum, nearest),
         kl_high=largest(0.0, seen + tail_high),
         distance_high=smallest(1.0, apart),
         oracle_tail=p_tail,
@@ -290,3 +293,11 @@ def top_n(
         dlogprob=float(np.abs(log_p[chosen] - log_q).max()),
         ids=len(ids),
     )
+
+
+def _kl_of_shares(p: float, q: float) -> float:
+    """KL of two outcomes with probabilities p and 1 − p from q and 1 − q, never below zero."""
+    if p == q:
+        return 0.0
+    terms = [a * (math.log(a / b) if b > 0 else math.inf) for a, b in ((p, q), (1 - p, 1 - q)) if a > 0]
+    return largest(0.0, math.fsum(terms))

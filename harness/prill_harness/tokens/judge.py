@@ -191,6 +191,9 @@ def compare_greedy(engine: Engine, golden: Golden, oracle: Embedded) -> StepResu
     """
     judged = Divergences(engine, golden, oracle)
     count = len(golden.prompts[0].tokens)
+    needs = max(len(prompt.ids) for prompt in golden.prompts) + count - 1
+    if (have := engine.info.config.get("served_context", needs)) < needs:  # type: ignore[operator]
+        raise Inconclusive(f"the golden fills {needs} positions, the engine was started with {have}")
     together = engine.generate_batch([p.ids for p in golden.prompts], max_tokens=count, ignore_eos=True)
     for number, (prompt, made) in enumerate(zip(golden.prompts, together, strict=True)):
         judged.greedy(number, prompt, made.ids)

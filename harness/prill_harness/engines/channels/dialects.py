@@ -101,7 +101,7 @@ class OpenAI(Dialect):
         )  # fmt: skip
 
     def _trial(self) -> None:
-        prompt = self._tokenizer.encode("The")
+        prompt = self._tokenizer.encode("The") or [0]
         for takes in LESS:
             self._takes = takes
             try:
