@@ -6,6 +6,7 @@ converted.py makes the file, and the logits beside it, anew.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from prill_runtime.models.load import describe
 from prill_runtime.tokenizer.load import load_tokenizer
 
 from .commandline import invoke
-from .converted import FILE, HARMONY, LOGITS
+from .converted import FILE, HARMONY, LOGITS, checkpoint, last_eight
 
 SAME = 1e-11  # NMSE; norms, sinks and rotations of transformers are in float32
 PROMPT = ("--prompt", "the miller counts the boats by the river and the old bridge")
@@ -47,6 +48,18 @@ def test_the_oracle_says_what_transformers_says_of_the_checkpoint() -> None:
     assert expected.std() > 1
     assert nmse(expected, logits("numpy64")) < SAME
     assert nmse(expected, witness.logits(witness.read(FILE), ids)[-8:]) < SAME
+
+
+@pytest.mark.hf
+def test_transformers_says_so_still(tmp_path: Path) -> None:
+    """The recorded logits are those of the checkpoint, made anew, whose tensors are those of the file."""
+    pytest.importorskip("torch")
+    ids, expected = published()
+    model = checkpoint(tmp_path, expected.shape[1])
+    assert nmse(expected, last_eight(model, np.array(ids))) < 1e-13
+    file = witness.read(FILE)
+    own = model.get_parameter("model.layers.1.mlp.experts.gate_up_proj").detach().numpy()  # (expert, in, out)
+    assert np.array_equal(own[:, :, 1::2].swapaxes(1, 2), file.all("blk.1.ffn_up_exps.weight"))
 
 
 FEATURES = {"rms_norm", "rope", "yarn", "gqa", "bias", "sinks", "window", "experts", "expert_bias", "clamped",
