@@ -94,6 +94,15 @@ def packed(rows: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray
     return halves[..., ::2] | halves[..., 1::2] << 4, np.ascontiguousarray(made[..., 0])
 
 
+def last_eight(model: Any, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """What a model of transformers says behind the last eight ids: (8, vocabulary)."""
+    import torch
+
+    with torch.no_grad():
+        found = model(torch.from_numpy(ids)[None], use_cache=False).logits[0, -8:].numpy()
+    return np.asarray(found, np.float64)
+
+
 def convert(checkout: Path, folder: Path, path: Path) -> None:
     """Run the converter of a checkout of llama.cpp, with the `gguf` that lies beside it, on a checkpoint."""
     named = "from conversion import base; base.TextModel.get_vocab_base_pre = lambda *_: 'gpt-4o'"
@@ -106,16 +115,12 @@ def convert(checkout: Path, folder: Path, path: Path) -> None:
 
 def main(checkout: Path) -> None:
     """Make both files anew."""
-    import torch
-
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         vocab = tokenizer(folder)
         model = checkpoint(folder, vocab)
         ids = np.random.default_rng(12).integers(0, vocab, IDS)
-        with torch.no_grad():
-            logits = model(torch.from_numpy(ids)[None], use_cache=False).logits[0].numpy()
-        np.savez_compressed(LOGITS, ids=ids, logits=logits[-8:].astype(np.float32))
+        np.savez_compressed(LOGITS, ids=ids, logits=last_eight(model, ids).astype(np.float32))
         convert(checkout, folder, FILE)
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ALONE = "ADAPTER_PATTERN_GUIDE.md"  # its commands build on one another: test_adapter_guide.py runs them
-PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if p.name != ALONE)]
+# Their commands build on one another: test_adapter_guide.py and test_gpt_guide.py run them.
+ALONE = ("ADAPTER_PATTERN_GUIDE.md", "GPT_INTEGRATION_GUIDE.md")
+PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if p.name not in ALONE)]
 FENCE = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"^```python\n# (\w+\.py)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 EXIT = re.compile(r"\s+# exit (\d+)$")

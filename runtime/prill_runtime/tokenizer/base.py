@@ -36,7 +36,8 @@ class Tokenizer(ABC):
 
     BOS and EOS come from `add_bos_token` and `add_eos_token`. Where the file is silent, llama.cpp's
     defaults hold: EOS is not added; BOS is added by family "llama" and by the pre-tokenizers of Llama 3
-    and Tekken. Unlike llama.cpp, a "gpt2" file that names no bos or eos id has none (there: 11).
+    and Tekken. Unlike llama.cpp, a "gpt2" file that names no bos or eos id has none (there: 11), and
+    harmony's <|end|>, which ends a message and no generation, stays a control token (there: text).
 
     Attributes:
         vocab_size: number of ids.

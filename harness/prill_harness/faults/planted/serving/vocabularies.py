@@ -65,6 +65,12 @@ def specials_from_the_left() -> Iterator[Patch]:
 
 
 @fault(area=AREA, blames=BLAMES, models=SPM_FILE)
+def space_behind_marks_kept() -> Iterator[Patch]:
+    """White space behind a special token stays in the text where the vocabulary's own tokenizer drops it."""
+    yield around("prill_runtime.tokenizer.vocabulary:_greedy", lambda original, *args: frozenset())
+
+
+@fault(area=AREA, blames=BLAMES, models=SPM_FILE)
 def runs_of_spaces_apart() -> Iterator[Patch]:
     """A run of three spaces or more never becomes one piece."""
 
@@ -84,9 +90,3 @@ def all_spaces_of_prefix_stripped() -> Iterator[Patch]:
         return bytes(piece.lstrip(b" ") if first and token_id not in self._tokenizer._control else piece)
 
     yield around(f"{BASE}:_PieceReader.read", read)
-
-
-@fault(area=AREA, blames=BLAMES, models=SPM_FILE)
-def space_behind_marks_kept() -> Iterator[Patch]:
-    """White space behind a special token stays in the text where the vocabulary's own tokenizer drops it."""
-    yield around("prill_runtime.tokenizer.vocabulary:_greedy", lambda original, *args: frozenset())
