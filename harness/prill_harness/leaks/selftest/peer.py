@@ -46,7 +46,7 @@ class Compared(msgspec.Struct, frozen=True):
     version: str
 
 
-class Answer(msgspec.Struct, frozen=True):
+class PeerAnswer(msgspec.Struct, frozen=True):
     """psleak's answer, from its own process."""
 
     leak: bool
@@ -83,7 +83,7 @@ def _case(name: str, engine: str, leaks: bool, *, runs: int, limit_s: float, ver
     )
 
 
-def _ask(engine: str, limit_s: float) -> Answer | None:
+def _ask(engine: str, limit_s: float) -> PeerAnswer | None:
     """psleak's verdict; None if it reaches none within the limit."""
     words = [*python(__spec__.name), engine]
     environment = cells.environment(2) | {"PYTHONMALLOC": "malloc"}  # psleak requires it
@@ -94,7 +94,7 @@ def _ask(engine: str, limit_s: float) -> Answer | None:
     if done.returncode:
         lines = done.stderr.decode("utf-8", "backslashreplace").strip().splitlines() or ["no output"]
         raise UsageError("psleak could not be asked", where=engine, got=lines[-1])
-    return msgspec.json.decode(done.stdout.strip().splitlines()[-1], type=Answer)
+    return msgspec.json.decode(done.stdout.strip().splitlines()[-1], type=PeerAnswer)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str]) -> int:
         PsleakCase().runTest()
     except psleak.Error:
         leak = True
-    sys.stdout.write(msgspec.json.encode(Answer(leak, calls)).decode() + "\n")
+    sys.stdout.write(msgspec.json.encode(PeerAnswer(leak, calls)).decode() + "\n")
     return 0
 
 
