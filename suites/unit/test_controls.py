@@ -119,7 +119,7 @@ def test_equality_is_as_tight_as_it_was_on_the_fixtures() -> None:
 def test_what_logits_lose_when_they_are_stored_widens_no_bound_of_the_fixtures(name: str) -> None:
     """The logits of packaged models are rounded to float32 by less than the noise of their lanes.
 
-    Those of gpt-oss are not, behind the ids with which every turn begins: it is as certain of them as can be.
+    Those of gpt-oss are not, behind the ids that every turn begins with, of which it is too certain.
     """
     golden = golden_for(f"fixture:{name}")
     with open_engine("numpy64", f"fixture:{name}") as oracle:

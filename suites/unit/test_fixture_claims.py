@@ -19,6 +19,7 @@ from prill_harness.engines.embedded import Embedded
 from prill_harness.engines.features import traits
 from prill_harness.faults.opening import open_engine
 from prill_harness.numbers import lanes
+from prill_harness.tokens import judge
 from prill_harness.tokens.golden import Golden, golden_for
 from prill_harness.witness import naive as witness
 from prill_harness.witness import sensitivity
@@ -54,6 +55,17 @@ def test_it_runs_on_every_engine(name: str, engine: str, expected: Any) -> None:
     for part, want in expected[name].items():
         assert len(want) >= 4
         assert float(np.mean((got[part] - want) ** 2) / np.mean(want**2)) < NOISE[name, engine], part
+
+
+@pytest.mark.parametrize("name", [OSS, GEMMA])
+def test_its_golden_holds(name: str) -> None:
+    """Ids, configuration, forced logits, greedy and drawn tokens of the NumPy engine are the golden's."""
+    spec = f"fixture:{name}"
+    with open_engine("numpy", spec) as engine, open_engine("numpy64", spec) as oracle:
+        for step in ("prompt_ids", "config", "teacher_forced", "greedy", "sampled"):
+            found = getattr(judge, f"compare_{step}")(engine, golden_for(spec), oracle)
+            assert found.ok, found.sentence
+            assert found.observed > 10, step
 
 
 def test_the_mixture_is_stored_as_published_ones_are() -> None:
@@ -207,6 +219,13 @@ CHANGES: dict[tuple[str, str], Any] = {
 FAINT = ("no sinks in the second layer", "the sinks of one head for all", "a window one shorter")
 
 
+def bounds(golden: Golden) -> list[lanes.Figures]:
+    """Of the exact lane and of the file's type."""
+    return [
+        lanes.bounds(lane, golden.floors[lane.name]) for lane in (lanes.EXACT, lanes.type_lane(golden.type))
+    ]
+
+
 def figures(golden: Golden, path: Path, reading: Reading, expected: NDArray[np.float64]) -> lanes.Figures:
     """How far the oracle on the changed file is from the oracle, on one golden sequence."""
     tally = lanes.LogitTally()
@@ -225,23 +244,29 @@ def whole() -> dict[str, NDArray[np.float64]]:
     return found
 
 
+@pytest.mark.parametrize("name", [OSS, GEMMA])
+def test_the_file_as_it_is_keeps_every_bound(name: str, whole: Any) -> None:
+    """What the changes below are held to, holds without a change."""
+    golden, path = golden_for(f"fixture:{name}"), prill_fixtures.path(name)
+    found = figures(golden, path, witness.read(path), whole[name])
+    assert not any(lanes.broken(found, bound) for bound in bounds(golden))
+
+
 @pytest.mark.parametrize(("name", "change"), CHANGES)
 def test_what_the_file_says_moves_the_logits_out_of_bound(name: str, change: str, whole: Any) -> None:
     """Changed in the file, each leaves the bound of the exact lane, and all but faint ones that of the file's
-    own type too; the file as it is keeps both."""
+    own type too."""
     golden, path = golden_for(f"fixture:{name}"), prill_fixtures.path(name)
-    reading = witness.read(path)
-    kinds = [lanes.EXACT, *(() if change in FAINT and name == OSS else (lanes.type_lane(golden.type),))]
-    same, other = (figures(golden, path, r, whole[name]) for r in (reading, CHANGES[name, change](reading)))
-    for bound in (lanes.bounds(lane, golden.floors[lane.name]) for lane in kinds):
-        assert not lanes.broken(same, bound)
-        assert other.nmse > bound.nmse, f"{other.nmse:.2g} in a bound of {bound.nmse:.2g}"
+    found = figures(golden, path, CHANGES[name, change](witness.read(path)), whole[name])
+    exact, typed = bounds(golden)
+    for bound in (exact,) if name == OSS and change in FAINT else (exact, typed):
+        assert found.nmse > bound.nmse, f"{found.nmse:.2g} in a bound of {bound.nmse:.2g}"
 
 
 # memory
 
 
-@pytest.mark.parametrize(("name", "arithmetic"), [(OSS, "exact"), (OSS, "fast"), (GEMMA, "fast")])
+@pytest.mark.parametrize(("name", "arithmetic"), [(OSS, "fast"), (GEMMA, "exact")])
 def test_it_stays_within_its_estimate_and_gives_everything_back(name: str, arithmetic: str) -> None:
     """No purpose takes more than was estimated from the file's shapes, weights hardly more than the file."""
     device, path = EmuDevice(), prill_fixtures.path(name)
