@@ -6,10 +6,14 @@ converted.py makes the file, and the logits beside it, anew.
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from prill_harness.faults.catalogue import catalogue
@@ -19,10 +23,11 @@ from prill_harness.witness import naive as witness
 from prill_runtime.gguf.file import open_gguf
 from prill_runtime.models import walks
 from prill_runtime.models.load import describe
-from prill_runtime.tokenizer.load import load_tokenizer
+from prill_runtime.tokenizer.load import Tokenizer, load_tokenizer
 
 from .commandline import invoke
 from .converted import FILE, HARMONY, LOGITS, checkpoint, last_eight
+from .test_tokenizer_bpe import ANY_TEXT, PUBLISHED
 
 SAME = 1e-11  # NMSE; norms, sinks and rotations of transformers are in float32
 PROMPT = ("--prompt", "the miller counts the boats by the river and the old bridge")
@@ -122,3 +127,29 @@ def test_harmonys_marks_are_whole_and_end_what_they_end() -> None:
     ends = {tokenizer.name(token_id) for token_id in tokenizer.eog_ids}
     assert ends == {"<|return|>", "<|call|>", "<|endoftext|>"}
     assert (tokenizer.name(tokenizer.bos_id or 0), tokenizer.add_bos) == ("<|startoftext|>", False)
+
+
+@cache
+def tokenizers() -> tuple[Tokenizer, Any]:
+    """prill's, and tiktoken's with the file's tokens as ranks, o200k's published expression and the marks."""
+    tiktoken = pytest.importorskip("tiktoken")
+    with open_gguf(FILE) as file:
+        ours = load_tokenizer(file.metadata)
+    marks = {mark: ours.vocabulary.ids[mark] for mark in HARMONY}
+    ranks = {ours.piece(i): i for i in range(ours.vocab_size) if i not in marks.values()}
+    return ours, tiktoken.Encoding(
+        "harmony", pat_str=PUBLISHED["gpt-4o"], mergeable_ranks=ranks, special_tokens=marks
+    )
+
+
+@pytest.mark.hf
+@settings(deadline=None, max_examples=200)
+@given(parts=st.lists(st.sampled_from(HARMONY) | ANY_TEXT, max_size=6))
+@example(
+    parts=["<|start|>", "user", "<|message|>", " It'S 12345 CamelCase//\n\n", "<|end|>", "<|start", "|>"]
+)
+def test_ids_are_those_of_tiktoken(parts: list[str]) -> None:
+    """With marks wherever they stand, half of one too, and with marks that are only text."""
+    (ours, theirs), text = tokenizers(), "".join(parts)
+    assert ours.encode(text) == theirs.encode(text, allowed_special="all")
+    assert ours.encode(text, parse_special=False) == theirs.encode_ordinary(text)

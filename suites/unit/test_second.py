@@ -14,6 +14,7 @@ import pytest
 from prill_fixtures import sound
 from prill_harness import open_engine
 from prill_harness.engines.embedded import NumPy64
+from prill_harness.engines.models import resolve_model
 from prill_harness.numbers.compare import nmse
 from prill_harness.run.checks import CheckFailed, Observer
 from prill_harness.tokens.golden import golden_for
@@ -165,21 +166,22 @@ def test_transformers_reads_every_family(arch: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.hf
-def test_transformers_reads_blocks_of_the_converters_making() -> None:
-    """Experts in MXFP4 beside bfloat16, dequantised by gguf."""
+@pytest.mark.parametrize("file", ["gemma3-tiny", "gpt-oss-tiny", "gpt-oss-converted"])
+def test_transformers_reads_what_is_packaged(file: str) -> None:
+    """Caps, biases, experts in MXFP4 beside bfloat16: as dequantised by gguf."""
     pytest.importorskip("torch")
-    reading = witness.read(FILE)
-    ids = [int(i) for i in np.random.default_rng(1).integers(0, 355, 40)]
+    reading = witness.read(FILE if file == FILE.stem else resolve_model(f"fixture:{file}"))
+    ids = [int(i) for i in np.random.default_rng(1).integers(0, reading.count("token_embd.weight"), 40)]
     assert nmse(witness.logits(reading, ids), second.logits(reading, ids)) < 1e-11
 
 
 @pytest.mark.hf
 def test_a_tensor_without_a_place_is_named(tmp_path: Path) -> None:
-    """A bias that transformers' Qwen3 has no room for is not dropped: inconclusive, with its name."""
+    """A bias that transformers' Qwen 3 has no room for is not dropped: inconclusive, with its name."""
     pytest.importorskip("torch")
     reading = witness.read(write("qwen3", tmp_path / "model.gguf"))
-    tensors = {**reading.tensors, "blk.1.attn_output.bias": reading.tensors["output_norm.weight"]}
-    with pytest.raises(Inconclusive, match=r"other tensors than the file: got blk\.1\.attn_output\.bias"):
+    tensors = {**reading.tensors, "blk.1.ffn_down.bias": reading.tensors["output_norm.weight"]}
+    with pytest.raises(Inconclusive, match=r"other tensors than the file: got blk\.1\.ffn_down\.bias"):
         second.logits(replace(reading, tensors=tensors), [1, 2, 3])
 
 

@@ -212,15 +212,11 @@ def _rope(r: Reading, **more: Any) -> Settings:
 
 
 def _modern(r: Reading, **more: Any) -> Settings:
-    """What came after GPT-2: a rotation, and heads of any size."""
-    return {"rope_parameters": _rope(r), "head_dim": r.head_size, "sliding_window": None, **more}
-
-
-def _llama(r: Reading) -> Settings:
+    """What came after GPT-2: a rotation, heads of any size, biases where the file has them."""
     biased = {f"{theirs}_bias": any(r.has(f"blk.0.{ours}_{each}.bias") for each in parts)
               for theirs, ours, parts in (("attention", "attn", ("q", "k", "v", "output")),
                                           ("mlp", "ffn", ("gate", "up", "down")))}  # fmt: skip
-    return _modern(r, **biased)
+    return {"rope_parameters": _rope(r), "head_dim": r.head_size, "sliding_window": None, **biased, **more}
 
 
 def _gpt2(r: Reading) -> Settings:
@@ -263,26 +259,27 @@ def _phi3(r: Reading) -> Settings:
     return _modern(r, sliding_window=window, original_max_position_embeddings=_original(r))
 
 
-def _gemma(r: Reading, cap: float, **more: Any) -> Settings:
-    """Scores are scaled by the head, in the 27B by its share of the width; no key says it."""
+def _gemma(r: Reading, cap: float, scores: float, **more: Any) -> Settings:
+    """Scores are scaled by the head, in the 27B by its share of the width; no key says it. cap, scores: of
+    logits and of scores, where the file is silent."""
     heads, width = int(r.key("attention.head_count")), int(r.key("embedding_length"))
     large = (heads, r.head_size) == (32, 128)
     return _modern(
         r, query_pre_attn_scalar=width / heads if large else r.head_size,
-        final_logit_softcapping=float(r.key("final_logit_softcapping", cap)) or None, **more,
+        final_logit_softcapping=float(r.key("final_logit_softcapping", cap)) or None,
+        attn_logit_softcapping=float(r.key("attn_logit_softcapping", scores)) or None, **more,
     )  # fmt: skip
 
 
 def _gemma2(r: Reading) -> Settings:
-    softcap = float(r.key("attn_logit_softcapping", 50.0)) or None
-    window = int(r.key("attention.sliding_window", 4096))
-    return _gemma(r, 30.0, attn_logit_softcapping=softcap, sliding_window=window)
+    return _gemma(r, 30.0, 50.0, sliding_window=int(r.key("attention.sliding_window", 4096)))
 
 
 def _gemma3(r: Reading) -> Settings:
     local = {"rope_type": "default", "rope_theta": float(r.key("rope.freq_base_swa", 10000.0))}
     rope = {"full_attention": _rope(r), "sliding_attention": local}
-    return _gemma(r, 0.0, sliding_window=int(r.key("attention.sliding_window")), rope_parameters=rope)
+    window = int(r.key("attention.sliding_window"))
+    return _gemma(r, 0.0, 0.0, sliding_window=window, rope_parameters=rope)
 
 
 def _mistral3(r: Reading) -> Settings:
@@ -292,7 +289,7 @@ def _mistral3(r: Reading) -> Settings:
 
 
 FAMILIES = {
-    "llama": Family("Llama", _llama), "gpt2": Family("GPT2", _gpt2), "qwen2": Family("Qwen2", _modern),
+    "llama": Family("Llama", _modern), "gpt2": Family("GPT2", _gpt2), "qwen2": Family("Qwen2", _modern),
     "qwen3": Family("Qwen3", _modern), "qwen3moe": Family("Qwen3Moe", _qwen3moe),
     "phi3": Family("Phi3", _phi3, partial=True), "gemma2": Family("Gemma2", _gemma2),
     "gemma3": Family("Gemma3", _gemma3), "gptneox": Family("GPTNeoX", _gptneox, partial=True),

@@ -92,8 +92,11 @@ def logits(reading: Reading, ids: Sequence[int]) -> Floats:
         raise Inconclusive("transformers refuses the model", got=said[0].strip()) from error
     windowed = reading.architecture == "llama" and int(reading.key("attention.sliding_window", 0))
     mask = torch.from_numpy(_mask(len(ids), windowed)) if windowed else None
+    # Its Gemma 3 has the number and leaves it out; its attention caps where it is told.
+    cap = model.config.attn_logit_softcapping if reading.architecture == "gemma3" else None
+    told = {"softcap": cap} if cap else {}
     with torch.no_grad():
-        out = model(torch.tensor([list(ids)]), attention_mask=mask, use_cache=False).logits[0]
+        out = model(torch.tensor([list(ids)]), attention_mask=mask, use_cache=False, **told).logits[0]
     return np.asarray(out.numpy(), np.float64)
 
 
