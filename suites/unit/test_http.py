@@ -40,7 +40,7 @@ from .served import ENDS_AT
 
 MODEL = "fixture:llama-tiny"
 SERVED = Path(__file__).with_name("served.py")
-CONTEXT = 200
+CONTEXT = 512
 PROMPT = "The quick brown fox"
 SERVE = f"serve:{sys.executable} -m served {{model}} {{port}} {{ctx}}"
 
@@ -352,6 +352,23 @@ def test_a_token_is_sent_and_never_shown(
     assert secret not in done.stdout + done.stderr
 
 
+def test_a_token_that_no_header_can_carry_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is sent, and without repeating it."""
+    monkeypatch.setenv(TOKEN, "sk-sécret")
+    with pytest.raises(UsageError, match="in PRILL_TOKEN: bad token") as caught:
+        Link("http://127.0.0.1:1", 1.0)
+    assert "cret" not in str(caught.value)
+
+
+@llama_only
+def test_a_text_that_is_no_unicode_is_the_servers_to_refuse(server: Started) -> None:
+    """It reaches the server, whose answer is one sentence; the next request works."""
+    with open_engine(server.url, MODEL) as engine:
+        with pytest.raises(EngineError, match="the connection broke"):
+            engine.tokenize("a\ud800b")
+        assert engine.tokenize("The")
+
+
 class Quiet(BaseHTTPRequestHandler):
     """Answers every GET with an empty object."""
 
@@ -431,6 +448,9 @@ def test_a_server_is_started_watched_and_ended(tmp_path: Path, numpy: Engine) ->
         assert engine.tokenize(PROMPT) == numpy.tokenize(PROMPT)
         (process,) = set(psutil.Process().children()) - before
         assert engine.watched()["resident"] > 1 << 20
+    engine.close()
+    with pytest.raises(EngineError, match="engine is closed"):
+        engine.tokenize(PROMPT)
     assert not process.is_running()
     assert log.read_text().strip().isdecimal()
 
