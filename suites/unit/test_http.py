@@ -439,7 +439,8 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("importable")
 def test_a_server_is_started_watched_and_ended(tmp_path: Path, numpy: Engine) -> None:
-    """With the model, a free port and the file's context; its log is kept, and nothing is left running."""
+    """With the model, a free port and the file's context; its log is kept, its death told by signal and last
+    words, and nothing is left running."""
     log = tmp_path / "server.log"
     before = set(psutil.Process().children())
     with open_engine(f"{SERVE} llama,log={log}", MODEL) as engine:
@@ -448,6 +449,11 @@ def test_a_server_is_started_watched_and_ended(tmp_path: Path, numpy: Engine) ->
         assert engine.tokenize(PROMPT) == numpy.tokenize(PROMPT)
         (process,) = set(psutil.Process().children()) - before
         assert engine.watched()["resident"] > 1 << 20
+        process.send_signal(signal.SIGSEGV)
+        with pytest.raises(EngineError, match=r"the server was ended by SIGSEGV; it wrote: \d+"):
+            engine.tokenize(PROMPT)
+        with pytest.raises(MissingCapability, match=r"the process of engine llama.cpp cannot be read"):
+            engine.watched()
     engine.close()
     with pytest.raises(EngineError, match="engine is closed"):
         engine.tokenize(PROMPT)
@@ -457,7 +463,7 @@ def test_a_server_is_started_watched_and_ended(tmp_path: Path, numpy: Engine) ->
 
 @pytest.mark.usefixtures("importable")
 def test_children_of_a_server_end_with_it() -> None:
-    """A server behind a shell is ended with the shell, and its death is told by signal and last words."""
+    """A server behind a shell is ended with the shell; `ctx=` goes before the file's context."""
     before = set(psutil.Process().children(recursive=True))
     script = f"{sys.executable} -m served $0 $1 $2 openai & echo started; wait"
     with open_engine(f"serve:sh -c '{script}' {{model}} {{port}} {{ctx}},ctx=99", MODEL) as engine:
@@ -465,11 +471,6 @@ def test_children_of_a_server_end_with_it() -> None:
         family = set(psutil.Process().children(recursive=True)) - before
         assert len(family) == 2
     assert not [member for member in family if member.is_running()]
-    with open_engine(f"{SERVE} llama", MODEL) as engine:
-        (process,) = set(psutil.Process().children()) - before
-        process.send_signal(signal.SIGSEGV)
-        with pytest.raises(EngineError, match=r"the server was ended by SIGSEGV; it wrote: \d+"):
-            engine.tokenize(PROMPT)
 
 
 @pytest.mark.usefixtures("importable")

@@ -22,7 +22,7 @@ from prill_runtime.errors import EngineError, UsageError
 from prill_runtime.gguf.file import open_gguf
 
 GRACE = 5.0  # seconds that a server has to end once it is asked to
-DYING = 0.5  # seconds after which a server whose connection broke is seen to have ended
+DYING = 2.0  # seconds after which a server whose connection broke is seen to have ended
 QUOTED = 3  # last lines of its log that a sentence repeats
 
 
