@@ -23,11 +23,10 @@ from prill_harness.tokens.verify import Verification, compare_texts, verified
 from prill_runtime.errors import EngineError, Inconclusive
 
 from .served import ENDS_AT, WRONG_AT
-from .test_http import Started, servers, started
+from .serving import MODEL, Started, servers, started
 
 __all__ = ["servers", "started"]
 
-MODEL = "fixture:llama-tiny"
 COUNT = 10
 
 
