@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import signal
-import ssl
-import subprocess
-import sys
-import threading
-import urllib.request
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +14,6 @@ from prill_harness.engines.base import Capability, Engine
 from prill_harness.engines.channels import link
 from prill_harness.engines.channels.completions import Entry, matched
 from prill_harness.engines.channels.link import TOKEN, Link
-from prill_harness.engines.channels.serve import free_port
 from prill_harness.engines.remote import Remote
 from prill_harness.faults.opening import open_engine
 from prill_runtime.errors import (
@@ -37,55 +26,11 @@ from prill_runtime.errors import (
 
 from .commandline import child
 from .served import ENDS_AT
+from .serving import CONTEXT, MODEL, Started, servers, started
 
-MODEL = "fixture:llama-tiny"
-SERVED = Path(__file__).with_name("served.py")
-CONTEXT = 200
+__all__ = ["servers", "started"]
+
 PROMPT = "The quick brown fox"
-SERVE = f"serve:{sys.executable} -m served {{model}} {{port}} {{ctx}}"
-
-DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-
-class Started:
-    """A server of the tests' own in a child process."""
-
-    def __init__(self, dialect: str) -> None:
-        self.dialect = dialect
-        words = [sys.executable, str(SERVED), MODEL, "0", str(CONTEXT), dialect]
-        self.process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        self.url = f"http://127.0.0.1:{self.process.stdout.readline().strip()}"
-
-    def switch(self, defects: str = "") -> None:
-        request = urllib.request.Request(f"{self.url}/defect", json.dumps(defects).encode())
-        DIRECT.open(request).close()
-
-    def asked(self) -> list[str]:
-        with DIRECT.open(f"{self.url}/asked") as answer:
-            return list(json.load(answer))[:-1]
-
-
-@pytest.fixture(scope="module")
-def servers() -> Iterator[Callable[[str], Started]]:
-    """The server of a dialect, started when it is first asked for."""
-    running: dict[str, Started] = {}
-
-    def of(dialect: str) -> Started:
-        return running.setdefault(dialect, running.get(dialect) or Started(dialect))
-
-    yield of
-    for server in running.values():
-        server.process.kill()
-        server.process.wait()
-
-
-@pytest.fixture(params=["llama", "openai"])
-def started(request: pytest.FixtureRequest, servers: Callable[[str], Started]) -> Iterator[Started]:
-    """A server of either dialect, or of the one that a test asks for; sound until a test says otherwise."""
-    server = servers(str(request.param))
-    yield server
-    server.switch()
 
 
 @pytest.fixture
@@ -352,112 +297,18 @@ def test_a_token_is_sent_and_never_shown(
     assert secret not in done.stdout + done.stderr
 
 
-class Quiet(BaseHTTPRequestHandler):
-    """Answers every GET with an empty object."""
-
-    def log_message(self, *_: object) -> None:
-        """Write nothing."""
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", "2")
-        self.end_headers()
-        self.wfile.write(b"{}")
+def test_a_token_that_no_header_can_carry_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is sent, and without repeating it."""
+    monkeypatch.setenv(TOKEN, "sk-sécret")
+    with pytest.raises(UsageError, match="in PRILL_TOKEN: bad token") as caught:
+        Link("http://127.0.0.1:1", 1.0)
+    assert "cret" not in str(caught.value)
 
 
-def test_a_refused_connection_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that comes up between two tries is reached; one that never does is one sentence."""
-    port, servers = free_port(), list[ThreadingHTTPServer]()
-
-    def comes_up(_: float) -> None:
-        if len(servers) == 0:
-            servers.append(ThreadingHTTPServer(("127.0.0.1", port), Quiet))
-            threading.Thread(target=servers[0].serve_forever, daemon=True).start()
-
-    monkeypatch.setattr(link.time, "sleep", comes_up)
-    reached = Link(f"http://127.0.0.1:{port}", 10.0)
-    assert reached.ask("/health") == {}
-    assert len(servers) == 1
-    reached.close()
-    servers[0].shutdown()
-    servers[0].server_close()
-    waited: list[float] = []
-    monkeypatch.setattr(link.time, "sleep", waited.append)
-    with pytest.raises(EngineError, match=r"cannot connect: expected a server that listens, got .*refused"):
-        open_engine(f"http://127.0.0.1:{free_port()}", MODEL)
-    assert waited == list(link.REFUSED)
-
-
-def test_certificates_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A certificate counts when SSL_CERT_FILE vouches for it; without, nothing is asked of its server."""
-    openssl = shutil.which("openssl")
-    assert openssl is not None, "this test needs the command openssl"
-    words = f"{openssl} req -x509 -newkey rsa:2048 -nodes -keyout key -out cert -days 2 -subj /CN=localhost"
-    subprocess.run(
-        [*words.split(), "-addext", "subjectAltName=DNS:localhost"],
-        cwd=tmp_path, check=True, capture_output=True,
-    )  # fmt: skip
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "cert", tmp_path / "key")
-    with ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"https://localhost:{server.server_port}"
-        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert"))
-        trusting = Link(url, 10.0)
-        assert trusting.ask("/health") == {}
-        trusting.close()
-        monkeypatch.delenv("SSL_CERT_FILE")
-        doubting = Link(url, 10.0)
-        with pytest.raises(EngineError, match=r"cannot connect: .*[Cc]ertificate"):
-            doubting.ask("/health")
-        doubting.close()
-        server.shutdown()
-
-
-@pytest.fixture
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(SERVED.parent))
-
-
-@pytest.mark.usefixtures("importable")
-def test_a_server_is_started_watched_and_ended(tmp_path: Path, numpy: Engine) -> None:
-    """With the model, a free port and the file's context; its log is kept, and nothing is left running."""
-    log = tmp_path / "server.log"
-    before = set(psutil.Process().children())
-    with open_engine(f"{SERVE} llama,log={log}", MODEL) as engine:
-        assert isinstance(engine, Remote)
-        assert engine.info.config["served_context"] == numpy.info.config["context_length"]
-        assert engine.tokenize(PROMPT) == numpy.tokenize(PROMPT)
-        (process,) = set(psutil.Process().children()) - before
-        assert engine.watched()["resident"] > 1 << 20
-    assert not process.is_running()
-    assert log.read_text().strip().isdecimal()
-
-
-@pytest.mark.usefixtures("importable")
-def test_children_of_a_server_end_with_it() -> None:
-    """A server behind a shell is ended with the shell, and its death is told by signal and last words."""
-    before = set(psutil.Process().children(recursive=True))
-    script = f"{sys.executable} -m served $0 $1 $2 openai & echo started; wait"
-    with open_engine(f"serve:sh -c '{script}' {{model}} {{port}} {{ctx}},ctx=99", MODEL) as engine:
-        assert engine.info.config["served_context"] == 99
-        family = set(psutil.Process().children(recursive=True)) - before
-        assert len(family) == 2
-    assert not [member for member in family if member.is_running()]
-    with open_engine(f"{SERVE} llama", MODEL) as engine:
-        (process,) = set(psutil.Process().children()) - before
-        process.send_signal(signal.SIGSEGV)
-        with pytest.raises(EngineError, match=r"the server was ended by SIGSEGV; it wrote: \d+"):
-            engine.tokenize(PROMPT)
-
-
-@pytest.mark.usefixtures("importable")
-def test_death_before_health_is_one_sentence() -> None:
-    """With its status and the last lines that it wrote."""
-    before = set(psutil.Process().children())
-    with pytest.raises(
-        EngineError, match=r"the server ended with exit status 3; it wrote: no such device \| giving up"
-    ):
-        open_engine(f"{SERVE} dead", MODEL)
-    assert set(psutil.Process().children()) <= before
+@llama_only
+def test_a_text_that_is_no_unicode_is_the_servers_to_refuse(server: Started) -> None:
+    """It reaches the server, whose answer is one sentence; the next request works."""
+    with open_engine(server.url, MODEL) as engine:
+        with pytest.raises(EngineError, match="the connection broke"):
+            engine.tokenize("a\ud800b")
+        assert engine.tokenize("The")

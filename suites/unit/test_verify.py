@@ -12,7 +12,7 @@ import pytest
 
 from prill_harness.engines.base import Capability, Engine, Generation
 from prill_harness.engines.embedded import Embedded
-from prill_harness.engines.remote import Answer
+from prill_harness.engines.remote import Reply
 from prill_harness.faults.opening import open_engine
 from prill_harness.numbers import lanes
 from prill_harness.records.evidence import Status
@@ -23,11 +23,10 @@ from prill_harness.tokens.verify import Verification, compare_texts, verified
 from prill_runtime.errors import EngineError, Inconclusive
 
 from .served import ENDS_AT, WRONG_AT
-from .test_http import Started, servers, started
+from .serving import MODEL, Started, servers, started
 
 __all__ = ["servers", "started"]
 
-MODEL = "fixture:llama-tiny"
 COUNT = 10
 
 
@@ -112,7 +111,7 @@ def test_a_text_without_ids_is_read_as_text(started: Started, golden: Golden, or
         with pytest.raises(Inconclusive, match="tells no logprobs"):
             reading.numbers()
         with pytest.raises(Inconclusive, match="characters replaced"):
-            reading.read("a", [1, 5], Answer.of(finish_reason="length", text="a\ufffdb"), 3)
+            reading.read("a", [1, 5], Reply.of(finish_reason="length", text="a\ufffdb"), 3)
 
 
 @pytest.mark.parametrize("fault", ["", "+fault:rope_pairing", "+fault:temperature_zero_sampled"])
@@ -182,7 +181,7 @@ def seconds(low: float, high: float) -> Iterator[tuple[list[int], int]]:
 
 def read_second(reading: Verification, place: tuple[list[int], int]) -> None:
     ids, token = place
-    reading.read("second", ids, Answer.of(ids=(token,), finish_reason="length", top=()), 1)
+    reading.read("second", ids, Reply.of(ids=(token,), finish_reason="length", top=()), 1)
 
 
 def test_a_token_within_noise_is_a_near_tie_and_beyond_it_is_wrong(golden: Golden, oracle: Embedded) -> None:
@@ -214,12 +213,12 @@ def test_what_cannot_be_read_is_wrong_or_inconclusive(golden: Golden, oracle: Em
     """An id outside the vocabulary is wrong; no token at all leaves nothing to say."""
     reading, prompt = reader(golden, oracle), golden.prompts[0]
     read = (*prompt.tokens[:2], 10**6)
-    reading.read("odd", prompt.ids, Answer.of(ids=read, finish_reason="length", top=()), 3)
+    reading.read("odd", prompt.ids, Reply.of(ids=read, finish_reason="length", top=()), 3)
     assert "odd: token 2 is 1000000 (outside the vocabulary)" in reading.choices().sentence
     with pytest.raises(Inconclusive, match="no token was written"):
         reader(golden, oracle).choices()
     silent = reader(golden, oracle)
-    silent.read("silent", prompt.ids, Answer.of(ids=(), finish_reason="length", top=()), 3)
+    silent.read("silent", prompt.ids, Reply.of(ids=(), finish_reason="length", top=()), 3)
     assert "it wrote 0 tokens of 3" in silent.choices().sentence
 
 

@@ -62,7 +62,7 @@ class Hello:
 
 
 @dataclass(frozen=True)
-class Answer(Generation):
+class Reply(Generation):
     """What an engine wrote, as far as it tells: reading a field that it does not tell is MissingCapability.
 
     Attributes:
@@ -75,7 +75,7 @@ class Answer(Generation):
     engine: str = ""
 
     @classmethod
-    def of(cls, **told: Any) -> Answer:
+    def of(cls, **told: Any) -> Reply:
         """An answer with these fields alone."""
         answer = object.__new__(cls)
         for name, value in told.items():
@@ -250,7 +250,7 @@ class Remote(Engine):
             raise self._odd("generate", "a text", repr(text)[:80])
         told: dict[str, Any] = {"finish_reason": reason, "text": text, "engine": self._where}
         if "ids" not in made and text is not None:
-            return Answer.of(**told)
+            return Reply.of(**told)
         written = tuple(self._ids("generate", made.get("ids")))
         told |= {"ids": written, "end_id": None if end is None else int(end)}
         if "logprobs" in made:
@@ -258,7 +258,7 @@ class Remote(Engine):
             if logprobs.shape != (len(written),):
                 raise self._odd("generate", f"a logprob for each of {len(written)} ids", str(logprobs.shape))
             told["logprobs"] = tuple(map(float, logprobs))
-        return Answer.of(**told, top=self._top(made.get("top") or (), len(written)))
+        return Reply.of(**told, top=self._top(made.get("top") or (), len(written)))
 
     def _top(self, top: Any, count: int) -> tuple[Mapping[int, float], ...]:
         """The best ids' logprobs at each position, given as mappings or as pairs (id, logprob)."""

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from prill_harness.engines.base import Engine
+from prill_harness.engines.base import Capability, Engine
 from prill_harness.engines.embedded import Embedded
 from prill_harness.engines.models import resolve_model
 from prill_harness.numbers import compare as measure
@@ -255,7 +255,7 @@ def compare(engine: Engine, golden: Golden, oracle: Embedded | None = None) -> l
         judge = oracle or stack.enter_context(oracle_for(engine))
         for step in STEPS:
             findings.append(step(engine, golden, judge))
-            if step is compare_teacher_forced and findings[-1].inconclusive:
+            if step is compare_teacher_forced and Capability.LOGITS not in engine.info.capabilities:
                 findings += compare_texts(engine, golden, judge)
             if findings[-1].status is Status.FAILED:
                 break

@@ -121,7 +121,7 @@ class Dialect(ABC, Channel):
         ignore_eos: bool = False,
         **sampling: Any,
     ) -> dict[str, Any]:
-        written, params = Written(self._tokenizer.eog_ids, ignore_eos), SamplingParams(**sampling)
+        written, params = Growing(self._tokenizer.eog_ids, ignore_eos), SamplingParams(**sampling)
         while True:
             count = max_tokens - len(written.ids)
             path, body = self._asked([*ids, *written.ids], count, stop, ignore_eos, params)
@@ -144,7 +144,7 @@ class Dialect(ABC, Channel):
             if len(written.ids) >= max_tokens:
                 return written.answer("length")
 
-    def _told(self, fresh: Sequence[tuple[int, float]], on_token: OnToken, written: Written) -> bool:
+    def _told(self, fresh: Sequence[tuple[int, float]], on_token: OnToken, written: Growing) -> bool:
         """Tell what has come; whether to go on."""
         if not written.spelled:
             raise MissingCapability(f"{self._link.name} does not tell the id of every token as it is written")
@@ -174,11 +174,13 @@ class Dialect(ABC, Channel):
             calls |= {"detokenize"}
         return frozenset(calls)
 
-    def _field(self, path: str, body: Mapping[str, Any], name: str) -> Any:
+    def _field(self, path: str, body: Mapping[str, Any], *names: str) -> Any:
+        """The first of these fields that the answer has."""
         answer = self._link.ask(path, body)
-        if not isinstance(answer, Mapping) or name not in answer:
-            raise self._odd(path, f"no {name}", answer)
-        return answer[name]
+        found = [answer[name] for name in names if isinstance(answer, Mapping) and name in answer]
+        if not found:
+            raise self._odd(path, f"no {names[0]}", answer)
+        return found[0]
 
     def _odd(self, path: str, what: str, got: object) -> EngineError:
         where = f"{self._link.name}{path}"
@@ -188,7 +190,7 @@ class Dialect(ABC, Channel):
         )  # fmt: skip
 
 
-class Written:
+class Growing:
     """A text as it arrives: ids, each with its entry.
 
     Attributes:

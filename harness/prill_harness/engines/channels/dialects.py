@@ -123,7 +123,7 @@ class OpenAI(Dialect):
         return self._field("/tokenize", asked, "tokens")
 
     def _detokenize(self, ids: Sequence[int]) -> Any:
-        return self._field("/detokenize", {"model": self._model, "tokens": list(ids)}, "prompt")
+        return self._field("/detokenize", {"model": self._model, "tokens": list(ids)}, "prompt", "text")
 
     def _asked(
         self, ids: Sequence[int], count: int, stop: Sequence[str], ignore_eos: bool, params: SamplingParams

@@ -19,6 +19,7 @@ from prill_runtime.errors import (
     InvalidParameter,
     MissingCapability,
     PrillError,
+    UsageError,
 )
 
 TOKEN = "PRILL_TOKEN"
@@ -70,7 +71,11 @@ class Link:
     def __init__(self, url: str, timeout: float, ended: Callable[[], str] = lambda: "") -> None:
         self.name, self._timeout, self._ended = url, timeout, ended
         self._token = os.environ.get(TOKEN, "").strip()
-        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        if not (self._token.isascii() and self._token.isprintable()):
+            raise UsageError("bad token", where=TOKEN, expected="printable ASCII", got="something else")
+        headers = {"Content-Type": "application/json"}
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
         address = httpx2.URL(url)
         # Certificates are the system's or SSL_CERT_FILE's; a proxy of the environment is for other machines.
         checked = httpx2.create_ssl_context() if address.scheme == "https" else False
@@ -142,7 +147,11 @@ class Link:
             response.close()
 
     def _sent(self, path: str, body: Mapping[str, Any] | None) -> httpx2.Response:
-        request = self._client.build_request("GET" if body is None else "POST", path, json=body)
+        if self._client.is_closed:
+            raise EngineError("engine is closed", expected="an open engine", hint="open it again")
+        # Escaped, so that a text that is no Unicode reaches the server as it is.
+        content = None if body is None else json.dumps(body)
+        request = self._client.build_request("GET" if body is None else "POST", path, content=content)
         for pause in REFUSED:
             try:
                 return self._client.send(request, stream=True)

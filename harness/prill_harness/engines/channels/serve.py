@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,7 +22,7 @@ from prill_runtime.errors import EngineError, UsageError
 from prill_runtime.gguf.file import open_gguf
 
 GRACE = 5.0  # seconds that a server has to end once it is asked to
-DYING = 0.5  # seconds after which a server whose connection broke is seen to have ended
+DYING = 2.0  # seconds after which a server whose connection broke is seen to have ended
 QUOTED = 3  # last lines of its log that a sentence repeats
 
 
@@ -72,20 +72,25 @@ class Server:
         return f"the server {how}{wrote}"
 
     def close(self) -> None:
-        """End it and its children, whatever session they are in."""
-        with contextlib.suppress(psutil.Error):
-            family = [psutil.Process(self.pid), *psutil.Process(self.pid).children(recursive=True)]
-            for member in family:
-                with contextlib.suppress(psutil.Error):
-                    member.terminate()
-            psutil.wait_procs(family, GRACE)
-            for member in family:
-                with contextlib.suppress(psutil.Error):
-                    member.kill()
+        """End it and its children, whatever session they are in; calling it twice is harmless."""
+        if self._log.closed:
+            return
+        if self.running():
+            with contextlib.suppress(psutil.Error):
+                server = psutil.Process(self.pid)
+                family = [server, *server.children(recursive=True)]
+                _each(family, psutil.Process.terminate)
+                _each(psutil.wait_procs(family, GRACE)[1], psutil.Process.kill)
         with contextlib.suppress(ProcessLookupError):  # children of one that had ended before
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
         self._log.close()
+
+
+def _each(processes: Sequence[Any], end: Callable[[Any], None]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            end(process)
 
 
 class Owned:
