@@ -155,10 +155,14 @@ def mixture(
     norm: Pointer = 0,
     eps: float = 0.0,
     residual: DeviceArray | None = None,
+    ahead: DeviceMatrix | None = None,
 ) -> None:
     """Queue gate, up and activation of the experts that logits choose, (used, out).
 
     Of one matrix: down of these experts, and their sum (out,).
+
+    Args:
+        ahead: a matrix of the experts that the next launch reads, to be prefetched into the L2 cache.
     """
     first, down = matrices[0], len(matrices) == 1
     outs = first.rows // node.router.rows
@@ -168,6 +172,8 @@ def mixture(
     args = {"m0": first.fields, "m1": NO_MATRIX if down else matrices[1].fields, "x": x.pointer,
             "norm": norm, "logits": logits.pointer, "bias0": biases[0], "bias1": biases[-1],
             "residual": residual.pointer if residual is not None else 0, "out": out.pointer, "eps": eps,
+            "next": 0 if ahead is None else ahead.pointers["q"],
+            "next_bytes": 0 if ahead is None else ahead.streams["q"] // node.router.rows // 16 * 16,
             "down": int(down), "outs": outs, "experts": node.router.rows, "used": node.used,
             "normalised": int(node.normalised), "limit": limit, "alpha": alpha, **shape.shares}  # fmt: skip
     shape.launch(ops.device, "mixture", args)

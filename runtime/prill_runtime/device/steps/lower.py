@@ -285,7 +285,7 @@ class FusedExperts:
         norm = on.norm(e.norm)
         route(on.ops, self.first[0], x, on.routed, bias=on.bias(e.router.name), **norm)
         for parts, source, to, more in (
-            ((e.gate, e.up), x, on.act, norm),
+            ((e.gate, e.up), x, on.act, {**norm, "ahead": on.matrix(e.down)}),
             ((e.down,), on.act, x, {"residual": x}),
         ):
             matrices = tuple(on.matrix(part) for part in parts)
