@@ -110,5 +110,10 @@ static __device__ __forceinline__ void tensor_experts_128(const ExpertTensorArgs
 template <class Format>
 static __device__ __forceinline__ void tensor_experts_64(const ExpertTensorArgs& a) { tile<Format, 64, 3>(a); }
 
+// Two blocks of a multiprocessor: one expands weights while the other waits. Products of warps take more registers.
+#if PRILL_WARPGROUP
+#undef RESIDENT
+#define RESIDENT 2
+#endif
 KERNELS(tensor_experts_128, ExpertTensorArgs, 256)
 KERNELS(tensor_experts_64, ExpertTensorArgs, 256)
