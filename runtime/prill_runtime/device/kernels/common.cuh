@@ -19,6 +19,13 @@
 static __device__ __forceinline__ float half_to_float(uint16_t h) { return __half2float(__ushort_as_half(h)); }
 static __device__ __forceinline__ uint16_t float_to_half(float f) { return __half_as_ushort(__float2half_rn(f)); }
 static __device__ __forceinline__ int dp4a(int a, int b, int c) { return __dp4a(a, b, c); }
+// Four of the eight bytes of `low` and `high`: nibble i of the selectors says which one is byte i; with its upper bit
+// set, that byte is filled with the sign of the chosen one. The selectors' upper half does not count.
+static __device__ __forceinline__ unsigned pick_bytes(unsigned low, unsigned high, unsigned selectors) {
+    unsigned out;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(low), "r"(high), "r"(selectors));
+    return out;
+}
 // Weights are read once: they do not stay in the first-level cache.
 static __device__ __forceinline__ uint4 load_once(const uint4* p) {
     uint4 v;

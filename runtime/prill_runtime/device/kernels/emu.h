@@ -355,6 +355,15 @@ static inline int dp4a(int a, int b, int c) {
     for (int i = 0; i < 4; ++i) c += static_cast<int8_t>(a >> 8 * i) * static_cast<int8_t>(b >> 8 * i);
     return c;
 }
+static inline unsigned pick_bytes(unsigned low, unsigned high, unsigned selectors) {
+    const uint64_t bytes = low | static_cast<uint64_t>(high) << 32;
+    unsigned out = 0;
+    for (int i = 0; i < 4; ++i) {
+        const unsigned selector = selectors >> 4 * i & 15u, byte = static_cast<unsigned>(bytes >> 8 * (selector & 7u)) & 255u;
+        out |= (selector < 8 ? byte : byte >> 7 ? 255u : 0u) << 8 * i;
+    }
+    return out;
+}
 static inline uint4 load_once(const uint4* p) { return *p; }
 static inline void ask_for(const void* p, unsigned bytes) { (void)*(static_cast<const volatile char*>(p) + bytes - 1); }
 static inline void wait_for_previous() {}

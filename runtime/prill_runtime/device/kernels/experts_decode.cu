@@ -67,6 +67,8 @@ struct MixtureArgs {
     const float* bias1;
     const float* residual;  // of down: (out,)
     float* out;             // (used, out), each expert's times its weight; of down (out,)
+    const unsigned char* next;  // quants that the launch after this one reads, or null: of down's for all experts
+    int next_bytes;         // of one expert, or of so many parts as experts are used; a multiple of 16
     float eps;
     int down;
     int outs;               // rows of one expert
@@ -94,6 +96,7 @@ static __device__ __forceinline__ void choose(const MixtureArgs& a, Chosen& chos
     for (int e = threadIdx.x; e < a.experts; e += blockDim.x) {
         int before = 0;  // of equal logits the lower id is first
         float top = minus_infinity();
+#pragma unroll 8
         for (int other = 0; other < a.experts; ++other) {
             const float x = logits[other];
             before += x > logits[e] || (x == logits[e] && other < e), top = fmaxf(top, x);
@@ -104,6 +107,7 @@ static __device__ __forceinline__ void choose(const MixtureArgs& a, Chosen& chos
     for (int e = threadIdx.x; e < a.experts; e += blockDim.x) {
         int slot = 0;
         float sum = 0.0f;
+#pragma unroll 8
         for (int other = 0; other < a.experts; ++other) {
             slot += taken[other] && other < e;
             if (taken[other] || !a.normalised) sum += weights[other];
@@ -115,6 +119,7 @@ static __device__ __forceinline__ void choose(const MixtureArgs& a, Chosen& chos
 
 template <class Format, bool FAST>
 struct Mixture {
+    static constexpr bool AHEAD = true;
     const MixtureArgs& a;
     const Chosen& chosen;
     int pitch;     // chunks that begin() lays down
@@ -130,6 +135,15 @@ struct Mixture {
 #pragma unroll
         for (int r = 0; r < ROWS; ++r)
             into[r] = Format::load(a.down || r % 2 == 0 ? a.m0 : a.m1, low + at[r], c - slot * a.m0.pitch);
+    }
+    // Every warp asks for its share of what comes next.
+    __device__ __forceinline__ void ahead() {
+        if (!a.next || threadIdx.x % 32) return;
+        const int warps = gridDim.x * blockDim.x / 32, pieces = (warps + a.used - 1) / a.used;
+        const int n = threadIdx.x / 32 * gridDim.x + blockIdx.x, each = (a.next_bytes / 16 + pieces - 1) / pieces * 16;
+        const int low = n / a.used * each, bytes = min(each, a.next_bytes - low);
+        const int part = a.down ? n % a.used : chosen.expert[n % a.used];
+        if (bytes > 0) ask_for(a.next + (long long)part * a.next_bytes + low, bytes);
     }
     __device__ __forceinline__ Activations begin() {
         const int cols = a.down ? a.used * a.m0.cols : a.m0.cols;

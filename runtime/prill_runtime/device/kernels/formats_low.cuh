@@ -1,7 +1,7 @@
 // Formats of few bits, as formats.cuh has the others: two and three bits in groups of 16, and four-bit floats.
 //
 // Two bits of 32 weights take 8 bytes: those of weight i at bits 8(i % 4) + 2(i / 4 % 4) of half i / 16, the order
-// that the upper bits of Q6_K have.
+// that the upper bits of Q6_K have. Four-bit floats lie in order: nibble k of word w holds weight 8w + k.
 #pragma once
 
 #include "formats.cuh"
@@ -95,15 +95,17 @@ struct MXFP4 : MXFP4_Block {
     static __device__ __forceinline__ float scale(const Raw& r) {
         return __uint_as_float(r.e < 2 ? 0x00200000u << r.e : (unsigned)(r.e - 1) << 23);
     }
-    // Weights 4i to 4i + 3 in a byte each, from 0 to 24. Twice the size of code k is k, and from 4 on its two
-    // lower bits more, and for 7 two more still: 0 1 2 3 4 6 8 12.
-    static __device__ __forceinline__ unsigned word(const Raw& r, int i) {
+    // Twice the sizes of the weights whose four codes are given, a byte each; 0 for those with the sign bit.
+    static __device__ __forceinline__ unsigned sizes(unsigned codes) {
+        return pick_bytes(0x03020100u, 0x0C080604u, codes);  // 0 1 2 3 4 6 8 12
+    }
+    static __device__ __forceinline__ unsigned codes(const Raw& r, int i) {
         const unsigned words[4] = {r.q.x, r.q.y, r.q.z, r.q.w};
-        const unsigned codes = i < 4 ? words[i] : words[i - 4] >> 4;
-        const unsigned lower = codes & (codes >> 2 & 0x01010101u) * 3;
-        const unsigned size = (codes & 0x07070707u) + lower + (lower & lower >> 1 & 0x01010101u) * 2;
-        const unsigned negative = size & (codes >> 3 & 0x01010101u) * 255;
-        return ZERO * 0x01010101u + size - 2 * negative;
+        return words[i / 2] >> 16 * (i % 2);
+    }
+    // Weights 4i to 4i + 3 in a byte each, from 0 to 24.
+    static __device__ __forceinline__ unsigned word(const Raw& r, int i) {
+        return ZERO * 0x01010101u + sizes(codes(r, i)) - sizes(codes(r, i) ^ 0x8888u);
     }
     static __device__ __forceinline__ void expand(const Raw& r, float* w) {
         const float d = scale(r);
@@ -112,11 +114,14 @@ struct MXFP4 : MXFP4_Block {
 #pragma unroll
         for (int i = 0; i < 32; ++i) w[i] = d * (w[i] - (float)ZERO);
     }
-    static __device__ __forceinline__ float dot(const Raw& r, const int* x, float sum) {
-        int products = 0;
+    static __device__ __forceinline__ float dot(const Raw& r, const int* x, float) {
+        int more = 0, less = 0;
 #pragma unroll
-        for (int i = 0; i < 8; ++i) products = dp4a(word(r, i), x[i], products);
-        return scale(r) * ((float)products - (float)ZERO * sum);
+        for (int i = 0; i < 8; ++i) {
+            more = dp4a(sizes(codes(r, i)), x[i], more);
+            less = dp4a(sizes(codes(r, i) ^ 0x8888u), x[i], less);
+        }
+        return scale(r) * (float)(more - less);
     }
 };
 

@@ -293,6 +293,7 @@ static __device__ __forceinline__ void finish(const FusedArgs& a, const Target& 
 //   load(raw, c)       chunk c of each of them
 //   begin()            waits, and lays down the activations
 //   target(group), biased(target, sum), finish(target, sum, sum of the row beside it)
+//   AHEAD, ahead()     whether it asks for what the next launch reads, and does so: its own loads are on their way
 template <class Format, bool FAST, class Stage, class Args>
 static __device__ __forceinline__ void stream(const Args& a, Stage& stage, int groups, int pitch) {
     __shared__ float sums[2][MOST / 32][ROWS];
@@ -318,6 +319,7 @@ static __device__ __forceinline__ void stream(const Args& a, Stage& stage, int g
     Target goal = stage.target(first < groups && member == 0 ? first : NOWHERE);
     auto take = [&](typename Format::Raw* from) {
         const int c = ((step << a.team_bits) + member) * 32 + lane;
+        if constexpr (Stage::AHEAD) if (step == 0 && round + 1 == a.rounds) stage.ahead();
         if (c < pitch) accumulate<Format, FAST>(from, x, c, pitch, total);
         fetch(from);
         if (++step < a.steps) return;
@@ -352,6 +354,7 @@ static __device__ __forceinline__ void stream(const Args& a, Stage& stage, int g
 
 template <class Format, bool FAST, bool HOOKS>
 struct Product {
+    static constexpr bool AHEAD = false;
     const FusedArgs& a;
     const Matrix* m[ROWS];
     int at[ROWS];

@@ -198,8 +198,10 @@ KERNEL(repack_q3_k, RepackArgs, 256) {
 
 KERNEL(repack_mxfp4, RepackArgs, 256) {
     using B = MXFP4_Block;
-    each_of<B>(a, [&](const unsigned char* block, int c, long long at) {
-        static_cast<uint4*>(a.q)[at] = quad_at(block + B::Q);
+    each_of<B>(a, [&](const unsigned char* block, int, long long at) {
+        unsigned words[4] = {0, 0, 0, 0};
+        for (int i = 0; i < 32; ++i) words[i / 8] |= (block[B::Q + i % 16] >> i / 16 * 4 & 15u) << 4 * (i % 8);
+        static_cast<uint4*>(a.q)[at] = {words[0], words[1], words[2], words[3]};
         static_cast<uint8_t*>(a.s)[at] = block[B::E];
     });
 }

@@ -1,7 +1,10 @@
 // x (row, in) in half precision times a matrix (out, in) transposed, summed in float32 -> (row, out), for many rows.
 //
+// A block computes a tile of OUTS outputs by ROWS rows: tiles of 64 columns pass through a ring of stages in shared
+// memory, rows by copies that nobody waits for, weights likewise (halves) or expanded from their stream on the way.
 // Blocks may share a tile, each summing some of the columns: a second kernel joins their sums in a fixed order.
-// Names say outputs x rows of the tile; the grid is (rows / ROWS, outputs / OUTS, splits), rounded up.
+// Names say outputs x rows of the tile; the grid is (rows / ROWS, outputs / OUTS, splits), rounded up, a block has
+// 2 OUTS threads, and takes 193, 105 or 97 KiB of shared memory for tiles of 256, 128 or 64 rows.
 #include "tensor_product.cuh"
 
 struct TensorArgs {
@@ -16,22 +19,63 @@ struct TensorArgs {
     int steps;              // tiles of 64 columns that one split takes
 };
 
+template <int OUTS, int ROWS>
+static __device__ __forceinline__ void copy_rows(const TensorArgs& a, SharedAt tile, int row0, int step, bool real) {
+    const uint16_t* x = static_cast<const uint16_t*>(a.x) + step * 64;
+#pragma unroll
+    for (int j = 0; j < ROWS * 4 / OUTS; ++j) {
+        const int i = threadIdx.x + j * 2 * OUTS, row = i / 8;
+        copy_16(tile + row * 128 + ((i % 8 ^ row % 8) * 16),
+                x + (long long)min(row0 + row, a.rows - 1) * a.x_pitch + i % 8 * 8, real ? 16 : 0);
+    }
+}
+
+// AHEAD: steps between the start of a copy and its use. Three rings lie in shared memory: weights, rows, quants.
+// While the products of a step run, copies for later ones start and the weights of the next are expanded.
 template <class Format, int OUTS, int ROWS, int AHEAD>
-static __device__ __forceinline__ void tile(const TensorArgs& a) {
+static __device__ __forceinline__ void product(const TensorArgs& a) {
+    constexpr int HELD = OUTS * 128, STAGE = ROWS * 128, STAGES = AHEAD + 1;
+    Weights<Format, OUTS> weights;
+    Core<OUTS, ROWS> core;
+    constexpr int TILES = weights.COPIED ? STAGES : 2;
+    const SharedAt tiles = shared_at(aligned_1024(dynamic_shared_memory()));
+    const SharedAt rows = tiles + TILES * HELD, queue = rows + STAGES * STAGE;
     const int row0 = blockIdx.x * ROWS, out0 = blockIdx.y * OUTS, first = blockIdx.z * a.steps;
     const int steps = min(a.steps, a.x_pitch / 64 - first);  // at least one
-    const auto copy = [&](SharedAt tile, int step, bool real) {
-        const uint16_t* x = static_cast<const uint16_t*>(a.x) + step * 64;
-#pragma unroll
-        for (int j = 0; j < ROWS * 4 / OUTS; ++j) {
-            const int i = threadIdx.x + j * 2 * OUTS, row = i / 8;
-            copy_16(tile + row * 128 + ((i % 8 ^ row % 8) * 16),
-                    x + (long long)min(row0 + row, a.rows - 1) * a.x_pitch + i % 8 * 8, real ? 16 : 0);
-        }
+    const auto ask = [&](int step) {
+        if constexpr (weights.QUEUED)
+            weights.copy(a.m, queue + step % STAGES * weights.QUEUE, out0, first + min(step, steps - 1), step < steps);
     };
+    const auto copy = [&](int step) {  // rows of a step, and quants of the next
+        const int at = first + min(step, steps - 1);
+        if constexpr (weights.COPIED) weights.copy(a.m, tiles + step % TILES * HELD, out0, at, step < steps);
+        copy_rows<OUTS, ROWS>(a, rows + step % STAGES * STAGE, row0, at, step < steps);
+        ask(step + 1);
+        copies_end();
+    };
+    const auto prepare = [&](int step) {  // past the end it fills a free tile with columns that are never used
+        weights.expand(tiles + step % TILES * HELD, queue + step % STAGES * weights.QUEUE);
+        weights.fetch(a.m, out0, first + step + 1);
+        copies_wait<AHEAD - 1>();
+        stores_fence();
+    };
+    ask(0);
+    copies_end();
+    weights.fetch(a.m, out0, first);
+    for (int step = 0; step < AHEAD; ++step) copy(step);
+    copies_wait<AHEAD>();
+    prepare(0);
+#pragma unroll 1
+    for (int step = 0; step < steps; ++step) {
+        core.multiply(tiles + step % TILES * HELD, rows + step % STAGES * STAGE);
+        copy(step + AHEAD);
+        prepare(step + 1);
+        core.wait();
+    }
+    copies_wait<0>();
     const bool whole = gridDim.z == 1;
     float* out = a.out + (long long)blockIdx.z * a.rows * a.out_pitch;
-    product<Format, OUTS, ROWS, AHEAD>(a.m, out0, first, steps, copy, [&](int o, int r, float sum) {
+    core.each([&](int o, int r, float sum) {
         o += out0, r += row0;
         if (o >= a.m.rows || r >= a.rows) return;
         const long long at = (long long)r * a.out_pitch + o;
@@ -43,11 +87,11 @@ static __device__ __forceinline__ void tile(const TensorArgs& a) {
 }
 
 template <class Format>
-static __device__ __forceinline__ void tensor_128x256(const TensorArgs& a) { tile<Format, 128, 256, 3>(a); }
+static __device__ __forceinline__ void tensor_128x256(const TensorArgs& a) { product<Format, 128, 256, 3>(a); }
 template <class Format>
-static __device__ __forceinline__ void tensor_128x128(const TensorArgs& a) { tile<Format, 128, 128, 2>(a); }
+static __device__ __forceinline__ void tensor_128x128(const TensorArgs& a) { product<Format, 128, 128, 2>(a); }
 template <class Format>
-static __device__ __forceinline__ void tensor_128x64(const TensorArgs& a) { tile<Format, 128, 64, 3>(a); }
+static __device__ __forceinline__ void tensor_128x64(const TensorArgs& a) { product<Format, 128, 64, 3>(a); }
 
 KERNELS(tensor_128x256, TensorArgs, 256)
 KERNELS(tensor_128x128, TensorArgs, 256)

@@ -37,6 +37,10 @@ static inline void stores_fence() {}
 static inline unsigned pack_halves(float low, float high) {
     return float_to_half(low) | (unsigned)float_to_half(high) << 16;
 }
+static inline unsigned multiply_halves(unsigned a, unsigned b) {
+    return pack_halves(half_to_float((uint16_t)a) * half_to_float((uint16_t)b),
+                       half_to_float((uint16_t)(a >> 16)) * half_to_float((uint16_t)(b >> 16)));
+}
 static inline void load_fragments(unsigned* d, SharedAt at) {
     const int lane = threadIdx.x % 32;
     for (int j = 0; j < 4; ++j) {
@@ -121,6 +125,11 @@ static __device__ __forceinline__ void copies_wait() {
 static __device__ __forceinline__ unsigned pack_halves(float low, float high) {
     unsigned both;
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
+static __device__ __forceinline__ unsigned multiply_halves(unsigned a, unsigned b) {
+    unsigned both;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(both) : "r"(a), "r"(b));
     return both;
 }
 static __device__ __forceinline__ void load_fragments(unsigned* d, SharedAt at) {

@@ -5,6 +5,53 @@
 // one expert more has what is left over, and gives zeros.
 #include "tensor_product.cuh"
 
+// AHEAD: steps between the start of a copy and its use. Three rings lie in shared memory: weights, rows, quants.
+// While the products of a step run, copies for later ones start and the weights of the next are expanded.
+// Of m are the rows from out0 on; copy_rows(tile, step, real) copies 64 columns of each row of the tile, finish(output,
+// row, sum) takes what came out, both counted from the tile's first.
+template <class Format, int OUTS, int ROWS, int AHEAD, class Rows, class Finish>
+static __device__ __forceinline__ void product(const Matrix& m, int out0, int first, int steps, const Rows& copy_rows,
+                                               const Finish& finish) {
+    constexpr int HELD = OUTS * 128, STAGE = ROWS * 128, STAGES = AHEAD + 1;
+    Weights<Format, OUTS> weights;
+    Core<OUTS, ROWS> core;
+    constexpr int TILES = weights.COPIED ? STAGES : 2;
+    const SharedAt tiles = shared_at(aligned_1024(dynamic_shared_memory()));
+    const SharedAt rows = tiles + TILES * HELD, queue = rows + STAGES * STAGE;
+    const auto ask = [&](int step) {
+        if constexpr (weights.QUEUED)
+            weights.copy(m, queue + step % STAGES * weights.QUEUE, out0, first + min(step, steps - 1), step < steps);
+    };
+    const auto copy = [&](int step) {  // rows of a step, and quants of the next
+        const int at = first + min(step, steps - 1);
+        if constexpr (weights.COPIED) weights.copy(m, tiles + step % TILES * HELD, out0, at, step < steps);
+        copy_rows(rows + step % STAGES * STAGE, at, step < steps);
+        ask(step + 1);
+        copies_end();
+    };
+    const auto prepare = [&](int step) {  // past the end it fills a free tile with columns that are never used
+        weights.expand(tiles + step % TILES * HELD, queue + step % STAGES * weights.QUEUE);
+        weights.fetch(m, out0, first + step + 1);
+        copies_wait<AHEAD - 1>();
+        stores_fence();
+    };
+    ask(0);
+    copies_end();
+    weights.fetch(m, out0, first);
+    for (int step = 0; step < AHEAD; ++step) copy(step);
+    copies_wait<AHEAD>();
+    prepare(0);
+#pragma unroll 1
+    for (int step = 0; step < steps; ++step) {
+        core.multiply(tiles + step % TILES * HELD, rows + step % STAGES * STAGE);
+        copy(step + AHEAD);
+        prepare(step + 1);
+        core.wait();
+    }
+    copies_wait<0>();
+    core.each(finish);
+}
+
 #define OUTS 128
 
 struct ExpertTensorArgs {
@@ -63,5 +110,10 @@ static __device__ __forceinline__ void tensor_experts_128(const ExpertTensorArgs
 template <class Format>
 static __device__ __forceinline__ void tensor_experts_64(const ExpertTensorArgs& a) { tile<Format, 64, 3>(a); }
 
+// Two blocks of a multiprocessor: one expands weights while the other waits. Products of warps take more registers.
+#if PRILL_WARPGROUP
+#undef RESIDENT
+#define RESIDENT 2
+#endif
 KERNELS(tensor_experts_128, ExpertTensorArgs, 256)
 KERNELS(tensor_experts_64, ExpertTensorArgs, 256)

@@ -1,11 +1,37 @@
-// A tile of products of many rows in half precision, summed in float32.
-//
-// A block computes a tile of OUTS outputs by ROWS rows: tiles of 64 columns pass through a ring of stages in shared
-// memory, rows by copies that nobody waits for, weights likewise (halves) or expanded from their stream on the way.
-// It has 2 OUTS threads, and takes 193, 105 or 97 KiB of shared memory for tiles of 256, 128 or 64 rows.
+// The parts of a tile of products of many rows in half precision, summed in float32: how its weights arrive, and who
+// multiplies what. The loop over them is in tensor.cu, and for experts in tensor_experts.cu: with one text for both,
+// nvcc 13 makes the dense one slower.
 #pragma once
 
 #include "tensor.cuh"
+
+// Formats whose weights become halves without a float between, if `fits`: with the bits that rounding a float gives.
+template <class Format>
+struct Halves {
+    static constexpr bool DIRECT = false;
+};
+
+template <>
+struct Halves<MXFP4> {
+    static constexpr bool DIRECT = true;
+    // The scale is a half itself; else the sizes below 1 would be lost, or those above it too large.
+    static __device__ __forceinline__ bool fits(const MXFP4::Raw& r) { return r.e >= 103 && r.e <= 142; }
+    // Weights 8p to 8p + 7. Of a size as a half the lower byte is 0.
+    static __device__ __forceinline__ uint4 eight(const MXFP4::Raw& r, int p) {
+        const float d = 2.0f * MXFP4::scale(r);
+        const unsigned words[4] = {r.q.x, r.q.y, r.q.z, r.q.w}, q = words[p], sizes = q & 0x77777777u;
+        const unsigned scale = pack_halves(d, d), even = q << 4;
+        unsigned out[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {  // pairs; bytes 1 and 3 of a word are upper ones
+            const unsigned four = pick_bytes(0x3E3C3800u, 0x46444240u, sizes >> i / 2 * 16);
+            const unsigned both = pick_bytes(four, 0u, i % 2 ? 0x3424u : 0x1404u);
+            const unsigned signs = pick_bytes(even, q, (unsigned)(4 + i) << 12 | (unsigned)i << 4) & 0x80008000u;
+            out[i] = multiply_halves(both | signs, scale);
+        }
+        return {out[0], out[1], out[2], out[3]};
+    }
+};
 
 // How tiles of weights arrive. Halves are copied as they are. Quants of 16 bytes are queued: a thread copies its own,
 // and expands them a step before they are multiplied.
@@ -42,6 +68,12 @@ struct Weights {
 #pragma unroll
         for (int j = 0; j < EACH; ++j) {
             const int row = row_of(j), first = chunk_of(j) * Format::N;
+            if constexpr (Halves<Format>::DIRECT) if (Halves<Format>::fits(raw[j])) {
+#pragma unroll
+                for (int p = 0; p < Format::N / 8; ++p)
+                    store_16(tile + row * 128 + ((first / 8 + p ^ row % 8) * 16), Halves<Format>::eight(raw[j], p));
+                continue;
+            }
             float w[Format::N];
             Format::expand(raw[j], w);
             if constexpr (Format::N == 4) {
@@ -146,50 +178,3 @@ using Core = Groups<OUTS, ROWS>;
 template <int OUTS, int ROWS>
 using Core = Warps<OUTS, ROWS>;
 #endif
-
-// AHEAD: steps between the start of a copy and its use. Three rings lie in shared memory: weights, rows, quants.
-// While the products of a step run, copies for later ones start and the weights of the next are expanded.
-// Of m are the rows from out0 on; copy_rows(tile, step, real) copies 64 columns of each row of the tile, finish(output,
-// row, sum) takes what came out, both counted from the tile's first.
-template <class Format, int OUTS, int ROWS, int AHEAD, class Rows, class Finish>
-static __device__ __forceinline__ void product(const Matrix& m, int out0, int first, int steps, const Rows& copy_rows,
-                                               const Finish& finish) {
-    constexpr int HELD = OUTS * 128, STAGE = ROWS * 128, STAGES = AHEAD + 1;
-    Weights<Format, OUTS> weights;
-    Core<OUTS, ROWS> core;
-    constexpr int TILES = weights.COPIED ? STAGES : 2;
-    const SharedAt tiles = shared_at(aligned_1024(dynamic_shared_memory()));
-    const SharedAt rows = tiles + TILES * HELD, queue = rows + STAGES * STAGE;
-    const auto ask = [&](int step) {
-        if constexpr (weights.QUEUED)
-            weights.copy(m, queue + step % STAGES * weights.QUEUE, out0, first + min(step, steps - 1), step < steps);
-    };
-    const auto copy = [&](int step) {  // rows of a step, and quants of the next
-        const int at = first + min(step, steps - 1);
-        if constexpr (weights.COPIED) weights.copy(m, tiles + step % TILES * HELD, out0, at, step < steps);
-        copy_rows(rows + step % STAGES * STAGE, at, step < steps);
-        ask(step + 1);
-        copies_end();
-    };
-    const auto prepare = [&](int step) {  // past the end it fills a free tile with columns that are never used
-        weights.expand(tiles + step % TILES * HELD, queue + step % STAGES * weights.QUEUE);
-        weights.fetch(m, out0, first + step + 1);
-        copies_wait<AHEAD - 1>();
-        stores_fence();
-    };
-    ask(0);
-    copies_end();
-    weights.fetch(m, out0, first);
-    for (int step = 0; step < AHEAD; ++step) copy(step);
-    copies_wait<AHEAD>();
-    prepare(0);
-#pragma unroll 1
-    for (int step = 0; step < steps; ++step) {
-        core.multiply(tiles + step % TILES * HELD, rows + step % STAGES * STAGE);
-        copy(step + AHEAD);
-        prepare(step + 1);
-        core.wait();
-    }
-    copies_wait<0>();
-    core.each(finish);
-}

@@ -155,19 +155,27 @@ def mixture(
     norm: Pointer = 0,
     eps: float = 0.0,
     residual: DeviceArray | None = None,
+    ahead: DeviceMatrix | None = None,
 ) -> None:
     """Queue gate, up and activation of the experts that logits choose, (used, out).
 
     Of one matrix: down of these experts, and their sum (out,).
+
+    Args:
+        ahead: a matrix that the next launch reads, to be prefetched into the L2 cache: after gate and up that
+            of all experts, of which the chosen ones are.
     """
     first, down = matrices[0], len(matrices) == 1
     outs = first.rows // node.router.rows
     groups = -(-outs // TEAM_ROWS) if down else node.used * -(-outs // (TEAM_ROWS // 2))
     shape = Streamed.of(ops, first, groups, node.used if down else 1)
     limit, alpha = node.clamp or (0.0, 1.0)
+    parts = node.used if down else node.router.rows
     args = {"m0": first.fields, "m1": NO_MATRIX if down else matrices[1].fields, "x": x.pointer,
             "norm": norm, "logits": logits.pointer, "bias0": biases[0], "bias1": biases[-1],
             "residual": residual.pointer if residual is not None else 0, "out": out.pointer, "eps": eps,
+            "next": 0 if ahead is None else ahead.pointers["q"],
+            "next_bytes": 0 if ahead is None else ahead.streams["q"] // parts // 16 * 16,
             "down": int(down), "outs": outs, "experts": node.router.rows, "used": node.used,
             "normalised": int(node.normalised), "limit": limit, "alpha": alpha, **shape.shares}  # fmt: skip
     shape.launch(ops.device, "mixture", args)
@@ -180,6 +188,7 @@ def attend(
     q: Pointer,
     out: Pointer,
     ahead: tuple[DeviceMatrix, ...] = (),
+    most: int = PREFETCH_BYTES,
     sinks: Pointer = 0,
 ) -> None:
     """Queue attention_decode: one row of q (head, dim) over a sequence's cache, its own key included.
@@ -187,10 +196,11 @@ def attend(
     Args:
         sequence: a SEQUENCE_DTYPE in device memory, whose length is the row's position. out: (head, dim).
         ahead: one or two matrices of one shape that a later launch reads, to be prefetched into the L2 cache.
+        most: bytes of each to prefetch, of one matrix of each half.
         sinks: (head,), scores of no key; 0 if there are none.
     """
     group, dim = a.heads // a.kv_heads, a.size
-    first, second, most = _asked(ahead)
+    first, second, most = _asked(ahead, most)
     args = {"sequence": sequence, "q": q, "out": out, "kv_heads": a.kv_heads, "group": group,
             "head_dim": dim, "layer": a.layer, "window": a.window or 0, "scale": a.scale, "sinks": sinks,
             "ahead0": first, "ahead1": second, "ahead_bytes": most}  # fmt: skip
@@ -204,7 +214,7 @@ def attend(
     device.launch(kernel, (CLUSTER_BLOCKS, a.kv_heads), threads, args, shared=4 * floats)
 
 
-def _asked(ahead: tuple[DeviceMatrix, ...]) -> tuple[Pointer, Pointer, int]:
+def _asked(ahead: tuple[DeviceMatrix, ...], most: int) -> tuple[Pointer, Pointer, int]:
     """Two addresses, and how many bytes to prefetch from each: the two halves if there is one matrix."""
     if not ahead:
         return 0, 0, 0
@@ -213,7 +223,7 @@ def _asked(ahead: tuple[DeviceMatrix, ...]) -> tuple[Pointer, Pointer, int]:
     if len(ahead) == 1:
         size = size // 32 * 16
         places.append(places[0] + size)
-    return places[0], places[1], min(PREFETCH_BYTES, size)
+    return places[0], places[1], min(most, size)
 
 
 def team_of(groups: int, steps: int, grid: int, warps: int) -> tuple[int, int, int]:

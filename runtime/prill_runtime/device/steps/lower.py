@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial, singledispatch
+from itertools import pairwise
 from typing import Any, Final
 
 from prill_runtime.device.machine.base import Pointer
@@ -19,6 +20,7 @@ from prill_runtime.device.steps.launches import (
     MOST_HEAD_DIM,
     MOST_QUERY_HEADS,
     MOST_USED,
+    PREFETCH_BYTES,
     Heads,
     Hooks,
     attend,
@@ -38,6 +40,9 @@ from prill_runtime.models.nodes.rope import Rope
 
 # Takes the residual stream (1, width) and returns it with what the node adds.
 Piece = Callable[[Any, DeviceArray], DeviceArray]
+WHOLE: Final = (
+    16 << 20
+)  # bytes of half an output matrix that attention prefetches where routing comes after it
 BLOCK_VALUES: Final = 32  # values that are quantised together: rows are whole numbers of them
 
 
@@ -124,9 +129,13 @@ class Lowered:
                 self._pieces.append(layer)  # type: ignore[arg-type]
                 continue
             self._pieces += [piece(layer.attention), piece(layer.dense)]
-            attention, dense = self._pieces[-2:]
-            if isinstance(attention, FusedAttention) and isinstance(dense, FusedDense | FusedExperts):
-                attention.ahead = dense.first
+        for before, after in pairwise(self._pieces):
+            if isinstance(before, FusedAttention) and isinstance(after, FusedDense):
+                before.ahead = after.first
+            elif isinstance(before, FusedAttention) and isinstance(after, FusedExperts):
+                before.ahead, before.most = (on.matrix(before.node.out),), WHOLE
+            elif isinstance(before, FusedExperts) and isinstance(after, FusedAttention):
+                before.ahead = on.matrix(after.node.q)
         self._tail = FusedTail(network.norm, network.head, on)
         if not self._tail.covered:
             self.recorded += [network.norm, network.head]
@@ -223,7 +232,9 @@ class FusedAttention:
 
     def __init__(self, node: Attention, on: Lowering) -> None:
         self.node, self.on = node, on
-        self.ahead: tuple[DeviceMatrix, ...] = ()  # what the next piece reads first
+        # What a later launch reads: the next piece, or the output projection where that has to route first.
+        self.ahead: tuple[DeviceMatrix, ...] = ()
+        self.most = PREFETCH_BYTES
         self.parts = {part.name: part for part in (node.q, node.k, node.v)}
         one, neox = len(self.parts) == 1, node.rope is not None and node.rope.layout == "neox"
         self.hooks = on.hooks(node.norm, *self.parts.values(), needed=one or neox)
@@ -248,7 +259,9 @@ class FusedAttention:
         else:
             for part in range(3):
                 queue(only=part)
-        attend(on.ops.device, a, cache.state, on.q.pointer, on.mixed.pointer, self.ahead, self.sinks)
+        attend(
+            on.ops.device, a, cache.state, on.q.pointer, on.mixed.pointer, self.ahead, self.most, self.sinks
+        )
         product(on.ops, "plain", (on.matrix(a.out),), on.mixed, x, residual=x, hooks=self.last)
         return x
 
@@ -277,16 +290,16 @@ class FusedExperts:
 
     def __init__(self, node: Experts, on: Lowering) -> None:
         self.node, self.on = node, on
-        self.first = (on.matrix(node.router),)
+        self.ahead: DeviceMatrix | None = None  # what the next piece reads first
         on.ops.device.module("experts_decode")
 
     def __call__(self, p: Pass, x: DeviceArray) -> DeviceArray:
         e, on = self.node, self.on
         norm = on.norm(e.norm)
-        route(on.ops, self.first[0], x, on.routed, bias=on.bias(e.router.name), **norm)
+        route(on.ops, on.matrix(e.router), x, on.routed, bias=on.bias(e.router.name), **norm)
         for parts, source, to, more in (
-            ((e.gate, e.up), x, on.act, norm),
-            ((e.down,), on.act, x, {"residual": x}),
+            ((e.gate, e.up), x, on.act, {**norm, "ahead": on.matrix(e.down)}),
+            ((e.down,), on.act, x, {"residual": x, "ahead": self.ahead}),
         ):
             matrices = tuple(on.matrix(part) for part in parts)
             biases = tuple(on.bias(part.name) for part in parts)
