@@ -182,8 +182,9 @@ def _report(
         result = StageResult(name, apart, isolated, bound.nmse, int(got.size), judged)
         results.append(result)
         if not result.ok:
-            inputs = tuple(walk.inputs[source][-len(got) :] for source in table[name].inputs)
-            case = Case(table[name], table, tuple(ids), inputs, want, got, subject.weight, subject.raw)
+            fed = {source: array[-len(got) :] for source, array in walk.inputs.items()}
+            inputs = tuple(fed[source] for source in table[name].inputs)
+            case = Case(table[name], table, tuple(ids), inputs, want, got, subject.weight, subject.raw, fed)
             wrong.append(_diagnose(case, result, hidden(table[name], table, walk.got)))
     findings = grouped(wrong)
     if not results and not findings:

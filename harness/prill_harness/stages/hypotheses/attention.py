@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -21,9 +21,9 @@ class Right:
     """The right computation, each part of which can be exchanged.
 
     Attributes:
-        q: (token, head, dim); k, v: (token, kv head, dim).
+        q: (token, head, dim), late queries sharpened where the node does that. k, v: (token, kv head, dim).
         window: keys that a token sees, its own included; 0 is all of them.
-        scale: of the scores.
+        scale: of the scores. softcap: they stay within it. sinks: (head,) scores of no key.
     """
 
     q: Array
@@ -31,11 +31,17 @@ class Right:
     v: Array
     window: int
     scale: float
+    softcap: float | None = None
+    sinks: Array | None = None
 
     @classmethod
     def of(cls, case: Case, node: Attention) -> Right:
         q, k, v = case.inputs
-        return cls(q, k, v, window=node.window or 0, scale=node.scale)
+        if node.temper is not None:
+            beta, original = node.temper
+            q = q * (1 + beta * np.log1p(case.positions // original))[:, None, None]
+        sinks = None if node.sinks is None else case.weight(node.sinks)
+        return cls(q, k, v, node.window or 0, node.scale, node.softcap, sinks)
 
     @cached_property
     def distance(self) -> NDArray[np.intp]:
@@ -60,28 +66,30 @@ class Right:
         return np.asarray(np.arange(heads) // (heads // kv))
 
     def __call__(
-        self,
-        *,
-        scale: float | None = None,
-        sees: Mask | None = None,
-        heads: NDArray[np.intp] | None = None,
-        k: Array | None = None,
-        v: Array | None = None,
-        sink: bool = False,
-        stabilised: bool = True,
+        self, *, sees: Mask | None = None, heads: NDArray[np.intp] | None = None, gone: Mask | None = None
     ) -> Array:
-        """softmax(q k^T scale) v under a mask: (token, head * dim). A token that sees nothing gets zeros."""
-        scale = self.scale if scale is None else scale
+        """softmax(q k^T scale) v under a mask: (token, head * dim). A token that sees nothing gets zeros.
+
+        Args:
+            sees: another mask. heads: other kv heads. gone: keys and values that are read as zeros there.
+        """
         heads = self.blocked if heads is None else heads
-        keys = (self.k if k is None else k)[:, heads].transpose(1, 2, 0)  # (head, dim, token)
-        values = (self.v if v is None else v)[:, heads].transpose(1, 0, 2)  # (head, token, dim)
-        scores = self.q.transpose(1, 0, 2) @ keys * scale  # (head, token, token)
+        keys, values = self.k[:, heads].transpose(1, 2, 0), self.v[:, heads].transpose(1, 0, 2)
+        scores = self.q.transpose(1, 0, 2) @ keys * self.scale  # (head, token, token)
+        if gone is not None:
+            scores = np.where(gone, 0.0, scores)
+        if self.softcap is not None:
+            scores = self.softcap * np.tanh(scores / self.softcap)
         scores = np.where(self.mask if sees is None else sees, scores, -np.inf)
-        most = scores.max(axis=-1, keepdims=True) if stabilised else np.zeros((1, 1, 1))
+        most = scores.max(axis=-1, keepdims=True)
+        rest = np.full((len(heads), 1, 1), -np.inf) if self.sinks is None else self.sinks[:, None, None]
+        most = np.maximum(most, rest)
         most = np.where(np.isfinite(most), most, 0.0)
         weights = np.exp(scores - most)
-        total = weights.sum(axis=-1, keepdims=True) + (np.exp(-most) if sink else 0.0)
+        total = weights.sum(axis=-1, keepdims=True) + np.exp(rest - most)
         weights = weights / np.where(total == 0, 1.0, total)
+        if gone is not None:
+            weights = weights * ~gone
         return np.asarray((weights @ values).transpose(1, 0, 2).reshape(len(self.q), -1))
 
 
@@ -93,23 +101,65 @@ def arithmetic(case: Case, node: Attention) -> Iterator[Guess]:
     kv = right.k.shape[1]
     own = "1/sqrt(d)" if node.scale == dim**-0.5 else f"{node.scale:g}"
     yield f"scale {own}, heads and window as the file states, where the oracle's differ", right()
-    yield f"scores scaled by 1/d instead of {own}", right(scale=1 / dim)
-    yield "scores not scaled", right(scale=1.0)
-    yield f"scores scaled by sqrt(d) instead of {own}", right(scale=dim**0.5)
-    yield f"scores scaled by {own} twice", right(scale=node.scale**2)
-    if node.scale != dim**-0.5:
-        yield f"scores scaled by 1/sqrt(d) instead of {own}", right(scale=dim**-0.5)
-    yield f"scores scaled by 1/sqrt(width) instead of {own}", right(scale=(heads * dim) ** -0.5)
-    yield "scores scaled by 1/sqrt(kv heads x d)", right(scale=(kv * dim) ** -0.5)
+    width = node.norm.width
+    for scale, said in (
+        (1 / dim, f"by 1/d instead of {own}"), (1.0, ""), (dim**0.5, f"by sqrt(d) instead of {own}"),
+        (node.scale**2, f"by {own} twice"), (dim**-0.5, f"by 1/sqrt(d) instead of {own}"),
+        ((width / heads) ** -0.5, f"by 1/sqrt(width / heads) instead of {own}"),
+        ((heads * dim) ** -0.5, f"by 1/sqrt(heads x d) instead of {own}"),
+        ((kv * dim) ** -0.5, "by 1/sqrt(kv heads x d)"),
+    ):  # fmt: skip
+        if abs(scale / node.scale - 1) > 1e-9:
+            yield f"scores scaled {said}" if said else "scores not scaled", replace(right, scale=scale)()
     interleaved = np.arange(heads) % kv
     yield "kv heads interleaved (h mod n_kv) instead of blocked (h div group)", right(heads=interleaved)
     yield "every query head reads kv head 0", right(heads=right.blocked * 0)
     for by in (1, -1):
         yield "kv heads shifted by one", right(heads=(right.blocked + by) % kv)
-    yield "keys and values exchanged", right(k=right.v, v=right.k)
-    yield "keys used as values", right(v=right.k)
-    yield "a sink of score 0 in the softmax (one added to its sum)", right(sink=True)
-    yield "softmax over the keys left out (scores averaged)", right(scale=0.0)
+    yield "keys and values exchanged", replace(right, k=right.v, v=right.k)()
+    yield "keys used as values", replace(right, v=right.k)()
+    yield "softmax over the keys left out (scores averaged)", replace(right, scale=0.0)()
+    if node.temper is not None:
+        yield "late queries not sharpened, as early ones are not", replace(right, q=case.inputs[0])()
+
+
+@hypothesis(Attention)
+def sinks(case: Case, node: Attention) -> Iterator[Guess]:
+    """What takes its part of the softmax without being a key."""
+    right = Right.of(case, node)
+    own = right.sinks
+    if own is None:
+        clause = "a sink of score 0 in the softmax (one added to its sum)"
+        yield clause, replace(right, sinks=np.zeros(node.heads))()
+        return
+    yield "sinks left out of the softmax", replace(right, sinks=None)()
+    yield "sinks taken as 0 (one added to the softmax's sum)", replace(right, sinks=own * 0)()
+    yield "one sink for all heads, that of head 0", replace(right, sinks=own * 0 + own[0])()
+    yield "one sink for all heads, their mean", replace(right, sinks=own * 0 + own.mean())()
+    yield "sinks scaled as scores are", replace(right, sinks=own * right.scale)()
+    yield "sinks with the opposite sign", replace(right, sinks=-own)()
+    yield "sinks as they are in place of their exponentials", replace(right, sinks=np.log(np.abs(own)))()
+    grouped = own.reshape(-1, node.heads // node.kv_heads).T.reshape(-1)
+    yield "sinks of heads in the order of another grouping", replace(right, sinks=grouped)()
+    for by in (1, -1):
+        yield "sinks shifted by one head", replace(right, sinks=np.roll(own, by))()
+        other = case.neighbour(node.sinks or "", by)
+        if other is not None:
+            yield f"sinks of the layer {'behind' if by > 0 else 'before'}", replace(right, sinks=other)()
+
+
+@hypothesis(Attention)
+def caps(case: Case, node: Attention) -> Iterator[Guess]:
+    """The bound of the scores."""
+    right = Right.of(case, node)
+    cap = right.softcap
+    if cap is None:
+        return
+    yield f"scores not capped at {cap:g}", replace(right, softcap=None)()
+    yield f"scores capped at {cap:g} before they are scaled", replace(right, softcap=cap * right.scale)()
+    for other in (30.0, 50.0):
+        if other != cap:
+            yield f"scores capped at {other:g} instead of {cap:g}", replace(right, softcap=other)()
 
 
 @hypothesis(Attention)
@@ -133,6 +183,12 @@ def masks(case: Case, node: Attention) -> Iterator[Guess]:
         yield f"window {window} of the file ignored", right(sees=distance >= 0)
         for off in (-1, 1):
             yield f"window {window + off} instead of {window}", right(sees=right.seen(window + off))
+    others = {other.window for other in case.nodes(Attention)} - {node.window, None}
+    for other in sorted(filter(None, others)):
+        yield (
+            f"window {other} of other layers in a layer that has {window or 'none'}",
+            right(sees=right.seen(other)),
+        )
 
 
 @hypothesis(Attention)
@@ -161,20 +217,8 @@ def forgets(case: Case, node: Attention) -> Iterator[Guess]:
         yield clause, right(sees=right.mask & (column < length))
         clause = f"everything before position {length} is forgotten once the cache is full at {length}"
         yield clause, right(sees=right.mask & (~late | (column // length == row // length)))
-        gone = right.distance >= length
         clause = f"positions evicted past {length} are read as zeros"
-        yield clause, _zeroed(right, gone)
-
-
-def _zeroed(right: Right, gone: Mask) -> Array:
-    """Keys and values that are gone count with score 0 and value 0."""
-    scores = right.q.transpose(1, 0, 2) @ right.k[:, right.blocked].transpose(1, 2, 0)
-    scores = np.where(gone, 0.0, scores * right.scale)
-    scores = np.where(right.mask, scores, -np.inf)
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    weights = weights / weights.sum(axis=-1, keepdims=True) * ~gone
-    values = right.v[:, right.blocked].transpose(1, 0, 2)
-    return np.asarray((weights @ values).transpose(1, 0, 2).reshape(len(right.q), -1))
+        yield clause, right(gone=right.distance >= length)
 
 
 @hypothesis(Attention)
@@ -187,9 +231,9 @@ def lost_row(case: Case, node: Attention) -> Iterator[Guess]:
     for lost in sorted({int(wrong[0]), int(wrong[-1]), len(right.q) - 1}):
         keys, values = right.k.copy(), right.v.copy()
         keys[lost], values[lost] = 0, 0
-        yield f"cache row {lost} not written (zeros)", right(k=keys, v=values)
-        yield f"values of cache row {lost} not written (zeros)", right(v=values)
-        yield f"keys of cache row {lost} not written (zeros)", right(k=keys)
+        yield f"cache row {lost} not written (zeros)", replace(right, k=keys, v=values)()
+        yield f"values of cache row {lost} not written (zeros)", replace(right, v=values)()
+        yield f"keys of cache row {lost} not written (zeros)", replace(right, k=keys)()
         sees = right.mask.copy()
         sees[:, lost] = False
         yield f"position {lost} is not seen", right(sees=sees)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,8 @@ from prill_runtime.models.nodes.attention import Attention
 Array = NDArray[np.float64]
 Guess = tuple[str, Array]
 Weight = Callable[[str], Array | None]
+N = TypeVar("N", bound=Node)
+_BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 Hypothesis = Callable[["Case", Any], Iterable[Guess]]
 REGISTRY: dict[type[Node], list[tuple[Hypothesis, tuple[str, ...]]]] = {}
 """By the kind of node, with the kinds of its stages that they speak of; none: all of them."""
@@ -37,6 +40,7 @@ class Case:
         want: the oracle's output; got: the candidate's, computed from the same inputs, same shape.
         weight: float64 array of a tensor by its full name, None when the model has none.
         raw: the tensor's bytes and type name in the file, None when the model has none.
+        values: what the walk fed to any stage, by name, as far as it is known.
     """
 
     stage: Stage
@@ -47,11 +51,21 @@ class Case:
     got: Array
     weight: Weight
     raw: Raw
+    values: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def heads(self) -> int:
         """Query heads of the model, 0 without attention."""
-        return next((s.node.heads for s in self.table.values() if isinstance(s.node, Attention)), 0)
+        return next((node.heads for node in self.nodes(Attention)), 0)
+
+    def nodes(self, kind: type[N]) -> Iterator[N]:
+        """The model's nodes of a kind that name a stage, in execution order, equal ones once."""
+        yield from dict.fromkeys(s.node for s in self.table.values() if isinstance(s.node, kind))
+
+    def neighbour(self, name: str, by: int) -> Array | None:
+        """The tensor of that name (`blk.N.…`) so many blocks further on; None when the model has none."""
+        found = _BLOCK.fullmatch(name)
+        return None if found is None else self.weight(f"blk.{int(found[1]) + by}.{found[2]}")
 
     @property
     def positions(self) -> Array:
@@ -99,9 +113,10 @@ def chosen(stage: Stage) -> list[Hypothesis]:
     ]
 
 
-def wrong_rows(case: Case) -> NDArray[np.bool_]:
-    """(token,) where a row is far further off than the rounding of the rows that are right."""
-    error = np.abs(case.got - case.want).reshape(len(case.want), -1).max(axis=1)
+def wrong_rows(case: Case, axes: int = 1) -> NDArray[np.bool_]:
+    """(token,), or as many axes as asked for: where values are far further off than the rounding of right
+    ones."""
+    error = np.abs(case.got - case.want).reshape(*case.want.shape[:axes], -1).max(axis=-1)
     scale = float(np.abs(case.want).max())
     return np.asarray(~(error <= max(1e-6 * scale, 1e-5 * float(np.nanmax(error, initial=0.0)))))
 

@@ -25,6 +25,11 @@ def embedding(case: Case, node: Embed) -> Iterator[Guess]:
         return
     ids, n = np.array(case.ids), len(case.ids)
     places = np.zeros((n, table.shape[1])) if learned is None else learned[:n]
+    if node.scale is not None:
+        yield f"scale {node.scale:g} left out", table[ids] + places
+        if learned is not None:
+            yield "positions scaled, too", (table[ids] + places) * node.scale
+        table = table * node.scale
     yield "row of the next id (id + 1)", table[(ids + 1) % len(table)] + places
     yield "row of the previous id (id - 1)", table[ids - 1] + places
     yield "scaled by sqrt(width)", table[ids] * table.shape[1] ** 0.5 + places
@@ -54,7 +59,7 @@ def bytes_of_the_table(case: Case, node: Embed) -> Iterator[Guess]:
     places = 0.0 if learned is None else learned[: len(ids)]
     if table is not None:
         for clause, wrong in misreadings(case, f"{node.name}.weight", table.shape):
-            yield f"{node.name}: {clause}", wrong[ids] + places
+            yield f"{node.name}: {clause}", wrong[ids] * (node.scale or 1.0) + places
     if table is not None and learned is not None:
         for clause, wrong in misreadings(case, f"{node.positions}.weight", learned.shape):
-            yield f"{node.positions}: {clause}", table[ids] + wrong[: len(ids)]
+            yield f"{node.positions}: {clause}", table[ids] * (node.scale or 1.0) + wrong[: len(ids)]

@@ -61,9 +61,13 @@ def activations(case: Case, node: Dense) -> Iterator[Guess]:
 @hypothesis(Layer)
 def residuals(case: Case, node: Layer) -> Iterator[Guess]:
     """What is added to the residual stream."""
-    stream, branch = case.inputs
+    stream, *branches = case.inputs
+    branch = np.add.reduce(branches)
     yield "residual left out (the branch alone)", branch
     yield "branch left out (the residual alone)", stream
+    for name, one in zip(case.stage.inputs[1:], branches, strict=True):
+        if len(branches) > 1:
+            yield f"{name} left out of the sum", stream + branch - one
     yield "branch added twice", stream + 2 * branch
     yield "residual added twice", 2 * stream + branch
     yield "branch subtracted", stream - branch

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prill_harness.stages.hypotheses import attention, embedding, feedforward, generic, linear, norm, rope
+from prill_harness.stages.hypotheses import (
+    attention,
+    embedding,
+    experts,
+    feedforward,
+    generic,
+    linear,
+    norm,
+    rope,
+)
 from prill_harness.stages.hypotheses.case import REGISTRY, Case, Explanation, Raw, Weight, explain
 
 __all__ = ["REGISTRY", "Case", "Explanation", "Raw", "Weight", "explain", "names"]
-_MODULES = (attention, embedding, feedforward, generic, linear, norm, rope)
+_MODULES = (attention, embedding, experts, feedforward, generic, linear, norm, rope)
 
 
 def names() -> Iterator[str]:

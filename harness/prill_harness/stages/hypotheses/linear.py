@@ -26,8 +26,21 @@ def _tensors(case: Case, node: Product) -> tuple[Array, Array | None] | None:
     return None if weight is None else (_part(node, weight), None if bias is None else _part(node, bias))
 
 
+def held(node: Product, product: Array) -> Array:
+    """A product as the stage has it: logits within their cap."""
+    cap = node.softcap if isinstance(node, Head) else None
+    return product if cap is None else np.asarray(cap * np.tanh(product / cap))
+
+
 @hypothesis(Linear, Head)
-def wiring(case: Case, node: Product) -> Iterator[Guess]:
+def products(case: Case, node: Product) -> Iterator[Guess]:
+    """The wiring, the bias, the bytes of its weight."""
+    for ways in (_wiring, _bytes):
+        for clause, product in ways(case, node):
+            yield clause, held(node, product)
+
+
+def _wiring(case: Case, node: Product) -> Iterator[Guess]:
     """The bias, the orientation, the rows, another tensor."""
     found = _tensors(case, node)
     if found is None:
@@ -65,9 +78,17 @@ def wiring(case: Case, node: Product) -> Iterator[Guess]:
 
 @hypothesis(Head)
 def capped(case: Case, node: Head) -> Iterator[Guess]:
-    """Logits capped as another architecture's are."""
+    """Logits capped as another architecture's are, or not as their own."""
+    product = case.want
+    if node.softcap is not None:
+        found = _tensors(case, node)
+        if found is None:
+            return
+        product = case.inputs[0] @ found[0].T + (0.0 if found[1] is None else found[1])
+        yield f"logits not capped at {node.softcap:g}", product
     for cap in (30.0, 50.0):
-        yield f"softly capped at {cap:g} (cap tanh(x / cap))", cap * np.tanh(case.want / cap)
+        if cap != node.softcap:
+            yield f"softly capped at {cap:g} (cap tanh(x / cap))", cap * np.tanh(product / cap)
 
 
 @hypothesis(Linear, stages=("q", "k"))
@@ -106,8 +127,7 @@ def _others(case: Case, node: Product) -> Iterator[tuple[str, Array]]:
             yield f"the {stage.kind} rows of {node.name}", _part(other, shared)
 
 
-@hypothesis(Linear, Head)
-def bytes_of_the_weight(case: Case, node: Product) -> Iterator[Guess]:
+def _bytes(case: Case, node: Product) -> Iterator[Guess]:
     """The weight's bytes, or its bias's, decoded the wrong way."""
     found = _tensors(case, node)
     if found is None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from prill_harness.stages.hypotheses.case import Array, Case, Guess, hypothesis
 from prill_harness.stages.hypotheses.storage import misreadings
+from prill_runtime.models.nodes.network import Layer
 from prill_runtime.models.nodes.norms import LayerNorm, Norm
 
 EPSILONS = (0.0, 1e-12, 1e-8, 1e-6, 1e-5, 1e-3, 1e-2)
@@ -17,7 +18,7 @@ EPSILONS = (0.0, 1e-12, 1e-8, 1e-6, 1e-5, 1e-3, 1e-2)
 def norms(case: Case, node: Norm) -> Iterator[Guess]:
     """The epsilon, the statistics, the weight, the bias."""
     x = case.inputs[0]
-    stem = node.name
+    stem = node.stem
     weight, bias = case.weight(f"{stem}.weight"), case.weight(f"{stem}.bias")
     if weight is None:
         return
@@ -56,9 +57,16 @@ def norms(case: Case, node: Norm) -> Iterator[Guess]:
         yield "mean not subtracted (RMSNorm instead of LayerNorm)", normed(centre=False) * weight + shift
     else:
         yield "mean subtracted (LayerNorm instead of RMSNorm)", normed(centre=True) * weight
-    for other_stem in _neighbours(stem):
+    if x.ndim == 3:
+        together = np.sqrt((x**2).mean(axis=(1, 2), keepdims=True) + eps)
+        yield "normalised over all heads together instead of each by itself", x / together * weight + shift
+    for name_of, source in _sources(case, node):
+        z = source - source.mean(axis=-1, keepdims=True) if layer_norm else source
+        root = np.sqrt((z**2).mean(axis=-1, keepdims=True) + eps)
+        yield f"computed from {name_of}", z / root * weight + shift
+    for other_stem in _neighbours(case, node):
         other_weight = case.weight(f"{other_stem}.weight")
-        if other_weight is not None and other_stem != stem:
+        if other_weight is not None:
             other_bias = case.weight(f"{other_stem}.bias")
             moved = shift if other_bias is None else other_bias
             yield f"weights of {other_stem} used", plain * other_weight + moved
@@ -70,10 +78,26 @@ def norms(case: Case, node: Norm) -> Iterator[Guess]:
             yield f"{name} bias of {stem}: {clause}", plain * weight + wrong
 
 
-def _neighbours(stem: str) -> tuple[str, ...]:
-    block, _, leaf = stem.rpartition(".")
-    if not block:
-        return ("blk.0.attn_norm",)
-    layer = int(block.removeprefix("blk."))
-    other = "ffn_norm" if leaf == "attn_norm" else "attn_norm"
-    return (f"{block}.{other}", f"blk.{layer - 1}.{leaf}", f"blk.{layer + 1}.{leaf}", "output_norm")
+def _sources(case: Case, node: Norm) -> Iterator[tuple[str, Array]]:
+    """What the norm of a feed-forward layer reads in a block that is put together the other way."""
+    layer = next((each for each in case.nodes(Layer) if each.dense.norm == node), None)
+    if layer is None:
+        return
+    if layer.parallel and (attended := case.values.get(layer.attention.last)) is not None:
+        yield (
+            "the stream behind attention: branches one after the other, where they are side by side",
+            (case.inputs[0] + attended),
+        )
+    before = None if layer.parallel else case.values.get(case.table[f"{layer.at}ffn_in"].inputs[0])
+    if before is not None:
+        yield "the stream before attention: branches side by side, where one follows the other", before
+
+
+def _neighbours(case: Case, node: Norm) -> Iterator[str]:
+    """Stems of other norms of the same width: those of its own block and of the next, and the last."""
+    own = case.stage.layer
+    for stage in case.table.values():
+        other = stage.node
+        near = own is None or stage.layer is None or abs(stage.layer - own) <= 1
+        if isinstance(other, Norm) and near and other.width == node.width and other.stem != node.stem:
+            yield other.stem

@@ -16,15 +16,18 @@ BASES = (1e4, 1e5, 1e6, 5e4, 5e5, 1.5e5, 2.5e5, 1e3)
 FACTORS = (2.0, 4.0, 8.0, 16.0, 32.0)
 
 
-def rotate(x: Array, positions: Array, frequencies: Array, *, half_split: bool = False) -> Array:
+def rotate(
+    x: Array, positions: Array, frequencies: Array, *, half_split: bool = False, scale: float = 1.0
+) -> Array:
     """Rotate pairs of the last axis by position x frequency.
 
     Args:
         x: (token, head, dim).
         frequencies: (dim/2,) radians per position; pairs are (2i, 2i+1), or (i, i+dim/2) when half_split.
+        scale: of cosines and sines.
     """
     angle = positions[:, None] * frequencies  # (token, dim/2)
-    cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
+    cos, sin = scale * np.cos(angle)[:, None], scale * np.sin(angle)[:, None]
     half = 2 * len(frequencies)
     out = x.copy()
     first, second = (
@@ -44,13 +47,30 @@ def frequencies(dim: int, base: float) -> Array:
 
 def _divisors(case: Case, node: Rope) -> Array:
     """(dim/2,) what each frequency is divided by."""
-    factors = None if node.divisors is None else case.weight(node.divisors)
-    return np.full(node.dim // 2, node.factor) * (1.0 if factors is None else factors)
+    late = node.long is not None and len(case.positions) > node.original
+    name = node.long if late else node.divisors
+    factors = None if name is None else case.weight(name)
+    return stretched(node) * (1.0 if factors is None else factors)
+
+
+def stretched(node: Rope) -> Array:
+    """(dim/2,) what the scaling divides each frequency by: all by the factor, or with YaRN those that turn
+    `fast` times over the original positions by 1, those that turn `slow` times by the factor."""
+    n = node.dim // 2
+    if node.yarn is None:
+        return np.full(n, node.factor)
+    turns = np.array([node.yarn.fast, node.yarn.slow])
+    ends = np.log(node.yarn.original / (2 * np.pi * turns)) / np.log(node.base) * n
+    if node.yarn.truncate:
+        ends = np.array([np.floor(ends[0]), np.ceil(ends[1])])
+    low, high = max(ends[0], 0.0), min(ends[1], node.dim - 1.0)
+    part = np.clip((np.arange(n) - low) / (high - low if high != low else 1e-3), 0.0, 1.0)
+    return np.asarray(1 / (part / node.factor + (1 - part)))
 
 
 def _turn(node: Rope) -> Callable[[Array, Array, Array], Array]:
     """`rotate` of the node's own pairs."""
-    return partial(rotate, half_split=node.layout == "neox")
+    return partial(rotate, half_split=node.layout == "neox", scale=node.scale)
 
 
 def _pair(node: Rope, number: int) -> tuple[int, int]:
@@ -87,6 +107,8 @@ def rotary(case: Case, node: Rope) -> Iterator[Guess]:
     yield "only the first half of the dimensions rotated", turned
     turned[..., :half] = rotate(x[..., :half], positions, frequencies(half, base))
     yield f"rope dimension {half} instead of {dim}", turned
+    if (whole := x.shape[-1]) > dim:
+        yield f"rope dimension {whole} instead of {dim}", rotate(x, positions, frequencies(whole, base))
     yield "frequencies in reverse order", rotate(x, positions, right[::-1])
     for last in (64, 128, 256):
         if last < len(positions):
@@ -111,6 +133,43 @@ def settings(case: Case, node: Rope) -> Iterator[Guess]:
     for factor in FACTORS:
         yield f"positions divided by {factor:g}", rotate(x, positions / factor, right / divisors)
         yield f"positions multiplied by {factor:g}", rotate(x, positions * factor, right / divisors)
+
+
+@hypothesis(Rope)
+def stretching(case: Case, node: Rope) -> Iterator[Guess]:
+    """YaRN's parts, the factor of cosines and sines, divisors by length, the rotation of other layers."""
+    x, positions = case.inputs[0], case.positions
+    divisors = _divisors(case, node)
+
+    def turned(other: Rope, divisors: Array = divisors) -> Array:
+        return _turn(other)(x, positions, frequencies(other.dim, other.base) / divisors)
+
+    grown = 0.1 * np.log(max(node.factor, 1.0)) + 1
+    for scale, said in ((1.0, "left out"), (node.scale**2, "applied twice"), (grown, "of YaRN")):
+        if abs(scale - node.scale) > 1e-6:
+            clause = f"attention factor {said}: cosines and sines times {scale:.6g}, not {node.scale:.6g}"
+            yield clause, turned(replace(node, scale=scale))
+    if (yarn := node.yarn) is not None:
+        factors = divisors / stretched(node)
+        how = "kept as they are instead of rounded outwards"
+        if not yarn.truncate:
+            how = "rounded outwards instead of kept as they are"
+        for clause, other in (
+            (f"YaRN's bounds {how}", replace(node, yarn=yarn._replace(truncate=not yarn.truncate))),
+            ("every frequency divided by the factor, YaRN's ramp left out", replace(node, yarn=None)),
+            ("YaRN's original length multiplied by the factor", replace(
+                node, yarn=yarn._replace(original=round(yarn.original * node.factor)))),
+            ("YaRN left out, its attention factor included", replace(node, yarn=None, factor=1.0, scale=1.0)),
+        ):  # fmt: skip
+            yield clause, turned(other, stretched(other) * factors)
+    for name, said in ((node.divisors, "short"), (node.long, "long")):
+        found = None if name is None or node.long is None else case.weight(name)
+        if found is not None:
+            yield f"divisors for {said} texts, whatever the length", turned(node, found)
+    for other in case.nodes(Rope):
+        if other != node and other.dim <= x.shape[-1]:
+            clause = f"turned as other layers are, with base {other.base:g} instead of {node.base:g}"
+            yield clause, turned(other, _divisors(case, other))
 
 
 @hypothesis(Rope)
