@@ -25,7 +25,8 @@ from prill_harness.records.ledger import read
 
 HERE = Path(__file__).resolve().parent
 PRILL = [sys.executable, "-c", "from prill_harness.cli import main; main()"]
-STEP_OF = {"blocks": "ops", "ops": "ops", "sampler": "ops", "tokens": "goldens"}  # the rest: properties
+# The rest is of the step "properties".
+STEP_OF = {**dict.fromkeys(("blocks", "ops", "options", "sampler"), "ops"), "tokens": "goldens"}
 LEDGER_CYCLES = 3
 
 

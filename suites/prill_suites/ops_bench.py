@@ -28,8 +28,9 @@ TWIN = "naive float64 twin"
 BORDER = 64  # values on either side of a result: 256 bytes, which keeps every alignment
 SENTINEL = np.float32(-1.9375e23)
 # Ops whose float arrays a device takes as they are, and ops of which it takes the first so.
-PLACED = ("rms_norm", "layer_norm", "softmax", "swiglu", "gelu_tanh", "add")
-PLACED_FIRST = ("linear", "rope", "attention")
+PLACED = ("rms_norm", "layer_norm", "softmax", "swiglu", "gelu_tanh", "add", "swiglu_clamped", "geglu",
+          "gelu_erf", "scale", "softcap", "route", "mix")  # fmt: skip
+PLACED_FIRST = ("linear", "rope", "attention", "temper", "expert_linear")
 FEW = 8
 Array = NDArray[Any]
 

@@ -135,6 +135,7 @@ def test_round_trip(observe: Observer, engine: Engine, twin: Twin) -> None:
         "space_before_special_stripped",
         "space_after_special_stripped",
         "space_prefix_at_start_only",
+        "harmony_token_split",
     ),
     needs=(Capability.TOKENIZE,),
 )
@@ -281,7 +282,13 @@ def test_decoding(observe: Observer, engine: Engine, twin: Twin) -> None:
 
 @check(
     "tokenizer.pre_tokenizers",
-    kills=("digits_in_fours", "contractions_in_one_case", "returns_are_spaces", "marks_are_letters"),
+    kills=(
+        "digits_in_fours",
+        "contractions_in_one_case",
+        "returns_are_spaces",
+        "marks_are_letters",
+        "o200k_marks_apart",
+    ),
 )
 def test_pre_tokenizers(observe: Observer, engine: Engine) -> None:
     """Whatever pre-tokenizer a file may name cuts text where a second implementation of it does."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -72,9 +73,16 @@ def described(arch: str, keys: dict[str, Any], optional: tuple[str, ...]) -> Net
     return describe(file)
 
 
-def write(arch: str, path: Path, type: T = T.F32, experts: T | None = None, **more: Any) -> Path:
-    """The file; `type`: of its matrices, `experts`: of those of experts. `more`: other values of keys, `__`
-    for a dot."""
+def write(
+    arch: str,
+    path: Path,
+    type: T = T.F32,
+    experts: T | None = None,
+    edit: Callable[[dict[str, NDArray[np.float32]]], None] = lambda tensors: None,
+    **more: Any,
+) -> Path:
+    """The file; `type`: of its matrices, `experts`: of those of experts. `edit`: changes of its tensors.
+    `more`: other values of keys, `__` for a dot."""
     keys, optional = FAMILIES[arch]
     keys = keys | {name.replace("__", "."): value for name, value in more.items()}
     random = np.random.default_rng(5)
@@ -87,6 +95,7 @@ def write(arch: str, path: Path, type: T = T.F32, experts: T | None = None, **mo
 
     table = walks.tensors(described(arch, keys, optional))
     tensors = {name: values(name, tensor.shape) for name, tensor in table.items()}
+    edit(tensors)
 
     def configure(writer: gguf.GGUFWriter) -> None:
         for key, value in keys.items():

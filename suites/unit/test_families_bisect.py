@@ -1,4 +1,5 @@
-"""What is easily got wrong in each family, planted one by one: bisect names the stage where it happens."""
+"""What is easily got wrong in each family, planted one by one: bisect names the stage where it happens, and
+what happens there."""
 
 from __future__ import annotations
 
@@ -8,15 +9,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 
 from prill_harness.engines.connect import connect
 from prill_harness.engines.spec import EngineSpec
+from prill_harness.faults.catalogue import catalogue, named
 from prill_harness.faults.opening import open_engine
 from prill_harness.numbers.lanes import lane_for
 from prill_harness.planting.faults import Fault, Patch, scoped
-from prill_harness.planting.tools import node, op, wiring
+from prill_harness.planting.tools import forgotten, node, op, option
 from prill_harness.stages.bisect import Report, bisect
 from prill_harness.stages.bounds import stage_bounds
 from prill_harness.stages.subject import open_subject
@@ -25,128 +28,111 @@ from prill_harness.stages.trace import capture
 from .families import VOCAB, write
 
 IDS = np.random.default_rng(9).integers(0, VOCAB, 40).tolist()
+TIES = "gpt-oss with ties"
 
-
-def with_option(name: str, **changed: Any) -> Patch:
-    """An op whose options have other values, where it has them at all."""
-
-    def call(original: Any, self: Any, *given: Any, **options: Any) -> Any:
-        found = {key: value(options[key]) if callable(value) else value
-                 for key, value in changed.items() if options.get(key) is not None}  # fmt: skip
-        return original(self, *given, **{**options, **found})
-
-    return op(name, call)
-
-
-def without(ending: str) -> Patch:
-    """A model that was loaded without these tensors."""
-
-    def forget(weights: Any) -> None:
-        for name in [name for name in weights if name.endswith(ending)]:
-            del weights[name]
-
-    return wiring(forget)
-
-
-def skipped(stage: str) -> Patch:
-    """A norm that lets everything through."""
-
-    def norm(original: Any, self: Any, p: Any, x: Any) -> Any:
-        return p.tap(self.name, x) if self.name.endswith(stage) else original(self, p, x)
-
-    return node("RmsNorm", norm)
-
-
-def other_layers(original: Any, self: Any, p: Any, *given: Any) -> Any:
-    """Windows in the layers that have none, and none in those that have one."""
-    windows = [layer.attention.window for layer in p.network.layers]
-    window = None if self.window else next(filter(None, windows))
-    return original(replace(self, window=window), p, *given)
-
-
-def not_clamped(original: Any, self: Any, gate: Any, up: Any, *, limit: float, alpha: float) -> Any:
-    """The linear half is not clamped."""
-    most = np.minimum(gate, limit)
-    return most / (1 + np.exp(-alpha * most)) * (up + 1)
-
-
-def one_forgotten(original: Any, self: Any, gate: Any, up: Any, **how: Any) -> Any:
-    """Nothing is added to the linear half."""
-    most = np.minimum(gate, how["limit"])
-    return original(self, gate, up, **how) - most / (1 + np.exp(-how["alpha"] * most))
-
-
-def ignoring(name: str, option: str) -> Patch:
-    """An op that does not look at one of its options."""
-    return op(name, lambda o, self, *a, **how: o(self, *a, **{k: v for k, v in how.items() if k != option}))
-
-
-def rounded(yarn: Any) -> Any:
-    return yarn._replace(truncate=True)
-
-
-def rolled(original: Any, self: Any, x: Any, weight: Any, *given: Any, **how: Any) -> Any:
-    """Each expert with the matrix of the one before it."""
-    return original(self, x, np.roll(weight, 1, axis=0), *given, **how)
-
-
-Mistake = tuple[str, str, Callable[[], Patch]]
-MISTAKES: dict[str, Mistake] = {
-    "sinks left out": ("gpt-oss", "attn", lambda: with_option("attention", sinks=lambda s: s - 1e4)),
-    "one sink a layer": ("gpt-oss", "attn", lambda: with_option("attention", sinks=lambda s: 0 * s + s[0])),
-    "window in odd layers": ("gpt-oss", "attn", lambda: node("Attention.attend", other_layers)),
-    "window too narrow": ("gpt-oss", "attn", lambda: with_option("attention", window=lambda w: w - 1)),
-    "attention factor left out": ("gpt-oss", "q_rope", lambda: with_option("rope", scale=1.0)),
-    "bounds rounded": ("gpt-oss", "q_rope", lambda: with_option("rope", yarn=rounded)),
-    "softmax before top-k": ("gpt-oss", "routed", lambda: with_option("route", normalised=False)),
-    "one expert less": ("gpt-oss", "routed", lambda: with_option("route", used=lambda n: n - 1)),
-    "router's bias dropped": ("gpt-oss", "router", lambda: without("ffn_gate_inp.bias")),
-    "experts' bias dropped": ("gpt-oss", "expert_gate", lambda: without("gate_exps.bias")),
-    "output bias dropped": ("gpt-oss", "attn_out", lambda: without("attn_output.bias")),
-    "clamp of the gate alone": ("gpt-oss", "expert_act", lambda: op("swiglu_clamped", not_clamped)),
-    "one not added": ("gpt-oss", "expert_act", lambda: op("swiglu_clamped", one_forgotten)),
-    "alpha of 1": ("gpt-oss", "expert_act", lambda: with_option("swiglu_clamped", alpha=1.0)),
-    "experts exchanged": ("gpt-oss", "expert_gate", lambda: op("expert_linear", rolled)),
-    "experts not weighted": ("gpt-oss", "experts", lambda: op(
-        "mix", lambda o, self, x, routed: o(self, x, (routed != 0).astype(routed.dtype)))),
-    "not brought to 1": ("qwen3moe", "routed", lambda: with_option("route", normalised=False)),
-    "queries not normed": ("qwen3", "q_norm", lambda: skipped(".q_norm")),
-    "keys not normed": ("qwen3", "k_norm", lambda: skipped(".k_norm")),
-    "neighbours for halves": ("qwen3", "q_rope", lambda: with_option("rope", layout="norm")),
-    "query bias dropped": ("qwen2", "q", lambda: without("attn_q.bias")),
-    "yarn as linear": ("qwen2", "q_rope", lambda: ignoring("rope", "yarn")),
-    "short divisors for all": ("phi3", "q_rope", lambda: ignoring("rope", "long")),
-    "gate and up exchanged": ("phi3", "act", lambda: op("swiglu", lambda o, self, g, u: o(self, u, g))),
-    "scores not capped": ("gemma2", "attn", lambda: with_option("attention", softcap=1e9)),
-    "logits not capped": ("gemma2", "logits", lambda: node(
-        "Head", lambda o, head, *a: o(replace(head, softcap=None), *a))),
-    "embedding not scaled": ("gemma2", "embed", lambda: op("scale", lambda o, self, x, by: x.copy())),
-    "SiLU for GELU": ("gemma2", "act", lambda: op("geglu", lambda o, self, g, u: self.swiglu(g, u))),
-    "no norm behind attention": ("gemma2", "post_attn_norm", lambda: skipped(".post_attn_norm")),
-    "no norm behind the layer": ("gemma2", "post_ffn_norm", lambda: skipped(".post_ffn_norm")),
-    "one base for all layers": ("gemma3", "q_rope", lambda: with_option("rope", base=20000.0)),
-    "window in each sixth layer": ("gemma3", "attn", lambda: node("Attention.attend", other_layers)),
-    "GELU by tanh": ("gptneox", "act", lambda: op("gelu_erf", lambda o, self, x: self.gelu_tanh(x))),
-    "whole heads turned": ("gptneox", "q_rope", lambda: with_option("rope", dim=16)),
-    "late queries as early ones": ("mistral3", "attn", lambda: op(
-        "temper", lambda o, self, x, *a, **n: x.copy())),
-    "a factor that cancels out": ("mistral3", "q_rope", lambda: op(
-        "rope", lambda o, self, *a, **n: o(self, *a, **{**n, "scale": 1.2}))),
+# Planted fault -> the family it is planted on, the kind of the first wrong stage, and a part of the sentence.
+FAULTS = {
+    "sinks_left_out": ("gpt-oss", "attn", "sinks left out of the softmax"),
+    "one_sink_a_layer": ("gpt-oss", "attn", "one sink for all heads, that of head 0"),
+    "sinks_scaled": ("gpt-oss", "attn", "sinks scaled as scores are"),
+    "window_in_other_layers": ("gpt-oss", "attn", "window 7 of the file ignored"),
+    "window_off_by_one": ("gpt-oss", "attn", "window 6 instead of 7"),
+    "head_size_from_width": ("gpt-oss", "attn", "scaled by 1/sqrt(width / heads) instead of 1/sqrt(d)"),
+    "yarn_factor_left_out": ("gpt-oss", "q_rope", "attention factor left out"),
+    "yarn_bounds_rounded": ("gpt-oss", "q_rope", "YaRN's bounds rounded outwards"),
+    "yarn_as_linear": ("qwen2", "q_rope", "every frequency divided by the factor, YaRN's ramp left out"),
+    "softmax_before_choice": ("gpt-oss", "routed", "softmax before the choice"),
+    "one_expert_less": ("gpt-oss", "routed", "2 experts instead of 3"),
+    "ties_to_highest_id": (TIES, "routed", "of equal logits the highest id chosen instead of the lowest"),
+    "router_bias_dropped": ("gpt-oss", "router", "bias of blk.0.ffn_gate_inp left out"),
+    "expert_bias_dropped": ("gpt-oss", "expert_gate", "bias of blk.0.ffn_gate_exps left out"),
+    "experts_shifted": ("gpt-oss", "expert_gate", "ffn_gate_exps shifted by one expert, biases not"),
+    "experts_exchanged": ("qwen3moe", "expert_gate", "experts 0 and 1 of blk.0.ffn_gate_exps exchanged"),
+    "experts_not_weighted": ("gpt-oss", "experts", "experts added without their weights"),
+    "experts_weighted_by_rank": ("gpt-oss", "experts", "weights in the order of size"),
+    "clamp_left_out": ("gpt-oss", "expert_act", "no clamp"),
+    "clamp_of_gate_alone": ("gpt-oss", "expert_act", "the gate alone clamped at 7, the linear half not"),
+    "linear_half_not_raised": ("gpt-oss", "expert_act", "no one added to the linear half"),
+    "clamped_alpha_one": ("gpt-oss", "expert_act", "alpha 1 instead of 1.702"),
+    "mxfp4_nibbles_interleaved": ("gpt-oss", "expert_gate", "nibbles interleaved instead of low half"),
+    "e8m0_scale_off_by_one": ("gpt-oss", "expert_gate", "E8M0 scale twice as large"),
+    "gate_up_swapped": ("phi3", "act", "gate and up exchanged"),
+    "short_divisors_for_all": ("phi3", "q_rope", "divisors for short texts, whatever the length"),
+    "scores_not_capped": ("gemma2", "attn", "scores not capped at 2"),
+    "logits_not_capped": ("gemma2", "logits", "logits not capped at 4"),
+    "caps_cut_off": ("gemma2", "attn", "scores cut off at 2"),
+    "embedding_not_scaled": ("gemma2", "embed", "scale 8 left out"),
+    "silu_for_gelu": ("gemma2", "act", "SiLU instead of GELU (tanh)"),
+    "post_norms_left_out": ("gemma2", "post_attn_norm", "equal to its input: the stage was skipped"),
+    "queries_not_normed": ("gemma3", "q_norm", "equal to its input: the stage was skipped"),
+    "keys_not_normed": ("qwen3", "k_norm", "equal to its input: the stage was skipped"),
+    "heads_normed_together": ("qwen3", "q_norm", "normalised over all heads together instead of"),
+    "second_base_ignored": ("gemma3", "q_rope", "as other layers are, with base 20000 instead of 10000"),
+    "tanh_for_erf": ("gptneox", "act", "GELU (tanh) instead of GELU (erf)"),
+    "late_queries_not_sharpened": ("mistral3", "attn", "late queries not sharpened"),
 }  # fmt: skip
+
+
+def one_behind_the_other(original: Any, self: Any, p: Any, x: Any) -> Any:
+    """The feed-forward layer of a parallel block reads the stream behind attention."""
+    attended = self.attention(p, x)
+    return p.tap(f"{self.at}out", p.ops.add(x, p.ops.add(attended, self.dense(p, p.ops.add(x, attended)))))
+
+
+def side_by_side(original: Any, self: Any, p: Any, x: Any) -> Any:
+    """The feed-forward layer of any other block reads the stream before it."""
+    behind = p.tap(f"{self.at}ffn_in", p.ops.add(x, self.attention(p, x)))
+    return p.tap(f"{self.at}out", p.ops.add(behind, self.dense(p, x)))
+
+
+Mistake = tuple[str, str, str, Callable[[], Patch]]
+# What needs no fault of its own, for another one shows that it would be killed.
+MISTAKES: dict[str, Mistake] = {
+    "output bias dropped": (
+        "gpt-oss", "attn_out", "bias of blk.0.attn_output left out", lambda: forgotten("attn_output.bias")),
+    "query bias dropped": ("qwen2", "q", "bias of blk.0.attn_q left out", lambda: forgotten("attn_q.bias")),
+    "not brought to 1": (
+        "qwen3moe", "routed", "softmax before the choice", lambda: option("route", normalised=False)),
+    "neighbours for halves": (
+        "qwen3", "q_rope", "pairs (2i, 2i+1) instead of (i, i+d/2)", lambda: option("rope", layout="norm")),
+    "window in each sixth layer": ("gemma3", "attn", "window 7 of the file ignored", lambda: node(
+        "Attention.attend", lambda o, self, *a: o(replace(self, window=None if self.window else 7), *a))),
+    "whole heads turned": (
+        "gptneox", "q_rope", "rope dimension 16 instead of 4", lambda: option("rope", dim=16)),
+    "a factor that cancels out": ("mistral3", "q_rope", "attention factor of YaRN", lambda: op(
+        "rope", lambda o, self, *a, **n: o(self, *a, **{**n, "scale": 0.1 * np.log(8) + 1}))),
+    "branches one behind the other": (
+        "gptneox", "ffn_norm", "computed from the stream behind attention",
+        lambda: node("Layer", one_behind_the_other)),
+    "branches side by side": (
+        "gemma2", "ffn_norm", "computed from the stream before attention",
+        lambda: node("Layer", side_by_side)),
+}  # fmt: skip
+
+
+def alike(tensors: dict[str, np.ndarray]) -> None:
+    """Every second expert is as likely as the one before it."""
+    for name, values in tensors.items():
+        if "ffn_gate_inp" in name:
+            values[1::2] = values[::2]
 
 
 @pytest.fixture(scope="module")
 def path_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A family's file, written once."""
     folder = tmp_path_factory.mktemp("bisect")
-    return cache(lambda arch: write(arch, folder / f"{arch}.gguf"))
+
+    def made(arch: str) -> Path:
+        more: dict[str, Any] = {"edit": alike} if arch == TIES else {}
+        name = arch.partition(" ")[0]
+        return write(name, folder / f"{arch}.gguf", experts=gguf.GGMLQuantizationType.MXFP4, **more)
+
+    return cache(made)
 
 
-def walked(path: Path, *patches: Patch) -> Report:
-    planted = Fault("mistake", "attention", ("attn",), "A mistake", ("any",), lambda: iter(patches))
-    spec = EngineSpec.parse("numpy")
+def walked(path: Path, *planted: Fault) -> Report:
     with (
-        scoped(lambda: connect(spec, path), (planted,) if patches else ()) as candidate,
+        scoped(lambda: connect(EngineSpec.parse("numpy"), path), planted) as candidate,
         open_engine("numpy64", path) as oracle,
         open_subject(path) as subject,
     ):
@@ -154,16 +140,34 @@ def walked(path: Path, *patches: Patch) -> Report:
         return bisect(candidate, oracle, IDS, subject, bounds)
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_bisect_names_the_stage_of_a_mistake(mistake: str, path_of: Callable[[str], Path]) -> None:
-    """The first wrong stage is the one where the mistake is, in the first layer that has it."""
-    arch, stage, make = MISTAKES[mistake]
-    report = walked(path_of(arch), make())
+def named_rightly(report: Report, stage: str, part: str) -> None:
     assert not report.ok
     assert report.findings[0].stages[0].rpartition(".")[2] == stage, report.sentence
+    assert part in report.findings[0].sentence, report.sentence
 
 
-@pytest.mark.parametrize("arch", sorted({arch for arch, _, _ in MISTAKES.values()}))
+@pytest.mark.parametrize("fault", FAULTS)
+def test_bisect_names_a_planted_fault(fault: str, path_of: Callable[[str], Path]) -> None:
+    """The first wrong stage is the one where the fault is, in the first layer that has it, and the sentence
+    says what it does there."""
+    arch, stage, part = FAULTS[fault]
+    named_rightly(walked(path_of(arch), *named([fault])), stage, part)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_bisect_names_a_mistake(mistake: str, path_of: Callable[[str], Path]) -> None:
+    """The same of what is no fault of the catalogue."""
+    arch, stage, part, make = MISTAKES[mistake]
+    planted = Fault("mistake", "attention", ("attn",), "A mistake", ("any",), lambda: iter([make()]))
+    named_rightly(walked(path_of(arch), planted), stage, part)
+
+
+@pytest.mark.parametrize("arch", sorted({arch for arch, *_ in (*FAULTS.values(), *MISTAKES.values())}))
 def test_bisect_finds_nothing_in_a_sound_family(arch: str, path_of: Callable[[str], Path]) -> None:
     """The same walk without a mistake."""
     assert walked(path_of(arch)).ok
+
+
+def test_every_fault_of_an_option_is_named() -> None:
+    """None that is planted in what only some architectures have is left out above."""
+    assert {name for name, fault in catalogue().items() if fault.area == "options"} <= FAULTS.keys()

@@ -31,6 +31,7 @@ SUITES = (
     "harness",
     "memory",
     "ops",
+    "options",
     "properties",
     "requests",
     "sampler",

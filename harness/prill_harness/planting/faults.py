@@ -26,7 +26,7 @@ from prill_runtime.errors import UsageError
 Wrap = Callable[[Any], Any]
 Patches = Callable[[], Iterable["Patch"]]
 AREAS = (
-    "file", "blocks", "embedding", "norm", "rope", "attention", "feed-forward", "head", "sampler",
+    "file", "blocks", "embedding", "norm", "rope", "attention", "feed-forward", "options", "head", "sampler",
     "tokenizer", "requests", "generation", "state", "late", "shapes", "memory", "cost", "trace", "device",
     "harness", "common",
 )  # fmt: skip

@@ -32,6 +32,18 @@ def op(name: str, changed: Callable[..., Any]) -> Patch:
     return around(f"prill_runtime.ops.numpy:NumpyBackend.{name}", changed)
 
 
+def option(name: str, **changed: Any) -> Patch:
+    """An op of the NumPy backend whose options, where they are given, have other values: these, or what these
+    make of them."""
+
+    def call(original: Any, self: Any, *given: Any, **options: Any) -> Any:
+        found = {key: value(options[key]) if callable(value) else value for key, value in changed.items()
+                 if options.get(key) is not None}  # fmt: skip
+        return original(self, *given, **{**options, **found})
+
+    return op(name, call)
+
+
 def decode(block: str, changed: Callable[..., Any]) -> Patch:
     """A block format's decoder replaced by `changed(original, fields)`."""
     return around(f"prill_runtime.quants.layouts:{block}.decode", changed)
@@ -45,6 +57,16 @@ def wiring(changed: Callable[..., Any]) -> Patch:
         changed(self.weights)
 
     return around("prill_runtime.models.load:Wired.__init__", load)
+
+
+def forgotten(ending: str) -> Patch:
+    """A model that was loaded without the tensors whose names end so."""
+
+    def forget(weights: Any) -> None:
+        for name in [name for name in weights if name.endswith(ending)]:
+            del weights[name]
+
+    return wiring(forget)
 
 
 def node(kind: str, changed: Callable[..., Any]) -> Patch:

@@ -15,7 +15,7 @@ from prill_harness.faults.trial.forgotten import LEAST_SHARE
 from prill_harness.records.evidence import Evidence, Status
 
 _FIRST_WRONG = re.compile(r"(?:^|[\s:])(?:blk\.\d+\.)?(\w+) is the first wrong stage")
-# Which stages an op computes, for faults that show only at the op suite's shapes.
+# Which stages an op computes, for faults that show only at the shapes of the suites `ops` and `options`.
 OPS = {
     "embed": ("embed",),
     "rms_norm": ("attn_norm", "ffn_norm", "output_norm"),
@@ -28,6 +28,17 @@ OPS = {
     "swiglu": ("act",),
     "gelu_tanh": ("act",),
     "add": ("ffn_in", "out"),
+    "route": ("routed",),
+    "experts": ("expert_gate", "expert_up", "expert_down"),
+    "mix": ("experts",),
+    "clamped": ("expert_act",),
+    "sinks": ("attn",),
+    "window": ("attn",),
+    "temper": ("attn",),
+    "softcap": ("attn", "logits"),
+    "stretched": ("q_rope", "k_rope"),
+    "scale": ("embed",),
+    "activations": ("act",),
 }
 # Uses the whole engine, so any other failure explains it.
 WHOLE_STEP = "ops.decode"
@@ -65,7 +76,7 @@ HARNESS = ("harness.", "tokens.golden_is_current")
 WITNESS = ("witness.",)
 TRACE = ("stages.complete", "stages.untouched")
 # If the logits are right, the trace is wrong and not the model.
-LOGITS = ("ops.", "tokens.", "properties.", "cache.")
+LOGITS = ("ops.", "options.", "tokens.", "properties.", "cache.")
 
 
 @dataclass(frozen=True)
@@ -188,5 +199,5 @@ def _text(killed: Sequence[Evidence]) -> Blame | None:
 
 
 def _op(killed: Sequence[Evidence]) -> Blame | None:
-    found = _first([e for e in killed if e.base != WHOLE_STEP], "ops.")
-    return _made(found, *OPS.get(found.base.removeprefix("ops."), ("ops",))) if found else None
+    found = _first([e for e in killed if e.base != WHOLE_STEP], "ops.", "options.")
+    return _made(found, *OPS.get(found.base.partition(".")[2], ("ops",))) if found else None

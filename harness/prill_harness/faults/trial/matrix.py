@@ -25,8 +25,8 @@ from prill_harness.run.pool import Event
 TIMEOUT_S = 240.0
 ENGINE = "numpy"
 # In the order of a diagnosis: suites of single parts before those that run the whole engine.
-ORDER = ("harness", "witness", "file", "blocks", "ops", "tokenizer", "stages", "tokens", "sampler", "cache",
-         "properties", "requests", "errors", "memory", "cost")  # fmt: skip
+ORDER = ("harness", "witness", "file", "blocks", "ops", "options", "tokenizer", "stages", "tokens", "sampler",
+         "cache", "properties", "requests", "errors", "memory", "cost")  # fmt: skip
 # CPU seconds of suites that take more than about one; the longest cells are started first.
 HEAVY = {"tokens": 6, "properties": 6, "requests": 2, "harness": 2, "cache": 2, "errors": 2}
 # The suites that may detect faults of an area, besides those whose checks claim them.
@@ -38,6 +38,7 @@ LOOK = {
     "rope": ("ops", "stages"),
     "attention": ("ops", "stages"),
     "feed-forward": ("ops", "stages"),
+    "options": ("options", "stages"),
     "head": ("stages", "tokens", "sampler"),
     "sampler": ("stages", "sampler"),
     "tokenizer": ("tokenizer",),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -23,7 +23,7 @@ class Right:
     Attributes:
         q: (token, head, dim), late queries sharpened where the node does that. k, v: (token, kv head, dim).
         window: keys that a token sees, its own included; 0 is all of them.
-        scale: of the scores. softcap: they stay within it. sinks: (head,) scores of no key.
+        scale: of the scores. softcap: they stay within it, by `bend`. sinks: (head,) scores of no key.
     """
 
     q: Array
@@ -33,6 +33,7 @@ class Right:
     scale: float
     softcap: float | None = None
     sinks: Array | None = None
+    bend: Callable[[Array], Array] = np.tanh
 
     @classmethod
     def of(cls, case: Case, node: Attention) -> Right:
@@ -79,7 +80,7 @@ class Right:
         if gone is not None:
             scores = np.where(gone, 0.0, scores)
         if self.softcap is not None:
-            scores = self.softcap * np.tanh(scores / self.softcap)
+            scores = self.softcap * self.bend(scores / self.softcap)
         scores = np.where(self.mask if sees is None else sees, scores, -np.inf)
         most = scores.max(axis=-1, keepdims=True)
         rest = np.full((len(heads), 1, 1), -np.inf) if self.sinks is None else self.sinks[:, None, None]
@@ -156,6 +157,7 @@ def caps(case: Case, node: Attention) -> Iterator[Guess]:
     if cap is None:
         return
     yield f"scores not capped at {cap:g}", replace(right, softcap=None)()
+    yield f"scores cut off at {cap:g}, not bent", replace(right, bend=lambda x: np.clip(x, -1.0, 1.0))()
     yield f"scores capped at {cap:g} before they are scaled", replace(right, softcap=cap * right.scale)()
     for other in (30.0, 50.0):
         if other != cap:

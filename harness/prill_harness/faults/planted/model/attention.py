@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from prill_harness.planting.faults import Patch, fault
-from prill_harness.planting.tools import ONE, around, node, op, wiring
+from prill_harness.planting.tools import ONE, around, node, op, option, wiring
 
 ATTN = ("attn",)
 
@@ -206,3 +206,60 @@ def batch_keys_of_neighbour() -> Iterator[Patch]:
         return original(self, p, q, k, v)
 
     yield node("Attention.attend", attend)
+
+
+@fault(area="options", blames=ATTN, needs=("sinks",))
+def sinks_left_out() -> Iterator[Patch]:
+    """Sinks take no part of the softmax."""
+    yield op("attention", lambda o, self, *given, sinks=None, **how: o(self, *given, **how))
+
+
+@fault(area="options", blames=ATTN, needs=("sinks",))
+def one_sink_a_layer() -> Iterator[Patch]:
+    """The sink of the first head is every head's."""
+    yield option("attention", sinks=lambda sinks: np.full_like(sinks, sinks[0]))
+
+
+@fault(area="options", blames=ATTN, needs=("sinks",))
+def sinks_scaled() -> Iterator[Patch]:
+    """Sinks are scaled as scores are."""
+
+    def attention(original: Any, self: Any, *given: Any, scale: float, sinks: Any = None, **how: Any) -> Any:
+        if sinks is not None:
+            how["sinks"] = sinks * sinks.dtype.type(scale)
+        return original(self, *given, scale=scale, **how)
+
+    yield op("attention", attention)
+
+
+@fault(area="options", blames=ATTN, needs=("window", "sinks"))
+def window_in_other_layers() -> Iterator[Patch]:
+    """Layers that see all have the window of the others, which see all."""
+
+    def attend(original: Any, self: Any, p: Any, *given: Any) -> Any:
+        windows = filter(None, (layer.attention.window for layer in p.network.layers))
+        return original(replace(self, window=None if self.window else next(windows)), p, *given)
+
+    yield node("Attention.attend", attend)
+
+
+@fault(area="options", blames=ATTN, needs=("sinks",))
+def head_size_from_width() -> Iterator[Patch]:
+    """Scores are scaled for heads that share the width, where the file gives heads a size of their own."""
+
+    def attend(original: Any, self: Any, *given: Any) -> Any:
+        return original(replace(self, scale=(self.norm.width / self.heads) ** -0.5), *given)
+
+    yield node("Attention.attend", attend)
+
+
+@fault(area="options", blames=ATTN, needs=("softcap",))
+def scores_not_capped() -> Iterator[Patch]:
+    """Scores are not held within their cap."""
+    yield op("attention", lambda o, self, *given, softcap=None, **how: o(self, *given, **how))
+
+
+@fault(area="options", blames=ATTN, models=ONE)
+def late_queries_not_sharpened() -> Iterator[Patch]:
+    """Queries beyond the original length are as they were before it."""
+    yield op("temper", lambda o, self, x, *given, **how: x.copy())

@@ -69,3 +69,9 @@ def learned_positions_from_one() -> Iterator[Patch]:
 def learned_positions_wrap() -> Iterator[Patch]:
     """Learned positions start again after 256."""
     yield _positions(lambda positions, rows: positions % 256)
+
+
+@fault(area="options", blames=EMBED, needs=("embedding_scale",))
+def embedding_not_scaled() -> Iterator[Patch]:
+    """Rows of the embedding are not multiplied by the root of the width."""
+    yield op("scale", lambda o, self, x, by: x.copy())

@@ -158,3 +158,15 @@ def linear_input_in_half() -> Iterator[Patch]:
             return original(self, x.astype(np.float16).astype(self.dtype), *rest)
 
     yield op("linear", linear)
+
+
+@fault(area="options", blames=ACT, models=ONE)
+def tanh_for_erf() -> Iterator[Patch]:
+    """GELU is computed with tanh, where the model has the exact form."""
+    yield op("gelu_erf", lambda o, self, x: self.gelu_tanh(x))
+
+
+@fault(area="options", blames=ACT, needs=("gelu_tanh", "gate"))
+def silu_for_gelu() -> Iterator[Patch]:
+    """The gate passes through SiLU, not through GELU."""
+    yield op("geglu", lambda o, self, gate, up: self.swiglu(gate, up))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from prill_harness.planting.faults import Patch, fault
-from prill_harness.planting.tools import ONE, description, node
+from prill_harness.planting.tools import ONE, description, node, op
 
 LOGITS = ("logits",)
 
@@ -76,3 +76,15 @@ def head_rows_cut() -> Iterator[Patch]:
         return logits
 
     yield _logits(cut)
+
+
+@fault(area="options", blames=LOGITS, needs=("logit_softcap",))
+def logits_not_capped() -> Iterator[Patch]:
+    """Logits are not held within their cap."""
+    yield node("Head", lambda o, self, *given: o(replace(self, softcap=None), *given))
+
+
+@fault(area="options", blames=("attn", *LOGITS), needs=("softcap", "logit_softcap"))
+def caps_cut_off() -> Iterator[Patch]:
+    """Scores and logits are cut off at their cap, where they bend towards it."""
+    yield op("softcap", lambda o, self, x, cap: np.clip(x, -x.dtype.type(cap), x.dtype.type(cap)))

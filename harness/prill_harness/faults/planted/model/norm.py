@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from prill_harness.planting.faults import Patch, fault
-from prill_harness.planting.tools import ONE, around, op, wiring
+from prill_harness.planting.tools import ONE, around, node, op, wiring
 
 NORMS = ("attn_norm", "ffn_norm", "output_norm")
 
@@ -124,3 +124,43 @@ def variance_n_minus_1() -> Iterator[Patch]:
         return original(self, x, weight * np.sqrt(share), bias, eps * share)
 
     yield op("layer_norm", layer_norm)
+
+
+def _skipped(*endings: str) -> Patch:
+    """Norms, by the ends of their stages' names, that let everything through."""
+
+    def norm(original: Any, self: Any, p: Any, x: Any) -> Any:
+        return p.tap(self.name, x.copy()) if self.name.endswith(endings) else original(self, p, x)
+
+    return node("RmsNorm", norm)
+
+
+@fault(area="options", blames=("q_norm",), needs=("qk_norm",))
+def queries_not_normed() -> Iterator[Patch]:
+    """The heads of queries are not normed."""
+    yield _skipped(".q_norm")
+
+
+@fault(area="options", blames=("k_norm",), needs=("qk_norm",))
+def keys_not_normed() -> Iterator[Patch]:
+    """The heads of keys are not normed."""
+    yield _skipped(".k_norm")
+
+
+@fault(area="options", blames=("q_norm", "k_norm"), needs=("qk_norm",))
+def heads_normed_together() -> Iterator[Patch]:
+    """Queries and keys are normed over all heads together, where each head is by itself."""
+
+    def rms_norm(original: Any, self: Any, x: Any, weight: Any, eps: float) -> Any:
+        if x.ndim < 3:
+            return original(self, x, weight, eps)
+        mean = np.mean(x * x, axis=(1, 2), keepdims=True)
+        return np.asarray(x / np.sqrt(mean + self.dtype.type(eps)) * weight)
+
+    yield op("rms_norm", rms_norm)
+
+
+@fault(area="options", blames=("post_attn_norm", "post_ffn_norm"), needs=("post_norm",))
+def post_norms_left_out() -> Iterator[Patch]:
+    """What attention and the feed-forward layer add is not normed."""
+    yield _skipped(".post_attn_norm", ".post_ffn_norm")

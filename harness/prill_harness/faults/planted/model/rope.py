@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from prill_harness.planting.faults import Patch, fault
-from prill_harness.planting.tools import node, op
+from prill_harness.planting.tools import ONE, node, op, option
 
 ROPE = "prill_runtime.ops.numpy:NumpyBackend.rope"
 BLAMES = ("q_rope", "k_rope")
@@ -136,3 +136,38 @@ def rope_pair_swapped_last_layer() -> Iterator[Patch]:
         return p.tap(stage, turned[..., order])
 
     yield node("Rope", rotate)
+
+
+@fault(area="options", blames=BLAMES, needs=("yarn",))
+def yarn_factor_left_out() -> Iterator[Patch]:
+    """Cosines and sines lack the attention factor of YaRN."""
+    yield option("rope", scale=1.0)
+
+
+@fault(area="options", blames=BLAMES, needs=("yarn",))
+def yarn_bounds_rounded() -> Iterator[Patch]:
+    """The bounds of YaRN are rounded outwards where the model keeps them, and kept where it rounds."""
+    yield option("rope", yarn=lambda yarn: yarn._replace(truncate=not yarn.truncate))
+
+
+@fault(area="options", blames=BLAMES, needs=("yarn",))
+def yarn_as_linear() -> Iterator[Patch]:
+    """Every frequency is divided by the factor, where YaRN leaves the fast ones as they are."""
+    yield op("rope", lambda o, self, *given, yarn=None, **how: o(self, *given, **how))
+
+
+@fault(area="options", blames=BLAMES, needs=("two_bases",))
+def second_base_ignored() -> Iterator[Patch]:
+    """Layers with a window are turned as the others are, by their base and scaling."""
+
+    def rotate(original: Any, self: Any, p: Any, x: Any, stage: str) -> Any:
+        ropes = (layer.attention.rope for layer in p.network.layers)
+        return original(next(rope for rope in ropes if not rope.local), p, x, stage)
+
+    yield node("Rope", rotate)
+
+
+@fault(area="options", blames=BLAMES, models=ONE)
+def short_divisors_for_all() -> Iterator[Patch]:
+    """The divisors of short texts are taken for long ones, too."""
+    yield op("rope", lambda o, self, *given, long=None, **how: o(self, *given, **how))

@@ -185,3 +185,9 @@ def returns_are_spaces() -> Iterator[Patch]:
 def marks_are_letters() -> Iterator[Patch]:
     """Pre-tokenizers keep combining marks with the letters before them."""
     yield from other_expressions(lambda pattern: re.sub(r"(?<!\[)\\p\{L\}\+", r"[\\p{L}\\p{M}]+", pattern))
+
+
+@fault(area=AREA, blames=BLAMES)
+def o200k_marks_apart() -> Iterator[Patch]:
+    """The pre-tokenizer of o200k takes combining marks for no part of a word."""
+    yield from other_expressions(lambda pattern: pattern.replace(r"\p{Lo}\p{M}", r"\p{Lo}"))

@@ -84,3 +84,15 @@ def all_spaces_of_prefix_stripped() -> Iterator[Patch]:
         return bytes(piece.lstrip(b" ") if first and token_id not in self._tokenizer._control else piece)
 
     yield around(f"{BASE}:_PieceReader.read", read)
+
+
+@fault(area=AREA, blames=BLAMES, models=("fixture:gpt-oss-tiny",))
+def harmony_token_split() -> Iterator[Patch]:
+    """The marks of a channel and of a message are split into pieces like any text."""
+
+    def adopt(original: Any, self: Any, vocabulary: Any) -> None:
+        original(self, vocabulary)
+        marks = ("<|channel|>", "<|message|>")
+        self._special = [i for i in self._special if vocabulary.tokens[i] not in marks]
+
+    yield around(f"{BASE}:Tokenizer._adopt", adopt)
