@@ -18,7 +18,7 @@ from prill_harness.records.catalog import check_ids, packaged, suite_file, suite
 from prill_harness.records.evidence import Evidence, Status
 from prill_harness.records.ledger import read
 
-from .planted_requests import FAULTS
+from .planted_options import FAULTS
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "fixture:llama-tiny"
