@@ -19,6 +19,10 @@ IN_BOTH = (
     "rms_eps_outside_root", "rms_mean_subtracted", "norm_weight_offset", "layer_norm_no_bias",
     "variance_n_minus_1", "gate_up_swapped", "silu_without_gate", "gelu_erf", "linear_bias_dropped",
     "embed_scaled", "learned_positions_from_one", "logits_scaled", "logits_capped",
+    "sinks_left_out", "window_in_other_layers", "yarn_bounds_rounded", "softmax_before_choice",
+    "one_expert_less", "expert_bias_dropped", "clamp_of_gate_alone", "linear_half_not_raised",
+    "scores_not_capped", "heads_normed_together", "post_norms_left_out", "second_base_ignored",
+    "logits_not_capped",
 )  # fmt: skip
 
 for each in IN_BOTH:

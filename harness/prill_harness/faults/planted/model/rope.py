@@ -162,7 +162,7 @@ def second_base_ignored() -> Iterator[Patch]:
 
     def rotate(original: Any, self: Any, p: Any, x: Any, stage: str) -> Any:
         ropes = (layer.attention.rope for layer in p.network.layers)
-        return original(next(rope for rope in ropes if not rope.local), p, x, stage)
+        return original(next((rope for rope in ropes if not rope.local), self), p, x, stage)
 
     yield node("Rope", rotate)
 
