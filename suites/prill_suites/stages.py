@@ -104,6 +104,13 @@ STAGE_FAULTS = (
     "gate_up_swapped",
     "gelu_erf",
     "layer_norm_no_bias",
+    "router_bias_dropped",
+    "experts_exchanged",
+    "window_in_other_layers",
+    "head_size_from_width",
+    "queries_not_normed",
+    "post_norms_left_out",
+    "second_base_ignored",
 )
 
 
