@@ -130,14 +130,14 @@ def path_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return cache(made)
 
 
-def walked(path: Path, *planted: Fault) -> Report:
+def walked(path: Path, *planted: Fault, ids: list[int] = IDS) -> Report:
     with (
         scoped(lambda: connect(EngineSpec.parse("numpy"), path), planted) as candidate,
         open_engine("numpy64", path) as oracle,
         open_subject(path) as subject,
     ):
-        bounds = stage_bounds(path, lane_for("f32", "float32"), IDS, capture(oracle, IDS).stages)
-        return bisect(candidate, oracle, IDS, subject, bounds)
+        bounds = stage_bounds(path, lane_for("f32", "float32"), ids, capture(oracle, ids).stages)
+        return bisect(candidate, oracle, ids, subject, bounds)
 
 
 def named_rightly(report: Report, stage: str, part: str) -> None:
@@ -160,6 +160,17 @@ def test_bisect_names_a_mistake(mistake: str, path_of: Callable[[str], Path]) ->
     arch, stage, part, make = MISTAKES[mistake]
     planted = Fault("mistake", "attention", ("attn",), "A mistake", ("any",), lambda: iter([make()]))
     named_rightly(walked(path_of(arch), planted), stage, part)
+
+
+def test_bisect_names_the_divisors_of_a_short_text(path_of: Callable[[str], Path]) -> None:
+    """Up to the original length the long ones are the wrong ones."""
+
+    def rope(original: Any, self: Any, *given: Any, long: Any = None, **how: Any) -> Any:
+        return original(self, *given, **{**how, "freq_factors": long[0]})
+
+    planted = Fault("mistake", "rope", ("q_rope",), "A mistake", ("any",), lambda: iter([op("rope", rope)]))
+    report = walked(path_of("phi3"), planted, ids=IDS[:20])
+    named_rightly(report, "q_rope", "divisors for long texts, whatever the length")
 
 
 @pytest.mark.parametrize("arch", sorted({arch for arch, *_ in (*FAULTS.values(), *MISTAKES.values())}))

@@ -173,7 +173,6 @@ def activation(case: Case, node: Experts) -> Iterator[Guess]:
     yield "no clamp", _clamped(gate, up, none, none, alpha, 1.0)
     yield f"the gate alone clamped at {own}, the linear half not", _clamped(gate, up, limit, none, alpha, 1.0)
     yield f"the linear half alone clamped at {own}, the gate not", _clamped(gate, up, none, limit, alpha, 1.0)
-    yield f"the gate clamped at -{own}, too", _clamped(np.maximum(gate, -limit), up, limit, limit, alpha, 1.0)
     yield (
         "the linear half clamped from above alone",
         _clamped(gate, np.minimum(up, limit), limit, none, alpha, 1.0),
@@ -207,7 +206,6 @@ def mixing(case: Case, node: Experts) -> Iterator[Guess]:
     yield "experts added without their weights", mixed(np.sign(weights))
     yield "experts weighted alike (their mean)", mixed(np.sign(weights) / node.used)
     yield "weights applied twice", mixed(weights**2)
-    yield "weights brought to 1 once more", mixed(weights / weights.sum(axis=-1, keepdims=True))
     yield "the first expert alone", mixed(weights * (np.arange(node.used) == 0))
     yield "the last expert left out", mixed(weights * (np.arange(node.used) < node.used - 1))
     strongest = weights == weights.max(axis=-1, keepdims=True)
