@@ -47,7 +47,7 @@ FAULTS = {
     "router_bias_dropped": ("gpt-oss", "router", "bias of blk.0.ffn_gate_inp left out"),
     "expert_bias_dropped": ("gpt-oss", "expert_gate", "bias of blk.0.ffn_gate_exps left out"),
     "experts_shifted": ("gpt-oss", "expert_gate", "ffn_gate_exps shifted by one expert, biases not"),
-    "experts_exchanged": ("qwen3moe", "expert_gate", "experts 0 and 1 of blk.0.ffn_gate_exps exchanged"),
+    "experts_exchanged": ("gpt-oss", "expert_gate", "matrices of experts 0 and 1 of blk.0.ffn_gate_exps"),
     "experts_not_weighted": ("gpt-oss", "experts", "experts added without their weights"),
     "experts_weighted_by_rank": ("gpt-oss", "experts", "weights in the order of size"),
     "clamp_left_out": ("gpt-oss", "expert_act", "no clamp"),
@@ -160,6 +160,13 @@ def test_bisect_names_a_mistake(mistake: str, path_of: Callable[[str], Path]) ->
     arch, stage, part, make = MISTAKES[mistake]
     planted = Fault("mistake", "attention", ("attn",), "A mistake", ("any",), lambda: iter([make()]))
     named_rightly(walked(path_of(arch), planted), stage, part)
+
+
+def test_places_of_experts_are_no_heads(path_of: Callable[[str], Path]) -> None:
+    """Where an expert's product is wrong, is told by its place among those chosen."""
+    sentence = walked(path_of("gpt-oss"), *named(["experts_exchanged"])).sentence
+    assert "chosen expert" in sentence
+    assert "head" not in sentence
 
 
 def test_bisect_names_the_divisors_of_a_short_text(path_of: Callable[[str], Path]) -> None:

@@ -27,6 +27,7 @@ from prill_harness.stages.trace import Trace, capture, fit
 from prill_runtime.errors import EngineError, Inconclusive, NotANumber
 from prill_runtime.models.base import Stage
 from prill_runtime.models.nodes.attention import Attention
+from prill_runtime.models.nodes.experts import ExpertLinear, Experts
 from prill_runtime.models.nodes.network import Embed
 from prill_runtime.models.nodes.rope import Rope
 
@@ -206,5 +207,6 @@ def _diagnose(case: Case, result: StageResult, unseen: tuple[str, ...]) -> Diagn
     heads = node.heads if isinstance(node, Attention) else 0
     whole = len(case.got) == len(case.ids) or not isinstance(node, _PLACED)
     reason = explain(case, result.bound) if whole else None
-    where = localise(case.got, case.want, heads)
+    noun = "chosen expert" if isinstance(node, Experts | ExpertLinear) else "head"
+    where = localise(case.got, case.want, heads, noun)
     return Diagnosis(case.stage, result.isolated, fact, where, reason, unseen)

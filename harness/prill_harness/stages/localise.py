@@ -8,12 +8,13 @@ from numpy.typing import NDArray
 FEW_VALUES = 3
 
 
-def localise(got: NDArray[np.float64], want: NDArray[np.float64], heads: int = 0) -> str:
+def localise(got: NDArray[np.float64], want: NDArray[np.float64], heads: int = 0, noun: str = "head") -> str:
     """A clause such as "only tokens 128 to 299" or "only element 17"; empty if the error is everywhere.
 
     Args:
         got, want: (token, ...) arrays of one shape.
         heads: query heads of the model; a last axis divisible by them is also reported by head.
+        noun: what the middle one of three axes counts.
     """
     with np.errstate(invalid="ignore"):
         error = np.abs(got - want).reshape(len(got), -1)
@@ -26,8 +27,8 @@ def localise(got: NDArray[np.float64], want: NDArray[np.float64], heads: int = 0
     heads = got.shape[1] if got.ndim == 3 else heads
     if heads and wrong.shape[1] % heads == 0 and wrong.shape[1] > heads:
         by_head = wrong.reshape(len(wrong), heads, -1)
-        parts.append(_span("head", by_head.any(axis=(0, 2))))
-        parts.append(_span("element", by_head.any(axis=(0, 1)), of=" of the head"))
+        parts.append(_span(noun, by_head.any(axis=(0, 2))))
+        parts.append(_span("element", by_head.any(axis=(0, 1)), of=f" of the {noun}"))
     else:
         parts.append(_span("element", wrong.any(axis=0)))
     return ", ".join(part for part in parts if part)

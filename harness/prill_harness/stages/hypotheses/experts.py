@@ -132,26 +132,29 @@ def matrices(case: Case, node: ExpertLinear) -> Iterator[Guess]:
         near = other_node.stage.rpartition(".")[0] == node.stage.rpartition(".")[0] and other_node != node
         if near and other is not None and other.shape == weight.shape:
             yield f"{other_node.name} used instead of {stem}", product(other)
-    yield from _exchanged(case, stem, places, product)
+    yield from _exchanged(case, stem, places, weight, product)
     for clause, decoded in misreadings(case, f"{stem}.weight", weight.shape):
         yield f"{stem}: {clause}", product(decoded)
 
 
-def _exchanged(case: Case, stem: str, places: Chosen, product: Callable[..., Array]) -> Iterator[Guess]:
+def _exchanged(
+    case: Case, stem: str, places: Chosen, weight: Array, product: Callable[..., Array]
+) -> Iterator[Guess]:
     """One expert that has another's matrix, or two that have each other's, while all others are right."""
     suspects = np.unique(places[wrong_rows(case, axes=2)]).tolist()
     every = np.arange(case.inputs[1].shape[1])
     if len(suspects) == 2:
         swapped = every.copy()
         swapped[suspects] = suspects[::-1]
-        yield f"experts {suspects[0]} and {suspects[1]} of {stem} exchanged", product(at=swapped[places])
+        both = f"{suspects[0]} and {suspects[1]} of {stem} exchanged"
+        yield f"experts {both}", product(at=swapped[places])
+        yield f"matrices of experts {both}, biases not", product(weight[swapped])
     if len(suspects) == 1:
         (only,) = suspects
         for other in np.delete(every, only).tolist():
-            yield (
-                f"expert {other} of {stem} in the place of expert {only}",
-                product(at=np.where(places == only, other, places)),
-            )
+            moved = np.where(every == only, other, every)
+            yield f"expert {other} of {stem} in the place of expert {only}", product(at=moved[places])
+            yield f"matrix of expert {other} of {stem} for expert {only}, bias not", product(weight[moved])
 
 
 @hypothesis(Experts, stages=("expert_act",))
