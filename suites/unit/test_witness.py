@@ -20,8 +20,9 @@ from prill_fixtures import sound, types
 from prill_fixtures.config import SPECIAL
 from prill_harness import open_engine
 from prill_harness.engines.embedded import NumPy64
-from prill_harness.faults.catalogue import catalogue
+from prill_harness.faults.catalogue import catalogue, named
 from prill_harness.numbers.compare import nmse
+from prill_harness.planting import faults
 from prill_harness.records.evidence import Evidence, Status
 from prill_harness.records.ledger import read
 from prill_harness.run.checks import CheckFailed, Observer
@@ -211,3 +212,17 @@ def test_wrong_arithmetic_cannot_widen_its_own_bounds(
     monkeypatch.setenv("PRILL_CACHE", str(tmp_path / "another"))
     with pytest.raises(CheckFailed, match=r"the noise floor of the lane exact is NMSE .* rounding leaves"):
         suite.test_floors(Observer(), golden_for(str(path)), path)
+
+
+def test_a_fault_of_the_engine_is_none_of_the_oracle() -> None:
+    """In a process whose engine is faulty the oracle reads changed files as ever; a fault of both stays."""
+    path, own, both = prill_fixtures.path("llama-tiny"), "gqa_interleaved", "common_gqa_interleaved"
+    found = {}
+    for name in ("", own, both):
+        faults.ambient(named([name] if name else ()))
+        try:
+            found[name] = sensitivity.oracle_logits(path, sensitivity.shallow(witness.read(path)), IDS)
+        finally:
+            faults.ambient(())
+    assert np.array_equal(found[""], found[own])
+    assert not np.allclose(found[""], found[both])

@@ -18,6 +18,7 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from prill_harness.numbers.compare import largest
+from prill_harness.planting import faults
 from prill_harness.witness.reading import Reading
 from prill_runtime.gguf.file import GGUFFile, open_gguf
 from prill_runtime.gguf.tensors import TensorInfo
@@ -73,19 +74,20 @@ def _layer(name: str) -> int:
 def oracle_logits(path: Path, reading: Reading, ids: Sequence[int]) -> NDArray[np.float64]:
     """Logits of the oracle's code in float64 from the file as `reading` has it: (len(ids), vocabulary).
 
+    Faults of the engine are suspended, as they are in an oracle that is opened.
+
     Raises:
         ModelFileError, UnsupportedModel: the runtime refuses the changed file.
     """
-    with open_gguf(path) as file:
-        stated = {
-            name: value for name, value in reading.keys.items() if name.startswith(f"{file.architecture}.")
-        }
+    with faults.only(()), open_gguf(path) as file:
+        prefix = f"{file.architecture}."
+        stated = {name: value for name, value in reading.keys.items() if name.startswith(prefix)}
         varied: Any = Varied(file, stated, reading.changed)
         backend = NumpyBackend("float64")
         wired, report = load(varied, backend)
-    model = Model(wired, backend, None, report, "")  # type: ignore[arg-type]  # ids go in, no text
-    cache = KVCache(*wired.network.cache_shape, len(ids), backend.dtype, 0)
-    return np.asarray(model.forward([(cache, ids)])[0], np.float64)
+        model = Model(wired, backend, None, report, "")  # type: ignore[arg-type]  # ids go in, no text
+        cache = KVCache(*wired.network.cache_shape, len(ids), backend.dtype, 0)
+        return np.asarray(model.forward([(cache, ids)])[0], np.float64)
 
 
 @dataclass(frozen=True)
