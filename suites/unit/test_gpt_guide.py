@@ -97,7 +97,7 @@ TWICE = {"LayerNorm", "GELU", "RMSNorm", "YaRN", "Windows", "Sinks", "Router", "
          "An MXFP4 block"}  # fmt: skip
 
 
-@pytest.mark.parametrize("title", TWICE)
+@pytest.mark.parametrize("title", sorted(TWICE))
 def test_arithmetic_comes_first_and_the_op_agrees(title: str) -> None:
     """One number is computed without prill and then by it, and the guide shows the same for both."""
     shown = [example for example in SECTIONS[title].examples if example.source.startswith("show(")]
