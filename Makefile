@@ -7,7 +7,7 @@ JOBS ?= 2
 ARCH ?= sm_90
 
 .DEFAULT_GOAL := help
-.PHONY: help gate test digests test-hf test-engines emu-sanitize kernels lint format goldens clean
+.PHONY: help gate gate-families test digests test-hf test-engines emu-sanitize kernels lint format goldens clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,6 +15,9 @@ help:  ## list the targets
 gate: $(VENV)/.installed  ## run the default gate on the packaged fixtures; writes out/
 	@echo "prill is installed: source $(VENV)/bin/activate makes it a command"
 	$(BIN)/prill gate -j $(JOBS)
+
+gate-families: $(VENV)/.installed  ## run the default gate and what it has no time for: Gemma 3
+	$(BIN)/prill gate families -j $(JOBS) --out out/families
 
 test: $(VENV)/.installed-dev  ## run prill's own tests
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not hf and not engines"
