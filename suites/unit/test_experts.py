@@ -17,6 +17,7 @@ from prill_runtime.device.ops.tensor_cores import FULL_TILE
 from prill_runtime.device.steps import launches
 from prill_runtime.gguf.tensors import TensorInfo
 from prill_runtime.ops.numpy import NumpyBackend
+from prill_runtime.quants.layouts import BlockFormat, dequantize
 
 from .test_kernels import backend, nmse, raw_tensor
 
@@ -87,6 +88,21 @@ def test_rows_of_an_expert_are_multiplied_together(
     finally:
         del fast.device.launch
     assert launched.count(f"tensor_experts_{tiles}_{type.name.lower()}") == 2
+
+
+def test_a_code_becomes_the_half_that_its_float_rounds_to(fast: CudaBackend) -> None:
+    """Every code of MXFP4 with scales within half's range, below it and far below, bit for bit."""
+    scales = [0, 1, 90, 100, 101, 102, 103, 104, 112, 113, 127, 140]
+    blocks = np.zeros((2 * len(scales), 3), BlockFormat.registry[T.MXFP4].layout)
+    blocks["e"] = np.repeat(scales, 2)[:, None]
+    blocks["q"] = np.arange(blocks["q"].size).reshape(blocks["q"].shape) * 151 % 256
+    info = TensorInfo("t", (2, len(scales), 96), T.MXFP4)
+    raw = blocks.view(np.uint8).ravel()
+    routed, x = np.ones((96, 2), np.float32), np.eye(96, dtype=np.float32)
+    got = fast.download(fast.expert_linear(x, fast.weight(raw, info), routed, used=2))
+    floats = dequantize(raw, T.MXFP4, info.shape).transpose(2, 0, 1)
+    assert len(np.unique(floats / np.abs(floats).max(axis=0))) > 8
+    assert np.array_equal(got, floats.astype(np.float16).astype(np.float32))
 
 
 def test_the_order_of_rows_is_made_once(fast: CudaBackend) -> None:
