@@ -22,6 +22,9 @@ from prill_suites import contract_requests as requests
 from prill_suites import contract_sight as sight
 from prill_suites.contract_judges import Client, Judge
 
+from .served import WRONG_AT
+from .test_http import Started
+
 MODEL = "fixture:llama-tiny"
 FAMILIES = ("llama-tiny", "gpt2-tiny", "llama-window", "gpt-oss-tiny", "gemma3-tiny", "llama-tiny:q8_0")
 
@@ -175,6 +178,26 @@ def test_a_defect_is_found_by_the_check_that_is_about_it(
 ) -> None:
     """Each defect of the class, by the judge whose promise it breaks, in a sentence that says which."""
     assert says in found(judge, mine, defect, golden, oracle)
+
+
+def test_a_server_is_judged_by_the_same(golden: Golden, oracle: Embedded) -> None:
+    """Over HTTP: what is right passes; a server that ignores seeds, and one that gets a token wrong, and
+    one that breaks when no token is asked for, are found."""
+    server = Started("llama")
+    try:
+        with open_engine(f"{server.url},arithmetic=float32", MODEL) as engine:
+
+            def says(judge: Judge) -> str:
+                return sight.judged(judge, Client(Observer(), engine, golden, oracle), engine)
+
+            assert says(requests.vocabulary) == says(requests.stops) == ""
+            assert "all give the same text" in says(requests.seeds)
+            assert "breaks off" in says(requests.lengths) or "disconnected" in says(requests.lengths)
+            server.switch("token")
+            assert f"prompt 0, token {WRONG_AT}: expected" in says(judges.choices)
+    finally:
+        server.process.kill()
+        server.process.wait()
 
 
 def test_what_passes_a_judge_is_told(
