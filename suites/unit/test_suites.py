@@ -25,6 +25,7 @@ MODEL = "fixture:llama-tiny"
 SUITES = (
     "blocks",
     "cache",
+    "contract",
     "cost",
     "errors",
     "file",
@@ -110,11 +111,15 @@ def test_checklists_and_checks_agree() -> None:
     assert listed == set(CHECKS)
 
 
-def test_the_default_gate_runs_every_check() -> None:
-    """The plan of the default gate holds a cell of every suite, and requires every checklist."""
-    gate = load_policy(packaged() / "gates.toml").gate()
-    assert {suite for entry in gate.plan for suite in entry.suites} == set(SUITES)
-    assert set(gate.checklists) == {checklist.id for checklist in load_checklists()}
+def test_the_gates_run_every_check() -> None:
+    """The default gate holds a cell of every suite and requires every checklist, but those of `contract`, the
+    gate of engines that somebody else wrote."""
+    policy = load_policy(packaged() / "gates.toml")
+    default, contract = policy.gate(), policy.gate("contract")
+    assert {suite for entry in contract.plan for suite in entry.suites} == {"contract"}
+    assert {suite for entry in default.plan for suite in entry.suites} == set(SUITES) - {"contract"}
+    assert contract.checklists == ("contract",)
+    assert set(default.checklists) == {checklist.id for checklist in load_checklists()} - {"contract"}
 
 
 def test_a_checkout_judges_by_the_packaged_gates(monkeypatch: pytest.MonkeyPatch) -> None:
