@@ -90,7 +90,7 @@ def test_the_default_gate_asks_it_of_every_architecture_of_its_plan() -> None:
     assert gate.checklists == ("foundation", "model")
     models = {model: traits(model) for entry in gate.plan for model in entry.models}
     lists = instances(load_checklists(gate.checklists), models)
-    assert [each.id for each in lists] == ["foundation", "llama", "gpt2"]
+    assert [each.id for each in lists] == ["foundation", "llama", "gpt2", "gpt-oss"]
     for each in lists[1:]:
         assert {c for i in each.items for c in i.checks} == {
             c for asked in BEFORE.values() for c in asked[1:]

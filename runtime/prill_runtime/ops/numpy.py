@@ -143,43 +143,24 @@ class NumpyBackend(Backend[Array, Array, Array]):
             high = min(low + QUERY_ROWS, rows)
             last = min(start + high, length)
             first = 0 if window is None else max(0, min(start + low - window + 1, last - 1))
-            # Called for each block, so that its scores are gone before those of the next are made.
-            mixed = self._attended(
-                blocked[:, :, low:high], k[:, first:last], v[:, first:last], start + low - first,
-                scale, window, softcap, sinks,
-            )  # fmt: skip
+            block = blocked[:, :, low:high].reshape(kv_heads, group * (high - low), head_dim)
+            scores = (block * self.dtype.type(scale)) @ k[:, first:last].transpose(0, 2, 1)
+            if softcap is not None:
+                scores = self.softcap(scores, softcap)
+            if high - low > 1:  # one row sees every key that is left
+                query, key = np.arange(start + low, start + high)[:, None], np.arange(first, last)
+                hidden = key > query
+                if window is not None:
+                    hidden |= key <= query - window
+                np.copyto(scores.reshape(kv_heads, group, high - low, -1), -np.inf, where=hidden)
+            if sinks is not None:
+                column = np.repeat(sinks.reshape(kv_heads, group), high - low, axis=1)[..., None]
+                scores = np.concatenate([scores, column], axis=-1)
+            weights = self.softmax(scores)[..., : last - first]
+            mixed = (weights @ v[:, first:last]).reshape(kv_heads, group, high - low, head_dim)
             out[low:high] = mixed.transpose(2, 0, 1, 3)
+            del scores, weights, mixed  # before those of the next block are made
         return out.reshape(rows, heads * head_dim)
-
-    def _attended(
-        self,
-        q: Array,
-        k: Array,
-        v: Array,
-        start: int,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
-        sinks: Array | None,
-    ) -> Array:
-        """Values (kv_head, group, row, dim) that a block of queries of that shape, from position `start` of the
-        keys (kv_head, key, dim) on, sees."""
-        kv_heads, group, rows, head_dim = q.shape
-        block = q.reshape(kv_heads, group * rows, head_dim)
-        scores = (block * self.dtype.type(scale)) @ k.transpose(0, 2, 1)
-        if softcap is not None:
-            scores = self.softcap(scores, softcap)
-        if rows > 1:  # one row sees every key that is left
-            query, key = np.arange(start, start + rows)[:, None], np.arange(k.shape[1])
-            hidden = key > query
-            if window is not None:
-                hidden |= key <= query - window
-            np.copyto(scores.reshape(kv_heads, group, rows, -1), -np.inf, where=hidden)
-        if sinks is not None:
-            column = np.repeat(sinks.reshape(kv_heads, group), rows, axis=1)[..., None]
-            scores = np.concatenate([scores, column], axis=-1)
-        weights = self.softmax(scores)[..., : k.shape[1]]
-        return np.asarray((weights @ v).reshape(kv_heads, group, rows, head_dim))
 
     def swiglu(self, gate: Array, up: Array) -> Array:
         with np.errstate(over="ignore"):
