@@ -124,7 +124,7 @@ ONCE_RED = {
     720: "properties.end_of_text",  # equal logits, of which the engine takes another than the oracle
     827: "stages.late",  # norms of equal values, equal rows of which err alike
     849: "properties.batch",  # a row of equal logits, whose noise one draw put at nothing
-    1013: "cost.prompt",  # many narrow heads and a prompt of a block and a bit, two of whose blocks lived at once
+    1013: "cost.prompt",  # narrow heads and a prompt of a block and a bit: two blocks lived at once
 }
 
 
