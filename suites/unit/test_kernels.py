@@ -122,6 +122,23 @@ def test_products_of_every_format(ops: CudaBackend, type: T, rows: int) -> None:
     assert nmse(expected, ops.download(ops.linear(x, ops.weight(raw, info), bias))) < 1e-12
 
 
+@pytest.mark.parametrize(("multiprocessors", "kernel"), [(16, "matmul_f32"), (17, "matvec_f32")])
+def test_a_product_of_few_tiles_goes_to_the_mat_vec(
+    ops: CudaBackend, monkeypatch: pytest.MonkeyPatch, multiprocessors: int, kernel: str
+) -> None:
+    """As a router is: 7 outputs of 70 rows are two tiles, an eighth of 16 multiprocessors but not of 17."""
+    launched, launch = [], ops.device.launch
+    monkeypatch.setattr(ops.device, "multiprocessors", multiprocessors)
+    monkeypatch.setattr(
+        ops.device, "launch", lambda name, *a, **k: (launched.append(name), launch(name, *a, **k))
+    )
+    raw, info = raw_tensor(T.F32, 7, 96, seed=5)
+    x = np.random.default_rng(6).standard_normal((70, 96)).astype(np.float32)
+    got = ops.download(ops.linear(x, ops.weight(raw, info)))
+    assert kernel in launched
+    assert nmse(ORACLE.linear(x.astype(np.float64), ORACLE.weight(raw, info)), got) < 1e-12
+
+
 def test_zero_matrices_are_seen(ops: CudaBackend) -> None:
     """A matrix never written is zero; one weight at its very end is not."""
     raw, info = raw_tensor(T.Q8_0, 3, 512)

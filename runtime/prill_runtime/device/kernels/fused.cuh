@@ -172,8 +172,7 @@ static __device__ __forceinline__ int row_in(const FusedArgs& a, int at) {
     return i < 2 * a.pairs ? at - i + i % 2 * a.pairs + i / 2 : at;
 }
 
-// The matrix and row that output row r of a group comes from.
-template <bool HOOKS>
+// The matrix and row that output row r of a group comes from, in the order of places.
 static __device__ __forceinline__ const Matrix& source(const FusedArgs& a, int group, int r, int* row) {
     if (a.mode == GATE_UP) {
         *row = min(2 * group + r / 2, a.m0.rows - 1);
@@ -186,7 +185,6 @@ static __device__ __forceinline__ const Matrix& source(const FusedArgs& a, int g
         if (at >= m->rows) at -= m->rows, m = &a.m2;
     }
     *row = min(at, m->rows - 1);
-    if (HOOKS && a.mode == QKV) *row = row_in<HOOKS>(a, *row);
     return *m;
 }
 
@@ -359,8 +357,18 @@ struct Product {
     const Matrix* m[ROWS];
     int at[ROWS];
     __device__ __forceinline__ void place(int group) {
+        if constexpr (HOOKS) if (a.mode == QKV) return place_in_head(group);
 #pragma unroll
-        for (int r = 0; r < ROWS; ++r) m[r] = &source<HOOKS>(a, group, r, &at[r]);
+        for (int r = 0; r < ROWS; ++r) m[r] = &source(a, group, r, &at[r]);
+    }
+    // A group is of one head, whose size is a multiple of ROWS: one division for all of its rows.
+    __device__ __forceinline__ void place_in_head(int group) {
+        int row;
+        const Matrix* from = &source(a, group, 0, &row);
+        const int i = a.neox ? row % a.head_dim : 2 * a.pairs;
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r)
+            m[r] = from, at[r] = i + r < 2 * a.pairs ? row + (i + r) % 2 * a.pairs + (i + r) / 2 - i : row + r;
     }
     __device__ __forceinline__ void load(typename Format::Raw* into, int c) {
 #pragma unroll

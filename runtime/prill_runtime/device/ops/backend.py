@@ -42,6 +42,8 @@ MODULES: Final = (
 SPLIT_KEYS: Final = 128  # keys that a thread block of attention_split takes
 MATVEC_ROWS: Final = 4  # output rows that a thread block of a mat-vec takes
 MOST_MATVEC_ROWS: Final = 4  # rows up to which the mat-vec is used, and beyond which the tiled product
+TILE_ROWS: Final = 64  # rows and outputs of a tile of that product, which is a thread block's
+IDLE: Final = 8  # a product whose tiles occupy less than one multiprocessor in so many goes to the mat-vec
 PARTIAL_BYTES: Final = 32 << 20
 """Bytes of attention's partial sums at a time; at least those of one row."""
 
@@ -134,12 +136,14 @@ class CudaBackend(DeviceMemory, Backend[DeviceArray, DeviceMatrix | DeviceArray,
             self._tensor.linear(x, weight, bias.pointer if bias else 0, out)
             return out
         args = {"m": fields, "x": x.pointer, "bias": bias.pointer if bias else 0, "out": out.pointer}
-        if rows <= MOST_MATVEC_ROWS:
+        tiles = -(-outputs // TILE_ROWS), -(-rows // TILE_ROWS)
+        # A router's few outputs make few tiles; the mat-vec has a block for 4 of them of each row.
+        if rows <= MOST_MATVEC_ROWS or tiles[0] * tiles[1] * IDLE < self.device.multiprocessors:
             threads = min(128, -(-fields.pitch // 32) * 32)
             self.device.launch(f"matvec_{kind}", (-(-outputs // MATVEC_ROWS), rows), threads, args)
         else:
             args["rows"] = rows
-            self.device.launch(f"matmul_{kind}", (-(-outputs // 64), -(-rows // 64)), 256, args)
+            self.device.launch(f"matmul_{kind}", tiles, 256, args)
         return out
 
     def rope(
