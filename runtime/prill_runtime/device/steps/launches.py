@@ -88,7 +88,7 @@ def product(
     if hooks is not None and len(matrices) == 3:
         hooks = hooks._replace(q_rows=fields[0].rows, kv_rows=fields[1].rows)
     groups = -(-rows // (TEAM_ROWS // 2 if mode == "gate_up" else TEAM_ROWS))
-    shape = Streamed.of(ops, first, groups)
+    shape = Streamed.of(ops, first, groups, placing=int(mode == "qkv" and hooks is not None))
     args = {"m0": fields[0], "m1": fields[1], "m2": fields[2], "x": x.pointer, "norm": norm,
             "residual": residual.pointer if residual is not None else 0, "out": out.pointer, "eps": eps,
             "mode": PRODUCT_MODES[mode], **shape.shares,
@@ -110,8 +110,10 @@ class Streamed(NamedTuple):
     shares: Mapping[str, int]
 
     @classmethod
-    def of(cls, ops: CudaBackend, matrix: DeviceMatrix, groups: int, times: int = 1) -> Streamed:
-        """`groups` of rows of such a matrix, each `times` as wide as it is."""
+    def of(
+        cls, ops: CudaBackend, matrix: DeviceMatrix, groups: int, times: int = 1, placing: int = 0
+    ) -> Streamed:
+        """`groups` of rows of such a matrix, each `times` as wide as it is; `placing` as in `team_of`."""
         device, pitch = ops.device, times * matrix.pitch
         plain, chunk = matrix.type in PLAIN, FORMATS[matrix.type].chunk
         fast = ops.mode == "fast" and not plain
@@ -119,7 +121,7 @@ class Streamed(NamedTuple):
         how = "fast" if fast else "values" if plain else "exact"
         threads, each = BLOCK_SHAPES["emu" if device.target.emulated else how]
         grid = max(1, min(device.multiprocessors * each, groups))
-        team, steps, rounds = team_of(groups, -(-pitch // 32), grid, threads // 32)
+        team, steps, rounds = team_of(groups, -(-pitch // 32), grid, threads // 32, placing)
         shares = {"team_bits": team.bit_length() - 1, "steps": steps, "rounds": rounds}
         return cls(f"{'fast' if fast else 'exact'}_{matrix.kind}", grid, threads, shared, shares)
 
@@ -226,12 +228,15 @@ def _asked(ahead: tuple[DeviceMatrix, ...], most: int) -> tuple[Pointer, Pointer
     return places[0], places[1], min(most, size)
 
 
-def team_of(groups: int, steps: int, grid: int, warps: int) -> tuple[int, int, int]:
+def team_of(groups: int, steps: int, grid: int, warps: int, placing: int = 0) -> tuple[int, int, int]:
     """How many warps share a group of rows: the power of two with the fewest steps in sequence.
+
+    Args:
+        placing: the steps that finding a group's rows and adding up a team's sums takes as long as.
 
     Returns:
         The warps, steps of each per group, groups in sequence.
     """
     sizes = [size for size in (1, 2, 4, 8, 16) if warps % size == 0]
     shares = [(size, -(-steps // size), -(-groups // (grid * (warps // size)))) for size in sizes]
-    return min(shares, key=lambda share: share[1] * share[2])
+    return min(shares, key=lambda share: (share[1] + placing) * share[2])
