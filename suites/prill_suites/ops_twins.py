@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prill_harness.numbers.compare import largest, smallest
+
 Floats = NDArray[np.float64]
 Vector = Sequence[float]
 
@@ -84,8 +86,8 @@ def slow(pair: int, base: float, dim: int, yarn: Any) -> float:
     )
     if yarn.truncate:
         first, last = math.floor(first), math.ceil(last)
-    first, last = max(first, 0), min(last, dim - 1)
-    return min(1.0, max(0.0, (pair - first) / (last - first)))
+    first, last = largest(first, 0), smallest(last, dim - 1)
+    return smallest(1.0, largest(0.0, (pair - first) / (last - first)))
 
 
 def softmax_row(row: Vector) -> list[float]:
@@ -152,7 +154,7 @@ def swiglu_clamped(gate: Floats, up: Floats, *, limit: float, alpha: float) -> F
     """gpt-oss: the gate is at most the limit, the linear half within it, and one is added to that."""
     out = []
     for g, u in zip(gate.ravel().tolist(), up.ravel().tolist(), strict=True):
-        g, u = min(g, limit), max(-limit, min(u, limit))
+        g, u = smallest(g, limit), largest(-limit, smallest(u, limit))
         out.append(g * sigmoid(alpha * g) * (u + 1))
     return np.array(out).reshape(gate.shape)
 

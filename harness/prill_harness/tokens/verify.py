@@ -189,7 +189,8 @@ class Verification:
         gaps = [abs(float(logprobs[token]) - own[token]) for token in best if token in own]
         if len(ids) > 1:
             missing = (token for token in best[: len(ids)] if token not in own)
-            gaps += [max(0.0, float(logprobs[token]) - min(values)) for token in missing]
+            least = compare.smallest(*values)
+            gaps += [compare.largest(0.0, float(logprobs[token]) - least) for token in missing]
         self._gaps.append(compare.largest(0.0, *gaps))
         self._places.append((where, position))
 

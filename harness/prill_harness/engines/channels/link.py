@@ -26,6 +26,7 @@ TOKEN = "PRILL_TOKEN"
 """Environment variable of the bearer token; a spec is printed everywhere, so a token is never in it."""
 LONGEST = 1 << 28  # bytes of one answer, or of one event
 REFUSED = (0.1, 0.3, 1.0)  # seconds to wait before a refused connection is tried again
+LOOK_S = 5.0  # seconds at most for a look at whether it answers
 TOO_LONG = re.compile(r"context (size|length|window)|maximum.{0,20}length", re.IGNORECASE)
 
 
@@ -124,7 +125,9 @@ class Link:
     def status(self, path: str) -> int | None:
         """The status of a GET; None while nobody answers."""
         try:
-            with self._client.stream("GET", path, timeout=min(self._timeout, 5.0)) as response:
+            with self._client.stream(
+                "GET", path, timeout=LOOK_S if self._timeout > LOOK_S else self._timeout
+            ) as response:
                 return response.status_code
         except httpx2.TransportError:
             return None

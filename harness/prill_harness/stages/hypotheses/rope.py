@@ -107,7 +107,7 @@ def rotary(case: Case, node: Rope) -> Iterator[Guess]:
     yield "only the first half of the dimensions rotated", turned
     turned[..., :half] = rotate(x[..., :half], positions, frequencies(half, base))
     yield f"rope dimension {half} instead of {dim}", turned
-    if (whole := x.shape[-1]) > dim:
+    if (whole := x.shape[-1] // 2 * 2) > dim:
         yield f"rope dimension {whole} instead of {dim}", rotate(x, positions, frequencies(whole, base))
     yield "frequencies in reverse order", rotate(x, positions, right[::-1])
     for last in (64, 128, 256):
