@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prill_fixtures import sound
+from prill_fixtures.sound_vocab import SoundVocabulary
 from prill_harness import Engine, open_engine
 from prill_harness.tokens.golden import golden_for
 from prill_runtime.device import model as device_model
@@ -18,24 +20,34 @@ from prill_runtime.errors import ContextLengthExceeded, InvalidParameter, NotANu
 from prill_runtime.run.generate import logprob
 from prill_runtime.sampling.sampler import SamplingParams
 
-MODELS = ("fixture:llama-tiny:q8_0", "fixture:gpt2-tiny:q8_0")
+VOCABULARIES = {"llama": SoundVocabulary("spm", 300), "gpt2": SoundVocabulary("bpe", 300)}
+SMALL = "fixture:llama-long"
 ROWS = 20  # enough for the tensor cores' kernels
 
 
-@pytest.fixture(scope="module", params=MODELS)
-def fast(request: pytest.FixtureRequest) -> Iterator[Engine]:
-    with open_engine("emu:fast", request.param) as opened:
+@pytest.fixture(scope="module", params=VOCABULARIES)
+def fast(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """Both families, quantised: two layers of two heads."""
+    recipe = sound.Recipe(
+        seed=1, family=request.param, vocabulary=VOCABULARIES[request.param], context=128, layers=2,
+        width=128, heads=2, kv_heads=2, head_dim=64, rope_dim=64, ffn=128, type="Q8_0",
+    )  # fmt: skip
+    file = sound.build(recipe, tmp_path_factory.mktemp("prefill") / "model.gguf")
+    with open_engine("emu:fast", str(file)) as opened:
         yield opened
 
 
 @pytest.fixture(scope="module")
 def llama() -> Iterator[Engine]:
-    with open_engine("emu:fast", MODELS[0]) as opened:
+    with open_engine("emu:fast", SMALL) as opened:
         yield opened
 
 
 def ids_of(engine: Engine, rows: int, first: int = 0) -> list[int]:
-    prompt = golden_for(engine.info.model).prompts[0]
+    if engine.info.model != SMALL:
+        drawn = np.random.default_rng(1).integers(0, engine.info.config["vocab_size"], first + rows)
+        return [int(token) for token in drawn[first:]]
+    prompt = golden_for(SMALL).prompts[0]
     return [*prompt.ids, *prompt.tokens][first : first + rows]
 
 
@@ -89,7 +101,7 @@ def test_few_graphs_are_kept(llama: Engine) -> None:
 
 def test_float32_prompts_are_not_captured() -> None:
     """Their attention is launched for as many positions as there are."""
-    with open_engine("emu", MODELS[0]) as exact:
+    with open_engine("emu", SMALL) as exact:
         rows = [fed(exact, ids_of(exact, ROWS)) for _ in range(3)]
         assert not graphs(exact)
         assert np.array_equal(rows[0], rows[2])
@@ -126,7 +138,7 @@ def test_what_does_not_fit_leaves_the_cache_as_it_was(llama: Engine) -> None:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_prompt_that_is_not_finite_names_its_stage(temperature: float) -> None:
     """The host never sees the logits; the error is still that of the first stage that broke."""
-    with open_engine("emu:fast", MODELS[0]) as engine:
+    with open_engine("emu:fast", SMALL) as engine:
         model: Any = engine.model  # type: ignore[attr-defined]
         model.device.fill(model.weights["blk.1.ffn_norm.weight"].pointer, 4, 0xFF)
         for ids in (ids_of(engine, ROWS), ids_of(engine, ROWS)):
