@@ -178,8 +178,10 @@ def test_a_broken_engine_fails(
 
 
 def test_every_check_has_seen_a_fault() -> None:
-    """No check is without a broken engine on which it is seen to fail."""
-    assert {check for _, checks in FAULTS.values() for check in checks} == set(CHECKS)
+    """No check is without a broken engine on which it is seen to fail; those of the contract see theirs in
+    test_contract.py."""
+    seen = {check for _, checks in FAULTS.values() for check in checks}
+    assert seen == {check for check in CHECKS if not check.startswith("contract.")}
 
 
 def test_a_flipped_weight_in_a_packaged_fixture_is_named(

@@ -275,8 +275,11 @@ def test_a_policy_of_before_is_told_the_new_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_an_architectures_list_is_shown_by_its_name(name: str) -> None:
+def test_an_architectures_list_is_shown_by_its_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`prill checklist gpt2` shows its items alone, and says how many its models do not owe."""
+    monkeypatch.chdir(tmp_path)  # where nothing was run
     result = invoke("checklist", name)
     assert result.exit_code == 10
     assert f"## {name}: 0 of {len(BEFORE)} proven" in result.stdout

@@ -94,8 +94,10 @@ def test_every_change_to_a_sound_model_moves_both_alike(
     for variation in varied:
         expected = witness.logits(variation.reading, ids)
         got = sensitivity.oracle_logits(path, variation.reading, ids)
-        assert nmse(expected, got) <= SUMMED, f"{variation.name} of {recipe}"
-    assert nmse(before, sensitivity.oracle_logits(path, base, ids)) <= SUMMED
+        error = nmse(expected, got)
+        assert error <= limit(error, variation.reading, ids, expected), f"{variation.name} of {recipe}"
+    error = nmse(before, sensitivity.oracle_logits(path, base, ids))
+    assert error <= limit(error, base, ids, before)
 
 
 SHOWN = {
