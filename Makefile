@@ -16,8 +16,8 @@ gate: $(VENV)/.installed  ## run the default gate on the packaged fixtures; writ
 	@echo "prill is installed: source $(VENV)/bin/activate makes it a command"
 	$(BIN)/prill gate -j $(JOBS)
 
-gate-families: $(VENV)/.installed  ## run the default gate and what it has no time for: Gemma 3
-	$(BIN)/prill gate families -j $(JOBS) --out out/families
+gate-families: $(VENV)/.installed  ## add to the cells in out/ what the default gate has no time for: Gemma 3
+	$(BIN)/prill gate families --resume -j $(JOBS)
 
 test: $(VENV)/.installed-dev  ## run prill's own tests
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not hf and not engines"
