@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from prill_harness.engines.embedded import Embedded
+from prill_harness.faults.opening import open_engine
+
 MODEL = "fixture:llama-tiny"
 SERVED = Path(__file__).with_name("served.py")
 CONTEXT = 512
@@ -56,3 +59,10 @@ def started(request: pytest.FixtureRequest, servers: Callable[[str], Started]) -
     server = servers(str(request.param))
     yield server
     server.switch()
+
+
+@pytest.fixture(scope="module")
+def oracle() -> Iterator[Embedded]:
+    with open_engine("numpy64", MODEL) as engine:
+        assert isinstance(engine, Embedded)
+        yield engine

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,10 @@ from prill_suites import contract_sight as sight
 from prill_suites.contract_judges import Client, Judge
 
 from .served import WRONG_AT
-from .test_http import Started
+from .serving import MODEL, Started, oracle
 
-MODEL = "fixture:llama-tiny"
+__all__ = ["oracle"]
+
 FAMILIES = ("llama-tiny", "gpt2-tiny", "llama-window", "gpt-oss-tiny", "gemma3-tiny", "llama-tiny:q8_0")
 
 MINE = '''
@@ -103,13 +103,6 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> str:
     file = tmp_path_factory.mktemp("mine") / "contracted.py"
     file.write_text(MINE)
     return f"py:{file}:Mine"
-
-
-@pytest.fixture(scope="module")
-def oracle() -> Iterator[Embedded]:
-    with open_engine("numpy64", MODEL) as engine:
-        assert isinstance(engine, Embedded)
-        yield engine
 
 
 @pytest.fixture(scope="module")

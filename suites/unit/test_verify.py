@@ -23,18 +23,11 @@ from prill_harness.tokens.verify import Verification, compare_texts, verified
 from prill_runtime.errors import EngineError, Inconclusive
 
 from .served import ENDS_AT, WRONG_AT
-from .serving import MODEL, Started, servers, started
+from .serving import MODEL, Started, oracle, servers, started
 
-__all__ = ["servers", "started"]
+__all__ = ["oracle", "servers", "started"]
 
 COUNT = 10
-
-
-@pytest.fixture(scope="module")
-def oracle() -> Iterator[Embedded]:
-    with open_engine("numpy64", MODEL) as engine:
-        assert isinstance(engine, Embedded)
-        yield engine
 
 
 @pytest.fixture(scope="module")
