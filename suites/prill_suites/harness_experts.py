@@ -1,4 +1,4 @@
-"""An engine that has another expert at one position: where noise decides it is sound, just beyond it is wrong."""
+"""An engine that has another expert at one position: sound where noise decides, and wrong just beyond it."""
 
 from __future__ import annotations
 
@@ -26,9 +26,22 @@ ROUTED, ROUTER = "blk.0.routed", "blk.0.router"  # nothing before them depends o
 ALLOWED = 3.0
 
 
+def exchanged(model: Model, ids: Sequence[int], at: int) -> dict[str, NDArray[np.float64]]:
+    """Every stage of a pass that in the first mixture, at one position, has the first expert that is left out
+    instead of the last one chosen."""
+
+    def choose(stage: str, logits: NDArray[np.float64], own: routing.Chosen) -> routing.Chosen:
+        chosen = own.copy()
+        if stage == ROUTED:
+            used = int(own[at].sum())
+            chosen[at, np.argsort(-logits[at], kind="stable")[used - 1 : used + 1]] = False, True
+        return chosen
+
+    return routing.through(model, ids, choose)
+
+
 class Exchanging(Embedded):
-    """Rounds as the lane does, and has the first expert that is left out in the place of the last one chosen at
-    one position. It shows what it chose, and not by which logits."""
+    """Rounds as the lane does, with one expert exchanged. It shows what it chose, not by which logits."""
 
     dtype = "float32"
     at = 0
@@ -36,17 +49,7 @@ class Exchanging(Embedded):
     def trace(
         self, ids: Sequence[int], replace: Mapping[str, NDArray[np.float64]] | None = None
     ) -> Iterator[tuple[str, NDArray[np.floating]]]:
-        def exchanged(stage: str, logits: NDArray[np.float64], own: routing.Chosen) -> routing.Chosen:
-            chosen = own.copy()
-            if stage == ROUTED:
-                used = int(own[self.at].sum())
-                chosen[self.at, np.argsort(-logits[self.at], kind="stable")[used - 1 : used + 1]] = (
-                    False,
-                    True,
-                )
-            return chosen
-
-        found = routing.through(self.model, ids, exchanged)
+        found = exchanged(self.model, ids, self.at)
         return ((name, array) for name, array in found.items() if not name.endswith(".router"))
 
 

@@ -231,7 +231,7 @@ def follow(oracle: Embedded, lane: Lane, candidate: Trace, truth: Mapping[str, A
 
 def _refused(row: int, left: Chosen, taken: Chosen, who: str, gap: float, noise: float) -> str:
     ids = [", ".join(map(str, np.flatnonzero(chosen).tolist())) for chosen in (taken, left)]
-    at_most = f"the noise explains {noise:.2g}" if noise else "the choice itself is wrong"
+    at_most = f"the noise explains {noise:.3g}" if noise else "the choice itself is wrong"
     return f"position {row} has expert {ids[0]} instead of {ids[1]}, which {who} {gap:.3g} above; {at_most}"
 
 
