@@ -134,7 +134,7 @@ def test_a_fused_projection_is_three_stages() -> None:
 
 @pytest.mark.parametrize("sizes", [(4, 1, 1), (4, 2, 2), (3, 3, 3)])
 def test_a_fused_projection_of_grouped_heads_is_divided_as_the_oracles(sizes: tuple[int, ...]) -> None:
-    """Queries of more heads than keys: each part has its own heads, also where the whole is no three thirds."""
+    """Queries of more heads than keys: each part has its own heads, also where there are no thirds."""
     parts = [f"blk.0.{part}" for part in "qkv"]
     truth = {name: np.random.default_rng(heads).standard_normal((2, heads, 8))
              for name, heads in zip(parts, sizes, strict=True)}  # fmt: skip
