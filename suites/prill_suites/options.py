@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -15,6 +16,8 @@ from prill_harness.engines.base import Engine
 from prill_harness.run.checks import Observer, check
 from prill_runtime.errors import MissingCapability, UnsupportedModel
 from prill_runtime.gguf.tensors import TensorInfo
+from prill_runtime.models.base import Node, Pass
+from prill_runtime.models.nodes.network import Layer
 from prill_runtime.ops.protocol import Yarn
 from prill_suites import ops_models, ops_twins
 from prill_suites.ops_bench import Bench
@@ -197,4 +200,33 @@ def test_activations(bench: Bench) -> None:
         x, up = bench.normal(3, width, scale=scale), bench.normal(3, width)
         bench.hold("gelu_erf", x, case=f"GELU by erf, (3, {width}) x {scale:g}")
         bench.hold("geglu", x, up, case=f"GEGLU, (3, {width}) x {scale:g}")
+    bench.conclude()
+
+
+@dataclass(frozen=True)
+class Branch(Node):
+    """One op in the place of attention or of a feed-forward layer."""
+
+    op: str
+    by: tuple[float, ...] = ()
+
+    def __call__(self, p: Pass, x: Any) -> Any:
+        return getattr(p.ops, self.op)(x, *self.by)
+
+
+def layer(ops: Any, x: Any, *, by: float, parallel: bool) -> Any:
+    """What a layer adds up whose branches are one op each."""
+    attention: Any = Branch("scale", (by,))
+    dense: Any = Branch("gelu_tanh")
+    return Layer("blk.0.", attention, dense, parallel)(Pass(None, {}, ops, None), x)  # type: ignore[arg-type]
+
+
+@check("options.branches", kills=("branches_in_sequence", "branches_in_parallel"))
+def test_branches(bench: Bench) -> None:
+    """Branches side by side both see the stream that comes in; of others the second sees the first's sum."""
+    for width, by, parallel in product(LENGTHS, (0.7, -2.0), (True, False)):
+        bench.hold(
+            "layer", bench.normal(3, width), made=layer, by=by, parallel=parallel,
+            case=f"(3, {width}), {by:g} times it, {'side by side' if parallel else 'in sequence'}",
+        )  # fmt: skip
     bench.conclude()

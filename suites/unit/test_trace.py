@@ -132,6 +132,23 @@ def test_a_fused_projection_is_three_stages() -> None:
         np.testing.assert_array_equal(np.concatenate(list(made.stages.values()), axis=-1), whole)
 
 
+@pytest.mark.parametrize("sizes", [(4, 1, 1), (4, 2, 2), (3, 3, 3)])
+def test_a_fused_projection_of_grouped_heads_is_divided_as_the_oracles(sizes: tuple[int, ...]) -> None:
+    """Queries of more heads than keys: each part has its own heads, also where there are no thirds."""
+    parts = [f"blk.0.{part}" for part in "qkv"]
+    truth = {name: np.random.default_rng(heads).standard_normal((2, heads, 8))
+             for name, heads in zip(parts, sizes, strict=True)}  # fmt: skip
+    whole = np.concatenate([array.reshape(2, -1) for array in truth.values()], axis=-1)
+    made = trace.collect([1, 2], [("wqkv_b-0", whole)])
+    fitted, odd = trace.fit(made, truth, {})
+    assert not odd
+    assert list(fitted) == parts
+    for name, array in truth.items():
+        np.testing.assert_array_equal(fitted[name], array)
+    found = list(trace.pairs(made, trace.Trace((1, 2), truth)))
+    assert [(name, got.size) for name, got, _ in found] == [(name, truth[name].size) for name in parts]
+
+
 def test_one_name_for_projection_and_rotation() -> None:
     """llama.cpp calls the projection and its rotation `Qcur` alike: the second is the rotated one."""
     first, second = np.ones((2, 4)), np.full((2, 4), 2.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import zipfile
 import zlib
@@ -90,13 +91,31 @@ def collect(ids: Sequence[int], arrays: Iterable[Named]) -> Trace:
 
 
 def _split(stage: str, array: Array) -> Iterator[tuple[str, Array]]:
-    """A fused query, key and value (token, 3 * width) as three stages; other arrays unchanged."""
+    """A fused query, key and value (token, width) as three stages; other arrays unchanged.
+
+    They are thirds, whatever the model: `_regrouped` knows how wide each of them is.
+    """
     block, _, kind = stage.rpartition(".")
-    if kind == FUSED and array.ndim and array.shape[-1] % 3 == 0:
-        for part, third in zip("qkv", np.split(array, 3, axis=-1), strict=True):
-            yield f"{block}.{part}", third
-    elif kind != FUSED:
+    if kind != FUSED:
         yield stage, array
+    elif array.ndim:
+        for part, third in zip("qkv", np.array_split(array, 3, axis=-1), strict=True):
+            yield f"{block}.{part}", third
+
+
+def _regrouped(trace: Trace, truth: Mapping[str, Array]) -> dict[str, Array]:
+    """The stages, thirds of a fused array divided anew where the oracle's queries are wider than its keys."""
+    stages = dict(trace.stages)
+    for q in [name for name in stages if name.endswith(".q")]:
+        parts = [q[:-1] + part for part in "qkv"]
+        fused = {canonical(trace.names.get(name, "")) for name in parts} == {q[:-1] + FUSED}
+        if not (fused and truth.keys() >= set(parts)):
+            continue
+        whole = np.concatenate([stages[name] for name in parts], axis=-1)
+        ends = np.cumsum([math.prod(truth[name].shape[1:]) for name in parts])
+        if whole.shape[-1] == ends[-1]:
+            stages |= zip(parts, np.split(whole, ends[:-1], axis=-1), strict=True)
+    return stages
 
 
 def save(trace: Trace, path: str | Path) -> None:
@@ -190,7 +209,7 @@ def fit(
 
 def _placed(trace: Trace, truth: Mapping[str, Array]) -> Iterator[tuple[str, Array]]:
     """Stages that the oracle has too; a single `Qcur` may be the rotated one, which overwrote the first."""
-    for name, array in trace.stages.items():
+    for name, array in _regrouped(trace, truth).items():
         turned = rotated(trace.names.get(name, ""), name)
         if turned and turned in truth and turned not in trace.stages and array.size == truth[turned].size:
             flat = array.ravel()
@@ -207,6 +226,7 @@ def rows(array: Array) -> Array:
 
 def pairs(candidate: Trace, oracle: Trace) -> Iterator[tuple[str, Array, Array]]:
     """Stages that both traces have, in the oracle's order: (name, candidate's array, oracle's array)."""
+    stages = _regrouped(candidate, oracle.stages)
     for name, reference in oracle.stages.items():
-        if name in candidate.stages:
-            yield name, candidate.stages[name], reference
+        if name in stages:
+            yield name, stages[name], reference

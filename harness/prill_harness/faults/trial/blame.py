@@ -39,6 +39,7 @@ OPS = {
     "stretched": ("q_rope", "k_rope"),
     "scale": ("embed",),
     "activations": ("act",),
+    "branches": ("ffn_norm", "out"),
 }
 # Uses the whole engine, so any other failure explains it.
 WHOLE_STEP = "ops.decode"

@@ -7,8 +7,7 @@
 //   GATE_UP  rows of two matrices: out[row] = silu(gate) * up
 //   QKV      rows of three matrices: q rotated, k rotated into the cache, v into the cache
 // and, in kernels with HOOKS, which are files of their own so that those without have nothing of it:
-//   GELU     out[row] = gelu(sum), of one matrix
-//   biases of every row; LayerNorm in the place of RMSNorm; q, k and v as rows of one matrix; rotation of pairs that
+//   GELU in the place of SiLU, and of one matrix without a gate; biases of every row; LayerNorm in the place of RMSNorm; q, k and v as rows of one matrix; rotation of pairs that
 //   lie half a head apart
 // Sums have a fixed order: runs are bit-equal. Who includes this defines MOST, the threads of a block.
 #pragma once
@@ -20,7 +19,6 @@
 #define PLAIN 0
 #define GATE_UP 1
 #define QKV 2
-#define GELU 3
 #define NOWHERE (1 << 28)  // a group that no matrix has
 
 struct FusedArgs {
@@ -50,6 +48,7 @@ struct FusedArgs {
     int q_rows;              // of QKV: those of q, then as many of k as of v
     int kv_rows;
     int neox;                // of QKV: pairs are (i, i + pairs), not (2i, 2i + 1)
+    int gelu;                // of GATE_UP, or of PLAIN: the activation
 };
 
 struct Activations {
@@ -242,7 +241,7 @@ static __device__ __forceinline__ Target target(const FusedArgs& a, int group) {
             const float* bias = r % 2 ? a.bias1 : a.bias0;
             if (bias && row < a.m0.rows) t.bias = bias[row];
         }
-    } else if (a.mode == PLAIN || (HOOKS && a.mode == GELU)) {
+    } else if (a.mode == PLAIN) {
         if (at >= a.m0.rows) return t;
         t.to = a.out + at;
         if constexpr (HOOKS) if (a.bias0) t.bias = a.bias0[at];
@@ -275,8 +274,9 @@ static __device__ __forceinline__ Target target(const FusedArgs& a, int group) {
 template <bool HOOKS>
 static __device__ __forceinline__ void finish(const FusedArgs& a, const Target& t, float sum, float other) {
     if (!t.to) return;
-    if constexpr (HOOKS) if (a.mode == GELU) {
-        *t.to = 0.5f * sum * (1.0f + tanhf(0.7978845608028654f * (sum + 0.044715f * (sum * sum * sum))));
+    if constexpr (HOOKS) if (a.gelu) {
+        const float gate = 0.5f * sum * (1.0f + tanhf(0.7978845608028654f * (sum + 0.044715f * (sum * sum * sum))));
+        *t.to = a.mode == GATE_UP ? gate * other : gate;
         return;
     }
     if (a.mode == GATE_UP) *t.to = sum / (1.0f + expf(-sum)) * other;

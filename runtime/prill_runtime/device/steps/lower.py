@@ -20,9 +20,12 @@ from prill_runtime.device.steps.launches import (
     MOST_HEAD_DIM,
     MOST_QUERY_HEADS,
     MOST_USED,
+    NO_HEAD_NORMS,
     PREFETCH_BYTES,
+    HeadNorms,
     Heads,
     Hooks,
+    add_normed,
     attend,
     mixture,
     product,
@@ -58,9 +61,9 @@ class Lowering:
         mixtures = [node for node in nodes if isinstance(node, Experts)]
         wide += [node.used * node.up.rows for node in mixtures]
         routed = max((node.router.rows for node in mixtures), default=1)
-        self.x, self.q, self.mixed, self.act, self.routed = (
+        self.x, self.added, self.q, self.mixed, self.act, self.routed = (
             ops.empty(1, width, purpose="scratch")
-            for width in (self.width, max(inner), max(inner), max(wide), routed)
+            for width in (self.width, self.width, max(inner), max(inner), max(wide), routed)
         )
         # The rotation whose angles the first launch computes: it has one table.
         plain = (node for node in nodes if isinstance(node, Rope) and node.long is None)
@@ -94,6 +97,17 @@ class Lowering:
             return None
         self.ops.device.module("hooked")
         return Hooks(centred, *biases)
+
+    def add(
+        self, linear: Linear, post: Norm | None, of: DeviceArray, x: DeviceArray, hooks: Hooks | None
+    ) -> None:
+        """Queue the end of a branch: its last matrix, the norm behind it if any, the sum with the stream."""
+        matrices = (self.matrix(linear),)
+        if post is None:
+            product(self.ops, "plain", matrices, of, x, residual=x, hooks=hooks)
+        else:
+            product(self.ops, "plain", matrices, of, self.added, hooks=hooks)
+            add_normed(self.ops.device, self.added, x=x, **self.norm(post))
 
     def angles(self, p: Pass, rope: Rope) -> Pointer:
         """Cosines and sines (pair, 2) of the token's position."""
@@ -162,7 +176,8 @@ def lower(node: Node, on: Lowering) -> Any:
 
 @lower.register
 def _(node: Attention, on: Lowering) -> Any:
-    if not node.plain:
+    norms = {(type(norm), norm and norm.eps) for norm in (node.q_norm, node.k_norm)}
+    if len(norms) > 1 or isinstance(node.q_norm, LayerNorm) or isinstance(node.post, LayerNorm):
         return None
     if (
         node.size % 4
@@ -180,15 +195,12 @@ def _(node: Attention, on: Lowering) -> Any:
 
 @lower.register
 def _(node: Dense, on: Lowering) -> Any:
-    if node.post is not None:
-        return None
     linears = [linear for linear in (node.gate, node.up, node.down) if linear is not None]
     if node.up.rows % BLOCK_VALUES or node.norm.width % BLOCK_VALUES or any(linear.of for linear in linears):
         return None
-    if node.gate is None:
-        return FusedDense(node, on) if node.activation == "gelu_tanh" else None
-    alike = on.matrix(node.gate).kind == on.matrix(node.up).kind
-    return FusedDense(node, on) if node.activation == "silu" and alike else None
+    alike = node.gate is None or on.matrix(node.gate).kind == on.matrix(node.up).kind
+    covered = alike and node.activation in ("silu", "gelu_tanh") and not isinstance(node.post, LayerNorm)
+    return FusedDense(node, on) if covered else None
 
 
 @lower.register
@@ -228,7 +240,10 @@ class Begin:
 
 
 class FusedAttention:
-    """Norm, projections, rotation and cache in one launch, or one per type; attention; output projection."""
+    """Norm, projections, rotation and cache in one launch, or one per type; attention; output projection.
+
+    Where heads have norms, attention does these and the rotation.
+    """
 
     def __init__(self, node: Attention, on: Lowering) -> None:
         self.node, self.on = node, on
@@ -236,7 +251,8 @@ class FusedAttention:
         self.ahead: tuple[DeviceMatrix, ...] = ()
         self.most = PREFETCH_BYTES
         self.parts = {part.name: part for part in (node.q, node.k, node.v)}
-        one, neox = len(self.parts) == 1, node.rope is not None and node.rope.layout == "neox"
+        one, self.neox = len(self.parts) == 1, node.rope is not None and node.rope.layout == "neox"
+        neox = self.neox and node.q_norm is None
         self.hooks = on.hooks(node.norm, *self.parts.values(), needed=one or neox)
         if self.hooks is not None:
             self.hooks = self.hooks._replace(neox=int(neox))
@@ -249,6 +265,11 @@ class FusedAttention:
         a, on = self.node, self.on
         cache: Any = p.step.sequences[0][0]
         angles, pairs = (0, 0) if a.rope is None else (on.angles(p, a.rope), a.rope.dim // 2)
+        norms = NO_HEAD_NORMS
+        if a.q_norm is not None and a.k_norm is not None:
+            q_norm, k_norm = (on.norm(norm)["norm"] for norm in (a.q_norm, a.k_norm))
+            norms = HeadNorms(q_norm, k_norm, angles, a.q_norm.eps, pairs, int(self.neox))
+            angles = pairs = 0
         heads = Heads(cache.state, angles, a.layer, a.size, a.kv_heads, pairs)
         matrices = tuple(on.matrix(linear) for linear in self.parts.values())
         queue = partial(
@@ -260,9 +281,10 @@ class FusedAttention:
             for part in range(3):
                 queue(only=part)
         attend(
-            on.ops.device, a, cache.state, on.q.pointer, on.mixed.pointer, self.ahead, self.most, self.sinks
-        )
-        product(on.ops, "plain", (on.matrix(a.out),), on.mixed, x, residual=x, hooks=self.last)
+            on.ops.device, a, cache.state, on.q.pointer, on.mixed.pointer, self.ahead, self.most, self.sinks,
+            norms,
+        )  # fmt: skip
+        on.add(a.out, a.post, on.mixed, x, self.last)
         return x
 
 
@@ -272,15 +294,17 @@ class FusedDense:
     def __init__(self, node: Dense, on: Lowering) -> None:
         self.node, self.on = node, on
         linears = (node.up,) if node.gate is None else (node.gate, node.up)
-        self.mode = "gelu" if node.gate is None else "gate_up"
+        self.mode, gelu = "plain" if node.gate is None else "gate_up", node.activation == "gelu_tanh"
         self.first = tuple(on.matrix(linear) for linear in linears)
-        self.hooks = on.hooks(node.norm, *linears, needed=node.gate is None)
+        self.hooks = on.hooks(node.norm, *linears, needed=gelu)
+        if self.hooks is not None:
+            self.hooks = self.hooks._replace(gelu=int(gelu))
         self.last = on.hooks(None, node.down)
 
     def __call__(self, p: Pass, x: DeviceArray) -> DeviceArray:
         d, on = self.node, self.on
         product(on.ops, self.mode, self.first, x, on.act, hooks=self.hooks, **on.norm(d.norm))
-        product(on.ops, "plain", (on.matrix(d.down),), on.act, x, residual=x, hooks=self.last)
+        on.add(d.down, d.post, on.act, x, self.last)
         return x
 
 
@@ -312,13 +336,15 @@ class FusedTail:
 
     def __init__(self, norm: Norm, head: Head, on: Lowering) -> None:
         self.norm, self.head, self.on = norm, head, on
-        self.covered = norm.width % BLOCK_VALUES == 0 and not head.bias and head.softcap is None
+        self.covered = norm.width % BLOCK_VALUES == 0 and not head.bias
         self.hooks = on.hooks(norm)
 
     def __call__(self, p: Any, x: DeviceArray, logits: DeviceArray) -> None:
         on, matrix = self.on, self.on.matrix(self.head)
         if self.covered:
             product(on.ops, "plain", (matrix,), x, logits, hooks=self.hooks, **on.norm(self.norm))
+            if self.head.softcap is not None:
+                on.ops.softcap(logits, self.head.softcap, logits)
         else:
             to_logits(on.ops, self.head, on.weights, self.norm(p, x), logits)  # type: ignore[arg-type]
 
