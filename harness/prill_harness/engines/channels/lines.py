@@ -28,13 +28,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prill_harness.engines.capi.abi import CODES
 from prill_runtime.errors import (
     ContextLengthExceeded,
     EngineError,
     InvalidParameter,
     MissingCapability,
+    ModelFileError,
     NotANumber,
     PrillError,
+    Reported,
+    UnsupportedModel,
 )
 
 PROTOCOL = 1
@@ -43,9 +47,12 @@ KINDS: Mapping[str, type[PrillError]] = {
     "not_a_number": NotANumber,
     "invalid_parameter": InvalidParameter,
     "missing_capability": MissingCapability,
+    "model_load_failed": ModelFileError,
+    "unsupported_type": UnsupportedModel,
     "engine": EngineError,
 }
-"""Errors by their names in the protocol; any other name is a failure of the engine."""
+"""Errors by their names in the protocol; the other kinds of prill_engine.h are `Reported`, and any other name
+is a failure of the engine."""
 DTYPES = ("float16", "float32", "float64", "int32", "int64")
 
 
@@ -94,12 +101,17 @@ def error_of(said: Any, where: str) -> PrillError:
     """The exception for an error that a worker reports."""
     said = said if isinstance(said, Mapping) else {"message": said}
     kind, message = str(said.get("kind", "engine")), str(said.get("message", "no message"))
-    cls = KINDS.get(kind)
-    return cls(message, where=where) if cls is not None else EngineError(f"{kind}: {message}", where=where)
+    if (cls := KINDS.get(kind)) is not None:
+        return cls(message, where=where)
+    if kind in CODES:
+        return Reported(kind, message, where=where)
+    return EngineError(f"{kind}: {message}", where=where)
 
 
 def told(error: BaseException) -> dict[str, str]:
     """An exception as a worker reports it."""
+    if isinstance(error, Reported):
+        return {"kind": error.kind, "message": error.what}
     for kind, cls in KINDS.items():
         if type(error) is cls:
             return {"kind": kind, "message": error.what if isinstance(error, PrillError) else str(error)}
