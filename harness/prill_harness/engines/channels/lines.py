@@ -35,6 +35,7 @@ from prill_runtime.errors import (
     MissingCapability,
     NotANumber,
     PrillError,
+    UsageError,
 )
 
 PROTOCOL = 1
@@ -43,9 +44,12 @@ KINDS: Mapping[str, type[PrillError]] = {
     "not_a_number": NotANumber,
     "invalid_parameter": InvalidParameter,
     "missing_capability": MissingCapability,
+    "usage": UsageError,
     "engine": EngineError,
 }
 """Errors by their names in the protocol; any other name is a failure of the engine."""
+FACTS = ("expected", "got")
+"""What an error may say beside its message."""
 DTYPES = ("float16", "float32", "float64", "int32", "int64")
 
 
@@ -94,13 +98,17 @@ def error_of(said: Any, where: str) -> PrillError:
     """The exception for an error that a worker reports."""
     said = said if isinstance(said, Mapping) else {"message": said}
     kind, message = str(said.get("kind", "engine")), str(said.get("message", "no message"))
+    facts = {name: str(said[name]) for name in FACTS if name in said}
     cls = KINDS.get(kind)
-    return cls(message, where=where) if cls is not None else EngineError(f"{kind}: {message}", where=where)
+    if cls is None:
+        cls, message = EngineError, f"{kind}: {message}"
+    return cls(message, where=where, **facts)
 
 
 def told(error: BaseException) -> dict[str, str]:
     """An exception as a worker reports it."""
     for kind, cls in KINDS.items():
         if type(error) is cls:
-            return {"kind": kind, "message": error.what if isinstance(error, PrillError) else str(error)}
+            facts = {name: str(getattr(error, name)) for name in FACTS if getattr(error, name) is not None}
+            return {"kind": kind, "message": error.what, **facts}
     return {"kind": type(error).__name__, "message": str(error)}
