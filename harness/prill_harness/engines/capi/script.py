@@ -9,8 +9,8 @@ for what a step with "as": "x" wrote. Further fields:
     "file": {"of": PATH, "cut": BYTES, "put": [[OFFSET, HEX], ...]}    the argument `path`, a changed copy
     "fail": N          fail the Nth allocation that the library makes; needs the preloaded ledger
 
-Lines of JSON come out: {"at": step} before each call, {"step": n, "code": kind, "sentence": …, …} after it, so
-that whoever reads them knows which call a crash came from.
+Lines of JSON come out: {"at": step} before each call, {"step": n, "code": kind, "sentence": …, …} after it,
+so that whoever reads them knows which call a crash came from.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def changed(of: str, cut: int | None = None, put: list[list[Any]] | None = None)
 
 
 def failing(call: Any, nth: int, told: dict[str, Any]) -> int:
-    """Make the call, its nth allocation failed; `told` has whether there was one, and the bytes left behind."""
+    """Make the call, its nth allocation failed; `told` has whether there was one, and the bytes left."""
     ledger = ctypes.CDLL(None)
     ledger.prill_leaks_fail.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_int)
     ledger.prill_leaks_fail_end.restype = ctypes.c_long

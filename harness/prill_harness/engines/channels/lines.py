@@ -39,6 +39,7 @@ from prill_runtime.errors import (
     PrillError,
     Reported,
     UnsupportedModel,
+    UsageError,
 )
 
 PROTOCOL = 1
@@ -49,10 +50,13 @@ KINDS: Mapping[str, type[PrillError]] = {
     "missing_capability": MissingCapability,
     "model_load_failed": ModelFileError,
     "unsupported_type": UnsupportedModel,
+    "usage": UsageError,
     "engine": EngineError,
 }
 """Errors by their names in the protocol; the other kinds of prill_engine.h are `Reported`, and any other name
 is a failure of the engine."""
+FACTS = ("expected", "got")
+"""What an error may say beside its message."""
 DTYPES = ("float16", "float32", "float64", "int32", "int64")
 
 
@@ -101,11 +105,12 @@ def error_of(said: Any, where: str) -> PrillError:
     """The exception for an error that a worker reports."""
     said = said if isinstance(said, Mapping) else {"message": said}
     kind, message = str(said.get("kind", "engine")), str(said.get("message", "no message"))
+    facts = {name: str(said[name]) for name in FACTS if name in said}
     if (cls := KINDS.get(kind)) is not None:
-        return cls(message, where=where)
+        return cls(message, where=where, **facts)
     if kind in CODES:
-        return Reported(kind, message, where=where)
-    return EngineError(f"{kind}: {message}", where=where)
+        return Reported(kind, message, where=where, **facts)
+    return EngineError(f"{kind}: {message}", where=where, **facts)
 
 
 def told(error: BaseException) -> dict[str, str]:
@@ -114,5 +119,6 @@ def told(error: BaseException) -> dict[str, str]:
         return {"kind": error.kind, "message": error.what}
     for kind, cls in KINDS.items():
         if type(error) is cls:
-            return {"kind": kind, "message": error.what if isinstance(error, PrillError) else str(error)}
+            facts = {name: str(getattr(error, name)) for name in FACTS if getattr(error, name) is not None}
+            return {"kind": kind, "message": error.what, **facts}
     return {"kind": type(error).__name__, "message": str(error)}
