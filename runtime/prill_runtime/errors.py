@@ -158,8 +158,8 @@ class Reported(EngineError):
         retriable: whether the same request may work later.
     """
 
-    def __init__(self, kind: str, what: str, *, where: str = "") -> None:
-        super().__init__(what, where=where)
+    def __init__(self, kind: str, what: str, *, where: str = "", **facts: str) -> None:
+        super().__init__(what, where=where, **facts)
         self.kind, self.noun = kind, kind.replace("_", " ")
         self.retriable = kind == "out_of_memory"
 
