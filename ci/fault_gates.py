@@ -3,8 +3,8 @@
     python ci/fault_gates.py suites/unit/data/gpt-oss-converted.gguf --out docs/hardware/faults.md
 
 The faults are those in the code of a stage that need a feature of a model, of which the file has all, and
-those that are named with --also, as NAME or NAME:STAGE where they are blamed on no stage. A gate has the suites stages, tokens and witness, in the plan of the guides.
-The last gate is that of the engine itself. What a gate says is one of
+those that are named with --also, as NAME, or as NAME:STAGE where they are blamed on no stage. A gate has the
+suites stages, tokens and witness. The last gate is that of the engine itself. What a gate says is one of
 
     red      a check failed, and the first wrong stage that the gate names is one that the fault is blamed on
     other    red, and it names another stage or none
