@@ -209,7 +209,7 @@ def test_what_a_family_declares_is_what_an_engine_reports(family: Any) -> None:
 
 @pytest.mark.parametrize("window", [127, 128, 129])
 def test_a_window_beside_sinks_is_as_wide_as_the_file_says(window: int, tmp_path: Path) -> None:
-    """Around that of the published gpt-oss: the witness agrees with the oracle, in one pass and token by token,
+    """Around that of the published gpt-oss: the witness agrees with the oracle, in one pass and by tokens,
     and one key more changes nothing before the first position that loses one."""
     keys = {"attention__sliding_window": window, "context_length": 160}
     path, wider = write("gpt-oss", tmp_path / "m.gguf", **keys), window + 1
