@@ -11,6 +11,8 @@ import pytest
 from gguf import GGMLQuantizationType as T
 from numpy.typing import NDArray
 
+from prill_runtime.device.machine.emulator import EmuDevice
+from prill_runtime.device.memory.arena import Arena
 from prill_runtime.device.memory.array import DeviceArray
 from prill_runtime.device.memory.matrix import FORMATS
 from prill_runtime.device.ops.backend import CudaBackend
@@ -20,7 +22,8 @@ from prill_runtime.gguf.tensors import TensorInfo
 from prill_runtime.ops.numpy import NumpyBackend
 from prill_runtime.quants.layouts import BlockFormat, dequantize
 
-from .test_kernels import backend, nmse, raw_tensor
+from .test_kernels import SIZES, backend, nmse, raw_tensor
+from .test_tensor import Warpgroups
 
 ORACLE = NumpyBackend("float64")
 HALVES = 1e-6  # NMSE of products of halves beside float64
@@ -43,9 +46,11 @@ def ops(request: pytest.FixtureRequest) -> Iterator[CudaBackend]:
     made.device.close()
 
 
-@pytest.fixture
-def fast() -> Iterator[CudaBackend]:
-    made = backend(mode="fast")
+@pytest.fixture(params=[EmuDevice, Warpgroups], ids=["warps", "warpgroups"])
+def fast(request: pytest.FixtureRequest) -> Iterator[CudaBackend]:
+    """Products of tiles as warps make them, and as the warpgroups of an H100 or H200 do."""
+    device = request.param()
+    made = CudaBackend(device, Arena(device, SIZES, None, "test"), "fast")
     yield made
     made.device.close()
 
@@ -96,6 +101,32 @@ def test_rows_of_an_expert_are_multiplied_together(
     finally:
         del fast.device.launch
     assert launched.count(f"tensor_experts_{tiles}_{type.name.lower()}") == 2
+
+
+@pytest.mark.parametrize(
+    ("type", "rows", "experts", "used", "kernel", "grid"),
+    [
+        (T.MXFP4, 16, 4, 2, "experts_mxfp4", (130, 32)),  # too few rows for tiles
+        (T.F32, 160, 4, 2, "experts_f32", (130, 320)),  # more precise than halves
+        (T.MXFP4, 17, 4, 2, "tensor_experts_64_mxfp4", (2, 5, 1)),
+        (T.F16, 80, 4, 2, "tensor_experts_64_f16", (2, 5, 2)),  # 40 rows an expert, on average
+        (T.F16, 81, 4, 2, "tensor_experts_128_f16", (2, 5, 1)),
+        (T.Q8_0, 129, 4, 2, "tensor_experts_128_q8_0", (2, 5, 2)),
+    ],
+)
+def test_how_a_product_of_experts_is_divided(
+    monkeypatch: pytest.MonkeyPatch, type: T, rows: int, experts: int, used: int, kernel: str, grid: Any
+) -> None:
+    """By single outputs, or tiles of 64 or 128 rows: enough blocks that one expert may have every row, and
+    those of one expert more for what is left over."""
+    made = backend(mode="fast")
+    weight, _ = matrices(made, type, experts, 130, 64, 1)
+    launched: dict[str, Any] = {}
+    monkeypatch.setattr(made.device, "launch", lambda name, grid, *args, **how: launched.update({name: grid}))
+    monkeypatch.setattr(made.device, "module", lambda *names: None)
+    made.expert_linear(np.zeros((rows, 64), np.float32), weight, routes(rows, experts, used), used=used)
+    assert {name: shape for name, shape in launched.items() if "experts" in name} == {kernel: grid}
+    made.device.close()
 
 
 def test_a_code_becomes_the_half_that_its_float_rounds_to(fast: CudaBackend) -> None:
