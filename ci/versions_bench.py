@@ -1,12 +1,15 @@
-"""Compare the speed of two installed versions of prill.
+"""Compare the speed of an installed version of prill with another version, or with another program.
 
     pip install --target before prill-OLD.whl && pip install --target after prill-NEW.whl
     python ci/versions_bench.py --before before --after after --engine cuda:fast --model synth:llama-1b:q8_0
+    python ci/versions_bench.py --peer "./llama_cpp_bench LIBS" --after after --model FILE --least 1.5
 
-Each version runs in a process of its own and keeps its model open; they are timed alternately, each going
-first in turn, on the same random prompts. A share is the first version's seconds over the second's, of
+Each runs in a process of its own and keeps its model open; they are timed alternately, each going first in
+turn, two versions on the same random prompts. A peer is started with model, prompt and tokens as further
+arguments; for each number on standard input it answers `{"prompt": SECONDS, "decode": SECONDS}`, the second
+of one token (`ci/llama_cpp_bench.c` is one). A share is the first one's seconds over the second's, of
 neighbouring measurements: below 1 the second is slower. Exit code: 0 if the median of every share is at
-least `--least`, 1 if one is not, 2 if a version could not be run.
+least `--least`, 1 if one is not, 2 if one could not be run.
 """
 
 from __future__ import annotations
@@ -14,10 +17,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -50,21 +54,27 @@ with open_engine(sys.argv[1], sys.argv[2]) as engine:
 PHASES = ("prompt", "decode")
 
 
-class Version:
-    """One version in its own process."""
+class Timed:
+    """What is timed, a version or a peer, in its own process."""
 
-    def __init__(self, site: Path, engine: str, model: str, prompt: int, tokens: int) -> None:
-        self.site = site
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", TIMED, engine, model, str(prompt), str(tokens)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(site.resolve())},
-        )
+    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        """Starts `command`; raises ChildProcessError if there is no such program."""
+        self.name = name
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, **environment},
+            )
+        except OSError as error:
+            raise ChildProcessError(
+                f"{name}: expected a program that starts, got {error.strerror}"
+            ) from error
 
     def timed(self, number: int) -> dict[str, Any]:
-        """Seconds of one prompt and of one decoded token, and the ids.
+        """Seconds of one prompt and of one decoded token, and a version's ids.
 
         Raises:
             ChildProcessError: the process ended; its own error is on stderr.
@@ -78,7 +88,7 @@ class Version:
             pass  # its last answer is missing, which is reported below
         line = self._process.stdout.readline()
         if not line:
-            raise ChildProcessError(f"{self.site}: expected seconds, got exit code {self._process.wait()}")
+            raise ChildProcessError(f"{self.name}: expected seconds, got exit code {self._process.wait()}")
         read: dict[str, Any] = json.loads(line)
         return read
 
@@ -86,19 +96,32 @@ class Version:
         self._process.communicate()
 
 
+def version(site: Path, asked: argparse.Namespace, model: str) -> Timed:
+    """The version of prill that was installed into the folder `site`."""
+    words = [sys.executable, "-P", "-c", TIMED, asked.engine, model, str(asked.prompt), str(asked.tokens)]
+    return Timed(str(site), words, {"PYTHONPATH": str(site.resolve())})
+
+
+def peer(asked: argparse.Namespace, model: str) -> Timed:
+    """The other program."""
+    return Timed(asked.peer, [*shlex.split(asked.peer), model, str(asked.prompt), str(asked.tokens)], {})
+
+
 def compared(asked: argparse.Namespace, model: str) -> dict[str, Any]:
-    """Both versions on one model: tokens per second of each, the shares, and whether their ids are equal."""
+    """Both on one model: tokens per second of each, the shares, and whether two versions' ids are equal."""
     with ExitStack() as stack:
-        settings = asked.engine, model, asked.prompt, asked.tokens
-        versions = [Version(site, *settings) for site in (asked.before, asked.after)]
-        for version in versions:
-            stack.callback(version.close)
-        before, after = [], []
+        first = version(asked.before, asked, model) if asked.before else peer(asked, model)
+        stack.callback(first.close)
+        second = version(asked.after, asked, model)
+        stack.callback(second.close)
+        before: list[dict[str, Any]] = []
+        after: list[dict[str, Any]] = []
         for number in range(asked.repeat):
-            for version in versions[:: 1 if number % 2 == 0 else -1]:
-                (before if version is versions[0] else after).append(version.timed(number + 2))
+            for one in (first, second) if number % 2 == 0 else (second, first):
+                (before if one is first else after).append(one.timed(number + 2))
     done: dict[str, Any] = {"engine": asked.engine, "model": model}
-    done["equal ids"] = all(b["ids"] == a["ids"] for b, a in zip(before, after, strict=True))
+    if asked.before:
+        done["equal ids"] = all(b["ids"] == a["ids"] for b, a in zip(before, after, strict=True))
     for phase, work in zip(PHASES, (asked.prompt, 1), strict=True):
         shares = [b[phase] / a[phase] for b, a in zip(before, after, strict=True)]
         rates = [work / statistics.median(run[phase] for run in runs) for runs in (before, after)]
@@ -114,7 +137,9 @@ def compared(asked: argparse.Namespace, model: str) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--before", type=Path, required=True, help="folder that the first was installed into")
+    first = parser.add_mutually_exclusive_group(required=True)
+    first.add_argument("--before", type=Path, help="folder that the first was installed into")
+    first.add_argument("--peer", metavar="COMMAND", help="or another program, and the first of its arguments")
     parser.add_argument("--after", type=Path, required=True, help="and the second")
     parser.add_argument("--engine", default="cuda:fast")
     parser.add_argument("--model", action="append", required=True, help="may be given several times")

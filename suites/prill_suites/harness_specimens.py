@@ -35,7 +35,7 @@ from prill_harness.tokens.steps import StepResult
 from prill_harness.witness.reading import read
 from prill_runtime.errors import EngineError, UsageError
 from prill_runtime.ops.numpy import NumpyBackend
-from prill_suites import blocks, file, harness_answers, ops_twins, stages, tokenizer, witness
+from prill_suites import blocks, file, harness_answers, harness_experts, ops_twins, stages, tokenizer, witness
 from prill_suites.common import file_fields, file_tensors, refusal
 from prill_suites.controls import Trial
 from prill_suites.ops_bench import Bench
@@ -167,6 +167,7 @@ def of_stages(at: SpecimenParts) -> Iterator[Specimen]:
 
     for stage in ("embed", "blk.3.q_rope", "logits"):
         yield Specimen(f"the last row of {stage}", of(stage))
+    yield Specimen("an expert exchanged", harness_experts.judge)
 
 
 def of_tokens(at: SpecimenParts) -> Iterator[Specimen]:

@@ -204,7 +204,10 @@ def test_a_process_that_fails_is_told_and_ended(
         ('{"id": 0, "token": 1, "logprob": 0}', r"neither a result nor an error"),
         ('{"id": 0, "result": {"name": "x"}}', r"hello without the calls"),
         ('{"id": 0, "result": {"base64": "?"}}', r"a result that is none: .*base64"),
-        ('{"id": 0, "error": {"kind": "out_of_memory", "message": "4 GiB"}}', r"out_of_memory: 4 GiB"),
+        (
+            '{"id": 0, "error": {"kind": "out_of_memory", "message": "4 GiB"}}',
+            r"^out of memory in .*hello: 4 GiB",
+        ),
         ("x" * 5000, r"a line without an end: expected at most 4096 bytes"),
     ],
 )

@@ -33,8 +33,8 @@ ROOMS = {
         "device.machine", "device.memory", "device.ops", "device.steps", "device.plan", "device.model",
     ),
     "harness": (
-        "version", "records", "console", "engines", "planting", "numbers", "witness", "tokens",
-        "stages.table", "stages.hypotheses", "stages",
+        "version", "records", "console", "engines", "planting", "numbers", "witness",
+        "stages.table", "stages.trace", "stages.routing", "tokens", "stages.hypotheses", "stages",
         "faults.planted.model", "faults.planted.serving", "faults.planted.device", "faults.planted.judges",
         "faults.planted", "faults.catalogue", "faults.opening",
         "measure", "plan", "run", "faults.trial", "decide",

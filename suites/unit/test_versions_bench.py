@@ -41,10 +41,12 @@ def version(folder: Path, name: str, *, prompt: float = 1.0, decode: float = 2.0
     return folder / name
 
 
-def run(before: Path, after: Path) -> subprocess.CompletedProcess[str]:
+def run(before: Path | str, after: Path) -> subprocess.CompletedProcess[str]:
+    """A peer's command is text, a version's folder a path."""
+    first = ["--before", str(before)] if isinstance(before, Path) else ["--peer", before]
     words = ["--engine", "numpy", "--model", "a.gguf", "--prompt", "8", "--tokens", "4", "--repeat", "2"]
     return subprocess.run(
-        [sys.executable, str(SCRIPT), "--before", str(before), "--after", str(after), *words],
+        [sys.executable, str(SCRIPT), *first, "--after", str(after), *words],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
 
@@ -83,3 +85,29 @@ def test_a_version_that_breaks_is_an_error(tmp_path: Path) -> None:
     assert ran.returncode == 2
     assert ran.stdout == ""
     assert f"{tmp_path / 'nothing'}: expected seconds, got exit code 1" in ran.stderr
+
+
+PEER = """
+import sys
+assert sys.argv[1:] == ["libs", "a.gguf", "8", "4"], sys.argv
+for line in sys.stdin:
+    print('{"prompt": 16.0, "decode": 3.0}' if int(line) >= 2 else "no number of a timed turn", flush=True)
+"""
+
+
+def test_another_program_is_timed_in_turn(tmp_path: Path) -> None:
+    """A peer is told model and lengths, and its seconds are what it says; it has no ids to be compared."""
+    (tmp_path / "peer.py").write_text(PEER, encoding="utf-8")
+    ran = run(f"{sys.executable} {tmp_path / 'peer.py'} libs", version(tmp_path, "after"))
+    assert ran.returncode == 0, ran.stderr
+    said: dict[str, Any] = json.loads(ran.stdout)
+    assert (said["prompt"]["share"], said["decode"]["share"]) == (2.0, 1.5)
+    assert (said["prompt"]["before"], said["prompt"]["after"]) == (0.5, 1.0)
+    assert "equal ids" not in said
+
+
+def test_a_peer_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
+    """One sentence and exit code 2, and no figures."""
+    ran = run(str(tmp_path / "no program"), version(tmp_path, "after"))
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert "expected a program that starts, got No such file or directory" in ran.stderr

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prill_harness.engines.base import Engine
-from prill_harness.stages.table import FUSED, canonical, preferred, rotated
+from prill_harness.stages.table import FUSED, Origin, canonical, preferred, rotated
 from prill_runtime.errors import UsageError
 from prill_runtime.files import refuse_pipe
 from prill_runtime.models.base import Stage
@@ -39,12 +39,14 @@ class Trace:
         stages: stage name -> array, in execution order.
         unknown: names that are in no table, in order.
         names: stage -> its original name, for stages that had another.
+        ops: stage -> the op that computed it, where the engine tells.
     """
 
     ids: tuple[int, ...]
     stages: Mapping[str, Array]
     unknown: tuple[str, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
+    ops: Mapping[str, str] = field(default_factory=dict)
 
 
 def capture(engine: Engine, ids: Sequence[int], replace: Mapping[str, Array] | None = None) -> Trace:
@@ -62,9 +64,11 @@ def capture(engine: Engine, ids: Sequence[int], replace: Mapping[str, Array] | N
 
 def collect(ids: Sequence[int], arrays: Iterable[Named]) -> Trace:
     """A trace from (name, array) pairs in execution order; the names may be prill's, llama.cpp's or
-    transformers', and may occur twice (`NAME#2` is NAME again)."""
-    entries = [(_COUNTED.sub("", name), np.array(array, dtype=np.float64)) for name, array in arrays]
-    given = [name for name, _ in entries]
+    transformers', may tell the op (`NAME = OP(SOURCES)`), and may occur twice (`NAME#2` is NAME again)."""
+    entries = [
+        (Origin.read(_COUNTED.sub("", name)), np.array(array, dtype=np.float64)) for name, array in arrays
+    ]
+    given = [origin.name for origin, _ in entries]
     known = preferred(given)
     found: dict[str, list[int]] = {}
     for at, name in enumerate(given):
@@ -81,13 +85,19 @@ def collect(ids: Sequence[int], arrays: Iterable[Named]) -> Trace:
             chosen[places[-1] if turned is not None or stage.endswith(".v") else places[0]] = stage
     stages: dict[str, Array] = {}
     names: dict[str, str] = {}
+    ops: dict[str, str] = {}
     for at in sorted(chosen):
         for stage, array in _split(chosen[at], entries[at][1]):
-            stages.setdefault(stage, array)
-            if given[at] != stage:
-                names.setdefault(stage, given[at])
-    unknown = tuple(name for at, name in enumerate(given) if at not in chosen)
-    return Trace(tuple(int(i) for i in ids), stages, unknown, names)
+            if stage in stages:
+                continue
+            stages[stage] = array
+            origin = entries[at][0]
+            if origin.said != stage:
+                names[stage] = origin.said
+            if origin.op:
+                ops[stage] = origin.op
+    unknown = tuple(origin.said for at, (origin, _) in enumerate(entries) if at not in chosen)
+    return Trace(tuple(int(i) for i in ids), stages, unknown, names, ops)
 
 
 def _split(stage: str, array: Array) -> Iterator[tuple[str, Array]]:

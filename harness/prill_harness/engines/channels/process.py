@@ -26,7 +26,7 @@ LONGEST = 1 << 30
 REMEMBERED = 4096  # bytes of a worker's stderr to keep
 LOADING = 600.0  # seconds for the answer to hello, which comes once the model is loaded
 GRACE = 5.0  # seconds that a worker has to end once its input is closed
-FIELDS = ("name", "version", "device", "arithmetic", "config")
+FIELDS = ("name", "version", "device", "arithmetic", "config", "draws")
 
 
 class Worker:
