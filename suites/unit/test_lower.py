@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
@@ -18,7 +19,7 @@ from prill_runtime.device.steps import lower
 from prill_runtime.models.nodes.attention import Attention
 
 from .decoded import decoded
-from .families import write
+from .families import FAMILIES, described, write
 from .tiny_gguf import add_config, add_tokenizer, gpt2_tensors, llama_tensors, tiny
 
 WIDE = {"width": 64, "n_heads": 4, "n_kv_heads": 4, "ffn": 96, "n_layers": 2, "context": 64}
@@ -129,6 +130,20 @@ def test_fused_is_what_the_single_ops_say(
             assert model.decoder.lowered.any_reach is not bool(single)
     error = np.mean((rows[0] - rows[1]) ** 2) / np.mean(rows[0] ** 2)
     assert 0 < error < bound
+
+
+@pytest.mark.parametrize(
+    ("experts", "used", "fused"), [(256, 16, True), (257, 16, False), (256, 17, False), (17, 17, False)]
+)
+def test_more_experts_than_there_is_room_for_are_recorded(experts: int, used: int, fused: bool) -> None:
+    """A block has places for 256 logits and for 16 chosen experts, and no node with more gets its kernels."""
+    keys, optional = FAMILIES["qwen3moe"]
+    node = described("qwen3moe", keys | {"expert_count": experts, "expert_used_count": used}, optional)
+    device = SimpleNamespace(module=lambda name: None)
+    on: Any = SimpleNamespace(
+        weights={}, matrix=lambda linear: SimpleNamespace(kind="f16"), ops=SimpleNamespace(device=device)
+    )
+    assert isinstance(lower.lower(node.layers[0].dense, on), lower.FusedExperts) is fused
 
 
 def test_a_part_of_each_head_is_turned(tmp_path: Path) -> None:
