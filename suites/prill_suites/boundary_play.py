@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,8 @@ from prill_suites.common import SAME
 HEADER = "what prill_engine.h promises of each call"
 IDS = (1, 5, 9, 3)
 MOST = 6  # processes that one list of calls may take: after a crash the rest is called in another one
-PATIENCE = 60.0  # seconds for a whole list of calls
+LOADING = 600.0  # seconds for the first load
+PATIENCE, SLOWER = 15.0, 20  # seconds for one call, or so many times as long as the sound calls took
 Step = dict[str, Any]
 Answers = Mapping[int, Mapping[str, Any]]
 
@@ -71,7 +73,7 @@ class Bench:
     preload: str = ""
     files: Sequence[int] = ()
     findings: list[dict[str, str]] = field(default_factory=list)
-    info: Mapping[str, Any] = field(init=False)
+    info: Mapping[str, Any] = field(default_factory=dict)
     reference: NDArray[np.float32] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -82,9 +84,11 @@ class Bench:
 
     def _first(self) -> tuple[Mapping[str, Any], NDArray[np.float32]]:
         """What the library says of itself and of the model, and logits of IDS, from sound calls alone."""
+        began = time.monotonic()
         asked = [*self.opened(), ok("context_device", context="$c"), ok("model_describe", model="$m")]
         self.info = {k: v for each in self._sound(asked).values() for k, v in each.items()}
         last = self._sound([*self.opened(), self.logits("$s")])[3]
+        self.info = {**self.info, "patience": max(PATIENCE, SLOWER * (time.monotonic() - began) / 2)}
         return self.info, rows(last, self.vocab)
 
     def _sound(self, steps: Sequence[Step]) -> Answers:
@@ -145,7 +149,7 @@ class Bench:
                 break
             self._found(done.ended, done)
             number, step = left[done.at]
-            if number >= len(steps) or (step.get("expect") == ["ok"] and "as" in step):
+            if done.late or number >= len(steps) or (step.get("expect") == ["ok"] and "as" in step):
                 break  # nothing that follows could work
             del left[done.at]
         if done.unusable:
@@ -206,7 +210,8 @@ class Bench:
         self.observe.say(sentence)
 
     def _played(self, steps: Sequence[Step]) -> Played:
-        return played(self.library, steps, PATIENCE, self.preload, self.files)
+        patience = float(self.info.get("patience", LOADING))
+        return played(self.library, steps, patience, self.preload, self.files)
 
 
 def rows(answer: Mapping[str, Any], vocab: int) -> NDArray[np.float32]:

@@ -7,6 +7,7 @@ which has a defect for each of these checks to find.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,11 +20,10 @@ import pytest
 from prill_harness.engines.base import Capability, Engine
 from prill_harness.engines.capi import build
 from prill_harness.engines.channels import process
-from prill_harness.engines.connect import known
+from prill_harness.engines.connect import connect, known
 from prill_harness.engines.embedded import Embedded
 from prill_harness.engines.remote import Remote
 from prill_harness.engines.spec import EngineSpec
-from prill_harness.faults.opening import open_engine
 from prill_harness.run.checks import Observer, check
 from prill_harness.tokens.golden import Golden
 from prill_runtime.errors import (
@@ -72,6 +72,11 @@ def subject(pytestconfig: pytest.Config, engine: Engine) -> str:
     return spec
 
 
+def opened(spec: str, model: str | Path) -> Engine:
+    """An engine inside whose calls planted faults are not suspended: the way to it is what is judged."""
+    return connect(EngineSpec.parse(spec), model)
+
+
 @check("process.requests", kills=("worker_dies_of_bad_ids", "worker_looks_up_any_id"), needs=TEXTS)
 def test_requests(observe: Observer, subject: str, model_spec: str, golden: Golden, oracle: Embedded) -> None:
     """Requests that cannot be answered are refused in the same process, and the next one is right."""
@@ -80,7 +85,7 @@ def test_requests(observe: Observer, subject: str, model_spec: str, golden: Gold
     bad: list[dict[str, Any]] = [{"ids": [*ids, each]} for each in (-1, vocab, 2**31 - 1, 2**40, 2**70)]
     bad += [{"ids": []}, {"ids": [IDS[0]] * (context + 1)}, {"max_tokens": -1}]
     findings = []
-    engine = open_engine(subject, model_spec)
+    engine = opened(subject, model_spec)
     try:
         before = engine.generate(ids, max_tokens=TOKENS).ids
         for request in bad:
@@ -94,7 +99,7 @@ def test_requests(observe: Observer, subject: str, model_spec: str, golden: Gold
             except ProcessLost as error:
                 findings.append(f"generate({what}): {error}")
                 engine.close()
-                engine = open_engine(subject, model_spec)
+                engine = opened(subject, model_spec)
             except PrillError as error:
                 findings.append(f"generate({what}): expected it to be refused as such, got {error}")
             after = engine.generate(ids, max_tokens=TOKENS).ids
@@ -138,13 +143,13 @@ def _changed(whole: bytes, defect: Broken) -> bytes:
 @check("process.named", kills=("death_unnamed", "lost_worker_left"))
 def test_named(observe: Observer, model_spec: str) -> None:
     """Death, silence, garbage and a flood in the middle of a text are named and ended."""
-    worker = build.worker_command()
-    with open_engine(f"exec:{worker}", model_spec) as sound:
+    worker = shlex.quote(str(build.worker()))
+    with opened(f"exec:{worker}", model_spec) as sound:
         before = sound.generate(list(IDS), max_tokens=TOKENS).ids
     heard: list[str] = []
     with patch.object(process, "LONGEST", 1 << 16):
         for defect, words in NAMED.items():
-            engine = open_engine(f"exec:{DEFECT}{defect} {worker},timeout=4", model_spec)
+            engine = opened(f"exec:{DEFECT}{defect} {worker},timeout=4", model_spec)
             pid = engine._channel.hello.pid  # type: ignore[attr-defined]
             try:
                 engine.generate(list(IDS), max_tokens=TOKENS, on_token=lambda token, logprob: True)
@@ -162,7 +167,7 @@ def test_named(observe: Observer, model_spec: str) -> None:
             observe.expect("generate" in sentence, f"{defect}: the sentence names no call: {sentence}")
             observe.expect(not running, f"{defect}: its process is left running")
             heard.append(words)
-    with open_engine(f"exec:{worker}", model_spec) as sound:
+    with opened(f"exec:{worker}", model_spec) as sound:
         observe.expect(sound.generate(list(IDS), max_tokens=TOKENS).ids == before, "another text afterwards")
     observe.say(f"{len(heard)} ways to go wrong, each named: {', '.join(heard)}")
 
@@ -172,15 +177,15 @@ def test_kinds(observe: Observer, model_spec: str, model_path: Path, tmp_path: P
     """The kind of an error and its sentence survive from the library through its process to here."""
     damaged = tmp_path / "damaged.gguf"
     damaged.write_bytes(model_path.read_bytes()[:5000])
-    with open_engine("capi:example", model_spec) as engine:
+    with opened("capi:example", model_spec) as engine:
         context = int(engine.info.config["context_length"])
         cases: list[tuple[type[PrillError], str, Callable[[], object]]] = [
             (InvalidParameter, "outside the vocabulary", lambda: engine.logits([-1])),
             (ContextLengthExceeded, f"holds {context}", lambda: engine.logits([1] * (context + 1))),
             (InvalidParameter, "sampling", lambda: engine.generate([1], max_tokens=1, top_p=math.nan)),
-            (Reported, "available", lambda: open_engine("capi:example,options=memory=9999", model_spec)),
-            (ModelFileError, "damaged", lambda: open_engine("capi:example", damaged)),
-            (UnsupportedModel, "not llama", lambda: open_engine("capi:example", "fixture:gpt2-tiny")),
+            (Reported, "available", lambda: opened("capi:example,options=memory=9999", model_spec)),
+            (ModelFileError, "damaged", lambda: opened("capi:example", damaged)),
+            (UnsupportedModel, "not llama", lambda: opened("capi:example", "fixture:gpt2-tiny")),
         ]
         for kind, words, call in cases:
             with _raised() as caught:

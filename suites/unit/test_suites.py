@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MODEL = "fixture:llama-tiny"
 SUITES = (
     "blocks",
+    "boundary",
     "cache",
     "contract",
     "cost",
@@ -35,6 +36,7 @@ SUITES = (
     "memory",
     "ops",
     "options",
+    "process",
     "properties",
     "requests",
     "sampler",
@@ -43,6 +45,8 @@ SUITES = (
     "tokens",
     "witness",
 )
+OTHERS = {"contract": "contract", "boundary": "boundary", "process": "boundary"}
+"""Suites of engines that somebody else wrote -> their checklist and their gate."""
 ALLOWED = {
     "prill_runtime",
     "prill_harness",
@@ -51,6 +55,7 @@ ALLOWED = {
     "gguf",
     "msgspec",
     "numpy",
+    "psutil",
     "pytest",
 }
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +28,7 @@ class Played:
         unusable: why the library cannot be called at all; empty if it can.
         printed: what the library wrote on the standard output.
         again: the shell command that makes the same calls. at: the step that was the last to begin.
+        late: whether that took too long.
     """
 
     again: str
@@ -34,6 +37,7 @@ class Played:
     unusable: str = ""
     printed: str = ""
     at: int = 0
+    late: bool = False
 
 
 def environment() -> dict[str, str]:
@@ -44,40 +48,50 @@ def environment() -> dict[str, str]:
 def played(
     library: str, steps: Sequence[Step], timeout: float, preload: str = "", files: Sequence[int] = ()
 ) -> Played:
-    """Make the calls of `steps` (see `script`), at most `timeout` seconds long.
+    """Make the calls of `steps` (see `script`).
 
     Args:
+        timeout: seconds that one call may take.
         preload: libraries to be loaded before all others; files: descriptors that they are read from.
     """
     words = ["-P", "-m", MODULE, library, json.dumps(steps)]
     own = {"LD_PRELOAD": preload} if preload else {}
-    found = Played(shlex.join(["python", *words]))
-    late = False
-    with subprocess.Popen(
-        [sys.executable, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    found, over = Played(shlex.join(["python", *words])), False
+    with tempfile.TemporaryFile() as said, subprocess.Popen(
+        [sys.executable, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said,
         env=environment() | own, pass_fds=tuple(files), start_new_session=True,
     ) as process:  # fmt: skip
-        try:
-            out, said = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            late = True
-            process.kill()
-            out, said = process.communicate()
-    over = False
-    for line in out.splitlines():
-        message = json.loads(line)
-        found.at = message.get("at", found.at)
-        if "step" in message:
-            found.answers[message["step"]] = message
-        over |= "printed" in message or "unusable" in message
-        found.printed, found.unusable = message.get("printed", ""), message.get("unusable", "")
+        assert process.stdout is not None
+        for line in _lines(process.stdout.fileno(), timeout):
+            found.late |= line is None
+            message = json.loads(line or b"{}")
+            found.at = message.get("at", found.at)
+            if "step" in message:
+                found.answers[message["step"]] = message
+            found.printed, found.unusable = message.get("printed", ""), message.get("unusable", "")
+            over = "printed" in message or "unusable" in message
+        process.kill() if found.late else process.wait()
+        process.wait()
+        said.seek(0)
+        wrote = said.read().decode("utf-8", "replace").strip().splitlines()
     if not over:
         code = process.returncode
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
-        words_of = f"; it wrote: {_last(said)}" if said.strip() else ""
-        how = f"gave no answer within {timeout:g} s" if late else f"{how}{words_of}"
+        how += f"; it wrote: {wrote[-1][:200]}" if wrote else ""
+        how = f"gave no answer within {timeout:g} s" if found.late else how
         found.ended = f"{told(steps[found.at])}: the process {how}"
     return found
+
+
+def _lines(pipe: int, timeout: float) -> Iterator[bytes | None]:
+    """The lines of a pipe up to its end; None, the last, when nothing came for so many seconds."""
+    held = b""
+    while select.select([pipe], [], [], timeout)[0]:
+        if not (piece := os.read(pipe, 1 << 20)):
+            return
+        *whole, held = (held + piece).split(b"\n")
+        yield from whole
+    yield None
 
 
 def told(step: Step) -> str:
@@ -86,7 +100,3 @@ def told(step: Step) -> str:
         f"{k}={json.dumps(v)[:60]}" for k, v in step.items() if k not in ("call", "expect", "as")
     )
     return f"{step.get('call', 'wait')}({given})"
-
-
-def _last(said: bytes) -> str:
-    return said.decode("utf-8", "replace").strip().splitlines()[-1][:200]
