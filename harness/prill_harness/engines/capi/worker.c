@@ -275,6 +275,8 @@ static void generate(long id, const char *line, const int32_t *ids, uint64_t cou
             break;
         }
     }
+    if (defect("worker_leaks"))
+        memset(malloc(32768), 1, 32768);
     if (code)
         failed_as(id, code);
     else {
