@@ -17,6 +17,7 @@ from prill_harness.engines.connect import connect
 from prill_harness.engines.remote import Remote
 from prill_harness.engines.spec import EngineSpec
 from prill_harness.leaks.judge.judge import grown_in, moved
+from prill_harness.leaks.probed.host import REMOTE
 from prill_harness.leaks.reports.report import (
     JudgedSeries,
     LeakReport,
@@ -29,8 +30,6 @@ from prill_harness.leaks.reports.report import (
 from prill_harness.leaks.reports.verdict import RESIDENT_BYTES, WINDOWS, Rule, State, shape, state
 from prill_runtime.errors import Inconclusive, PrillError, UsageError
 
-ELSEWHERE = ("exec", "capi", "serve", "http")
-"""Connectors to engines in another process."""
 IDS = (1, 5, 9, 3)
 TOKENS = 4
 CONTROL_MODEL = "fixture:llama-tiny"
@@ -65,7 +64,7 @@ PATHS: Mapping[str, Call] = {"success": _success, "error": _error, "cancel": _ca
 
 def elsewhere(spec: str) -> bool:
     """Whether the engine works in a process that the probe cannot be loaded into."""
-    return EngineSpec.parse(spec).name in ELSEWHERE
+    return EngineSpec.parse(spec).name in REMOTE
 
 
 def probe(wanted: Probe, names: Sequence[str], again: str) -> LeakReport:
