@@ -99,6 +99,21 @@ def test_half_precision_is_left_to_the_library(tmp_path: Path) -> None:
         assert engine.info.arithmetic == "half"
 
 
+def test_one_that_shows_nothing_is_refused_in_any_arithmetic(tmp_path: Path) -> None:
+    """A callback that is never called was written to the wrong place."""
+    with pytest.raises(UsageError, match="not what was asked for.*, 0 tensors"):
+        open_engine(f"{built(tmp_path, 'SILENT')},arithmetic=half", MODEL)
+
+
+def test_the_child_imports_nothing_from_where_prill_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module of the current folder that has the name of one that is needed is left alone."""
+    (tmp_path / "numpy.py").write_text("raise SystemExit('imported')")
+    monkeypatch.chdir(tmp_path)
+    open_engine(built(tmp_path), MODEL).close()
+
+
 def test_penalties_that_do_something_else_are_not_used(tmp_path: Path) -> None:
     """The arguments of one sampler have changed before: where it does not penalise, what needs it is
     inconclusive."""
@@ -153,6 +168,16 @@ def test_layouts_are_read_by_their_defaults(when: str, expected: Layout) -> None
     """Three layouts of llama_context_params, each with its own offsets; without the model's, none."""
     assert Layout.read(packed(LAYOUTS[when]), MODEL_WORDS) == expected
     assert Layout.read(packed(LAYOUTS[when]), bytes(24)) is None
+
+
+def test_a_pointer_stands_where_pointers_stand() -> None:
+    """Without a word before it the callback would stand at four bytes: such a struct has another word to fill
+    the place, and is understood only with it."""
+    words = LAYOUTS["October 2026"]
+    fewer = [*words[:9], *words[10:]]
+    assert Layout.read(packed(fewer), MODEL_WORDS) is None
+    filled = [*fewer[:21], 0, *fewer[21:]]
+    assert Layout.read(packed(filled), MODEL_WORDS) == Layout(7, 12, 22, 26)
 
 
 @given(st.sampled_from(sorted(LAYOUTS)), st.data())

@@ -249,6 +249,15 @@ def test_the_trace_tells_names_and_ops(spec: str, tmp_path: Path) -> None:
     assert "all 51 stages agree" in again.stdout
 
 
+def test_the_command_names_the_stage_and_the_mistake(spec: str) -> None:
+    """`prill bisect` says of llama.cpp's GPT-2 in F32, in one sentence, what it does otherwise."""
+    done = invoke("bisect", "--engine", spec, "--model", "fixture:gpt2-tiny:f32", "--tokens", "16")
+    assert done.exit_code == 1
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("blk.0.act is the first wrong stage: NMSE ")
+    assert last.endswith("GELU (tanh) looked up in a table of float16; the same in blk.1–blk.3")
+
+
 def test_half_precision_is_another_lane(spec: str) -> None:
     """With `arithmetic=half` caches are float16 and attention is flash: right in its lane, and further off
     than in float32, which the exact lane would not let pass."""
