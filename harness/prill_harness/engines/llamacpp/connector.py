@@ -31,7 +31,7 @@ class LlamaCpp(Remote, spec="llamacpp"):
     def connect(cls, target: Target, path: str) -> Channel:
         library = find(target.what)
         kind = "half" if target.arithmetic == "half" else "float32"
-        words = [sys.executable, "-m", WORKER, str(library), target.declared.get("ctx", "0"), kind]
+        words = [sys.executable, "-P", "-m", WORKER, str(library), target.declared.get("ctx", "0"), kind]
         spoken = Spoken(Worker(words, target.timeout, cls.connector), path, cls.connector)
         spoken.hello = replace(spoken.hello, arithmetic=_arithmetic(path, kind), draws="own")
         return spoken

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prill_harness.engines.llamacpp.library import EVAL, F16, F32, Library, Tensor
-from prill_runtime.errors import EngineError
 
 MOVED = ("RESHAPE", "PERMUTE", "TRANSPOSE")  # ops that compute nothing
 DTYPES = {F32: np.float32, F16: np.float16}
@@ -53,15 +52,16 @@ class Tap:
             return False
 
     def _tensor(self, address: int) -> Tensor:
-        """Raises EngineError where the library's own words say that the struct is another."""
+        """Raises UsageError where the library's own words say that the struct is another."""
         tensor = Tensor.from_address(address)
         name = (self._library.ggml_get_name(address) or 0) - address
         elements = self._library.ggml_nelements(address) if name == Tensor.name.offset else -1
         if elements != prod(tensor.ne):
-            raise EngineError(
-                "ggml_tensor is laid out in no known way", where=self._library.version,
-                expected=f"its name at byte {Tensor.name.offset}", got=name,
-            )  # fmt: skip
+            raise self._library.refused(
+                "its ggml_tensor is laid out in no known way",
+                f"the name at byte {Tensor.name.offset}",
+                str(name),
+            )
         return tensor
 
     def _wanted(self, tensor: Tensor, op: str, sources: Sequence[Tensor]) -> bool:
