@@ -122,6 +122,7 @@ def command(
     kills, forgotten = matrix.fresh(matrix.load(kills_file), catalogue()), oblivion.load()
     plan = build(gate, engines, models)
     door.examine((), () if models else plan.given.values(), opened=not ledgers)
+    door.together(() if ledgers else ((cell.engine, plan.spec(cell)) for cell in plan.cells))
     click.get_current_context().with_resource(taken(out))
     forget(out)
     if part:
