@@ -198,6 +198,8 @@ class Handler(BaseHTTPRequestHandler):
         extra = {"ignore_eos", "top_k", "return_token_ids"} & body.keys()
         if a.has("plain") and (extra or not isinstance(prompt, str) or body.get("logprobs", 0) > 0):
             return self._send(422, {"detail": "extra fields not permitted"})
+        if lacking := [key for key in ("stop", "stream") if a.has(f"no_{key}") and body.get(key)]:
+            return self._send(400, {"error": {"message": f"{lacking[0]} is not supported"}})
         if a.has("five") and body.get("logprobs", 0) > 5:
             return self._send(400, {"error": {"message": "logprobs: at most 5"}})
         ids = a.engine.tokenize(prompt) if isinstance(prompt, str) else prompt

@@ -196,7 +196,7 @@ DEFECTS = {
     "cut_off": ("contract.context", "expected a refusal"),
     "wraps": ("contract.vocabulary", "id 1024 of 1024: expected a refusal"),
     "error_stays": ("contract.vocabulary", "after id 1024 was refused"),
-    "split": ("contract.streaming", "where a character has several tokens: its text, "),
+    "split": ("contract.streaming", "where a character is "),
     "slot_kept": ("contract.cancel", "no slot is free"),
     "config": ("contract.configuration", "vocab_size: the file says 1024, the engine reports 1025"),
 }

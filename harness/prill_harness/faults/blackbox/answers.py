@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,8 +87,10 @@ def _endless(_: Through, generate: Write, given: Given) -> Generation:
 
 def _tempered(_: Through, generate: Write, given: Given) -> Generation:
     made = generate(**given)
-    flat = given.get("temperature", 0.0) > 0
-    return with_fields(made, logprobs=tuple(value / 2 for value in made.logprobs)) if flat else made
+    if given.get("temperature", 0.0) > 0:
+        with suppress(MissingCapability):
+            return with_fields(made, logprobs=tuple(value / 2 for value in made.logprobs))
+    return made
 
 
 def _other_token(ids: tuple[int, ...]) -> tuple[int, ...]:

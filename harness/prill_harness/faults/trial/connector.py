@@ -27,7 +27,6 @@ from prill_harness.faults.blackbox.planted import BLACKBOX
 from prill_harness.faults.opening import has_model
 from prill_harness.faults.trial import blame as blaming
 from prill_harness.faults.trial.kills import FaultTrial
-from prill_harness.records.catalog import takes
 from prill_harness.records.evidence import Cell, Evidence, Record, Status
 from prill_harness.records.files import write_file
 from prill_harness.records.names import suite_of
@@ -35,6 +34,7 @@ from prill_harness.run import reproduce
 from prill_runtime import user_cache
 
 SUITES = ("contract", "tokens")
+OF_PRILL = ("harness", "witness")  # judge prill, whatever the engine
 SIGHT = "contract.sees_"  # checks that put faults before the engine themselves, and note what was found
 REQUESTS = "requests"
 # Parts by prefixes of failing checks; the first that fails explains those below it.
@@ -246,7 +246,7 @@ def counted(records: Iterable[Record], sights: Mapping[str, Sight]) -> list[Reco
         and each.status is Status.PASSED
         and (sight := sights.get(each.cell.engine)) is not None
         and each.base not in here[each.cell.engine]
-        and takes(each.cell.suite, "engine")
+        and each.cell.suite not in OF_PRILL
         and not sight.counts(each)
         else each
         for each in records
