@@ -22,7 +22,6 @@ from prill_suites import contract_sight as sight
 from prill_suites.contract_judges import Client
 
 TEXTS, IDS = (Capability.GENERATE,), (Capability.TOKENIZE,)
-ONE_MODEL = ("http", "recorded", "asked")  # connectors to an engine that has its model already
 TOGETHER = (Capability.GENERATE, Capability.BATCH)
 FEWEST = 6  # faults that have to have been seen
 
