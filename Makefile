@@ -20,7 +20,7 @@ gate-families: $(VENV)/.installed  ## add to the cells in out/ what the default 
 	$(BIN)/prill gate families --resume -j $(JOBS)
 
 test: $(VENV)/.installed-dev  ## run prill's own tests
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not hf and not engines"
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not hf and not engines"
 
 digests: $(VENV)/.installed-dev  ## hold every engine's logits on every model and type to the recorded digests, bit for bit
 	PRILL_DIGESTS=all OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) suites/unit/test_digests.py
