@@ -4,7 +4,8 @@
 
 The faults are those in the code of a stage that need a feature of a model, of which the file has all, and
 those that are named with --also, as NAME, or as NAME:STAGE where they are blamed on no stage. A gate has the
-suites stages, tokens and witness. The last gate is that of the engine itself. What a gate says is one of
+suites stages, tokens and witness; the last gate is that of the engine itself, and has properties and requests
+too, which items of the checklist need. What a gate says is one of
 
     red      a check failed, and the first wrong stage that the gate names is one that the fault is blamed on
     other    red, and it names another stage or none
@@ -50,8 +51,9 @@ minimum_executed = 14
 [[gates.model.plan]]
 models = [{model}]
 engines = ["numpy"]
-suites = ["stages", "tokens", "witness"]
+suites = {suites}
 """
+SUITES, REST = ("stages", "tokens", "witness"), ("properties", "requests")
 LONGEST_S = 600.0
 FIRST = re.compile(r"(?:blk\.\d+\.)?(\w+) is the first wrong stage")
 
@@ -103,10 +105,13 @@ def judged(fault: str, blames: Sequence[str], exit_code: int, verdict: dict[str,
 def gate(model: Path, named: str) -> Said:
     """Run one gate, of the engine with a fault (NAME or NAME:STAGE), or of the engine itself."""
     fault, _, stage = named.partition(":")
+    suites = SUITES if fault else SUITES + REST
     blames = (stage,) if stage else catalogue()[fault].blames if fault else ()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "gates.toml").write_text(POLICY.format(model=json.dumps(str(model))), "utf-8")
+        (folder / "gates.toml").write_text(
+            POLICY.format(model=json.dumps(str(model)), suites=json.dumps(suites)), "utf-8"
+        )
         engine = f"numpy+fault:{fault}" if fault else "numpy"
         words = [*PRILL, "gate", "--policy", "gates.toml", "--engine", engine, "-j", "1", "--out", "out"]
         try:
