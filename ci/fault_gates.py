@@ -1,10 +1,11 @@
 """Gate one model file on an engine with each planted fault that can show in it: red, by the stage to blame.
 
-    python ci/fault_gates.py suites/unit/data/gpt-oss-converted.gguf --out docs/hardware/faults.md
+    python ci/fault_gates.py model.gguf --out table.md
 
 The faults are those in the code of a stage that need a feature of a model, of which the file has all, and
 those that are named with --also, as NAME, or as NAME:STAGE where they are blamed on no stage. A gate has the
-suites stages, tokens and witness. The last gate is that of the engine itself. What a gate says is one of
+suites stages, tokens and witness; the last gate is that of the engine itself, and has properties and requests
+too, which items of the checklist need. What a gate says is one of
 
     red      a check failed, and the first wrong stage that the gate names is one that the fault is blamed on
     other    red, and it names another stage or none
@@ -12,7 +13,8 @@ suites stages, tokens and witness. The last gate is that of the engine itself. W
     broken   the gate gave no verdict
 
 and of the engine itself green, stale or alarm, as in sound_gates.py. Exit code: 0 if the engine is green and
-every fault red, but for those of --quiet, which have to be quiet; 10 if the engine is stale; else 1.
+every fault red, but for those of --but, of which the gate has to say that word; 10 if the engine is stale;
+else 1.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,8 +52,9 @@ minimum_executed = 14
 [[gates.model.plan]]
 models = [{model}]
 engines = ["numpy"]
-suites = ["stages", "tokens", "witness"]
+suites = {suites}
 """
+SUITES, REST = ("stages", "tokens", "witness"), ("properties", "requests")
 LONGEST_S = 600.0
 FIRST = re.compile(r"(?:blk\.\d+\.)?(\w+) is the first wrong stage")
 
@@ -103,10 +106,13 @@ def judged(fault: str, blames: Sequence[str], exit_code: int, verdict: dict[str,
 def gate(model: Path, named: str) -> Said:
     """Run one gate, of the engine with a fault (NAME or NAME:STAGE), or of the engine itself."""
     fault, _, stage = named.partition(":")
+    suites = SUITES if fault else SUITES + REST
     blames = (stage,) if stage else catalogue()[fault].blames if fault else ()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "gates.toml").write_text(POLICY.format(model=json.dumps(str(model))), "utf-8")
+        (folder / "gates.toml").write_text(
+            POLICY.format(model=json.dumps(str(model)), suites=json.dumps(suites)), "utf-8"
+        )
         engine = f"numpy+fault:{fault}" if fault else "numpy"
         words = [*PRILL, "gate", "--policy", "gates.toml", "--engine", engine, "-j", "1", "--out", "out"]
         try:
@@ -118,11 +124,11 @@ def gate(model: Path, named: str) -> Said:
     return judged(fault, blames, ran.returncode, verdict)
 
 
-def code(found: Sequence[Said], quiet: Sequence[str]) -> int:
-    """The exit code."""
+def code(found: Sequence[Said], otherwise: Mapping[str, str]) -> int:
+    """The exit code; `otherwise`: fault -> the word owed in place of red."""
     words = {each.fault: each.word for each in found}
     engine = {"green": 0, "stale": 10}.get(words.pop("", ""), 1)
-    owed = all(word == ("quiet" if fault in quiet else "red") for fault, word in words.items())
+    owed = all(word == otherwise.get(fault, "red") for fault, word in words.items())
     return engine if owed and words else 1
 
 
@@ -131,7 +137,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("model", type=Path)
     parser.add_argument("--also", action="append", default=[], metavar="FAULT[:STAGE]")
     parser.add_argument("--only", action="append", default=[], metavar="FAULT", help="nothing but these")
-    parser.add_argument("--quiet", action="append", default=[], metavar="FAULT", help="which does not show")
+    parser.add_argument(
+        "--but", action="append", default=[], metavar="FAULT=WORD", help="owed instead of red"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="gates at a time")
     parser.add_argument("--out", type=Path, help="a file for the table, besides standard output")
     asked = parser.parse_args(arguments)
@@ -151,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(table)
     if asked.out:
         asked.out.write_text(f"{table}\n", "utf-8")
-    return code(found, asked.quiet)
+    return code(found, dict(each.split("=") for each in asked.but))
 
 
 if __name__ == "__main__":

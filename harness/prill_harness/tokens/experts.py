@@ -62,11 +62,9 @@ class Experts:
         """The oracle's logits of `ids` that an engine's are held to: `own`, or with the engine's experts."""
         self.texts += 1
         self.positions += len(ids)
-        tally = LogitTally()
-        tally.add(own, got)
-        network = self.oracle.model.network
-        within = not lanes.broken(tally.figures(), self._bound(own, self.golden.floor_of(self.lane.name)))
-        if within or not routing.routers(network) or not np.isfinite(got).all():
+        if got.shape != own.shape or not np.isfinite(got).all():
+            return own
+        if not routing.routers(self.oracle.model.network) or self._within(own, got):
             return own
         truth = traces.capture(self.oracle, ids).stages
         if Capability.TRACE not in self.engine.info.capabilities:
@@ -112,5 +110,8 @@ class Experts:
             return ""
         return f"; in {len(self.routes)} of {self.texts} texts {routing.said(self.routes)}"
 
-    def _bound(self, rows: Rows, floor: Figures) -> Figures:
-        return lanes.bounds(self.lane, lanes.stored(floor, float(np.abs(rows).max())))
+    def _within(self, own: Rows, got: Rows) -> bool:
+        tally, floor = LogitTally(), self.golden.floor_of(self.lane.name)
+        tally.add(own, got)
+        bound = lanes.bounds(self.lane, lanes.stored(floor, float(np.abs(own).max())))
+        return not lanes.broken(tally.figures(), bound)
