@@ -79,7 +79,7 @@ def test_some_rows_of_a_matrix_are_a_matrix(ops: CudaBackend, type: T) -> None:
     raw, info = raw_tensor(type, 7, 512)
     whole, expected = ops.weight(raw, info), dequantize(raw, type, info.shape)
     assert isinstance(whole, DeviceMatrix)
-    for first, rows in ((0, 2), (2, 3), (6, 1)):
+    for first, rows in ((0, 2), (3, 3), (6, 1)):
         got = ops.download(ops.expand(whole.part(first, rows)))
         assert np.array_equal(got, expected[first : first + rows])
 
