@@ -97,6 +97,11 @@ MODELS: dict[str, Callable[[Path], Path]] = {
     "norms of heads and behind branches, two bases, GEGLU": lambda path: write("gemma3", path),
     "capped scores": lambda path: write("gemma2", path),
     "late queries": lambda path: write("mistral3", path),
+    "a part of each head turned, q, k and v in one matrix, gate and up in one": lambda path: write(
+        "phi3", path
+    ),
+    "the same of Q8_0": lambda path: write("phi3", path, T.Q8_0),
+    "branches side by side, LayerNorm, GELU by erf": lambda path: write("gptneox", path),
 }
 
 
@@ -144,13 +149,6 @@ def test_more_experts_than_there_is_room_for_are_recorded(experts: int, used: in
         weights={}, matrix=lambda linear: SimpleNamespace(kind="f16"), ops=SimpleNamespace(device=device)
     )
     assert isinstance(lower.lower(node.layers[0].dense, on), lower.FusedExperts) is fused
-
-
-def test_a_part_of_each_head_is_turned(tmp_path: Path) -> None:
-    """Pairs half of the turned part apart, q, k and v in one matrix; gate and up in one are not fused."""
-    error, recorded = both(write("phi3", tmp_path / "m.gguf"))
-    assert recorded == {"Dense"}
-    assert error < FLOAT32
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])

@@ -51,8 +51,6 @@ class Hooks(NamedTuple):
     bias0: Pointer = 0
     bias1: Pointer = 0
     bias2: Pointer = 0
-    q_rows: int = 0
-    kv_rows: int = 0
     neox: int = 0
     gelu: int = 0
 
@@ -98,8 +96,6 @@ def product(
     if only is not None:
         fields = [first.fields._replace(rows=first.rows if part == only else 0) for part in range(3)]
         rows = first.rows
-    if hooks is not None and len(matrices) == 3:
-        hooks = hooks._replace(q_rows=fields[0].rows, kv_rows=fields[1].rows)
     groups = -(-rows // (TEAM_ROWS // 2 if mode == "gate_up" else TEAM_ROWS))
     shape = Streamed.of(ops, first, groups, placing=int(mode == "qkv" and hooks is not None))
     args = {"m0": fields[0], "m1": fields[1], "m2": fields[2], "x": x.pointer, "norm": norm,

@@ -46,6 +46,7 @@ Piece = Callable[[Any, DeviceArray], DeviceArray]
 WHOLE: Final = (
     16 << 20
 )  # bytes of half an output matrix that attention prefetches where routing comes after it
+GELU: Final = {"gelu_tanh": 1, "gelu_erf": 2}
 BLOCK_VALUES: Final = 32  # values that are quantised together: rows are whole numbers of them
 
 
@@ -76,22 +77,24 @@ class Lowering:
 
     def matrix(self, linear: Linear | ExpertLinear | Head | Embed) -> DeviceMatrix:
         found: DeviceMatrix = self.weights[f"{linear.name}.weight"]
+        if isinstance(linear, Linear) and linear.of is not None:
+            return found.part(linear.first, linear.rows)
         return found
 
     def norm(self, norm: Norm) -> dict[str, Any]:
         """Arguments for the norm that a launch applies before its product."""
         return {"norm": self.weights[f"{norm.stem}.weight"].pointer, "eps": norm.eps}
 
-    def bias(self, name: str) -> Pointer:
-        """Address of a bias; 0 if there is none."""
+    def bias(self, name: str, first: int = 0) -> Pointer:
+        """Address of a bias from a row on; 0 if there is none."""
         found = self.weights.get(f"{name}.bias")
-        if isinstance(found, DeviceMatrix):
-            return found.pointers["q"]
-        return 0 if found is None else int(found.pointer)
+        if found is None:
+            return 0
+        return (found.pointers["q"] if isinstance(found, DeviceMatrix) else int(found.pointer)) + 4 * first
 
     def hooks(self, norm: Norm | None, *linears: Linear, needed: bool = False) -> Hooks | None:
         """The parts of a launch's norm and matrices that need a kernel with hooks; None if there are none."""
-        biases = [self.bias(linear.name) for linear in linears]
+        biases = [self.bias(linear.name, linear.first) for linear in linears]
         centred = self.bias(norm.stem) if isinstance(norm, LayerNorm) else 0
         if not (needed or centred or any(biases)):
             return None
@@ -139,8 +142,12 @@ class Lowered:
         self._pieces: list[Piece] = []
         for layer in network.layers:
             if layer.parallel:
-                self.recorded += [layer.attention, layer.dense]
-                self._pieces.append(layer)  # type: ignore[arg-type]
+                attention, dense = lower(layer.attention, on), lower(layer.dense, on)
+                if isinstance(attention, FusedAttention) and isinstance(dense, FusedDense):
+                    self._pieces.append(SideBySide(attention, dense))
+                else:
+                    self.recorded += [layer.attention, layer.dense]
+                    self._pieces.append(layer)  # type: ignore[arg-type]
                 continue
             self._pieces += [piece(layer.attention), piece(layer.dense)]
         for before, after in pairwise(self._pieces):
@@ -186,21 +193,15 @@ def _(node: Attention, on: Lowering) -> Any:
         or node.norm.width % BLOCK_VALUES
     ):
         return None
-    parts = (node.q, node.k, node.v)
-    firsts = [0, node.q.rows, node.q.rows + node.k.rows]
-    apart = all(part.of is None for part in parts)
-    one = len({part.name for part in parts}) == 1 and [part.first for part in parts] == firsts
-    return FusedAttention(node, on) if apart or (one and node.q.of == firsts[2] + node.v.rows) else None
+    return FusedAttention(node, on)
 
 
 @lower.register
 def _(node: Dense, on: Lowering) -> Any:
-    linears = [linear for linear in (node.gate, node.up, node.down) if linear is not None]
-    if node.up.rows % BLOCK_VALUES or node.norm.width % BLOCK_VALUES or any(linear.of for linear in linears):
+    if node.up.rows % BLOCK_VALUES or node.norm.width % BLOCK_VALUES:
         return None
     alike = node.gate is None or on.matrix(node.gate).kind == on.matrix(node.up).kind
-    covered = alike and node.activation in ("silu", "gelu_tanh") and not isinstance(node.post, LayerNorm)
-    return FusedDense(node, on) if covered else None
+    return FusedDense(node, on) if alike and not isinstance(node.post, LayerNorm) else None
 
 
 @lower.register
@@ -250,14 +251,12 @@ class FusedAttention:
         # What a later launch reads: the next piece, or the output projection where that has to route first.
         self.ahead: tuple[DeviceMatrix, ...] = ()
         self.most = PREFETCH_BYTES
-        self.parts = {part.name: part for part in (node.q, node.k, node.v)}
-        one, self.neox = len(self.parts) == 1, node.rope is not None and node.rope.layout == "neox"
+        self.parts = (node.q, node.k, node.v)
+        self.neox = node.rope is not None and node.rope.layout == "neox"
         neox = self.neox and node.q_norm is None
-        self.hooks = on.hooks(node.norm, *self.parts.values(), needed=one or neox)
+        self.hooks = on.hooks(node.norm, *self.parts, needed=neox)
         if self.hooks is not None:
             self.hooks = self.hooks._replace(neox=int(neox))
-            if one:
-                self.hooks = self.hooks._replace(q_rows=node.q.rows, kv_rows=node.k.rows)
         self.sinks = 0 if node.sinks is None else on.weights[node.sinks].pointer
         self.last = on.hooks(None, node.out)
 
@@ -271,7 +270,7 @@ class FusedAttention:
             norms = HeadNorms(q_norm, k_norm, angles, a.q_norm.eps, pairs, int(self.neox))
             angles = pairs = 0
         heads = Heads(cache.state, angles, a.layer, a.size, a.kv_heads, pairs)
-        matrices = tuple(on.matrix(linear) for linear in self.parts.values())
+        matrices = tuple(on.matrix(linear) for linear in self.parts)
         queue = partial(
             product, on.ops, "qkv", matrices, x, on.q, heads=heads, hooks=self.hooks, **on.norm(a.norm)
         )
@@ -294,18 +293,38 @@ class FusedDense:
     def __init__(self, node: Dense, on: Lowering) -> None:
         self.node, self.on = node, on
         linears = (node.up,) if node.gate is None else (node.gate, node.up)
-        self.mode, gelu = "plain" if node.gate is None else "gate_up", node.activation == "gelu_tanh"
+        self.mode, gelu = "plain" if node.gate is None else "gate_up", GELU.get(node.activation, 0)
         self.first = tuple(on.matrix(linear) for linear in linears)
-        self.hooks = on.hooks(node.norm, *linears, needed=gelu)
+        self.hooks = on.hooks(node.norm, *linears, needed=gelu > 0)
         if self.hooks is not None:
-            self.hooks = self.hooks._replace(gelu=int(gelu))
+            self.hooks = self.hooks._replace(gelu=gelu)
         self.last = on.hooks(None, node.down)
 
     def __call__(self, p: Pass, x: DeviceArray) -> DeviceArray:
-        d, on = self.node, self.on
-        product(on.ops, self.mode, self.first, x, on.act, hooks=self.hooks, **on.norm(d.norm))
-        on.add(d.down, d.post, on.act, x, self.last)
+        self.begin(x)
+        return self.end(x)
+
+    def begin(self, x: DeviceArray) -> None:
+        """Queue what reads the stream."""
+        on = self.on
+        product(on.ops, self.mode, self.first, x, on.act, hooks=self.hooks, **on.norm(self.node.norm))
+
+    def end(self, x: DeviceArray) -> DeviceArray:
+        """Queue what adds to it."""
+        self.on.add(self.node.down, self.node.post, self.on.act, x, self.last)
         return x
+
+
+class SideBySide:
+    """A parallel layer: the feed-forward layer reads the stream before attention adds to it."""
+
+    def __init__(self, attention: FusedAttention, dense: FusedDense) -> None:
+        self.attention, self.dense = attention, dense
+        attention.ahead = (dense.on.matrix(dense.node.down),)
+
+    def __call__(self, p: Pass, x: DeviceArray) -> DeviceArray:
+        self.dense.begin(x)
+        return self.dense.end(self.attention(p, x))
 
 
 class FusedExperts:
