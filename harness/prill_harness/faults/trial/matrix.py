@@ -58,7 +58,7 @@ LOOK = {
     "state": ("stages", "cache"),
     "late": ("stages",),
     "memory": ("memory",),
-    "boundary": (),
+    "boundary": ("boundary",),
     "cost": ("cost",),
     "trace": ("stages", "cache"),
     "device": ("ops", "stages"),
