@@ -101,7 +101,7 @@ def test_half_precision_is_left_to_the_library(tmp_path: Path) -> None:
 
 def test_one_that_shows_nothing_is_refused_in_any_arithmetic(tmp_path: Path) -> None:
     """A callback that is never called was written to the wrong place."""
-    with pytest.raises(UsageError, match="not what was asked for.*, 0 tensors"):
+    with pytest.raises(UsageError, match=r"not what was asked for.*, 0 tensors"):
         open_engine(f"{built(tmp_path, 'SILENT')},arithmetic=half", MODEL)
 
 
