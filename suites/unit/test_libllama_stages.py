@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from prill_harness.engines.base import Engine
-from prill_harness.engines.llamacpp.connector import LlamaCpp
+from prill_harness.engines.llamacpp.connector import OnLibLlama
 from prill_harness.engines.models import resolve_model
 from prill_harness.faults.opening import open_engine
 from prill_harness.faults.trial.changed import Bytes, Change, of_key, planted
@@ -293,7 +293,7 @@ def test_a_file_by_which_it_dies_is_a_finding(change: Change, spec: str, tmp_pat
     copy = planted(change, resolve_model("fixture:llama-tiny:f16"), tmp_path)
     assert copy is not None
     with pytest.raises(EngineError, match=r"the process was ended by SIGABRT; it wrote: .*GGML_ASSERT"):
-        LlamaCpp.connect(LlamaCpp.target(spec.partition(":")[2]), str(copy))
+        OnLibLlama.connect(OnLibLlama.target(spec.partition(":")[2]), str(copy))
     assert set(psutil.Process().children(recursive=True)) <= before
 
 
@@ -302,4 +302,4 @@ def test_a_file_that_it_refuses_is_a_finding(spec: str, tmp_path: Path) -> None:
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(resolve_model("fixture:llama-tiny:f16").read_bytes()[:-4096])
     with pytest.raises(EngineError, match=r"does not load the model: got .*(corrupted|incomplete|bounds)"):
-        LlamaCpp.connect(LlamaCpp.target(spec.partition(":")[2]), str(cut))
+        OnLibLlama.connect(OnLibLlama.target(spec.partition(":")[2]), str(cut))

@@ -13,7 +13,7 @@ from prill_runtime.gguf.file import open_gguf
 WORKER = "prill_harness.engines.llamacpp.worker"
 
 
-class LlamaCpp(Remote, spec="llamacpp"):
+class OnLibLlama(Remote, spec="llamacpp"):
     """A folder with libllama and libggml, or the library itself.
 
     Caches are float32 and flash attention is off, so that nothing is rounded that the file's type does not

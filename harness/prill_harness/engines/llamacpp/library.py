@@ -33,7 +33,7 @@ class Params(c.Structure):
     _fields_ = (("words", c.c_uint32 * 128),)
 
 
-class Chain(c.Structure):
+class ChainParams(c.Structure):
     """llama_sampler_chain_params: a bool, in one register with what may be added to it."""
 
     _fields_ = (("word", c.c_uint64),)
@@ -63,7 +63,7 @@ class Candidates(c.Structure):
     )  # fmt: skip
 
 
-class Tensor(c.Structure):
+class GgmlTensor(c.Structure):
     """ggml_tensor up to its name; `tap.Tap` holds its sizes against what the library says of them."""
 
     _fields_ = (
@@ -109,8 +109,8 @@ SIGNATURES: Mapping[str, tuple[Any, ...]] = {
     "llama_sampler_accept": (None, P, INT),
     "llama_sampler_apply": (None, P, c.POINTER(Candidates)),
     "llama_sampler_chain_add": (None, P, P),
-    "llama_sampler_chain_default_params": (Chain,),
-    "llama_sampler_chain_init": (P, Chain),
+    "llama_sampler_chain_default_params": (ChainParams,),
+    "llama_sampler_chain_init": (P, ChainParams),
     "llama_sampler_free": (None, P),
     "llama_sampler_init_dist": (P, c.c_uint32),
     "llama_sampler_init_greedy": (P,),
@@ -185,7 +185,7 @@ def find(given: str) -> Path:
     )  # fmt: skip
 
 
-class Library:
+class LibLlama:
     """A libllama that is loaded: its functions as attributes.
 
     Args:

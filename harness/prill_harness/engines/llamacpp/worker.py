@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prill_harness.engines.channels.worker import main
-from prill_harness.engines.llamacpp.library import F32, LOG, Library, Params
+from prill_harness.engines.llamacpp.library import F32, LOG, LibLlama, Params
 from prill_harness.engines.llamacpp.tap import Shown, Tap, joined
 from prill_runtime.errors import (
     ContextLengthExceeded,
@@ -71,7 +71,7 @@ class Llama:
 
     name, device = "libllama", "cpu"
 
-    def __init__(self, library: Library, model: str, context: int, arithmetic: str) -> None:
+    def __init__(self, library: LibLlama, model: str, context: int, arithmetic: str) -> None:
         self._library, self._exact = library, arithmetic == "float32"
         self._said: list[str] = []
         self.version = library.version
@@ -332,4 +332,4 @@ def threads() -> int:
 if __name__ == "__main__":
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # which would call a debugger when it aborts
     at, positions, kind = sys.argv[1:]
-    main(lambda model: Llama(Library(Path(at)), model, int(positions), kind), "libllama")
+    main(lambda model: Llama(LibLlama(Path(at)), model, int(positions), kind), "libllama")
