@@ -25,6 +25,7 @@ from prill_suites import contract_requests as requests
 from prill_suites import contract_sight as sight
 from prill_suites.contract_judges import Client, Judge
 
+from .commandline import invoke
 from .served import SLOTS, WRONG_AT
 from .serving import MODEL, Started, oracle, servers
 
@@ -238,6 +239,53 @@ def test_a_sound_server_keeps_every_promise(
 ) -> None:
     """No check says anything of the same server without a defect."""
     assert said_of(server, check, few, oracle) == ""
+
+
+@pytest.mark.parametrize(
+    ("defect", "lacks"),
+    [("no_stop", ["contract.stops"]), ("no_stream", ["contract.streaming", "contract.cancel"])],
+)
+def test_what_a_server_refuses_is_inconclusive_by_name_and_nothing_else_is(
+    defect: str, lacks: list[str], server: Started, few: Golden, oracle: Embedded
+) -> None:
+    """A server that takes no stop strings, or streams nothing, is asked everything else as before."""
+    missing = {}
+    for check in ("tokens", "stops", "streaming", "cancel", "lengths"):
+        try:
+            assert said_of(server, f"contract.{check}", few, oracle, defect) == ""
+        except MissingCapability as error:
+            missing[f"contract.{check}"] = str(error)
+    assert list(missing) == lacks
+    assert all(f"{defect.removeprefix('no_')} is not supported" in said for said in missing.values())
+
+
+def test_arguments_that_a_class_does_not_take_are_missed_by_name(tmp_path: Path) -> None:
+    """`generate(ids, max_tokens)` is enough for greedy texts; what it does not take is named when asked."""
+    file = tmp_path / "least.py"
+    file.write_text(
+        "class Least:\n"
+        "    def __init__(self, model): pass\n"
+        "    def generate(self, ids, max_tokens): return dict(ids=ids[:max_tokens], finish_reason='length')\n"
+    )
+    with open_engine(f"py:{file}:Least", MODEL) as engine:
+        assert engine.generate([7, 8], max_tokens=1).ids == (7,)
+        for name, value in (("stop", ["x"]), ("ignore_eos", True), ("seed", 1)):
+            with pytest.raises(MissingCapability, match=f"does not take {name}"):
+                engine.generate([7], max_tokens=1, **{name: value})
+
+
+@pytest.mark.engines
+def test_a_gate_on_a_server_that_has_all_of_it_is_green(server: Started, tmp_path: Path) -> None:
+    """By its address alone, faults included: nothing is failed, inconclusive or left without a kill."""
+    server.switch()
+    spec, out = f"{server.url},arithmetic=float32", tmp_path / "out"
+    invoke("gate", "contract", "--engine", spec, "--model", MODEL, "-j", "1", "--out", str(out))
+    verdict = msgspec.json.decode((out / "verdict.json").read_bytes())
+    assert verdict["counts"]["passed"] == verdict["counts"]["checks"] == len(sight.JUDGES) + 2
+    assert {item["status"] for item in verdict["items"]} == {"proven"}
+    seen = {check["check"]: check["detail"].get("killed", {}) for check in verdict["checks"]}
+    killed = seen["contract.sees_answers"].keys() | seen["contract.sees_files"].keys()
+    assert killed == sight.JUDGES.keys()
 
 
 @pytest.mark.engines
