@@ -7,7 +7,7 @@ from pathlib import Path
 from prill_harness.engines import device, embedded
 from prill_harness.engines.base import Engine
 from prill_harness.engines.channels import asked, capi, http, process, python, recorded, serve
-from prill_harness.engines.llamacpp import connector as llamacpp
+from prill_harness.engines.others.llamacpp import connector as llamacpp
 from prill_harness.engines.spec import EngineSpec
 from prill_harness.records.names import look_up
 

@@ -1,4 +1,4 @@
-"""`python -m prill_harness.engines.capi.script LIBRARY STEPS`: raw calls, each told before it is made.
+"""`python -m prill_harness.engines.others.capi.script LIBRARY STEPS`: raw calls, each told before it is made.
 
 STEPS is a list in JSON. A step is {"call": NAME, argument: value, ...}: arguments as in `abi.FUNCTIONS`, "$x"
 for what a step with "as": "x" wrote. Further fields:
@@ -26,7 +26,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from prill_harness.engines.capi.abi import CODES, Library, Unusable
+from prill_harness.engines.others.capi.abi import CODES, Library, Unusable
 
 LIBRARY_CODE, ENGINE_CODE = 1, 2  # as the preloaded ledger numbers them
 OWN = ("call", "as", "thread", "wait", "file", "fail", "expect")

@@ -1,4 +1,4 @@
-"""`python -m prill_harness.engines.capi.worker LIBRARY [OPTIONS]`: a C library behind JSON lines.
+"""`python -m prill_harness.engines.others.capi.worker LIBRARY [OPTIONS]`: a C library behind JSON lines.
 
 The library is called by `prill_engine.h`, in this process alone: when it crashes, the process is what ends.
 """
@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prill_harness.engines.capi.abi import CODES, Library, Unusable
 from prill_harness.engines.channels.lines import error_of
 from prill_harness.engines.channels.worker import serve
+from prill_harness.engines.others.capi.abi import CODES, Library, Unusable
 from prill_runtime.errors import EngineError, InvalidParameter, MissingCapability
 
 OnToken = Callable[[int, float], bool]

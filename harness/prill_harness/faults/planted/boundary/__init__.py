@@ -1,0 +1,1 @@
+"""Faults of libraries and processes that the boundary suite calls."""
