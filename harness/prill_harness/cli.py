@@ -22,9 +22,9 @@ from prill_harness.version import commit, version
 from prill_runtime.errors import PrillError, UsageError
 
 COMMANDS = {
-    "gate": gates, "run": gates, "golden": engines, "bisect": engines, "trace": engines, "checklist": gates,
-    "faults": gates, "leak": engines, "vram": engines, "report": gates, "bench": engines, "generate": engines,
-    "inspect": engines, "explain": gates, "doctor": gates, "completion": gates,
+    "gate": gates, "run": gates, "golden": engines, "requests": gates, "bisect": engines, "trace": engines,
+    "checklist": gates, "faults": gates, "leak": engines, "vram": engines, "report": gates, "bench": engines,
+    "generate": engines, "inspect": engines, "explain": gates, "doctor": gates, "completion": gates,
 }  # fmt: skip
 """Command -> the room of its module, in the order of the help."""
 INTERRUPTED = 2

@@ -168,12 +168,14 @@ def test_softcap(bench: Bench) -> None:
 
 @check("options.window", kills=("window_off_by_one",))
 def test_window(bench: Bench) -> None:
-    """A window of 128 at 127, 128 and 129 keys, and where a prompt goes past it."""
-    for keys, rows in product((WINDOW - 1, WINDOW, WINDOW + 1, WINDOW + 70), (1, 3, 100)):
+    """A window of 128 at 127, 128 and 129 keys, and where a prompt goes past it, without sinks and with."""
+    sinks = np.array([-30.0, 1.5, 0.0, 8.0], bench.backend.dtype)
+    lengths = (WINDOW - 1, WINDOW, WINDOW + 1, WINDOW + 70)
+    for keys, rows, own in product(lengths, (1, 3, 100), ({}, {"sinks": sinks})):
         q, k, v = attending(bench, rows, keys)
         bench.hold(
-            "attention", q, k, v, start=keys - rows, scale=0.125, window=WINDOW,
-            case=f"{rows} rows of {keys} keys, window {WINDOW}",
+            "attention", q, k, v, start=keys - rows, scale=0.125, window=WINDOW, **own,
+            case=f"{rows} rows of {keys} keys, window {WINDOW}{', sinks' * bool(own)}",
         )  # fmt: skip
     bench.conclude()
 

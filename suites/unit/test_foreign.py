@@ -226,6 +226,19 @@ def test_what_is_no_answer_is_named(
     assert set(psutil.Process().children()) <= before
 
 
+def test_what_an_engine_prints_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's output and that of a C library, by its descriptor, keep out of the protocol."""
+    (tmp_path / "loud.py").write_text(
+        "import os\n"
+        "class Loud:\n"
+        "    def __init__(self, path): print('loading'); os.write(1, b'loaded\\n')\n"
+        "    def tokenize(self, text, add_special=True): os.write(1, b'{}'); return [len(text)]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    with open_engine(f"{WORKER} loud.py:Loud", MODEL) as engine:
+        assert engine.tokenize("four") == [4]
+
+
 def test_an_installed_package_offers_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An entry point in the group `prill.engines` is an engine by its name, with options, in every cell."""
     (tmp_path / "mine.py").write_text(CLASS)

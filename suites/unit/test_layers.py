@@ -36,7 +36,7 @@ ROOMS = {
         "version", "records", "console", "engines", "planting", "numbers", "witness",
         "stages.table", "stages.trace", "stages.routing", "tokens", "stages.hypotheses", "stages",
         "faults.planted.model", "faults.planted.serving", "faults.planted.device", "faults.planted.judges",
-        "faults.planted", "faults.catalogue", "faults.opening",
+        "faults.planted", "faults.catalogue", "faults.blackbox", "faults.opening",
         "measure", "plan", "run", "faults.trial", "decide",
         "leaks.reports", "leaks.ledgers", "leaks.controls", "leaks.probed", "leaks.judge", "leaks.selftest",
         "recording", "commands.shared", "commands.engines", "commands.gates", "plugin", "cli",

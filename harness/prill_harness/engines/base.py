@@ -94,6 +94,10 @@ class Engine(ABC):
         """Raise UsageError for an argument that `open` would refuse; nothing is opened."""
 
     @classmethod
+    def fits(cls, argument: str, model: str) -> None:
+        """Raise UsageError for a model that the engine of this argument cannot be asked about."""
+
+    @classmethod
     def open(cls, argument: str, model: str) -> Engine:
         """Open `model` (a model spec); `argument` is what follows the colon of the engine spec."""
         raise NotImplementedError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,10 +19,10 @@ from prill_harness.numbers.compare import REORDERED_ERROR
 from prill_harness.numbers.draws import boundary_distance, equally_likely, share_distance
 from prill_harness.numbers.lanes import Figures, Lane
 from prill_harness.planting import faults
-from prill_harness.tokens.choices import SAID, culprit
+from prill_harness.tokens.choices import SAID, Part, culprit
 from prill_harness.tokens.golden_pack import Golden, GoldenPrompt
 from prill_harness.tokens.sides import oracle_logits, since
-from prill_runtime.errors import Inconclusive, UsageError
+from prill_runtime.errors import Inconclusive, MissingCapability, UsageError
 from prill_runtime.sampling import philox, sampler  # as modules: suspending a fault must take effect
 from prill_runtime.sampling.sampler import SamplingParams
 
@@ -252,7 +253,10 @@ class Divergences:
         row = oracle_logits(self.oracle, prefix)[-1]
         if Capability.LOGITS not in self.engine.info.capabilities:
             return row, None
-        own = np.asarray(self.engine.logits(prefix))[-1]
+        try:
+            own = np.asarray(self.engine.logits(prefix))[-1]
+        except MissingCapability:  # of these ids alone
+            return row, None
         return row, own if own.shape == row.shape and np.isfinite(own).all() else None
 
     @staticmethod
@@ -285,16 +289,22 @@ class Divergences:
 
     def _misplaced(self, parting: Parting, fact: str) -> None:
         """Record that the engine's logits are right and its token is not: the choice went wrong."""
-        part = culprit(self.engine, parting.ids, parting.tokens, parting.at, parting.params)
+        part = self._part(parting)
         self._sort(self.wrong, part, parting, f"{fact}: {SAID[part]}")
 
     def _unexplained(self, parting: Parting, fact: str, own: Row | None) -> None:
         """Record a token that no noise explains; ask an engine that shows no logits again."""
         cause, more = "logits", ""
         if own is None:
-            part = culprit(self.engine, parting.ids, parting.tokens, parting.at, parting.params)
+            part = self._part(parting)
             cause, more = ("logits", "") if part == "sampler" else (part, f"; {SAID[part]}")
         self._sort(self.wrong, cause, parting, f"{fact}: wrong numbers{more}")
+
+    def _part(self, parting: Parting) -> Part:
+        """Which part of the engine chose wrongly; the sampler, of one that cannot be asked again."""
+        with suppress(MissingCapability):
+            return culprit(self.engine, parting.ids, parting.tokens, parting.at, parting.params)
+        return "sampler"
 
     def _sort(self, into: list[str], cause: str, parting: Parting, fact: str) -> None:
         sentence = f"{parting.run}; {fact}"

@@ -9,13 +9,13 @@ noise may decide; the others, which may have other experts or attend to such, to
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from prill_harness.engines.base import Capability, Engine
 from prill_harness.engines.embedded import Embedded
-from prill_harness.numbers import lanes
+from prill_harness.numbers import compare, lanes
 from prill_harness.numbers.lanes import Figures, Lane, LogitTally
 from prill_harness.stages import routing
 from prill_harness.stages import trace as traces
@@ -34,6 +34,8 @@ class Experts:
         texts, positions: of all sequences.
         unseen: those of an engine that shows no stages from the first on at which noise may decide.
         steady: the figures of those before.
+        rank: the worst that the lane's own pass gives the oracle's best id where choices were followed: ids
+            nearly equal there are others than where the golden's floor was measured.
     """
 
     engine: Engine
@@ -46,21 +48,23 @@ class Experts:
     positions: int = 0
     unseen: int = 0
     steady: LogitTally = field(default_factory=LogitTally)
+    rank: int = 1
 
     @property
     def floor(self) -> Figures:
         """The floor that all sequences so far can be held to."""
-        return self.golden.floors[self.lane.name] if self.unseen else self.golden.floor_of(self.lane.name)
+        if self.unseen:
+            return self.golden.floors[self.lane.name]
+        floor = self.golden.floor_of(self.lane.name)
+        return replace(floor, worst_rank=max(floor.worst_rank, self.rank))
 
     def expected(self, ids: Sequence[int], own: Rows, got: Rows) -> Rows:
         """The oracle's logits of `ids` that an engine's are held to: `own`, or with the engine's experts."""
         self.texts += 1
         self.positions += len(ids)
-        tally = LogitTally()
-        tally.add(own, got)
-        network = self.oracle.model.network
-        within = not lanes.broken(tally.figures(), self._bound(own, self.golden.floor_of(self.lane.name)))
-        if within or not routing.routers(network) or not np.isfinite(got).all():
+        if got.shape != own.shape or not np.isfinite(got).all():
+            return own
+        if not routing.routers(self.oracle.model.network) or self._within(own, got):
             return own
         truth = traces.capture(self.oracle, ids).stages
         if Capability.TRACE not in self.engine.info.capabilities:
@@ -76,7 +80,10 @@ class Experts:
             return own
         self.routes.append(routes)
         self.wrong += [f"{stage}: {sentence}" for stage, sentence in routes.wrong.items()]
-        return routes.stages["logits"]
+        logits = routes.stages["logits"]
+        rounded = routing.lane_pass(self.oracle.info.model, self.lane, ids, chosen=routes.chosen)["logits"]
+        self.rank = max(self.rank, int(compare.rank(logits, rounded).max()))
+        return logits
 
     def broken(self, largest: float) -> list[tuple[str, float, float, str]]:
         """The rows of `lanes.broken` of the steady positions of an engine that shows no stages."""
@@ -103,5 +110,8 @@ class Experts:
             return ""
         return f"; in {len(self.routes)} of {self.texts} texts {routing.said(self.routes)}"
 
-    def _bound(self, rows: Rows, floor: Figures) -> Figures:
-        return lanes.bounds(self.lane, lanes.stored(floor, float(np.abs(rows).max())))
+    def _within(self, own: Rows, got: Rows) -> bool:
+        tally, floor = LogitTally(), self.golden.floor_of(self.lane.name)
+        tally.add(own, got)
+        bound = lanes.bounds(self.lane, lanes.stored(floor, float(np.abs(own).max())))
+        return not lanes.broken(tally.figures(), bound)

@@ -26,7 +26,7 @@ from prill_harness.tokens.golden import PROMPTS
 from prill_harness.tokens.golden_pack import Golden, GoldenPrompt, SampledGolden
 from prill_harness.tokens.sides import Gap, allowed, explained, gap_at, oracle_logits, since
 from prill_harness.tokens.steps import StepResult, oracle_for, step
-from prill_harness.tokens.verify import compare_texts
+from prill_harness.tokens.verify import compare_passes, compare_texts, unasked
 from prill_harness.witness.declared import declared, same
 from prill_runtime.errors import EngineError, Inconclusive, InvalidParameter, MissingCapability
 from prill_runtime.gguf.file import open_gguf
@@ -113,7 +113,10 @@ def compare_config(engine: Engine, golden: Golden, oracle: Embedded) -> StepResu
 
 @step("logits")
 def compare_teacher_forced(engine: Engine, golden: Golden, oracle: Embedded) -> StepResult:
-    """Step 3: logits on the golden continuation, against the live oracle and the golden's own logprobs."""
+    """Step 3: logits on the golden continuation, against the live oracle and the golden's own logprobs; or
+    those of the passes that an engine has saved, over ids of its own."""
+    if unasked(engine, golden):
+        return compare_passes(engine, golden, oracle)
     lane, _, _ = lane_of(engine, golden)
     experts = Experts(engine, oracle, lane, golden)
     tally, flips, gap, largest = lanes.LogitTally(), 0, 0.0, 0.0

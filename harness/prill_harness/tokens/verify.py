@@ -7,12 +7,13 @@ the engine's own text do: each token is the oracle's best, or within the lane's 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from prill_harness.engines.base import Engine, Generation
+from prill_harness.engines.channels.passes import Pass
 from prill_harness.engines.embedded import Embedded
 from prill_harness.numbers import compare, lanes
 from prill_harness.numbers.compare import REORDERED_ERROR, TOP_K
@@ -25,6 +26,7 @@ from prill_runtime.errors import Inconclusive, MissingCapability
 
 TOKENS = 100
 SHOWN = 5  # wrong places that evidence keeps
+MOST = 4096  # logprobs of one position that are compared
 
 
 @dataclass
@@ -89,6 +91,25 @@ class Verification:
                 own = {token: logprobs[at]}
             if own and not last:
                 self._numbers(f"{run}, token {at}", row, own, len(ids) + at)
+
+    def forced(self, run: str, each: Pass) -> None:
+        """Judge the numbers of a pass over ids that somebody else chose, its likeliest MOST at each position.
+
+        A value that a file rounded is known to within that, and the one nearest to the oracle's is judged.
+
+        Raises:
+            EngineError: its logprobs are malformed.
+        """
+        self.texts += 1
+        truth = oracle_logits(self.oracle, each.ids)[each.first :]
+        for at, (row, told, off) in enumerate(zip(truth, each.rows, each.rounding, strict=False)):
+            values, best = compare.log_softmax(told) if not off else told, compare.top_ids(told, MOST)
+            best = best[np.isfinite(values[best])] if off else best
+            logprobs = np.clip(compare.log_softmax(row)[best], values[best] - off, values[best] + off)
+            logprobs -= np.clip(np.log(np.exp(logprobs).sum()), 0.0, 2 * off)
+            self._largest = compare.largest(self._largest, float(np.abs(row).max()))
+            own = dict(zip(best.tolist(), logprobs.tolist(), strict=True))
+            self._numbers(f"{run}, position {each.first + at}", row, own, each.first + at + 1)
 
     def choices(self) -> StepResult:
         """Whether every token that was read is right."""
@@ -282,6 +303,22 @@ def verified(engine: Engine, golden: Golden, oracle: Embedded, tokens: int = TOK
             made = engine.generate(prompt.ids, max_tokens=count)
             reading.read(f"prompt {number}", prompt.ids, made, count)
     return reading
+
+
+def unasked(engine: Engine, golden: Golden) -> Sequence[Pass]:
+    """The passes that an engine saved over ids of its own choice; none if it has those of the golden."""
+    passes = getattr(engine, "passes", ())
+    own = {each.ids for each in passes if each.whole}
+    return () if own.issuperset(tuple(prompt.sequence) for prompt in golden.prompts) else passes
+
+
+def compare_passes(engine: Engine, golden: Golden, oracle: Embedded) -> StepResult:
+    """The numbers of passes that were saved elsewhere, against the oracle's over the same ids."""
+    lane, floor, _ = lane_of(engine, golden)
+    reading = Verification(oracle, lane, floor, oracle.model.context_length)
+    for number, each in enumerate(unasked(engine, golden)):
+        reading.forced(f"pass {number}", each)
+    return replace(reading.numbers(), step="logits")
 
 
 def compare_texts(engine: Engine, golden: Golden, oracle: Embedded) -> list[StepResult]:

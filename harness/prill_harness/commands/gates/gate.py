@@ -106,6 +106,8 @@ def command(
     from prill_harness.decide.gate import decide
     from prill_harness.decide.waivers import LOCAL, load_waivers
     from prill_harness.faults.catalogue import catalogue
+    from prill_harness.faults.opening import foreign
+    from prill_harness.faults.trial import connector
     from prill_harness.faults.trial import forgotten as oblivion
     from prill_harness.faults.trial import kills as matrix
     from prill_harness.plan.policy import load_policy
@@ -122,15 +124,17 @@ def command(
     kills, forgotten = matrix.fresh(matrix.load(kills_file), catalogue()), oblivion.load()
     plan = build(gate, engines, models)
     door.examine((), () if models else plan.given.values(), opened=not ledgers)
+    door.together(() if ledgers else ((cell.engine, plan.spec(cell)) for cell in plan.cells))
     click.get_current_context().with_resource(taken(out))
     forget(out)
     if part:
         return _shard(console, shard(plan, *part), out, jobs, resume, cell_timeout)
     records = _merged(plan, ledgers, out) if ledgers else _run(console, plan, out, jobs, resume, cell_timeout)
+    others = {cell.engine for cell in plan.cells if foreign(cell.engine)}
     verdict = decide(
         policy,
         plan,
-        records,
+        connector.counted(records, {spec: connector.load(spec) for spec in others}),
         checklists=checklists,
         kills=kills,
         waivers=waivers,

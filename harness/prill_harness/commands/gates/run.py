@@ -73,6 +73,7 @@ def command(
     plan = Plan("run", tuple(dict.fromkeys(cells)), checks, given=openers(called))
     if not names:
         console.remark(_foresight(plan, len(called), engines, suites, jobs, out))
+    door.together((cell.engine, plan.spec(cell)) for cell in plan.cells)
     click.get_current_context().with_resource(taken(out))
     goldens.prepare(plan.cells, plan.given, plan.folder)
     with console.progress(len(plan.cells), "cells") as bar:

@@ -6,6 +6,7 @@ A wrong name is thus refused before it has cost a minute of work or left a file 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import product
 from typing import Any
 
 ENGINES = ("engine", "engines", "against")
@@ -37,6 +38,7 @@ def pass_through(options: Mapping[str, Any], *, judges: bool, own: str = "") -> 
         opened=not options.get("ledgers"),
     )
     examine((), _given(options, FILES), loaded=False)
+    together(product(() if options.get("ledgers") else under_test, _given(options, MODELS)))
     if judges:
         judged(under_test, options.get("against"))
 
@@ -68,6 +70,20 @@ def examine(
         check_device(device)
     for model in models:
         check_model(model, opened=opened, loaded=loaded)
+
+
+def together(pairs: Iterable[tuple[str, str]]) -> None:
+    """Refuse engines that cannot be asked about the model they are to open, as (engine, model) specs.
+
+    Raises:
+        UsageError: answers that were recorded from another model.
+    """
+    from prill_harness.engines.connect import known
+    from prill_harness.engines.spec import EngineSpec
+
+    for engine, model in dict.fromkeys(pairs):
+        cls, argument = known(EngineSpec.parse(engine))
+        cls.fits(argument, model)
 
 
 def judged(engines: Iterable[str], oracle: str | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from prill_harness.engines.capi.compiler import compiled
@@ -29,6 +30,11 @@ def worker() -> Path:
         Inconclusive: as for `example`.
     """
     return compiled("the example worker", _files("worker.c", *ENGINE, *HEADERS), FLAGS, "worker", "capi")
+
+
+def worker_command() -> str:
+    """The worker as a command of `exec:`. Raises Inconclusive: as for `example`."""
+    return shlex.quote(str(worker()))
 
 
 def _files(*names: str) -> list[Path]:

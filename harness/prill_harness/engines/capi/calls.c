@@ -189,8 +189,10 @@ PRILL_EXPORT prill_code prill_session_next(prill_session session, const int32_t 
     REQUIRE(sampling);
     REQUIRE(id);
     const prill_sampling *how = sampling;
-    if (!(how->temperature >= 0 && how->temperature <= 1e6f) || how->top_k < 0 || !(how->top_p > 0 && how->top_p <= 1) ||
-        !(how->min_p >= 0 && how->min_p <= 1) || !(how->repetition_penalty > 0 && how->repetition_penalty <= 1e6f))
+    int sound = how->temperature >= 0 && how->temperature <= 1e6f && how->top_k >= 0 && how->top_p > 0 &&
+                how->top_p <= 1 && how->min_p >= 0 && how->min_p <= 1 && how->repetition_penalty > 0 &&
+                how->repetition_penalty <= 1e6f;
+    if (!sound && !defect("sampling_unchecked"))
         return fail(PRILL_INVALID_PARAMETER, "a parameter of sampling is out of its range");
     struct session *s = acquire(session, SESSION);
     if (!s)

@@ -9,8 +9,9 @@ for what a step with "as": "x" wrote. Further fields:
     "file": {"of": PATH, "cut": BYTES, "put": [[OFFSET, HEX], ...]}    the argument `path`, a changed copy
     "fail": N          fail the Nth allocation that the library makes; needs the preloaded ledger
 
-Lines of JSON come out: {"at": step} before each call, {"step": n, "code": kind, "sentence": …, …} after it,
-so that whoever reads them knows which call a crash came from.
+"expect" is for whoever reads the answers. Lines of JSON come out: {"at": step} before each call, {"step": n,
+"code": kind, "sentence": …, …} after it, so that it is known which call a crash came from, and at the end
+{"printed": …}: what the library wrote on the standard output.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Any
 from prill_harness.engines.capi.abi import CODES, Library, Unusable
 
 LIBRARY_CODE, ENGINE_CODE = 1, 2  # as the preloaded ledger numbers them
-OWN = ("call", "as", "thread", "wait", "file", "fail")
+OWN = ("call", "as", "thread", "wait", "file", "fail", "expect")
 
 
 class Player:
@@ -73,8 +74,9 @@ class Player:
         if "file" in step:
             given["path"] = changed(**step["file"])
         call, buffers = self._library.prepared(step["call"], given)
-        more: dict[str, Any] = {}
+        more: dict[str, Any] = {"began": time.monotonic()}
         code = failing(call, step["fail"], more) if "fail" in step else call()
+        more["ended"] = time.monotonic()
         kind = CODES[code] if 0 <= code < len(CODES) else f"code {code}"
         said = {} if not code or step["call"] == "last_error" else {"sentence": self._library.sentence()}
         return {"step": number, "code": kind, **said, **more, **buffers.read(code)}
@@ -96,7 +98,7 @@ def changed(of: str, cut: int | None = None, put: list[list[Any]] | None = None)
 
 
 def failing(call: Any, nth: int, told: dict[str, Any]) -> int:
-    """Make the call, its nth allocation failed; `told` has whether there was one, and the bytes left."""
+    """Make the call, its nth allocation failed; `told`: whether there was one, and the bytes left behind."""
     ledger = ctypes.CDLL(None)
     ledger.prill_leaks_fail.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_int)
     ledger.prill_leaks_fail_end.restype = ctypes.c_long
@@ -107,7 +109,7 @@ def failing(call: Any, nth: int, told: dict[str, Any]) -> int:
     code = int(call())
     seen = int(ledger.prill_leaks_fail_end())
     ledger.prill_leaks_read(after)
-    told |= {"failed": seen < 0, "left": sum(after[classes:]) - sum(before[classes:])}
+    told |= {"failed": seen < 0, "seen": abs(seen), "left": sum(after[classes:]) - sum(before[classes:])}
     return code
 
 
@@ -131,8 +133,8 @@ def attribute(library: str) -> None:
 
 def main() -> int:
     library, steps = sys.argv[1:]
-    output = os.dup(1)
-    os.dup2(2, 1)  # whatever the library prints is no answer
+    output, printed = os.dup(1), os.memfd_create("printed")
+    os.dup2(printed, 1)  # whatever the library prints is no answer
     try:
         player = Player(Library(library), output)
     except Unusable as error:
@@ -140,6 +142,8 @@ def main() -> int:
         return 4
     attribute(library)
     player.play(json.loads(steps))
+    ctypes.CDLL(None).fflush(None)
+    player.say(printed=os.pread(printed, 200, 0).decode("utf-8", "replace"))
     return 0
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from prill_harness.engines.capi.abi import CODES, Library, Unusable
 from prill_harness.engines.channels.lines import error_of
 from prill_harness.engines.channels.worker import serve
-from prill_runtime.errors import EngineError, MissingCapability
+from prill_runtime.errors import EngineError, InvalidParameter, MissingCapability
 
 OnToken = Callable[[int, float], bool]
 
@@ -41,6 +41,7 @@ class Loaded:
         self.draws = "own"
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        _check(ids)
         vocab = self.config["vocab_size"]
         with self._session(max(len(ids), 1)) as session:
             made = self._ask("session_logits", session=session, ids=ids, room=max(len(ids), 1) * vocab)
@@ -55,6 +56,9 @@ class Loaded:
         on_token: OnToken | None = None,
         **sampling: Any,
     ) -> dict[str, Any]:
+        _check(ids)
+        if max_tokens < 0:
+            raise InvalidParameter("max_tokens below 0", expected="0 or more", got=max_tokens)
         if stop:
             raise MissingCapability("prill_engine.h has no texts, so no strings to stop at")
         written: list[int] = []
@@ -99,6 +103,13 @@ class Loaded:
                 "the library wrote behind the end of a buffer", where=call, got=found["overrun"]
             )
         return found
+
+
+def _check(ids: Sequence[int]) -> None:
+    """Refuse ids that the library could not be given: they would be cut to 32 bits."""
+    for each in ids:
+        if not -(2**31) <= each < 2**31:
+            raise InvalidParameter("an id that no vocabulary has", expected="a number of 32 bits", got=each)
 
 
 class Opened:

@@ -19,7 +19,7 @@ from typing import Any
 
 from prill_harness.engines.channels.lines import PROTOCOL, error_of, packed, unpacked
 from prill_harness.engines.remote import Channel, Hello, OnToken, Remote, Target
-from prill_runtime.errors import EngineError, UsageError
+from prill_runtime.errors import EngineError, ProcessLost, UsageError
 
 LONGEST = 1 << 30
 """Bytes of one answer: the logits of 4,096 positions over a vocabulary of 32,000 are 700 MB in base64."""
@@ -138,7 +138,7 @@ class Worker:
     def _broken(self, call: str, what: str, expected: object, got: object) -> EngineError:
         """End a worker that is no longer usable; the error to raise."""
         self.close(grace=0)
-        return EngineError(
+        return ProcessLost(
             what, where=f"{self._name}, {call}", expected=expected, got=got, hint=self._last_words()
         )
 
@@ -150,7 +150,9 @@ class Worker:
         how = "closed its output" if code is None else f"ended with exit status {code}"
         if code is not None and code < 0:
             how = f"was ended by {signal.Signals(-code).name}"
-        return EngineError(f"the process {how}", where=f"{self._name}, {call}", hint=self._last_words())
+        lost = ProcessLost(f"the process {how}", where=f"{self._name}, {call}", hint=self._last_words())
+        lost.crashed = code is not None and code < 0
+        return lost
 
     def _last_words(self) -> str:
         self._listener.join(1.0)

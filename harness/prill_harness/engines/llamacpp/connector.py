@@ -13,7 +13,7 @@ from prill_runtime.gguf.file import open_gguf
 WORKER = "prill_harness.engines.llamacpp.worker"
 
 
-class LlamaCpp(Remote, spec="llamacpp"):
+class OnLibLlama(Remote, spec="llamacpp"):
     """A folder with libllama and libggml, or the library itself.
 
     Caches are float32 and flash attention is off, so that nothing is rounded that the file's type does not
@@ -31,7 +31,7 @@ class LlamaCpp(Remote, spec="llamacpp"):
     def connect(cls, target: Target, path: str) -> Channel:
         library = find(target.what)
         kind = "half" if target.arithmetic == "half" else "float32"
-        words = [sys.executable, "-m", WORKER, str(library), target.declared.get("ctx", "0"), kind]
+        words = [sys.executable, "-P", "-m", WORKER, str(library), target.declared.get("ctx", "0"), kind]
         spoken = Spoken(Worker(words, target.timeout, cls.connector), path, cls.connector)
         spoken.hello = replace(spoken.hello, arithmetic=_arithmetic(path, kind), draws="own")
         return spoken

@@ -33,7 +33,7 @@ class Params(c.Structure):
     _fields_ = (("words", c.c_uint32 * 128),)
 
 
-class Chain(c.Structure):
+class ChainParams(c.Structure):
     """llama_sampler_chain_params: a bool, in one register with what may be added to it."""
 
     _fields_ = (("word", c.c_uint64),)
@@ -49,7 +49,21 @@ class Batch(c.Structure):
     )  # fmt: skip
 
 
-class Tensor(c.Structure):
+class Candidate(c.Structure):
+    """llama_token_data."""
+
+    _fields_ = (("id", INT), ("logit", c.c_float), ("p", c.c_float))
+
+
+class Candidates(c.Structure):
+    """llama_token_data_array."""
+
+    _fields_ = (
+        ("data", c.POINTER(Candidate)), ("size", SIZE), ("selected", c.c_int64), ("sorted", c.c_bool),
+    )  # fmt: skip
+
+
+class GgmlTensor(c.Structure):
     """ggml_tensor up to its name; `tap.Tap` holds its sizes against what the library says of them."""
 
     _fields_ = (
@@ -93,14 +107,15 @@ SIGNATURES: Mapping[str, tuple[Any, ...]] = {
     "llama_n_threads": (INT, P),
     "llama_n_ubatch": (c.c_uint32, P),
     "llama_sampler_accept": (None, P, INT),
+    "llama_sampler_apply": (None, P, c.POINTER(Candidates)),
     "llama_sampler_chain_add": (None, P, P),
-    "llama_sampler_chain_default_params": (Chain,),
-    "llama_sampler_chain_init": (P, Chain),
+    "llama_sampler_chain_default_params": (ChainParams,),
+    "llama_sampler_chain_init": (P, ChainParams),
     "llama_sampler_free": (None, P),
     "llama_sampler_init_dist": (P, c.c_uint32),
     "llama_sampler_init_greedy": (P,),
     "llama_sampler_init_min_p": (P, c.c_float, SIZE),
-    "llama_sampler_init_penalties": (P, INT, c.c_float, c.c_float, c.c_float),
+    "llama_sampler_init_penalties": (P, INT, INT, c.c_float, c.c_float, c.c_float),
     "llama_sampler_init_temp": (P, c.c_float),
     "llama_sampler_init_top_k": (P, INT),
     "llama_sampler_init_top_p": (P, c.c_float, SIZE),
@@ -170,7 +185,7 @@ def find(given: str) -> Path:
     )  # fmt: skip
 
 
-class Library:
+class LibLlama:
     """A libllama that is loaded: its functions as attributes.
 
     Args:
@@ -212,6 +227,25 @@ class Library:
 
     def refused(self, what: str, expected: str, got: str) -> UsageError:
         return UsageError(f"{what} ({self.path}, version {self.version})", expected=expected, got=got)
+
+    def penalties(self, window: int, penalty: float) -> int:
+        """The sampler that penalises the ids among the last `window`, at least the vocabulary's size.
+
+        Since 2026 the vocabulary's size comes before the window, both in registers that floats do not use, so
+        that one number in both places is right for either.
+        """
+        return int(self.llama_sampler_init_penalties(window, window, penalty, 0.0, 0.0) or 0)
+
+    def penalises(self) -> bool:
+        """Whether penalties do what they should: to a positive logit, a negative one, and an unseen id's."""
+        given, expected = (2.0, -2.0, 2.0), (1.0, -4.0, 2.0)
+        seen = (Candidate * 3)(*(Candidate(at, logit, 0.0) for at, logit in enumerate(given)))
+        sampler = self.penalties(1024, 2.0)
+        for token in (0, 1):
+            self.llama_sampler_accept(sampler, token)
+        self.llama_sampler_apply(sampler, c.byref(Candidates(seen, 3, -1, False)))
+        self.llama_sampler_free(sampler)
+        return tuple(each.logit for each in seen) == expected
 
     def _version(self) -> str:
         """What llama and ggml say of their versions."""

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prill_harness.engines.llamacpp.library import EVAL, F16, F32, Library, Tensor
-from prill_runtime.errors import EngineError
+from prill_harness.engines.llamacpp.library import EVAL, F16, F32, GgmlTensor, LibLlama
 
 MOVED = ("RESHAPE", "PERMUTE", "TRANSPOSE")  # ops that compute nothing
 DTYPES = {F32: np.float32, F16: np.float16}
@@ -28,7 +27,7 @@ class Tap:
         ops, caches: every op of the pass, and the types of what is named a cache.
     """
 
-    def __init__(self, library: Library) -> None:
+    def __init__(self, library: LibLlama) -> None:
         self._library, self.callback = library, EVAL(self._see)
         self.count = 0
         self.found: list[Shown] = []
@@ -52,19 +51,20 @@ class Tap:
             self.error = error
             return False
 
-    def _tensor(self, address: int) -> Tensor:
-        """Raises EngineError where the library's own words say that the struct is another."""
-        tensor = Tensor.from_address(address)
+    def _tensor(self, address: int) -> GgmlTensor:
+        """Raises UsageError where the library's own words say that the struct is another."""
+        tensor = GgmlTensor.from_address(address)
         name = (self._library.ggml_get_name(address) or 0) - address
-        elements = self._library.ggml_nelements(address) if name == Tensor.name.offset else -1
+        elements = self._library.ggml_nelements(address) if name == GgmlTensor.name.offset else -1
         if elements != prod(tensor.ne):
-            raise EngineError(
-                "ggml_tensor is laid out in no known way", where=self._library.version,
-                expected=f"its name at byte {Tensor.name.offset}", got=name,
-            )  # fmt: skip
+            raise self._library.refused(
+                "its ggml_tensor is laid out in no known way",
+                f"the name at byte {GgmlTensor.name.offset}",
+                str(name),
+            )
         return tensor
 
-    def _wanted(self, tensor: Tensor, op: str, sources: Sequence[Tensor]) -> bool:
+    def _wanted(self, tensor: GgmlTensor, op: str, sources: Sequence[GgmlTensor]) -> bool:
         """Whether it is computed here, is told by a name or a parameter, and has a row for each position."""
         slowest = next((size for size in reversed(tensor.ne) if size > 1), 1)
         rows = slowest == self.count or (self.count == 1 and prod(tensor.ne[1:]) >= 1)
@@ -73,7 +73,7 @@ class Tap:
         told = not name.startswith("node_") or any(_is_parameter(_text(each)) for each in sources)
         return rows and told and not nameless and op not in MOVED and tensor.type in DTYPES
 
-    def _rows(self, address: int, tensor: Tensor) -> Array:
+    def _rows(self, address: int, tensor: GgmlTensor) -> Array:
         data = np.empty(self._library.ggml_nbytes(address), np.uint8)
         self._library.ggml_backend_tensor_get(address, data.ctypes.data, 0, data.size)
         shape, strides = tuple(tensor.ne)[::-1], tuple(tensor.nb)[::-1]
@@ -81,7 +81,7 @@ class Tap:
         return whole.reshape(self.count, -1).copy()
 
 
-def _text(tensor: Tensor) -> str:
+def _text(tensor: GgmlTensor) -> str:
     return bytes(tensor.name).decode("utf-8", "replace")
 
 

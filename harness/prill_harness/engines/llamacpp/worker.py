@@ -12,7 +12,7 @@ import ctypes as c
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prill_harness.engines.channels.worker import main
-from prill_harness.engines.llamacpp.library import F32, LOG, Library, Params
+from prill_harness.engines.llamacpp.library import F32, LOG, LibLlama, Params
 from prill_harness.engines.llamacpp.tap import Shown, Tap, joined
 from prill_runtime.errors import (
     ContextLengthExceeded,
@@ -28,10 +28,11 @@ from prill_runtime.errors import (
     InvalidParameter,
     MissingCapability,
 )
-from prill_runtime.run.generate import Generation, Writer, logprob
+from prill_runtime.run.generate import Writer, logprob
 from prill_runtime.sampling.sampler import SamplingParams
 
 BATCH = 512  # positions of one pass
+BEST = 64  # ids whose logprobs are told beside each token
 RANDOM_SEED = (1 << 32) - 1  # LLAMA_DEFAULT_SEED: choose one
 WARNING, ERROR = 3, 4  # of enum ggml_log_level
 FLASH = "FLASH_ATTN_EXT"
@@ -70,7 +71,7 @@ class Llama:
 
     name, device = "libllama", "cpu"
 
-    def __init__(self, library: Library, model: str, context: int, arithmetic: str) -> None:
+    def __init__(self, library: LibLlama, model: str, context: int, arithmetic: str) -> None:
         self._library, self._exact = library, arithmetic == "float32"
         self._said: list[str] = []
         self.version = library.version
@@ -142,14 +143,17 @@ class Llama:
         ignore_eos: bool = False,
         on_token: Callable[[int, float], bool | None] | None = None,
         **sampling: Any,
-    ) -> Generation:
-        """Drawn by the library's samplers, in the order of the runtime's."""
+    ) -> dict[str, Any]:
+        """Drawn by the library's samplers in the runtime's order; `top` has the best ids' logprobs."""
         params = SamplingParams(**sampling)
         if params.temperature and params.seed >= RANDOM_SEED:
             raise MissingCapability("llama.cpp has seeds of 32 bits, the last of which means any")
+        if params.repetition_penalty != 1 and not self._library.penalises():
+            raise MissingCapability("the library's penalties are not understood")
         place: Any = Place(self._positions)
         model: Any = self
         writer = Writer(model, ids, max_tokens, params, stop, ignore_eos, on_token, place)
+        top: list[list[tuple[int, float]]] = []
         self._forget(self._context)
         sampler = self._sampler(params)
         try:
@@ -158,11 +162,14 @@ class Llama:
             while True:
                 *_, (_, rows) = self._run(self._context, writer.feed, place.length, whole=False)
                 place.length += len(writer.feed)
-                if (done := writer.spent()) is not None:
-                    return done
-                token = self._library.llama_sampler_sample(sampler, self._context, -1)
-                if (done := writer.accept(token, logprob(rows[-1], token))) is not None:
-                    return done
+                done = writer.spent()
+                if done is None:
+                    token = self._library.llama_sampler_sample(sampler, self._context, -1)
+                    done = writer.accept(token, logprob(rows[-1], token))
+                    best = np.argsort(-rows[-1], kind="stable")[:BEST]
+                    top.append([(int(each), logprob(rows[-1], each)) for each in best])
+                if done is not None:
+                    return {**asdict(done), "top": top[: len(done.ids)]}
         finally:
             self._library.llama_sampler_free(sampler)
 
@@ -281,7 +288,7 @@ class Llama:
             ask.llama_sampler_chain_add(chain, sampler)
 
         if params.repetition_penalty != 1:
-            add(ask.llama_sampler_init_penalties(self._positions, params.repetition_penalty, 0.0, 0.0))
+            add(ask.penalties(max(self._size, self._positions), params.repetition_penalty))
         if not params.temperature:
             add(ask.llama_sampler_init_greedy())
             return int(chain)
@@ -325,4 +332,4 @@ def threads() -> int:
 if __name__ == "__main__":
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # which would call a debugger when it aborts
     at, positions, kind = sys.argv[1:]
-    main(lambda model: Llama(Library(Path(at)), model, int(positions), kind), "libllama")
+    main(lambda model: Llama(LibLlama(Path(at)), model, int(positions), kind), "libllama")

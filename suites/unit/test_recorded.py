@@ -1,0 +1,388 @@
+"""Answers that an engine gave in another process, and in a file, are judged as the engine is."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prill_harness.engines.channels.asked import digest, request
+from prill_harness.engines.embedded import Embedded
+from prill_harness.faults.opening import open_engine
+from prill_harness.records.evidence import Status
+from prill_harness.tokens.golden import Golden, golden_for
+from prill_harness.tokens.judge import compare_teacher_forced
+from prill_harness.tokens.steps import StepResult
+from prill_runtime.errors import ContextLengthExceeded, MissingCapability, UsageError
+
+from .commandline import invoke
+
+MODEL = "fixture:llama-window"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "RECORDED.md"
+ENGINE = """
+from dataclasses import asdict
+from prill_harness import open_engine
+
+class Engine:
+    def __init__(self, model):
+        self.inner = open_engine("numpy", model)
+        info = self.inner.info
+        self.tokenize, self.logits = self.inner.tokenize, self.inner.logits
+        self.about = {"name": "far", "arithmetic": "float32", "draws": "philox", "config": dict(info.config)}
+
+    def generate(self, **asked):
+        made = asdict(self.inner.generate(**asked))
+        return {key: made[key] for key in ("ids", "logprobs", "finish_reason", "end_id")}
+"""
+Lines = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Lines, Lines]:
+    """The requests of the suite tokens, and what an engine elsewhere answers by the page's script."""
+    folder = tmp_path_factory.mktemp("far")
+    script = re.search(r"```python\n# answer\.py\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+    assert script is not None
+    (folder / "answer.py").write_text(script[1], "utf-8")
+    (folder / "my_engine.py").write_text(ENGINE, "utf-8")
+    requests = folder / "requests.jsonl"
+    result = invoke("requests", "--model", MODEL, "-o", str(requests), "-j", "1")
+    assert result.exit_code == 0, result.output
+    with requests.open() as asked:
+        words = [sys.executable, "answer.py", MODEL]
+        done = subprocess.run(words, cwd=folder, stdin=asked, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return [[json.loads(line) for line in text.splitlines()] for text in (requests.read_text(), done.stdout)]  # type: ignore[return-value]
+
+
+@pytest.fixture
+def written(recorded: tuple[Lines, Lines], tmp_path: Path) -> Callable[..., Path]:
+    """Writes the answers to a file, after something was changed in their lines, whole requests in each."""
+
+    def write(change: Callable[[Lines], object] = lambda lines: None) -> Path:
+        requests, answers = json.loads(json.dumps(recorded))
+        lines = [{**asked, **answer} for asked, answer in zip(requests, answers, strict=True)]
+        change(lines)
+        path = tmp_path / "answers.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+        return path
+
+    return write
+
+
+def judged(path: Path, tmp_path: Path, *names: str) -> tuple[int, dict[str, tuple[str, str]]]:
+    """Exit code, and status and sentence by check, of a run of the recorded engine."""
+    out = str(tmp_path / "out")
+    words = ["run", *names, "--json", "-j", "1", "--out", out, "--model", MODEL]
+    result = invoke(*words, "--engine", f"recorded:{path}")
+    assert result.exit_code in (0, 1, 10), result.output
+    records = json.loads(result.stdout)["evidence"]
+    return result.exit_code, {each["check"]: (each["status"], each["sentence"]) for each in records}
+
+
+def test_an_engine_elsewhere_is_green(
+    recorded: tuple[Lines, Lines], written: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Requests that another process answered pass the whole suite, by digest alone or as whole lines."""
+    code, found = judged(written(), tmp_path, "tokens")
+    assert (code, {status for status, _ in found.values()}) == (0, {"passed"}), found
+    assert len(found) == 7
+    bare = tmp_path / "bare.jsonl"
+    bare.write_text("".join(json.dumps(line) + "\n" for line in recorded[1]), "utf-8")
+    assert set(recorded[1][1]) == {"digest", "answer"}
+    assert judged(bare, tmp_path, "tokens.greedy", "tokens.prompt_ids")[0] == 0
+
+
+def of(lines: Lines, call: str, **fields: object) -> Lines:
+    return [line for line in lines if line["call"] == call and fields.items() <= line.items()]
+
+
+def test_a_wrong_token_is_found_at_its_place(written: Callable[..., Path], tmp_path: Path) -> None:
+    """One token of one greedy text, exchanged in the file, fails there and nowhere else."""
+
+    def change(lines: Lines) -> None:
+        text = of(lines, "generate", temperature=0.0)[1]["answer"]["ids"]
+        text[7] ^= 1
+
+    code, found = judged(written(change), tmp_path, "tokens")
+    status, sentence = found["tokens.greedy"]
+    assert (code, status) == (1, "failed")
+    assert sentence.startswith("prompt 1: first divergence at token 7: expected "), sentence
+    assert {check for check, (status, _) in found.items() if status == "failed"} == {"tokens.greedy"}
+
+
+def test_wrong_logits_are_found_at_their_place(written: Callable[..., Path], tmp_path: Path) -> None:
+    """A row of logits of another position is a finding of the step that is about logits."""
+
+    def change(lines: Lines) -> None:
+        answer = of(lines, "logits")[2]["answer"]
+        rows = np.frombuffer(base64.b64decode(answer["base64"]), answer["dtype"])
+        rows = rows.reshape(answer["shape"]).copy()
+        rows[40] = rows[41]
+        answer["base64"] = base64.b64encode(rows.tobytes()).decode()
+
+    code, found = judged(written(change), tmp_path, "tokens")
+    assert (code, found["tokens.teacher_forced"][0]) == (1, "failed")
+    assert "worst at prompt 2, position 41" in found["tokens.teacher_forced"][1]
+
+
+DROPPED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "tokens.prompt_ids": ("tokenize", {}, r"tokenize of '.*' \(tokenize:\w{32}:\w{32}\) was not recorded"),
+    "tokens.teacher_forced": ("logits", {}, r"logits of \d+ ids \(logits:.*\) was not recorded"),
+    "tokens.greedy": (
+        "generate",
+        {"temperature": 0.0},
+        r"generate of \d+ ids, 300 tokens \(.*\) was not rec",
+    ),
+    "tokens.sampled": ("generate", {"seed": 20}, r"generate of \d+ ids, 32 tokens, seed 20 \(.*not recorded"),
+}
+
+
+def test_a_dropped_answer_is_inconclusive_by_name(written: Callable[..., Path], tmp_path: Path) -> None:
+    """The last answer of each kind, left out: its check says which, and none fails."""
+
+    def change(lines: Lines) -> None:
+        for call, fields, _ in DROPPED.values():
+            lines.remove(of(lines, call, **fields)[-1])
+
+    code, found = judged(written(change), tmp_path, "tokens")
+    assert code == 10
+    for check, (_, _, said) in DROPPED.items():
+        assert found[check][0] == "inconclusive"
+        assert re.search(said, found[check][1]), found[check][1]
+    assert "failed" not in {status for status, _ in found.values()}
+
+
+def test_a_kind_that_nobody_answered_is_not_offered(written: Callable[..., Path], tmp_path: Path) -> None:
+    """Without any logits and without a word of what the engine is, its texts are judged all the same."""
+
+    def change(lines: Lines) -> None:
+        lines[:] = [line for line in lines if line["call"] not in ("logits", "hello")]
+
+    path = written(change)
+    _, found = judged(
+        path, tmp_path, "tokens.teacher_forced", *("tokens.config", "tokens.greedy", "tokens.sampled")
+    )
+    assert found["tokens.teacher_forced"][0] == found["tokens.config"][0] == "inconclusive"
+    assert found["tokens.greedy"][0] == "passed"
+    assert "draws numbers of its own" in found["tokens.sampled"][1]
+    with open_engine(f"recorded:{path}", MODEL) as engine:
+        assert (engine.info.name, engine.info.arithmetic) == ("answers.jsonl", "unknown")
+
+
+def _doubled(lines: Lines) -> None:
+    lines.append(lines[1])
+
+
+def _of_another_model(lines: Lines) -> None:
+    lines[2] |= request("ab" * 32, "tokenize", {"text": "a", "add_special": True})
+
+
+def _changed(lines: Lines) -> None:
+    of(lines, "generate")[0]["max_tokens"] = 5
+
+
+def _arithmetic(lines: Lines) -> None:
+    lines[0]["answer"]["arithmetic"] = "float33"
+
+
+REFUSED: dict[Any, str] = {
+    _of_another_model: "line 3: an answer to another model's request: expected answers of the model",
+    _doubled: "a request is answered twice",
+    _changed: "the request was changed, or is another one's",
+    _arithmetic: "line 1: unknown arithmetic",
+    list.clear: "no answer: expected requests",
+}
+
+
+@pytest.mark.parametrize("change", REFUSED, ids=lambda change: change.__name__)
+def test_what_cannot_be_judged_is_refused_before_anything_runs(
+    change: Any, written: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Exit code 4 and one sentence with the line, from every command that judges; nothing is written."""
+    path = written(change)
+    for words in (("run", "tokens"), ("golden", "compare"), ("gate", "contract")):
+        out = () if words[0] == "golden" else ("--out", str(tmp_path / "out"))
+        result = invoke(*words, *out, "--model", MODEL, "--engine", f"recorded:{path}")
+        assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (4, "", 1), result.output
+        assert REFUSED[change] in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["[1, 2]", "{", "null", '{"digest": 5}', '{"digest": "ask:1:2"}', "[" * 99999]
+)
+def test_lines_that_are_no_requests_are_refused(text: str, tmp_path: Path) -> None:
+    """Whatever else stands on a line is one sentence that names the line."""
+    path = tmp_path / "answers.jsonl"
+    path.write_text(f"\n{text}\n", "utf-8")
+    with pytest.raises(UsageError, match=r"line 2: (no JSON|no request's digest)"):
+        open_engine(f"recorded:{path}", MODEL)
+
+
+def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
+    """A missing file, a folder, and a spec without a file."""
+    for spec in (f"recorded:{tmp_path / 'none'}", f"recorded:{tmp_path}", "recorded:", "asked:"):
+        result = invoke("run", "tokens", "--model", MODEL, "--engine", spec, "--out", str(tmp_path / "out"))
+        assert (result.exit_code, result.stderr.count("\n")) == (4, 1), result.output
+
+
+def test_repeats_errors_and_streams(tmp_path: Path) -> None:
+    """The n-th time of a request has the n-th answer; a refusal is the engine's; a stream is not shown."""
+    with open_engine("numpy", MODEL) as engine:
+        sha256 = engine.info.model_sha256
+    asked = {"ids": [1, 5], "max_tokens": 2, "stop": [], "ignore_eos": False}
+    first, second = (request(sha256, "generate", asked, repeat) for repeat in range(2))
+    long = request(sha256, "generate", {**asked, "max_tokens": 9})
+    refusal = {"error": {"kind": "context_length_exceeded", "message": "too long"}}
+    lines = [
+        first | {"answer": {"ids": [7, 8], "finish_reason": "length"}},
+        {"digest": second["digest"], "answer": {"ids": [7, 9], "finish_reason": "length"}},
+        {**long, **refusal},
+    ]
+    path = tmp_path / "answers.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)), "utf-8")
+    with open_engine(f"recorded:{path}", MODEL) as engine:
+        assert [engine.generate([1, 5], max_tokens=2).ids for _ in range(2)] == [(7, 8), (7, 9)]
+        with pytest.raises(
+            MissingCapability, match=r"2 tokens \(generate:.*\), asked 3 times was not recorded"
+        ):
+            engine.generate([1, 5], max_tokens=2)
+        with pytest.raises(ContextLengthExceeded, match="too long"):
+            engine.generate([1, 5], max_tokens=9)
+        with pytest.raises(MissingCapability, match="while it is written"):
+            engine.generate([1, 5], max_tokens=2, on_token=lambda token, logprob: None)
+        with pytest.raises(MissingCapability, match="does not offer logits"):
+            engine.logits([1])
+
+
+ASKED = st.fixed_dictionaries(
+    {"ids": st.lists(st.integers(0, 9), max_size=3), "max_tokens": st.integers(0, 9)},
+    optional={"temperature": st.sampled_from((0.0, 0.5, 1.0)), "seed": st.integers(0, 2**64 - 1)},
+)
+
+
+@given(ASKED, ASKED, st.integers(0, 2), st.integers(0, 2))
+def test_a_digest_is_of_what_is_asked(one: Any, other: Any, n: int, m: int) -> None:
+    """Equal requests have one digest, in any order of fields, with 1 for 1.0; others have another."""
+    a, b = request("ab" * 32, "generate", one, n), request("ab" * 32, "generate", other, m)
+    same = {k: v for k, v in a.items() if k != "digest"} == {k: v for k, v in b.items() if k != "digest"}
+    assert (a["digest"] == b["digest"]) == same
+    turned = {key: int(v) if isinstance(v, float) and v.is_integer() else v for key, v in reversed(a.items())}
+    assert digest(turned | {"answer": 5, "took": 0.1}) == a["digest"]
+    assert request("cd" * 32, "generate", one, n)["digest"] != a["digest"]
+
+
+@pytest.fixture(scope="module")
+def oracle() -> Iterator[Embedded]:
+    with open_engine("numpy64", MODEL) as engine:
+        assert isinstance(engine, Embedded)
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def golden() -> Golden:
+    return golden_for(MODEL)
+
+
+def forced(path: Path, golden: Golden, oracle: Embedded, arithmetic: str = "float32") -> StepResult:
+    with open_engine(f"recorded:{path},arithmetic={arithmetic}", MODEL) as engine:
+        return compare_teacher_forced(engine, golden, oracle)
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["ids of its own", "ids of the golden"])
+def test_saved_logits_of_numpy(own: bool, golden: Golden, oracle: Embedded, tmp_path: Path) -> None:
+    """An .npz is held to the exact lane at every position, over any ids; one wrong row is found there."""
+    texts = (
+        [golden.prompts[1].ids[3:], golden.prompts[0].ids] if own else [p.sequence for p in golden.prompts]
+    )
+    with open_engine("numpy", MODEL) as engine:
+        rows = [np.array(engine.logits(ids)) for ids in texts]
+    arrays = {
+        f"{key}_{n}": each
+        for key, listed in (("ids", texts), ("logits", rows))
+        for n, each in enumerate(listed)
+    }
+    np.savez(tmp_path / "sound.npz", model=oracle.info.model_sha256, **arrays)  # type: ignore[arg-type]
+    found = forced(tmp_path / "sound.npz", golden, oracle)
+    assert (found.step, found.status) == ("logits", Status.PASSED), found.sentence
+    positions = sum(map(len, texts))
+    assert found.observed == positions * oracle.model.vocab_size
+    arrays["logits_1"][5] = arrays["logits_1"][6]
+    np.savez(tmp_path / "wrong.npz", **arrays)  # type: ignore[arg-type]
+    found = forced(tmp_path / "wrong.npz", golden, oracle)
+    assert found.status is Status.FAILED
+    assert ("worst at pass 1, position 5" if own else "worst at prompt 1, position 6") in found.sentence
+    np.savez(tmp_path / "foreign.npz", model="ab" * 32, **arrays)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="of another model"):
+        forced(tmp_path / "foreign.npz", golden, oracle)
+
+
+def saved(path: Path, texts: list[list[int]], rows: list[np.ndarray[Any, Any]], vocabulary: int) -> Path:
+    """A file of saved logits as llama.cpp's tool writes it: the rows of each chunk's second half."""
+    context = len(texts[0])
+    with path.open("wb") as file:
+        file.write(b"_logits_" + struct.pack("<3i", context, vocabulary, len(texts)))
+        for ids in texts:
+            file.write(struct.pack(f"<{context}i", *ids))
+        for logits in rows:
+            for row in logits[context // 2 : context - 1]:
+                least = max(float(row.min()), float(row.max()) - 16)
+                scale = (float(row.max()) - least) / 65535
+                total = float(row.max()) + float(np.log(np.exp(row - row.max()).sum()))
+                steps = np.rint((np.maximum(row, least) - least) / scale).astype(int).tolist()
+                steps += [0] * (vocabulary % 2)
+                file.write(struct.pack("<2f", scale, least - total))
+                file.write(struct.pack(f"<{len(steps)}H", *steps))
+    return path
+
+
+def test_llama_cpps_saved_logits(golden: Golden, oracle: Embedded, tmp_path: Path) -> None:
+    """Its file of a sound engine passes in the exact lane; another eps, a row of another position, and ids
+    that were computed without BOS do not."""
+    size = oracle.model.vocab_size
+    bos = oracle.model.tokenizer.bos_id
+    # The tool writes the text's own ids, and computes with BOS at the beginning of each chunk.
+    texts = [prompt.sequence[1:25] for prompt in golden.prompts[:2]]
+
+    def logits(spec: str, begin: bool = True) -> list[np.ndarray[Any, Any]]:
+        with open_engine(spec, MODEL) as engine:
+            asked = [[bos, *ids[1:]] if begin else ids for ids in texts]
+            return [np.array(engine.logits([token for token in ids if token is not None])) for ids in asked]
+
+    rows = logits("numpy")
+    found = forced(saved(tmp_path / "sound", texts, rows, size), golden, oracle)
+    assert found.status is Status.PASSED, found.sentence
+    assert found.detail["positions"] == 2 * 11
+    wrong = [each.copy() for each in rows]
+    wrong[1][20] = wrong[1][21]
+    found = forced(saved(tmp_path / "row", texts, wrong, size), golden, oracle)
+    assert found.status is Status.FAILED
+    assert "worst at pass 1, position 20" in found.sentence
+    for name, other in {
+        "eps": logits("numpy+fault:rms_eps_too_small"),
+        "bos": logits("numpy", False),
+    }.items():
+        found = forced(saved(tmp_path / name, texts, other, size), golden, oracle)
+        assert found.status is Status.FAILED, name
+    text = (tmp_path / "sound").read_bytes()
+    for broken in (text[:-1], text[:12], text[:8], text[:8] + b"\xff" * 12 + text[20:]):
+        (tmp_path / "broken").write_bytes(broken)
+        with pytest.raises(UsageError, match="not a whole file of saved logits"):
+            forced(tmp_path / "broken", golden, oracle)
+    (tmp_path / "vocabulary").write_bytes(
+        saved(tmp_path / "other", texts, [r[:, :-2] for r in rows], size - 2).read_bytes()
+    )
+    with pytest.raises(UsageError, match="another vocabulary"):
+        forced(tmp_path / "vocabulary", golden, oracle)
