@@ -23,7 +23,7 @@ from prill_harness.engines.channels.lines import error_of, told
 from prill_harness.engines.channels.link import Link
 from prill_harness.engines.models import resolve_model
 from prill_harness.faults.opening import open_engine
-from prill_harness.faults.planted.serving.library import DEFECTS, VARIABLE
+from prill_harness.faults.planted.boundary.library import DEFECTS, VARIABLE
 from prill_harness.faults.trial.matrix import claims
 from prill_harness.numbers import lanes
 from prill_harness.numbers.compare import nmse

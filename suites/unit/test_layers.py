@@ -35,7 +35,8 @@ ROOMS = {
     "harness": (
         "version", "records", "console", "engines", "planting", "numbers", "witness", "tokens",
         "stages.table", "stages.hypotheses", "stages",
-        "faults.planted.model", "faults.planted.serving", "faults.planted.device", "faults.planted.judges",
+        "faults.planted.model", "faults.planted.serving", "faults.planted.boundary", "faults.planted.device",
+        "faults.planted.judges",
         "faults.planted", "faults.catalogue", "faults.opening",
         "measure", "plan", "run", "faults.trial", "decide",
         "leaks.reports", "leaks.ledgers", "leaks.controls", "leaks.probed", "leaks.judge", "leaks.selftest",
