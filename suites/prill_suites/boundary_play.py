@@ -60,7 +60,7 @@ _untouched: dict[Any, tuple[Mapping[str, Any], NDArray[np.float32]]] = {}
 
 
 @dataclass
-class Bench:
+class CallBench:
     """Plays steps on a library with one model, and keeps what was found.
 
     Attributes:
@@ -224,4 +224,4 @@ def overlapped(inner: Mapping[str, Any], outer: Mapping[str, Any]) -> bool:
     return bool(outer["began"] < inner["began"] and inner["ended"] < outer["ended"])
 
 
-Judge = Callable[[Bench], None]
+Judge = Callable[[CallBench], None]

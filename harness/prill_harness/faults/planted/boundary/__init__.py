@@ -1,1 +1,1 @@
-"""Faults of libraries and processes that the boundary suite calls."""
+"""Faults at the boundary of a library and of a process."""
