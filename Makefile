@@ -74,7 +74,7 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-engines: pyproject.toml $(VENV)/.installed-dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "xllamacpp==2026.10.11549"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "xllamacpp==2026.10.11549" "memvanta==0.8.3"
 	touch $@
 
 $(VENV)/.installed-hf: pyproject.toml $(VENV)/.installed-dev

@@ -26,7 +26,7 @@ FEWEST = 6  # faults that have to have been seen
 
 @pytest.fixture
 def client(observe: Observer, engine: Engine, golden: Golden, oracle: Embedded) -> Client:
-    return Client(observe, engine, golden, oracle)
+    return Client(observe, engine, golden, oracle, explains=True)
 
 
 @check("contract.tokenization", kills=("bos_missing", "merge_order", "special_token_split"), needs=IDS)

@@ -19,6 +19,7 @@ from prill_harness.engines.base import Engine, Generation
 from prill_harness.engines.embedded import Embedded
 from prill_harness.numbers import compare, lanes
 from prill_harness.run.checks import CheckFailed, Observer
+from prill_harness.stages.written import explained
 from prill_harness.tokens.divergence import lane_of
 from prill_harness.tokens.golden import Golden
 from prill_harness.tokens.sides import oracle_logits
@@ -37,12 +38,17 @@ Judge = Callable[["Client"], None]
 
 @dataclass
 class Client:
-    """One engine, what judges it, and where that is written down."""
+    """One engine, what judges it, and where that is written down.
+
+    Attributes:
+        explains: whether the mistake behind wrong texts is looked for, which takes a while.
+    """
 
     observe: Observer
     engine: Engine
     golden: Golden
     oracle: Embedded
+    explains: bool = False
 
     @cached_property
     def context(self) -> int:
@@ -134,7 +140,8 @@ def round_trip(client: Client) -> None:
 
 def choices(client: Client) -> None:
     """Greedy texts, read by the oracle: each token its best, or a near tie of as many as noise explains."""
-    _judge(client, verified(client.engine, client.few, client.oracle, TOKENS).choices())
+    found = verified(client.engine, client.few, client.oracle, TOKENS).choices()
+    _judge(client, explained(found, client.oracle) if client.explains else found)
 
 
 def numbers(client: Client) -> None:

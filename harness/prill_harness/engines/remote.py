@@ -35,6 +35,8 @@ OPTIONS: Mapping[str, tuple[str, str, str]] = {
     "pid": (r"[1-9]\d{0,8}", "PID", "the id of a process"),
     "model": (r".+", "NAME", "a model's name"),
     "log": (r".+", "FILE", "a file's path"),
+    "adapter": (r"text", "text", "text"),
+    "skip": (r"\d{1,4}", "LINES", "lines before the text"),
 }
 """What a spec may declare: the pattern of its value, and how a sentence calls it."""
 

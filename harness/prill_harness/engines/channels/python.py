@@ -17,7 +17,7 @@ from prill_harness.engines.remote import CALLS, Channel, Hello, OnToken, Remote,
 from prill_runtime.errors import EngineError, MissingCapability, PrillError, UsageError
 
 GROUP = "prill.engines"
-OWN = ("name", "version", "device", "arithmetic", "config")
+OWN = ("name", "version", "device", "arithmetic", "config", "draws")
 """Attributes by which an object may describe itself."""
 
 
