@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prill_harness.engines.others.capi.abi import CODES, RawLibrary, Unusable
 from prill_harness.engines.channels.lines import error_of
 from prill_harness.engines.channels.worker import serve
+from prill_harness.engines.others.capi.abi import CODES, RawLibrary, Unusable
 from prill_runtime.errors import EngineError, InvalidParameter, MissingCapability
 
 OnToken = Callable[[int, float], bool]
