@@ -60,7 +60,7 @@ FIRST = re.compile(r"(?:blk\.\d+\.)?(\w+) is the first wrong stage")
 
 
 @dataclass(frozen=True)
-class Said:
+class Gated:
     """What one gate said: the word for it, its exit code, and the check and stage that it names first."""
 
     fault: str
@@ -87,23 +87,23 @@ def shown_by(model: Path) -> list[Fault]:
     ]  # fmt: skip
 
 
-def judged(fault: str, blames: Sequence[str], exit_code: int, verdict: dict[str, Any]) -> Said:
+def judged(fault: str, blames: Sequence[str], exit_code: int, verdict: dict[str, Any]) -> Gated:
     """What a verdict says of the engine with a fault, or of the engine itself if it has none."""
     if not fault:
-        return Said(fault, said(verdict), exit_code, "-", "-")
+        return Gated(fault, said(verdict), exit_code, "-", "-")
     failed = [each for each in verdict["checks"] if each["status"] == "failed"]
     named = [(each, match) for each in failed if (match := FIRST.search(each["sentence"]))]
     named.sort(key=lambda each: each[0]["check"] != "stages.early")
     if named:
         check, stage = named[0][0]["check"], named[0][1]
         right = stage[1] in blames and exit_code == 1
-        return Said(fault, "red" if right else "other", exit_code, check, stage[0].split()[0])
+        return Gated(fault, "red" if right else "other", exit_code, check, stage[0].split()[0])
     if failed:
-        return Said(fault, "other", exit_code, failed[0]["check"], "-")
-    return Said(fault, "quiet", exit_code, "-", "-")
+        return Gated(fault, "other", exit_code, failed[0]["check"], "-")
+    return Gated(fault, "quiet", exit_code, "-", "-")
 
 
-def gate(model: Path, named: str) -> Said:
+def gate(model: Path, named: str) -> Gated:
     """Run one gate, of the engine with a fault (NAME or NAME:STAGE), or of the engine itself."""
     fault, _, stage = named.partition(":")
     suites = SUITES if fault else SUITES + REST
@@ -120,11 +120,11 @@ def gate(model: Path, named: str) -> Said:
                                  timeout=LONGEST_S, check=False)  # fmt: skip
             verdict = json.loads((folder / "out" / "verdict.json").read_text("utf-8"))
         except (OSError, ValueError, subprocess.TimeoutExpired):
-            return Said(fault, "broken", -1, "-", "-")
+            return Gated(fault, "broken", -1, "-", "-")
     return judged(fault, blames, ran.returncode, verdict)
 
 
-def code(found: Sequence[Said], otherwise: Mapping[str, str]) -> int:
+def code(found: Sequence[Gated], otherwise: Mapping[str, str]) -> int:
     """The exit code; `otherwise`: fault -> the word owed in place of red."""
     words = {each.fault: each.word for each in found}
     engine = {"green": 0, "stale": 10}.get(words.pop("", ""), 1)

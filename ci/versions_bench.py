@@ -54,7 +54,7 @@ with open_engine(sys.argv[1], sys.argv[2]) as engine:
 PHASES = ("prompt", "decode")
 
 
-class Timed:
+class TimedProcess:
     """What is timed, a version or a peer, in its own process."""
 
     def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -96,15 +96,17 @@ class Timed:
         self._process.communicate()
 
 
-def version(site: Path, asked: argparse.Namespace, model: str) -> Timed:
+def version(site: Path, asked: argparse.Namespace, model: str) -> TimedProcess:
     """The version of prill that was installed into the folder `site`."""
     words = [sys.executable, "-P", "-c", TIMED, asked.engine, model, str(asked.prompt), str(asked.tokens)]
-    return Timed(str(site), words, {"PYTHONPATH": str(site.resolve())})
+    return TimedProcess(str(site), words, {"PYTHONPATH": str(site.resolve())})
 
 
-def peer(asked: argparse.Namespace, model: str) -> Timed:
+def peer(asked: argparse.Namespace, model: str) -> TimedProcess:
     """The other program."""
-    return Timed(asked.peer, [*shlex.split(asked.peer), model, str(asked.prompt), str(asked.tokens)], {})
+    return TimedProcess(
+        asked.peer, [*shlex.split(asked.peer), model, str(asked.prompt), str(asked.tokens)], {}
+    )
 
 
 def compared(asked: argparse.Namespace, model: str) -> dict[str, Any]:

@@ -22,10 +22,20 @@ from prill_harness.numbers.compare import nmse
 from prill_harness.run.checks import Observer, check
 from prill_harness.tokens.golden import Golden
 from prill_harness.tokens.sides import oracle_logits
+from prill_suites import boundary_play as play
 from prill_suites.boundary_files import broken
-from prill_suites.boundary_play import IDS, CallBench, Step, library_of, ok, overlapped, refused, rows
+from prill_suites.boundary_play import (
+    HANDLES,
+    IDS,
+    CallBench,
+    Step,
+    library_of,
+    ok,
+    overlapped,
+    refused,
+    rows,
+)
 
-HANDLES = {"context": "c", "model": "m", "session": "s"}
 NOT_GIVEN = (1, 4096, 0xDEAD_BEEF_0000_0001, 0x7FFF_FFFF_FFFF_FFF0, (1 << 64) - 1)
 MAY_BE_NULL = {("context_create", "options"), ("session_next", "logprob"), ("last_error", "needed")}
 DAMAGED = ("model_load_failed", "unsupported_type", "tokenizer")
@@ -37,8 +47,8 @@ FIGURES = re.compile(r"\d+.*\d+", re.DOTALL)
 
 @pytest.fixture
 def bench(observe: Observer, engine: Engine, pytestconfig: pytest.Config, model_path: Path) -> CallBench:
-    spec = str(pytestconfig.getoption("prill_engine"))
-    return CallBench(observe, library_of(spec, type(engine)), model_path)
+    library = library_of(str(pytestconfig.getoption("prill_engine")), type(engine))
+    return CallBench(observe, library, model_path)
 
 
 @pytest.fixture
@@ -46,14 +56,6 @@ def ledgered(bench: CallBench) -> Iterator[CallBench]:
     """The bench, its processes with the ledger of allocations."""
     with preloaded(os.environ.get("LD_PRELOAD", "")) as (bench.preload, bench.files):
         yield bench
-
-
-def by_handle() -> Iterator[tuple[str, str]]:
-    """Each function that takes a handle first, and what kind it takes."""
-    for name, arguments in FUNCTIONS.items():
-        kind = next(iter(arguments))
-        if kind in HANDLES:
-            yield name, kind
 
 
 @check("boundary.interface", kills=("library_version_wrong", "library_device_unchecked", "library_prints"))
@@ -76,7 +78,7 @@ def test_interface(bench: CallBench) -> None:
 @check("boundary.null_handles", kills=("library_null_handle_crashes", "library_error_silent"))
 def test_null_handles(bench: CallBench) -> None:
     """The handle 0 is refused by every call, with a sentence."""
-    steps = [refused(name, **{kind: 0}, **bench.sound(name)) for name, kind in by_handle()]
+    steps = [refused(name, **{kind: 0}, **bench.sound(name)) for name, kind in play.by_handle()]
     bench.play([*bench.opened(), *steps])
     bench.done(f"{len(steps)} calls refuse the handle 0")
 
@@ -100,7 +102,7 @@ def test_null_pointers(bench: CallBench) -> None:
 def test_dangling(bench: CallBench) -> None:
     """Handles that were never given, and handles of another kind, are refused by every call."""
     steps = []
-    for name, kind in by_handle():
+    for name, kind in play.by_handle():
         others = [f"${mark}" for other, mark in HANDLES.items() if other != kind]
         steps += [refused(name, **{kind: handle}, **bench.sound(name)) for handle in (*NOT_GIVEN, *others)]
     bench.play([*bench.opened(), *steps])
@@ -111,12 +113,12 @@ def test_dangling(bench: CallBench) -> None:
 def test_freed(bench: CallBench) -> None:
     """What was freed is refused by every call, twice freed too, and so is what belonged to it."""
     dead: dict[str, list[Step]] = {kind: [] for kind in HANDLES}
-    for name, kind in by_handle():
+    for name, kind in play.by_handle():
         dead[kind].append(refused(name, **{kind: f"${HANDLES[kind]}"}, **bench.sound(name)))
     again = ok("session_create", model="$m", positions=64, **{"as": "t"})
     steps = [ok("session_free", session="$s"), *dead["session"], again, *dead["session"]]
     steps += [ok("model_free", model="$m"), *dead["model"]]
-    steps += [refused(n, session="$t", **bench.sound(n)) for n, k in by_handle() if k == "session"]
+    steps += [refused(n, session="$t", **bench.sound(n)) for n, k in play.by_handle() if k == "session"]
     steps += [bench.load("c", "m"), ok("session_create", model="$m", positions=64, **{"as": "s"})]
     steps += [ok("context_destroy", context="$c"), *dead["session"], *dead["model"], *dead["context"]]
     bench.play([*bench.opened(), *steps])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from prill_harness.engines.channels.capi import CApi
 from prill_harness.engines.embedded import Embedded
 from prill_harness.engines.others.capi import build
+from prill_harness.engines.others.capi.abi import FUNCTIONS
 from prill_harness.engines.others.capi.played import Played, environment, played, told
 from prill_harness.engines.spec import EngineSpec
 from prill_harness.numbers.compare import nmse
@@ -23,12 +24,22 @@ from prill_runtime.errors import MissingCapability
 from prill_suites.common import SAME
 
 HEADER = "what prill_engine.h promises of each call"
+HANDLES = {"context": "c", "model": "m", "session": "s"}
+"""The handles of the interface, and what a script calls them."""
 IDS = (1, 5, 9, 3)
 MOST = 6  # processes that one list of calls may take: after a crash the rest is called in another one
 LOADING = 600.0  # seconds for the first load
 PATIENCE, SLOWER = 15.0, 20  # seconds for one call, or so many times as long as the sound calls took
 Step = dict[str, Any]
 Answers = Mapping[int, Mapping[str, Any]]
+
+
+def by_handle() -> Iterator[tuple[str, str]]:
+    """Each function that takes a handle first, and what kind it takes."""
+    for name, arguments in FUNCTIONS.items():
+        kind = next(iter(arguments))
+        if kind in HANDLES:
+            yield name, kind
 
 
 def ok(call: str, **given: Any) -> Step:

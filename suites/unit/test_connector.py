@@ -15,7 +15,7 @@ from prill_harness.faults.blackbox.planted import BLACKBOX, own
 from prill_harness.faults.catalogue import known
 from prill_harness.faults.opening import check_engine, foreign, open_engine, open_oracle
 from prill_harness.faults.trial import connector
-from prill_harness.faults.trial.connector import Found, Sight, Trial
+from prill_harness.faults.trial.connector import ConnectorTrial, Found, Sight
 from prill_harness.faults.trial.kills import FaultTrial
 from prill_harness.records.catalog import check_ids
 from prill_harness.records.evidence import Cell, Evidence, Status
@@ -205,7 +205,7 @@ def test_a_secret_of_a_spec_is_not_written() -> None:
 
 
 def judged(fault: str, *seen_there: Evidence, sound: tuple[Evidence, ...] = ()) -> Found:
-    trial = Trial(BLACKBOX[fault], SPEC, MODEL, ("contract", "tokens"))
+    trial = ConnectorTrial(BLACKBOX[fault], SPEC, MODEL, ("contract", "tokens"))
     there = [msgspec.structs.replace(e, cell=replace_engine(e, trial.cell.engine)) for e in seen_there]
     checks = {e.check for e in seen_there}
     (found,) = connector.judge([trial], [*there, *(sound or [seen(check) for check in sorted(checks)])])

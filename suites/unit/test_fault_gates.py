@@ -81,7 +81,7 @@ def test_red_is_a_failure_by_the_right_stage(checks: list[Any], exit_code: int, 
 
 
 def said(**words: str) -> list[Any]:
-    return [script.Said(fault.removeprefix("engine"), word, 1, "", "") for fault, word in words.items()]
+    return [script.Gated(fault.removeprefix("engine"), word, 1, "", "") for fault, word in words.items()]
 
 
 @pytest.mark.parametrize(

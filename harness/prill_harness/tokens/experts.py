@@ -25,7 +25,7 @@ from prill_runtime.errors import Inconclusive
 
 
 @dataclass
-class Experts:
+class FollowedExperts:
     """What the experts of an engine change, sequence by sequence.
 
     Attributes:

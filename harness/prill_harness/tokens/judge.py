@@ -21,7 +21,7 @@ from prill_harness.numbers.draws import expected_swaps
 from prill_harness.planting import faults
 from prill_harness.records.evidence import Status
 from prill_harness.tokens.divergence import Divergences, Row, first_difference, lane_of, named
-from prill_harness.tokens.experts import Experts
+from prill_harness.tokens.experts import FollowedExperts
 from prill_harness.tokens.golden import PROMPTS
 from prill_harness.tokens.golden_pack import Golden, GoldenPrompt, SampledGolden
 from prill_harness.tokens.sides import Gap, allowed, explained, gap_at, oracle_logits, since
@@ -118,7 +118,7 @@ def compare_teacher_forced(engine: Engine, golden: Golden, oracle: Embedded) -> 
     if unasked(engine, golden):
         return compare_passes(engine, golden, oracle)
     lane, _, _ = lane_of(engine, golden)
-    experts = Experts(engine, oracle, lane, golden)
+    experts = FollowedExperts(engine, oracle, lane, golden)
     tally, flips, gap, largest = lanes.LogitTally(), 0, 0.0, 0.0
     stale: Gap | None = None
     worst: tuple[float, int, int] = (-1.0, 0, 0)

@@ -67,7 +67,7 @@ class Sight(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @dataclass(frozen=True)
-class Trial:
+class ConnectorTrial:
     """One fault before one engine; `model` is the first that has what the fault changes."""
 
     fault: Change | Answer
@@ -89,7 +89,7 @@ class Found:
         unsaid: why nothing can be said, where the check that is about the fault is itself inconclusive.
     """
 
-    trial: Trial
+    trial: ConnectorTrial
     killed_by: tuple[str, ...]
     blamed: str
     because: str
@@ -159,7 +159,9 @@ def keep(spec: str, sight: Sight) -> Path:
     return file
 
 
-def trials(spec: str, models: Sequence[str], suites: Sequence[str], only: Sequence[str] = ()) -> list[Trial]:
+def trials(
+    spec: str, models: Sequence[str], suites: Sequence[str], only: Sequence[str] = ()
+) -> list[ConnectorTrial]:
     """A trial for each fault that one of the models has what it takes for."""
     found, fixed = [], has_model(EngineSpec.parse(spec))
     for name, fault in BLACKBOX.items():
@@ -167,11 +169,11 @@ def trials(spec: str, models: Sequence[str], suites: Sequence[str], only: Sequen
             continue
         if isinstance(fault, Answer):
             about = dict.fromkeys([suite_of(fault.kills), *suites])
-            found.append(Trial(fault, spec, models[0], tuple(about)))
+            found.append(ConnectorTrial(fault, spec, models[0], tuple(about)))
         elif (model := next((m for m in models if _takes(fault, m)), None)) is not None:
             # An engine that keeps its file is judged by a changed one, of which there is no golden.
             mine = tuple(suite for suite in suites if not fixed or suite == SUITES[0])
-            found += [Trial(fault, spec, model, mine)] if mine else []
+            found += [ConnectorTrial(fault, spec, model, mine)] if mine else []
     return found
 
 
@@ -180,13 +182,13 @@ def _takes(change: Change, model: str) -> bool:
         return planted(change, resolve_model(model), Path(folder)) is not None
 
 
-def cells(wanted: Sequence[Trial]) -> tuple[Cell, ...]:
+def cells(wanted: Sequence[ConnectorTrial]) -> tuple[Cell, ...]:
     """One process for each trial, and one for each suite and model without a fault."""
     sound = {Cell(t.model, t.engine, suite): None for t in wanted for suite in t.suites}
     return (*sound, *(trial.cell for trial in wanted))
 
 
-def judge(wanted: Sequence[Trial], records: Iterable[Record]) -> list[Found]:
+def judge(wanted: Sequence[ConnectorTrial], records: Iterable[Record]) -> list[Found]:
     """What came of each trial, against the same engine without a fault."""
     by_engine: dict[tuple[str, str], list[Evidence]] = defaultdict(list)
     for record in records:
@@ -195,7 +197,7 @@ def judge(wanted: Sequence[Trial], records: Iterable[Record]) -> list[Found]:
     return [_found(t, by_engine[t.model, t.cell.engine], by_engine[t.model, t.engine]) for t in wanted]
 
 
-def _found(trial: Trial, seen: Sequence[Evidence], sound: Sequence[Evidence]) -> Found:
+def _found(trial: ConnectorTrial, seen: Sequence[Evidence], sound: Sequence[Evidence]) -> Found:
     killed = blaming.kills(seen, sound)
     part, because = next(
         ((part, e.sentence) for part, begins in PARTS for e in killed if e.base.startswith(begins)), ("", "")
