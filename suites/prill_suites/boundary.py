@@ -24,17 +24,7 @@ from prill_harness.tokens.golden import Golden
 from prill_harness.tokens.sides import oracle_logits
 from prill_suites import boundary_play as play
 from prill_suites.boundary_files import broken
-from prill_suites.boundary_play import (
-    HANDLES,
-    IDS,
-    CallBench,
-    Step,
-    library_of,
-    ok,
-    overlapped,
-    refused,
-    rows,
-)
+from prill_suites.boundary_play import HANDLES, IDS, CallBench, Step, library_of, ok, refused, rows
 
 NOT_GIVEN = (1, 4096, 0xDEAD_BEEF_0000_0001, 0x7FFF_FFFF_FFFF_FFF0, (1 << 64) - 1)
 MAY_BE_NULL = {("context_create", "options"), ("session_next", "logprob"), ("last_error", "needed")}
@@ -233,7 +223,7 @@ def test_threads(bench: CallBench) -> None:
         bench.expect(not theirs, f"a thread without an error is told another's: {theirs!r}")
         kept = answers[first + 6].get("out")
         bench.expect(kept == mine, f"another thread's error replaced {mine!r} by {kept!r}")
-    if {first + 8, first + 10} <= answers.keys() and overlapped(answers[first + 10], answers[first + 8]):
+    if {first + 8, first + 10} <= answers.keys() and play.overlapped(answers[first + 10], answers[first + 8]):
         code = answers[first + 10]["code"]
         bench.expect(code == "invalid_parameter", f"a second call on a session at work: {code}, not refused")
     bench.done("calls from four threads, each with its own errors; a session at work refuses a second call")
