@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from prill_harness.engines.base import Engine
-from prill_harness.engines.capi.abi import FUNCTIONS
 from prill_harness.engines.embedded import Embedded
+from prill_harness.engines.others.capi.abi import FUNCTIONS
 from prill_harness.leaks.ledgers.build import preloaded
 from prill_harness.numbers import lanes
 from prill_harness.numbers.compare import nmse
@@ -23,7 +23,7 @@ from prill_harness.run.checks import Observer, check
 from prill_harness.tokens.golden import Golden
 from prill_harness.tokens.sides import oracle_logits
 from prill_suites.boundary_files import broken
-from prill_suites.boundary_play import IDS, Bench, Step, library_of, ok, overlapped, refused, rows
+from prill_suites.boundary_play import IDS, CallBench, Step, library_of, ok, overlapped, refused, rows
 
 HANDLES = {"context": "c", "model": "m", "session": "s"}
 NOT_GIVEN = (1, 4096, 0xDEAD_BEEF_0000_0001, 0x7FFF_FFFF_FFFF_FFF0, (1 << 64) - 1)
@@ -36,13 +36,13 @@ FIGURES = re.compile(r"\d+.*\d+", re.DOTALL)
 
 
 @pytest.fixture
-def bench(observe: Observer, engine: Engine, pytestconfig: pytest.Config, model_path: Path) -> Bench:
+def bench(observe: Observer, engine: Engine, pytestconfig: pytest.Config, model_path: Path) -> CallBench:
     spec = str(pytestconfig.getoption("prill_engine"))
-    return Bench(observe, library_of(spec, type(engine)), model_path)
+    return CallBench(observe, library_of(spec, type(engine)), model_path)
 
 
 @pytest.fixture
-def ledgered(bench: Bench) -> Iterator[Bench]:
+def ledgered(bench: CallBench) -> Iterator[CallBench]:
     """The bench, its processes with the ledger of allocations."""
     with preloaded(os.environ.get("LD_PRELOAD", "")) as (bench.preload, bench.files):
         yield bench
@@ -57,7 +57,7 @@ def by_handle() -> Iterator[tuple[str, str]]:
 
 
 @check("boundary.interface", kills=("library_version_wrong", "library_device_unchecked", "library_prints"))
-def test_interface(bench: Bench) -> None:
+def test_interface(bench: CallBench) -> None:
     """The version is the header's, devices and options that are none are refused, and nothing is printed."""
     steps = [
         refused("context_create", "invalid_device", device=-1),
@@ -74,7 +74,7 @@ def test_interface(bench: Bench) -> None:
 
 
 @check("boundary.null_handles", kills=("library_null_handle_crashes", "library_error_silent"))
-def test_null_handles(bench: Bench) -> None:
+def test_null_handles(bench: CallBench) -> None:
     """The handle 0 is refused by every call, with a sentence."""
     steps = [refused(name, **{kind: 0}, **bench.sound(name)) for name, kind in by_handle()]
     bench.play([*bench.opened(), *steps])
@@ -82,7 +82,7 @@ def test_null_handles(bench: Bench) -> None:
 
 
 @check("boundary.null_pointers", kills=("library_null_buffer_crashes",))
-def test_null_pointers(bench: Bench) -> None:
+def test_null_pointers(bench: CallBench) -> None:
     """A null pointer where one is needed is refused by every call."""
     steps = []
     for name, arguments in FUNCTIONS.items():
@@ -97,7 +97,7 @@ def test_null_pointers(bench: Bench) -> None:
 
 
 @check("boundary.dangling", kills=("library_handle_dereferenced",))
-def test_dangling(bench: Bench) -> None:
+def test_dangling(bench: CallBench) -> None:
     """Handles that were never given, and handles of another kind, are refused by every call."""
     steps = []
     for name, kind in by_handle():
@@ -108,7 +108,7 @@ def test_dangling(bench: Bench) -> None:
 
 
 @check("boundary.freed", kills=("library_handle_unchecked", "library_children_survive"))
-def test_freed(bench: Bench) -> None:
+def test_freed(bench: CallBench) -> None:
     """What was freed is refused by every call, twice freed too, and so is what belonged to it."""
     dead: dict[str, list[Step]] = {kind: [] for kind in HANDLES}
     for name, kind in by_handle():
@@ -133,7 +133,7 @@ def test_freed(bench: Bench) -> None:
         "library_error_overruns",
     ),
 )
-def test_lengths(bench: Bench) -> None:
+def test_lengths(bench: CallBench) -> None:
     """Lengths of zero, too small and huge ones are refused, and nothing is written behind a buffer."""
     n, vocab = len(IDS), bench.vocab
     held = {"session": "$s", "ids": list(IDS), "held": n * vocab}
@@ -157,7 +157,7 @@ def test_lengths(bench: Bench) -> None:
 
 
 @check("boundary.ids", kills=("library_id_unchecked",))
-def test_ids(bench: Bench) -> None:
+def test_ids(bench: CallBench) -> None:
     """Ids outside the vocabulary are refused at every place."""
     bad = (-1, bench.vocab, 2**31 - 1, -(2**31))
     steps = []
@@ -171,7 +171,7 @@ def test_ids(bench: Bench) -> None:
 
 
 @check("boundary.context", kills=("library_context_unchecked", "library_error_unknown"))
-def test_context(bench: Bench) -> None:
+def test_context(bench: CallBench) -> None:
     """One position too many is refused as such and appends nothing; the last one that fits works."""
     n = len(IDS)
     small = ok("session_create", model="$m", positions=n, **{"as": "t"})
@@ -189,7 +189,7 @@ def test_context(bench: Bench) -> None:
 
 
 @check("boundary.sampling", kills=("library_sampling_unchecked",))
-def test_sampling(bench: Bench) -> None:
+def test_sampling(bench: CallBench) -> None:
     """Parameters of sampling out of their range are refused, those at its ends work, a seed gives one id."""
     nan = float("nan")
     bad = [("temperature", -1.0), ("temperature", nan), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.5),
@@ -210,7 +210,7 @@ def test_sampling(bench: Bench) -> None:
 
 
 @check("boundary.threads", kills=("library_thread_bound", "library_error_shared", "library_busy_unchecked"))
-def test_threads(bench: Bench) -> None:
+def test_threads(bench: CallBench) -> None:
     """Any thread may call, each has its own last error, and one session is worked with by one at a time."""
     long = [IDS[0]] * min(LONG, bench.context)
     steps: list[Step] = [
@@ -241,7 +241,7 @@ def test_threads(bench: Bench) -> None:
     "boundary.cancel",
     kills=("library_cancel_ignored", "library_cancel_sticks", "library_cancel_leaves_ids"),
 )
-def test_cancel(bench: Bench) -> None:
+def test_cancel(bench: CallBench) -> None:
     """A session is cancelled from another thread, appends nothing, and its next call is right."""
     long = [IDS[0]] * min(LONG, bench.context - len(IDS))
     steps: list[Step] = [
@@ -267,7 +267,7 @@ def test_cancel(bench: Bench) -> None:
 
 
 @check("boundary.memory_refused", kills=("library_memory_unspoken", "library_error_sticks"))
-def test_memory_refused(bench: Bench) -> None:
+def test_memory_refused(bench: CallBench) -> None:
     """A bound on memory is kept, with what was needed and what there was; within it the same call works."""
     steps: list[Step] = []
     budgets = [1 << power for power in range(12, 40, 3)]
@@ -288,7 +288,7 @@ def test_memory_refused(bench: Bench) -> None:
 
 
 @check("boundary.memory_returned", kills=("library_cache_kept", "library_memory_constant"))
-def test_memory_returned(bench: Bench) -> None:
+def test_memory_returned(bench: CallBench) -> None:
     """What the library says that it holds rises with a model and a session, and falls when they are freed."""
     look = ok("context_memory", context="$c")
     cycle = [
@@ -307,7 +307,7 @@ def test_memory_returned(bench: Bench) -> None:
 
 
 @check("boundary.malformed", kills=("library_truncation_unchecked",))
-def test_malformed(bench: Bench) -> None:
+def test_malformed(bench: CallBench) -> None:
     """A whole file that loads, broken in one place: refused with a sentence, whatever is broken."""
     steps: list[Step] = [ok("context_create", **{"as": "c"})]
     for path in ("/nonexistent/model.gguf", "/", "/dev/null", ""):
@@ -326,7 +326,7 @@ def test_malformed(bench: Bench) -> None:
 
 
 @check("boundary.allocation", kills=("library_allocation_unchecked", "library_failed_load_kept"))
-def test_allocation(ledgered: Bench) -> None:
+def test_allocation(ledgered: CallBench) -> None:
     """Every allocation may fail: the call says so, leaves nothing behind, and works the next time."""
     bench = ledgered
     calls: list[tuple[Step, Step | None]] = [
@@ -358,7 +358,7 @@ def test_allocation(ledgered: Bench) -> None:
 
 
 @check("boundary.logits", kills=("library_rope_halves",))
-def test_logits(bench: Bench, golden: Golden, oracle: Embedded) -> None:
+def test_logits(bench: CallBench, golden: Golden, oracle: Embedded) -> None:
     """Raw calls give the oracle's logits, within the lane of the library's arithmetic."""
     lane = lanes.lane_for(golden.type, str(bench.info["arithmetic"]))
     bound = lanes.bounds(lane, golden.floors[lane.name]).nmse

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prill_harness.engines.capi import build
-from prill_harness.engines.capi.played import Played, environment, played, told
 from prill_harness.engines.channels.capi import CApi
 from prill_harness.engines.embedded import Embedded
+from prill_harness.engines.others.capi import build
+from prill_harness.engines.others.capi.played import Played, environment, played, told
 from prill_harness.engines.spec import EngineSpec
 from prill_harness.numbers.compare import nmse
 from prill_harness.run.checks import CheckFailed, Observer
@@ -60,7 +60,7 @@ _untouched: dict[Any, tuple[Mapping[str, Any], NDArray[np.float32]]] = {}
 
 
 @dataclass
-class Bench:
+class CallBench:
     """Plays steps on a library with one model, and keeps what was found.
 
     Attributes:
@@ -224,4 +224,4 @@ def overlapped(inner: Mapping[str, Any], outer: Mapping[str, Any]) -> bool:
     return bool(outer["began"] < inner["began"] and inner["ended"] < outer["ended"])
 
 
-Judge = Callable[[Bench], None]
+Judge = Callable[[CallBench], None]

@@ -37,7 +37,7 @@ def client(
 ) -> Client:
     spec = str(pytestconfig.getoption("prill_engine"))
     reopen = None if has_model(EngineSpec.parse(spec)) else partial(open_engine, spec)
-    return Client(observe, engine, golden, oracle, reopen, tmp_path)
+    return Client(observe, engine, golden, oracle, reopen, tmp_path, explains=True)
 
 
 @check("contract.tokenization", kills=("bos_missing", "merge_order", "special_token_split"), needs=IDS)

@@ -25,6 +25,7 @@ from prill_harness.faults.blackbox import changed
 from prill_harness.faults.blackbox.planted import BLACKBOX
 from prill_harness.numbers import compare, lanes
 from prill_harness.run.checks import CheckFailed, Observer
+from prill_harness.stages.written import explained
 from prill_harness.tokens.divergence import lane_of
 from prill_harness.tokens.golden import Golden
 from prill_harness.tokens.sides import oracle_logits
@@ -51,6 +52,7 @@ class Client:
     Attributes:
         reopen: opens the engine on another file; None if it has its model already.
         folder: where changed files go.
+        explains: whether the mistake behind wrong texts is looked for, which takes a while.
     """
 
     observe: Observer
@@ -59,6 +61,7 @@ class Client:
     oracle: Embedded
     reopen: Callable[[Path], Engine] | None = None
     folder: Path = Path()
+    explains: bool = False
 
     @property
     def name(self) -> str:
@@ -194,7 +197,8 @@ def round_trip(client: Client) -> None:
 
 def choices(client: Client) -> None:
     """Greedy texts, read by the oracle: each token its best, or a near tie of as many as noise explains."""
-    _judge(client, verified(client.engine, client.few, client.oracle, TOKENS).choices())
+    found = verified(client.engine, client.few, client.oracle, TOKENS).choices()
+    _judge(client, explained(found, client.oracle) if client.explains else found)
 
 
 def numbers(client: Client) -> None:

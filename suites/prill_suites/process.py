@@ -18,10 +18,10 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from prill_harness.engines.base import Capability, Engine
-from prill_harness.engines.capi import build
 from prill_harness.engines.channels import process
 from prill_harness.engines.connect import connect, known
 from prill_harness.engines.embedded import Embedded
+from prill_harness.engines.others.capi import build
 from prill_harness.engines.remote import Remote
 from prill_harness.engines.spec import EngineSpec
 from prill_harness.run.checks import Observer, check

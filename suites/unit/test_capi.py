@@ -18,12 +18,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prill_harness.engines.capi import abi, build, played
 from prill_harness.engines.channels.lines import error_of, told
 from prill_harness.engines.channels.link import Link
 from prill_harness.engines.models import resolve_model
+from prill_harness.engines.others.capi import abi, build, played
 from prill_harness.faults.opening import open_engine
-from prill_harness.faults.planted.serving.library import DEFECTS, VARIABLE
+from prill_harness.faults.planted.boundary.library import DEFECTS, VARIABLE
 from prill_harness.faults.trial.matrix import claims
 from prill_harness.numbers import lanes
 from prill_harness.numbers.compare import nmse
@@ -41,7 +41,7 @@ from prill_runtime.errors import (
 )
 from prill_runtime.run.model import require_loadable
 from prill_suites import boundary, boundary_files
-from prill_suites.boundary_play import Bench, ok, refused
+from prill_suites.boundary_play import CallBench, ok, refused
 
 from .test_suites import run
 
@@ -59,8 +59,8 @@ def library() -> str:
 
 
 @pytest.fixture
-def bench(library: str) -> Bench:
-    return Bench(Observer(), library, resolve_model(MODEL))
+def bench(library: str) -> CallBench:
+    return CallBench(Observer(), library, resolve_model(MODEL))
 
 
 @pytest.mark.parametrize(("compiler", "standard", "suffix"), [("cc", "c11", ".c"), ("c++", "c++17", ".cc")])
@@ -137,10 +137,10 @@ def test_a_defect_is_found(
         return
     judge = getattr(boundary, f"test_{check.partition('.')[2]}")
     with pytest.raises(CheckFailed):
-        judge(Bench(Observer(), library, resolve_model(MODEL)))
+        judge(CallBench(Observer(), library, resolve_model(MODEL)))
 
 
-def test_a_crash_is_told_and_the_rest_is_called(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_is_told_and_the_rest_is_called(bench: CallBench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A crash is named by signal and call, with a command that crashes alike; later calls are made."""
     monkeypatch.setenv(VARIABLE, "null_handle_crashes")
     steps = [

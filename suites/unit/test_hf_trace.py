@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
+from prill_harness.engines.others.hf import hooked
 from prill_harness.faults.opening import open_engine
 from prill_harness.numbers import lanes
 from prill_harness.stages import trace
@@ -33,24 +33,11 @@ MODELS: dict[str, Callable[[Path], tuple[Any, Path]]] = {
 }
 
 
-def hooked(model: Any) -> trace.Trace:
-    """What every module returns, and what goes into those that end a stage, as somebody would dump it."""
-    arrays: list[tuple[str, NDArray[Any]]] = []
-
-    def keep(name: str, value: Any) -> None:
-        value = value[0] if isinstance(value, tuple) else getattr(value, "logits", value)
-        if isinstance(value, torch.Tensor):
-            arrays.append((name, value.detach().numpy()))
-
-    for name, module in model.named_modules():
-        if name and not list(module.children()):
-            module.register_forward_pre_hook(lambda m, args, name=name: keep(f"{name}.input", args))
-            module.register_forward_hook(lambda m, args, out, name=name: keep(name, out))
-        elif name.split(".")[-1].isdigit():
-            module.register_forward_hook(lambda m, args, out, name=name: keep(name, out))
-    with torch.no_grad():
+def traced(model: Any) -> trace.Trace:
+    """The stages of one pass, as hooks on its modules show them."""
+    with hooked(model) as shown, torch.no_grad():
         model.double().eval()(torch.tensor(IDS)[None], use_cache=False)
-    return trace.collect(IDS, arrays)
+    return trace.collect(IDS, shown)
 
 
 def judged(shown: trace.Trace, path: Path) -> Report:
@@ -64,7 +51,7 @@ def judged(shown: trace.Trace, path: Path) -> Report:
 def test_transformers_stages_agree(name: str, tmp_path: Path) -> None:
     """Every stage that the hooks of a real model show is found by its name and is right."""
     model, path = MODELS[name](tmp_path)
-    report = judged(hooked(model), path)
+    report = judged(traced(model), path)
     assert report.ok, report.sentence
     kinds = {stage.stage.rpartition(".")[2] for stage in report.stages}
     shown = {
@@ -98,6 +85,6 @@ def test_one_wrong_module_is_found(name: str, module: str, stage: str, tmp_path:
     model, path = MODELS[name](tmp_path)
     with torch.no_grad():
         model.get_submodule(module).weight[3, 5] += 0.25
-    report = judged(hooked(model), path)
+    report = judged(traced(model), path)
     assert report.sentence.startswith(f"{stage} is the first wrong stage"), report.sentence
     assert [finding.stages for finding in report.findings] == [(stage,)]

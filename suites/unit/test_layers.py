@@ -35,8 +35,8 @@ ROOMS = {
     "harness": (
         "version", "records", "console", "engines", "planting", "numbers", "witness",
         "stages.table", "stages.trace", "stages.routing", "tokens", "stages.hypotheses", "stages",
-        "faults.planted.model", "faults.planted.serving", "faults.planted.device", "faults.planted.judges",
-        "faults.planted", "faults.catalogue", "faults.blackbox", "faults.opening",
+        "faults.planted.model", "faults.planted.serving", "faults.planted.boundary", "faults.planted.device",
+        "faults.planted.judges", "faults.planted", "faults.catalogue", "faults.blackbox", "faults.opening",
         "measure", "plan", "run", "faults.trial", "decide",
         "leaks.reports", "leaks.ledgers", "leaks.controls", "leaks.probed", "leaks.judge", "leaks.selftest",
         "recording", "commands.shared", "commands.engines", "commands.gates", "plugin", "cli",

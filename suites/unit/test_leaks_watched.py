@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from prill_harness.engines.capi import build
+from prill_harness.engines.others.capi import build
 from prill_harness.leaks.judge import watched
 from prill_harness.leaks.reports.report import LeakVerdict, Probe
 from prill_runtime.errors import UsageError

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prill_harness.engines.llamacpp.library import SIGNATURES, Layout
-from prill_harness.engines.llamacpp.tap import joined
+from prill_harness.engines.others.llamacpp.library import SIGNATURES, Layout
+from prill_harness.engines.others.llamacpp.tap import joined
 from prill_harness.faults.opening import open_engine
 from prill_runtime.errors import (
     ContextLengthExceeded,

@@ -14,13 +14,13 @@ import msgspec
 import numpy as np
 import psutil
 import pytest
+from prill_harness.faults.trial.changes import CHANGES
 
 from prill_harness.engines.base import Engine
-from prill_harness.engines.llamacpp.connector import OnLibLlama
 from prill_harness.engines.models import resolve_model
+from prill_harness.engines.others.llamacpp.connector import OnLibLlama
+from prill_harness.faults.blackbox.changed import Bytes, Change, of_key, planted
 from prill_harness.faults.opening import open_engine
-from prill_harness.faults.trial.changed import Bytes, Change, of_key, planted
-from prill_harness.faults.trial.changes import CHANGES
 from prill_harness.numbers.lanes import lane_for
 from prill_harness.records.evidence import Status
 from prill_harness.stages.bisect import Report, bisect

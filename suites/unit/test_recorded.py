@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prill_harness.engines.channels.asked import digest, request
 from prill_harness.engines.embedded import Embedded
+from prill_harness.engines.others.asked import digest, request
 from prill_harness.faults.opening import open_engine
 from prill_harness.records.evidence import Status
 from prill_harness.tokens.golden import Golden, golden_for
@@ -273,6 +273,7 @@ ASKED = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(ASKED, ASKED, st.integers(0, 2), st.integers(0, 2))
 def test_a_digest_is_of_what_is_asked(one: Any, other: Any, n: int, m: int) -> None:
     """Equal requests have one digest, in any order of fields, with 1 for 1.0; others have another."""

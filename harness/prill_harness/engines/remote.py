@@ -38,6 +38,8 @@ OPTIONS: Mapping[str, tuple[str, str, str]] = {
     "model": (r".+", "NAME", "a model's name"),
     "log": (r".+", "FILE", "a file's path"),
     "options": (r".*", "NAME=VALUE;…", "options of the library"),
+    "adapter": (r"text", "text", "text"),
+    "skip": (r"\d{1,4}", "LINES", "lines before the text"),
 }
 """What a spec may declare: the pattern of its value, and how a sentence calls it."""
 

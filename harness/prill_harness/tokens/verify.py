@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from prill_harness.engines.base import Engine, Generation
-from prill_harness.engines.channels.passes import Pass
 from prill_harness.engines.embedded import Embedded
+from prill_harness.engines.others.passes import Pass
 from prill_harness.numbers import compare, lanes
 from prill_harness.numbers.compare import REORDERED_ERROR, TOP_K
 from prill_harness.numbers.lanes import Figures, Lane
@@ -48,6 +48,7 @@ class Verification:
     flips: int = 0
     predicted: float = 0.0
     wrong: list[str] = field(default_factory=list)
+    wrong_texts: list[dict[str, Any]] = field(default_factory=list)
     told: list[compare.TopN] = field(default_factory=list)
     _largest: float = 0.0
     _gaps: list[float] = field(default_factory=list)
@@ -117,6 +118,7 @@ class Verification:
         detail: dict[str, Any] = {
             "lane": self.lane.name, "texts": self.texts, "flips": self.flips, "flips_allowed": allowed,
             "wrong": self.wrong[:SHOWN], "wrong_places": len(self.wrong),
+            "wrong_texts": self.wrong_texts[:SHOWN],
         }  # fmt: skip
         seen = max(self.positions, 1) if self.wrong else self.positions
         if self.wrong:
@@ -278,6 +280,7 @@ class Verification:
                 if (spelled := piece(token)) and data.startswith(spelled, at):
                     open_ends.append((at + len(spelled), [*written, token]))
         assert furthest is not None
+        self.wrong_texts.append({"ids": [*ids], "text": text})
         at, written, row = furthest
         rest = data[at : at + 20].decode("utf-8", "replace")
         best = named(self.oracle, [int(compare.best_ids(row))], 0)

@@ -8,17 +8,17 @@ refused by name.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from prill_harness.engines.others import hf
 from prill_harness.records.names import look_up
 from prill_harness.witness.published import FAMILIES, build, present
 from prill_harness.witness.reading import Reading
-from prill_runtime.errors import Inconclusive, UsageError
+from prill_runtime.errors import Inconclusive
 
 Floats = NDArray[np.float64]
 NAMES = ("hf",)
@@ -34,15 +34,7 @@ def ask(name: str) -> None:
         UsageError: no such reading, or its packages are not installed.
     """
     look_up(name, NAMES, "no such second reading", where="--second")
-    missing = [package for package in ("torch", "transformers") if importlib.util.find_spec(package) is None]
-    if missing:
-        raise UsageError(
-            "the second reading needs packages that are not installed",
-            where="--second",
-            expected="torch and transformers",
-            got=f"no {' and no '.join(missing)}",
-            hint="pip install 'prill[hf]'",
-        )
+    hf.require("the second reading", "--second")
     os.environ[SECOND_VARIABLE] = name
 
 

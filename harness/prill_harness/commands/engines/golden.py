@@ -139,6 +139,7 @@ def compare(console: Console, engine: str, model: str, file: Path | None) -> int
     """
     from prill_harness.faults.opening import open_engine
     from prill_harness.numbers import lanes
+    from prill_harness.stages.written import explained
     from prill_harness.tokens import golden, sides
     from prill_harness.tokens import judge as tokens
     from prill_harness.tokens.steps import oracle_for
@@ -148,6 +149,7 @@ def compare(console: Console, engine: str, model: str, file: Path | None) -> int
         if given is not None:
             sides.refuse_another(given, oracle, where=str(file))
         findings = tokens.compare(opened, given or _golden(console, model), oracle)
+        findings = [explained(finding, oracle) for finding in findings]
     console.emit({"engine": engine, "model": model, "findings": [_plain(f) for f in findings]})
     for finding in findings:
         console.line(

@@ -40,8 +40,8 @@ def command(console: Console, names: Sequence[str], model: str, output: Path, jo
     They are seen by asking prill's own engine; default: the suite tokens. An engine's answers to them are
     judged by `--engine recorded:FILE`.
     """
-    from prill_harness.engines.channels.asked import greeting
     from prill_harness.engines.models import resolve_model
+    from prill_harness.engines.others.asked import greeting
     from prill_runtime.gguf.file import open_gguf
 
     suites, checks = selected(names or ("tokens",))

@@ -15,7 +15,7 @@ from prill_harness.console import Console
 F = TypeVar("F", bound=Callable[..., Any])
 DEBUG = "prill.debug"
 SPECS = (
-    "numpy, cuda, emu, py:MODULE:CLASS, exec:COMMAND, capi:PATH.so, http://HOST:PORT, serve:COMMAND, "
+    "numpy, cuda, emu, hf, py:MODULE:CLASS, exec:COMMAND, capi:PATH.so, http://HOST:PORT, serve:COMMAND, "
     "llamacpp:FOLDER, recorded:FILE"
 )
 """Engine specs, as --help tells them."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from prill_harness.engines.capi import build
 from prill_harness.engines.channels.process import Spoken, Worker
+from prill_harness.engines.others.capi import build
 from prill_harness.engines.remote import Channel, Remote, Target
 from prill_runtime.errors import UsageError
 
-MODULE = "prill_harness.engines.capi.worker"
+MODULE = "prill_harness.engines.others.capi.worker"
 EXAMPLE = "example"
 
 

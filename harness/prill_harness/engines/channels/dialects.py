@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from prill_harness.engines.channels.completions import TOLD, Dialect, Entry, Said, by_id, entry_of
 from prill_harness.engines.channels.link import Link
+from prill_harness.engines.channels.texts import spelled
 from prill_harness.engines.remote import Channel, Hello, Target
 from prill_runtime.errors import EngineError, InvalidParameter, MissingCapability, UsageError
 from prill_runtime.sampling.sampler import SamplingParams
@@ -129,8 +130,9 @@ class OpenAI(Dialect):
     def _asked(
         self, ids: Sequence[int], count: int, stop: Sequence[str], ignore_eos: bool, params: SamplingParams
     ) -> tuple[str, dict[str, Any]]:
+        prompt = list(ids) if self._takes.ids else spelled(self._tokenizer, ids, self._link.name)
         body: dict[str, Any] = {
-            "model": self._model, "prompt": list(ids) if self._takes.ids else self._text_of(ids),
+            "model": self._model, "prompt": prompt,
             "max_tokens": count, "temperature": params.temperature, "top_p": params.top_p,
             "seed": params.seed,
         }  # fmt: skip
@@ -150,13 +152,6 @@ class OpenAI(Dialect):
         if unusual := [name for name, value in extras.items() if value != usual[name]]:
             raise MissingCapability(f"the server does not take {', '.join(unusual)}", where=self._link.name)
         return "/v1/completions", body
-
-    def _text_of(self, ids: Sequence[int]) -> str:
-        """The text whose ids these are, for a server that takes no ids."""
-        text = self._tokenizer.decode(ids).decode("utf-8", "replace")
-        if self._tokenizer.encode(text) != list(ids):
-            raise MissingCapability("the server takes texts, and none has these ids", where=self._link.name)
-        return text
 
     def _read(self, message: Any, count: int, stop: Sequence[str]) -> Said:
         if not message["choices"]:

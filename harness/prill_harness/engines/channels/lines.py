@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prill_harness.engines.capi.abi import CODES
+from prill_harness.engines.others.capi.abi import CODES
 from prill_runtime.errors import (
     ContextLengthExceeded,
     EngineError,

@@ -13,8 +13,8 @@ from typing import Any
 
 import httpx2
 
-from prill_harness.engines.capi.abi import CODES
 from prill_harness.engines.channels.lines import error_of
+from prill_harness.engines.others.capi.abi import CODES
 from prill_runtime.errors import (
     ContextLengthExceeded,
     EngineError,

@@ -8,7 +8,6 @@ import os
 import select
 import shlex
 import shutil
-import signal
 import subprocess
 import threading
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from prill_harness.engines.channels.lines import PROTOCOL, error_of, packed, unpacked
+from prill_harness.engines.channels.texts import Texts, end_of, last_line
 from prill_harness.engines.remote import Channel, Hello, OnToken, Remote, Target
 from prill_runtime.errors import EngineError, ProcessLost, UsageError
 
@@ -147,17 +147,15 @@ class Worker:
             self._process.wait(GRACE)
         code = self._process.poll()
         self.close(grace=0)
-        how = "closed its output" if code is None else f"ended with exit status {code}"
-        if code is not None and code < 0:
-            how = f"was ended by {signal.Signals(-code).name}"
-        lost = ProcessLost(f"the process {how}", where=f"{self._name}, {call}", hint=self._last_words())
+        lost = ProcessLost(
+            f"the process {end_of(code)}", where=f"{self._name}, {call}", hint=self._last_words()
+        )
         lost.crashed = code is not None and code < 0
         return lost
 
     def _last_words(self) -> str:
         self._listener.join(1.0)
-        lines = bytes(self._said).decode("utf-8", "replace").strip().splitlines()
-        return f"it wrote: {lines[-1][:200]}" if lines else ""
+        return last_line(bytes(self._said))
 
     def close(self, grace: float = GRACE) -> None:
         """Close the worker's input, and kill it if it does not end by itself."""
@@ -209,18 +207,23 @@ class Spoken:
 
 
 class Exec(Remote, spec="exec"):
-    """A user's command; `{model}` in it stands for the model's path, which `hello` also carries."""
+    """A user's command; `{model}` in it stands for the model's path, which `hello` also carries. With
+    `adapter=text` it is started for each text, and takes and writes nothing else (`texts.py`)."""
 
     connector = "exec"
+    takes = ("adapter", "skip")
 
     @classmethod
     def accepts(cls, argument: str) -> None:
-        words = cls._words(Target.parse(cls.connector, argument).what)
+        target = cls.target(argument)
+        words = cls._words(target.what)
         if shutil.which(words[0]) is None:
             raise UsageError(
                 "no such command", where=repr(f"exec:{argument}"), expected="an executable file or a name on "
                 "PATH", got=repr(words[0]),
             )  # fmt: skip
+        if "skip" in target.declared and "adapter" not in target.declared:
+            raise UsageError("skip goes with adapter=text alone", where=repr(f"exec:{argument}"))
 
     @staticmethod
     def _words(command: str) -> list[str]:
@@ -234,5 +237,8 @@ class Exec(Remote, spec="exec"):
 
     @classmethod
     def connect(cls, target: Target, path: str) -> Channel:
+        if "adapter" in target.declared:
+            skip = int(target.declared.get("skip", 0))
+            return Texts(cls._words(target.what), path, target.timeout, skip)
         words = [word.replace("{model}", path) for word in cls._words(target.what)]
         return Spoken(Worker(words, target.timeout, Path(words[0]).name), path, words[0])

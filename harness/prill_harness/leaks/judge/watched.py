@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from prill_harness.engines.base import Engine
-from prill_harness.engines.capi import build
 from prill_harness.engines.connect import connect
+from prill_harness.engines.others.capi import build
 from prill_harness.engines.remote import Remote
 from prill_harness.engines.spec import EngineSpec
 from prill_harness.leaks.judge.judge import grown_in, moved

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from prill_harness.engines.capi import compiler
+from prill_harness.engines.others.capi import compiler
 from prill_runtime.errors import Inconclusive
 
 FLAGS = ("-std=c17", "-fPIC", "-shared", "-pthread", "-fno-builtin", "-Wall", "-Wextra")

@@ -8,7 +8,7 @@ from prill_harness.planting.faults import Patch, fault
 from prill_harness.planting.tools import ONE, around
 
 VARIABLE = "PRILL_ENGINE_DEFECT"
-ENVIRONMENT = "prill_harness.engines.capi.played:environment"
+ENVIRONMENT = "prill_harness.engines.others.capi.played:environment"
 DEFECTS = {
     "version_wrong": "the library was built with another version of the header",
     "device_unchecked": "a device that the machine does not have is accepted",

@@ -1,4 +1,4 @@
-"""`python -m prill_harness.engines.capi.script LIBRARY STEPS`: raw calls, each told before it is made.
+"""`python -m prill_harness.engines.others.capi.script LIBRARY STEPS`: raw calls, each told before it is made.
 
 STEPS is a list in JSON. A step is {"call": NAME, argument: value, ...}: arguments as in `abi.FUNCTIONS`, "$x"
 for what a step with "as": "x" wrote. Further fields:
@@ -26,7 +26,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from prill_harness.engines.capi.abi import CODES, Library, Unusable
+from prill_harness.engines.others.capi.abi import CODES, RawLibrary, Unusable
 
 LIBRARY_CODE, ENGINE_CODE = 1, 2  # as the preloaded ledger numbers them
 OWN = ("call", "as", "thread", "wait", "file", "fail", "expect")
@@ -35,7 +35,7 @@ OWN = ("call", "as", "thread", "wait", "file", "fail", "expect")
 class Player:
     """Makes the calls, and remembers what they wrote."""
 
-    def __init__(self, library: Library, output: int) -> None:
+    def __init__(self, library: RawLibrary, output: int) -> None:
         self._library, self._output = library, output
         self._values: dict[str, Any] = {}
         self._threads: dict[str, ThreadPoolExecutor] = {}
@@ -136,7 +136,7 @@ def main() -> int:
     output, printed = os.dup(1), os.memfd_create("printed")
     os.dup2(printed, 1)  # whatever the library prints is no answer
     try:
-        player = Player(Library(library), output)
+        player = Player(RawLibrary(library), output)
     except Unusable as error:
         os.write(output, json.dumps({"unusable": str(error)}).encode() + b"\n")
         return 4

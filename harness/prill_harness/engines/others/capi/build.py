@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from prill_harness.engines.capi.compiler import compiled
+from prill_harness.engines.others.capi.compiler import compiled
 
 FLAGS = ("-std=c11", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra")
 ENGINE = ("calls.c", "objects.c", "file.c", "forward.c")

@@ -14,10 +14,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
-from prill_harness.engines.channels.asked import CALLS, digest, greeting, request
 from prill_harness.engines.channels.lines import error_of, unpacked
-from prill_harness.engines.channels.passes import SIGNS, Pass, read_passes
 from prill_harness.engines.models import resolve_model
+from prill_harness.engines.others.asked import CALLS, digest, greeting, request
+from prill_harness.engines.others.passes import SIGNS, Pass, read_passes
 from prill_harness.engines.remote import ARITHMETIC, Channel, Hello, OnToken, Remote, Target
 from prill_harness.records.names import look_up
 from prill_runtime.errors import EngineError, MissingCapability, UsageError
@@ -32,6 +32,8 @@ HINT = "`prill requests` writes what to ask, and docs/RECORDED.md how to answer"
 
 class Recorded(Remote, spec="recorded"):
     """An engine that is not here; what was not recorded is missing, by its name."""
+
+    has_model = True
 
     connector = "recorded"
 

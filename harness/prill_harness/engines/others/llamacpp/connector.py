@@ -6,11 +6,11 @@ import sys
 from dataclasses import replace
 
 from prill_harness.engines.channels.process import Spoken, Worker
-from prill_harness.engines.llamacpp.library import find
+from prill_harness.engines.others.llamacpp.library import find
 from prill_harness.engines.remote import Channel, Remote, Target
 from prill_runtime.gguf.file import open_gguf
 
-WORKER = "prill_harness.engines.llamacpp.worker"
+WORKER = "prill_harness.engines.others.llamacpp.worker"
 
 
 class OnLibLlama(Remote, spec="llamacpp"):

@@ -77,7 +77,7 @@ class Unusable(Exception):
     """The library cannot be called at all; the argument is a clause."""
 
 
-class Library:
+class RawLibrary:
     """A loaded library; `call` makes one call.
 
     Raises:

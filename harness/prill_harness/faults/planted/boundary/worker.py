@@ -9,7 +9,7 @@ from prill_harness.planting.faults import Patch, fault
 from prill_harness.planting.tools import ONE, around
 from prill_runtime.errors import EngineError, ProcessLost
 
-COMMAND = "prill_harness.engines.capi.build:worker_command"
+COMMAND = "prill_harness.engines.others.capi.build:worker_command"
 WORKER = "prill_harness.engines.channels.process:Worker"
 BLAMES = ("boundary",)
 

@@ -1,4 +1,4 @@
-"""`python -m prill_harness.engines.capi.worker LIBRARY [OPTIONS]`: a C library behind JSON lines.
+"""`python -m prill_harness.engines.others.capi.worker LIBRARY [OPTIONS]`: a C library behind JSON lines.
 
 The library is called by `prill_engine.h`, in this process alone: when it crashes, the process is what ends.
 """
@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prill_harness.engines.capi.abi import CODES, Library, Unusable
 from prill_harness.engines.channels.lines import error_of
 from prill_harness.engines.channels.worker import serve
+from prill_harness.engines.others.capi.abi import CODES, RawLibrary, Unusable
 from prill_runtime.errors import EngineError, InvalidParameter, MissingCapability
 
 OnToken = Callable[[int, float], bool]
@@ -27,7 +27,7 @@ class Loaded:
 
     def __init__(self, library: str, options: str, model: str) -> None:
         try:
-            self._library = Library(library)
+            self._library = RawLibrary(library)
         except Unusable as error:
             raise EngineError(str(error), where=library) from None
         self._context = self._ask("context_create", device=0, options=options or None)["out"]
@@ -84,9 +84,9 @@ class Loaded:
                     break
         return {"ids": written, "logprobs": told, "finish_reason": reason, "end_id": end}
 
-    def _session(self, positions: int) -> Opened:
+    def _session(self, positions: int) -> SessionHandle:
         wanted = max(1, min(positions, self.config["context_length"]))
-        return Opened(self, self._ask("session_create", model=self._model, positions=wanted)["out"])
+        return SessionHandle(self, self._ask("session_create", model=self._model, positions=wanted)["out"])
 
     def close(self) -> None:
         self._ask("context_destroy", context=self._context)
@@ -112,7 +112,7 @@ def _check(ids: Sequence[int]) -> None:
             raise InvalidParameter("an id that no vocabulary has", expected="a number of 32 bits", got=each)
 
 
-class Opened:
+class SessionHandle:
     """A session that ends with the block."""
 
     def __init__(self, loaded: Loaded, session: int) -> None:

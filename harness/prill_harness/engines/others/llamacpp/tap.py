@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prill_harness.engines.llamacpp.library import EVAL, F16, F32, GgmlTensor, LibLlama
+from prill_harness.engines.others.llamacpp.library import EVAL, F16, F32, GgmlTensor, LibLlama
 
 MOVED = ("RESHAPE", "PERMUTE", "TRANSPOSE")  # ops that compute nothing
 DTYPES = {F32: np.float32, F16: np.float16}

@@ -1,6 +1,6 @@
 """A model on libllama, as the child process of `llamacpp:` has it.
 
-    python -m prill_harness.engines.llamacpp.worker LIBRARY CONTEXT float32|half
+    python -m prill_harness.engines.others.llamacpp.worker LIBRARY CONTEXT float32|half
 
 answers the JSON lines of `channels/lines.py`. Logits, ids, draws and stages are libllama's; the loop that
 asks for one token after another, and ends a text, is the runtime's.
@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prill_harness.engines.channels.worker import main
-from prill_harness.engines.llamacpp.library import F32, LOG, LibLlama, Params
-from prill_harness.engines.llamacpp.tap import Shown, Tap, joined
+from prill_harness.engines.others.llamacpp.library import F32, LOG, LibLlama, Params
+from prill_harness.engines.others.llamacpp.tap import Shown, Tap, joined
 from prill_runtime.errors import (
     ContextLengthExceeded,
     EngineError,

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-MODULE = "prill_harness.engines.capi.script"
+MODULE = "prill_harness.engines.others.capi.script"
 Step = Mapping[str, Any]
 
 

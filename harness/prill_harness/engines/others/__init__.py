@@ -1,0 +1,1 @@
+"""Engines that need no connection: answers that were recorded elsewhere, and transformers."""
