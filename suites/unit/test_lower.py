@@ -87,21 +87,12 @@ MODELS: dict[str, Callable[[Path], Path]] = {
     "learned positions, fused q, k and v, GELU": lambda path: tiny(path, "gpt2", **WIDE),
     "tables of two types": lambda path: of_types(path, "gpt2", {"token_embd": T.Q8_0}, lambda _: None),
     "q8_0": lambda path: tiny(path, "gpt2", type=T.Q8_0, **WIDE),
-    "experts, sinks, YaRN's factor, pairs half a head apart": lambda path: write("gpt-oss", path),
     "experts of MXFP4": lambda path: write("gpt-oss", path, T.Q8_0, T.MXFP4),
     "experts of halves": lambda path: write("gpt-oss", path, T.BF16, T.F16),
     "all experts": lambda path: write("gpt-oss", path, expert_used_count=6),
-    "pairs half a head apart, biases, YaRN": lambda path: write("qwen2", path),
-    "norms of heads": lambda path: write("qwen3", path),
-    "norms of heads, experts, a softmax over all, plain SwiGLU": lambda path: write("qwen3moe", path),
-    "norms of heads and behind branches, two bases, GEGLU": lambda path: write("gemma3", path),
-    "capped scores": lambda path: write("gemma2", path),
-    "late queries": lambda path: write("mistral3", path),
-    "a part of each head turned, q, k and v in one matrix, gate and up in one": lambda path: write(
-        "phi3", path
-    ),
-    "the same of Q8_0": lambda path: write("phi3", path, T.Q8_0),
-    "branches side by side, LayerNorm, GELU by erf": lambda path: write("gptneox", path),
+    "gate and up in one, of Q8_0": lambda path: write("phi3", path, T.Q8_0),
+    # Every architecture with all of its options: one that is described later is fused, or says why not.
+    **{arch: lambda path, arch=arch: write(arch, path) for arch in FAMILIES},  # type: ignore[misc]
 }
 
 
