@@ -37,8 +37,8 @@ FIGURES = re.compile(r"\d+.*\d+", re.DOTALL)
 
 @pytest.fixture
 def bench(observe: Observer, engine: Engine, pytestconfig: pytest.Config, model_path: Path) -> CallBench:
-    library = library_of(str(pytestconfig.getoption("prill_engine")), type(engine))
-    return CallBench(observe, library, model_path)
+    spec = str(pytestconfig.getoption("prill_engine"))
+    return CallBench(observe, library_of(spec, type(engine)), model_path)
 
 
 @pytest.fixture
@@ -165,8 +165,7 @@ def test_ids(bench: CallBench) -> None:
 @check("boundary.context", kills=("library_context_unchecked", "library_error_unknown"))
 def test_context(bench: CallBench) -> None:
     """One position too many is refused as such and appends nothing; the last one that fits works."""
-    n = len(IDS)
-    small = ok("session_create", model="$m", positions=n, **{"as": "t"})
+    n, small = len(IDS), ok("session_create", model="$m", positions=len(IDS), **{"as": "t"})
     one = {"ids": [IDS[0]], "room": bench.vocab}
     more = {"ids": [*IDS, 1], "room": (n + 1) * bench.vocab}
     steps = [

@@ -36,6 +36,7 @@ def failed(check: str, sentence: str = "wrong", engine: str = ENGINE, **more: An
         (("stages.early", "file.weights"), "file.weights", "explain file.weights"),
         (("memory.success", "cache.size"), "memory.success", "leak"),
         (("harness.bounds", "stages.early"), "harness.bounds", "explain harness.bounds"),
+        (("boundary.freed", "process.requests"), "boundary.freed", "explain boundary.freed"),
     ],
 )
 def test_the_cause_comes_first_in_the_walk_of_data(
@@ -71,15 +72,16 @@ def test_nothing_failed_has_no_cause() -> None:
     assert rootcause.find([], {}) is None
 
 
-@pytest.mark.parametrize("end", ["late", "agrees", "broke"])
+@pytest.mark.parametrize("end", ["late", "agrees", "broke", "unopened"])
 def test_a_bisect_that_cannot_tell_leaves_the_failure(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
-    """Out of time, or in agreement, or broken: the failed check's own sentence is the cause that is said."""
+    """Late, agreeing, broken or not opened: the failed check's own sentence is the cause that is said."""
 
     def run(words: list[str], **options: Any) -> subprocess.CompletedProcess[bytes]:
         assert options["timeout"] <= rootcause.LIMIT_S
         if end == "late":
             raise subprocess.TimeoutExpired(words, options["timeout"])
-        return subprocess.CompletedProcess(words, 0 if end == "agrees" else 3, b"", b"")
+        codes = {"agrees": 0, "broke": 3, "unopened": 1}
+        return subprocess.CompletedProcess(words, codes[end], b"", b"")
 
     monkeypatch.setattr(subprocess, "run", run)
     cause = rootcause.find([failed("stages.early", WRONG)], {"m": MODEL})

@@ -20,7 +20,7 @@ LENGTHS = (64, 300)  # ids of the text: what is wrong from the first, and what i
 # What no walk over the stages of a model explains. Everything else that can be blamed is one of them.
 NO_STAGE = frozenset({
     "file", "blocks", "tokenizer", "sampler", "memory", "state", "batch", "generate", "errors", "trace",
-    "harness", "oracle",
+    "boundary", "harness", "oracle",
 })  # fmt: skip
 
 
@@ -79,7 +79,9 @@ def _walked(place: Mapping[str, str], lengths: Iterable[int]) -> tuple[str, list
             )
         except (subprocess.TimeoutExpired, KeyboardInterrupt):
             return None
-        if done.returncode == 1:
+        if (
+            done.returncode == 1 and done.stdout
+        ):  # an engine that does not open ends with 1 too, and says nothing
             return str(msgspec.json.decode(done.stdout)["sentence"]), words
         if done.returncode != 0:
             return None
