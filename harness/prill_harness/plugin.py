@@ -38,13 +38,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def _look_at_engine(spec: str) -> None:
     """Refuse the oracle as the engine under test, and plant the spec's faults in the whole process."""
     from prill_harness.engines import spec as engines
+    from prill_harness.faults.blackbox.planted import own
     from prill_harness.faults.catalogue import named
     from prill_harness.planting import faults
     from prill_runtime.errors import UsageError
 
     try:
         engines.check_judged(spec)
-        planted = engines.EngineSpec.parse(spec).faults
+        planted = own(engines.EngineSpec.parse(spec).faults)
         if planted:
             faults.ambient(named(planted))
     except UsageError as error:

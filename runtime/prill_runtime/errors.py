@@ -15,6 +15,8 @@ PrillError                     exit 3  the harness itself broke
 ├── NothingSelected            exit 5  the selection matched nothing
 ├── EngineError                exit 1  the engine under test failed while it worked
 │   ├── ContextLengthExceeded          more positions asked for than the context holds
+│   ├── ProcessLost                    its process ended, hangs, or says what is no answer
+│   ├── Reported                       a failure of a kind that the engine names: out of memory, device lost …
 │   └── NotANumber                     finite input gave NaN or infinity
 └── Inconclusive               exit 10 nothing could be observed
     └── MissingCapability              the engine does not offer what the check needs
@@ -147,6 +149,30 @@ class ContextLengthExceeded(EngineError):
     """More positions were asked for than the context holds."""
 
     noun = "context length exceeded"
+
+
+class ProcessLost(EngineError):
+    """The engine's process ended in a call, or was ended because it hung or said what is no answer.
+
+    Attributes:
+        crashed: whether a signal ended it, rather than the engine itself.
+    """
+
+    crashed = False
+
+
+class Reported(EngineError):
+    """A failure of a kind that the engine itself names, such as `out_of_memory`.
+
+    Attributes:
+        kind: as in prill_engine.h, in lower case and without its prefix.
+        retriable: whether the same request may work later.
+    """
+
+    def __init__(self, kind: str, what: str, *, where: str = "", **facts: str) -> None:
+        super().__init__(what, where=where, **facts)
+        self.kind, self.noun = kind, kind.replace("_", " ")
+        self.retriable = kind == "out_of_memory"
 
 
 class NotANumber(EngineError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,24 +10,34 @@ import pytest
 from prill_harness.engines.base import Capability, Engine
 from prill_harness.engines.embedded import Embedded
 from prill_harness.engines.spec import EngineSpec
-from prill_harness.faults.opening import open_engine
-from prill_harness.faults.trial import changed
+from prill_harness.faults.blackbox.answers import ANSWERS
+from prill_harness.faults.opening import has_model, open_engine
 from prill_harness.run.checks import CheckFailed, Observer, check
 from prill_harness.tokens.golden import Golden
 from prill_runtime.errors import MissingCapability
 from prill_suites import contract_judges as judges
+from prill_suites import contract_repeats as repeats
 from prill_suites import contract_requests as requests
 from prill_suites import contract_sight as sight
 from prill_suites.contract_judges import Client
 
 TEXTS, IDS = (Capability.GENERATE,), (Capability.TOKENIZE,)
-ONE_MODEL = ("http", "recorded", "asked")  # connectors to an engine that has its model already
+TOGETHER = (Capability.GENERATE, Capability.BATCH)
 FEWEST = 6  # faults that have to have been seen
 
 
 @pytest.fixture
-def client(observe: Observer, engine: Engine, golden: Golden, oracle: Embedded) -> Client:
-    return Client(observe, engine, golden, oracle, explains=True)
+def client(
+    observe: Observer,
+    engine: Engine,
+    golden: Golden,
+    oracle: Embedded,
+    pytestconfig: pytest.Config,
+    tmp_path: Path,
+) -> Client:
+    spec = str(pytestconfig.getoption("prill_engine"))
+    reopen = None if has_model(EngineSpec.parse(spec)) else partial(open_engine, spec)
+    return Client(observe, engine, golden, oracle, reopen, tmp_path, explains=True)
 
 
 @check("contract.tokenization", kills=("bos_missing", "merge_order", "special_token_split"), needs=IDS)
@@ -59,10 +70,22 @@ def test_raw_logprobs(client: Client) -> None:
     judges.before_temperature(client)
 
 
-@check("contract.repeatable", kills=("cache_not_cleared", "batch_rows_mixed"), needs=TEXTS)
+@check("contract.repeatable", kills=("cache_not_cleared", "models_share_state"), needs=TEXTS)
 def test_repeatable(client: Client) -> None:
-    """A greedy text is the same cold and warm, alone and beside others."""
-    requests.repeatable(client)
+    """A greedy text is the same cold and warm, behind other requests and another model."""
+    repeats.repeatable(client)
+
+
+@check("contract.beside", kills=("batch_rows_mixed",), needs=TOGETHER)
+def test_beside(client: Client) -> None:
+    """Eight requests on their way at one time have the texts that each has alone."""
+    repeats.beside(client)
+
+
+@check("contract.continued", kills=("rope_position_restarts", "cache_last_row_not_written"), needs=TEXTS)
+def test_continued(client: Client) -> None:
+    """A text asked for in two parts, cut anywhere, is the text in one: prefill and decode agree."""
+    repeats.continued(client)
 
 
 @check("contract.seeds", kills=("seed_ignored", "rng_advances", "sampling_ignored"), needs=TEXTS)
@@ -78,21 +101,9 @@ def test_lengths(client: Client) -> None:
 
 
 @check("contract.end", kills=("eos_ignored", "eos_included", "ignore_eos_ignored"), needs=TEXTS)
-def test_end(client: Client, pytestconfig: pytest.Config, model_path: Path, tmp_path: Path) -> None:
+def test_end(client: Client) -> None:
     """A text ends where the file says that texts end, unless told to ignore it."""
-    spec = str(pytestconfig.getoption("prill_engine"))
-    free = client.write(client.prompt(0), judges.TOKENS)
-    written = judges.told(free)
-    if isinstance(written, str):
-        raise MissingCapability(f"engine {client.engine.info.name} does not tell the ids of what it writes")
-    if EngineSpec.parse(spec).name in ONE_MODEL:
-        raise MissingCapability(
-            "the end of a text is seen on a changed file, and this engine has its model already",
-            hint="start it with serve:",
-        )
-    at = next(n for n, token in enumerate(written) if token not in written[:n] and n > 2)
-    with open_engine(spec, changed.end_moved(model_path, tmp_path, written[at])) as other:
-        requests.ended(client, other, written[at], at)
+    requests.ended(client)
 
 
 @check("contract.stops", kills=("stop_ignored", "stop_within_token_only"), needs=TEXTS)
@@ -134,28 +145,24 @@ def test_configuration(client: Client) -> None:
 @check("contract.sees_answers", kills=("expectations_ignored",), needs=TEXTS)
 def test_sees_answers(client: Client) -> None:
     """Each of these checks, shown the engine behind a known fault, finds it: through this very connector."""
-    seen, lacking = sight.answers(client)
-    client.observe.note(seen=seen, lacking=lacking)
-    if len(seen) < FEWEST:
-        raise MissingCapability(
-            f"only {len(seen)} of {len(sight.SPOILED)} faults could be put before this engine"
-        )
-    client.observe.saw(len(seen), oracle="the faults that were put before the engine")
+    seen, said, lacking = sight.answers(client)
+    client.observe.note(killed=seen, seen=said, lacking=lacking)
+    if len(said) < FEWEST:
+        raise MissingCapability(f"only {len(said)} of {len(ANSWERS)} faults could be put before this engine")
+    client.observe.saw(len(said), oracle="the faults that were put before the engine")
     more = f"; nothing can be said of {', '.join(lacking)}" if lacking else ""
-    client.observe.say(f"{len(seen)} faults put before the engine, each found by its check{more}")
+    client.observe.say(f"{len(said)} faults put before the engine, each found by its check{more}")
 
 
 @check("contract.sees_files", kills=("expectations_ignored",), needs=TEXTS)
-def test_sees_files(client: Client, pytestconfig: pytest.Config, model_path: Path, tmp_path: Path) -> None:
+def test_sees_files(client: Client) -> None:
     """Each changed file, given to the engine and not to its judge, is found, and blamed on the right part."""
-    spec = str(pytestconfig.getoption("prill_engine"))
-    one_model = EngineSpec.parse(spec).name in ONE_MODEL
-    seen, drowned = sight.files(client, spec, model_path, tmp_path, one_model)
-    client.observe.note(seen=seen, drowned=drowned)
-    if len(seen) < FEWEST:
+    said, drowned = sight.files(client)
+    client.observe.note(seen=said, drowned=drowned)
+    if len(said) < FEWEST:
         raise CheckFailed(
-            f"only {len(seen)} changed files could be told apart, at least {FEWEST} are expected"
+            f"only {len(said)} changed files could be told apart, at least {FEWEST} are expected"
         )
-    client.observe.saw(len(seen), oracle="the changes that were made to the file")
+    client.observe.saw(len(said), oracle="the changes that were made to the file")
     more = f"; in this lane's noise drown {', '.join(drowned)}" if drowned else ""
-    client.observe.say(f"{len(seen)} changed files, each found and blamed on the right part{more}")
+    client.observe.say(f"{len(said)} changed files, each found and blamed on the right part{more}")

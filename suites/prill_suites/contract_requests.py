@@ -1,69 +1,24 @@
-"""What is promised of any engine's requests: how they end, repeat, stream, are refused and are cancelled."""
+"""What is promised of any engine's requests: how they end, stream, are refused and are cancelled."""
 
 from __future__ import annotations
 
-from itertools import takewhile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 from prill_harness.engines.base import Engine, Generation
-from prill_harness.numbers import compare, lanes
+from prill_harness.faults.blackbox import changed
 from prill_harness.tokens.divergence import named
-from prill_runtime.errors import InvalidParameter, MissingCapability, PrillError
-from prill_suites.contract_judges import HOT, ITSELF, SHORT, TOKENS, Client, told
+from prill_runtime.errors import Inconclusive, InvalidParameter, MissingCapability, PrillError
+from prill_suites.contract_judges import HOT, SHORT, TOKENS, Client, told
 from prill_suites.properties_ends import over_a_border
 from prill_suites.sequences import texts_of
 from prill_suites.tokenizer_texts import parting
 
 SEEDS = range(2, 8)
-
-
-def repeatable(client: Client) -> None:
-    """A greedy text is the same cold and warm, behind other requests and beside them."""
-    ids, other = client.prompt(0), client.prompt(1)
-    first = client.write(ids)
-    texts = {"asked again": client.write(ids)}
-    client.write(other)
-    texts["behind another"] = client.write(ids)
-    longer = client.write([*ids, *other][: client.context // 2])
-    texts["behind a longer one with the same beginning"] = client.write(ids)
-    beside = client.engine.generate_batch(
-        [other, ids, [*ids, *other][: client.context // 2]], max_tokens=SHORT
-    )
-    texts["beside two others"] = beside[1]
-    different = {what: made for what, made in texts.items() if told(made) != told(first)}
-    client.observe.saw(len(told(first)) * len(texts), oracle=ITSELF)
-    if told(beside[2]) != told(longer):
-        different["a longer one beside two others"] = beside[2]
-    gap = compare.largest(0.0, *(apart(first, made) for made in texts.values()))
-    bound = client.logprob_bound(ids)
-    off = f"the same request gives other logprobs, {gap:.3g} apart where {bound:.2g} is noise"
-    client.observe.expect(gap <= bound, off)
-    if not different:
-        same = f"{len(texts)} repetitions, warm, behind and beside others, equal the first"
-        client.observe.say(f"{same}; their logprobs are within {gap:.2g} of {bound:.2g}")
-        return
-    # Another grouping of sums may turn a near tie, and the oracle says whether it was one.
-    reading = client.reading()
-    for what, made in different.items():
-        prompt = ids if what in texts else [*ids, *other][: client.context // 2]
-        reading.read(what, prompt, made, SHORT)
-    found = reading.choices()
-    client.observe.expect(found.ok, f"the same request gives another text: {found.sentence}")
-    exact = lanes.EXACT.name == reading.lane.name
-    what = next(iter(different))
-    client.observe.expect(
-        not exact or reading.flips > 0, f"{what}: another text, and no near tie explains it"
-    )
-    client.observe.say(f"{len(different)} of {len(texts)} repetitions turn near ties: {found.sentence}")
-
-
-def apart(one: Generation, other: Generation) -> float:
-    """How far the logprobs of two texts are apart, up to where the texts part; 0 where none are told."""
-    try:
-        pairs = zip(one.ids, other.ids, one.logprobs, other.logprobs, strict=False)
-        alike = takewhile(lambda pair: pair[0] == pair[1], pairs)
-        return compare.largest(0.0, *(abs(a - b) for _, _, a, b in alike))
-    except MissingCapability:
-        return 0.0
+CANCELLED = 16  # more than servers have slots by default
+LEAD = 3  # tokens before a character that is looked at
+FLAT, ENDLESS, ENDS_TRIED, BEYOND = 50.0, 200, 32, 4  # temperature, tokens and seeds by which an end is drawn
 
 
 def seeds(client: Client) -> None:
@@ -85,11 +40,10 @@ def lengths(client: Client) -> None:
     whole = client.write(ids, SHORT)
     for count in (1, 5, 0):
         try:
-            made = client.write(ids, count)
-        except InvalidParameter:
-            if count:
-                raise
-            continue  # a text of no tokens may be refused, and nothing may break by it
+            made = client.engine.generate(ids, max_tokens=count)
+        except InvalidParameter as error:
+            client.observe.expect(not count, f"a text of {count} tokens is refused: {error}")
+            continue  # one of no tokens may be refused, and nothing may break by it
         written = told(made)
         if isinstance(written, str):
             raise MissingCapability(
@@ -125,6 +79,11 @@ def stops(client: Client) -> None:
             made.finish_reason == "stop" and made.ids == free.ids[:count], f"{where}: {got}"
         )
         client.observe.saw(count, oracle="the same text without a stop string")
+        if (text := getattr(made, "text", None)) is not None:
+            whole = client.oracle.model.tokenizer.decode(free.ids[:count]).decode("utf-8", "replace")
+            before = whole.partition(stop)[0]
+            wrong = f"{where}: the text is not what stands before it: {parting(before, text)}"
+            client.observe.expect(text.strip(" ") == before.strip(" "), wrong)
         if found == 3:
             break
     client.observe.say(f"{found} stop strings split over tokens ended their texts where they were complete")
@@ -157,7 +116,8 @@ def vocabulary(client: Client) -> None:
     ids, size, sentence = client.prompt(0), client.oracle.model.vocab_size, ""
     before = client.write(ids)
     for bad in (size, -1, 2**31):
-        sentence = client.refused(f"id {bad} of {size}", lambda bad=bad: client.write([*ids, bad], 1))  # type: ignore[misc]
+        spoiled = partial(client.engine.generate, [*ids, bad], max_tokens=1)
+        sentence = client.refused(f"id {bad} of {size}", spoiled)
         client.same(f"after id {bad} was refused", before, client.write(ids))
     client.observe.say(f"3 ids refused, and the next request is right: {sentence[:120]}")
 
@@ -165,28 +125,76 @@ def vocabulary(client: Client) -> None:
 def streaming(client: Client) -> None:
     """What is told while a text is written is the whole text: its ids, its logprobs, whole characters."""
     heard: list[tuple[int, float]] = []
+
+    def hear(token: int, logprob: float) -> None:
+        heard.append((token, logprob))
+
     for number in range(3):
         ids = client.prompt(number)
         whole = client.write(ids, TOKENS)
         heard.clear()
-        made = client.write(ids, TOKENS, on_token=lambda token, logprob: heard.append((token, logprob)))
+        made = client.write(ids, TOKENS, on_token=hear)
         client.same(f"prompt {number}, streamed", whole, made)
         spoken = [token for token, _ in heard]
         where = f"prompt {number}: told while it was written"
         client.observe.expect(spoken == list(whole.ids), f"{where}: {parting(list(whole.ids), spoken)}")
-        text = getattr(whole, "text", None)
-        expected = client.oracle.model.tokenizer.decode(whole.ids).decode("utf-8", "replace")
-        if text is not None:
-            wrong = f"prompt {number}: its text is not that of its ids: {parting(expected, text)}"
-            client.observe.expect(text.strip(" \ufffd") == expected.strip(" \ufffd"), wrong)
-    client.observe.say(f"3 texts of {TOKENS} tokens are the same streamed and whole")
+        spelled(client, f"prompt {number}", whole, made)
+    seen = {"whole": 0, "of several tokens": 0}
+    for kind, parts in zip(seen, (False, True), strict=True):
+        for ids in before_characters(client, parts=parts):
+            whole = client.write(ids)
+            try:
+                made = client.write(ids, on_token=hear)
+            except MissingCapability:
+                if not parts:
+                    raise
+                break  # some servers do not stream the ids of parts of characters
+            seen[kind] += spelled(client, f"where a character is {kind}", whole, made)
+    told_of = " and ".join(f"{count} {kind}" for kind, count in seen.items())
+    client.observe.say(
+        f"3 texts of {TOKENS} tokens are the same streamed and whole; characters beyond ASCII: {told_of}"
+    )
+
+
+def spelled(client: Client, where: str, whole: Generation, streamed: Generation) -> int:
+    """Hold both texts to the characters of the ids; how many of them have more than a byte."""
+    expected = client.oracle.model.tokenizer.decode(whole.ids).decode("utf-8", "replace").strip(" \ufffd")
+    for how, made in (("whole", whole), ("streamed", streamed)):
+        if (text := getattr(made, "text", None)) is not None:
+            wrong = f"{where}: its text, {how}, is not that of its ids: {parting(expected, text)}"
+            client.observe.expect(text.strip(" \ufffd") == expected, wrong)
+            client.observe.saw(len(expected), oracle="the characters of its ids")
+    return sum(not each.isascii() for each in expected)
+
+
+def before_characters(client: Client, *, parts: bool) -> list[list[int]]:
+    """Prompts behind which the golden writes a character beyond ASCII; a few, if there are any.
+
+    Args:
+        parts: one that has several tokens, or else one that is the end of a token.
+    """
+    found, piece = [], client.oracle.model.tokenizer.piece
+    for prompt in client.golden.prompts:
+        text = [*prompt.ids, *prompt.tokens]
+        for at in range(len(prompt.ids) + LEAD, min(len(text), client.context - SHORT)):
+            if not piece(text[at]).isascii() and _whole(piece(text[at])) is not parts:
+                found.append(text[: at - LEAD])
+                break
+    return found[:2]
+
+
+def _whole(piece: bytes) -> bool:
+    try:
+        return piece.decode() != ""
+    except UnicodeDecodeError:
+        return False
 
 
 def cancelled(client: Client) -> None:
     """A callback that says no ends the text, and what it held is free for the next request."""
     ids, other = client.prompt(0), client.prompt(1)
     before = client.write(ids)
-    for turn in range(6):
+    for turn in range(CANCELLED):
         heard: list[int] = []
 
         def hear(token: int, _: float, heard: list[int] = heard) -> bool:
@@ -199,22 +207,59 @@ def cancelled(client: Client) -> None:
         client.observe.saw(len(heard), oracle="the token at which it was cancelled")
         if not turn:
             client.same("after a cancelled request", before, client.write(ids))
-    client.same("after 6 cancelled requests", before, client.write(ids))
-    client.observe.say("6 requests cancelled at their third token, and the next is right")
+    client.same(f"after {CANCELLED} cancelled requests", before, client.write(ids))
+    client.observe.say(f"{CANCELLED} requests cancelled at their third token, and the next is right")
 
 
-def ended(client: Client, other: Engine, end: int, at: int) -> None:
-    """On a file whose end of text is a token that the model writes, the text ends there, unless told not to.
+def ended(client: Client) -> None:
+    """A text ends where the file says that texts end, unless told to ignore it."""
+    if client.reopen is None:
+        _end_drawn(client)
+    else:
+        _end_moved(client, client.reopen)
 
-    Args:
-        other: the engine on that file. end: the id that is the end there. at: tokens before it.
-    """
+
+def _end_moved(client: Client, reopen: Callable[[Path], Engine]) -> None:
+    """On a file whose end of text is a token that the model writes."""
     ids, free = client.prompt(0), client.write(client.prompt(0), TOKENS)
-    made = other.generate(ids, max_tokens=TOKENS)
+    written = list(free.ids)
+    at = next((n for n, token in enumerate(written) if token not in written[:n] and n > 2), None)
+    if at is None:
+        raise Inconclusive("the text repeats itself, so no token of it could end it")
+    end = written[at]
     where = f"the end of the text, {named(client.oracle, [end], 0)}, is token {at}"
-    got = f"the text ends by {made.finish_reason} after {len(told(made))} tokens"
-    client.observe.expect(made.finish_reason == "eos" and made.ids == free.ids[:at], f"{where}: {got}")
-    over = other.generate(ids, max_tokens=TOKENS, ignore_eos=True)
+    with reopen(changed.end_moved(client.model, client.folder, end)) as other:
+        made = other.generate(ids, max_tokens=TOKENS)
+        got = f"the text ends by {made.finish_reason} after {len(told(made))} tokens"
+        client.observe.expect(made.finish_reason == "eos" and made.ids == free.ids[:at], f"{where}: {got}")
+        over = other.generate(ids, max_tokens=TOKENS, ignore_eos=True)
     client.same("told to ignore the end of the text", free, over)
     client.observe.saw(at + 1, oracle="the same text on the file itself")
     client.observe.say(f"{where}, and the text ends there; told to ignore it, it goes on")
+
+
+def _end_drawn(client: Client) -> None:
+    """On the file itself, so hot that any token comes in time, the end of the text as well."""
+    ids, ends, drawn = client.prompt(0), client.oracle.model.tokenizer.eog_ids, 0
+    for seed in range(ENDS_TRIED):
+        hot = {"temperature": FLAT, "seed": seed}
+        made = client.write(ids, ENDLESS, **hot)
+        written = list(made.ids)
+        drawn += len(written)
+        inside = next((at for at, token in enumerate(written) if token in ends), None)
+        wrong = f"drawn by seed {seed}, token {inside} is the end of the text, and it went on"
+        client.observe.expect(inside is None, wrong)
+        if made.finish_reason == "eos":
+            break
+    else:
+        raise MissingCapability(
+            f"no end came among {drawn} tokens that {client.name} drew", hint="start it with serve:"
+        )
+    where = f"drawn by seed {seed}, the text ends at token {len(written)}"
+    over = client.write(ids, len(written) + BEYOND, **hot, ignore_eos=True)
+    got = f"told to ignore it, it ends by {over.finish_reason} after {len(over.ids)} tokens"
+    sound = over.ids[: len(written)] == made.ids and over.finish_reason == "length"
+    past = len(over.ids) == len(written) + BEYOND and over.ids[len(written)] in ends
+    client.observe.expect(sound and past, f"{where}; {got}: {parting(written, over.ids)}")
+    client.observe.saw(drawn, oracle="the ends that the file names")
+    client.observe.say(f"{where} of {drawn} drawn, none of which is an end; told to ignore it, it goes on")

@@ -7,15 +7,16 @@ are never used, blocks whose scale is 0. What a write that stopped leaves is a *
 blocks (those of the format, 16 weights otherwise), and each run of blocks with nothing but zeros, in the
 order of the file and over the ends of rows, is held against chance:
 
-    expected = places * p^L * product of q_j over the blocks at its ends
+    chance = places * min(order, PRUNED^L) * product of q_j over the blocks at its ends
 
-where L rows are zero as a whole, p is the rate of zero rows among all others, (k + 1) / (m + 2) by the rule
-of succession, q_j the rate of zero blocks in column j of the rows that are not zero, and `places` the number
-of rows or blocks where a run could begin. It is how many such runs scattered zeros would give in this tensor;
-below one in a million (CHANCE) something else wrote them. So half of all rows may be zero when they lie
-scattered, a column that is zero in every row explains itself, and three rows of a small matrix prove nothing.
-Where hardly a row is left, p is a guess from a few; so the run must also be rare (SHUFFLED) among all ways to
-lay out as many zero rows in another order.
+where L rows are zero as a whole, `order` is the share of all ways to lay out this matrix' zero rows among
+its rows that has those L in one place, q_j the share of zero blocks in column j of the rows that are not
+zero, and `places` the number of rows where such a run could begin, times the blocks where it could begin and
+end. It bounds the probability that zeros scattered over rows and over the blocks of each column lie together
+like that, whatever their rate: nothing is estimated, and one sound matrix in 10^9 (CHANCE) gives a finding.
+Where hardly a row is left the order says nothing; but no pruning takes more than three in four rows (PRUNED),
+so longer runs than that gives are damage too. Half of all rows may be zero when they lie scattered, a column
+that is zero in every row explains itself, and a dozen rows in one half of a small matrix prove nothing.
 
 **Constant.** A matrix whose every weight is the same, while other matrices of the file vary: filled, not
 read. Vectors are left alone in both: norms of 1 or 0 and biases of 0 are what training begins with.
@@ -40,7 +41,7 @@ from numpy.typing import NDArray
 
 from prill_harness.numbers.compare import largest, smallest
 
-CHANCE, SHUFFLED = 1e-6, 0.05
+CHANCE, PRUNED = 1e-9, 0.75
 RANGE = 1e3
 BLOCK = 16  # weights looked at together in types without blocks
 STRIP = 1 << 18  # weights dequantised at a time, one row at least
@@ -200,7 +201,7 @@ class BlockPeaks:
         return int(row * self.columns + column * self.width)
 
     def zero_run(self, unused: NDArray[np.bool_] | None = None) -> BadValues | None:
-        """The run of zeros that chance explains least, when it does not explain it at all."""
+        """The run of zeros that chance explains least, when chance hardly ever gives it."""
         kept = np.flatnonzero(~unused) if unused is not None else np.arange(self.rows)
         zeros = self.peaks[kept] == 0  # (row, block)
         n, per_row = zeros.shape
@@ -212,25 +213,22 @@ class BlockPeaks:
         # Rows first..last-1 of each run are zero as a whole; what is left of it lies in the rows at its ends.
         first, last = -(-begin // per_row), end // per_row
         length = np.maximum(last - first, 0)
-        zero_rows, used = int(whole.sum()), int((~whole).sum())
+        zero_rows, used = int(whole.sum()), max(int((~whole).sum()), 1)
         in_column = np.maximum(zeros[~whole].sum(axis=0), 1)
-        logs = np.concatenate(([0.0], np.cumsum(np.log(in_column / (used + 1)))))  # (block + 1,)
+        logs = np.concatenate(([0.0], np.cumsum(np.log(in_column / used))))  # (block + 1,)
         inside = first > last  # begins and ends within one row
         head = np.where(begin % per_row, logs[-1] - logs[begin % per_row], 0.0)
         tail = logs[end % per_row]
         ends = np.where(inside, logs[end % per_row] - logs[begin % per_row], head + tail)
-        rate = np.log((zero_rows - length + 1) / (n - length + 2))
         factorial = np.concatenate(([0.0], np.cumsum(np.log(np.arange(1, n + 1)))))
-        shuffled = factorial[zero_rows] - factorial[zero_rows - length] - factorial[n] + factorial[n - length]
+        order = factorial[zero_rows] - factorial[zero_rows - length] - factorial[n] + factorial[n - length]
         aligned = (begin % per_row == 0) & (end % per_row == 0)
-        places = np.where(aligned, n, n * per_row)
-        chance = np.log(places) + length * rate + ends
-        common = np.log(places * (n - length + 1) / n) + shuffled + ends > np.log(SHUFFLED)
-        chance[common] = 0.0
+        places = np.log((n - length + 1) * np.where(aligned, 1, per_row**2))
+        chance = places + np.minimum(order, length * np.log(PRUNED)) + ends
         worst = int(chance.argmin())
         if chance[worst] > np.log(CHANCE):
             return None
-        at, to = (int(kept[b // per_row]) * per_row + b % per_row for b in (begin[worst], end[worst] - 1))
+        at, to = (int(kept[b // per_row] * per_row + b % per_row) for b in (begin[worst], end[worst] - 1))
         start, stop = self._weight(at), min(self._weight(to) + self.width, (to // per_row + 1) * self.columns)
         rows = f"rows {at // per_row} to {to // per_row} of {self.rows}"
         what = f"are zero in a run that pruning does not explain, {rows}"

@@ -305,6 +305,8 @@ def test_gate(observe: Observer, tmp_path: Path) -> None:
         "sixty_four_values_only",
         "one_stage_recorded",
         "noise_explains_all",
+        "choices_excused_too_far",
+        "choices_not_followed",
         "engine_errors_pass",
         "batch_exception_swallowed",
         "non_ascii_skipped",

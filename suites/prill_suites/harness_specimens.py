@@ -25,6 +25,7 @@ from prill_harness.engines.embedded import Embedded
 from prill_harness.engines.models import resolve_model
 from prill_harness.faults.opening import open_engine
 from prill_harness.numbers.compare import largest
+from prill_harness.planting import faults
 from prill_harness.records.evidence import Status
 from prill_harness.run import outcomes
 from prill_harness.run.checks import Observer
@@ -35,7 +36,7 @@ from prill_harness.tokens.steps import StepResult
 from prill_harness.witness.reading import read
 from prill_runtime.errors import EngineError, UsageError
 from prill_runtime.ops.numpy import NumpyBackend
-from prill_suites import blocks, file, harness_answers, ops_twins, stages, tokenizer, witness
+from prill_suites import blocks, file, harness_answers, harness_experts, ops_twins, stages, tokenizer, witness
 from prill_suites.common import file_fields, file_tensors, refusal
 from prill_suites.controls import Trial
 from prill_suites.ops_bench import Bench
@@ -84,11 +85,11 @@ class Astray(Embedded):
     def trace(
         self, ids: Sequence[int], replace: Mapping[str, NDArray[np.float64]] | None = None
     ) -> Iterator[tuple[str, NDArray[np.floating]]]:
-        for name, array in super().trace(ids, replace):
+        found = [(name, array.copy()) for name, array in super().trace(ids, replace)]
+        for name, array in found:
             if self.wrong == f"last row of {name}":
-                array = array.copy()
                 array[-1, ..., -1] *= 1.01
-            yield name, array
+        return iter(found)
 
     def generate_batch(self, prompts: Sequence[Sequence[int]], **named: Any) -> list[Generation]:
         if self.wrong == "batch" and len(prompts) > 1:
@@ -139,11 +140,17 @@ def cut(prompt: GoldenPrompt) -> GoldenPrompt:
 
 @contextmanager
 def opened(folder: Path) -> Iterator[tuple[Specimen, ...]]:
-    """The specimens, on engines that stay open as long as the context; files are written into the folder."""
+    """The specimens, on engines that stay open as long as the context; files are written into the folder.
+
+    What is planted in the code of engines is not in theirs: it is the judge that is on trial here.
+    """
     whole = golden_for(MODEL)
     shortest = sorted(whole.prompts, key=lambda prompt: len(prompt.ids))[:2]
     golden = msgspec.structs.replace(whole, prompts=[cut(prompt) for prompt in shortest])
-    with Astray.open("", MODEL) as engine, open_engine("numpy64", MODEL) as oracle:
+    with (
+        faults.scoped(lambda: Astray.open("", MODEL), ()) as engine,
+        open_engine("numpy64", MODEL) as oracle,
+    ):
         assert isinstance(engine, Astray)
         assert isinstance(oracle, Embedded)
         made = SpecimenParts(engine, oracle, golden)
@@ -167,6 +174,7 @@ def of_stages(at: SpecimenParts) -> Iterator[Specimen]:
 
     for stage in ("embed", "blk.3.q_rope", "logits"):
         yield Specimen(f"the last row of {stage}", of(stage))
+    yield Specimen("an expert exchanged", harness_experts.judge)
 
 
 def of_tokens(at: SpecimenParts) -> Iterator[Specimen]:

@@ -7,8 +7,9 @@ is written outside a result is found on both sides of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
@@ -127,17 +128,26 @@ class Bench:
             x += (weight[0] / np.sqrt(np.mean(weight[0] ** 2) or 1.0)).astype(x.dtype)
         return x
 
-    def hold(self, op: str, *arguments: Any, case: str, twin: tuple[Any, ...] = (), **named: Any) -> None:
+    def hold(
+        self,
+        op: str,
+        *arguments: Any,
+        case: str,
+        twin: tuple[Any, ...] = (),
+        made: Callable[..., Any] | None = None,
+        **named: Any,
+    ) -> None:
         """Compare every element of the op's result with the twin's.
 
         Args:
             twin: the twin's arguments, where they are not the op's own.
+            made: what is run in the op's place, its first argument the backend: a node made of ops.
         """
         frames = [framed(a) if isinstance(a, np.ndarray) else (a, None) for a in arguments]
         wide = {key: widened(value) for key, value in named.items()}
         expected = getattr(self.twins, op)(*map(widened, twin or arguments), **wide)
         what = f"{op} at {case}"
-        got = self._run(op, what, [view for view, _ in frames], named)
+        got = self._run(op, what, [view for view, _ in frames], named, made)
         self.observe.saw(got.size, oracle=TWIN)
         self.observe.expect(
             got.shape == expected.shape and got.dtype == self.backend.dtype,
@@ -160,13 +170,21 @@ class Bench:
         if error >= self.worst:
             self.worst, self.case = error, case
 
-    def _run(self, op: str, what: str, arguments: list[Any], named: dict[str, Any]) -> Array:
+    def _run(
+        self,
+        op: str,
+        what: str,
+        arguments: list[Any],
+        named: dict[str, Any],
+        made: Callable[..., Any] | None = None,
+    ) -> Array:
         """The result on the host; on a device, arguments and results lie in frames there."""
+        call = getattr(self.backend, op) if made is None else partial(made, self.backend)
         with framing(self.backend) as frames:
             if frames is None:
-                return np.asarray(getattr(self.backend, op)(*arguments, **named))
+                return np.asarray(call(*arguments, **named))
             given = [self._placed(frames, op, number, a) for number, a in enumerate(arguments)]
-            result = getattr(self.backend, op)(*given, **named)
+            result = call(*given, **named)
             got = np.array(result)
             self.observe.expect(bool(frames.frames), f"{what}: the result lies in memory nobody can see")
             for number, (before, after) in enumerate(zip(arguments, given, strict=True)):

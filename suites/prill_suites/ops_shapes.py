@@ -110,4 +110,14 @@ def sizes(op: str, arguments: Sequence[Any], named: Mapping[str, Any], stored: b
         }  # fmt: skip
     if op in ("rms_norm", "layer_norm", "softmax"):
         return {f"{op}.width": shape[-1]}
+    if op == "route":
+        return {"route.experts": shape[1]}
+    if op == "mix":
+        return {"mix.count": shape[0] * shape[2]}
+    if op == "expert_linear":
+        found = {"experts.rows": shape[0], "experts.inner": shape[-1], "experts.outer": len(arguments[1][0])}
+        if shape[0] >= MANY:
+            most = int(np.count_nonzero(arguments[2], axis=0).max())  # rows of one expert
+            found |= {f"tensor_{name}": size for name, size in (found | {"experts.rows": most}).items()}
+        return found
     return {f"{op}.count": prod(shape)}

@@ -174,6 +174,12 @@ def scale(x: Floats, by: float) -> Floats:
     return np.array([v * by for v in x.ravel().tolist()]).reshape(x.shape)
 
 
+def layer(x: Floats, *, by: float, parallel: bool) -> Floats:
+    """Wang and Komatsuzaki 2021: both branches, x by and GELU, of what comes in; or one after the other."""
+    attended = x + by * x
+    return attended + gelu_tanh(x if parallel else attended)
+
+
 def softcap(x: Floats, cap: float) -> Floats:
     """Gemma 2: cap tanh(x / cap)."""
     return np.array([cap * math.tanh(v / cap) for v in x.ravel().tolist()]).reshape(x.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -15,14 +16,22 @@ from prill_harness.engines.base import Engine
 from prill_harness.run.checks import Observer, check
 from prill_runtime.errors import MissingCapability, UnsupportedModel
 from prill_runtime.gguf.tensors import TensorInfo
+from prill_runtime.models.base import Node, Pass
+from prill_runtime.models.nodes.network import Layer
 from prill_runtime.ops.protocol import Yarn
 from prill_suites import ops_models, ops_twins
 from prill_suites.ops_bench import Bench
+from prill_suites.ops_shapes import about, drawn
 
-LENGTHS = (1, 31, 33, 257)
+LENGTHS = (1, 31, 33, 255, 257)
 ROWS = (1, 3, 20)  # of a decoding step, of a few sequences, of a prompt
 # Experts, and how many of them a row has: one, all, as many as published models, more than a warp of threads.
-CHOICES = ((1, 1), (5, 5), (8, 2), (32, 4), (33, 3), (130, 8))
+CHOICES = ((1, 1), (5, 5), (8, 2), (32, 4), (33, 3), (127, 2), (129, 8))
+# Of products: on either side of the tiles, threads and chunks that a device divides them by.
+TILED: dict[str, tuple[int, ...]] = {"rows": (17, *about(64, 128)), "outs": (3, *about(128))}
+COLUMNS: dict[str, tuple[int, ...]] = {"inner": (*about(4, 8, 16, 32, 64, 128), 508, 516)}
+# Of 32 columns: more and fewer steps of 64 than are copied ahead.
+BLOCKS: dict[str, tuple[int, ...]] = {"blocks": (1, 3, 5, 7)}
 LIMITS = ((7.0, 1.702), (1.0, 1.0))
 WINDOW = 128
 
@@ -46,12 +55,29 @@ def test_route(bench: Bench) -> None:
     bench.conclude()
 
 
-def routed(bench: Bench, rows: int, experts: int, used: int) -> NDArray[Any]:
-    """Weights (row, expert) of `used` random experts of each row."""
+def routed(bench: Bench, rows: int, experts: int, used: int, all_to_first: bool = False) -> NDArray[Any]:
+    """Weights (row, expert) of `used` random experts of each row, the first of all rows among them or not."""
     weights = np.zeros((rows, experts), bench.backend.dtype)
     for row in weights:
-        row[bench.random.permutation(experts)[:used]] = bench.random.uniform(0.1, 1.0, used)
+        order = bench.random.permutation(experts).tolist()
+        order.sort(key=lambda expert: all_to_first and expert > 0)
+        row[order[:used]] = bench.random.uniform(0.1, 1.0, used)
     return weights
+
+
+def held_matrices(bench: Bench, name: str, shape: tuple[int, int, int]) -> tuple[Any, NDArray[np.float64]]:
+    """Matrices (expert, out, in) of a type, of the backend and in float64.
+
+    Raises:
+        MissingCapability: the backend has no experts in it.
+    """
+    kind, (experts, outs, inner) = Type[name], shape
+    raw = ops_models.random_blocks(bench.random, kind, (experts * outs, inner))
+    plain = np.asarray(gguf.quants.dequantize(raw, kind), np.float64).reshape(shape)
+    try:
+        return bench.backend.weight(raw, TensorInfo("experts", shape, kind)), plain
+    except UnsupportedModel as error:
+        raise MissingCapability(f"the backend has no experts in {name}: {error}") from error
 
 
 @pytest.mark.parametrize("name", ["F32", "F16", "Q8_0", "MXFP4"])
@@ -59,14 +85,9 @@ def routed(bench: Bench, rows: int, experts: int, used: int) -> NDArray[Any]:
 def test_experts(bench: Bench, name: str) -> None:
     """Each row times the matrices of its own experts, with and without biases, in types that files have them
     in: one input for all, and an input for each."""
-    kind, inner = Type[name], 64
+    inner = 64
     for (experts, used), rows, biased in product(CHOICES[1:5], ROWS, (False, True)):
-        raw = ops_models.random_blocks(bench.random, kind, (experts * 5, inner))
-        plain = np.asarray(gguf.quants.dequantize(raw, kind), np.float64).reshape(experts, 5, inner)
-        try:
-            weight = bench.backend.weight(raw, TensorInfo("experts", plain.shape, kind))
-        except UnsupportedModel as error:
-            raise MissingCapability(f"the backend has no experts in {name}: {error}") from error
+        weight, plain = held_matrices(bench, name, (experts, 5, inner))
         chosen = routed(bench, rows, experts, used)
         bias = bench.normal(experts, 5) if biased else None
         for shape in ((rows, inner), (rows, used, inner)):
@@ -75,6 +96,16 @@ def test_experts(bench: Bench, name: str) -> None:
                 "expert_linear", x, weight, chosen, twin=(x, plain, chosen), used=used, bias=bias,
                 case=f"{shape} by {used} of {experts} in {name}{', biased' * biased}",
             )  # fmt: skip
+    for sizes in drawn(bench.random, TILED | (BLOCKS if name in ("Q8_0", "MXFP4") else COLUMNS), 60_000):
+        rows, outs, inner = sizes["rows"], sizes["outs"], sizes.get("inner") or 32 * sizes["blocks"]
+        experts = 4 if rows > 65 else 8  # an expert has all rows: of many it fills the larger tile
+        weight, plain = held_matrices(bench, name, (experts, outs, inner))
+        chosen = routed(bench, rows, experts, 2, all_to_first=True)
+        x = bench.normal(rows, inner) + plain[0, 0].astype(bench.backend.dtype)
+        bench.hold(
+            "expert_linear", x, weight, chosen, twin=(x, plain, chosen), used=2,
+            case=f"({rows}, {inner}) to {outs} by 2 of {experts} in {name}",
+        )  # fmt: skip
     bench.conclude()
 
 
@@ -137,12 +168,14 @@ def test_softcap(bench: Bench) -> None:
 
 @check("options.window", kills=("window_off_by_one",))
 def test_window(bench: Bench) -> None:
-    """A window of 128 at 127, 128 and 129 keys, and where a prompt goes past it."""
-    for keys, rows in product((WINDOW - 1, WINDOW, WINDOW + 1, WINDOW + 70), (1, 3, 100)):
+    """A window of 128 at 127, 128 and 129 keys, and where a prompt goes past it, without sinks and with."""
+    sinks = np.array([-30.0, 1.5, 0.0, 8.0], bench.backend.dtype)
+    lengths = (WINDOW - 1, WINDOW, WINDOW + 1, WINDOW + 70)
+    for keys, rows, own in product(lengths, (1, 3, 100), ({}, {"sinks": sinks})):
         q, k, v = attending(bench, rows, keys)
         bench.hold(
-            "attention", q, k, v, start=keys - rows, scale=0.125, window=WINDOW,
-            case=f"{rows} rows of {keys} keys, window {WINDOW}",
+            "attention", q, k, v, start=keys - rows, scale=0.125, window=WINDOW, **own,
+            case=f"{rows} rows of {keys} keys, window {WINDOW}{', sinks' * bool(own)}",
         )  # fmt: skip
     bench.conclude()
 
@@ -197,4 +230,33 @@ def test_activations(bench: Bench) -> None:
         x, up = bench.normal(3, width, scale=scale), bench.normal(3, width)
         bench.hold("gelu_erf", x, case=f"GELU by erf, (3, {width}) x {scale:g}")
         bench.hold("geglu", x, up, case=f"GEGLU, (3, {width}) x {scale:g}")
+    bench.conclude()
+
+
+@dataclass(frozen=True)
+class Branch(Node):
+    """One op in the place of attention or of a feed-forward layer."""
+
+    op: str
+    by: tuple[float, ...] = ()
+
+    def __call__(self, p: Pass, x: Any) -> Any:
+        return getattr(p.ops, self.op)(x, *self.by)
+
+
+def layer(ops: Any, x: Any, *, by: float, parallel: bool) -> Any:
+    """What a layer adds up whose branches are one op each."""
+    attention: Any = Branch("scale", (by,))
+    dense: Any = Branch("gelu_tanh")
+    return Layer("blk.0.", attention, dense, parallel)(Pass(None, {}, ops, None), x)  # type: ignore[arg-type]
+
+
+@check("options.branches", kills=("branches_in_sequence", "branches_in_parallel"))
+def test_branches(bench: Bench) -> None:
+    """Branches side by side both see the stream that comes in; of others the second sees the first's sum."""
+    for width, by, parallel in product(LENGTHS, (0.7, -2.0), (True, False)):
+        bench.hold(
+            "layer", bench.normal(3, width), made=layer, by=by, parallel=parallel,
+            case=f"(3, {width}), {by:g} times it, {'side by side' if parallel else 'in sequence'}",
+        )  # fmt: skip
     bench.conclude()

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from prill_harness.engines.base import Capability, Engine
+from prill_harness.engines.embedded import Embedded
 from prill_harness.numbers.compare import nmse
-from prill_harness.numbers.lanes import bounds, lane_for
+from prill_harness.numbers.lanes import Lane, bounds, lane_for
 from prill_harness.run.checks import Observer, check
+from prill_harness.stages import routing
 from prill_harness.stages import trace as traces
 from prill_harness.stages.findings import hidden
 from prill_harness.stages.subject import stage_table
@@ -23,6 +27,7 @@ from prill_suites.sequences import late_spans, longest_of
 from prill_suites.stages_noise import Noise
 
 EARLY = 64  # positions
+Rows = NDArray[np.intp]
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +36,23 @@ def text(golden: Golden) -> list[int]:
     return longest_of(golden)
 
 
-def bound(engine: Engine, golden: Golden) -> tuple[str, float]:
-    """The lane's name and its NMSE bound."""
+def bound(engine: Engine, golden: Golden) -> tuple[Lane, float]:
+    """The lane and its NMSE bound."""
     lane = lane_for(golden.type, engine.info.arithmetic)
     if lane.name not in golden.floors:
         raise Inconclusive(f"the golden has no noise floor for the lane {lane.name}")
-    return lane.name, bounds(lane, golden.floors[lane.name]).nmse
+    return lane, bounds(lane, golden.floor_of(lane.name)).nmse
+
+
+def parted(spans: Sequence[range], first: int, routes: routing.Routes | None) -> list[tuple[range, Rows]]:
+    """Each span with its rows from the first on; those whose router's margin is below the noise apart."""
+    whole = [(span, np.arange(span.start - first, span.stop - first)) for span in spans]
+    if routes is None:
+        return whole
+    apart = [
+        (span, rows[routes.rows[first + rows] == which]) for span, rows in whole for which in (False, True)
+    ]
+    return [(span, rows) for span, rows in apart if rows.size]
 
 
 def compare_stages(
@@ -48,15 +64,24 @@ def compare_stages(
     ids: Sequence[int],
     spans: Sequence[range],
 ) -> None:
-    """Hold every stage to the lane's bound in each span of positions; name the first wrong one."""
-    lane, limit = bound(engine, golden)
-    noise, first, last = Noise(engine, golden, ids, spans[0].start), spans[0].start, spans[-1].stop - 1
+    """Hold every stage to the lane's bound in each span of positions; name the first wrong one.
+
+    Where noise decides between experts the oracle follows the engine's choice (`stages.routing`).
+    """
+    (lane, limit), first, last = bound(engine, golden), spans[0].start, spans[-1].stop - 1
     candidate, reference = traces.capture(engine, ids), traces.capture(oracle, ids)
+    routes = (
+        routing.follow(oracle, lane, candidate, reference.stages) if isinstance(oracle, Embedded) else None
+    )
+    if routes is not None:
+        reference = replace(reference, stages=routes.stages)
+    noise = Noise(engine, golden, ids, first, routing.chosen_by(oracle, reference.stages))
     pairs = list(traces.pairs(candidate, reference))
     observe.expect(bool(pairs), "the traces have no stage in common")
     table = stage_table(model)
     errors: dict[str, float] = {}
     drowned: dict[str, float] = {}  # stages that the lane's own noise leaves as far off as the engine's
+    parts = parted(spans, first, routes)
     for name, got, expected in pairs:
         observe.expect(
             got.size == expected.size and len(got) == len(expected),
@@ -65,24 +90,23 @@ def compare_stages(
         got, expected = traces.rows(got)[first:], traces.rows(expected)[first:]
         observe.saw(got.size, oracle="float64 oracle's trace of the same ids")
         observe.expect(bool(np.isfinite(got).all()), f"{name} is the first wrong stage: NaN or infinity")
-        parts = [slice(span.start - first, span.stop - first) for span in spans]
-        apart = [nmse(expected[part], got[part]) for part in parts]
+        refused = routes.wrong.get(name, "") if routes is not None else ""
+        observe.expect(not refused, f"{name} is the first wrong stage: {refused}")
+        apart = [nmse(expected[part], got[part]) for _, part in parts]
         errors[name] = max(apart)
         before = list(errors.values())[:-1]
-        beyond = [at for at, error in enumerate(apart) if error > limit]
-        if beyond and all(
-            noise.explains(name, expected[parts[at]], got[parts[at]], parts[at]) for at in beyond
-        ):
+        beyond = [part for (_, part), error in zip(parts, apart, strict=True) if error > limit]
+        if beyond and all(noise.explains(name, expected[part], got[part], part) for part in beyond):
             drowned[name] = errors.pop(name)
             continue
         unseen = hidden(table[name], table, candidate.stages)
         gap = f", {len(unseen)} more were not shown, {unseen[0]} the first" if unseen else ""
-        span = spans[int(np.argmax(apart))]
+        span, _ = parts[int(np.argmax(apart))]
         observe.expect(
             errors[name] <= limit,
             f"{name} is the first wrong stage: NMSE {errors[name]:.3g} at positions "
-            f"{span.start}-{span.stop - 1}, at most {limit:.2g} in lane {lane}; the {len(before)} stages "
-            f"before it were within{gap}",
+            f"{span.start}-{span.stop - 1}, at most {limit:.2g} in lane {lane.name}; "
+            f"the {len(before)} stages before it were within{gap}",
             stages=errors,
             unseen=list(unseen),
         )
@@ -91,7 +115,8 @@ def compare_stages(
     observe.note(stages=errors, within_own_noise=drowned)
     own = f"; {len(drowned)} more within the lane's noise in that stage alone" if drowned else ""
     observe.say(
-        f"{len(errors)} stages at positions {first}-{last}, worst NMSE {errors[worst]:.2g} at {worst}" + own
+        f"{len(errors)} stages at positions {first}-{last}, worst NMSE {errors[worst]:.2g} at {worst}{own}"
+        + (f"; {routing.said([routes], first)}" if routes else "")
     )
 
 
@@ -106,6 +131,7 @@ STAGE_FAULTS = (
     "layer_norm_no_bias",
     "router_bias_dropped",
     "experts_exchanged",
+    "close_experts_exchanged",
     "window_in_other_layers",
     "head_size_from_width",
     "queries_not_normed",

@@ -14,23 +14,20 @@ drawn anew for each of many equal rows cancel in their mean, where arithmetic ro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prill_harness.engines.base import Engine
-from prill_harness.engines.models import resolve_model
 from prill_harness.numbers.compare import squares
 from prill_harness.numbers.lanes import lane_for
-from prill_harness.numbers.sequential import SequentialBackend
-from prill_harness.planting import faults
 from prill_harness.stages import trace
+from prill_harness.stages.routing import Chosen, lane_pass
+from prill_harness.stages.trace import Array
 from prill_harness.tokens.golden import Golden
-from prill_runtime.ops.rounded import RoundedBackend
-from prill_runtime.run.model import Model
 
-Array = NDArray[np.float64]
+Rows = slice | NDArray[np.intp]
 DRAWS = 16  # every second one alike in all rows, from the first on
 # An error that is so many times beyond the bound by the first draw alone is none: of a single number one draw
 # in 1,000 is so small. By n that are alike the n-th root of it is as rare.
@@ -38,16 +35,27 @@ BEYOND = 1e6
 
 
 class Noise:
-    """Float64 passes over `ids`, rounded as the lane rounds: stages from row `first`, when asked for."""
+    """Float64 passes over `ids`, rounded as the lane rounds: stages from row `first`, when asked for.
 
-    def __init__(self, engine: Engine, golden: Golden, ids: Sequence[int], first: int) -> None:
-        self._model, self._ids, self._first = engine.info.model, list(ids), first
+    Args:
+        chosen: stage -> the experts that they go through: what another choice moves is no rounding.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        golden: Golden,
+        ids: Sequence[int],
+        first: int,
+        chosen: Mapping[str, Chosen] | None = None,
+    ) -> None:
+        self._model, self._ids, self._first, self._chosen = engine.info.model, list(ids), first, chosen
         self._lane = lane_for(golden.type, engine.info.arithmetic)
-        self._made: dict[int, dict[str, Array]] = {}
+        self._made: dict[int, Mapping[str, Array]] = {}
         # Any other lane rounds to a type, as its engines do.
         self.draws = DRAWS if self._lane.activations == "f32" else 1
 
-    def explains(self, stage: str, expected: Array, got: Array, part: slice = slice(None)) -> bool:
+    def explains(self, stage: str, expected: Array, got: Array, part: Rows = slice(None)) -> bool:
         """Whether a stage (row, …) is what the lane's noise makes of it.
 
         Args:
@@ -67,16 +75,9 @@ class Noise:
                 return False
         return False
 
-    def stages(self, draw: int = 0) -> dict[str, Array]:
+    def stages(self, draw: int = 0) -> Mapping[str, Array]:
         """Every stage of a draw by name, rows from the first one asked for."""
         if draw not in self._made:
-            backend: RoundedBackend = SequentialBackend(draw, alike=draw % 2 == 0)
-            if (lane := self._lane.activations) != "f32":
-                backend = RoundedBackend("float64", lane)  # type: ignore[arg-type]
-            kept: list[tuple[str, NDArray[np.floating]]] = []
-            with faults.only(()), Model.load(resolve_model(self._model), backend=backend) as model:
-                cache = model.new_cache(len(self._ids))
-                model.forward([(cache, self._ids)], trace=lambda name, array: kept.append((name, array)))
-            found = trace.collect(self._ids, kept).stages
+            found = lane_pass(self._model, self._lane, self._ids, draw, self._chosen)
             self._made[draw] = {name: trace.rows(array)[self._first :] for name, array in found.items()}
         return self._made[draw]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,9 @@ from prill_harness.numbers.compare import nmse, nmse_of, smallest, squares
 from prill_harness.numbers.sequential import SequentialBackend
 from prill_harness.planting import faults
 from prill_harness.run.checks import Observer, check
+from prill_harness.stages import routing
 from prill_harness.tokens.golden import Golden
+from prill_harness.tokens.golden_pack import FOLLOWED
 from prill_harness.witness import naive as witness
 from prill_harness.witness import second, sensitivity
 from prill_harness.witness.reading import Reading
@@ -227,8 +229,9 @@ def noise_on(
     """The NMSE that a lane's rounding leaves on all positions of the texts together."""
     sums = np.zeros(2)
     for ids in texts:
-        truth = rows_of(path, NumpyBackend("float64"), ids)
-        sums += squares(truth, rows_of(path, rounded(golden.type, lane), ids))
+        truth = rows_of(path, NumpyBackend("float64"), ids, {})
+        chosen = experts_of(path, ids) if lane.endswith(FOLLOWED) else {}
+        sums += squares(truth, rows_of(path, rounded(golden.type, lane.removesuffix(FOLLOWED)), ids, chosen))
         observe.saw(truth.size, oracle=ROUNDED)
     return smallest(nmse_of(*sums.tolist()), lanes.AGAINST_ZEROS)
 
@@ -240,7 +243,15 @@ def rounded(type: str, lane: str) -> NumpyBackend:
     return RoundedBackend("float64", lanes.type_lane(type).activations)  # type: ignore[arg-type]
 
 
-def rows_of(path: Path, backend: NumpyBackend, ids: Sequence[int]) -> NDArray[np.float64]:
-    """Logits (len(ids), vocabulary) of one pass."""
+def rows_of(
+    path: Path, backend: NumpyBackend, ids: Sequence[int], chosen: Mapping[str, routing.Chosen]
+) -> NDArray[np.float64]:
+    """Logits (len(ids), vocabulary) of one pass, through these experts where there are any."""
     with Model.load(path, backend=backend) as model:
-        return np.asarray(model.forward([(model.new_cache(len(ids)), ids)])[0], np.float64)
+        return routing.through(model, ids, routing.fixed(chosen))["logits"]
+
+
+def experts_of(path: Path, ids: Sequence[int]) -> dict[str, routing.Chosen]:
+    """Those that a float64 pass chooses."""
+    with Model.load(path, dtype="float64") as model:
+        return routing.choices(model.network, routing.through(model, ids))

@@ -14,5 +14,6 @@ SEEN = {
     "clamp_of_gate_alone": "clamped", "one_sink_a_layer": "sinks", "scores_not_capped": "softcap",
     "window_off_by_one": "window", "short_divisors_for_all": "stretched", "silu_for_gelu": "activations",
     "late_queries_not_sharpened": "temper", "embedding_not_scaled": "scale",
+    "branches_in_sequence": "branches", "branches_in_parallel": "branches",
 }  # fmt: skip
 FAULTS |= {name: (partial(planted, name=name), (f"options.{check}",)) for name, check in SEEN.items()}

@@ -34,6 +34,10 @@ class Started:
         request = urllib.request.Request(f"{self.url}/defect", json.dumps(defects).encode())
         DIRECT.open(request).close()
 
+    def release(self) -> None:
+        """Free a slot that a defect kept."""
+        DIRECT.open(urllib.request.Request(f"{self.url}/release", b"0")).close()
+
     def asked(self) -> list[str]:
         with DIRECT.open(f"{self.url}/asked") as answer:
             return list(json.load(answer))[:-1]

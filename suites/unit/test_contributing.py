@@ -28,6 +28,7 @@ KINDS = (
     "An op",
     "A block format",
     "An engine",
+    "A call of a library",
     "A check",
     "A fault",
     "A report",
@@ -56,7 +57,7 @@ def section() -> str:
 
 
 def test_every_kind_has_numbered_steps() -> None:
-    """Eight kinds of addition, each with its steps counted from 1 without a gap."""
+    """Nine kinds of addition, each with its steps counted from 1 without a gap."""
     parts = re.split(r"^(An? [a-z ]+)[,:].*?(?=^1\.)", section(), flags=re.MULTILINE | re.DOTALL)
     assert tuple(parts[1::2]) == KINDS
     for kind, steps in zip(parts[1::2], parts[2::2], strict=True):

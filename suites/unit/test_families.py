@@ -205,3 +205,22 @@ def test_what_a_family_declares_is_what_an_engine_reports(family: Any) -> None:
     wrong = {name: (value, found.get(name)) for name, value in stated.items()
              if name not in found or not same(value, found[name])}  # fmt: skip
     assert wrong == {}
+
+
+@pytest.mark.parametrize("window", [127, 128, 129])
+def test_a_window_beside_sinks_is_as_wide_as_the_file_says(window: int, tmp_path: Path) -> None:
+    """Around that of the published gpt-oss: the witness agrees with the oracle, in one pass and by tokens,
+    and one key more changes nothing before the first position that loses one."""
+    keys = {"attention__sliding_window": window, "context_length": 160}
+    path, wider = write("gpt-oss", tmp_path / "m.gguf", **keys), window + 1
+    other = write("gpt-oss", tmp_path / "w.gguf", **(keys | {"attention__sliding_window": wider}))
+    ids = np.random.default_rng(4).integers(0, VOCAB, 140).tolist()
+    with open_engine("numpy64", path) as oracle, open_engine("numpy64", other) as second:
+        got, apart = oracle.logits(ids), np.abs(oracle.logits(ids) - second.logits(ids)).max(axis=1)
+        session = oracle.session(len(ids))
+        steps = np.concatenate([session.feed(ids[:120]), *(session.feed([token]) for token in ids[120:])])
+    expected = witness.logits(witness.read(path), ids)
+    assert nmse(expected, got) < SUMMED
+    assert nmse(expected, steps) < SUMMED
+    assert not apart[:window].any()
+    assert apart[window:].min() > 1e-6

@@ -70,19 +70,9 @@ FAULTS = {
     "second_base_ignored": ("gemma3", "q_rope", "as other layers are, with base 20000 instead of 10000"),
     "tanh_for_erf": ("gptneox", "act", "GELU (tanh) instead of GELU (erf)"),
     "late_queries_not_sharpened": ("mistral3", "attn", "late queries not sharpened"),
+    "branches_in_sequence": ("gptneox", "ffn_norm", "computed from the stream behind attention"),
+    "branches_in_parallel": ("gemma2", "ffn_norm", "computed from the stream before attention"),
 }  # fmt: skip
-
-
-def one_behind_the_other(original: Any, self: Any, p: Any, x: Any) -> Any:
-    """The feed-forward layer of a parallel block reads the stream behind attention."""
-    attended = self.attention(p, x)
-    return p.tap(f"{self.at}out", p.ops.add(x, p.ops.add(attended, self.dense(p, p.ops.add(x, attended)))))
-
-
-def side_by_side(original: Any, self: Any, p: Any, x: Any) -> Any:
-    """The feed-forward layer of any other block reads the stream before it."""
-    behind = p.tap(f"{self.at}ffn_in", p.ops.add(x, self.attention(p, x)))
-    return p.tap(f"{self.at}out", p.ops.add(behind, self.dense(p, x)))
 
 
 Mistake = tuple[str, str, str, Callable[[], Patch]]
@@ -101,12 +91,6 @@ MISTAKES: dict[str, Mistake] = {
         "gptneox", "q_rope", "rope dimension 16 instead of 4", lambda: option("rope", dim=16)),
     "a factor that cancels out": ("mistral3", "q_rope", "attention factor of YaRN", lambda: op(
         "rope", lambda o, self, *a, **n: o(self, *a, **{**n, "scale": 0.1 * np.log(8) + 1}))),
-    "branches one behind the other": (
-        "gptneox", "ffn_norm", "computed from the stream behind attention",
-        lambda: node("Layer", one_behind_the_other)),
-    "branches side by side": (
-        "gemma2", "ffn_norm", "computed from the stream before attention",
-        lambda: node("Layer", side_by_side)),
 }  # fmt: skip
 
 

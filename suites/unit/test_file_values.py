@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from prill_harness.records.evidence import Status
 from prill_runtime.quants.layouts import supported_types
-from prill_suites.file_values import Survey, constants, survey, unused_tokens
+from prill_suites.file_values import BlockPeaks, Survey, constants, survey, unused_tokens
 
 from .commandline import child
 from .test_suites import run
@@ -115,7 +115,33 @@ def test_a_write_that_stopped_is_found(type: T, start: float, end: float, tmp_pa
         assert (found.first, found.count) == (-(-low // 4), high // 4 - -(-low // 4))
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)  # by chance zeros lie together now and then
+def test_rows_pruned_at_random_lie_together_now_and_then(tmp_path: Path) -> None:
+    """Five neighbours of 10 zero rows in 304, and 15 of 17 in 32: chance gives that in some 10^4 matrices."""
+    matrix = random(304, 64)
+    matrix[np.random.default_rng(672821).random(304) < 0.02] = 0
+    assert not matrix[57:62].any()
+    assert seen(tmp_path / "a.gguf", matrix).zero_run is None
+    matrix = random(32, 64)
+    matrix[np.random.default_rng(2176911972).random(32) < 0.5] = 0
+    assert not matrix[14:28].any()
+    assert seen(tmp_path / "b.gguf", matrix).zero_run is None
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.2, 0.5, 0.75])
+def test_what_is_called_chance_is_no_less(rate: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 1000 matrices with rows and blocks zero at random, at most as many give a run as CHANCE allows."""
+    monkeypatch.setattr("prill_suites.file_values.CHANCE", 0.05)
+    rng = np.random.default_rng(int(100 * rate))
+    found = 0
+    for _ in range(1000):
+        peaks = np.ones((96, 4), np.float32)
+        peaks[rng.random(peaks.shape) < 0.05] = 0
+        peaks[rng.random(96) < rate] = 0
+        found += BlockPeaks("m", 96, 64, 16, peaks).zero_run() is not None
+    assert 0 < found <= 50
+
+
+@settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_scattered_zeros_are_sound(folder: Path, data: st.DataObject) -> None:
     """Pruned rows, blocks and columns at any rate up to a half give no finding; neither do equal rows."""

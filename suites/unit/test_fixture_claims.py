@@ -222,7 +222,7 @@ FAINT = ("no sinks in the second layer", "the sinks of one head for all", "a win
 def bounds(golden: Golden) -> list[lanes.Figures]:
     """Of the exact lane and of the file's type."""
     return [
-        lanes.bounds(lane, golden.floors[lane.name]) for lane in (lanes.EXACT, lanes.type_lane(golden.type))
+        lanes.bounds(lane, golden.floor_of(lane.name)) for lane in (lanes.EXACT, lanes.type_lane(golden.type))
     ]
 
 

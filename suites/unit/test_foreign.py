@@ -204,7 +204,10 @@ def test_a_process_that_fails_is_told_and_ended(
         ('{"id": 0, "token": 1, "logprob": 0}', r"neither a result nor an error"),
         ('{"id": 0, "result": {"name": "x"}}', r"hello without the calls"),
         ('{"id": 0, "result": {"base64": "?"}}', r"a result that is none: .*base64"),
-        ('{"id": 0, "error": {"kind": "out_of_memory", "message": "4 GiB"}}', r"out_of_memory: 4 GiB"),
+        (
+            '{"id": 0, "error": {"kind": "out_of_memory", "message": "4 GiB"}}',
+            r"^out of memory in .*hello: 4 GiB",
+        ),
         ("x" * 5000, r"a line without an end: expected at most 4096 bytes"),
     ],
 )
@@ -221,6 +224,19 @@ def test_what_is_no_answer_is_named(
     with pytest.raises(EngineError, match=sentence):
         open_engine(f"exec:{script} {{model}}", MODEL)
     assert set(psutil.Process().children()) <= before
+
+
+def test_what_an_engine_prints_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's output and that of a C library, by its descriptor, keep out of the protocol."""
+    (tmp_path / "loud.py").write_text(
+        "import os\n"
+        "class Loud:\n"
+        "    def __init__(self, path): print('loading'); os.write(1, b'loaded\\n')\n"
+        "    def tokenize(self, text, add_special=True): os.write(1, b'{}'); return [len(text)]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    with open_engine(f"{WORKER} loud.py:Loud", MODEL) as engine:
+        assert engine.tokenize("four") == [4]
 
 
 def test_an_installed_package_offers_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

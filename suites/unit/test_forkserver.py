@@ -63,6 +63,23 @@ def test_exit_codes_and_signals_are_told_apart(server: ForkServer, tmp_path: Pat
     assert {body: process.wait() for body, process in started.items()} == ends
 
 
+def test_a_cell_leaves_nothing_undone(server: ForkServer, tmp_path: Path) -> None:
+    """A thread that nobody joined ends first, then what was registered for the end is done, and what both
+    print last is in the log."""
+    os.mkfifo(gate := tmp_path / "gate")
+    thread = f"threading.Thread(target=lambda: print(open({str(gate)!r}).read(), end='')).start()"
+    words, _, log = suite(
+        tmp_path, f"import atexit, threading; {thread}; atexit.register(print, 'end', end='')"
+    )
+    log.touch()
+    process = server.start(words, log)
+    while "1 passed" not in log.read_text():
+        assert process.poll() is None
+    gate.write_text("thread, ")
+    assert process.wait() == 0
+    assert log.read_text().endswith("thread, end")
+
+
 def test_cells_end_with_their_server(tmp_path: Path) -> None:
     """When whoever asked is gone, so is the server, and with it a cell that would have waited for ever."""
     with ForkServer(cells.environment(2)) as server:

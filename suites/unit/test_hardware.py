@@ -201,11 +201,12 @@ exec "$@"
 
 
 def test_shards_run_side_by_side_and_are_added_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pretended tool that finds nothing, and the real op suite in seven processes on the CPU."""
+    """A pretended tool that finds nothing, and the real op suite in three processes on the CPU."""
     tool = tmp_path / "compute-sanitizer"
     tool.write_text(TOOL)
     tool.chmod(0o755)
     monkeypatch.setattr(sanitizing.shutil, "which", lambda name: str(tool))
+    monkeypatch.setattr(sanitizing, "SHARDS", 3)
     monkeypatch.setattr(sanitizing, "TOOLS", ("racecheck",))
     real = sanitizing.Shard.words
 

@@ -55,7 +55,7 @@ def test_it_is_asked_and_answers(server: Started, numpy: Engine) -> None:
     """Both dialects are told apart, and give what the engine behind them gives: ids, text and logprobs."""
     with open_engine(f"{server.url}/v1,arithmetic=float32", MODEL) as engine:
         info = engine.info
-        assert info.capabilities == {Capability.TOKENIZE, Capability.GENERATE}
+        assert info.capabilities == {Capability.TOKENIZE, Capability.GENERATE, Capability.BATCH}
         assert (info.name, info.version) == {"llama": ("llama.cpp", "b7"), "openai": ("test", "1.5")}[
             server.dialect
         ]
@@ -147,7 +147,7 @@ def test_what_a_plain_server_lacks_is_missing_by_name(server: Started, numpy: En
     server.switch("plain no_tokenize")
     ids = numpy.tokenize(PROMPT)
     with open_engine(server.url, MODEL) as engine:
-        assert engine.info.capabilities == {Capability.GENERATE}
+        assert engine.info.capabilities == {Capability.GENERATE, Capability.BATCH}
         made = engine.generate(ids, max_tokens=5)
         assert made.text.encode() == b"".join(
             map(numpy.model.tokenizer.piece, numpy.generate(ids, max_tokens=5).ids)

@@ -35,7 +35,7 @@ MODELS = ("llama-tiny:f16", "gpt2-tiny:f16", "llama-tiny:q8_0", "llama-tiny:q4_0
 # Guesses that read the candidate's own array: each is made by hand in a test of its own below.
 LOOKING = ("forgets", "lost_row", "one_pair")
 OWN = {"embed": 2, "attn_norm": 1, "q": 2, "k": 2, "v": 1, "q_rope": 4, "k_rope": 4, "attn": 6, "attn_out": 1,
-       "ffn_in": 1, "ffn_norm": 1, "gate": 1, "up": 1, "act": 1, "down": 1, "out": 1, "output_norm": 1,
+       "ffn_in": 1, "ffn_norm": 1, "gate": 1, "up": 1, "act": 2, "down": 1, "out": 1, "output_norm": 1,
        "logits": 2}  # fmt: skip
 """Kind of stage -> how many hypotheses of its node's kind it has."""
 

@@ -73,6 +73,17 @@ def test_repacked_weights_expand_bit_for_bit(ops: CudaBackend, type: T) -> None:
     assert np.array_equal(got.view(np.uint32), dequantize(raw, type, info.shape).view(np.uint32))
 
 
+@pytest.mark.parametrize("type", TYPES, ids=lambda t: t.name)
+def test_some_rows_of_a_matrix_are_a_matrix(ops: CudaBackend, type: T) -> None:
+    """The first, some in between and the last expand to their own rows, in memory that the whole one has."""
+    raw, info = raw_tensor(type, 7, 512)
+    whole, expected = ops.weight(raw, info), dequantize(raw, type, info.shape)
+    assert isinstance(whole, DeviceMatrix)
+    for first, rows in ((0, 2), (3, 3), (6, 1)):
+        got = ops.download(ops.expand(whole.part(first, rows)))
+        assert np.array_equal(got, expected[first : first + rows])
+
+
 def test_every_type_of_the_runtime_has_kernels() -> None:
     """What the CPU decodes, a device does: no model is refused there for a tensor's type alone."""
     assert list(supported_types()) == TYPES

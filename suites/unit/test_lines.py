@@ -15,6 +15,7 @@ from prill_runtime.errors import (
     MissingCapability,
     NotANumber,
     PrillError,
+    UsageError,
 )
 
 
@@ -54,9 +55,11 @@ def same(got: object, want: object) -> None:
         assert got == want
 
 
-@pytest.mark.parametrize("cls", [ContextLengthExceeded, NotANumber, InvalidParameter, MissingCapability])
+@pytest.mark.parametrize(
+    "cls", [ContextLengthExceeded, NotANumber, InvalidParameter, MissingCapability, UsageError]
+)
 def test_kinds_of_errors_survive(cls: type[PrillError]) -> None:
     """What a worker reports is the same kind of error on this side, with its sentence."""
-    error = error_of(told(cls("too long by 3")), "mine, logits")
+    error = error_of(told(cls("too long by 3", expected=9, got="12")), "mine, logits")
     assert type(error) is cls
-    assert "too long by 3" in str(error)
+    assert str(error).endswith(" in mine, logits: too long by 3: expected 9, got 12")

@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType, quants
 from numpy.typing import NDArray
 
 from prill_runtime.errors import InvalidParameter
-from prill_runtime.ops.numpy import QUERY_ROWS, NumpyBackend
+from prill_runtime.ops.numpy import BLOCK_ROWS, BLOCK_SIZE, FEW_ROWS, QUERY_ROWS, NumpyBackend
 from prill_runtime.ops.rounded import ROUNDING, RoundedBackend, bf16, f16, q8_0, q8_k
 
 F64 = NDArray[np.float64]
@@ -63,6 +63,20 @@ def test_linear_is_the_sum_of_products(
     product = np.einsum("ri,oi->ro", f64(x), f64(w))
     check(ops, ops.linear(x, w), product)
     check(ops, ops.linear(x, w, b), product + f64(b))
+
+
+@pytest.mark.parametrize("outer", [BLOCK_ROWS - 1, BLOCK_ROWS, 3 * BLOCK_ROWS, 3 * BLOCK_ROWS + 1])
+@pytest.mark.parametrize(
+    ("rows", "inner"), [(2, 7), (FEW_ROWS, 64), (2, 15_625), (2, 15_626), (FEW_ROWS + 1, 64)]
+)
+def test_linear_of_few_rows_is_the_sum_of_products(
+    ops: NumpyBackend, rows: int, inner: int, outer: int
+) -> None:
+    """A weight taken in blocks loses and doubles no row, where it fills them and where it does not, at the
+    largest product that is cut up and beyond it."""
+    assert BLOCK_ROWS * 2 * 15_625 == BLOCK_SIZE
+    x, w, b = draw(ops, rows, inner), draw(ops, outer, inner, seed=1), draw(ops, outer, seed=2)
+    check(ops, ops.linear(x, w, b), f64(x) @ f64(w).T + f64(b))
 
 
 @pytest.mark.parametrize("scale", SCALES)

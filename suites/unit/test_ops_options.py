@@ -234,6 +234,25 @@ def test_a_window_has_as_many_keys_as_it_says(ops: Any, rows: int) -> None:
     close(ops, got[:3], [1.0, 0.0, 1.0])
 
 
+@pytest.mark.parametrize("rows", [1, 60])
+@pytest.mark.parametrize("more", [-30, -1, 0, 1, 70])
+@pytest.mark.parametrize("window", [127, 128, 129])
+def test_sinks_beside_a_window(ops: Any, window: int, more: int, rows: int) -> None:
+    """Fewer keys than a window, as many, one more and many more: the first key that a row sees and the last
+    that it does not, and the part of the softmax that each head's sink takes beside so many keys."""
+    length, size, sinks = window + more, 64, np.array([-3.0, 1.0, 4.0, 5.0])
+    q, v = np.zeros((rows, 4, size), ops.dtype), np.zeros((2, length, size), ops.dtype)
+    seen = np.minimum(np.arange(length - rows, length) + 1, window)  # keys of each row
+    first = max(length - window, 0)  # that the last row sees
+    v[:, first, 0], v[:, :first, 1], v[:, :, 2] = 100.0, 100.0, 1.0
+    given = {"start": length - rows, "scale": 1.0, "window": window, "sinks": sinks.astype(ops.dtype)}
+    got = np.asarray(ops.attention(q, np.zeros_like(v), v, **given)).reshape(rows, 4, size)
+    parts = 1 / (seen[:, None] + np.exp(sinks))  # of each key, by row and head
+    close(ops, got[:, :, 2], seen[:, None] * parts)
+    close(ops, got[-1, :, 0], 100 * parts[-1])
+    close(ops, got[-1, :, 1], 0 * parts[-1])
+
+
 def test_an_mxfp4_block_by_hand() -> None:
     """Low nibbles are elements 0 to 15, high ones 16 to 31; the exponent is 123 - 127."""
     raw = np.frombuffer(bytes.fromhex("7b0b30557a9fc4e90e33587da2c7ec1136"), np.uint8)

@@ -25,8 +25,10 @@ from prill_suites.ops_shapes import ATTENTION, HEAD_SIZES, about, attentions, dr
 
 from .commandline import child
 from .kernel_constants import constants
+from .test_experts import one_row_sizes
 
 MODEL = "fixture:llama-tiny"
+EXPERTS = ("options.route", "options.experts", "options.mix")
 Shapes = dict[str, set[int]]
 
 
@@ -77,6 +79,22 @@ AXES: dict[tuple[str, str], tuple[Axis, ...]] = {
         )
         for file in ("fused", "hooked")
     },
+    ("experts", "N"): (Axis("experts.inner"),),
+    # `route` loops over experts, `experts` over chunks, here of float32, `group` over rows.
+    ("experts", "THREADS"): (
+        Axis("route.experts"), Axis("experts.inner", unit=4, step=4), Axis("experts.rows"),
+    ),
+    ("experts", "threads"): (Axis("mix.count"),),
+    ("tensor_experts", "OUTS"): (Axis("tensor_experts.outer"),),
+    ("tensor_experts", "ROWS"): (Axis("tensor_experts.rows"),),
+    ("tensor_experts", "AHEAD"): (Axis("tensor_experts.inner", unit=64, step=64),),
+    # Of one row, which test_experts.py has: on the emulator a block has 64 threads.
+    ("experts_decode", "ROUTER"): (Axis("router.chunks"),),
+    ("experts_decode", "HELD"): (Axis("router.chunks", unit=256),),
+    ("experts_decode", "ROWS"): (Axis("mixture.outer", tiled=True),),
+    ("experts_decode", "BATCH"): (Axis("mixture.inner", unit=4 * 64, step=256),),
+    ("experts_decode", "MOST_EXPERTS"): (Axis("mixture.experts", most=256),),
+    ("experts_decode", "MOST_USED"): (Axis("mixture.used", most=16),),
     ("matmul", "TILE"): (Axis("matmul.rows"), Axis("matmul.outer")),
     ("matmul", "DEPTH"): (Axis("matmul.inner"),),
     ("matvec", "ROWS"): (Axis("matvec.outer"),),
@@ -97,19 +115,16 @@ AXES: dict[tuple[str, str], tuple[Axis, ...]] = {
 }  # fmt: skip
 # Those that divide nothing of a shape, and why.
 OTHERS = {
-    r"(fused|hooked|experts_decode) (PLAIN|GATE_UP|QKV|GELU|NOWHERE)":
+    r"(fused|hooked|experts_decode) (PLAIN|GATE_UP|QKV|NOWHERE)":
         "names of modes, and a group that no matrix has",
     r"(fused|hooked|experts_decode) (MOST|MOST_EXACT|threads)":
         "most threads of a launch; how many is the launcher's",
     r"(fused|hooked|experts_decode) (DEPTH|depth)":
         "loads in flight, in a loop of as many steps as a row has",
-    r"(experts|experts_decode|tensor_experts) (N|THREADS|threads|ROUTER|ROWS|OUTS|AHEAD|BATCH|HELD)":
-        "no packaged model has experts yet: test_experts.py and test_ops_options.py have their shapes",
-    r"experts_decode MOST_(EXPERTS|USED)": "models with more are recorded through ops",
     r"\w+ RESIDENT": "blocks that a multiprocessor holds",
     r"\w+ ZERO": "a number's code",
-    r"(embed|fused|hooked|tensor|tensor_experts|repack) N":
-        "weights of a chunk: every type has products of its own above",
+    r"(embed|fused|hooked|experts_decode|tensor|tensor_experts|repack) N":
+        "weights of a chunk: every type has products of its own above, mixtures in test_experts.py",
     r"(attention_decode|prefill_attention) (threads|WARPS|VALUES|OWN|APART|EACH|KEYS|STEP)":
         "follow from the others",
     r"attention_decode PIECE": "bytes asked for ahead of their use, of which no value depends",
@@ -128,14 +143,16 @@ OTHERS = {
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Shapes:
     """What the op suite tried, by axis, as its evidence says."""
     out = tmp_path_factory.mktemp("shapes")
-    said = child("run", "--engine", "numpy", "--model", MODEL, "--out", str(out), "ops", "sampler.backend")
+    said = child(
+        "run", "--engine", "numpy", "--model", MODEL, "--out", str(out), "ops", "sampler.backend", *EXPERTS
+    )
     assert said.returncode == 0, said.stdout + said.stderr
     found: Shapes = defaultdict(set)
     for record in read(out / "ledger.jsonl"):
         for axis, sizes in (record.detail if isinstance(record, Evidence) else {}).get("shapes", {}).items():
             found[axis] |= set(sizes)
     assert len(found) > 30
-    return found
+    return found | one_row_sizes()
 
 
 def lacking(found: dict[str, dict[str, set[int]]], recorded: Shapes) -> list[str]:
@@ -169,7 +186,11 @@ def test_a_constant_that_moves_is_noticed(recorded: Shapes) -> None:
     for file, name, value in (
         ("attention", "SPLIT", 192), ("matmul", "TILE", 80), ("matmul", "DEPTH", 48), ("matvec", "ROWS", 6),
         ("tensor", "ROWS", 96), ("sample", "CHUNK", 8192), ("norm", "threads", 384), ("rope", "threads", 192),
-        ("attention_decode", "TILE", 24), ("softmax", "threads", 2048),
+        ("attention_decode", "TILE", 24), ("softmax", "threads", 2048), ("experts", "THREADS", 192),
+        ("experts", "threads", 512), ("experts_decode", "ROUTER", 320), ("experts_decode", "HELD", 5),
+        ("experts_decode", "MOST_EXPERTS", 128), ("experts_decode", "MOST_USED", 8),
+        ("experts_decode", "BATCH", 8), ("tensor_experts", "ROWS", 96), ("tensor_experts", "OUTS", 192),
+        ("tensor_experts", "AHEAD", 16),
     ):  # fmt: skip
         assert constants(file)[name]
         (clause, *_) = lacking({file: {name: {value}}}, recorded)

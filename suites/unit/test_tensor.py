@@ -36,7 +36,8 @@ class Warpgroups(EmuDevice):
     """The emulator with the products of an H100 instead of a warp's."""
 
     def _load(self, name: str) -> Mapping[str, Any]:
-        library = ctypes.CDLL(str(kernels.build(name, self.target, ("-DPRILL_WARPGROUP=1",))))
+        flags = ("-DPRILL_WARPGROUP=1",) if name.startswith("tensor") else ()
+        library = ctypes.CDLL(str(kernels.build(name, self.target, flags)))
         functions = {kernel: getattr(library, f"emu_{kernel}") for kernel in kernels.signatures(name)}
         for function in functions.values():
             function.argtypes = (ctypes.c_char_p, ctypes.c_void_p)

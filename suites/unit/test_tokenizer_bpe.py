@@ -6,7 +6,8 @@ import re
 import sys
 import unicodedata
 from collections import Counter
-from itertools import pairwise
+from functools import cache
+from itertools import groupby, pairwise
 
 import pytest
 from hypothesis import example, given, settings
@@ -38,15 +39,22 @@ CORPUS = (
 WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 
 
+@cache
+def runs() -> tuple[tuple[str, int, int], ...]:
+    """All of Unicode as runs of one category: its name, the first and the last character."""
+    found = groupby(range(sys.maxunicode + 1), lambda code: unicodedata.category(chr(code)))
+    return tuple((category, codes[0], codes[-1]) for category, run in found for codes in [list(run)])
+
+
 def letters(category: str) -> str:
     """The characters of a Unicode category, as ranges for a character class of `re`."""
     ranges: list[list[int]] = []
-    for code in range(sys.maxunicode + 1):
-        if unicodedata.category(chr(code)).startswith(category):
-            if ranges and ranges[-1][1] == code - 1:
-                ranges[-1][1] = code
+    for name, low, high in runs():
+        if name.startswith(category):
+            if ranges and ranges[-1][1] == low - 1:
+                ranges[-1][1] = high
             else:
-                ranges.append([code, code])
+                ranges.append([low, high])
     return "".join(f"\\U{low:08x}-\\U{high:08x}" for low, high in ranges)
 
 

@@ -96,6 +96,9 @@ def test_a_saved_trace_is_read_as_it_was(
         ("blk.3.q_rope", "blk.3.q_rope"),
         ("logits", "logits"),
         ("inp_embd", "embed"),
+        ("embd", "embed"),
+        ("blk.2.attn_output.bias", "blk.2.attn_out"),
+        ("blk.2.attn_output.scale", None),
         ("attn_norm-3", "blk.3.attn_norm"),
         ("Qcur-0", "blk.0.q"),
         ("Vcur-12", "blk.12.v"),
@@ -123,6 +126,44 @@ def test_names_of_other_engines(name: str, stage: str | None) -> None:
     assert canonical(name) == stage
 
 
+@pytest.mark.parametrize(
+    ("told", "stages"),
+    [
+        # The last norm without its weight has transformers' name of the whole one.
+        ({"norm = RMS_NORM(l_out-3)": 1, "result_norm = MUL(norm, output_norm.weight)": 2},
+         {"output_norm": 2}),
+        ({"norm": 1, "result_norm": 2}, {"output_norm": 2}),
+        ({"norm": 1}, {"output_norm": 1}),
+        # GPT-2 adds positions to what is looked up.
+        ({"embd = GET_ROWS(token_embd.weight, inp_tokens)": 1, "inpL = ADD(embd, pos_embd)": 2},
+         {"embed": 2}),
+        # What has no name of its own is known by its parameter, behind the bias where there is one.
+        ({"node_37 = MUL_MAT(blk.0.attn_output.weight, kqv_out-0)": 1,
+          "node_38 = ADD(node_37, blk.0.attn_output.bias)": 2}, {"blk.0.attn_out": 2}),
+        ({"node_37 = MUL_MAT(blk.0.attn_output.weight, kqv_out-0)": 1,
+          "attn_out-0 = ADD(node_37, blk.0.attn_output.bias)": 2}, {"blk.0.attn_out": 2}),
+        ({"attn_out-1 = MUL_MAT(blk.1.attn_output.weight, kqv_out-1)": 1}, {"blk.1.attn_out": 1}),
+        ({"ffn_moe_logits-0 = MUL_MAT(blk.0.ffn_gate_inp.weight, x)": 1,
+          "ffn_moe_probs-0 = ADD(ffn_moe_logits-0, blk.0.ffn_gate_inp.bias)": 2}, {"blk.0.router": 2}),
+        ({"node_9 = ADD(a, b)": 1}, {}),
+        # One fork calls a residual sum what elsewhere is a norm; a sum with a bias may be one.
+        ({"ffn_norm-0 = ADD(attn_out-0, inpL)": 1}, {}),
+        ({"ffn_norm-0 = ADD(norm_w-0, blk.0.ffn_norm.bias)": 1}, {"blk.0.ffn_norm": 1}),
+        ({"ffn_inp-0 = ADD(attn_out-0, inpL)": 1, "l_out-0 = ADD(a, b)": 2},
+         {"blk.0.ffn_in": 1, "blk.0.out": 2}),
+        ({"Qcur-0 = MUL_MAT(blk.0.attn_q.weight, attn_norm-0)": 1, "Qcur-0 = ROPE(Qcur-0, inp_pos)": 2},
+         {"blk.0.q": 1, "blk.0.q_rope": 2}),
+    ],
+)  # fmt: skip
+def test_ops_tell_what_names_do_not(told: dict[str, int], stages: dict[str, int]) -> None:
+    """`NAME = OP(SOURCES)` is the stage that it was computed to be, whatever it is called."""
+    made = trace.collect([1], [(name, np.full((1, 2), value)) for name, value in told.items()])
+    assert {name: int(array[0, 0]) for name, array in made.stages.items()} == stages
+    for stage, value in stages.items():
+        said = next(name for name, given in told.items() if given == value)
+        assert f"{made.names[stage]} = {made.ops.get(stage, '')}" in f"{said} = "
+
+
 def test_a_fused_projection_is_three_stages() -> None:
     """`wqkv_b-0` and `attn.c_attn` hold queries, keys and values side by side."""
     whole = np.arange(2 * 12, dtype=np.float64).reshape(2, 12)
@@ -130,6 +171,23 @@ def test_a_fused_projection_is_three_stages() -> None:
         made = trace.collect([1, 2], [(name, whole)])
         assert list(made.stages) == ["blk.0.q", "blk.0.k", "blk.0.v"]
         np.testing.assert_array_equal(np.concatenate(list(made.stages.values()), axis=-1), whole)
+
+
+@pytest.mark.parametrize("sizes", [(4, 1, 1), (4, 2, 2), (3, 3, 3)])
+def test_a_fused_projection_of_grouped_heads_is_divided_as_the_oracles(sizes: tuple[int, ...]) -> None:
+    """Queries of more heads than keys: each part has its own heads, also where there are no thirds."""
+    parts = [f"blk.0.{part}" for part in "qkv"]
+    truth = {name: np.random.default_rng(heads).standard_normal((2, heads, 8))
+             for name, heads in zip(parts, sizes, strict=True)}  # fmt: skip
+    whole = np.concatenate([array.reshape(2, -1) for array in truth.values()], axis=-1)
+    made = trace.collect([1, 2], [("wqkv_b-0", whole)])
+    fitted, odd = trace.fit(made, truth, {})
+    assert not odd
+    assert list(fitted) == parts
+    for name, array in truth.items():
+        np.testing.assert_array_equal(fitted[name], array)
+    found = list(trace.pairs(made, trace.Trace((1, 2), truth)))
+    assert [(name, got.size) for name, got, _ in found] == [(name, truth[name].size) for name in parts]
 
 
 def test_one_name_for_projection_and_rotation() -> None:

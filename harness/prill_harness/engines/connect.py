@@ -6,12 +6,13 @@ from pathlib import Path
 
 from prill_harness.engines import device, embedded
 from prill_harness.engines.base import Engine
-from prill_harness.engines.channels import http, process, python, serve
+from prill_harness.engines.channels import capi, http, process, python, serve
 from prill_harness.engines.others import asked, hf, recorded
+from prill_harness.engines.others.llamacpp import connector as llamacpp
 from prill_harness.engines.spec import EngineSpec
 from prill_harness.records.names import look_up
 
-CONNECTORS = (embedded, device, python, process, http, serve, recorded, asked, hf)
+CONNECTORS = (embedded, device, python, process, capi, http, serve, llamacpp, recorded, asked, hf)
 """The modules that declare engines; installed packages offer more (`python.GROUP`)."""
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ from prill_harness.engines.models import resolve_model
 from prill_harness.records.names import look_up
 from prill_runtime.errors import EngineError, MissingCapability, UsageError
 from prill_runtime.gguf.file import open_gguf
+from prill_runtime.sampling.sampler import SamplingParams
 
 OnToken = Callable[[int, float], bool | None]
 ARITHMETIC = ("float64", "float32", "half", "int8", "unknown")
@@ -35,6 +37,7 @@ OPTIONS: Mapping[str, tuple[str, str, str]] = {
     "pid": (r"[1-9]\d{0,8}", "PID", "the id of a process"),
     "model": (r".+", "NAME", "a model's name"),
     "log": (r".+", "FILE", "a file's path"),
+    "options": (r".*", "NAME=VALUE;…", "options of the library"),
     "adapter": (r"text", "text", "text"),
     "skip": (r"\d{1,4}", "LINES", "lines before the text"),
 }
@@ -51,6 +54,7 @@ class Hello:
         config: the effective configuration, by the runtime's names.
         draws: "philox" if a seed gives the draws that prill's own sampler makes of it, else "own".
         pid: the process that computes; None: this one, or unknown.
+        at_once: requests that may be on their way at one time.
     """
 
     name: str
@@ -61,6 +65,7 @@ class Hello:
     config: Mapping[str, int | float | str | bool] = field(default_factory=dict)
     draws: str = "philox"
     pid: int | None = None
+    at_once: int = 1
 
 
 @dataclass(frozen=True)
@@ -169,12 +174,17 @@ class Remote(Engine):
     connector: ClassVar[str]
     takes: ClassVar[tuple[str, ...]] = ()
     """What its spec may declare beside arithmetic and timeout, of OPTIONS."""
+    has_model: ClassVar[bool] = False
+    """Whether it has its model already, whatever file it is opened with."""
 
     def __init__(self, channel: Channel, target: Target, model: str) -> None:
         self._channel, hello = channel, channel.hello
         with open_gguf(resolve_model(model)) as file:
             sha256 = file.sha256
         self._where = hello.name
+        offered = {offers for call, offers in CALLS.items() if call in hello.calls}
+        if hello.at_once > 1 and Capability.GENERATE in offered:
+            offered.add(Capability.BATCH)
         self._info = EngineInfo(
             name=hello.name,
             version=hello.version,
@@ -182,7 +192,7 @@ class Remote(Engine):
             model=model,
             model_sha256=sha256,
             arithmetic=target.arithmetic or hello.arithmetic,
-            capabilities=frozenset(offered for call, offered in CALLS.items() if call in hello.calls),
+            capabilities=frozenset(offered),
             config=dict(hello.config),
             draws=hello.draws,
         )
@@ -261,6 +271,24 @@ class Remote(Engine):
                 raise self._odd("generate", f"a logprob for each of {len(written)} ids", str(logprobs.shape))
             told["logprobs"] = tuple(map(float, logprobs))
         return Reply.of(**told, top=self._top(made.get("top") or (), len(written)))
+
+    def generate_batch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_tokens: int,
+        ignore_eos: bool = False,
+        sampling: Sequence[SamplingParams] = (),
+    ) -> list[Generation]:
+        """As of Engine; requests really are on their way at one time, where the engine can (`at_once`)."""
+        drawn = sampling or [SamplingParams()] * len(prompts)
+
+        def one(ids: Sequence[int], params: SamplingParams) -> Generation:
+            return self.generate(ids, max_tokens=max_tokens, ignore_eos=ignore_eos, **asdict(params))
+
+        with ThreadPoolExecutor(self._channel.hello.at_once, "prill request") as pool:
+            made = [pool.submit(one, ids, each) for ids, each in zip(prompts, drawn, strict=True)]
+            return [each.result() for each in made]
 
     def _top(self, top: Any, count: int) -> tuple[Mapping[int, float], ...]:
         """The best ids' logprobs at each position, given as mappings or as pairs (id, logprob)."""

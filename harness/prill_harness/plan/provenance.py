@@ -100,17 +100,20 @@ def file_digest(*paths: Path) -> str:
 @cache
 def code_digest(suite_file: Path) -> str:
     """sha256 (hex) over the suite and over the sources and goldens of prill that judge for it."""
-    digest = hashlib.sha256()
-    for file in [suite_file, *_sources()]:
-        digest.update(file.name.encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
+    return hashlib.sha256(_named(suite_file) + sources()).hexdigest()
 
 
 @cache
-def _sources() -> tuple[Path, ...]:
+def sources() -> bytes:
+    """Names and contents of the sources and goldens of prill that judge, read once in a process and those
+    forked from it."""
     found: list[Path] = []
     for package in SOURCES:
         spec = importlib.util.find_spec(package)
         for folder in (spec.submodule_search_locations or ()) if spec else ():
             found += [p for p in Path(folder).rglob("*") if p.suffix in (".py", ".json")]
-    return tuple(sorted(found))
+    return b"".join(map(_named, sorted(found)))
+
+
+def _named(file: Path) -> bytes:
+    return file.name.encode() + b"\0" + file.read_bytes()

@@ -27,8 +27,8 @@ Wrap = Callable[[Any], Any]
 Patches = Callable[[], Iterable["Patch"]]
 AREAS = (
     "file", "blocks", "embedding", "norm", "rope", "attention", "feed-forward", "options", "head", "sampler",
-    "tokenizer", "requests", "generation", "state", "late", "shapes", "memory", "cost", "trace", "device",
-    "harness", "common",
+    "tokenizer", "requests", "generation", "state", "late", "shapes", "memory", "boundary", "cost", "trace",
+    "device", "harness", "common",
 )  # fmt: skip
 COMMON = "common"
 

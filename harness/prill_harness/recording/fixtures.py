@@ -96,14 +96,14 @@ def leak_probe(pytestconfig: pytest.Config, model_spec: str) -> Callable[..., Pa
 @pytest.fixture(scope="session")
 def oracle(pytestconfig: pytest.Config, model_spec: str) -> Iterator[Engine]:
     """The float64 oracle on the same model."""
-    from prill_harness.faults.opening import open_engine
+    from prill_harness.faults.opening import open_oracle
     from prill_runtime.errors import Inconclusive, UnsupportedModel
 
-    try:
-        opened = open_engine("numpy64", model_spec)
-    except UnsupportedModel as error:
-        raise Inconclusive("the oracle cannot judge this model", got=str(error)) from error
-    with opened:
+    with ExitStack() as stack:
+        try:
+            opened = stack.enter_context(open_oracle(pytestconfig.getoption("prill_engine"), model_spec))
+        except UnsupportedModel as error:
+            raise Inconclusive("the oracle cannot judge this model", got=str(error)) from error
         recorder = pytestconfig.pluginmanager.get_plugin("prill-recorder")
         if recorder is not None:
             recorder.oracle = opened

@@ -6,18 +6,22 @@ for their checks. Imported modules are all that cells share: no cell ever ran in
 
 from __future__ import annotations
 
+import atexit
 import gc
 import json
 import os
 import select
 import socket
 import sys
+import threading
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from prill_harness.engines import connect
 from prill_harness.faults.catalogue import catalogue
+from prill_harness.plan import provenance
 from prill_harness.recording import recorder
 from prill_harness.records import sources
 from prill_harness.run import cells, orphans
@@ -31,7 +35,7 @@ POLL_S = 0.01
 
 
 def serve(channel: socket.socket) -> int:
-    """Fork for every message until the other side is gone; in the child, returns its cell's exit code."""
+    """Fork for every message until the other side is gone; a child never returns."""
     life = os.pipe()  # only the server holds the write end: when it ends, every cell's stdin does
     running: set[int] = set()
     while True:
@@ -45,7 +49,7 @@ def serve(channel: socket.socket) -> int:
                 os.close(life[1])
                 os.dup2(life[0], 0)
                 *arguments, log = json.loads(message)
-                return _cell(arguments, log)
+                _leave(_cell(arguments, log))
             running.add(pid)
             channel.send(json.dumps([pid, None]).encode())
         for pid in sorted(running):
@@ -65,8 +69,21 @@ def _cell(arguments: list[str], log: str) -> int:
     return cells.main(arguments)
 
 
+def _leave(code: int) -> NoReturn:
+    """End this process as the interpreter would, but for taking its modules apart: every page of them that is
+    still shared with the server would be copied first."""
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
     catalogue()
     sources.warm()
+    provenance.sources()
     gc.freeze()  # keep pages shared: a garbage collection would write to all of them
     sys.exit(serve(socket.socket(fileno=int(sys.argv[1]))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from dataclasses import dataclass
 
 # Every kind of stage that prill names; the nodes of a model say what each is computed from.
 KINDS = (
@@ -16,19 +17,24 @@ OUTER = ("embed", "output_norm", "logits")
 # What llama.cpp's eval callback prints before `-N` (src/models/{llama,gpt2}.cpp, src/llama-graph.cpp).
 FUSED = "qkv"
 _LLAMA_CPP = {
-    "inp_embd": "embed", "inpL": "embed", "attn_norm": "attn_norm", "Qcur": "q", "Kcur": "k", "Vcur": "v",
-    "Qcur_rope": "q_rope", "Kcur_rope": "k_rope", "wqkv_b": FUSED, "bqkv": FUSED, "kqv_out": "attn",
-    "kqv_merged_cont": "attn", "attn_out": "attn_out", "ffn_inp": "ffn_in", "ffn_norm": "ffn_norm",
-    "ffn_gate": "gate", "ffn_gate_b": "gate", "ffn_up": "up", "ffn_up_b": "up", "ffn_swiglu": "act",
-    "ffn_gelu": "act", "ffn_gate_par": "act", "ffn_out": "down", "l_out": "out", "Qcur_normed": "q_norm",
-    "Kcur_normed": "k_norm", "attn_post_norm": "post_attn_norm", "sa_out": "ffn_in",
+    "inp_embd": "embed", "embd": "embed", "inpL": "embed", "attn_norm": "attn_norm", "Qcur": "q", "Kcur": "k",
+    "Vcur": "v", "Qcur_rope": "q_rope", "Kcur_rope": "k_rope", "wqkv_b": FUSED, "bqkv": FUSED,
+    "kqv_out": "attn", "kqv_merged_cont": "attn", "attn_out": "attn_out", "ffn_inp": "ffn_in",
+    "ffn_norm": "ffn_norm", "ffn_gate": "gate", "ffn_gate_b": "gate", "ffn_up": "up", "ffn_up_b": "up",
+    "ffn_swiglu": "act", "ffn_gelu": "act", "ffn_gate_par": "act", "ffn_out": "down", "l_out": "out",
+    "Qcur_normed": "q_norm", "Kcur_normed": "k_norm", "attn_post_norm": "post_attn_norm", "sa_out": "ffn_in",
     "ffn_post_norm": "post_ffn_norm", "ffn_moe_logits": "router", "ffn_moe_logits_biased": "router",
     "ffn_moe_out": "experts",
     "result_norm": "output_norm", "result_output": "logits",
 }  # fmt: skip
-# The array before the bias or the learned positions are added, and the one after: the stage is the second.
-_WHOLE = {"inp_embd": "inpL", "ffn_up": "ffn_up_b", "ffn_gate": "ffn_gate_b",
-          "ffn_moe_logits": "ffn_moe_logits_biased"}  # fmt: skip
+# The array before the bias, the weight or the learned positions, and the one after: the stage is the second.
+_WHOLE = {"inp_embd": "inpL", "embd": "inpL", "ffn_up": "ffn_up_b", "ffn_gate": "ffn_gate_b",
+          "ffn_moe_logits": "ffn_moe_logits_biased", "norm": "result_norm"}  # fmt: skip
+# What llama.cpp names differently in one architecture than in the next, or not at all, has a known parameter.
+_PARAMETERS = {"attn_output": "attn_out", "ffn_gate_inp": "router"}
+_PARAMETER = re.compile(rf"blk\.(\d+)\.({'|'.join(_PARAMETERS)})\.(?:weight|bias)")
+_COMPUTED = re.compile(r"(.+) = (\w+)\((.*)\)", re.DOTALL)
+_SUMS = {"embed", "ffn_in", "out", "experts"}  # kinds that add no bias but one stage to another
 _ROTATED = {"Qcur": "q_rope", "Kcur": "k_rope"}
 # Until 2024 `kqv_out` was the projection's result, and its input had a name of its own.
 _OLD_ATTENTION = "kqv_merged_cont"
@@ -59,6 +65,37 @@ _OUTER_PATH = re.compile(r"(?:(?:model|transformer|gpt_neox)\.)*(\w+)")
 _CPP_SUFFIX = re.compile(r"(\w+)-(\d+)")
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where an array comes from.
+
+    Attributes:
+        name: to be looked up: its own, or that of the parameter that tells more.
+        said: its own name. op: what computed it, where that is told.
+    """
+
+    name: str
+    said: str
+    op: str = ""
+
+    @classmethod
+    def read(cls, text: str) -> Origin:
+        """Of a name, or of `NAME = OP(SOURCE, …)`, much as llama.cpp's eval callback prints it.
+
+        Forks use names again: where the op says that it is no such stage, the name is in no table.
+        """
+        if (found := _COMPUTED.fullmatch(text)) is None:
+            return cls(text, text)
+        said, op, sources = found[1], found[2], found[3].split(", ")
+        parameters = [source for source in sources if source.endswith((".weight", ".bias"))]
+        if (known := next(filter(_PARAMETER.fullmatch, parameters), None)) is not None:
+            return cls(known, said, op)
+        kind = (canonical(said) or "").rpartition(".")[2]
+        if op == "ADD" and not parameters and kind not in _SUMS:
+            return cls(f"{said} ({op})", said, op)
+        return cls(said, said, op)
+
+
 def canonical(name: str, among: Collection[str] = ()) -> str | None:
     """prill's name for a stage by its name in prill, llama.cpp or transformers; None if no table has it.
 
@@ -72,6 +109,8 @@ def canonical(name: str, among: Collection[str] = ()) -> str | None:
         return name
     if match := re.fullmatch(r"blk\.(\d+)\.(\w+)", name):
         return name if match[2] in KINDS else None
+    if match := _PARAMETER.fullmatch(name):
+        return f"blk.{match[1]}.{_PARAMETERS[match[2]]}"
     if match := _CPP_SUFFIX.fullmatch(name):
         kind = _LLAMA_CPP.get(match[1])
         if match[1] == "kqv_out" and f"{_OLD_ATTENTION}-{match[2]}" in among:
@@ -92,7 +131,8 @@ def preferred(names: Collection[str]) -> frozenset[str]:
     given = frozenset(names)
     partial = {name for name in given for stem, dash, layer in (name.partition("-"),)
                if f"{_WHOLE.get(stem)}{dash}{layer}" in given}  # fmt: skip
-    return given - partial
+    whole = {name.removesuffix(".bias") for name in given if _PARAMETER.fullmatch(name) and ".bias" in name}
+    return given - partial - {f"{stem}.weight" for stem in whole}
 
 
 def rotated(name: str, stage: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import zipfile
 import zlib
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prill_harness.engines.base import Engine
-from prill_harness.stages.table import FUSED, canonical, preferred, rotated
+from prill_harness.stages.table import FUSED, Origin, canonical, preferred, rotated
 from prill_runtime.errors import UsageError
 from prill_runtime.files import refuse_pipe
 from prill_runtime.models.base import Stage
@@ -38,12 +39,14 @@ class Trace:
         stages: stage name -> array, in execution order.
         unknown: names that are in no table, in order.
         names: stage -> its original name, for stages that had another.
+        ops: stage -> the op that computed it, where the engine tells.
     """
 
     ids: tuple[int, ...]
     stages: Mapping[str, Array]
     unknown: tuple[str, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
+    ops: Mapping[str, str] = field(default_factory=dict)
 
 
 def capture(engine: Engine, ids: Sequence[int], replace: Mapping[str, Array] | None = None) -> Trace:
@@ -61,9 +64,11 @@ def capture(engine: Engine, ids: Sequence[int], replace: Mapping[str, Array] | N
 
 def collect(ids: Sequence[int], arrays: Iterable[Named]) -> Trace:
     """A trace from (name, array) pairs in execution order; the names may be prill's, llama.cpp's or
-    transformers', and may occur twice (`NAME#2` is NAME again)."""
-    entries = [(_COUNTED.sub("", name), np.array(array, dtype=np.float64)) for name, array in arrays]
-    given = [name for name, _ in entries]
+    transformers', may tell the op (`NAME = OP(SOURCES)`), and may occur twice (`NAME#2` is NAME again)."""
+    entries = [
+        (Origin.read(_COUNTED.sub("", name)), np.array(array, dtype=np.float64)) for name, array in arrays
+    ]
+    given = [origin.name for origin, _ in entries]
     known = preferred(given)
     found: dict[str, list[int]] = {}
     for at, name in enumerate(given):
@@ -80,23 +85,47 @@ def collect(ids: Sequence[int], arrays: Iterable[Named]) -> Trace:
             chosen[places[-1] if turned is not None or stage.endswith(".v") else places[0]] = stage
     stages: dict[str, Array] = {}
     names: dict[str, str] = {}
+    ops: dict[str, str] = {}
     for at in sorted(chosen):
         for stage, array in _split(chosen[at], entries[at][1]):
-            stages.setdefault(stage, array)
-            if given[at] != stage:
-                names.setdefault(stage, given[at])
-    unknown = tuple(name for at, name in enumerate(given) if at not in chosen)
-    return Trace(tuple(int(i) for i in ids), stages, unknown, names)
+            if stage in stages:
+                continue
+            stages[stage] = array
+            origin = entries[at][0]
+            if origin.said != stage:
+                names[stage] = origin.said
+            if origin.op:
+                ops[stage] = origin.op
+    unknown = tuple(origin.said for at, (origin, _) in enumerate(entries) if at not in chosen)
+    return Trace(tuple(int(i) for i in ids), stages, unknown, names, ops)
 
 
 def _split(stage: str, array: Array) -> Iterator[tuple[str, Array]]:
-    """A fused query, key and value (token, 3 * width) as three stages; other arrays unchanged."""
+    """A fused query, key and value (token, width) as three stages; other arrays unchanged.
+
+    They are thirds, whatever the model: `_regrouped` knows how wide each of them is.
+    """
     block, _, kind = stage.rpartition(".")
-    if kind == FUSED and array.ndim and array.shape[-1] % 3 == 0:
-        for part, third in zip("qkv", np.split(array, 3, axis=-1), strict=True):
-            yield f"{block}.{part}", third
-    elif kind != FUSED:
+    if kind != FUSED:
         yield stage, array
+    elif array.ndim:
+        for part, third in zip("qkv", np.array_split(array, 3, axis=-1), strict=True):
+            yield f"{block}.{part}", third
+
+
+def _regrouped(trace: Trace, truth: Mapping[str, Array]) -> dict[str, Array]:
+    """The stages, thirds of a fused array divided anew where the oracle's queries are wider than its keys."""
+    stages = dict(trace.stages)
+    for q in [name for name in stages if name.endswith(".q")]:
+        parts = [q[:-1] + part for part in "qkv"]
+        fused = {canonical(trace.names.get(name, "")) for name in parts} == {q[:-1] + FUSED}
+        if not (fused and truth.keys() >= set(parts)):
+            continue
+        whole = np.concatenate([stages[name] for name in parts], axis=-1)
+        ends = np.cumsum([math.prod(truth[name].shape[1:]) for name in parts])
+        if whole.shape[-1] == ends[-1]:
+            stages |= zip(parts, np.split(whole, ends[:-1], axis=-1), strict=True)
+    return stages
 
 
 def save(trace: Trace, path: str | Path) -> None:
@@ -190,7 +219,7 @@ def fit(
 
 def _placed(trace: Trace, truth: Mapping[str, Array]) -> Iterator[tuple[str, Array]]:
     """Stages that the oracle has too; a single `Qcur` may be the rotated one, which overwrote the first."""
-    for name, array in trace.stages.items():
+    for name, array in _regrouped(trace, truth).items():
         turned = rotated(trace.names.get(name, ""), name)
         if turned and turned in truth and turned not in trace.stages and array.size == truth[turned].size:
             flat = array.ravel()
@@ -207,6 +236,7 @@ def rows(array: Array) -> Array:
 
 def pairs(candidate: Trace, oracle: Trace) -> Iterator[tuple[str, Array, Array]]:
     """Stages that both traces have, in the oracle's order: (name, candidate's array, oracle's array)."""
+    stages = _regrouped(candidate, oracle.stages)
     for name, reference in oracle.stages.items():
-        if name in candidate.stages:
-            yield name, candidate.stages[name], reference
+        if name in stages:
+            yield name, stages[name], reference

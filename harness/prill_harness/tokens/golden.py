@@ -17,8 +17,10 @@ from prill_harness.engines.models import fixture_name, resolve_model
 from prill_harness.numbers import compare
 from prill_harness.numbers.lanes import Figures, LogitTally, type_lane
 from prill_harness.records.evidence import builtin
+from prill_harness.stages import routing
 from prill_harness.tokens import golden_prompts
 from prill_harness.tokens.golden_pack import (
+    FOLLOWED,
     SCHEMA,
     Fingerprint,
     Golden,
@@ -229,19 +231,25 @@ def _sampled(oracle: Model, prompts: list[GoldenPrompt], count: int, step: Calla
 def _floors(
     path: Path, kind: str, oracle: Model, prompts: list[GoldenPrompt], step: Callable[[], None]
 ) -> dict[str, Figures]:
-    """Each lane's distance from the oracle at every position of the forced sequences."""
-    lane = type_lane(kind)
+    """Each lane's distance from the oracle at every position of the forced sequences; of a model with experts
+    also on those that the oracle chose, for an exchanged one is no rounding."""
+    lane, routed = type_lane(kind), bool(routing.routers(oracle.network))
     models = {
         "exact": Model.load(path, dtype="float32"),
         lane.name: Model.load(path, backend=RoundedBackend("float32", lane.activations)),  # type: ignore[arg-type]
     }
-    tallies = {name: LogitTally() for name in models}
+    tallies = {name + behind: LogitTally() for name in models for behind in ("", FOLLOWED)[: 1 + routed]}
     for prompt in prompts:
+        ids = prompt.sequence
         with _blaming(path, "the float64 oracle"):
-            expected = forced(oracle, prompt.sequence)
+            expected = forced(oracle, ids)
+            chosen = routing.choices(oracle.network, routing.through(oracle, ids)) if routed else {}
         for name, model in models.items():
             with _blaming(path, f"the lane {name}"):
-                tallies[name].add(expected, forced(model, prompt.sequence))
+                tallies[name].add(expected, forced(model, ids))
+                if routed:
+                    followed = routing.through(model, ids, routing.fixed(chosen))["logits"]
+                    tallies[name + FOLLOWED].add(expected, followed)
         step()
     return {name: tally.figures() for name, tally in tallies.items()}
 

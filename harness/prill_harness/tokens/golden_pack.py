@@ -21,6 +21,8 @@ NOISE_LADDER = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.2, 0.5, 1.0, 2.0)
 ONLY_TOKEN_GAP = 1e9  # stands for the gap behind the only token of a vocabulary: no noise closes it
 QUANTILES = (0.0, 0.001, 0.01, 0.05, 0.1, 0.5, 0.9)
 
+FOLLOWED = " followed"  # behind a lane's name: its floor on the experts that the oracle chose
+
 
 class Packed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An array: exact float32, or ids in 16 or 32 bits."""
@@ -147,6 +149,13 @@ class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise ValueError(f"prompt {number} has arrays of different lengths, or none")
         if not self.prompts or "exact" not in self.floors:
             raise ValueError("a golden needs at least one prompt and the floor of the exact lane")
+
+    def floor_of(self, lane: str) -> Figures:
+        """A lane's floor on the experts that the oracle chose: what rounding moves, no choice exchanged.
+
+        A model without experts has one floor, and so has a golden from before there were two.
+        """
+        return self.floors.get(lane + FOLLOWED, self.floors[lane])
 
 
 def load(path: str | Path) -> Golden:

@@ -21,6 +21,7 @@ from prill_harness.numbers.draws import expected_swaps
 from prill_harness.planting import faults
 from prill_harness.records.evidence import Status
 from prill_harness.tokens.divergence import Divergences, Row, first_difference, lane_of, named
+from prill_harness.tokens.experts import Experts
 from prill_harness.tokens.golden import PROMPTS
 from prill_harness.tokens.golden_pack import Golden, GoldenPrompt, SampledGolden
 from prill_harness.tokens.sides import Gap, allowed, explained, gap_at, oracle_logits, since
@@ -116,30 +117,38 @@ def compare_teacher_forced(engine: Engine, golden: Golden, oracle: Embedded) -> 
     those of the passes that an engine has saved, over ids of its own."""
     if unasked(engine, golden):
         return compare_passes(engine, golden, oracle)
-    lane, floor, _ = lane_of(engine, golden)
+    lane, _, _ = lane_of(engine, golden)
+    experts = Experts(engine, oracle, lane, golden)
     tally, flips, gap, largest = lanes.LogitTally(), 0, 0.0, 0.0
     stale: Gap | None = None
     worst: tuple[float, int, int] = (-1.0, 0, 0)
     for number, prompt in enumerate(golden.prompts):
-        expected = oracle_logits(oracle, prompt.sequence)
+        own = oracle_logits(oracle, prompt.sequence)
         got = np.asarray(engine.logits(prompt.sequence))
-        stale = stale or gap_at(number, prompt, expected)
+        stale = stale or gap_at(number, prompt, own)
+        expected = experts.expected(prompt.sequence, own, got)
         tally.add(expected, got)
         largest = measure.largest(largest, float(np.abs(expected).max()))
         forced = got[len(prompt.ids) - 1 :]
-        flips += _flips(expected[len(prompt.ids) - 1 :], forced, prompt)
-        gap = measure.largest(gap, _golden_gap(prompt, forced))
+        if expected is own:
+            flips += _flips(own[len(prompt.ids) - 1 :], forced, prompt.top_ids.array[:, 0])
+            gap = measure.largest(gap, _golden_gap(prompt, forced))
+        else:  # the golden has the oracle's experts, which are not the engine's
+            rows = expected[len(prompt.ids) - 1 :]
+            flips += _flips(rows, forced, measure.best_ids(rows))
         at = int(np.argmax(tally.kl[-1]))
         if not tally.kl[-1][at] <= worst[0]:
             worst = float(tally.kl[-1][at]), number, at
+    floor = experts.floor
     figures, bound = tally.figures(), lanes.bounds(lane, lanes.stored(floor, largest))
     margins = np.concatenate([prompt.margins for prompt in golden.prompts])
     tau = lanes.tau(lane, floor, largest)
     allowed = lanes.poisson_upper(lanes.expected_flips(margins, tau))
     broken = [
         f"{name} {value:.3g}, {'at least' if relation == '>=' else 'at most'} {limit:.3g} allowed"
-        for name, value, limit, relation in lanes.broken(figures, bound)
+        for name, value, limit, relation in (*lanes.broken(figures, bound), *experts.broken(largest))
     ]
+    broken = experts.wrong + broken
     if flips > allowed:
         broken.append(f"{flips} best tokens flipped, at most {allowed} predicted by the margin profile")
     off_golden = not gap <= bound.dlogprob_max
@@ -181,7 +190,7 @@ def compare_teacher_forced(engine: Engine, golden: Golden, oracle: Embedded) -> 
     return made(
         True,
         f"{figures.positions} positions within the {lane.name} lane: KL max {figures.kl_max:.2g} "
-        f"of {bound.kl_max:.2g}, NMSE {figures.nmse:.2g} of {bound.nmse:.2g}",
+        f"of {bound.kl_max:.2g}, NMSE {figures.nmse:.2g} of {bound.nmse:.2g}" + experts.said(),
     )
 
 
@@ -265,9 +274,9 @@ def compare(engine: Engine, golden: Golden, oracle: Embedded | None = None) -> l
     return findings
 
 
-def _flips(expected: Row, forced: Row, prompt: GoldenPrompt) -> int:
-    """How often the best token differs from the golden's without being equally likely to the oracle."""
-    best, right = measure.best_ids(forced), prompt.top_ids.array[:, 0]
+def _flips(expected: Row, forced: Row, right: measure.Ints) -> int:
+    """How often the best token differs from the right one without being equally likely to the oracle."""
+    best = measure.best_ids(forced)
     rows = np.arange(len(right))
     return int(
         np.count_nonzero(

@@ -82,13 +82,13 @@ def _penalised(logits: Logits, penalty: float, history: Sequence[int]) -> NDArra
             )
         with np.errstate(over="ignore"):
             values[seen] = np.where(values[seen] > 0, values[seen] / penalty, values[seen] * penalty)
-    wrong = np.isnan(values) | (values == np.inf)
-    if wrong.any():
-        where = int(wrong.argmax())
+    top = values.max()  # NaN where one of them is
+    if np.isnan(top) or top == np.inf:
+        where = int((np.isnan(values) | (values == np.inf)).argmax())
         raise NotANumber(
             f"the logit of id {where} is {values[where]}", where="sampler", expected="a finite number or -inf"
         )
-    if values.max() == -np.inf:
+    if top == -np.inf:
         raise NotANumber("every logit is -inf", where="sampler", expected="one finite logit at least")
     return values
 

@@ -11,6 +11,7 @@ import click
 from prill_harness.commands.shared.declare import SPECS, vram_option
 from prill_harness.commands.shared.declare import command as declare
 from prill_harness.console import Console
+from prill_harness.engines.spec import EngineSpec
 from prill_harness.records.files import write_file
 from prill_runtime.errors import UsageError
 
@@ -42,6 +43,12 @@ REPORTERS = "prill.leak_reporters"
 @click.option(
     "--timeout", type=click.FloatRange(min=1), default=300.0, show_default=True, help="Seconds for each path."
 )
+@click.option(
+    "--pid",
+    type=click.IntRange(min=1),
+    metavar="PID",
+    help="Of an http: server: the process to watch, with its children.",
+)
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write the curves as a page.")
 @click.option("--selftest", is_flag=True, help="Examine the probe itself on known leaks and clean engines.")
 @click.option("--quick", is_flag=True, help="With --selftest: fewer of each, under a minute.")
@@ -61,6 +68,7 @@ def command(
     calls: int,
     path: str,
     timeout: float,
+    pid: int | None,
     html: Path | None,
     selftest: bool,
     quick: bool,
@@ -70,6 +78,9 @@ def command(
 ) -> int:
     """Tell whether an engine gives back the memory it takes: exact ledgers, 50 calls, three verdicts.
 
+    An engine in another process (exec:, capi:, serve:, http: with --pid) is watched from outside: resident
+    memory, threads and descriptors.
+
     Exit code 0 clean, 1 leak, 10 inconclusive.
     """
     if selftest:
@@ -78,21 +89,38 @@ def command(
         return examination.command(console, quick=quick, device=device, docs=docs, jobs=jobs)
     if model is None:
         raise UsageError("no model to probe", where="prill leak", hint="name one with --model")
+    from prill_harness.leaks.judge import watched
     from prill_harness.leaks.judge.hosted import lost_settings
     from prill_harness.leaks.judge.live import Live
-    from prill_harness.leaks.judge.probe import probe
+    from prill_harness.leaks.judge.probe import again, probe
     from prill_harness.leaks.reports.report import Probe
 
-    for name in lost_settings():
-        console.remark(f"{name} is not set where the engine is probed: it changes what is allocated")
+    engine = with_pid(engine, pid)
     wanted = Probe(engine, model, PATHS[0] if path == "all" else path, calls, timeout)
-    with Live() as live:
-        report = probe(wanted, PATHS if path == "all" else (path,), live.watch)
+    if watched.elsewhere(engine):
+        names = tuple(watched.PATHS) if path == "all" else (path,)
+        report = watched.probe(wanted, names, again(wanted, names if path != "all" else PATHS))
+    else:
+        for name in lost_settings():
+            console.remark(f"{name} is not set where the engine is probed: it changes what is allocated")
+        with Live() as live:
+            report = probe(wanted, PATHS if path == "all" else (path,), live.watch)
     if html is not None:
         write_file(html, render("html", report))
     console.emit(report)
     show(console, report)
     return report.exit_code
+
+
+def with_pid(engine: str, pid: int | None) -> str:
+    """The spec of an http: engine with its process declared. Raises UsageError: another engine has one."""
+    if pid is None:
+        return engine
+    if EngineSpec.parse(engine).name != "http":
+        raise UsageError(
+            "only a server's process has to be named", where="--pid", expected="http:", got=engine
+        )
+    return f"{engine},pid={pid}"
 
 
 def show(console: Console, report: LeakReport) -> None:

@@ -47,11 +47,14 @@ def command(
         made = trace.capture(opened, wanted)
     if output is not None:
         trace.save(made, output)
-    rows = [
-        (name, "x".join(map(str, array.shape)), f"{_rms(array):.4g}", f"{np.abs(array).max():.4g}")
+    rows: list[tuple[str, ...]] = [
+        (name, "x".join(map(str, array.shape)), f"{_rms(array):.4g}", f"{np.abs(array).max():.4g}",
+         made.names.get(name, ""), made.ops.get(name, ""))
         for name, array in made.stages.items()
-    ]
-    columns = ("stage", "shape", "rms", "largest")
+    ]  # fmt: skip
+    columns: tuple[str, ...] = ("stage", "shape", "rms", "largest", "named", "op")
+    if not (made.names or made.ops):
+        rows, columns = [row[:4] for row in rows], columns[:4]
     console.emit(
         {
             "engine": engine,

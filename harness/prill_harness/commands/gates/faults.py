@@ -16,7 +16,7 @@ from prill_harness.commands.shared.declare import command as declare
 from prill_harness.console import Console
 from prill_harness.records.files import write_file
 from prill_harness.records.names import look_up
-from prill_runtime.errors import NothingSelected
+from prill_runtime.errors import NothingSelected, UsageError
 
 if TYPE_CHECKING:
     from prill_harness.faults.trial.clean import CleanRun
@@ -114,8 +114,12 @@ def run(console: Console, names: Sequence[str], jobs: int) -> int:
     parent=command,
     name="matrix",
     example="prill faults matrix -j 2\n"
-    "prill faults matrix --only rope --only gelu_erf -o kills.json --docs FAULTS.md",
+    "prill faults matrix --only rope --only gelu_erf -o kills.json --docs FAULTS.md\n"
+    "prill faults matrix --engine http://localhost:8080 --model ./model.gguf",
 )
+@click.option("--engine", "spec", metavar="SPEC", help="Put changed files and spoiled answers before it.")
+@click.option("--model", "models", multiple=True, metavar="SPEC", help="With --engine; repeatable.")
+@click.option("--suite", "suites", multiple=True, metavar="SUITE", help="With --engine; repeatable.")
 @click.option("--only", multiple=True, metavar="AREA|NAME", help="These faults alone; repeatable.")
 @click.option(
     "--clean", type=click.IntRange(min=0), metavar="N", help="Clean runs; default 210, with --only none."
@@ -130,6 +134,9 @@ def run(console: Console, names: Sequence[str], jobs: int) -> int:
 @JOBS
 def matrix_(
     console: Console,
+    spec: str | None,
+    models: Sequence[str],
+    suites: Sequence[str],
     only: Sequence[str],
     clean: int | None,
     output: Path | None,
@@ -140,7 +147,16 @@ def matrix_(
 
     Exit code 1 when a fault survives or is blamed wrongly, a check does not kill what it claims, a sound
     engine alarms, or a kill or an amount on record was lost without a line in forgotten.toml.
+
+    With --engine, any engine's: it is given changed files, and its answers are spoiled on their way. What its
+    checks find is kept for its gates.
     """
+    if spec is not None:
+        from prill_harness.commands.gates import through
+
+        return through.matrix(console, spec, models, suites, only, output, jobs)
+    if models or suites:
+        raise UsageError("--model and --suite go with --engine")
     from prill_harness.faults.catalogue import catalogue
     from prill_harness.faults.trial import clean as sound
     from prill_harness.faults.trial import forgotten, matrix, page

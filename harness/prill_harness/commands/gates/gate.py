@@ -106,6 +106,8 @@ def command(
     from prill_harness.decide.gate import decide
     from prill_harness.decide.waivers import LOCAL, load_waivers
     from prill_harness.faults.catalogue import catalogue
+    from prill_harness.faults.opening import foreign
+    from prill_harness.faults.trial import connector
     from prill_harness.faults.trial import forgotten as oblivion
     from prill_harness.faults.trial import kills as matrix
     from prill_harness.plan.policy import load_policy
@@ -128,10 +130,11 @@ def command(
     if part:
         return _shard(console, shard(plan, *part), out, jobs, resume, cell_timeout)
     records = _merged(plan, ledgers, out) if ledgers else _run(console, plan, out, jobs, resume, cell_timeout)
+    others = {cell.engine for cell in plan.cells if foreign(cell.engine)}
     verdict = decide(
         policy,
         plan,
-        records,
+        connector.counted(records, {spec: connector.load(spec) for spec in others}),
         checklists=checklists,
         kills=kills,
         waivers=waivers,

@@ -14,7 +14,10 @@ from prill_harness.console import Console
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEBUG = "prill.debug"
-SPECS = "numpy, cuda, emu, hf, py:MODULE:CLASS, exec:COMMAND, http://HOST:PORT, serve:COMMAND, recorded:FILE"
+SPECS = (
+    "numpy, cuda, emu, hf, py:MODULE:CLASS, exec:COMMAND, capi:PATH.so, http://HOST:PORT, serve:COMMAND, "
+    "llamacpp:FOLDER, recorded:FILE"
+)
 """Engine specs, as --help tells them."""
 COMPLETE = "_PRILL_COMPLETE"
 """The variable that a shell sets for completion, by click's protocol."""

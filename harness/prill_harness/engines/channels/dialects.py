@@ -15,6 +15,7 @@ from prill_runtime.sampling.sampler import SamplingParams
 from prill_runtime.tokenizer.base import Tokenizer
 
 NUMBERED = "token_id:"  # how servers write a token when asked for ids instead of texts
+AT_ONCE = 16  # requests on their way at one time: what has no slot yet waits
 OWN_RANDOM = (1 << 32) - 1  # the seed by which llama.cpp means: choose one
 
 
@@ -31,7 +32,7 @@ class LlamaCpp(Dialect):
             self._context = {"served_context": context}
         return Hello(
             "llama.cpp", self._calls(), version=str(props.get("build_info", "unknown")),
-            config={**config, **self._context}, draws="own", pid=self._pid,
+            config={**config, **self._context}, draws="own", pid=self._pid, at_once=AT_ONCE,
         )  # fmt: skip
 
     def _tokenize(self, text: str, add_special: bool) -> Any:
@@ -98,7 +99,7 @@ class OpenAI(Dialect):
             self._context = {"served_context": own["max_model_len"]}
         return Hello(
             str(own.get("owned_by") or "OpenAI-compatible"), self._calls(), version=self._version(),
-            config={**self._context}, draws="own", pid=self._pid,
+            config={**self._context}, draws="own", pid=self._pid, at_once=AT_ONCE,
         )  # fmt: skip
 
     def _trial(self) -> None:

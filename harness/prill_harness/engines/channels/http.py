@@ -28,6 +28,7 @@ class Http(Remote, spec="http"):
 
     connector = "http"
     takes = ("ctx", "model", "pid")
+    has_model = True
 
     @classmethod
     def target(cls, argument: str) -> Target:

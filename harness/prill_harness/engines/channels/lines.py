@@ -28,13 +28,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prill_harness.engines.others.capi.abi import CODES
 from prill_runtime.errors import (
     ContextLengthExceeded,
     EngineError,
     InvalidParameter,
     MissingCapability,
+    ModelFileError,
     NotANumber,
     PrillError,
+    Reported,
+    UnsupportedModel,
+    UsageError,
 )
 
 PROTOCOL = 1
@@ -43,9 +48,15 @@ KINDS: Mapping[str, type[PrillError]] = {
     "not_a_number": NotANumber,
     "invalid_parameter": InvalidParameter,
     "missing_capability": MissingCapability,
+    "model_load_failed": ModelFileError,
+    "unsupported_type": UnsupportedModel,
+    "usage": UsageError,
     "engine": EngineError,
 }
-"""Errors by their names in the protocol; any other name is a failure of the engine."""
+"""Errors by their names in the protocol; the other kinds of prill_engine.h are `Reported`, and any other name
+is a failure of the engine."""
+FACTS = ("expected", "got")
+"""What an error may say beside its message."""
 DTYPES = ("float16", "float32", "float64", "int32", "int64")
 
 
@@ -94,13 +105,20 @@ def error_of(said: Any, where: str) -> PrillError:
     """The exception for an error that a worker reports."""
     said = said if isinstance(said, Mapping) else {"message": said}
     kind, message = str(said.get("kind", "engine")), str(said.get("message", "no message"))
-    cls = KINDS.get(kind)
-    return cls(message, where=where) if cls is not None else EngineError(f"{kind}: {message}", where=where)
+    facts = {name: str(said[name]) for name in FACTS if name in said}
+    if (cls := KINDS.get(kind)) is not None:
+        return cls(message, where=where, **facts)
+    if kind in CODES:
+        return Reported(kind, message, where=where, **facts)
+    return EngineError(f"{kind}: {message}", where=where, **facts)
 
 
 def told(error: BaseException) -> dict[str, str]:
     """An exception as a worker reports it."""
+    if isinstance(error, Reported):
+        return {"kind": error.kind, "message": error.what}
     for kind, cls in KINDS.items():
         if type(error) is cls:
-            return {"kind": kind, "message": error.what if isinstance(error, PrillError) else str(error)}
+            facts = {name: str(getattr(error, name)) for name in FACTS if getattr(error, name) is not None}
+            return {"kind": kind, "message": error.what, **facts}
     return {"kind": type(error).__name__, "message": str(error)}

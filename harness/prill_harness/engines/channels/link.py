@@ -13,6 +13,8 @@ from typing import Any
 
 import httpx2
 
+from prill_harness.engines.channels.lines import error_of
+from prill_harness.engines.others.capi.abi import CODES
 from prill_runtime.errors import (
     ContextLengthExceeded,
     EngineError,
@@ -193,6 +195,8 @@ class Link:
         """The error that the server's refusal is, with its own words."""
         kind, message = _words(said)
         words, where = self.hidden(message)[:300], f"{self.name}{path}"
+        if kind in CODES:  # an engine behind prill_engine.h, or whoever names its kinds alike
+            return error_of({"kind": kind, "message": words}, where)
         if status in (404, 405, 501):
             return MissingCapability(f"the server does not offer {path}", where=self.name, got=status)
         if status in (401, 403):
@@ -220,7 +224,9 @@ def _words(said: Any) -> tuple[str, str]:
     inner = said.get("error", said) if isinstance(said, Mapping) else said
     if not isinstance(inner, Mapping):
         return "", str(inner)
-    return str(inner.get("type", "")), str(inner.get("message") or inner.get("detail") or inner)
+    return str(inner.get("kind") or inner.get("type", "")), str(
+        inner.get("message") or inner.get("detail") or inner
+    )
 
 
 def _refused(error: BaseException | None) -> bool:

@@ -19,14 +19,14 @@ from typing import Any
 from prill_harness.engines.channels.lines import PROTOCOL, error_of, packed, unpacked
 from prill_harness.engines.channels.texts import Texts, end_of, last_line
 from prill_harness.engines.remote import Channel, Hello, OnToken, Remote, Target
-from prill_runtime.errors import EngineError, UsageError
+from prill_runtime.errors import EngineError, ProcessLost, UsageError
 
 LONGEST = 1 << 30
 """Bytes of one answer: the logits of 4,096 positions over a vocabulary of 32,000 are 700 MB in base64."""
 REMEMBERED = 4096  # bytes of a worker's stderr to keep
 LOADING = 600.0  # seconds for the answer to hello, which comes once the model is loaded
 GRACE = 5.0  # seconds that a worker has to end once its input is closed
-FIELDS = ("name", "version", "device", "arithmetic", "config")
+FIELDS = ("name", "version", "device", "arithmetic", "config", "draws")
 
 
 class Worker:
@@ -138,7 +138,7 @@ class Worker:
     def _broken(self, call: str, what: str, expected: object, got: object) -> EngineError:
         """End a worker that is no longer usable; the error to raise."""
         self.close(grace=0)
-        return EngineError(
+        return ProcessLost(
             what, where=f"{self._name}, {call}", expected=expected, got=got, hint=self._last_words()
         )
 
@@ -147,9 +147,11 @@ class Worker:
             self._process.wait(GRACE)
         code = self._process.poll()
         self.close(grace=0)
-        return EngineError(
+        lost = ProcessLost(
             f"the process {end_of(code)}", where=f"{self._name}, {call}", hint=self._last_words()
         )
+        lost.crashed = code is not None and code < 0
+        return lost
 
     def _last_words(self) -> str:
         self._listener.join(1.0)

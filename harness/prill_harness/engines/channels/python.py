@@ -17,8 +17,10 @@ from prill_harness.engines.remote import CALLS, Channel, Hello, OnToken, Remote,
 from prill_runtime.errors import EngineError, MissingCapability, PrillError, UsageError
 
 GROUP = "prill.engines"
-OWN = ("name", "version", "device", "arithmetic", "config", "draws")
-"""Attributes by which an object may describe itself."""
+OWN = ("name", "version", "device", "arithmetic", "config", "draws", "at_once")
+"""Attributes by which an object may describe itself; `at_once`, how many threads may call it at one time."""
+USUAL = {"stop": [], "ignore_eos": False}
+"""Arguments of `generate` that a class need not take as long as they have these values."""
 
 
 def load(spec: str, where: str) -> Any:
@@ -76,8 +78,10 @@ class Calls:
         said = {key: value for key in OWN if not callable(value := getattr(engine, key, None)) and value}
         methods = {call for call in (*CALLS, "detokenize") if callable(getattr(engine, call, None))}
         self.hello = Hello(**{"name": name, **said}, calls=frozenset(methods))
-        streams = "generate" in methods and "on_token" in inspect.signature(engine.generate).parameters
-        self._streams = streams
+        takes = inspect.signature(engine.generate).parameters if "generate" in methods else {}
+        named = all(each.kind is not each.VAR_KEYWORD for each in takes.values())
+        self._takes = frozenset(takes) if named else None
+        self._streams = "on_token" in takes
 
     def call(self, name: str, arguments: Mapping[str, Any], on_token: OnToken | None = None) -> Any:
         if self._engine is None:
@@ -86,6 +90,11 @@ class Calls:
             if not self._streams:
                 raise MissingCapability(f"engine {self._name} does not take on_token")
             arguments = {**arguments, "on_token": on_token}
+        if name == "generate" and self._takes is not None:
+            lacking = [each for each in arguments if each not in self._takes]
+            if unusual := [each for each in lacking if arguments[each] != USUAL.get(each)]:
+                raise MissingCapability(f"engine {self._name} does not take {', '.join(unusual)}")
+            arguments = {each: value for each, value in arguments.items() if each not in lacking}
         return guarded(lambda: getattr(self._engine, name)(**arguments), f"{self._name}.{name}")
 
     def close(self) -> None:

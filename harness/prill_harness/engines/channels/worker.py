@@ -6,6 +6,7 @@ The reference of the protocol in `lines.py`: the class is made with the model's 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
@@ -58,7 +59,13 @@ def _said(engine: Calls) -> Mapping[str, Any]:
     return {**asdict(hello), "calls": sorted(hello.calls), "config": dict(hello.config)}
 
 
+def main(make: Callable[[str], Any], name: str) -> None:
+    """Answer on standard output; what an engine or a C library prints there is no answer."""
+    with os.fdopen(os.dup(1), "w") as output:
+        os.dup2(2, 1)
+        serve(make, name, sys.stdin, output)
+
+
 if __name__ == "__main__":
-    output, sys.stdout = sys.stdout, sys.stderr  # whatever the engine prints is no answer
     spec = sys.argv[1] if len(sys.argv) == 2 else ""
-    serve(load(spec, repr(spec)), spec, sys.stdin, output)
+    main(load(spec, repr(spec)), spec)

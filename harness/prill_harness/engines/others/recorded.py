@@ -33,6 +33,8 @@ HINT = "`prill requests` writes what to ask, and docs/RECORDED.md how to answer"
 class Recorded(Remote, spec="recorded"):
     """An engine that is not here; what was not recorded is missing, by its name."""
 
+    has_model = True
+
     connector = "recorded"
 
     @classmethod

@@ -39,6 +39,7 @@ OPS = {
     "stretched": ("q_rope", "k_rope"),
     "scale": ("embed",),
     "activations": ("act",),
+    "branches": ("ffn_norm", "out"),
 }
 # Uses the whole engine, so any other failure explains it.
 WHOLE_STEP = "ops.decode"
@@ -50,6 +51,7 @@ BEFORE_STAGES = (
 AFTER_STAGES = (
     ("sampler", tuple(f"sampler.{name}" for name in ("philox", "greedy", "not_a_number", "filters", "penalty",
                                                      "full_vocabulary", "draw", "backend"))),
+    ("boundary", ("boundary.", "process.")),
     ("memory", ("memory.",)),
     ("state", ("cache.exactly_full", "cache.context_full", "cache.sessions_apart", "cache.cleared",
                "cache.reset", "properties.prefill_decode", "properties.chunking",

@@ -26,9 +26,20 @@ TIMEOUT_S = 240.0
 ENGINE = "numpy"
 # In the order of a diagnosis: suites of single parts before those that run the whole engine.
 ORDER = ("harness", "witness", "file", "blocks", "ops", "options", "tokenizer", "stages", "tokens", "sampler",
-         "cache", "properties", "requests", "contract", "errors", "memory", "cost")  # fmt: skip
+         "cache", "properties", "requests", "contract", "errors", "boundary", "process",
+         "memory", "cost")  # fmt: skip
 # CPU seconds of suites that take more than about one; the longest cells are started first.
-HEAVY = {"contract": 14, "tokens": 6, "properties": 6, "requests": 2, "harness": 2, "cache": 2, "errors": 2}
+HEAVY = {
+    "contract": 14,
+    "boundary": 8,
+    "process": 4,
+    "tokens": 6,
+    "properties": 6,
+    "requests": 2,
+    "harness": 2,
+    "cache": 2,
+    "errors": 2,
+}
 # The suites that may detect faults of an area, besides those whose checks claim them.
 LOOK = {
     "file": ("file", "blocks", "stages", "errors"),
@@ -47,6 +58,7 @@ LOOK = {
     "state": ("stages", "cache"),
     "late": ("stages",),
     "memory": ("memory",),
+    "boundary": ("boundary",),
     "cost": ("cost",),
     "trace": ("stages", "cache"),
     "device": ("ops", "stages"),

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import platform
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from prill_harness.run.outcomes import one_line
-from prill_runtime import user_cache
+from prill_harness.engines.others.capi import compiler
 from prill_runtime.errors import Inconclusive
 
 FLAGS = ("-std=c17", "-fPIC", "-shared", "-pthread", "-fno-builtin", "-Wall", "-Wextra")
 INTERPOSER = (*FLAGS, "-O2", "-fvisibility=hidden")
 CONTROL = (*FLAGS, "-O1", "-g", "-fno-omit-frame-pointer", "-fno-inline")
-TIMEOUT_S = 120
 
 
 def interposer() -> Path:
@@ -58,39 +52,4 @@ def compiled(source: str, flags: Sequence[str]) -> Path:
             "the host ledger needs 64-bit Linux", got=f"{platform.system()} {platform.machine()}"
         )
     file = Path(__file__).with_name(source)
-    compiler = _compiler()
-    parts = [file.read_bytes(), " ".join(flags).encode(), _version(compiler), platform.machine().encode()]
-    digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-    library = user_cache.folder("leaks") / f"{file.stem}-{digest}.so"
-    return user_cache.kept(library, lambda fresh: _compile(compiler, file, flags, fresh))
-
-
-def _compiler() -> str:
-    """The system's C compiler: $CC, cc, gcc or clang."""
-    wanted = [os.environ.get("CC", ""), "cc", "gcc", "clang"]
-    for name in filter(None, wanted):
-        if found := shutil.which(name):
-            return found
-    raise Inconclusive(
-        "no C compiler: the host ledger is a small library compiled on first use",
-        expected="cc, gcc or clang on the PATH, or $CC",
-        hint="install gcc (Debian: apt install gcc libc6-dev)",
-    )
-
-
-def _version(compiler: str) -> bytes:
-    done = subprocess.run([compiler, "--version"], capture_output=True, timeout=TIMEOUT_S, check=False)
-    return compiler.encode() + done.stdout
-
-
-def _compile(compiler: str, file: Path, flags: Sequence[str], fresh: Path) -> None:
-    words = [compiler, *flags, "-o", str(fresh), str(file), "-ldl"]
-    environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
-    done = subprocess.run(
-        words, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment, check=False
-    )
-    if done.returncode:
-        said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr)
-        raise Inconclusive(
-            "the C compiler refuses the leak library", where=compiler, got=one_line(said) or "no message"
-        )
+    return compiler.compiled("the host ledger's small library", [file], flags, f"{file.stem}.so", "leaks")

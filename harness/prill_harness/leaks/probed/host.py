@@ -24,7 +24,7 @@ CONTROL_FIRST = 2  # control calls before those that count
 SECOND_WARMUP = 2  # calls with distinct prompts before they are measured
 # Calls of each kind, and passes over the kinds, to find which kind leaves something every time.
 CALLS_TO_LOCATE, PASSES_TO_LOCATE = 200, 3
-REMOTE = ("http", "exec")  # engines whose memory is in another process
+REMOTE = ("http", "exec", "capi", "serve")  # engines whose memory is in another process
 
 
 class ProbedRun:

@@ -11,13 +11,14 @@ from prill_harness.stages.hypotheses import (
     feedforward,
     generic,
     linear,
+    lookup,
     norm,
     rope,
 )
 from prill_harness.stages.hypotheses.case import REGISTRY, Case, Explanation, Raw, Weight, explain
 
 __all__ = ["REGISTRY", "Case", "Explanation", "Raw", "Weight", "explain", "names"]
-_MODULES = (attention, embedding, experts, feedforward, generic, linear, norm, rope)
+_MODULES = (attention, embedding, experts, feedforward, generic, linear, lookup, norm, rope)
 
 
 def names() -> Iterator[str]:

@@ -5,6 +5,9 @@
 // sends the result to the cluster's first block, and that one joins the blocks. All joins have a fixed order: runs
 // are bit-equal. Older keys and values do not change within a step, and the kernel before this one started after
 // every earlier one had ended: they are fetched before the wait.
+//
+// Where heads have norms, queries and the new key come as they were projected, and are normalised and turned on their
+// way in: no kernel before this one has whole heads. The warp that has the new key puts it back into the cache.
 #include "common.cuh"
 
 #define CLUSTER 8
@@ -29,6 +32,15 @@ struct DecodeAttentionArgs {
     const unsigned char* ahead0;  // what a launch after the next one reads first, or null
     const unsigned char* ahead1;
     int ahead_bytes;              // of each, a multiple of 16
+    float softcap;                // scores stay within it; 0: there is none
+    int original;                 // beta ln(1 + position / original) more of every score, where there is a beta
+    float beta;
+    const float* q_norm;          // (dim,) weights of an RMSNorm of each head, or null: heads come whole
+    const float* k_norm;
+    const float2* angles;         // (pair,) of the position, for heads with norms
+    float eps;
+    int pairs;
+    int neox;                     // pairs are (i, i + pairs), not (2i, 2i + 1)
 };
 
 // Lanes p of eight neighbours share `count` values: each gets the sums over the eight of its own share of them, the
@@ -84,6 +96,41 @@ static __device__ __forceinline__ void ask_ahead(const DecodeAttentionArgs& a) {
     }
 }
 
+// A head, normalised and turned by a warp: `from` is another kernel's, past the first-level cache, and may be `to`.
+// What is turned no further is in pairs too. `also` is another place for it, or null.
+template <int COLUMNS>
+static __device__ __forceinline__ void enter(const DecodeAttentionArgs& a, const float* weight, const float* from,
+                                             float* to, float* also) {
+    const int lane = threadIdx.x % 32, half = a.head_dim / 2;
+    float2 x[2 * COLUMNS];
+    float squares = 0.0f;
+#pragma unroll
+    for (int n = 0; n < 2 * COLUMNS; ++n) {
+        const int i = 32 * n + lane;
+        const bool apart = a.neox && i < a.pairs;
+        x[n] = i < half ? make_float2(load_shared_by_blocks(from + (apart ? i : 2 * i)),
+                                      load_shared_by_blocks(from + (apart ? i + a.pairs : 2 * i + 1)))
+                        : make_float2(0.0f, 0.0f);
+        squares += x[n].x * x[n].x + x[n].y * x[n].y;
+    }
+    const float scale = 1.0f / sqrtf(warp_sum(squares) / a.head_dim + a.eps);
+#pragma unroll
+    for (int n = 0; n < 2 * COLUMNS; ++n) {
+        const int i = 32 * n + lane;
+        if (i >= half) continue;
+        const bool turns = i < a.pairs, apart = a.neox && turns;
+        const int first = apart ? i : 2 * i, second = apart ? i + a.pairs : 2 * i + 1;
+        float u = x[n].x * scale * weight[first], v = x[n].y * scale * weight[second];
+        if (turns) {
+            const float2 turn = a.angles[i];
+            const float old = u;
+            u = old * turn.x - v * turn.y, v = old * turn.y + v * turn.x;
+        }
+        to[first] = u, to[second] = v;
+        if (also) also[first] = u, also[second] = v;
+    }
+}
+
 // G: query heads of the kv_head, rounded up to a power of two; what the heads too many compute is not used.
 // COLUMNS: of four components, that one lane has of a row of values.
 template <int G, int COLUMNS>
@@ -111,24 +158,37 @@ static __device__ __forceinline__ void decode(const DecodeAttentionArgs& a) {
     const int share = (position - visible) / (CLUSTER * WARPS) + 1;
     const int low = visible + (rank * WARPS + warp) * share, high = min(low + share, position + 1);
     const long long at = ((long long)a.layer * a.kv_heads + kv) * s.capacity * quads;
-    const auto copy = [&](int from, int to, int into) {
+    const auto copy = [&](int from, int to, int into, bool with_keys = true) {
         const float4* k = reinterpret_cast<const float4*>(s.keys) + at + (long long)from * quads;
         const float4* v = reinterpret_cast<const float4*>(s.values) + at + (long long)from * quads;
         for (int i = lane; i < (to - from) * quads; i += 32) {
-            copy_piece(keys + into * quads + i, k + i);
+            if (with_keys) copy_piece(keys + into * quads + i, k + i);
             copy_piece(values + into * quads + i, v + i);
         }
     };
     copy(low, min(min(low + TILE, high), position), 0);
     wait_for_previous();
     let_next_start();
-    for (int i = threadIdx.x; i < group * quads; i += THREADS)
-        copy_piece(q + i, reinterpret_cast<const float4*>(a.q) + kv * group * quads + i);
+    const bool newest = low <= position && position < high, at_once = newest && position < low + TILE;
+    const bool enters = a.k_norm && s.length < s.capacity;  // else nothing was put into the cache
+    if (a.q_norm) {
+        for (int g = warp; g < group; g += WARPS)
+            enter<COLUMNS>(a, a.q_norm, a.q + (kv * group + g) * dim, reinterpret_cast<float*>(q + g * quads), nullptr);
+    } else {
+        for (int i = threadIdx.x; i < group * quads; i += THREADS)
+            copy_piece(q + i, reinterpret_cast<const float4*>(a.q) + kv * group * quads + i);
+    }
     ask_ahead(a);
-    if (low <= position && position < min(low + TILE, high)) copy(position, position + 1, position - low);
+    if (newest && enters) {
+        float* key = s.keys + (at + (long long)position * quads) * 4;
+        enter<COLUMNS>(a, a.k_norm, key, key, at_once ? reinterpret_cast<float*>(keys + (position - low) * quads) : nullptr);
+    }
+    if (at_once) copy(position, position + 1, position - low, !enters);
     copies_done();
     __syncthreads();
 
+    const float scale = a.beta ? a.scale * (1.0f + a.beta * logf(1.0f + (float)((s.offset + s.length) / a.original)))
+                               : a.scale;
     // Eight lanes a key, KEYS keys a lane; then a lane holds the scores of key `own` and heads `head` on.
     constexpr int EACH = 8 / KEYS;  // lanes, of eight, that hold the scores of one key
     const int p = lane % 8, own = lane / 8 + p / EACH * 4, head = p % EACH * G / EACH;
@@ -168,7 +228,9 @@ static __device__ __forceinline__ void decode(const DecodeAttentionArgs& a) {
         shared_sums<VALUES>(v);
 #pragma unroll
         for (int i = 0; i < OWN; ++i) {
-            const float score = own < count ? v[i] * a.scale : minus_infinity();
+            float score = v[i] * scale;
+            if (a.softcap) score = a.softcap * tanhf(score / a.softcap);
+            if (own >= count) score = minus_infinity();
             float best = score;
 #pragma unroll
             for (int step = 16; step >= EACH; step >>= 1) best = fmaxf(best, __shfl_xor_sync(0xFFFFFFFFu, best, step));

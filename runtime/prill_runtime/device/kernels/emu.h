@@ -62,7 +62,7 @@ constexpr int POISON = 0xFF;
 #ifdef EMU_ASAN
 constexpr size_t STACK = 256 << 10;
 #else
-constexpr size_t STACK = 64 << 10;
+constexpr size_t STACK = (64 << 10) + 320;  // tops that share no cache set
 #endif
 
 struct Fiber {
@@ -96,6 +96,8 @@ EMU_OWN const void* arguments;
 EMU_OWN unsigned first_block;  // blockIdx.x of the cluster's first block
 EMU_OWN unsigned members, arrivals;  // threads of the cluster, and how often they arrived at its barrier
 EMU_OWN bool moved;                  // whether a thread ran
+EMU_OWN Fiber* last;                 // of the warp that runs, in the order of its lanes
+EMU_OWN int onward;                  // from a lane to the next
 
 #if defined(__x86_64__)
 __attribute__((naked, noinline)) static void swap(void**, void*) {
@@ -111,6 +113,8 @@ static void jump(Fiber* from, Fiber* to, [[maybe_unused]] bool for_good = false)
 #ifdef EMU_ASAN
     EMU_OWN const void* host_bottom;
     EMU_OWN size_t host_size;
+    EMU_OWN bool from_host;
+    from_host = from == &host;
     const void* bottom = to == &host ? host_bottom : stack_of(to);
     __sanitizer_start_switch_fiber(for_good ? nullptr : &from->fake, bottom, to == &host ? host_size : STACK);
 #endif
@@ -123,8 +127,23 @@ static void jump(Fiber* from, Fiber* to, [[maybe_unused]] bool for_good = false)
     const void* old_bottom;
     size_t old_size;
     __sanitizer_finish_switch_fiber(from->fake, &old_bottom, &old_size);
-    if (from != &host) host_bottom = old_bottom, host_size = old_size;
+    if (from_host) host_bottom = old_bottom, host_size = old_size;
 #endif
+}
+
+static void enter(Fiber* f) {
+    current = f;
+    threadIdx = f->index;
+    blockIdx.x = first_block + f->rank;
+}
+
+// From a lane that ended or waits to the next one of its warp that can run at once, else to the scheduler.
+static void leave(Wait why) {
+    Fiber *self = current, *next = self + onward;
+    self->wait = why;
+    if (self == last || next->wait != RUN) return jump(self, &host, why == DONE);
+    enter(next);
+    jump(self, next, why == DONE);
 }
 
 static void entry() {
@@ -132,8 +151,7 @@ static void entry() {
     __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr);
 #endif
     body(arguments);
-    current->wait = DONE;
-    jump(current, &host, true);
+    leave(DONE);
     abort();
 }
 
@@ -159,16 +177,8 @@ static void start(Fiber* f, uint3 index, unsigned rank) {
 #endif
 }
 
-static void yield(Wait why) {
-    Fiber* self = current;
-    self->wait = why;
-    jump(self, &host);
-}
-
 static void resume(Fiber* f) {
-    current = f;
-    threadIdx = f->index;
-    blockIdx.x = first_block + f->rank;
+    enter(f);
     jump(&host, f);
 }
 
@@ -176,20 +186,20 @@ static bool have_arrived(const Fiber* f) { return arrivals >= f->waits * members
 
 // Runs lanes [low, high) until each is done or at a barrier of the block; false: some wait for lanes that do not come.
 static bool run_warp(unsigned low, unsigned high, bool reverse) {
+    last = fibers + (reverse ? low : high - 1), onward = reverse ? -1 : 1;
     while (true) {
-        unsigned done = 0, warp = 0, block = 0, late = 0;
+        unsigned stands[DONE + 1] = {}, late = 0;
         for (unsigned i = 0; i < high - low; ++i) {
             Fiber* f = fibers + (reverse ? high - 1 - i : low + i);
             if (f->wait == CLUSTER && have_arrived(f)) f->wait = RUN;
             if (f->wait == RUN) moved = true, resume(f);
-            done += f->wait == DONE;
-            warp += f->wait == WARP;
-            block += f->wait == BLOCK || f->wait == CLUSTER;
+            ++stands[f->wait];
         }
-        for (unsigned t = low; t < high; ++t) late += fibers[t].wait == CLUSTER && have_arrived(fibers + t);
+        for (unsigned t = low; t < high && stands[CLUSTER]; ++t)
+            late += fibers[t].wait == CLUSTER && have_arrived(fibers + t);
         if (late) continue;  // the last of the cluster to arrive was a later lane
-        if (!warp) return true;
-        if (block) return false;
+        if (!stands[WARP]) return true;
+        if (stands[BLOCK] || stands[CLUSTER]) return false;
         for (unsigned t = low; t < high; ++t)
             if (fibers[t].wait == WARP) fibers[t].wait = RUN;
     }
@@ -281,7 +291,7 @@ static T exchange(T value, unsigned (*source)(unsigned, unsigned), unsigned by) 
     const unsigned self = static_cast<unsigned>(current - fibers), lane = self % 32;
     uint64_t* slot = slots[current->exchanges++ % 2];
     memcpy(slot + self, &value, sizeof value);
-    yield(WARP);
+    leave(WARP);
     const unsigned from = source(lane, by), giver = self - lane + from;
     T got = value;
     if (from < 32) memcpy(&got, slot + giver, sizeof got);
@@ -292,8 +302,8 @@ static T exchange(T value, unsigned (*source)(unsigned, unsigned), unsigned by) 
 
 }  // namespace emu
 
-static inline void __syncthreads() { emu::yield(emu::BLOCK); }
-static inline void __syncwarp(unsigned = 0xFFFFFFFFu) { emu::yield(emu::WARP); }
+static inline void __syncthreads() { emu::leave(emu::BLOCK); }
+static inline void __syncwarp(unsigned = 0xFFFFFFFFu) { emu::leave(emu::WARP); }
 static inline void __threadfence() {}
 template <class T>
 static T __shfl_xor_sync(unsigned, T value, int mask) {
@@ -375,7 +385,7 @@ static inline void copies_done() {}
 static inline void cluster_arrive() { ++emu::arrivals; }
 static inline void cluster_wait() {
     ++emu::current->waits;
-    if (!emu::have_arrived(emu::current)) emu::yield(emu::CLUSTER);
+    if (!emu::have_arrived(emu::current)) emu::leave(emu::CLUSTER);
 }
 template <class T>
 static T* in_block(T* p, unsigned rank) {

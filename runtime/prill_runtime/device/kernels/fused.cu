@@ -1,4 +1,4 @@
-// Dense stages of a decode step for models with RMSNorm, gates and separate q, k and v, without biases.
+// Dense stages of a decode step for models with RMSNorm, SiLU and gates, without biases.
 #define MOST 512
 #define MOST_EXACT 256
 #include "fused.cuh"

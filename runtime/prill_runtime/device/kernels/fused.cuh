@@ -7,9 +7,8 @@
 //   GATE_UP  rows of two matrices: out[row] = silu(gate) * up
 //   QKV      rows of three matrices: q rotated, k rotated into the cache, v into the cache
 // and, in kernels with HOOKS, which are files of their own so that those without have nothing of it:
-//   GELU     out[row] = gelu(sum), of one matrix
-//   biases of every row; LayerNorm in the place of RMSNorm; q, k and v as rows of one matrix; rotation of pairs that
-//   lie half a head apart
+//   GELU in the place of SiLU, and of one matrix without a gate; biases of every row; LayerNorm in the place of
+//   RMSNorm; rotation of pairs that lie half a head apart
 // Sums have a fixed order: runs are bit-equal. Who includes this defines MOST, the threads of a block.
 #pragma once
 
@@ -20,7 +19,6 @@
 #define PLAIN 0
 #define GATE_UP 1
 #define QKV 2
-#define GELU 3
 #define NOWHERE (1 << 28)  // a group that no matrix has
 
 struct FusedArgs {
@@ -47,9 +45,8 @@ struct FusedArgs {
     const float* bias0;      // (rows,) of each matrix, or null
     const float* bias1;
     const float* bias2;
-    int q_rows;              // of QKV: those of q, then as many of k as of v
-    int kv_rows;
     int neox;                // of QKV: pairs are (i, i + pairs), not (2i, 2i + 1)
+    int gelu;                // of GATE_UP, or of PLAIN: the activation is GELU, 1 by tanh, 2 by erf
 };
 
 struct Activations {
@@ -242,21 +239,20 @@ static __device__ __forceinline__ Target target(const FusedArgs& a, int group) {
             const float* bias = r % 2 ? a.bias1 : a.bias0;
             if (bias && row < a.m0.rows) t.bias = bias[row];
         }
-    } else if (a.mode == PLAIN || (HOOKS && a.mode == GELU)) {
+    } else if (a.mode == PLAIN) {
         if (at >= a.m0.rows) return t;
         t.to = a.out + at;
         if constexpr (HOOKS) if (a.bias0) t.bias = a.bias0[at];
         if (a.residual) t.residual = a.residual[at];
     } else {
-        const int q_rows = HOOKS ? a.q_rows : a.m0.rows, k_rows = HOOKS ? a.kv_rows : a.m1.rows;
+        const int q_rows = a.m0.rows, k_rows = a.m1.rows;
         const bool is_v = at >= q_rows + k_rows;
         const int low = at < q_rows ? 0 : q_rows + (is_v ? k_rows : 0);  // rows before this matrix's
         if (at >= a.m0.rows + a.m1.rows + a.m2.rows) return t;
         const int row = row_in<HOOKS>(a, at - low);
         if constexpr (HOOKS) {
-            const bool fused = a.m0.rows > a.q_rows;
-            const float* bias = fused || at < q_rows ? a.bias0 : is_v ? a.bias2 : a.bias1;
-            if (bias) t.bias = bias[fused ? low + row : row];
+            const float* bias = at < q_rows ? a.bias0 : is_v ? a.bias2 : a.bias1;
+            if (bias) t.bias = bias[row];
         }
         const int i = row % a.head_dim, pair = (at - low) % a.head_dim / 2;
         t.rotate = !is_v && pair < a.pairs;
@@ -275,8 +271,11 @@ static __device__ __forceinline__ Target target(const FusedArgs& a, int group) {
 template <bool HOOKS>
 static __device__ __forceinline__ void finish(const FusedArgs& a, const Target& t, float sum, float other) {
     if (!t.to) return;
-    if constexpr (HOOKS) if (a.mode == GELU) {
-        *t.to = 0.5f * sum * (1.0f + tanhf(0.7978845608028654f * (sum + 0.044715f * (sum * sum * sum))));
+    if constexpr (HOOKS) if (a.gelu) {
+        const float curve = a.gelu == 2 ? erff(sum * 0.7071067811865476f)
+                                        : tanhf(0.7978845608028654f * (sum + 0.044715f * (sum * sum * sum)));
+        const float gate = 0.5f * sum * (1.0f + curve);
+        *t.to = a.mode == GATE_UP ? gate * other : gate;
         return;
     }
     if (a.mode == GATE_UP) *t.to = sum / (1.0f + expf(-sum)) * other;

@@ -1,4 +1,4 @@
-// Dense stages of a decode step with every hook of fused.cuh: biases, LayerNorm, GELU, q, k and v in one matrix.
+// Dense stages of a decode step with every hook of fused.cuh: biases, LayerNorm, GELU, pairs half a head apart.
 #define MOST 512
 #define MOST_EXACT 256
 #include "fused.cuh"

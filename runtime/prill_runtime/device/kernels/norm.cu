@@ -2,10 +2,11 @@
 #include "common.cuh"
 
 struct NormArgs {
-    const float* x;       // (row, width)
-    const float* weight;  // (width,)
-    const float* bias;    // (width,), LayerNorm alone
-    float* out;           // (row, width)
+    const float* x;         // (row, width)
+    const float* weight;    // (width,)
+    const float* bias;      // (width,), LayerNorm alone
+    const float* residual;  // (row, width) to which it is added, RMSNorm alone, or null; may be out
+    float* out;             // (row, width)
     int width;
     float eps;
 };
@@ -17,7 +18,11 @@ KERNEL(rms_norm, NormArgs, 256) {
     for (int i = threadIdx.x; i < a.width; i += blockDim.x) squares += x[i] * x[i];
     const float root = sqrtf(block_sum(squares, shared) / a.width + a.eps);
     float* out = a.out + (long long)blockIdx.x * a.width;
-    for (int i = threadIdx.x; i < a.width; i += blockDim.x) out[i] = x[i] / root * a.weight[i];
+    const float* residual = a.residual ? a.residual + (long long)blockIdx.x * a.width : nullptr;
+    for (int i = threadIdx.x; i < a.width; i += blockDim.x) {
+        const float y = x[i] / root * a.weight[i];
+        out[i] = residual ? residual[i] + y : y;
+    }
 }
 
 KERNEL(layer_norm, NormArgs, 256) {

@@ -67,13 +67,17 @@ KERNEL(repack_q8_0, RepackArgs, 256) {
     });
 }
 
-KERNEL(repack_q4_0, RepackArgs, 256) {
-    using B = Q4_0_Block;
+// A block is one chunk of nibbles, as they lie, and one half.
+template <class B>
+static __device__ __forceinline__ void one_chunk(const RepackArgs& a) {
     each_of<B>(a, [&](const unsigned char* block, int c, long long at) {
         static_cast<uint4*>(a.q)[at] = quad_at(block + B::Q);
         static_cast<uint16_t*>(a.s)[at] = half_at(block + B::D);
     });
 }
+
+KERNEL(repack_q4_0, RepackArgs, 256) { one_chunk<Q4_0_Block>(a); }
+KERNEL(repack_iq4_nl, RepackArgs, 256) { one_chunk<IQ4_NL_Block>(a); }
 
 KERNEL(repack_q4_1, RepackArgs, 256) {
     using B = Q4_1_Block;
@@ -203,14 +207,6 @@ KERNEL(repack_mxfp4, RepackArgs, 256) {
         for (int i = 0; i < 32; ++i) words[i / 8] |= (block[B::Q + i % 16] >> i / 16 * 4 & 15u) << 4 * (i % 8);
         static_cast<uint4*>(a.q)[at] = {words[0], words[1], words[2], words[3]};
         static_cast<uint8_t*>(a.s)[at] = block[B::E];
-    });
-}
-
-KERNEL(repack_iq4_nl, RepackArgs, 256) {
-    using B = IQ4_NL_Block;
-    each_of<B>(a, [&](const unsigned char* block, int c, long long at) {
-        static_cast<uint4*>(a.q)[at] = quad_at(block + B::Q);
-        static_cast<uint16_t*>(a.s)[at] = half_at(block + B::D);
     });
 }
 

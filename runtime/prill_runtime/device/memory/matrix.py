@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from math import prod
 from typing import Final, NamedTuple
 
@@ -96,6 +97,16 @@ class DeviceMatrix:
         at = self.pointers
         streams = (at["q"], at.get("h", 0), at.get("s", 0), at.get("d", 0))
         return Matrix(*streams, self.rows, self.cols, self.pitch, self.cols // 256)
+
+    def part(self, first: int, rows: int) -> DeviceMatrix:
+        """Some of its rows, in the same memory."""
+        view = copy(self)
+        view.rows, view.shape = rows, (rows, self.cols)
+        view.pointers = {
+            name: at + self.streams[name] // self.rows * first for name, at in self.pointers.items()
+        }
+        view.streams = {name: size // self.rows * rows for name, size in self.streams.items()}
+        return view
 
     def store(self, raw: NDArray[np.uint8], staging: Pointer, room: int) -> None:
         """Upload the tensor's bytes piece by piece and repack each on the device.

@@ -113,7 +113,7 @@ class CudaBackend(DeviceMemory, Backend[DeviceArray, DeviceMatrix | DeviceArray,
         bias = None if bias is None else self.on(bias)
         out = self.empty(*x.shape)
         args = {"x": x.pointer, "weight": weight.pointer, "bias": bias.pointer if bias else 0,
-                "out": out.pointer, "width": x.shape[-1], "eps": eps}  # fmt: skip
+                "residual": 0, "out": out.pointer, "width": x.shape[-1], "eps": eps}  # fmt: skip
         self.device.launch(kernel, (x.size // x.shape[-1],), BLOCK_THREADS, args)
         return out
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from prill_runtime.device.machine.base import Device, Pointer
-from prill_runtime.device.memory.array import DeviceArray
+from prill_runtime.device.memory.array import BLOCK_THREADS, DeviceArray
 from prill_runtime.device.memory.matrix import FORMATS, PLAIN, DeviceMatrix, Matrix
 from prill_runtime.device.ops.backend import CudaBackend
 from prill_runtime.models.nodes.attention import Attention
@@ -20,7 +20,7 @@ ROUTER_THREADS: Final = 256
 MOST_EXPERTS: Final = 256
 MOST_USED: Final = 16  # experts of a row
 TEAM_ROWS: Final = 4
-PRODUCT_MODES: Final = {"plain": 0, "gate_up": 1, "qkv": 2, "gelu": 3}
+PRODUCT_MODES: Final = {"plain": 0, "gate_up": 1, "qkv": 2}
 BLOCK_SHAPES: dict[str, tuple[int, int]] = {
     "fast": (512, 1),
     "exact": (256, 2),
@@ -51,12 +51,23 @@ class Hooks(NamedTuple):
     bias0: Pointer = 0
     bias1: Pointer = 0
     bias2: Pointer = 0
-    q_rows: int = 0
-    kv_rows: int = 0
+    neox: int = 0
+    gelu: int = 0
+
+
+class HeadNorms(NamedTuple):
+    """Norms of heads of queries and of the new key, and their rotation, where attention_decode does these."""
+
+    q_norm: Pointer = 0
+    k_norm: Pointer = 0
+    angles: Pointer = 0
+    eps: float = 0.0
+    pairs: int = 0
     neox: int = 0
 
 
 NO_HOOKS: Final = Hooks()
+NO_HEAD_NORMS: Final = HeadNorms()
 NO_HEADS: Final = Heads(0, 0, 0, 0, 0, 0)
 
 
@@ -85,8 +96,6 @@ def product(
     if only is not None:
         fields = [first.fields._replace(rows=first.rows if part == only else 0) for part in range(3)]
         rows = first.rows
-    if hooks is not None and len(matrices) == 3:
-        hooks = hooks._replace(q_rows=fields[0].rows, kv_rows=fields[1].rows)
     groups = -(-rows // (TEAM_ROWS // 2 if mode == "gate_up" else TEAM_ROWS))
     shape = Streamed.of(ops, first, groups, placing=int(mode == "qkv" and hooks is not None))
     args = {"m0": fields[0], "m1": fields[1], "m2": fields[2], "x": x.pointer, "norm": norm,
@@ -128,6 +137,13 @@ class Streamed(NamedTuple):
     def launch(self, device: Device, kernel: str, args: Mapping[str, Any]) -> None:
         """Queue it."""
         device.launch(f"{kernel}_{self.suffix}", (self.grid,), self.threads, args, shared=self.shared)
+
+
+def add_normed(device: Device, branch: DeviceArray, norm: Pointer, eps: float, x: DeviceArray) -> None:
+    """Queue an RMSNorm of what a branch made (1, width), added to the stream x in place."""
+    args = {"x": branch.pointer, "weight": norm, "bias": 0, "residual": x.pointer, "out": x.pointer,
+            "width": x.width, "eps": eps}  # fmt: skip
+    device.launch("rms_norm", (1,), BLOCK_THREADS, args)
 
 
 def route(
@@ -192,6 +208,7 @@ def attend(
     ahead: tuple[DeviceMatrix, ...] = (),
     most: int = PREFETCH_BYTES,
     sinks: Pointer = 0,
+    norms: HeadNorms = NO_HEAD_NORMS,
 ) -> None:
     """Queue attention_decode: one row of q (head, dim) over a sequence's cache, its own key included.
 
@@ -200,12 +217,15 @@ def attend(
         ahead: one or two matrices of one shape that a later launch reads, to be prefetched into the L2 cache.
         most: bytes of each to prefetch, of one matrix of each half.
         sinks: (head,), scores of no key; 0 if there are none.
+        norms: of heads; then q and the row's key in the cache are as projected, and the key is put back.
     """
     group, dim = a.heads // a.kv_heads, a.size
     first, second, most = _asked(ahead, most)
+    beta, original = a.temper or (0.0, 1)
     args = {"sequence": sequence, "q": q, "out": out, "kv_heads": a.kv_heads, "group": group,
             "head_dim": dim, "layer": a.layer, "window": a.window or 0, "scale": a.scale, "sinks": sinks,
-            "ahead0": first, "ahead1": second, "ahead_bytes": most}  # fmt: skip
+            "ahead0": first, "ahead1": second, "ahead_bytes": most, "softcap": a.softcap or 0.0,
+            "beta": beta, "original": original, **norms._asdict()}  # fmt: skip
     heads = next(size for size in (1, 2, 4, MOST_QUERY_HEADS) if size >= group)
     wide = dim > MOST_HEAD_DIM // 2
     tile = TILE_KEYS // 2 if wide else TILE_KEYS

@@ -20,9 +20,12 @@ from prill_runtime.device.steps.launches import (
     MOST_HEAD_DIM,
     MOST_QUERY_HEADS,
     MOST_USED,
+    NO_HEAD_NORMS,
     PREFETCH_BYTES,
+    HeadNorms,
     Heads,
     Hooks,
+    add_normed,
     attend,
     mixture,
     product,
@@ -43,6 +46,7 @@ Piece = Callable[[Any, DeviceArray], DeviceArray]
 WHOLE: Final = (
     16 << 20
 )  # bytes of half an output matrix that attention prefetches where routing comes after it
+GELU: Final = {"gelu_tanh": 1, "gelu_erf": 2}
 BLOCK_VALUES: Final = 32  # values that are quantised together: rows are whole numbers of them
 
 
@@ -58,9 +62,9 @@ class Lowering:
         mixtures = [node for node in nodes if isinstance(node, Experts)]
         wide += [node.used * node.up.rows for node in mixtures]
         routed = max((node.router.rows for node in mixtures), default=1)
-        self.x, self.q, self.mixed, self.act, self.routed = (
+        self.x, self.added, self.q, self.mixed, self.act, self.routed = (
             ops.empty(1, width, purpose="scratch")
-            for width in (self.width, max(inner), max(inner), max(wide), routed)
+            for width in (self.width, self.width, max(inner), max(inner), max(wide), routed)
         )
         # The rotation whose angles the first launch computes: it has one table.
         plain = (node for node in nodes if isinstance(node, Rope) and node.long is None)
@@ -73,27 +77,40 @@ class Lowering:
 
     def matrix(self, linear: Linear | ExpertLinear | Head | Embed) -> DeviceMatrix:
         found: DeviceMatrix = self.weights[f"{linear.name}.weight"]
+        if isinstance(linear, Linear) and linear.of is not None:
+            return found.part(linear.first, linear.rows)
         return found
 
     def norm(self, norm: Norm) -> dict[str, Any]:
         """Arguments for the norm that a launch applies before its product."""
         return {"norm": self.weights[f"{norm.stem}.weight"].pointer, "eps": norm.eps}
 
-    def bias(self, name: str) -> Pointer:
-        """Address of a bias; 0 if there is none."""
+    def bias(self, name: str, first: int = 0) -> Pointer:
+        """Address of a bias from a row on; 0 if there is none."""
         found = self.weights.get(f"{name}.bias")
-        if isinstance(found, DeviceMatrix):
-            return found.pointers["q"]
-        return 0 if found is None else int(found.pointer)
+        if found is None:
+            return 0
+        return (found.pointers["q"] if isinstance(found, DeviceMatrix) else int(found.pointer)) + 4 * first
 
     def hooks(self, norm: Norm | None, *linears: Linear, needed: bool = False) -> Hooks | None:
         """The parts of a launch's norm and matrices that need a kernel with hooks; None if there are none."""
-        biases = [self.bias(linear.name) for linear in linears]
+        biases = [self.bias(linear.name, linear.first) for linear in linears]
         centred = self.bias(norm.stem) if isinstance(norm, LayerNorm) else 0
         if not (needed or centred or any(biases)):
             return None
         self.ops.device.module("hooked")
         return Hooks(centred, *biases)
+
+    def add(
+        self, linear: Linear, post: Norm | None, of: DeviceArray, x: DeviceArray, hooks: Hooks | None
+    ) -> None:
+        """Queue the end of a branch: its last matrix, the norm behind it if any, the sum with the stream."""
+        matrices = (self.matrix(linear),)
+        if post is None:
+            product(self.ops, "plain", matrices, of, x, residual=x, hooks=hooks)
+        else:
+            product(self.ops, "plain", matrices, of, self.added, hooks=hooks)
+            add_normed(self.ops.device, self.added, x=x, **self.norm(post))
 
     def angles(self, p: Pass, rope: Rope) -> Pointer:
         """Cosines and sines (pair, 2) of the token's position."""
@@ -125,8 +142,12 @@ class Lowered:
         self._pieces: list[Piece] = []
         for layer in network.layers:
             if layer.parallel:
-                self.recorded += [layer.attention, layer.dense]
-                self._pieces.append(layer)  # type: ignore[arg-type]
+                attention, dense = lower(layer.attention, on), lower(layer.dense, on)
+                if isinstance(attention, FusedAttention) and isinstance(dense, FusedDense):
+                    self._pieces.append(SideBySide(attention, dense))
+                else:
+                    self.recorded += [layer.attention, layer.dense]
+                    self._pieces.append(layer)  # type: ignore[arg-type]
                 continue
             self._pieces += [piece(layer.attention), piece(layer.dense)]
         for before, after in pairwise(self._pieces):
@@ -162,7 +183,8 @@ def lower(node: Node, on: Lowering) -> Any:
 
 @lower.register
 def _(node: Attention, on: Lowering) -> Any:
-    if not node.plain:
+    norms = {(type(norm), norm and norm.eps) for norm in (node.q_norm, node.k_norm)}
+    if len(norms) > 1 or isinstance(node.q_norm, LayerNorm) or isinstance(node.post, LayerNorm):
         return None
     if (
         node.size % 4
@@ -171,24 +193,15 @@ def _(node: Attention, on: Lowering) -> Any:
         or node.norm.width % BLOCK_VALUES
     ):
         return None
-    parts = (node.q, node.k, node.v)
-    firsts = [0, node.q.rows, node.q.rows + node.k.rows]
-    apart = all(part.of is None for part in parts)
-    one = len({part.name for part in parts}) == 1 and [part.first for part in parts] == firsts
-    return FusedAttention(node, on) if apart or (one and node.q.of == firsts[2] + node.v.rows) else None
+    return FusedAttention(node, on)
 
 
 @lower.register
 def _(node: Dense, on: Lowering) -> Any:
-    if node.post is not None:
+    if node.up.rows % BLOCK_VALUES or node.norm.width % BLOCK_VALUES:
         return None
-    linears = [linear for linear in (node.gate, node.up, node.down) if linear is not None]
-    if node.up.rows % BLOCK_VALUES or node.norm.width % BLOCK_VALUES or any(linear.of for linear in linears):
-        return None
-    if node.gate is None:
-        return FusedDense(node, on) if node.activation == "gelu_tanh" else None
-    alike = on.matrix(node.gate).kind == on.matrix(node.up).kind
-    return FusedDense(node, on) if node.activation == "silu" and alike else None
+    alike = node.gate is None or on.matrix(node.gate).kind == on.matrix(node.up).kind
+    return FusedDense(node, on) if alike and not isinstance(node.post, LayerNorm) else None
 
 
 @lower.register
@@ -228,20 +241,22 @@ class Begin:
 
 
 class FusedAttention:
-    """Norm, projections, rotation and cache in one launch, or one per type; attention; output projection."""
+    """Norm, projections, rotation and cache in one launch, or one per type; attention; output projection.
+
+    Where heads have norms, attention does these and the rotation.
+    """
 
     def __init__(self, node: Attention, on: Lowering) -> None:
         self.node, self.on = node, on
         # What a later launch reads: the next piece, or the output projection where that has to route first.
         self.ahead: tuple[DeviceMatrix, ...] = ()
         self.most = PREFETCH_BYTES
-        self.parts = {part.name: part for part in (node.q, node.k, node.v)}
-        one, neox = len(self.parts) == 1, node.rope is not None and node.rope.layout == "neox"
-        self.hooks = on.hooks(node.norm, *self.parts.values(), needed=one or neox)
+        self.parts = (node.q, node.k, node.v)
+        self.neox = node.rope is not None and node.rope.layout == "neox"
+        neox = self.neox and node.q_norm is None
+        self.hooks = on.hooks(node.norm, *self.parts, needed=neox)
         if self.hooks is not None:
             self.hooks = self.hooks._replace(neox=int(neox))
-            if one:
-                self.hooks = self.hooks._replace(q_rows=node.q.rows, kv_rows=node.k.rows)
         self.sinks = 0 if node.sinks is None else on.weights[node.sinks].pointer
         self.last = on.hooks(None, node.out)
 
@@ -249,8 +264,13 @@ class FusedAttention:
         a, on = self.node, self.on
         cache: Any = p.step.sequences[0][0]
         angles, pairs = (0, 0) if a.rope is None else (on.angles(p, a.rope), a.rope.dim // 2)
+        norms = NO_HEAD_NORMS
+        if a.q_norm is not None and a.k_norm is not None:
+            q_norm, k_norm = (on.norm(norm)["norm"] for norm in (a.q_norm, a.k_norm))
+            norms = HeadNorms(q_norm, k_norm, angles, a.q_norm.eps, pairs, int(self.neox))
+            angles = pairs = 0
         heads = Heads(cache.state, angles, a.layer, a.size, a.kv_heads, pairs)
-        matrices = tuple(on.matrix(linear) for linear in self.parts.values())
+        matrices = tuple(on.matrix(linear) for linear in self.parts)
         queue = partial(
             product, on.ops, "qkv", matrices, x, on.q, heads=heads, hooks=self.hooks, **on.norm(a.norm)
         )
@@ -260,9 +280,10 @@ class FusedAttention:
             for part in range(3):
                 queue(only=part)
         attend(
-            on.ops.device, a, cache.state, on.q.pointer, on.mixed.pointer, self.ahead, self.most, self.sinks
-        )
-        product(on.ops, "plain", (on.matrix(a.out),), on.mixed, x, residual=x, hooks=self.last)
+            on.ops.device, a, cache.state, on.q.pointer, on.mixed.pointer, self.ahead, self.most, self.sinks,
+            norms,
+        )  # fmt: skip
+        on.add(a.out, a.post, on.mixed, x, self.last)
         return x
 
 
@@ -272,16 +293,38 @@ class FusedDense:
     def __init__(self, node: Dense, on: Lowering) -> None:
         self.node, self.on = node, on
         linears = (node.up,) if node.gate is None else (node.gate, node.up)
-        self.mode = "gelu" if node.gate is None else "gate_up"
+        self.mode, gelu = "plain" if node.gate is None else "gate_up", GELU.get(node.activation, 0)
         self.first = tuple(on.matrix(linear) for linear in linears)
-        self.hooks = on.hooks(node.norm, *linears, needed=node.gate is None)
+        self.hooks = on.hooks(node.norm, *linears, needed=gelu > 0)
+        if self.hooks is not None:
+            self.hooks = self.hooks._replace(gelu=gelu)
         self.last = on.hooks(None, node.down)
 
     def __call__(self, p: Pass, x: DeviceArray) -> DeviceArray:
-        d, on = self.node, self.on
-        product(on.ops, self.mode, self.first, x, on.act, hooks=self.hooks, **on.norm(d.norm))
-        product(on.ops, "plain", (on.matrix(d.down),), on.act, x, residual=x, hooks=self.last)
+        self.begin(x)
+        return self.end(x)
+
+    def begin(self, x: DeviceArray) -> None:
+        """Queue what reads the stream."""
+        on = self.on
+        product(on.ops, self.mode, self.first, x, on.act, hooks=self.hooks, **on.norm(self.node.norm))
+
+    def end(self, x: DeviceArray) -> DeviceArray:
+        """Queue what adds to it."""
+        self.on.add(self.node.down, self.node.post, self.on.act, x, self.last)
         return x
+
+
+class SideBySide:
+    """A parallel layer: the feed-forward layer reads the stream before attention adds to it."""
+
+    def __init__(self, attention: FusedAttention, dense: FusedDense) -> None:
+        self.attention, self.dense = attention, dense
+        attention.ahead = (dense.on.matrix(dense.node.down),)
+
+    def __call__(self, p: Pass, x: DeviceArray) -> DeviceArray:
+        self.dense.begin(x)
+        return self.dense.end(self.attention(p, x))
 
 
 class FusedExperts:
@@ -312,13 +355,15 @@ class FusedTail:
 
     def __init__(self, norm: Norm, head: Head, on: Lowering) -> None:
         self.norm, self.head, self.on = norm, head, on
-        self.covered = norm.width % BLOCK_VALUES == 0 and not head.bias and head.softcap is None
+        self.covered = norm.width % BLOCK_VALUES == 0 and not head.bias
         self.hooks = on.hooks(norm)
 
     def __call__(self, p: Any, x: DeviceArray, logits: DeviceArray) -> None:
         on, matrix = self.on, self.on.matrix(self.head)
         if self.covered:
             product(on.ops, "plain", (matrix,), x, logits, hooks=self.hooks, **on.norm(self.norm))
+            if self.head.softcap is not None:
+                on.ops.softcap(logits, self.head.softcap, logits)
         else:
             to_logits(on.ops, self.head, on.weights, self.norm(p, x), logits)  # type: ignore[arg-type]
 

@@ -50,12 +50,6 @@ class Attention(Node):
         """The stage that is added to the stream."""
         return self.out.stage if self.post is None else self.post.name
 
-    @property
-    def plain(self) -> bool:
-        """Whether it has nothing but rotation, groups, biases, sinks and a window."""
-        more = (self.q_norm, self.k_norm, self.softcap, self.temper, self.post)
-        return all(option is None for option in more)
-
     def tensors(self) -> Iterator[Tensor]:
         if self.sinks is not None:
             yield Tensor(self.sinks, (self.heads,))

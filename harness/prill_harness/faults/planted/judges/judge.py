@@ -20,6 +20,7 @@ from prill_runtime.errors import EngineError
 
 BLAMES = ("harness",)
 COMPARE = "prill_harness.numbers.compare"
+ROUTING = "prill_harness.stages.routing"
 WIDER = 3.0
 
 # --- the comparer -----------------------------------------------------------------------------------------
@@ -117,6 +118,19 @@ def one_stage_recorded() -> Iterator[Patch]:
 def noise_explains_all() -> Iterator[Patch]:
     """Whatever is out of bound is taken for noise."""
     yield around("prill_suites.stages_noise:Noise.explains", lambda explains, *given: True)
+
+
+@fault(area="harness", blames=BLAMES)
+def choices_excused_too_far() -> Iterator[Patch]:
+    """The oracle follows an engine's choice of experts across twice the gap that noise explains."""
+    yield around(f"{ROUTING}:noise_of", lambda noise_of, *given: {
+        stage: 2 * noise for stage, noise in noise_of(*given).items()})  # fmt: skip
+
+
+@fault(area="harness", blames=BLAMES)
+def choices_not_followed() -> Iterator[Patch]:
+    """An engine is held to the oracle's experts also where noise decides between them and others."""
+    yield around(f"{ROUTING}:follow", lambda follow, *given: None)
 
 
 # --- what a check's end comes to ---------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from prill_harness.planting.tools import forgotten, op, option, wiring
 
 AREA = "options"
 ROUTED, ACT, SUM = ("routed",), ("expert_act",), ("experts",)
+CLOSE = 0.02  # logits
 PRODUCTS = ("expert_gate", "expert_up", "expert_down")
 
 
@@ -31,6 +32,21 @@ def one_expert_less() -> Iterator[Patch]:
 def ties_to_highest_id() -> Iterator[Patch]:
     """Of experts with equal logits those with the highest ids are chosen."""
     yield op("route", lambda o, self, logits, **how: o(self, logits[:, ::-1], **how)[:, ::-1].copy())
+
+
+@fault(area=AREA, blames=ROUTED, needs=("experts",))
+def close_experts_exchanged() -> Iterator[Patch]:
+    """Where their logits are close, the first expert that is left out is chosen instead of the last one."""
+
+    def route(original: Any, self: Any, logits: Any, *, used: int, **how: Any) -> Any:
+        best = np.argsort(-logits, axis=-1, kind="stable")[:, used - 1 : used + 1]
+        pair = np.take_along_axis(logits, best, axis=-1)
+        moved = logits.copy()
+        for row in np.flatnonzero(np.ptp(pair, axis=-1) < CLOSE):
+            moved[row, best[row]] = pair[row, ::-1]
+        return original(self, moved, used=used, **how)
+
+    yield op("route", route)
 
 
 @fault(area=AREA, blames=("router",), needs=("experts", "expert_bias"))

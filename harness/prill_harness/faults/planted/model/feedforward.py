@@ -170,3 +170,30 @@ def tanh_for_erf() -> Iterator[Patch]:
 def silu_for_gelu() -> Iterator[Patch]:
     """The gate passes through SiLU, not through GELU."""
     yield op("geglu", lambda o, self, gate, up: self.swiglu(gate, up))
+
+
+@fault(area="options", blames=("ffn_norm",), models=ONE)
+def branches_in_sequence() -> Iterator[Patch]:
+    """In a layer whose branches are side by side the feed-forward layer reads the stream behind attention."""
+
+    def layer(original: Any, self: Any, p: Any, x: Any) -> Any:
+        if not self.parallel:
+            return original(self, p, x)
+        attended = self.attention(p, x)
+        made = self.dense(p, p.ops.add(x, attended))
+        return p.tap(f"{self.at}out", p.ops.add(x, p.ops.add(attended, made)))
+
+    yield node("Layer", layer)
+
+
+@fault(area="options", blames=("ffn_norm",), models=ONE)
+def branches_in_parallel() -> Iterator[Patch]:
+    """In a layer whose branches are in sequence the feed-forward layer reads the stream before attention."""
+
+    def layer(original: Any, self: Any, p: Any, x: Any) -> Any:
+        if self.parallel:
+            return original(self, p, x)
+        attended = p.tap(f"{self.at}ffn_in", p.ops.add(x, self.attention(p, x)))
+        return p.tap(f"{self.at}out", p.ops.add(attended, self.dense(p, x)))
+
+    yield node("Layer", layer)

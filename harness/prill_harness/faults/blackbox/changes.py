@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prill_harness.faults.trial.changed import (
+from prill_harness.faults.blackbox.changed import (
     GROUPS,
     HEADS,
     NUMBERS,

@@ -7,7 +7,7 @@ value of that changed it is wrong in a known way, which its judge has to find an
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -222,7 +222,9 @@ def end_moved(model: Path, folder: Path, token: int) -> Path:
     return copy
 
 
-def applicable(changes: Iterable[Change], model: Path, folder: Path) -> Iterator[tuple[Change, Path]]:
+def applicable(
+    changes: Iterable[Change], model: Path, folder: Path
+) -> Generator[tuple[Change, Path], None, None]:
     """Each of the faults that the file has what it takes for, with the copy that has it, which then goes."""
     for change in changes:
         if (copy := planted(change, model, folder)) is not None:

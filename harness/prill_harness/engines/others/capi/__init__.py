@@ -1,0 +1,1 @@
+"""An engine in a C library: the header it implements, a complete example, and its child processes."""

@@ -1,0 +1,1 @@
+"""`llamacpp:FOLDER`: libllama through its own C API, always in a child process."""

@@ -1,0 +1,1 @@
+"""Faults that any engine can have planted: files changed, and answers spoiled on their way."""

@@ -1,0 +1,1 @@
+"""Faults at the boundary of a library and of a process."""

@@ -1,0 +1,292 @@
+"""Faults that any engine can have planted are seen through its connector, and a gate counts by that alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from prill_harness.engines.base import Capability
+from prill_harness.faults.blackbox.answers import ANSWERS
+from prill_harness.faults.blackbox.changes import CHANGES
+from prill_harness.faults.blackbox.planted import BLACKBOX, own
+from prill_harness.faults.catalogue import known
+from prill_harness.faults.opening import check_engine, foreign, open_engine, open_oracle
+from prill_harness.faults.trial import connector
+from prill_harness.faults.trial.connector import Found, Sight, Trial
+from prill_harness.faults.trial.kills import FaultTrial
+from prill_harness.records.catalog import check_ids
+from prill_harness.records.evidence import Cell, Evidence, Status
+from prill_runtime.errors import UsageError
+
+from .commandline import invoke
+
+MODEL = "fixture:llama-tiny"
+SPEC = "py:mine.py:Mine"
+IDS = [1, 300, 301, 302, 303, 304, 305, 306]
+MINE = """
+from prill_harness.faults.opening import open_engine
+
+
+class Mine:
+    arithmetic = "float32"
+
+    def __init__(self, model):
+        type(self).opened = str(model)
+        self.engine = open_engine("numpy", model)
+        self.tokenize, self.detokenize = self.engine.tokenize, self.engine.detokenize
+
+    def generate(self, ids, max_tokens, ignore_eos=False, **sampling):
+        sampling.pop("stop")
+        made = self.engine.generate(ids, max_tokens=max_tokens, ignore_eos=ignore_eos, **sampling)
+        return dict(ids=list(made.ids), logprobs=list(made.logprobs), finish_reason=made.finish_reason,
+                    end_id=made.end_id)
+"""
+
+
+@pytest.fixture(autouse=True)
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+
+
+def opened_with() -> Path:
+    import sys
+
+    return Path(sys.modules["prill_engine_mine"].Mine.opened)
+
+
+def seen(check: str, engine: str = SPEC, status: Status = Status.PASSED, **rest: object) -> Evidence:
+    cell = Cell(MODEL, engine, check.partition(".")[0])
+    run = f"prill run --engine '{engine}' --model ./m.gguf {check}"
+    return Evidence(check, "c" * 64, cell, status, 1, "seen", "oracle", ("bug",), run, **rest)  # type: ignore[arg-type]
+
+
+def sight(*killed_by: str, content: str = "c" * 64, engine: str = SPEC) -> Sight:
+    trial = FaultTrial("s", "file", "is wrong", ("numbers",), MODEL, ("numbers",), killed_by)
+    return Sight(engine, dict.fromkeys(killed_by, content), {"file_rope_base": trial})
+
+
+# --- planting -----------------------------------------------------------------------------------------------
+
+
+def test_each_fault_has_a_name_of_its_own_and_a_check_that_owes_it() -> None:
+    """At least 25 files and 15 answers, none named like a fault of prill's own code; each answer's check is
+    there."""
+    assert len(BLACKBOX) == len(CHANGES) + len(ANSWERS)
+    assert len(CHANGES) >= 25
+    assert len(ANSWERS) >= 15
+    assert not BLACKBOX.keys() & known()
+    assert {answer.kills for answer in ANSWERS} <= check_ids().keys()
+    assert own(["rope_pairing", "file_rope_base", "answer_seed"]) == ("rope_pairing",)
+
+
+@pytest.mark.parametrize("engine", [SPEC, "numpy"])
+def test_a_changed_file_is_opened_in_place_of_the_right_one(engine: str) -> None:
+    """The engine computes by the changed file, is said to have the right one, and the copy goes with it."""
+    with open_engine(engine, MODEL) as right, open_engine(f"{engine}+fault:file_rope_base", MODEL) as wrong:
+        first, other = (each.generate(IDS, max_tokens=4) for each in (right, wrong))
+        assert abs(first.logprobs[0] - other.logprobs[0]) > 1e-3
+        assert (wrong.info.model, wrong.info.model_sha256) == (right.info.model, right.info.model_sha256)
+        assert wrong.info.capabilities == right.info.capabilities
+        copy = opened_with() if engine == SPEC else None
+        assert copy is None or copy.exists()
+    assert copy is None or not copy.parent.exists()
+
+
+def test_faults_of_files_and_answers_come_together() -> None:
+    """Several in one spec are all planted, with those of prill's own code where the engine is prill's."""
+    spec = (
+        "numpy+fault:temperature_zero_sampled+fault:file_rope_base+fault:answer_longer+fault:answer_first_id"
+    )
+    with open_engine("numpy", MODEL) as right, open_engine(spec, MODEL) as wrong:
+        assert len(wrong.generate(IDS, max_tokens=3).ids) == 4
+        assert wrong.tokenize("The") == right.tokenize("The")[1:]
+        assert Capability.LOGITS in wrong.info.capabilities
+        assert abs(wrong.logits(IDS) - right.logits(IDS)).max() > 1e-3
+        assert wrong.generate(IDS, max_tokens=8).ids[:8] != right.generate(IDS, max_tokens=8).ids
+
+
+def test_what_a_file_does_not_have_cannot_be_changed() -> None:
+    """A fault of a key that the file lacks is refused in one sentence, as is one that nobody has."""
+    with pytest.raises(UsageError, match=r"has nothing that this fault changes: .*file_positions"):
+        open_engine("numpy+fault:file_positions", MODEL)
+    with pytest.raises(UsageError, match="unknown planted fault"):
+        check_engine(f"{SPEC}+fault:file_nothing")
+    with pytest.raises(UsageError, match=r"a planted fault is one of prill's own code.*rope_pairing"):
+        check_engine(f"{SPEC}+fault:rope_pairing")
+    check_engine(f"{SPEC}+fault:file_rope_base+fault:answer_seed")
+
+
+def test_an_engine_that_keeps_its_file_is_judged_by_the_changed_one() -> None:
+    """The oracle of an address has the changed file, that of an engine which opens it the right one."""
+    http = "http://127.0.0.1:9,arithmetic=float32"
+    with (
+        open_oracle(http, MODEL) as right,
+        open_oracle(f"{http}+fault:file_rope_base", MODEL) as changed,
+        open_oracle(f"{SPEC}+fault:file_rope_base", MODEL) as same,
+    ):
+        assert abs(right.logits(IDS) - changed.logits(IDS)).max() > 1e-3
+        assert (right.logits(IDS) == same.logits(IDS)).all()
+
+
+def test_an_engine_of_others_is_told_by_its_spec() -> None:
+    """Every connector, and whatever an installed package offers; none of prill's own."""
+    assert all(
+        foreign(each) for each in (SPEC, "http://localhost:1", "serve:x {model} {port}", "exec:x", "other")
+    )
+    assert not any(foreign(each) for each in ("numpy", "emu", "cuda:fast", "numpy+fault:rope_pairing"))
+
+
+# --- what a gate counts -------------------------------------------------------------------------------------
+
+
+def test_a_check_counts_only_where_it_was_seen_to_kill() -> None:
+    """A pass through a connector counts by the record, with the code that the check has now; else it is
+    inconclusive, with the command that shows it. A failure stays one."""
+    passed, failed = seen("contract.tokens"), seen("contract.seeds", status=Status.FAILED)
+    assert connector.counted([passed, failed], {SPEC: sight("contract.tokens")}) == [passed, failed]
+    for record in (Sight(SPEC), sight("contract.logprobs"), sight("contract.tokens", content="d" * 64)):
+        first, second = connector.counted([passed, failed], {SPEC: record})
+        assert isinstance(first, Evidence)
+        assert first.status is Status.INCONCLUSIVE
+        assert first.sentence == (
+            "not seen to kill through this connector, so it counts for nothing; see it with "
+            f"`prill faults matrix --engine {SPEC} --model ./m.gguf --suite contract`"
+        )
+        assert second == failed
+
+
+def test_what_a_run_saw_itself_counts_for_its_engine_alone() -> None:
+    """The checks that put faults before the engine note what was found, and count themselves."""
+    sees = seen("contract.sees_answers", detail={"killed": {"contract.tokens": ["answer_token"]}})
+    tokens, other = seen("contract.tokens"), seen("contract.tokens", "py:other.py:Other")
+    counted = connector.counted([sees, tokens, other], {SPEC: Sight(SPEC), other.cell.engine: Sight("x")})
+    assert [each.status.value for each in counted] == ["passed", "passed", "inconclusive"]  # type: ignore[union-attr]
+
+
+def test_what_asks_no_engine_and_whose_engine_is_prills_counts_by_the_catalogue() -> None:
+    """Nothing is asked of checks of the harness, nor of an engine in which faults of the code are planted."""
+    records = [seen("harness.specimens"), seen("contract.tokens", "numpy")]
+    assert connector.counted(records, {SPEC: Sight(SPEC)}) == records
+
+
+def test_a_record_is_kept_by_spec_and_grows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is seen later is added; a kill by a check's former code goes; a damaged record proves nothing."""
+    monkeypatch.setenv("PRILL_CACHE", str(tmp_path / "cache"))
+    assert connector.load(SPEC) == Sight(SPEC)
+    connector.keep(SPEC, sight("contract.tokens", "contract.seeds"))
+    later = msgspec.structs.replace(
+        sight("contract.stops"), checks={"contract.stops": "c" * 64, "contract.seeds": "d" * 64}
+    )
+    later = msgspec.structs.replace(later, faults={"answer_stops": later.faults["file_rope_base"]})
+    file = connector.keep(SPEC, later)
+    found = connector.load(SPEC)
+    assert [found.counts(seen(f"contract.{name}")) for name in ("tokens", "stops", "seeds")] == [
+        True,
+        True,
+        False,
+    ]
+    assert connector.load("py:other.py:Other").faults == {}
+    file.write_bytes(file.read_bytes().replace(b"contract.stops", b"contract.seeds"))
+    assert connector.load(SPEC) == Sight(SPEC)
+
+
+def test_a_secret_of_a_spec_is_not_written() -> None:
+    """A key or token on a server's command line is left out of the record and of its name."""
+    spec = "serve:srv --api-key s3cret --port {port} -m {model} TOKEN=abc,timeout=9"
+    assert connector.masked(spec) == "serve:srv --api-key *** --port {port} -m {model} TOKEN=***,timeout=9"
+    assert connector.masked(SPEC) == SPEC
+
+
+# --- the matrix ---------------------------------------------------------------------------------------------
+
+
+def judged(fault: str, *seen_there: Evidence, sound: tuple[Evidence, ...] = ()) -> Found:
+    trial = Trial(BLACKBOX[fault], SPEC, MODEL, ("contract", "tokens"))
+    there = [msgspec.structs.replace(e, cell=replace_engine(e, trial.cell.engine)) for e in seen_there]
+    checks = {e.check for e in seen_there}
+    (found,) = connector.judge([trial], [*there, *(sound or [seen(check) for check in sorted(checks)])])
+    return found
+
+
+def replace_engine(evidence: Evidence, engine: str) -> Cell:
+    return msgspec.structs.replace(evidence.cell, engine=engine)
+
+
+def test_a_changed_file_is_blamed_by_what_fails_first() -> None:
+    """Wrong ids explain wrong tokens, and wrong numbers wrong requests, but not the other way round."""
+    failed = [seen(f"contract.{name}", status=Status.FAILED) for name in ("seeds", "tokens", "tokenization")]
+    for fault, count, part, right in (
+        ("file_merges", 3, "tokenizer", True), ("file_rope_base", 3, "tokenizer", False),
+        ("file_rope_base", 2, "numbers", True), ("file_rope_base", 1, "requests", False),
+    ):  # fmt: skip
+        found = judged(fault, *failed[:count])
+        assert (found.blamed, found.right) == (part, right)
+        assert ("rightly" in found.sentence) is right
+    assert not judged("file_rope_base", seen("contract.tokens")).right
+
+
+def test_a_spoiled_answer_is_owed_by_the_check_that_is_about_it() -> None:
+    """Another check's failure is no kill of it; what the engine cannot be asked is said."""
+    assert judged("answer_seed", seen("contract.seeds", status=Status.FAILED)).right
+    assert not judged("answer_seed", seen("contract.tokens", status=Status.FAILED)).right
+    lacking = judged("answer_seed", seen("contract.seeds", status=Status.INCONCLUSIVE))
+    assert (lacking.right, lacking.sentence) == (
+        False,
+        "answer_seed: nothing can be said, contract.seeds: seen",
+    )
+    wrong = seen("contract.seeds", status=Status.FAILED)
+    assert "contract.seeds fails without it" in judged("answer_seed", wrong, sound=(wrong,)).unsaid
+
+
+def test_the_command_plants_them_and_a_gate_reads_its_record(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Through a class of the user's: a changed file, a spoiled answer, one that cannot be put before it. The
+    checks that were seen count then, and no others."""
+    words = [f"--only={name}" for name in ("file_bos_flag", "answer_first_id", "answer_untold")]
+    asked = ("faults", "matrix", "--engine", SPEC, "--model", MODEL, "--suite", "contract", *words)
+    monkeypatch.setattr("prill_harness.commands.gates.through.check_ids", lambda: dict.fromkeys(CHECKED))
+    result = invoke(*asked, "--json", "-j", "2", "-o", str(tmp_path / "seen.json"))
+    said = {each["name"]: each for each in json.loads(result.stdout)["faults"]}
+    assert result.exit_code == 0, result.stderr
+    assert said["file_bos_flag"]["right"]
+    assert said["file_bos_flag"]["blamed"] == "tokenizer"
+    assert said["answer_first_id"]["killed_by"] == ["contract.round_trip", "contract.tokenization"]
+    assert "does not take on_token" in said["answer_untold"]["unsaid"]
+    record = connector.load(SPEC)
+    assert msgspec.json.decode((tmp_path / "seen.json").read_bytes(), type=Sight) == record
+    contents = record.checks
+    for check, counts in (("contract.tokenization", True), ("contract.streaming", False)):
+        assert record.counts(msgspec.structs.replace(seen(check), content=contents[check])) is counts
+
+
+CHECKED = ("contract.tokenization", "contract.round_trip", "contract.streaming")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--engine", SPEC, "--only", "rope_pairing"), "no such fault for any engine"),
+        (("--engine", SPEC, "--suite", "contrct"), "did you mean 'contract'"),
+        (("--model", MODEL), "--model and --suite go with --engine"),
+        (("--engine", "mine"), "unknown engine"),
+    ],
+)
+def test_a_matrix_that_cannot_be_is_refused_before_anything_runs(
+    words: tuple[str, ...], sentence: str
+) -> None:
+    """One sentence and exit code 4 for a fault, a suite, a model or an engine that does not fit."""
+    result = invoke("faults", "matrix", *words)
+    assert (result.exit_code, result.stdout) == (4, "")
+    assert sentence in result.stderr
+
+
+def test_a_matrix_without_a_fault_says_so() -> None:
+    """Where the model has nothing that the fault changes, nothing was selected: exit code 5."""
+    result = invoke("faults", "matrix", "--engine", SPEC, "--model", MODEL, "--only", "file_positions")
+    assert result.exit_code == 5
+    assert "no fault can be put before this engine" in result.stderr
