@@ -14,7 +14,7 @@ import numpy as np
 
 from prill_harness.engines.base import Engine, Generation
 from prill_harness.engines.embedded import Embedded
-from prill_harness.engines.others.passes import Pass
+from prill_harness.engines.others.passes import SavedPass
 from prill_harness.numbers import compare, lanes
 from prill_harness.numbers.compare import REORDERED_ERROR, TOP_K
 from prill_harness.numbers.lanes import Figures, Lane
@@ -93,7 +93,7 @@ class Verification:
             if own and not last:
                 self._numbers(f"{run}, token {at}", row, own, len(ids) + at)
 
-    def forced(self, run: str, each: Pass) -> None:
+    def forced(self, run: str, each: SavedPass) -> None:
         """Judge the numbers of a pass over ids that somebody else chose, its likeliest MOST at each position.
 
         A value that a file rounded is known to within that, and the one nearest to the oracle's is judged.
@@ -308,7 +308,7 @@ def verified(engine: Engine, golden: Golden, oracle: Embedded, tokens: int = TOK
     return reading
 
 
-def unasked(engine: Engine, golden: Golden) -> Sequence[Pass]:
+def unasked(engine: Engine, golden: Golden) -> Sequence[SavedPass]:
     """The passes that an engine saved over ids of its own choice; none if it has those of the golden."""
     passes = getattr(engine, "passes", ())
     own = {each.ids for each in passes if each.whole}

@@ -31,7 +31,7 @@ Rows = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
-class Pass:
+class SavedPass:
     """What an engine computed over some ids.
 
     Attributes:
@@ -53,7 +53,7 @@ class Pass:
         return self.first == 0 and len(self.rows) == len(self.ids) and not self.rounding.any()
 
 
-def read_passes(file: Path, model: str) -> tuple[Pass, ...]:
+def read_passes(file: Path, model: str) -> tuple[SavedPass, ...]:
     """The passes of a file over the model at this path.
 
     Raises:
@@ -74,7 +74,7 @@ def read_passes(file: Path, model: str) -> tuple[Pass, ...]:
     return found
 
 
-def _archive(file: Path, sha256: str) -> tuple[Pass, ...]:
+def _archive(file: Path, sha256: str) -> tuple[SavedPass, ...]:
     arrays: Mapping[str, Any]
     try:
         with np.load(file, allow_pickle=False) as archive:
@@ -95,13 +95,13 @@ def _archive(file: Path, sha256: str) -> tuple[Pass, ...]:
         if rows is None or not fits or rows.ndim != 2 or not 0 < len(rows) == len(ids):
             got = f"{ids.shape} and {'none' if rows is None else rows.shape}"
             refuse(f"{file}, {name}", "no pass", "n ids, and floats (n, vocabulary) of logits", got)
-        passes.append(Pass(tuple(map(int, ids)), 0, rows, np.zeros(len(rows))))
+        passes.append(SavedPass(tuple(map(int, ids)), 0, rows, np.zeros(len(rows))))
     if not passes:
         refuse(str(file), "no pass", "arrays `ids` and `logits`", ", ".join(arrays) or "nothing")
     return tuple(passes)
 
 
-def _saved(file: Path, bos: int | None) -> tuple[Pass, ...]:
+def _saved(file: Path, bos: int | None) -> tuple[SavedPass, ...]:
     data = np.fromfile(file, np.uint8)
     context, vocabulary, chunks = (int(each) for each in data[len(SAVED) : HEADER].view("<i4")) if (
         len(data) >= HEADER) else (0, 0, 0)  # fmt: skip
@@ -126,7 +126,7 @@ def _saved(file: Path, bos: int | None) -> tuple[Pass, ...]:
         logprobs = np.where((steps > 0) | (scale == 0), scale * steps + least, -np.inf)
         # Scale and least value are float32 themselves.
         rounding = scale[:, 0] / 2 + np.abs(least[:, 0]) * 2.0**-22
-        passes.append(Pass(tuple(ids), first, logprobs, rounding))
+        passes.append(SavedPass(tuple(ids), first, logprobs, rounding))
     return tuple(passes)
 
 

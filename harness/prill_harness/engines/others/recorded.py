@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from prill_harness.engines.channels.lines import error_of, unpacked
 from prill_harness.engines.models import resolve_model
 from prill_harness.engines.others.asked import CALLS, digest, greeting, request
-from prill_harness.engines.others.passes import SIGNS, Pass, read_passes
+from prill_harness.engines.others.passes import SIGNS, SavedPass, read_passes
 from prill_harness.engines.remote import ARITHMETIC, Channel, Hello, OnToken, Remote, Target
 from prill_harness.records.names import look_up
 from prill_runtime.errors import EngineError, MissingCapability, UsageError
@@ -61,7 +61,7 @@ class Recorded(Remote, spec="recorded"):
         return Answers(file.name, sha256, answers(file, file.stat().st_mtime_ns, sha256))
 
     @property
-    def passes(self) -> Sequence[Pass]:
+    def passes(self) -> Sequence[SavedPass]:
         """Passes of the engine's own choice, which nobody asked for."""
         assert isinstance(self._channel, Answers)
         return self._channel.passes
@@ -71,7 +71,7 @@ class Answers:
     """Recorded answers as a channel. A request that is repeated has an answer of its own."""
 
     def __init__(
-        self, name: str, model: str, told: Mapping[str, Mapping[str, Any]], passes: Sequence[Pass] = ()
+        self, name: str, model: str, told: Mapping[str, Mapping[str, Any]], passes: Sequence[SavedPass] = ()
     ) -> None:
         self._name, self._model, self._told, self.passes = name, model, told, passes
         self._seen: Counter[str] = Counter()
