@@ -48,22 +48,29 @@ class Engine:
 Lines = list[dict[str, Any]]
 
 
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Lines, Lines]:
-    """The requests of the suite tokens, and what an engine elsewhere answers by the page's script."""
-    folder = tmp_path_factory.mktemp("far")
+def answered(folder: Path, *names: str) -> tuple[Lines, Lines]:
+    """The requests of suites or checks, and what an engine elsewhere answers by the page's script."""
     script = re.search(r"```python\n# answer\.py\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
     assert script is not None
     (folder / "answer.py").write_text(script[1], "utf-8")
     (folder / "my_engine.py").write_text(ENGINE, "utf-8")
     requests = folder / "requests.jsonl"
-    result = invoke("requests", "--model", MODEL, "-o", str(requests), "-j", "1")
+    result = invoke("requests", "--model", MODEL, *names, "-o", str(requests), "-j", "1")
     assert result.exit_code == 0, result.output
     with requests.open() as asked:
         words = [sys.executable, "answer.py", MODEL]
         done = subprocess.run(words, cwd=folder, stdin=asked, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    return [[json.loads(line) for line in text.splitlines()] for text in (requests.read_text(), done.stdout)]  # type: ignore[return-value]
+    written, told = (
+        [json.loads(line) for line in text.splitlines()] for text in (requests.read_text(), done.stdout)
+    )
+    return written, told
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Lines, Lines]:
+    """Requests and answers of the suite that is asked for by default."""
+    return answered(tmp_path_factory.mktemp("far"))
 
 
 @pytest.fixture
@@ -102,6 +109,20 @@ def test_an_engine_elsewhere_is_green(
     bare.write_text("".join(json.dumps(line) + "\n" for line in recorded[1]), "utf-8")
     assert set(recorded[1][1]) == {"digest", "answer"}
     assert judged(bare, tmp_path, "tokens.greedy", "tokens.prompt_ids")[0] == 0
+
+
+def test_an_engine_without_logits_is_read(tmp_path: Path) -> None:
+    """The requests that the page names for it are of texts alone, as often as asked; all are judged."""
+    names = ("tokens.prompt_ids", "contract.tokens", "contract.logprobs")
+    assert " ".join(names) in " ".join(PAGE.read_text("utf-8").split())
+    requests, answers = answered(tmp_path, *names)
+    assert {line["call"] for line in requests} == {"hello", "tokenize", "generate"}
+    assert {line["repeat"] for line in requests} == {0, 1}
+    path = tmp_path / "answers.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in answers), "utf-8")
+    code, found = judged(path, tmp_path, *names, "contract.streaming")
+    assert (code, found.pop("contract.streaming")[0]) == (10, "inconclusive")
+    assert {status for status, _ in found.values()} == {"passed"}, found
 
 
 def of(lines: Lines, call: str, **fields: object) -> Lines:

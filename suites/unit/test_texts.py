@@ -21,7 +21,7 @@ from prill_harness.faults.opening import open_engine
 from prill_harness.numbers import lanes
 from prill_harness.records.evidence import Status
 from prill_harness.stages.subject import open_subject
-from prill_harness.stages.written import TextWriter, explained
+from prill_harness.stages.written import Rewriter, explained
 from prill_harness.tokens.golden import Golden, golden_for
 from prill_harness.tokens.verify import Verification, verified
 from prill_runtime.errors import EngineError, MissingCapability, UsageError
@@ -97,7 +97,7 @@ def test_a_mistake_is_made_where_its_stage_is(oracle: Embedded) -> None:
     alone, as the planted fault of the same kind does."""
     ids = golden_for(MODEL).prompts[0].ids[:20]
     with open_subject(resolve_model(MODEL)) as subject:
-        writer = TextWriter(oracle, subject)
+        writer = Rewriter(oracle, subject)
         assert np.array_equal(writer.rows(ids, lambda case: None), oracle.logits(ids))
         mistakes = list(writer.mistakes(ids))
         assert len(mistakes) > 300

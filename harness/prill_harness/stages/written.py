@@ -44,7 +44,7 @@ def explained(found: StepResult, oracle: Embedded) -> StepResult:
     if found.ok or not texts or parameters(oracle) > LARGEST:
         return found
     with open_subject(resolve_model(oracle.info.model)) as subject, faults.only(()):
-        writer = TextWriter(oracle, subject)
+        writer = Rewriter(oracle, subject)
         mistakes = list(writer.mistakes(texts[0][0]))
         for text in texts[:TEXTS]:
             mistakes = [each for each in mistakes if writer.writes(each, text)]
@@ -64,7 +64,7 @@ def parameters(oracle: Embedded) -> int:
 
 
 @dataclass(frozen=True)
-class TextMistake:
+class Slip:
     """One hypothesis, made in every stage of these kinds."""
 
     clause: str
@@ -79,13 +79,13 @@ class TextMistake:
 
 
 @dataclass
-class TextWriter:
+class Rewriter:
     """The oracle, made to compute with one mistake."""
 
     oracle: Embedded
     subject: Subject
 
-    def mistakes(self, ids: Sequence[int]) -> Iterator[TextMistake]:
+    def mistakes(self, ids: Sequence[int]) -> Iterator[Slip]:
         """Every hypothesis that has something to say of a pass over these ids: in each kind of stage, and in
         all kinds together where there are several."""
         found: dict[tuple[str, Hypothesis], list[str]] = {}
@@ -100,9 +100,9 @@ class TextWriter:
         self.rows(ids, look)
         for (clause, function), kinds in found.items():
             sets = [frozenset(kinds), *(frozenset({kind}) for kind in kinds)]
-            yield from (TextMistake(clause, function, each) for each in dict.fromkeys(sets))
+            yield from (Slip(clause, function, each) for each in dict.fromkeys(sets))
 
-    def of_weights(self, mistake: TextMistake) -> bool:
+    def of_weights(self, mistake: Slip) -> bool:
         """Whether it is one in weights, which all engines take from one file: of two mistakes that write the
         same the less likely one."""
         return any(stage.tensors for stage in self.subject.table.values() if stage.kind in mistake.kinds)
@@ -138,7 +138,7 @@ class TextWriter:
             values,
         )
 
-    def writes(self, mistake: TextMistake, text: Text) -> bool:
+    def writes(self, mistake: Slip, text: Text) -> bool:
         """Whether the oracle with this mistake continues the ids with the text.
 
         The text is taken to consist of the longest tokens; where another token is the likeliest one and the

@@ -53,7 +53,7 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-class AskedEngine(Remote, spec="asked"):
+class AskedNumPy(Remote, spec="asked"):
     """prill's own engine in float32; every call goes to a file before it is answered."""
 
     has_model = True
@@ -66,10 +66,10 @@ class AskedEngine(Remote, spec="asked"):
 
     @classmethod
     def connect(cls, target: Target, path: str) -> Channel:
-        return RequestLog(Path(target.what), path)
+        return WritingDown(Path(target.what), path)
 
 
-class RequestLog:
+class WritingDown:
     """Calls that are written down and answered; streams are answered alone, for no recording shows them."""
 
     def __init__(self, file: Path, path: str) -> None:
