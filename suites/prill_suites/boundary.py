@@ -23,9 +23,19 @@ from prill_harness.run.checks import Observer, check
 from prill_harness.tokens.golden import Golden
 from prill_harness.tokens.sides import oracle_logits
 from prill_suites.boundary_files import broken
-from prill_suites.boundary_play import IDS, CallBench, Step, library_of, ok, overlapped, refused, rows
+from prill_suites.boundary_play import (
+    HANDLES,
+    IDS,
+    CallBench,
+    Step,
+    by_handle,
+    library_of,
+    ok,
+    overlapped,
+    refused,
+    rows,
+)
 
-HANDLES = {"context": "c", "model": "m", "session": "s"}
 NOT_GIVEN = (1, 4096, 0xDEAD_BEEF_0000_0001, 0x7FFF_FFFF_FFFF_FFF0, (1 << 64) - 1)
 MAY_BE_NULL = {("context_create", "options"), ("session_next", "logprob"), ("last_error", "needed")}
 DAMAGED = ("model_load_failed", "unsupported_type", "tokenizer")
@@ -48,24 +58,12 @@ def ledgered(bench: CallBench) -> Iterator[CallBench]:
         yield bench
 
 
-def by_handle() -> Iterator[tuple[str, str]]:
-    """Each function that takes a handle first, and what kind it takes."""
-    for name, arguments in FUNCTIONS.items():
-        kind = next(iter(arguments))
-        if kind in HANDLES:
-            yield name, kind
-
-
 @check("boundary.interface", kills=("library_version_wrong", "library_device_unchecked", "library_prints"))
 def test_interface(bench: CallBench) -> None:
     """The version is the header's, devices and options that are none are refused, and nothing is printed."""
-    steps = [
-        refused("context_create", "invalid_device", device=-1),
-        refused("context_create", "device_not_found", "invalid_device", device=9999),
-        refused("context_create", options="no_such_option=1"),
-        refused("context_create", options="memory=much"),
-    ]
-    bench.play(steps)
+    call, none = "context_create", ("device_not_found", "invalid_device")
+    bench.play([refused(call, "invalid_device", device=-1), refused(call, *none, device=9999)])
+    bench.play([refused(call, options="no_such_option=1"), refused(call, options="memory=much")])
     said = bench.printed([*bench.opened(), bench.logits("$s")])
     bench.expect(not said, f"the library writes on the standard output: {said[:80]!r}")
     about = {name: bench.info[name] for name in ("name", "version", "device", "arithmetic")}
@@ -123,16 +121,9 @@ def test_freed(bench: CallBench) -> None:
     bench.done(f"{len(steps)} calls: everything that was freed is refused, and what belonged to it")
 
 
-@check(
-    "boundary.lengths",
-    kills=(
-        "library_zero_length_crashes",
-        "library_positions_wrap",
-        "library_room_unchecked",
-        "library_buffer_overruns",
-        "library_error_overruns",
-    ),
-)
+@check("boundary.lengths", kills=(
+    "library_zero_length_crashes", "library_positions_wrap", "library_room_unchecked",
+    "library_buffer_overruns", "library_error_overruns"))  # fmt: skip
 def test_lengths(bench: CallBench) -> None:
     """Lengths of zero, too small and huge ones are refused, and nothing is written behind a buffer."""
     n, vocab = len(IDS), bench.vocab
@@ -237,10 +228,8 @@ def test_threads(bench: CallBench) -> None:
     bench.done("calls from four threads, each with its own errors; a session at work refuses a second call")
 
 
-@check(
-    "boundary.cancel",
-    kills=("library_cancel_ignored", "library_cancel_sticks", "library_cancel_leaves_ids"),
-)
+@check("boundary.cancel", kills=(
+    "library_cancel_ignored", "library_cancel_sticks", "library_cancel_leaves_ids"))  # fmt: skip
 def test_cancel(bench: CallBench) -> None:
     """A session is cancelled from another thread, appends nothing, and its next call is right."""
     long = [IDS[0]] * min(LONG, bench.context - len(IDS))
