@@ -14,17 +14,27 @@ from pathlib import Path
 import pytest
 
 from prill_harness.engines.base import Engine
-from prill_harness.engines.embedded import Embedded
 from prill_harness.engines.others.capi.abi import FUNCTIONS
+from prill_harness.engines.embedded import Embedded
 from prill_harness.leaks.ledgers.build import preloaded
 from prill_harness.numbers import lanes
 from prill_harness.numbers.compare import nmse
 from prill_harness.run.checks import Observer, check
 from prill_harness.tokens.golden import Golden
 from prill_harness.tokens.sides import oracle_logits
-from prill_suites import boundary_play as play
 from prill_suites.boundary_files import broken
-from prill_suites.boundary_play import HANDLES, IDS, CallBench, Step, library_of, ok, refused, rows
+from prill_suites.boundary_play import (
+    HANDLES,
+    IDS,
+    CallBench,
+    Step,
+    by_handle,
+    library_of,
+    ok,
+    overlapped,
+    refused,
+    rows,
+)
 
 NOT_GIVEN = (1, 4096, 0xDEAD_BEEF_0000_0001, 0x7FFF_FFFF_FFFF_FFF0, (1 << 64) - 1)
 MAY_BE_NULL = {("context_create", "options"), ("session_next", "logprob"), ("last_error", "needed")}
@@ -51,13 +61,9 @@ def ledgered(bench: CallBench) -> Iterator[CallBench]:
 @check("boundary.interface", kills=("library_version_wrong", "library_device_unchecked", "library_prints"))
 def test_interface(bench: CallBench) -> None:
     """The version is the header's, devices and options that are none are refused, and nothing is printed."""
-    steps = [
-        refused("context_create", "invalid_device", device=-1),
-        refused("context_create", "device_not_found", "invalid_device", device=9999),
-        refused("context_create", options="no_such_option=1"),
-        refused("context_create", options="memory=much"),
-    ]
-    bench.play(steps)
+    call, none = "context_create", ("device_not_found", "invalid_device")
+    bench.play([refused(call, "invalid_device", device=-1), refused(call, *none, device=9999)])
+    bench.play([refused(call, options="no_such_option=1"), refused(call, options="memory=much")])
     said = bench.printed([*bench.opened(), bench.logits("$s")])
     bench.expect(not said, f"the library writes on the standard output: {said[:80]!r}")
     about = {name: bench.info[name] for name in ("name", "version", "device", "arithmetic")}
@@ -68,7 +74,7 @@ def test_interface(bench: CallBench) -> None:
 @check("boundary.null_handles", kills=("library_null_handle_crashes", "library_error_silent"))
 def test_null_handles(bench: CallBench) -> None:
     """The handle 0 is refused by every call, with a sentence."""
-    steps = [refused(name, **{kind: 0}, **bench.sound(name)) for name, kind in play.by_handle()]
+    steps = [refused(name, **{kind: 0}, **bench.sound(name)) for name, kind in by_handle()]
     bench.play([*bench.opened(), *steps])
     bench.done(f"{len(steps)} calls refuse the handle 0")
 
@@ -92,7 +98,7 @@ def test_null_pointers(bench: CallBench) -> None:
 def test_dangling(bench: CallBench) -> None:
     """Handles that were never given, and handles of another kind, are refused by every call."""
     steps = []
-    for name, kind in play.by_handle():
+    for name, kind in by_handle():
         others = [f"${mark}" for other, mark in HANDLES.items() if other != kind]
         steps += [refused(name, **{kind: handle}, **bench.sound(name)) for handle in (*NOT_GIVEN, *others)]
     bench.play([*bench.opened(), *steps])
@@ -103,28 +109,21 @@ def test_dangling(bench: CallBench) -> None:
 def test_freed(bench: CallBench) -> None:
     """What was freed is refused by every call, twice freed too, and so is what belonged to it."""
     dead: dict[str, list[Step]] = {kind: [] for kind in HANDLES}
-    for name, kind in play.by_handle():
+    for name, kind in by_handle():
         dead[kind].append(refused(name, **{kind: f"${HANDLES[kind]}"}, **bench.sound(name)))
     again = ok("session_create", model="$m", positions=64, **{"as": "t"})
     steps = [ok("session_free", session="$s"), *dead["session"], again, *dead["session"]]
     steps += [ok("model_free", model="$m"), *dead["model"]]
-    steps += [refused(n, session="$t", **bench.sound(n)) for n, k in play.by_handle() if k == "session"]
+    steps += [refused(n, session="$t", **bench.sound(n)) for n, k in by_handle() if k == "session"]
     steps += [bench.load("c", "m"), ok("session_create", model="$m", positions=64, **{"as": "s"})]
     steps += [ok("context_destroy", context="$c"), *dead["session"], *dead["model"], *dead["context"]]
     bench.play([*bench.opened(), *steps])
     bench.done(f"{len(steps)} calls: everything that was freed is refused, and what belonged to it")
 
 
-@check(
-    "boundary.lengths",
-    kills=(
-        "library_zero_length_crashes",
-        "library_positions_wrap",
-        "library_room_unchecked",
-        "library_buffer_overruns",
-        "library_error_overruns",
-    ),
-)
+@check("boundary.lengths", kills=(
+    "library_zero_length_crashes", "library_positions_wrap", "library_room_unchecked",
+    "library_buffer_overruns", "library_error_overruns"))  # fmt: skip
 def test_lengths(bench: CallBench) -> None:
     """Lengths of zero, too small and huge ones are refused, and nothing is written behind a buffer."""
     n, vocab = len(IDS), bench.vocab
@@ -165,7 +164,8 @@ def test_ids(bench: CallBench) -> None:
 @check("boundary.context", kills=("library_context_unchecked", "library_error_unknown"))
 def test_context(bench: CallBench) -> None:
     """One position too many is refused as such and appends nothing; the last one that fits works."""
-    n, small = len(IDS), ok("session_create", model="$m", positions=len(IDS), **{"as": "t"})
+    n = len(IDS)
+    small = ok("session_create", model="$m", positions=n, **{"as": "t"})
     one = {"ids": [IDS[0]], "room": bench.vocab}
     more = {"ids": [*IDS, 1], "room": (n + 1) * bench.vocab}
     steps = [
@@ -222,16 +222,14 @@ def test_threads(bench: CallBench) -> None:
         bench.expect(not theirs, f"a thread without an error is told another's: {theirs!r}")
         kept = answers[first + 6].get("out")
         bench.expect(kept == mine, f"another thread's error replaced {mine!r} by {kept!r}")
-    if {first + 8, first + 10} <= answers.keys() and play.overlapped(answers[first + 10], answers[first + 8]):
+    if {first + 8, first + 10} <= answers.keys() and overlapped(answers[first + 10], answers[first + 8]):
         code = answers[first + 10]["code"]
         bench.expect(code == "invalid_parameter", f"a second call on a session at work: {code}, not refused")
     bench.done("calls from four threads, each with its own errors; a session at work refuses a second call")
 
 
-@check(
-    "boundary.cancel",
-    kills=("library_cancel_ignored", "library_cancel_sticks", "library_cancel_leaves_ids"),
-)
+@check("boundary.cancel", kills=(
+    "library_cancel_ignored", "library_cancel_sticks", "library_cancel_leaves_ids"))  # fmt: skip
 def test_cancel(bench: CallBench) -> None:
     """A session is cancelled from another thread, appends nothing, and its next call is right."""
     long = [IDS[0]] * min(LONG, bench.context - len(IDS))

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prill_harness.engines.channels.capi import CApi
-from prill_harness.engines.embedded import Embedded
 from prill_harness.engines.others.capi import build
 from prill_harness.engines.others.capi.abi import FUNCTIONS
 from prill_harness.engines.others.capi.played import Played, environment, played, told
+from prill_harness.engines.channels.capi import CApi
+from prill_harness.engines.embedded import Embedded
 from prill_harness.engines.spec import EngineSpec
 from prill_harness.numbers.compare import nmse
 from prill_harness.run.checks import CheckFailed, Observer
@@ -24,22 +24,13 @@ from prill_runtime.errors import MissingCapability
 from prill_suites.common import SAME
 
 HEADER = "what prill_engine.h promises of each call"
-HANDLES = {"context": "c", "model": "m", "session": "s"}
-"""The handles of the interface, and what a script calls them."""
 IDS = (1, 5, 9, 3)
+HANDLES = {"context": "c", "model": "m", "session": "s"}
 MOST = 6  # processes that one list of calls may take: after a crash the rest is called in another one
 LOADING = 600.0  # seconds for the first load
 PATIENCE, SLOWER = 15.0, 20  # seconds for one call, or so many times as long as the sound calls took
 Step = dict[str, Any]
 Answers = Mapping[int, Mapping[str, Any]]
-
-
-def by_handle() -> Iterator[tuple[str, str]]:
-    """Each function that takes a handle first, and what kind it takes."""
-    for name, arguments in FUNCTIONS.items():
-        kind = next(iter(arguments))
-        if kind in HANDLES:
-            yield name, kind
 
 
 def ok(call: str, **given: Any) -> Step:
@@ -50,6 +41,14 @@ def ok(call: str, **given: Any) -> Step:
 def refused(call: str, *kinds: str, **given: Any) -> Step:
     """A call that has to fail with one of these kinds; `invalid_parameter` when none is named."""
     return {"call": call, **given, "expect": list(kinds or ("invalid_parameter",))}
+
+
+def by_handle() -> Iterator[tuple[str, str]]:
+    """Each function that takes a handle first, and what kind it takes."""
+    for name, arguments in FUNCTIONS.items():
+        kind = next(iter(arguments))
+        if kind in HANDLES:
+            yield name, kind
 
 
 def library_of(spec: str, engine: type) -> str:
