@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from prill_harness.engines.base import Engine
-from prill_harness.engines.others.capi.abi import FUNCTIONS
 from prill_harness.engines.embedded import Embedded
+from prill_harness.engines.others.capi.abi import FUNCTIONS
 from prill_harness.leaks.ledgers.build import preloaded
 from prill_harness.numbers import lanes
 from prill_harness.numbers.compare import nmse

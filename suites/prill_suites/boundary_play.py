@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prill_harness.engines.channels.capi import CApi
+from prill_harness.engines.embedded import Embedded
 from prill_harness.engines.others.capi import build
 from prill_harness.engines.others.capi.abi import FUNCTIONS
 from prill_harness.engines.others.capi.played import Played, environment, played, told
-from prill_harness.engines.channels.capi import CApi
-from prill_harness.engines.embedded import Embedded
 from prill_harness.engines.spec import EngineSpec
 from prill_harness.numbers.compare import nmse
 from prill_harness.run.checks import CheckFailed, Observer

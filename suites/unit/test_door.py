@@ -105,7 +105,7 @@ def test_the_door_sees_every_command() -> None:
     reached = {case.values[0] for case in CASES}
     assert reached == {
         ("gate",), ("run",), ("golden", "record"), ("golden", "show"), ("golden", "compare"), ("bisect",),
-        ("trace",), ("leak",), ("bench",), ("generate",), ("inspect",), ("vram",),
+        ("trace",), ("leak",), ("bench",), ("generate",), ("inspect",), ("vram",), ("faults", "matrix"),
         ("requests",),
     }  # fmt: skip
 

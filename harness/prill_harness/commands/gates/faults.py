@@ -116,8 +116,9 @@ def run(console: Console, names: Sequence[str], jobs: int) -> int:
     example="prill faults matrix -j 2\n"
     "prill faults matrix --only rope --only gelu_erf -o kills.json --docs FAULTS.md\n"
     "prill faults matrix --engine http://localhost:8080 --model ./model.gguf",
+    judges=True,
 )
-@click.option("--engine", "spec", metavar="SPEC", help="Put changed files and spoiled answers before it.")
+@click.option("--engine", metavar="SPEC", help="Put changed files and spoiled answers before it.")
 @click.option("--model", "models", multiple=True, metavar="SPEC", help="With --engine; repeatable.")
 @click.option("--suite", "suites", multiple=True, metavar="SUITE", help="With --engine; repeatable.")
 @click.option("--only", multiple=True, metavar="AREA|NAME", help="These faults alone; repeatable.")
@@ -134,7 +135,7 @@ def run(console: Console, names: Sequence[str], jobs: int) -> int:
 @JOBS
 def matrix_(
     console: Console,
-    spec: str | None,
+    engine: str | None,
     models: Sequence[str],
     suites: Sequence[str],
     only: Sequence[str],
@@ -151,10 +152,10 @@ def matrix_(
     With --engine, any engine's: it is given changed files, and its answers are spoiled on their way. What its
     checks find is kept for its gates.
     """
-    if spec is not None:
+    if engine is not None:
         from prill_harness.commands.gates import through
 
-        return through.matrix(console, spec, models, suites, only, output, jobs)
+        return through.matrix(console, engine, models, suites, only, output, jobs)
     if models or suites:
         raise UsageError("--model and --suite go with --engine")
     from prill_harness.faults.catalogue import catalogue
