@@ -53,7 +53,12 @@ def file_fields(path: Path) -> dict[str, Any]:
 
 def file_parts(path: Path) -> tuple[Path, ...]:
     """The files of a model, in their order: more than one when gguf reads that the first is split."""
-    count = int(file_fields(path).get("split.count", 1))
+    return _parts(path, gguf.GGUFReader(path))
+
+
+def _parts(path: Path, reader: gguf.GGUFReader) -> tuple[Path, ...]:
+    split = reader.fields.get("split.count")
+    count = 1 if split is None else int(split.contents())
     first = f"-00001-of-{count:05}.gguf"
     if count < 2 or not path.name.endswith(first):
         return (path,)
@@ -63,7 +68,9 @@ def file_parts(path: Path) -> tuple[Path, ...]:
 
 def file_tensors(path: Path) -> list[gguf.ReaderTensor]:
     """Every tensor of a model, as gguf reads it in whichever part it lies."""
-    return [tensor for part in file_parts(path) for tensor in gguf.GGUFReader(part).tensors]
+    first = gguf.GGUFReader(path)
+    readers = (first, *map(gguf.GGUFReader, _parts(path, first)[1:]))
+    return [tensor for reader in readers for tensor in reader.tensors]
 
 
 def refusal(observe: Observer, what: str, call: Callable[[], object], exit_code: int, *says: str) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import msgspec
 import numpy as np
 from gguf import GGMLQuantizationType as Type
+from gguf import ReaderTensor
 from numpy.typing import NDArray
 
 from prill_harness.engines.base import Engine, EngineInfo, Generation
@@ -71,8 +73,20 @@ class Astray(Embedded):
         return replace(found, config={**found.config, **eps})
 
     def tokenize(self, text: str, add_special: bool = True) -> list[int]:
-        ids = super().tokenize(text, add_special)
+        ids = list(self._ids(text, add_special))
         return [*ids[:-1], ids[-1] ^ 1] if self.wrong and self.wrong in text else ids
+
+    def detokenize(self, ids: Sequence[int]) -> bytes:
+        return self._bytes(tuple(ids))
+
+    # What the sound engine says of a text does not change: many specimens ask for the same.
+    @cached_property
+    def _ids(self) -> Callable[[str, bool], list[int]]:
+        return cache(super().tokenize)
+
+    @cached_property
+    def _bytes(self) -> Callable[[tuple[int, ...]], bytes]:
+        return cache(super().detokenize)
 
     def logits_batch(self, batch: Sequence[Sequence[int]]) -> list[NDArray[np.floating]]:
         found = super().logits_batch(batch)
@@ -243,8 +257,12 @@ def of_parts(at: SpecimenParts) -> Iterator[Specimen]:
         engine: Any = SimpleNamespace(ops=lambda: LastWeight("float32"), info=at.oracle.info)
         blocks.test_dequantize(observe, engine, Type.Q8_0.name)
 
+    @cache
+    def last_matrix() -> ReaderTensor:
+        return next(t for t in reversed(file_tensors(resolve_model(MODEL))) if len(t.shape) == 2)
+
     def weights(observe: Observer, wrong: bool) -> None:
-        tensor = next(t for t in reversed(file_tensors(resolve_model(MODEL))) if len(t.shape) == 2)
+        tensor = last_matrix()
         held = at.engine.model.weights
         changed = np.array(held[tensor.name])
         changed[-1, -1] += wrong

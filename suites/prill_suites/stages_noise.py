@@ -23,7 +23,7 @@ from prill_harness.engines.base import Engine
 from prill_harness.numbers.compare import squares
 from prill_harness.numbers.lanes import lane_for
 from prill_harness.stages import trace
-from prill_harness.stages.routing import Chosen, lane_pass
+from prill_harness.stages.routing import Chosen, LanePasses
 from prill_harness.stages.trace import Array
 from prill_harness.tokens.golden import Golden
 
@@ -49,8 +49,9 @@ class Noise:
         first: int,
         chosen: Mapping[str, Chosen] | None = None,
     ) -> None:
-        self._model, self._ids, self._first, self._chosen = engine.info.model, list(ids), first, chosen
+        self._ids, self._first, self._chosen = list(ids), first, chosen
         self._lane = lane_for(golden.type, engine.info.arithmetic)
+        self._passes = LanePasses(engine.info.model, self._lane)
         self._made: dict[int, Mapping[str, Array]] = {}
         # Any other lane rounds to a type, as its engines do.
         self.draws = DRAWS if self._lane.activations == "f32" else 1
@@ -78,6 +79,6 @@ class Noise:
     def stages(self, draw: int = 0) -> Mapping[str, Array]:
         """Every stage of a draw by name, rows from the first one asked for."""
         if draw not in self._made:
-            found = lane_pass(self._model, self._lane, self._ids, draw, self._chosen)
+            found = self._passes.stages(self._ids, draw, self._chosen)
             self._made[draw] = {name: trace.rows(array)[self._first :] for name, array in found.items()}
         return self._made[draw]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 HARD_TEXTS = (
@@ -60,6 +61,7 @@ NO_SPECIAL = ("<s>", "<|im_start|>", "[control]", "<S>", "</S>", "<|EndOfText|>"
 RARE = tuple(map(chr, (0xDF, 0x3A9, 0x416, 0x5D0, 0x20AC, 0x65E5, 0xAC00, 0x1F9EA, 0x10FFFF)))
 
 
+@cache
 def long_text() -> str:
     """The hard texts over and over, with ever longer words between: at no two borders stands the same."""
     text, rounds = "", 0

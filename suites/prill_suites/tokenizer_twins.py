@@ -136,6 +136,7 @@ class Twin:
             found += [part] if isinstance(part, int) else self._spm(part) if self.spm else self._bytes(part)
         return [i for i in found if i is not None]
 
+    @cache  # noqa: B019
     def spelled(self, text: str) -> bytes | None:
         """What comes back of a text, by what the vocabulary can spell; None where this twin cannot tell.
 

@@ -12,25 +12,36 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from prill_runtime.gguf.tensors import TensorInfo
 from prill_runtime.ops.protocol import Array
 from prill_runtime.ops.rounded import RoundedBackend, single
 
 QUERIES = 128  # whose scores are held at once
 BLOCK = 1 << 15  # elements of a partial sum: it stays in a processor's own cache
+TERMS, LONG = 1 << 16, 4  # elements of terms that are made at once; of more than so many a sum takes one call
 
 
 def product(a: Array, b: Array) -> NDArray[np.float64]:
     """a (row, term) times b (term, column), one term after another in float32."""
     with np.errstate(over="ignore", invalid="ignore"):
         a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        if b.shape[1] == 1:  # terms side by side, which `reduce` would add in pairs
+            return np.asarray(np.add.accumulate(a * b[:, 0], axis=1)[:, -1:], np.float64)
         out = np.multiply.outer(a[:, 0], b[0])
-        rows = max(1, BLOCK // max(1, b.shape[1]))
+        rows = max(1, BLOCK // b.shape[1])
         for low in range(0, len(a), rows):
-            left, total = a[low : low + rows], out[low : low + rows]
-            term = np.empty_like(total)
-            for n in range(1, len(b)):
-                np.multiply(left[:, n, None], b[n], out=term)
-                total += term
+            left, total = a[low : low + rows].T[:, :, None], out[low : low + rows]
+            step = max(1, TERMS // max(1, total.size))
+            terms = np.empty((1 + step, *total.shape), np.float32)
+            for n in range(1, len(b), step):
+                some = terms[: 1 + len(b[n : n + step])]
+                np.multiply(left[n : n + step], b[n : n + step, None], out=some[1:])
+                if len(some) > LONG:
+                    some[0] = total
+                    np.add.reduce(some, axis=0, out=total)  # its first axis is not the last: in order
+                    continue
+                for term in some[1:]:
+                    total += term
     return np.asarray(out, np.float64)
 
 
@@ -40,7 +51,15 @@ class SequentialBackend(RoundedBackend):
 
     def __init__(self, draw: int = 0, alike: bool = False) -> None:
         super().__init__("float64", "single")
-        self.leaving = single(draw, alike)
+        self.redraw(draw, alike)
+
+    def redraw(self, draw: int, alike: bool) -> None:
+        """Begin a pass whose results are moved otherwise, or as once before: by the draw alone."""
+        self.entering, self.leaving = single(), single(draw, alike)
+
+    def weight(self, raw: NDArray[np.uint8], info: TensorInfo) -> Array:
+        held = super().weight(raw, info)
+        return np.asfortranarray(held) if held.ndim == 2 else held  # as `product` goes through it
 
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
         return self.leaving(np.asarray(x / np.sqrt(_mean(x * x) + eps) * weight))

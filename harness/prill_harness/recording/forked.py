@@ -83,7 +83,9 @@ def _leave(code: int) -> NoReturn:
 
 if __name__ == "__main__":
     catalogue()
+    gc.disable()  # it would look through the trees of 200 files, again and again, for cycles that none has
     sources.warm()
     provenance.sources()
     gc.freeze()  # keep pages shared: a garbage collection would write to all of them
+    gc.enable()
     sys.exit(serve(socket.socket(fileno=int(sys.argv[1]))))

@@ -34,6 +34,7 @@ RUNS_CHECKS = (
     "prill_harness.run.outcomes",
 )
 _MODULE = re.compile(rf"(?:{'|'.join(ROOMS)})(?:\.\w+)+")
+_LEAVES = (ast.Name, ast.expr_context, ast.operator, ast.cmpop)  # most of a tree, and they name no file
 _BESIDE = re.compile(r"\w+\.(?!py$)\w+")
 
 
@@ -59,7 +60,12 @@ class SourceText:
 @cache
 def judging(suite: Path) -> Mapping[str, bytes]:
     """Name -> text of the suite's file and of every file that judges for it, in a fixed order."""
-    suite = suite.resolve()
+    return {name: file.read_bytes() for name, file in sorted(_judges(suite.resolve()).items())}
+
+
+@cache
+def _judges(suite: Path) -> Mapping[str, Path]:
+    """Name -> the suite's file and every file that judges for it."""
     own = _read(suite)
     found, asked = {suite.name: suite}, set(own.arguments)
     pending = [*RUNS_CHECKS, *own.all_imports]
@@ -77,7 +83,7 @@ def judging(suite: Path) -> Mapping[str, bytes]:
     more = {each for each in (*given.imports, *_of_fixtures(given, asked)) if each not in found}
     for name in sorted(more):
         found |= _closure(name)
-    return {name: file.read_bytes() for name, file in sorted(found.items())}
+    return found
 
 
 @cache
@@ -197,11 +203,14 @@ def _read(file: Path) -> SourceText:
                 named = _Named(file)
                 found[node.name] = named, own
         named.add(node)
-        pending += [(child, named) for child in ast.iter_child_nodes(node)]
+        for value in vars(node).values():
+            for child in value if isinstance(value, list) else (value,):
+                if isinstance(child, ast.AST) and not isinstance(child, _LEAVES):
+                    pending.append((child, named))
     done = {name: (inner.whole(), own) for name, (inner, own) in found.items()}
     return SourceText(outside.whole(), done, frozenset(arguments))
 
 
 def warm() -> int:
-    """Read every file that judges for a packaged suite, for processes forked from this one; how many."""
-    return sum(len(judging(suite_file(name))) for name in suites())
+    """Find every file that judges for a packaged suite, for processes forked from this one; how many."""
+    return sum(len(_judges(suite_file(name).resolve())) for name in suites())

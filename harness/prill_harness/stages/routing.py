@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,20 +128,37 @@ def through(model: Model, ids: Sequence[int], choose: Choose | None = None) -> d
     return {name: np.asarray(array, np.float64) for name, array in kept.items()}
 
 
-def lane_pass(
-    model: str, lane: Lane, ids: Sequence[int], draw: int = 0, chosen: Mapping[str, Chosen] | None = None
-) -> Mapping[str, Array]:
-    """Every stage of a float64 pass that rounds as a lane's engines do.
+class LanePasses:
+    """Float64 passes that round as a lane's engines do, through a model that the first of them reads.
 
     Args:
-        model: a model spec. draw: another one rounds otherwise, where the lane draws at random.
-        chosen: stage -> the experts that it goes through, else those that it finds.
+        model: a model spec.
     """
-    backend: RoundedBackend = SequentialBackend(draw, alike=draw % 2 == 0)
-    if lane.activations != "f32":
-        backend = RoundedBackend("float64", lane.activations)  # type: ignore[arg-type]
-    with faults.only(()), Model.load(resolve_model(model), backend=backend) as loaded:
-        return through(loaded, ids, fixed(chosen or {}))
+
+    def __init__(self, model: str, lane: Lane) -> None:
+        self._model, self._lane = model, lane
+
+    @cached_property
+    def _loaded(self) -> Model:
+        backend: RoundedBackend = SequentialBackend()
+        if self._lane.activations != "f32":
+            backend = RoundedBackend("float64", self._lane.activations)  # type: ignore[arg-type]
+        return Model.load(resolve_model(self._model), backend=backend)
+
+    def stages(
+        self, ids: Sequence[int], draw: int = 0, chosen: Mapping[str, Chosen] | None = None
+    ) -> Mapping[str, Array]:
+        """Every stage of a pass by name.
+
+        Args:
+            draw: another one rounds otherwise, where the lane draws at random.
+            chosen: stage -> the experts that it goes through, else those that it finds.
+        """
+        with faults.only(()):
+            model = self._loaded
+            if isinstance(model.backend, SequentialBackend):
+                model.backend.redraw(draw, alike=draw % 2 == 0)
+            return through(model, ids, fixed(chosen or {}))
 
 
 def chosen_by(oracle: Engine, truth: Mapping[str, Array]) -> dict[str, Chosen]:
@@ -158,7 +176,7 @@ def noise_of(
         truth: the oracle's stages; the lane's pass goes through the experts that they chose.
     """
     nodes = routers(oracle.model.network)
-    found = lane_pass(oracle.info.model, lane, ids, chosen=chosen_by(oracle, truth))
+    found = LanePasses(oracle.info.model, lane).stages(ids, chosen=chosen_by(oracle, truth))
     errors = {stage: found[node.router.stage] - truth[node.router.stage] for stage, node in nodes.items()}
     return {stage: lane.linear * float(np.ptp(error, axis=-1).max()) for stage, error in errors.items()}
 

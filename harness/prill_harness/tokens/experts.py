@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -58,6 +59,10 @@ class FollowedExperts:
         floor = self.golden.floor_of(self.lane.name)
         return replace(floor, worst_rank=max(floor.worst_rank, self.rank))
 
+    @cached_property
+    def _lane_passes(self) -> routing.LanePasses:
+        return routing.LanePasses(self.oracle.info.model, self.lane)
+
     def expected(self, ids: Sequence[int], own: Rows, got: Rows) -> Rows:
         """The oracle's logits of `ids` that an engine's are held to: `own`, or with the engine's experts."""
         self.texts += 1
@@ -81,7 +86,7 @@ class FollowedExperts:
         self.routes.append(routes)
         self.wrong += [f"{stage}: {sentence}" for stage, sentence in routes.wrong.items()]
         logits = routes.stages["logits"]
-        rounded = routing.lane_pass(self.oracle.info.model, self.lane, ids, chosen=routes.chosen)["logits"]
+        rounded = self._lane_passes.stages(ids, chosen=routes.chosen)["logits"]
         self.rank = max(self.rank, int(compare.rank(logits, rounded).max()))
         return logits
 

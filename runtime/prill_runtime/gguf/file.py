@@ -39,7 +39,7 @@ MAGIC: Final = b"GGUF"
 VERSIONS: Final = (2, 3)
 ARCHITECTURE: Final = "general.architecture"
 ALIGNMENT: Final = "general.alignment"
-DIGESTED_BYTES: Final = 8 << 20  # digested at a time
+DIGESTED_BYTES: Final = 1 << 18  # digested at a time: they stay in a processor's own cache
 
 
 class GGUFFile:

@@ -138,7 +138,7 @@ def _not_unicode(texts: Iterable[str]) -> int | None:
 def _check_spellings(tokens: Sequence[str], types: Any, fault: _Fault) -> None:
     """Check that no two tokens share a non-empty spelling, types are known, and byte tokens name a byte."""
     seen: dict[str, int] = {}
-    for index, token in enumerate(tokens):
+    for index, token in enumerate(tokens if len(set(tokens)) < len(tokens) else ()):
         if token and seen.setdefault(token, index) != index:
             ids = f"{quoted(token)} as {seen[token]} and {index}"
             raise fault(f"{PREFIX}tokens", "has a token twice", "one id for each spelling", ids)
