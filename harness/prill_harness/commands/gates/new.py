@@ -8,14 +8,13 @@ from pathlib import Path
 
 import click
 
-from prill_harness import commands
 from prill_harness.commands.shared.declare import command as declare
 from prill_harness.console import Console
 from prill_harness.records.catalog import suites
 from prill_harness.records.files import write_file
 from prill_runtime.errors import UsageError
 
-TEMPLATES = Path(commands.__path__[0]) / "templates"
+TEMPLATES = Path(__file__).parents[1] / "templates"
 SUFFIX, NEXT = ".tmpl", "next.txt"
 INTO = click.option("--into", type=click.Path(path_type=Path, file_okay=False), default=Path(),
                     help="Folder that gets the folder NAME; default: the current one.")  # fmt: skip
