@@ -22,7 +22,8 @@ from prill_harness.version import commit, version
 from prill_runtime.errors import PrillError, UsageError
 
 COMMANDS = {
-    "gate": gates, "run": gates, "golden": engines, "requests": gates, "bisect": engines, "trace": engines,
+    "gate": gates, "run": gates, "new": gates, "golden": engines, "requests": gates, "bisect": engines,
+    "trace": engines, "judged": engines,
     "checklist": gates, "faults": gates, "leak": engines, "vram": engines, "report": gates, "bench": engines,
     "generate": engines, "inspect": engines, "explain": gates, "doctor": gates, "completion": gates,
 }  # fmt: skip

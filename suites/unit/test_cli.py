@@ -60,8 +60,8 @@ def model(tmp_path: Path) -> Path:
 def test_all_commands_are_there() -> None:
     """The commands the product promises exist, golden with its three."""
     assert {path[0] for path in COMMANDS if path} == {
-        "gate", "run", "golden", "bisect", "trace", "checklist", "faults", "generate", "inspect", "doctor",
-        "report", "bench", "leak", "explain", "completion", "vram", "requests",
+        "gate", "run", "new", "golden", "bisect", "trace", "checklist", "faults", "generate", "inspect",
+        "doctor", "report", "bench", "leak", "explain", "completion", "vram", "requests", "judged",
     }  # fmt: skip
     assert {path[1] for path in COMMANDS if path[:1] == ("golden",) and len(path) == 2} == {
         "record", "compare", "show",

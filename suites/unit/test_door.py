@@ -304,7 +304,7 @@ def test_the_nearest_word_is_suggested(
         (
             ("checklist", "nosuch"),
             "usage error: ",
-            "expected contract or foundation or gemma3 or gpt-oss or gpt2 or llama or model",
+            "expected boundary or contract or foundation or gemma3 or gpt-oss or gpt2 or llama or model",
         ),
         (("checklist", "lama"), "usage error: ", "did you mean 'llama'?"),
         (("gate", "foundatoin"), "usage error in ", "no such gate"),

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path, PurePath
 
-from prill_harness.decide.checklist import checklist_names, load_checklists
+from prill_harness.decide.checklist import checklist_names
+from prill_harness.decide.own import checklists, own_names
 from prill_harness.decide.templates import checks_by_id
 from prill_harness.decide.waivers import Waiver
 from prill_harness.engines.models import check_model
 from prill_harness.engines.spec import check_device, check_judged
 from prill_harness.faults.opening import check_engine
+from prill_harness.plan.beside import check_ids, suites
 from prill_harness.plan.policy import Gate, Policy
-from prill_harness.records.catalog import check_ids, suites
 from prill_harness.records.names import base_of, look_up
 from prill_runtime.errors import PolicyError, UsageError, WaiverError
 from prill_runtime.models import registry
@@ -25,20 +26,22 @@ def examine(policy: Policy) -> None:
         PolicyError: an unknown checklist, item of the never-list, suite, engine, fault, packaged model or
             device, or an engine that would be judged by itself.
     """
-    items = _items()
+    items = _items(policy.folder)
     for gate in policy.gates.values():
-        _examine_gate(gate, f"{policy.path}, gate {gate.name}", items)
+        _examine_gate(gate, f"{policy.path}, gate {gate.name}", items, policy.folder)
 
 
-def _examine_gate(gate: Gate, where: str, items: Collection[str]) -> None:
+def _examine_gate(gate: Gate, where: str, items: Collection[str], folder: Path | None) -> None:
     for name in gate.checklists:
         what, hint = "names an unknown checklist", "every architecture's is made of `model`"
-        look_up(name, checklist_names(), what, where=where, hint=hint, error=PolicyError)
+        look_up(
+            name, (*checklist_names(), *own_names(folder)), what, where=where, hint=hint, error=PolicyError
+        )
     for name in sorted(gate.never_waive):
         look_up(name, items, "the never-list names an unknown item", where=where, error=PolicyError)
     for entry in gate.plan:
         for suite in entry.suites:
-            look_up(suite, suites(), "no such suite", where=where, error=PolicyError)
+            look_up(suite, suites(folder), "no such suite", where=where, error=PolicyError)
         for engine in entry.engines:
             _within(where, PolicyError, check_engine, engine)
             _within(where, PolicyError, check_judged, engine)
@@ -48,7 +51,7 @@ def _examine_gate(gate: Gate, where: str, items: Collection[str]) -> None:
             _within(where, PolicyError, check_device, device)
 
 
-def examine_waivers(waivers: Sequence[Waiver], path: Path) -> None:
+def examine_waivers(waivers: Sequence[Waiver], path: Path, folder: Path | None = None) -> None:
     """Look at what waivers speak of: any packaged checklist's items, whichever the gate asks for, of any
     architecture that is described.
 
@@ -58,12 +61,12 @@ def examine_waivers(waivers: Sequence[Waiver], path: Path) -> None:
     """
     if not waivers:
         return
-    counted = _items()
+    counted = _items(folder)
     for waiver in waivers:
         where = f"{path}, waiver {waiver.id}"
         look_up(waiver.item, counted, "names an unknown item", where=where, error=WaiverError)
         base = base_of(waiver.check)
-        look_up(base, check_ids(), "names an unknown check", where=where, error=WaiverError)
+        look_up(base, check_ids(folder), "names an unknown check", where=where, error=WaiverError)
         what = f"names a check that {waiver.item} does not count"
         look_up(base, counted[waiver.item], what, where=where, error=WaiverError)
         _within(where, WaiverError, check_engine, waiver.conditions.engine)
@@ -76,8 +79,8 @@ def examine_waivers(waivers: Sequence[Waiver], path: Path) -> None:
             _within(where, WaiverError, lambda spec: check_model(spec, opened=False), model)
 
 
-def _items() -> dict[str, tuple[str, ...]]:
-    return checks_by_id(load_checklists(), registry.names())
+def _items(folder: Path | None) -> dict[str, tuple[str, ...]]:
+    return checks_by_id(checklists(None, folder), registry.names())
 
 
 def _within(where: str, error: type[UsageError], look: Callable[[str], object], word: str) -> None:

@@ -79,9 +79,7 @@ def _walked(place: Mapping[str, str], lengths: Iterable[int]) -> tuple[str, list
             )
         except (subprocess.TimeoutExpired, KeyboardInterrupt):
             return None
-        if (
-            done.returncode == 1 and done.stdout
-        ):  # an engine that does not open ends with 1 too, and says nothing
+        if done.returncode == 1 and done.stdout:  # an engine that fails is told on stderr alone
             return str(msgspec.json.decode(done.stdout)["sentence"]), words
         if done.returncode != 0:
             return None

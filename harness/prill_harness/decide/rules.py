@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 from prill_harness.faults.trial.forgotten import fallen
 from prill_harness.faults.trial.kills import Kills, remedy
+from prill_harness.plan import beside
 from prill_harness.plan.plan import Plan, cells_of
 from prill_harness.plan.policy import Gate
 from prill_harness.records.evidence import CellStarted, Status
+from prill_harness.records.names import suite_of
 from prill_harness.records.verdict import (
     CellResult,
     CheckResult,
@@ -195,10 +197,11 @@ def checks_kill(case: GateCase) -> Broken | None:
     more = f" (and {len(lacking) - 1} more checks)" if len(lacking) > 1 else ""
     first, claimed = lacking[0], case.faults[lacking[0]]
     unkept = case.kills.unkept(first, claimed) or sorted(claimed)
+    own = case.plan.folder if beside.holds(case.plan.folder, suite_of(first)) else None
     return (
         Status.INCONCLUSIVE,
         f"{first} was not seen to kill {unkept[0]} with its present code{more}; "
-        f"see it with `{remedy(claimed)}`",
+        f"see it with `{remedy(claimed, own)}`",
     )
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import msgspec
 
+from prill_harness.plan import beside
 from prill_harness.plan.given import named
 from prill_harness.plan.policy import Gate
-from prill_harness.records.catalog import suite_file
 from prill_harness.records.evidence import Cell
 from prill_harness.records.names import suite_of
 from prill_runtime.errors import NothingSelected, UsageError
@@ -21,7 +21,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     Attributes:
         checks: run these check ids alone; empty for all.
-        folder: where the suites lie; None: the packaged ones.
+        folder: where suites of the user's own lie, beside the packaged ones; None: there are none.
         given: the spec that opens a model here, by the name in its cells; absent if they are equal.
     """
 
@@ -68,7 +68,7 @@ def build(
         if not wanted or cell.suite in wanted
     ]
     for suite in dict.fromkeys(cell.suite for cell in cells):
-        suite_file(suite, folder)
+        beside.suite_file(suite, folder)
     if not cells:
         raise NothingSelected("the selection leaves no cell", where=f"gate {gate.name}")
     return Plan(gate.name, tuple(dict.fromkeys(cells)), tuple(checks), folder, openers(names))

@@ -2,6 +2,7 @@
 
 ```toml
 default = "architectures"            # the gate that `prill gate` runs when none is named
+suites = "../checks"                 # optional: a folder of your own suites, from this file, beside prill's
 
 [gates.foundation]
 checklists = ["foundation"]          # files of the checklists folder, without .toml
@@ -28,6 +29,7 @@ from pathlib import Path
 
 import msgspec
 
+from prill_harness.plan import beside
 from prill_harness.plan.provenance import file_digest
 from prill_harness.records.catalog import packaged
 from prill_harness.records.names import look_up
@@ -61,6 +63,7 @@ class _GateFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class _PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     default: str
     gates: dict[str, _GateFile]
+    suites: str = ""
 
 
 class Gate(msgspec.Struct, frozen=True):
@@ -82,12 +85,17 @@ class Gate(msgspec.Struct, frozen=True):
 
 
 class Policy(msgspec.Struct, frozen=True):
-    """A whole policy file."""
+    """A whole policy file.
+
+    Attributes:
+        folder: of the user's own suites (`plan.beside`); None where it names none.
+    """
 
     path: Path
     sha256: str
     default: str
     gates: dict[str, Gate]
+    folder: Path | None = None
 
     def gate(self, name: str | None = None) -> Gate:
         """The gate of that name, or the default.
@@ -114,7 +122,9 @@ def load_policy(path: Path | None = None) -> Policy:
     path = Path(path) if path else LOCAL_POLICY if LOCAL_POLICY.is_file() else packaged() / "gates.toml"
     file = load_toml(path, _PolicyFile)
     gates = {name: _resolve(path, file.gates, name) for name in file.gates}
-    policy = Policy(path=path, sha256=file_digest(path), default=file.default, gates=gates)
+    folder = (path.parent / file.suites).resolve() if file.suites else None
+    beside.examine(folder)
+    policy = Policy(path, file_digest(path), file.default, gates, folder)
     policy.gate()
     return policy
 

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from prill_harness.records.catalog import suite_file
+from prill_harness.plan.beside import suite_file
 from prill_harness.records.evidence import Cell
 from prill_harness.run.children import python
 

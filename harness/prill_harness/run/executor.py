@@ -10,10 +10,9 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from prill_harness.plan import provenance
+from prill_harness.plan import beside, provenance
 from prill_harness.plan.plan import Plan
 from prill_harness.records import ledger as ledgers
-from prill_harness.records.catalog import suite_file
 from prill_harness.records.evidence import Cell, CellEnded, CellStarted, Evidence, Record, Status
 from prill_harness.run import gather, pool
 from prill_harness.run.pool import TIMEOUT_S, Event
@@ -112,5 +111,5 @@ def resumable(path: Path, cell: Cell, plan: Plan) -> bool:
     reported = {r.check for r in records if isinstance(r, Evidence)}
     if not starts[0].planned or set(starts[0].planned) != reported:
         return False
-    today = provenance.describe(plan.spec(cell), suite_file(cell.suite, plan.folder), plan.checks)
+    today = provenance.describe(plan.spec(cell), beside.suite_file(cell.suite, plan.folder), plan.checks)
     return starts[0].versions == today

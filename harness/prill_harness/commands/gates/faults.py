@@ -120,6 +120,9 @@ def run(console: Console, names: Sequence[str], jobs: int) -> int:
 )
 @click.option("--engine", metavar="SPEC", help="Put changed files and spoiled answers before it.")
 @click.option("--model", "models", multiple=True, metavar="SPEC", help="With --engine; repeatable.")
+@click.option("--suites", "folder", metavar="FOLDER",
+              type=click.Path(path_type=Path, file_okay=False, exists=True),
+              help="Only the suites of your own in FOLDER; writes FOLDER/kills.json.")  # fmt: skip
 @click.option("--suite", "suites", multiple=True, metavar="SUITE", help="With --engine; repeatable.")
 @click.option("--only", multiple=True, metavar="AREA|NAME", help="These faults alone; repeatable.")
 @click.option(
@@ -137,6 +140,7 @@ def matrix_(
     console: Console,
     engine: str | None,
     models: Sequence[str],
+    folder: Path | None,
     suites: Sequence[str],
     only: Sequence[str],
     clean: int | None,
@@ -152,6 +156,10 @@ def matrix_(
     With --engine, any engine's: it is given changed files, and its answers are spoiled on their way. What its
     checks find is kept for its gates.
     """
+    if folder is not None:
+        if engine is not None or models or suites or only or clean or output or docs:
+            raise UsageError("--suites goes with no other option than -j")
+        return _own(console, folder, jobs)
     if engine is not None:
         from prill_harness.commands.gates import through
 
@@ -223,6 +231,51 @@ def matrix_(
     return 0 if sound_matrix else 1
 
 
+def _own(console: Console, folder: Path, jobs: int) -> int:
+    """See the checks of a user's own suites kill what they claim, and keep it beside them.
+
+    Exit code: 1 when a claim is not kept, or a check fails on the clean engine.
+    """
+    from prill_harness.decide.own import claimed as claims_of
+    from prill_harness.faults.catalogue import named
+    from prill_harness.faults.trial import kills as data
+    from prill_harness.faults.trial import matrix
+    from prill_harness.plan import beside
+    from prill_harness.records.evidence import Cell
+    from prill_harness.records.names import suite_of
+
+    folder = folder.resolve()
+    beside.examine(folder)
+    claimed = claims_of(folder)
+    names = dict.fromkeys(name for faults in claimed.values() for name in faults)
+    subjects = [matrix.TrialSubject(named([name])) for name in names]
+    cells: dict[Cell, None] = {}
+    for subject in subjects:
+        suites = sorted({suite_of(check) for check, faults in claimed.items() if subject.name in faults})
+        cells |= {Cell(subject.model, matrix.ENGINE, suite): None for suite in suites}
+        cells[Cell(subject.model, subject.engine, "+".join(suites))] = None
+    records = _records(console, tuple(cells), jobs, "faults", folder)
+    results = matrix.judge(subjects, records)
+    alarms, _ = matrix.alarms(records)
+    unkept = matrix.unkept(claimed, {result.subject.name: result.killed_by for result in results})
+    trials = {result.subject.name: result.trial() for result in results}
+    file = folder / data.FILE
+    write_file(file, data.encode(data.Kills(trials, matrix.contents(records))))
+    console.emit({"file": str(file), "unkept_claims": unkept, "alarms": [e.sentence for e in alarms],
+                  "killed_by": {name: trial.killed_by for name, trial in trials.items()}})  # fmt: skip
+    for check, faults in claimed.items():
+        kept = [name for name in faults if check in trials[name].killed_by]
+        console.line(
+            f"{check} kills {len(kept)} of the {len(faults)} faults that it claims: {', '.join(faults)}"
+        )
+    for check, lost in unkept.items():
+        console.line(f"{check} claims {', '.join(lost)} and does not kill it", status="failed")
+    for e in alarms:
+        console.line(f"{e.check} fails on the clean engine: {e.sentence}", status="failed")
+    (console.remark if console.json else console.line)(f"written: {file}")
+    return 1 if unkept or alarms else 0
+
+
 def _selected(only: Sequence[str]) -> tuple[str, ...]:
     """Names of the faults selected by names and areas; all if nothing is given.
 
@@ -265,12 +318,14 @@ def _trials(
     return results, records
 
 
-def _records(console: Console, cells: Sequence[Cell], jobs: int, what: str) -> tuple[Record, ...]:
+def _records(
+    console: Console, cells: Sequence[Cell], jobs: int, what: str, suites: Path | None = None
+) -> tuple[Record, ...]:
     """Run the cells in a temporary folder; their records."""
     from prill_harness.faults.trial import matrix
 
     with console.progress(len(cells), what) as bar, tempfile.TemporaryDirectory() as folder:
-        return matrix.run(cells, Path(folder), jobs, runs.teller(bar))
+        return matrix.run(cells, Path(folder), jobs, runs.teller(bar), suites)
 
 
 def _described(result: TrialResult) -> dict[str, object]:

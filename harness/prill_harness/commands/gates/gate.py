@@ -16,6 +16,7 @@ from prill_harness.commands.shared.outfolder import taken
 from prill_harness.console import Console
 from prill_harness.plan.plan import Plan, build, shard
 from prill_harness.plan.provenance import file_digest
+from prill_harness.records import catalog
 from prill_harness.records.evidence import Evidence, Record, Status, badness
 from prill_harness.records.files import write_file
 from prill_harness.records.ledger import Ledger, audited
@@ -102,27 +103,32 @@ def command(
     Writes ledger.jsonl, verdict.json, junit.xml, report.md and report.html into --out.
     """
     from prill_harness.decide import entries
-    from prill_harness.decide.checklist import load_checklists
     from prill_harness.decide.gate import decide
+    from prill_harness.decide.own import checklists as asked_of
+    from prill_harness.decide.own import claimed
     from prill_harness.decide.waivers import LOCAL, load_waivers
     from prill_harness.faults.catalogue import catalogue
     from prill_harness.faults.opening import foreign
     from prill_harness.faults.trial import connector
     from prill_harness.faults.trial import forgotten as oblivion
     from prill_harness.faults.trial import kills as matrix
+    from prill_harness.plan.beside import check_ids
     from prill_harness.plan.policy import load_policy
-    from prill_harness.records.catalog import check_ids
 
     if ledgers and (part or resume):
         raise UsageError("--from runs nothing, so it goes with neither --shard nor --resume")
     policy = load_policy(policy_file)
     gate = policy.gate(name)
     entries.examine(policy)
-    checklists = load_checklists(gate.checklists)
+    checklists = asked_of(gate.checklists, policy.folder)
     waivers = load_waivers(waivers_file)
-    entries.examine_waivers(waivers, waivers_file or LOCAL)
+    entries.examine_waivers(waivers, waivers_file or LOCAL, policy.folder)
     kills, forgotten = matrix.fresh(matrix.load(kills_file), catalogue()), oblivion.load()
-    plan = build(gate, engines, models)
+    if policy.folder:
+        claimed(policy.folder)
+        own = matrix.fresh(matrix.load(None, policy.folder), catalogue())
+        kills = matrix.with_own(kills, own, catalog.check_ids(policy.folder))
+    plan = build(gate, engines, models, folder=policy.folder)
     door.examine((), () if models else plan.given.values(), opened=not ledgers)
     door.together(() if ledgers else ((cell.engine, plan.spec(cell)) for cell in plan.cells))
     click.get_current_context().with_resource(taken(out))
@@ -139,7 +145,7 @@ def command(
         kills=kills,
         waivers=waivers,
         as_of=as_of,
-        sources=check_ids(),
+        sources=check_ids(policy.folder),
         forgotten=forgotten,
     ).sealed(file_digest(out / "ledger.jsonl"))
     written = [out / "ledger.jsonl", *write_reports(verdict, out)]
@@ -176,7 +182,10 @@ def show(console: Console, verdict: Verdict, written: Sequence[Path]) -> None:
         ),
     )
     if open_items:
-        rows = [(i.status.value, i.severity.value, i.id, _cut(i.sentence)) for i in open_items[:SHOWN]]
+        # The cell is told where there are several: the sentence has room for what is wrong then.
+        only = f" in {verdict.cells[0].cell.id}" if len(verdict.cells) == 1 else "\0"
+        said = [_cut(i.sentence.replace(only, "")) for i in open_items[:SHOWN]]
+        rows = [(i.status.value, i.severity.value, i.id, s) for i, s in zip(open_items, said, strict=False)]
         console.table(("status", "severity", "item", "evidence"), rows, status=0)
         if len(open_items) > SHOWN:
             console.line(f"... and {len(open_items) - SHOWN} more, all of them in the reports")

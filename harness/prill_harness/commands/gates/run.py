@@ -15,10 +15,11 @@ from prill_harness.commands.shared.declare import SPECS, cell_timeout_option, se
 from prill_harness.commands.shared.declare import command as declare
 from prill_harness.commands.shared.outfolder import taken
 from prill_harness.console import Console
-from prill_harness.plan import provenance
+from prill_harness.plan import beside, provenance
 from prill_harness.plan.estimate import estimate, recorded
 from prill_harness.plan.given import named
 from prill_harness.plan.plan import Plan, openers
+from prill_harness.plan.policy import LOCAL_POLICY, load_policy
 from prill_harness.records import catalog
 from prill_harness.records.evidence import Cell, Status
 from prill_harness.records.names import base_of, look_up, suite_of
@@ -64,13 +65,14 @@ def command(
 
     The exit code is that of the worst check: 1 failed, 3 error, 10 inconclusive.
     """
-    suites, checks = selected(names)
+    folder = _own()
+    suites, checks = selected(names, folder)
     called = named(models or _default_models())
     cells = tuple(
         Cell(model, engine, suite, device)
         for model, engine, suite in product(called.values(), engines, suites)
     )
-    plan = Plan("run", tuple(dict.fromkeys(cells)), checks, given=openers(called))
+    plan = Plan("run", tuple(dict.fromkeys(cells)), checks, folder, openers(called))
     if not names:
         console.remark(_foresight(plan, len(called), engines, suites, jobs, out))
     door.together((cell.engine, plan.spec(cell)) for cell in plan.cells)
@@ -119,13 +121,18 @@ def _foresight(
     )
 
 
-def selected(names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _own() -> Path | None:
+    """The folder of the user's own suites, if the policy of the current folder names one."""
+    return load_policy().folder if LOCAL_POLICY.is_file() else None
+
+
+def selected(names: Sequence[str], folder: Path | None = None) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(suites, check ids) that the names mean; next to single checks, a suite stands for all of its checks.
 
     Raises:
         NothingSelected: a name is neither a suite nor a check.
     """
-    suites, declared = catalog.suites(), catalog.check_ids()
+    suites, declared = beside.suites(folder), beside.check_ids(folder)
     for name in names:
         look_up(base_of(name), [*suites, *declared], "no such suite or check", error=NothingSelected)
     chosen = dict.fromkeys(suite_of(name) for name in names or suites)
@@ -137,8 +144,6 @@ def selected(names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _default_models() -> tuple[str, ...]:
-    from prill_harness.plan.policy import load_policy
-
     models = tuple(dict.fromkeys(model for entry in load_policy().gate().plan for model in entry.models))
     door.examine((), models)
     return models

@@ -10,8 +10,8 @@ import msgspec
 
 from prill_harness.commands.shared import runs
 from prill_harness.console import Console
+from prill_harness.plan.beside import check_ids, suites
 from prill_harness.plan.plan import Plan
-from prill_harness.records.catalog import check_ids, suites
 from prill_harness.records.files import write_file
 from prill_harness.records.names import look_up, suite_of
 from prill_runtime.errors import NothingSelected
@@ -42,17 +42,20 @@ def matrix(
 
     for name in only:
         look_up(name, BLACKBOX, "no such fault for any engine")
+    policy = load_policy(None)
     for suite in wanted:
-        look_up(suite, suites(), "no such suite")
-    models = models or [m for entry in load_policy(None).gate("contract").plan for m in entry.models]
+        look_up(suite, suites(policy.folder), "no such suite")
+    models = models or [m for entry in policy.gate("contract").plan for m in entry.models]
     trials = connector.trials(spec, models, wanted or connector.SUITES, only)
     if not trials:
         raise NothingSelected("no fault can be put before this engine", got=" ".join(only))
     cells = connector.cells(trials)
     asked = {suite for trial in trials for suite in trial.suites}
-    checks = [c for c in check_ids() if suite_of(c) in asked and not c.startswith(connector.SIGHT)]
+    checks = [
+        c for c in check_ids(policy.folder) if suite_of(c) in asked and not c.startswith(connector.SIGHT)
+    ]
     with console.progress(len(cells), "faults") as bar, tempfile.TemporaryDirectory() as folder:
-        plan = Plan("faults", cells, tuple(checks))
+        plan = Plan("faults", cells, tuple(checks), policy.folder)
         records = executor.run(plan, Path(folder), jobs, progress=runs.teller(bar), timeout_s=TIMEOUT_S)
     found = connector.judge(trials, records)
     sight = connector.recorded(spec, found, records)

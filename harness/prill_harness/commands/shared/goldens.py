@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from prill_harness.console import Console
+from prill_harness.plan.beside import holds
 from prill_harness.records.catalog import takes
 from prill_harness.records.evidence import Cell
 from prill_harness.run.children import prill
@@ -43,5 +44,6 @@ def prepare(cells: Iterable[Cell], specs: Mapping[str, str], folder: Path | None
     for model in dict.fromkeys(cell.model for cell in cells):
         spec = specs.get(model, model)
         suites = {cell.suite for cell in cells if cell.model == model}
-        if unrecorded(spec) is not None and any(takes(suite, "golden", folder) for suite in suites):
+        wanted = (takes(suite, "golden", folder if holds(folder, suite) else None) for suite in suites)
+        if unrecorded(spec) is not None and any(wanted):
             subprocess.run([*RECORD, spec], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)

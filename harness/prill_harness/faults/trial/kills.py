@@ -8,6 +8,7 @@ seen again or `forgotten.toml` gives a reason.
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
@@ -154,6 +155,20 @@ def encode(kills: Kills) -> str:
     return msgspec.json.format(msgspec.json.encode(kills, order="sorted"), indent=1).decode() + "\n"
 
 
-def remedy(faults: Iterable[str]) -> str:
-    """The command that renews the kills of these faults."""
+def with_own(kills: Kills, own: Kills, checks: Collection[str]) -> Kills:
+    """The packaged matrix, with what `own`, of a user's suites, says of `checks`, which are theirs."""
+    faults = dict(kills.faults)
+    for name, trial in own.faults.items():
+        before = faults[name].killed_by if name in faults else ()
+        mine = tuple(check for check in trial.killed_by if check in checks)
+        faults[name] = msgspec.structs.replace(faults.get(name, trial), killed_by=(*before, *mine))
+    contents = {check: content for check, content in own.checks.items() if check in checks}
+    return msgspec.structs.replace(kills, faults=faults, checks=kills.checks | contents)
+
+
+def remedy(faults: Iterable[str], folder: Path | None = None) -> str:
+    """The command that renews the kills of these faults, by suites in `folder`; None: the packaged."""
+    if folder is not None:
+        folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+        return shlex.join(["prill", "faults", "matrix", "--suites", str(folder)])
     return " ".join(["prill faults matrix", *(f"--only {name}" for name in sorted(faults))])

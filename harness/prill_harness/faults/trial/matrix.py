@@ -188,10 +188,16 @@ def _cost(cell: Cell) -> int:
 
 
 def run(
-    cells: Sequence[Cell], out: Path, jobs: int, progress: Callable[[Event], None] = lambda event: None
+    cells: Sequence[Cell],
+    out: Path,
+    jobs: int,
+    progress: Callable[[Event], None] = lambda event: None,
+    folder: Path | None = None,
 ) -> tuple[Record, ...]:
     """Run the cells of `cells_for`; their records."""
-    return executor.run(Plan("faults", tuple(cells)), out, jobs, progress=progress, timeout_s=TIMEOUT_S)
+    return executor.run(
+        Plan("faults", tuple(cells), folder=folder), out, jobs, progress=progress, timeout_s=TIMEOUT_S
+    )
 
 
 def judge(subjects: Sequence[TrialSubject], records: Iterable[Record]) -> tuple[TrialResult, ...]:
