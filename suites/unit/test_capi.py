@@ -92,10 +92,9 @@ def test_python_has_the_header_s_numbers() -> None:
     assert len(declared) == 14
 
 
-@pytest.mark.parametrize("kind", ["f16", "f32", "q8_0"])
-def test_the_example_is_right(kind: str) -> None:
+@pytest.mark.parametrize("model", [MODEL, f"{MODEL}:f32", f"{MODEL}:q8_0", "fixture:llama-long"])
+def test_the_example_is_right(model: str) -> None:
     """Its logits are the float64 oracle's within the exact lane, and its greedy text is prill's own."""
-    model = MODEL if kind == "f16" else f"{MODEL}:{kind}"
     golden = golden_for(model)
     lane = lanes.lane_for(golden.type, "float32")
     with open_engine("capi:example", model) as engine, open_engine("numpy64", model) as oracle:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from gguf import GGMLQuantizationType, quants
 from numpy.typing import NDArray
 
 from prill_runtime.errors import InvalidParameter
-from prill_runtime.ops.numpy import BLOCK_ROWS, BLOCK_SIZE, FEW_ROWS, QUERY_ROWS, NumpyBackend
+from prill_runtime.ops.numpy import BLOCK_ROWS, BLOCK_SIZE, FEW_ROWS, QUERY_ROWS, QUERY_SCORES, NumpyBackend
 from prill_runtime.ops.rounded import ROUNDING, RoundedBackend, bf16, f16, q8_0, q8_k
 
 F64 = NDArray[np.float64]
@@ -192,14 +193,32 @@ def test_attention_is_causal_grouped_and_scaled(
 
 
 def test_attention_of_a_long_prompt_is_computed_in_blocks(ops: NumpyBackend) -> None:
-    """More rows than one block of queries give the same as the naive twin, on both sides of the seam."""
-    rows = QUERY_ROWS + 3
-    q, k, v = draw(ops, rows, 2, 4), draw(ops, 1, rows, 4, seed=1), draw(ops, 1, rows, 4, seed=2)
-    check(
-        ops,
-        ops.attention(q, k, v, start=0, scale=0.5, window=7),
-        naive_attention(f64(q), f64(k), f64(v), 0, 0.5, 7),
-    )
+    """More rows than one block of queries give the same as the naive twin, on both sides of each seam; behind
+    as many keys as make blocks smaller, too."""
+    for rows, window in (
+        (QUERY_ROWS + 3, 7),
+        (QUERY_ROWS + 3, None),
+        (QUERY_SCORES // QUERY_ROWS + 70, None),
+    ):
+        q, k, v = draw(ops, rows, 2, 4), draw(ops, 1, rows, 4, seed=1), draw(ops, 1, rows, 4, seed=2)
+        got = ops.attention(q, k, v, start=0, scale=0.5, window=window)
+        check(ops, got, naive_attention(f64(q), f64(k), f64(v), 0, 0.5, window))
+
+
+@pytest.mark.parametrize("rows", [QUERY_ROWS, 107, 150, 4 * QUERY_ROWS])
+def test_attention_of_twice_the_rows_holds_twice_the_memory_at_once(ops: NumpyBackend, rows: int) -> None:
+    """Blocks are cut so that scores never grow faster than the prompt, wherever its length falls."""
+
+    def peak(count: int) -> int:
+        q, k = draw(ops, count, 8, 5), draw(ops, 2, count, 5, seed=1)
+        ops.attention(q, k, k, start=0, scale=0.5)
+        tracemalloc.start()
+        ops.attention(q, k, k, start=0, scale=0.5)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    assert peak(2 * rows) <= 2.1 * peak(rows)
 
 
 def test_attention_survives_scores_beyond_the_range_of_exp(ops: NumpyBackend) -> None:

@@ -25,6 +25,9 @@ BLOCK_ROWS, BLOCK_SIZE = 32, 1_000_000
 # Scores of more query rows than this are never held at once, so a long prompt needs no square matrix; and a
 # block of rows reads only the keys that one of them sees.
 QUERY_ROWS = 64
+# Nor are more scores than this of one head while a block has more rows than a few: else a prompt of twice the
+# length could hold nearly three times as many.
+QUERY_SCORES = 2 * QUERY_ROWS**2
 
 
 def erf(x: Array) -> Array:
@@ -146,10 +149,12 @@ class NumpyBackend(Backend[Array, Array, Array]):
         group = heads // kv_heads
         blocked = q.reshape(rows, kv_heads, group, head_dim).transpose(1, 2, 0, 3)  # (kv, group, row, dim)
         out = np.empty((rows, kv_heads, group, head_dim), self.dtype)
-        for low in range(0, rows, QUERY_ROWS):
-            high = min(low + QUERY_ROWS, rows)
+        high = 0
+        while high < rows:
+            low, first = high, 0 if window is None else max(0, min(start + high - window + 1, length - 1))
+            keys = min(start + low + QUERY_ROWS, length) - first
+            high = min(low + max(FEW_ROWS, min(QUERY_ROWS, QUERY_SCORES // keys)), rows)
             last = min(start + high, length)
-            first = 0 if window is None else max(0, min(start + low - window + 1, last - 1))
             block = blocked[:, :, low:high].reshape(kv_heads, group * (high - low), head_dim)
             scores = (block * self.dtype.type(scale)) @ k[:, first:last].transpose(0, 2, 1)
             if softcap is not None:
