@@ -1,6 +1,6 @@
 """Gate one model file on an engine with each planted fault that can show in it: red, by the stage to blame.
 
-    python ci/fault_gates.py model.gguf --out table.md
+    python ci/fault_gates.py model.gguf --out FILE
 
 The faults are those in the code of a stage that need a feature of a model, of which the file has all, and
 those that are named with --also, as NAME, or as NAME:STAGE where they are blamed on no stage. A gate has the

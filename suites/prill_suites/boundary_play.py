@@ -25,6 +25,7 @@ from prill_suites.common import SAME
 
 HEADER = "what prill_engine.h promises of each call"
 IDS = (1, 5, 9, 3)
+UNKNOWN = "unsupported_type"
 HANDLES = {"context": "c", "model": "m", "session": "s"}
 MOST = 6  # processes that one list of calls may take: after a crash the rest is called in another one
 LOADING = 600.0  # seconds for the first load
@@ -102,7 +103,11 @@ class CallBench:
         return self.info, rows(last, self.vocab)
 
     def _sound(self, steps: Sequence[Step]) -> Answers:
-        """The answers of calls that have to succeed before anything else can be asked."""
+        """The answers of calls that have to succeed before anything else can be asked.
+
+        Raises:
+            MissingCapability: the library says that it does not know what is in the model's file.
+        """
         done = self._played(steps)
         wrong = [
             f"{each['code']}: {each.get('sentence')}"
@@ -110,6 +115,8 @@ class CallBench:
             if each["code"] != "ok"
         ]
         if why := done.unusable or done.ended or next(iter(wrong), ""):
+            if why.startswith(f"{UNKNOWN}: "):
+                raise MissingCapability(f"the library does not know what is in this file: {why}")
             raise CheckFailed(f"sound calls do not work: {why}; again: {done.again}")
         return done.answers
 

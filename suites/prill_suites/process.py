@@ -77,6 +77,18 @@ def opened(spec: str, model: str | Path) -> Engine:
     return connect(EngineSpec.parse(spec), model)
 
 
+def opened_first(spec: str, model: str) -> Engine:
+    """The same before anything is judged.
+
+    Raises:
+        MissingCapability: the engine says that it does not know what is in this file.
+    """
+    try:
+        return opened(spec, model)
+    except UnsupportedModel as error:
+        raise MissingCapability(str(error)) from error
+
+
 @check("process.requests", kills=("worker_dies_of_bad_ids", "worker_looks_up_any_id"), needs=TEXTS)
 def test_requests(observe: Observer, subject: str, model_spec: str, golden: Golden, oracle: Embedded) -> None:
     """Requests that cannot be answered are refused in the same process, and the next one is right."""
@@ -85,7 +97,7 @@ def test_requests(observe: Observer, subject: str, model_spec: str, golden: Gold
     bad: list[dict[str, Any]] = [{"ids": [*ids, each]} for each in (-1, vocab, 2**31 - 1, 2**40, 2**70)]
     bad += [{"ids": []}, {"ids": [IDS[0]] * (context + 1)}, {"max_tokens": -1}]
     findings = []
-    engine = opened(subject, model_spec)
+    engine = opened_first(subject, model_spec)
     try:
         before = engine.generate(ids, max_tokens=TOKENS).ids
         for request in bad:
@@ -144,7 +156,7 @@ def _changed(whole: bytes, defect: Broken) -> bytes:
 def test_named(observe: Observer, model_spec: str) -> None:
     """Death, silence, garbage and a flood in the middle of a text are named and ended."""
     worker = shlex.quote(str(build.worker()))
-    with opened(f"exec:{worker}", model_spec) as sound:
+    with opened_first(f"exec:{worker}", model_spec) as sound:
         before = sound.generate(list(IDS), max_tokens=TOKENS).ids
     heard: list[str] = []
     with patch.object(process, "LONGEST", 1 << 16):
@@ -167,7 +179,7 @@ def test_named(observe: Observer, model_spec: str) -> None:
             observe.expect("generate" in sentence, f"{defect}: the sentence names no call: {sentence}")
             observe.expect(not running, f"{defect}: its process is left running")
             heard.append(words)
-    with opened(f"exec:{worker}", model_spec) as sound:
+    with opened_first(f"exec:{worker}", model_spec) as sound:
         observe.expect(sound.generate(list(IDS), max_tokens=TOKENS).ids == before, "another text afterwards")
     observe.say(f"{len(heard)} ways to go wrong, each named: {', '.join(heard)}")
 
@@ -177,7 +189,7 @@ def test_kinds(observe: Observer, model_spec: str, model_path: Path, tmp_path: P
     """The kind of an error and its sentence survive from the library through its process to here."""
     damaged = tmp_path / "damaged.gguf"
     damaged.write_bytes(model_path.read_bytes()[:5000])
-    with opened("capi:example", model_spec) as engine:
+    with opened_first("capi:example", model_spec) as engine:
         context = int(engine.info.config["context_length"])
         cases: list[tuple[type[PrillError], str, Callable[[], object]]] = [
             (InvalidParameter, "outside the vocabulary", lambda: engine.logits([-1])),

@@ -249,7 +249,7 @@ def test_the_command_plants_them_and_a_gate_reads_its_record(
     checks that were seen count then, and no others."""
     words = [f"--only={name}" for name in ("file_bos_flag", "answer_first_id", "answer_untold")]
     asked = ("faults", "matrix", "--engine", SPEC, "--model", MODEL, "--suite", "contract", *words)
-    monkeypatch.setattr("prill_harness.commands.gates.through.check_ids", lambda: dict.fromkeys(CHECKED))
+    monkeypatch.setattr("prill_harness.commands.gates.through.check_ids", lambda *_: dict.fromkeys(CHECKED))
     result = invoke(*asked, "--json", "-j", "2", "-o", str(tmp_path / "seen.json"))
     said = {each["name"]: each for each in json.loads(result.stdout)["faults"]}
     assert result.exit_code == 0, result.stderr

@@ -70,7 +70,8 @@ def test_transformers_says_so_still(tmp_path: Path) -> None:
 FEATURES = {"rms_norm", "rope", "yarn", "gqa", "bias", "sinks", "window", "experts", "expert_bias", "clamped",
             "gate"}  # fmt: skip
 OWN = {"yarn", "sinks", "experts", "expert_bias", "clamped"}  # which no other packaged model has
-QUIET = {"ties_to_highest_id"}  # no two logits of a router are equal here
+# No two logits of a router are equal here, nor as close as it takes among the ids that bisect asks.
+QUIET = {"ties_to_highest_id", "close_experts_exchanged"}
 MISTAKES = {
     "mxfp4_nibbles_interleaved": ("expert_gate",),
     "window_off_by_one": ("attn",),

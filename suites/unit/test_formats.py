@@ -14,7 +14,9 @@ from prill_runtime.device.machine import formats
 from prill_runtime.quants.layouts import BlockFormat, Fields
 
 FORMAT = re.compile(r"^struct (\w+) : (\w+)_Block \{", re.M)
-REPACKED = re.compile(r"^KERNEL\(repack_(\w+), .*\n(?:    using B = (\w+)_Block;)?", re.M)
+REPACKED = re.compile(
+    r"^KERNEL\(repack_(\w+), [^<\n]*(?:<(\w+)_Block>.*)?\n(?:    using B = (\w+)_Block;)?", re.M
+)
 # Weights of a chunk; bytes of its values, high bits and scales; chunks that share those; scales of 256.
 STREAMS = {
     T.F32: (4, 16, 0, 0, 1, 0), T.F16: (8, 16, 0, 0, 1, 0), T.BF16: (8, 16, 0, 0, 1, 0),
@@ -31,7 +33,7 @@ def differences(sources: dict[str, str], repack: str) -> set[str]:
     wanted = {type.name for type in BlockFormat.registry}
     plain = {type.name for type in formats.PLAIN}
     structs = dict(match.groups() for text in sources.values() for match in FORMAT.finditer(text))
-    repacked = {name.upper(): base for name, base in REPACKED.findall(repack) if name != "plain"}
+    repacked = {name.upper(): a or b for name, a, b in REPACKED.findall(repack) if name != "plain"}
     found = {f"{name}: struct" for name in wanted ^ set(structs)}
     bases = [*structs.items(), *repacked.items()]
     found |= {f"{name}: another block" for name, base in bases if name != base}
@@ -50,7 +52,8 @@ def test_quants_and_kernels_know_the_same_formats() -> None:
         ("struct Q4_0 : Q4_0_Block", "struct Q4_9 : Q4_9_Block", {"Q4_0: struct", "Q4_9: struct"}),
         ("struct Q4_0 : Q4_0_Block", "struct Q4_0 : Q4_1_Block", {"Q4_0: another block"}),
         ("KERNEL(repack_q4_0,", "KERNEL(repack_q4_1,", {"Q4_0: repacking"}),
-        ("using B = Q4_0_Block", "using B = Q4_1_Block", {"Q4_0: another block"}),
+        ("<Q4_0_Block>", "<Q4_1_Block>", {"Q4_0: another block"}),
+        ("using B = Q4_1_Block", "using B = Q5_1_Block", {"Q4_1: another block"}),
     ],
 )  # fmt: skip
 def test_a_format_in_one_place_alone_is_seen(old: str, new: str, missing: set[str]) -> None:

@@ -22,7 +22,7 @@ from prill_runtime.errors import PrillError
 
 PICO = "synth:llama-pico:f16"
 # What reads or lends without a request's work: nothing is made for a caller that could be left behind.
-BESIDE = {"accepts", "open", "info", "ops", "copy_bandwidth"}
+BESIDE = {"accepts", "fits", "open", "info", "ops", "copy_bandwidth"}
 
 
 @pytest.fixture

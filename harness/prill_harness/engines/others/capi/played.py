@@ -54,11 +54,11 @@ def played(
         timeout: seconds that one call may take.
         preload: libraries to be loaded before all others; files: descriptors that they are read from.
     """
-    words = ["-P", "-m", MODULE, library, json.dumps(steps)]
+    words = ["-m", MODULE, library, json.dumps(steps)]
     own = {"LD_PRELOAD": preload} if preload else {}
-    found, over = Played(shlex.join(["python", *words])), False
+    found, over = Played(shlex.join(["python", "-P", *words])), False
     with tempfile.TemporaryFile() as said, subprocess.Popen(
-        [sys.executable, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said,
+        [sys.executable, "-P", *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said,
         env=environment() | own, pass_fds=tuple(files), start_new_session=True,
     ) as process:  # fmt: skip
         assert process.stdout is not None
