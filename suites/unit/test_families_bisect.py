@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from prill_harness.stages.trace import capture
 from .families import VOCAB, write
 
 IDS = np.random.default_rng(9).integers(0, VOCAB, 40).tolist()
-TIES = "gpt-oss with ties"
+TIES, NEARLY = "gpt-oss with ties", "gpt-oss with near ties"
 
 # Planted fault -> the family it is planted on, the kind of the first wrong stage, and a part of the sentence.
 FAULTS = {
@@ -44,6 +44,7 @@ FAULTS = {
     "softmax_before_choice": ("gpt-oss", "routed", "softmax before the choice"),
     "one_expert_less": ("gpt-oss", "routed", "2 experts instead of 3"),
     "ties_to_highest_id": (TIES, "routed", "of equal logits the highest id chosen instead of the lowest"),
+    "close_experts_exchanged": (NEARLY, "routed", "its input was right"),
     "router_bias_dropped": ("gpt-oss", "router", "bias of blk.0.ffn_gate_inp left out"),
     "expert_bias_dropped": ("gpt-oss", "expert_gate", "bias of blk.0.ffn_gate_exps left out"),
     "experts_shifted": ("gpt-oss", "expert_gate", "ffn_gate_exps shifted by one expert, biases not"),
@@ -94,11 +95,11 @@ MISTAKES: dict[str, Mistake] = {
 }  # fmt: skip
 
 
-def alike(tensors: dict[str, np.ndarray]) -> None:
-    """Every second expert is as likely as the one before it."""
+def alike(tensors: dict[str, np.ndarray], less: float = 0.0) -> None:
+    """Every second expert is as likely as the one before it, or less by so many logits."""
     for name, values in tensors.items():
         if "ffn_gate_inp" in name:
-            values[1::2] = values[::2]
+            values[1::2] = values[::2] - (less if name.endswith("bias") else 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,8 @@ def path_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     folder = tmp_path_factory.mktemp("bisect")
 
     def made(arch: str) -> Path:
-        more: dict[str, Any] = {"edit": alike} if arch == TIES else {}
+        edits = {TIES: alike, NEARLY: partial(alike, less=0.01)}
+        more: dict[str, Any] = {"edit": edits[arch]} if arch in edits else {}
         name = arch.partition(" ")[0]
         return write(name, folder / f"{arch}.gguf", experts=gguf.GGMLQuantizationType.MXFP4, **more)
 
