@@ -327,13 +327,21 @@ def merged(messages: list[dict[str, Any]]) -> dict[str, Any]:
     return {"choices": [whole]}
 
 
+class Server(ThreadingHTTPServer):
+    """Says nothing of a client that is gone: that is no error of the server's, and its log is compared."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 def main(model: str, port: str, context: str, dialect: str, engine: str = "numpy") -> None:
     if dialect == "dead":
         print("no such device\ngiving up", flush=True)
         sys.exit(3)
     answers = Answers(open_engine(engine, model), int(context))
     handler = type("Own", (Handler,), {"answers": answers, "llama": dialect == "llama"})
-    with ThreadingHTTPServer(("127.0.0.1", int(port)), handler) as server:
+    with Server(("127.0.0.1", int(port)), handler) as server:
         print(server.server_port, flush=True)
         server.serve_forever()
 
