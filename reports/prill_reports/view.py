@@ -17,6 +17,7 @@ from prill_reports.text import figure, one_line
 FEW = 6  # facts of a mapping that fit on one line
 AROUND = 8  # tokens before and after a divergence
 SHOWN = 8  # divergences of one check shown on a page
+TEXTS = ("expected_text", "got_text")
 TOP = ("id", "token", "logprob")
 LONGEST = 64  # rows of a list shown on a page
 OPEN = {Status.FAILED, Status.ERROR, Status.INCONCLUSIVE}
@@ -34,11 +35,21 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Texts:
+    """Two texts that begin alike, and how each goes on."""
+
+    common: str
+    expected: str
+    got: str
+
+
+@dataclass(frozen=True)
 class Facts:
-    """The detail of a check's evidence: short facts as (name, text), and lists as tables."""
+    """The detail of a check's evidence: short facts as (name, text), lists as tables, texts that part."""
 
     facts: tuple[tuple[str, str], ...]
     tables: tuple[Table, ...]
+    texts: tuple[Texts, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -149,10 +160,14 @@ def finding(detail: Mapping[str, object]) -> Facts:
     """
     facts: list[tuple[str, str]] = []
     tables: list[Table] = []
-    parted = _parted(detail)
+    texts: list[Texts] = []
+    parted, said = _parted(detail), _texts(detail)
     if parted is not None:
         tables.append(parted)
         detail = {name: value for name, value in detail.items() if name not in ("expected", "got")}
+    if said is not None:
+        texts.append(said)
+        detail = {name: value for name, value in detail.items() if name not in TEXTS}
     for name, value in detail.items():
         if isinstance(value, Mapping):
             inner = finding(value)
@@ -169,6 +184,7 @@ def finding(detail: Mapping[str, object]) -> Facts:
                 mark = f"{number}: " if len(value) > 1 else ""
                 facts += [(f"{mark}{n}", v) for n, v in inner.facts]
                 tables += [replace(t, name=f"{mark}{t.name}") for t in inner.tables]
+                texts += inner.texts
         elif _is_list(value) and isinstance(value[0], Mapping | list | tuple):
             table = _table(_words(name), value)
             heads = TOP if name.endswith("_top") and len(table.columns) == len(TOP) else table.columns
@@ -177,7 +193,7 @@ def finding(detail: Mapping[str, object]) -> Facts:
             facts.append((_words(name), ", ".join(map(_cell, value[:LONGEST])) or "none"))
         else:
             facts.append((_words(name), _cell(value)))
-    return Facts(tuple(facts), tuple(tables))
+    return Facts(tuple(facts), tuple(tables), tuple(texts))
 
 
 def kept(result: CheckResult) -> Facts:
@@ -233,6 +249,16 @@ def _parted(detail: Mapping[str, object]) -> Table | None:
     return Table(
         "tokens around the first divergence", ("position", "expected", "got"), rows, first - shown[0]
     )
+
+
+def _texts(detail: Mapping[str, object]) -> Texts | None:
+    """The texts around a divergence, parted where they first differ; None if there are none."""
+    expected, got = (detail.get(name) for name in TEXTS)
+    if not (isinstance(expected, str) and isinstance(got, str)) or expected == got:
+        return None
+    pairs = enumerate(zip(expected, got, strict=False))
+    alike = next((n for n, (a, b) in pairs if a != b), min(len(expected), len(got)))
+    return Texts(expected[:alike], expected[alike:], got[alike:])
 
 
 def _at(ids: Sequence[object], number: int) -> str:
