@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from prill_harness.commands.shared.reporters import read_verdict
 from prill_harness.decide import rootcause
 from prill_harness.records.evidence import Cell, Evidence, Status
+from prill_harness.records.verdict import CheckResult, LeadResult
 
 from .commandline import child
 
@@ -136,3 +138,33 @@ def test_a_failing_gate_ends_with_its_cause(tmp_path: Path) -> None:
     assert before[told[0]] == "expired waiver: waiver W-7 of ada expired on 2026-01-30"
     assert told[0] < verdict
     assert before[1].startswith("failed")
+    known = read_verdict(tmp_path / "out/verdict.json")
+    assert known.lead is not None
+    assert (f"root cause: {known.lead.cause}", known.lead.check) == (cause, "stages.early")
+    first = next(one for one in known.lead.stages if not one["ok"])
+    assert (first["stage"], len(known.lead.stages) > 40) == ("blk.0.q_rope", True)
+    # The cause is in the ledger: where neither model nor engine is, the verdict comes out the same.
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("gates.toml", "waivers.toml"):
+        (elsewhere / name).write_bytes((tmp_path / name).read_bytes())
+    (elsewhere / "copied.jsonl").write_bytes((tmp_path / "out/ledger.jsonl").read_bytes())
+    anew = child(
+        "gate", "--policy", "gates.toml", "--waivers", "waivers.toml", "--as-of", "2026-01-31",
+        "--engine", "numpy+fault:rope_pairing", "--from", "copied.jsonl", cwd=elsewhere,
+    )  # fmt: skip
+    assert anew.returncode == 1, anew.stderr
+    assert (elsewhere / "out/verdict.json").read_bytes() == (tmp_path / "out/verdict.json").read_bytes()
+
+
+def test_what_nobody_is_to_blame_for_has_a_command() -> None:
+    """Without a cause on record the worst check is named: how to run it, and what explains it."""
+    cell = Cell("m", ENGINE, "cache")
+    seen = [
+        CheckResult("cache.full", cell, Status.INCONCLUSIVE, "no", 0, 0.0, "prill run cache.full"),
+        CheckResult("cache.size[3]", cell, Status.ERROR, "broke", 0, 0.0, "prill run cache.size[3]"),
+        CheckResult("cache.reset", cell, Status.PASSED, "", 1, 0.0, "prill run cache.reset"),
+    ]
+    assert rootcause.lead(seen[2:], ()) is None
+    found = rootcause.lead(seen, ())
+    assert found == LeadResult("cache.size[3]", "", "prill run cache.size[3]", "prill explain cache.size")

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from prill_harness.decide.checklist import Checklist, Observed, carriers, evaluate
+from prill_harness.decide.rootcause import lead
 from prill_harness.decide.rules import GateCase, judge
 from prill_harness.decide.templates import instances, models_of
 from prill_harness.decide.waivers import Key, Waiver
@@ -74,7 +75,7 @@ def decide(
     Raises:
         PolicyError: a checklist that the gate names is not given.
     """
-    gate = policy.gate(plan.gate)
+    gate, records = policy.gate(plan.gate), tuple(records)
     index = _index(plan, records)
     lists = instances(_named(gate.checklists, checklists), index.observed.models)
     counted = _counted(lists, plan, index.observed)
@@ -121,6 +122,7 @@ def decide(
         models={s.cell.model: s.versions.get("model_sha256", "") for _, s in sorted(index.starts.items())},
         policy=shown(policy.path),
         forgotten=_forgotten(forgotten),
+        lead=lead(checks, records) if broken else None,
     )
 
 

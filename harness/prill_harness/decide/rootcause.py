@@ -5,18 +5,20 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
 from prill_harness.faults.trial.blame import blame
 from prill_harness.numbers.compare import largest
-from prill_harness.records.evidence import Evidence
+from prill_harness.records.evidence import CauseFound, Evidence, Record, Status, badness
+from prill_harness.records.verdict import CheckResult, LeadResult
 from prill_harness.run import reproduce
 from prill_harness.run.children import prill
 
 LIMIT_S = 20.0
 LENGTHS = (64, 300)  # ids of the text: what is wrong from the first, and what is wrong only late
+SHOWN_OF_STAGES = ("stage", "isolated", "bound", "ok")
 # What no walk over the stages of a model explains. Everything else that can be blamed is one of them.
 NO_STAGE = frozenset({
     "file", "blocks", "tokenizer", "sampler", "memory", "state", "batch", "generate", "errors", "trace",
@@ -24,21 +26,19 @@ NO_STAGE = frozenset({
 })  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Cause:
-    """The check that explains the others.
-
-    Attributes:
-        sentence: what is wrong. reproduce, following: shell commands that show it again, and more of it.
-    """
-
-    check: str
-    sentence: str
-    reproduce: str
-    following: str
+def lead(checks: Iterable[CheckResult], records: Iterable[Record]) -> LeadResult | None:
+    """Where to look first: the cause on record, else the worst check that did not pass; None if all did."""
+    found = next((r for r in records if isinstance(r, CauseFound)), None)
+    if found is not None:
+        return LeadResult(found.check, found.sentence, found.reproduce, found.following, found.stages)
+    opened = [c for c in checks if c.status not in (Status.PASSED, Status.WAIVED) and c.reproduce]
+    if not opened:
+        return None
+    first = min(opened, key=lambda check: badness(check.status))
+    return LeadResult(first.check, "", first.reproduce, reproduce.line("explain", first.base))
 
 
-def find(failed: Iterable[Evidence], specs: Mapping[str, str], *, ask: bool = True) -> Cause | None:
+def find(failed: Iterable[Evidence], specs: Mapping[str, str], *, ask: bool = True) -> CauseFound | None:
     """The cause of the failures of the first engine that has any; None when nobody is to blame.
 
     Args:
@@ -54,18 +54,22 @@ def find(failed: Iterable[Evidence], specs: Mapping[str, str], *, ask: bool = Tr
     spec = specs.get(found.cell.model, found.cell.model)
     place = {"engine": found.cell.engine, "model": spec}
     said, words = f"{found.check}: {found.sentence}", reproduce.words("explain", found.base)
+    stages: tuple[dict[str, Any], ...] = ()
     if found.base.startswith("memory."):
         words = reproduce.words("leak", **place, path="all")
     elif not NO_STAGE & set(guilty.parts):
         late = found.base == "stages.late"
         words = reproduce.words("bisect", **place, tokens=LENGTHS[late])
         if ask and (told := _walked(place, LENGTHS[late:])):
-            said, words = told
-    return Cause(found.check, said, found.reproduce, reproduce.shell(words))
+            said, words, stages = told
+    return CauseFound(found.cell, found.check, said, found.reproduce, reproduce.shell(words), stages)
 
 
-def _walked(place: Mapping[str, str], lengths: Iterable[int]) -> tuple[str, list[str]] | None:
-    """The sentence of a bisect that finds something wrong in time, and its words; None where none does."""
+def _walked(
+    place: Mapping[str, str], lengths: Iterable[int]
+) -> tuple[str, list[str], tuple[dict[str, Any], ...]] | None:
+    """The sentence of a bisect that finds something wrong in time, its words, and the stages that it walked
+    over; None where none does."""
     end = time.monotonic() + LIMIT_S
     for length in lengths:
         words = reproduce.words("bisect", **place, tokens=length)
@@ -80,7 +84,9 @@ def _walked(place: Mapping[str, str], lengths: Iterable[int]) -> tuple[str, list
         except (subprocess.TimeoutExpired, KeyboardInterrupt):
             return None
         if done.returncode == 1 and done.stdout:  # an engine that fails is told on stderr alone
-            return str(msgspec.json.decode(done.stdout)["sentence"]), words
+            told = msgspec.json.decode(done.stdout)
+            kept = tuple({name: one[name] for name in SHOWN_OF_STAGES} for one in told["stages"])
+            return str(told["sentence"]), words, kept
         if done.returncode != 0:
             return None
     return None

@@ -155,7 +155,25 @@ class CellEnded(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fie
     at: float
 
 
-Record = CellStarted | CheckStarted | Evidence | CellEnded
+class CauseFound(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="cause"):
+    """What explains a red gate's failures; the gate looks for it after its cells, and appends it.
+
+    Attributes:
+        cell, check: whose failure it explains. sentence: what is wrong.
+        reproduce, following: shell commands that show it again, and more of it.
+        stages: of the walk that named the first wrong one, if one did: "stage", "isolated" (the NMSE of the
+            stage given the oracle's input; None if it is not finite), "bound", "ok".
+    """
+
+    cell: Cell
+    check: str
+    sentence: str
+    reproduce: str
+    following: str
+    stages: tuple[dict[str, str | float | bool | None], ...] = ()
+
+
+Record = CellStarted | CheckStarted | Evidence | CellEnded | CauseFound
 
 
 def checks(records: Iterable[Record]) -> dict[tuple[str, str], Evidence]:

@@ -116,6 +116,19 @@ class WaiverResult(msgspec.Struct, frozen=True):
     sentence: str = ""
 
 
+class LeadResult(msgspec.Struct, frozen=True):
+    """Where to look first: the root cause of the failures, or, where nobody is to blame, the worst check.
+
+    `cause` is empty if none was found; `stages` are those of `evidence.CauseFound`.
+    """
+
+    check: str
+    cause: str
+    reproduce: str
+    following: str
+    stages: tuple[dict[str, str | float | bool | None], ...] = ()
+
+
 class AssumptionResult(msgspec.Struct, frozen=True):
     """What prill assumed where the files of `models` are silent and engines disagree."""
 
@@ -159,6 +172,7 @@ class Verdict(msgspec.Struct, frozen=True):
     schema: int = 1
     assumptions: tuple[AssumptionResult, ...] = ()
     forgotten: tuple[ForgottenResult, ...] = ()
+    lead: LeadResult | None = None
     ledger_sha256: str = ""
     digest: str = ""
 

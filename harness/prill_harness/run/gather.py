@@ -8,7 +8,7 @@ from pathlib import Path
 from prill_harness.engines.models import fixture_sha256
 from prill_harness.plan.plan import Plan
 from prill_harness.records import ledger as ledgers
-from prill_harness.records.evidence import Cell, CellStarted, Record
+from prill_harness.records.evidence import CauseFound, Cell, CellStarted, Record
 from prill_runtime.errors import LedgerError
 
 
@@ -55,6 +55,8 @@ def _of_one_prill(cells: Mapping[Cell, tuple[Path, list[Record]]]) -> None:
 def merge(paths: Sequence[Path], plan: Plan | None = None) -> tuple[Record, ...]:
     """One set of records from several ledgers; a ledger given twice counts once.
 
+    The cause that a gate found in one of several is left out: it is looked for anew among all failures.
+
     Raises:
         LedgerError: two ledgers differ about one cell, or, with `plan`, a cell is missing or not planned.
     """
@@ -64,7 +66,8 @@ def merge(paths: Sequence[Path], plan: Plan | None = None) -> tuple[Record, ...]
             raise LedgerError("no such ledger", where=str(path))
         mine: dict[Cell, list[Record]] = {}
         for record in ledgers.audited(path):
-            mine.setdefault(record.cell, []).append(record)
+            if len(paths) == 1 or not isinstance(record, CauseFound):
+                mine.setdefault(record.cell, []).append(record)
         for cell, records in mine.items():
             first, known = cells.setdefault(cell, (path, records))
             if known != records:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import click
@@ -17,11 +18,10 @@ from prill_harness.console import Console
 from prill_harness.plan.plan import Plan, build, shard
 from prill_harness.plan.provenance import file_digest
 from prill_harness.records import catalog
-from prill_harness.records.evidence import Evidence, Record, Status, badness
+from prill_harness.records.evidence import CauseFound, Evidence, Record, Status
 from prill_harness.records.files import write_file
 from prill_harness.records.ledger import Ledger, audited
 from prill_harness.records.verdict import ItemStatus, Verdict
-from prill_harness.run import reproduce
 from prill_harness.run.executor import run
 from prill_harness.run.gather import merge
 from prill_runtime.errors import UsageError
@@ -137,21 +137,28 @@ def command(
         return _shard(console, shard(plan, *part), out, jobs, resume, cell_timeout)
     records = _merged(plan, ledgers, out) if ledgers else _run(console, plan, out, jobs, resume, cell_timeout)
     others = {cell.engine for cell in plan.cells if foreign(cell.engine)}
-    verdict = decide(
+    deciding = partial(
+        decide,
         policy,
         plan,
-        connector.counted(records, {spec: connector.load(spec) for spec in others}),
         checklists=checklists,
         kills=kills,
         waivers=waivers,
         as_of=as_of,
         sources=check_ids(policy.folder),
         forgotten=forgotten,
-    ).sealed(file_digest(out / "ledger.jsonl"))
+    )
+    seen = {spec: connector.load(spec) for spec in others}
+    verdict = deciding(connector.counted(records, seen))
+    if found := cause(verdict, records, plan.given):
+        with Ledger(out / "ledger.jsonl") as ledger:
+            ledger.append(found)
+        verdict = deciding(connector.counted((*records, found), seen))
+    verdict = verdict.sealed(file_digest(out / "ledger.jsonl"))
     written = [out / "ledger.jsonl", *write_reports(verdict, out)]
     console.emit(verdict)
     show(console, verdict, written)
-    lead(console, verdict, records, plan.given)
+    lead(console, verdict)
     return verdict.exit_code
 
 
@@ -195,8 +202,9 @@ def show(console: Console, verdict: Verdict, written: Sequence[Path]) -> None:
             console.line(f"rule {rule.id} {rule.status.value}: {rule.sentence}", status=rule.status.value)
     for assumed in verdict.assumptions:
         console.line(f"assumed {assumed.key}: {assumed.assumed}, for {assumed.why}{_of(assumed.models)}")
-    for forgotten in verdict.forgotten:
-        console.line(f"{forgotten.check} no longer owes {forgotten.what}: {forgotten.reason}")
+    if verdict.forgotten:
+        count = f"{len(verdict.forgotten)} kills or amounts that checks no longer owe"
+        console.line(f"{count}: the reports give the reason of each")
     say = console.remark if console.json else console.line
     for waiver in verdict.waivers:
         if waiver.state != "used":
@@ -205,31 +213,27 @@ def show(console: Console, verdict: Verdict, written: Sequence[Path]) -> None:
     say(f"written: {', '.join(map(str, written))}")
 
 
-def lead(console: Console, verdict: Verdict, records: Sequence[Record], specs: Mapping[str, str]) -> None:
-    """Print the last lines: the root cause, how to reproduce it, and where to look next."""
+def cause(verdict: Verdict, records: Sequence[Record], specs: Mapping[str, str]) -> CauseFound | None:
+    """Look for the cause of a verdict's failures, where none is on record and something failed."""
     from prill_harness.decide.rootcause import find
 
+    failed = {(c.cell, c.check, c.sentence) for c in verdict.checks if c.status is Status.FAILED}
+    if not failed or any(isinstance(r, CauseFound) for r in records):
+        return None
+    return find(
+        [r for r in records if isinstance(r, Evidence) and (r.cell, r.check, r.sentence) in failed], specs
+    )
+
+
+def lead(console: Console, verdict: Verdict) -> None:
+    """Print the last lines: the root cause, how to reproduce it, and where to look next."""
     say = console.remark if console.json else console.line
-    open_ones = {
-        (c.cell, c.check): c
-        for c in sorted(verdict.checks, key=lambda c: badness(c.status))
-        if c.status not in (Status.PASSED, Status.WAIVED) and c.reproduce
-    }
-    first = next(iter(open_ones.values()), None)
-    if first is None:
+    if (first := verdict.lead) is None:
         return
-    cause = None
-    if first.status is Status.FAILED:
-        mine = {(r.cell, r.check, r.sentence): r for r in records if isinstance(r, Evidence)}
-        failed = [mine[c.cell, c.check, c.sentence] for c in open_ones.values() if c.status is Status.FAILED]
-        cause = find(failed, specs, ask=not console.json)
-    if cause is None:
-        say(f"reproduce {first.check}: {first.reproduce}")
-        say(f"next: {reproduce.line('explain', first.base)}")
-        return
-    say(f"root cause: {cause.sentence}", status="failed")
-    say(f"reproduce {cause.check}: {cause.reproduce}")
-    say(f"next: {cause.following}")
+    if first.cause:
+        say(f"root cause: {first.cause}", status="failed")
+    say(f"reproduce {first.check}: {first.reproduce}")
+    say(f"next: {first.following}")
 
 
 def _of(models: Sequence[str]) -> str:
