@@ -92,7 +92,7 @@ def test_python_has_the_header_s_numbers() -> None:
     assert len(declared) == 14
 
 
-@pytest.mark.parametrize("model", [MODEL, f"{MODEL}:f32", f"{MODEL}:q8_0"])
+@pytest.mark.parametrize("model", [MODEL, f"{MODEL}:f32", f"{MODEL}:q8_0", "fixture:llama-long"])
 def test_the_example_is_right(model: str) -> None:
     """Its logits are the float64 oracle's within the exact lane, and its greedy text is prill's own."""
     golden = golden_for(model)

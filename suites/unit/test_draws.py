@@ -10,7 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prill_harness.numbers import lanes
-from prill_harness.numbers.draws import boundary_distance, expected_swaps, share_distance
+from prill_harness.numbers.draws import (
+    boundary_distance,
+    expected_swaps,
+    left_by_filters,
+    share_distance,
+)
 from prill_runtime.sampling.sampler import SamplingParams, filtered_distribution
 
 HOT = SamplingParams(temperature=1.0)
@@ -63,6 +68,54 @@ def test_noise_reaches_no_further_than_its_total_variation(
     moved = float(np.abs(p - q).sum()) / 2
     got = drawn(other, uniform)
     assert share_distance(row, HOT, [], got, uniform, moved) <= moved + 1e-9
+
+
+def test_an_id_on_a_filter_s_edge_moves_every_share() -> None:
+    """Id 3 is a hair above the least probability that min-p keeps: without it the others' shares grow, so a
+    draw far from every border of theirs gives another id. Without noise, and off the edge, none does."""
+    edge = np.log([0.5, 0.25, 0.15, 0.10000001])  # a fifth of the first
+    params = SamplingParams(temperature=1.0, min_p=0.2)
+    dropped = np.log([0.5, 0.25, 0.15, 0.09999999])
+    uniform = 0.8  # in id 2's share of all four, in id 1's without the last
+    assert (drawn(edge, uniform, params), drawn(dropped, uniform, params)) == (2, 1)
+    assert boundary_distance(edge, params, [], 2, uniform) == pytest.approx(0.05)
+    assert share_distance(edge, params, [], 1, uniform, 1e-6) == pytest.approx(0.05)
+    assert share_distance(edge, params, [], 1, uniform, 1e-6, tau=1e-6) == 0.0
+    assert boundary_distance(edge, params, [], 2, uniform, tau=1e-6) == 0.0
+    off = np.log([0.5, 0.25, 0.14, 0.11])
+    assert share_distance(off, params, [], 1, 0.8, 1e-6, tau=1e-6) == pytest.approx(0.05)
+    # What is lost with it is the probability that such a draw is the next one.
+    swaps = [expected_swaps(row[None], [], [0], params, 1e-6) for row in (edge, off)]
+    assert swaps == pytest.approx([-math.expm1(-0.1), 0.0], abs=1e-6)
+
+
+FILTERS = st.builds(
+    SamplingParams,
+    temperature=st.sampled_from([0.3, 1.0, 2.5]),
+    top_k=st.sampled_from([0, 1, 4, 30]),
+    top_p=st.sampled_from([1.0, 0.95, 0.5, 0.0]),
+    min_p=st.sampled_from([0.0, 0.05, 0.5, 1.0]),
+)
+
+
+@settings(deadline=None)
+@given(
+    st.integers(0, 2**32), st.integers(1, 60), st.floats(0, 0.999), st.sampled_from([1e-6, 0.05]), FILTERS
+)  # fmt: skip
+def test_noise_gives_no_id_but_those_that_it_may(
+    seed: int, size: int, uniform: float, tau: float, params: SamplingParams
+) -> None:
+    """Logits that move apart by up to tau leave as many ids as was said, and draw what may be drawn."""
+    random = np.random.default_rng(seed)
+    row = random.standard_normal(size).round(1)  # with ties
+    if size > 1:  # and one id just on the edge of min-p
+        row[size // 2] = row.max() + params.temperature * math.log(params.min_p or 0.3)
+    other = row + tau * (random.random(size) - 0.5)
+    fewest, most = left_by_filters(row, params, [], 1.001 * tau)
+    assert fewest[0].size <= filtered_distribution(other, params)[0].size <= most[0].size
+    noise = 2 * math.expm1(1.001 * tau / params.temperature)
+    got = drawn(other, uniform, params)
+    assert share_distance(row, params, [], got, uniform, noise, 1.001 * tau) <= noise + 1e-9
 
 
 @settings(deadline=None, max_examples=25)

@@ -71,6 +71,23 @@ def test_code_has_an_owner(path: str, expected: Owner) -> None:
     assert owner(Path(path)) is expected
 
 
+def test_a_package_installed_elsewhere_is_a_library(tmp_path: Path) -> None:
+    """`pip install --target FOLDER` makes a folder of packages of any name; sources stay the engine's."""
+    (tmp_path / "packages" / "mine-1.0.dist-info").mkdir(parents=True)
+    (tmp_path / "sources").mkdir()
+    asked = (
+        "import sys; from pathlib import Path; from prill_harness.leaks.ledgers.owners import owner\n"
+        "print(*(owner(Path(each) / 'mine' / 'a.abi3.so').name for each in sys.argv[1:]))"
+    )
+    folders = [str(tmp_path / name) for name in ("packages", "sources")]
+    path = os.pathsep.join([*folders, *filter(None, [os.environ.get("PYTHONPATH", "")])])
+    done = subprocess.run(
+        [sys.executable, "-c", asked, *folders],
+        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["LIBRARY", "ENGINE"]
+
+
 def test_only_code_of_files_is_told() -> None:
     """Of the lines of a process's maps: executable parts of files that are somebody's, with their ends."""
     lines = [

@@ -123,4 +123,4 @@ def test_commands_are_written_in_one_place() -> None:
         )
     }
     library = {f"engines/others/capi/{name}.py" for name in ("played", "build")}
-    assert joining - library == {"run/reproduce.py", "faults/trial/kills.py"}
+    assert joining - library == {"run/reproduce.py"}

@@ -168,8 +168,9 @@ class Divergences:
         row, own = self._rows(prefix)
         uniform = philox.philox_uniform(params.seed, len(prefix))
         reach = math.sqrt(self.bound.kl_max / 2)
-        inside = boundary_distance(row, params, prefix, expected, uniform)
-        distance = measure.smallest(inside, share_distance(row, params, prefix, taken, uniform, reach))
+        tau = self.largest
+        inside = boundary_distance(row, params, prefix, expected, uniform, tau)
+        distance = measure.smallest(inside, share_distance(row, params, prefix, taken, uniform, reach, tau))
         self._describe(parting, number, prompt, got, row, own)
         parting.detail.update(uniform=uniform, boundary_distance=distance, reach=reach)
         drawn = None if own is None else sampler.sample(own, params, len(prefix), prefix)

@@ -8,7 +8,6 @@ seen again or `forgotten.toml` gives a reason.
 from __future__ import annotations
 
 import hashlib
-import shlex
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import msgspec
 
 from prill_harness.planting.faults import Fault
 from prill_harness.records.catalog import packaged
+from prill_harness.run import reproduce
 from prill_runtime.errors import KillsError
 from prill_runtime.files import refuse_pipe
 
@@ -170,5 +170,5 @@ def remedy(faults: Iterable[str], folder: Path | None = None) -> str:
     """The command that renews the kills of these faults, by suites in `folder`; None: the packaged."""
     if folder is not None:
         folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-        return shlex.join(["prill", "faults", "matrix", "--suites", str(folder)])
+        return reproduce.shell(["faults", "matrix", "--suites", str(folder)])
     return " ".join(["prill faults matrix", *(f"--only {name}" for name in sorted(faults))])

@@ -14,6 +14,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 PACKAGES = ("site-packages", "dist-packages")
+# ... and wherever else packages were installed to, as by `pip install --target`.
+TARGETS = frozenset(
+    folder.resolve()
+    for folder in map(Path, sys.path)
+    if folder.is_dir() and next(folder.glob("*.dist-info"), None) is not None
+)
 SYSTEM = ("/lib", "/usr/lib", "/lib64", "/usr/lib64")
 # Of the files there, these act for their callers ...
 CALLED = (
@@ -57,7 +63,7 @@ def owner(path: Path) -> Owner:
         return Owner.ENGINE
     if name.startswith((*CALLED, "interposer-")) or path == Path(sys.executable).resolve():
         return Owner.NOBODY
-    if not set(PACKAGES).isdisjoint(path.parts):
+    if not set(PACKAGES).isdisjoint(path.parts) or not TARGETS.isdisjoint(path.parents):
         return Owner.LIBRARY
     if path.is_relative_to(Path(sysconfig.get_path("platstdlib")).resolve()):
         return Owner.NOBODY

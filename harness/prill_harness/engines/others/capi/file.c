@@ -69,14 +69,15 @@ static prill_code damaged(const char *what)
 
 static prill_code keys_of(struct reader *r, uint64_t count, struct model *m, uint32_t *alignment)
 {
+    uint32_t value_dim = 0;
     struct { const char *name; uint32_t type; void *to; } known[] = {
         {"llama.context_length", 4, &m->is.context_length}, {"llama.embedding_length", 4, &m->is.width},
         {"llama.block_count", 4, &m->is.n_layers}, {"llama.feed_forward_length", 4, &m->is.ffn},
         {"llama.attention.head_count", 4, &m->is.n_heads}, {"llama.attention.head_count_kv", 4, &m->is.n_kv_heads},
         {"llama.attention.layer_norm_rms_epsilon", 6, &m->is.norm_eps}, {"llama.rope.freq_base", 6, &m->is.rope_base},
         {"llama.rope.dimension_count", 4, &m->rope_dim}, {"llama.vocab_size", 4, &m->is.vocab_size},
-        {"llama.attention.key_length", 4, &m->is.head_dim}, {"general.alignment", 4, alignment},
-        {"tokenizer.ggml.eos_token_id", 4, &m->is.eos_id},
+        {"llama.attention.key_length", 4, &m->is.head_dim}, {"llama.attention.value_length", 4, &value_dim},
+        {"general.alignment", 4, alignment}, {"tokenizer.ggml.eos_token_id", 4, &m->is.eos_id},
     };
     uint64_t tokens = 0;
     int named = 0;
@@ -108,6 +109,8 @@ static prill_code keys_of(struct reader *r, uint64_t count, struct model *m, uin
     }
     if (!named)
         return damaged("it names no architecture");
+    if (value_dim && value_dim != m->is.head_dim)
+        return fail(PRILL_UNSUPPORTED_TYPE, "values of another size than keys are not known here");
     if (!m->is.vocab_size)
         m->is.vocab_size = (uint32_t)tokens;
     return tokens && tokens != m->is.vocab_size ? damaged("vocabulary and vocab_size differ") : PRILL_OK;
