@@ -299,9 +299,8 @@ class Handler(BaseHTTPRequestHandler):
     def _send(self, status: int, said: Any, **headers: str) -> None:
         data = said if isinstance(said, bytes) else json.dumps(said).encode()
         self.send_response(status)
-        for name, value in headers.items():
+        for name, value in {**headers, "Content-Type": "application/json"}.items():
             self.send_header(name, value)
-        self.send_header("Content-Type", "application/json")
         cut = self.answers.has("cut") and self.command == "POST"
         self.send_header("Content-Length", str(len(data) + (9 if cut else 0)))
         self.end_headers()

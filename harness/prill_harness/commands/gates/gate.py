@@ -193,6 +193,9 @@ def show(console: Console, verdict: Verdict, written: Sequence[Path]) -> None:
     for rule in verdict.rules:
         if rule.status is not Status.PASSED:
             console.line(f"rule {rule.id} {rule.status.value}: {rule.sentence}", status=rule.status.value)
+    for check in verdict.checks:
+        if check.lacking:
+            console.line(f"not asked: {check.check} in {check.cell.id}: {check.sentence}")
     for assumed in verdict.assumptions:
         console.line(f"assumed {assumed.key}: {assumed.assumed}, for {assumed.why}{_of(assumed.models)}")
     for forgotten in verdict.forgotten:
@@ -213,7 +216,7 @@ def lead(console: Console, verdict: Verdict, records: Sequence[Record], specs: M
     open_ones = {
         (c.cell, c.check): c
         for c in sorted(verdict.checks, key=lambda c: badness(c.status))
-        if c.status not in (Status.PASSED, Status.WAIVED) and c.reproduce
+        if c.status not in (Status.PASSED, Status.WAIVED) and c.reproduce and not c.lacking
     }
     first = next(iter(open_ones.values()), None)
     if first is None:
