@@ -33,6 +33,7 @@ def render(verdict: Verdict, *, options: Mapping[str, str]) -> str:
             for r in view.open_checks(verdict)
         ],
         quiet=[(r, found) for r in view.quiet_checks(verdict) if (found := view.pictures(r, SMALL))],
+        lacking=view.lacking_checks(verdict),
         figures=figures[:FIGURES],
         hidden=len(figures) - len(figures[:FIGURES]),
         cells=sorted(verdict.cells, key=lambda c: (c.status == "complete", c.cell)),

@@ -16,16 +16,17 @@ from prill_runtime.errors import InvalidParameter
 
 DIALECTS = ("default", "jenkins-strict")
 GATE = "prill.gate"
+LACKING = "lacking"
 
 
 def render(verdict: Verdict, *, options: Mapping[str, str]) -> str:
     """JUnit XML of a verdict; the same verdict gives the same bytes.
 
     A passing case has no result child, any other exactly one: a failed check is a failure; an inconclusive
-    one and an error of harness or machine are errors, because consumers show a skip as green; a waived one
-    is skipped with its reason. The policy's rules, expired or refused waivers, cells without a complete
-    ledger and the verdict itself are cases of the suite `prill.gate`, so the file is never greener than the
-    verdict.
+    one and an error of harness or machine are errors, because consumers show a skip as green; a waived one,
+    and one that needs what the policy lets an engine lack, is skipped with its reason. The policy's rules,
+    expired or refused waivers, cells without a complete ledger and the verdict itself are cases of the suite
+    `prill.gate`, so the file is never greener than the verdict.
 
     Args:
         options: `dialect` "default" (properties, file and line of the checklist item, check or policy) or
@@ -105,7 +106,8 @@ def _check_case(result: CheckResult, verdict: Verdict, classname: str, rich: boo
     if rich:
         _enrich(case, result, verdict)
     if result.status is not Status.PASSED:
-        case.append(_result(result.status, _sentence(result, verdict), _body(result)))
+        status = LACKING if result.lacking else result.status.value
+        case.append(_result(status, _sentence(result, verdict), _body(result)))
     return case
 
 
@@ -157,10 +159,10 @@ def _body(result: CheckResult) -> str:
     return "\n".join([*lines, f"reproduce: {result.reproduce}"] if result.reproduce else lines)
 
 
-def _result(status: Status, sentence: str, body: str = "") -> FinalResult:
+def _result(status: str, sentence: str, body: str = "") -> FinalResult:
     """The one result child of a case that did not pass."""
-    kind = {Status.FAILED: Failure, Status.WAIVED: Skipped}.get(status, Error)
-    child = kind(one_line(sentence) or status.value, f"prill.{status.value}")
+    kind = {Status.FAILED: Failure, Status.WAIVED: Skipped, LACKING: Skipped}.get(status, Error)
+    child = kind(one_line(sentence) or status, f"prill.{status}")
     if body:
         child.text = visible(body)
     return child

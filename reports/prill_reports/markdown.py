@@ -26,8 +26,8 @@ def render(verdict: Verdict, *, options: Mapping[str, str]) -> str:
     Whatever exceeds the size limit is left out from the end, with a note that says so.
     """
     parts = [_head(verdict), _rules(verdict), _items(verdict), _failures(verdict), _figures(verdict)]
-    parts += [_cells(verdict), _models(verdict), _assumptions(verdict), _forgotten(verdict)]
-    parts += [_waivers(verdict), _foot(verdict)]
+    parts += [_lacking(verdict), _cells(verdict), _models(verdict), _assumptions(verdict)]
+    parts += [_forgotten(verdict), _waivers(verdict), _foot(verdict)]
     kept: list[str] = []
     size = 0
     for line in (line for part in parts for line in part):
@@ -133,6 +133,17 @@ def _failure(result: CheckResult, verdict: Verdict) -> Lines:
     if result.reproduce:
         yield from block(result.reproduce)
         yield ""
+
+
+def _lacking(verdict: Verdict) -> Lines:
+    found = view.lacking_checks(verdict)
+    if found:
+        yield f"## Not asked: {len(found)} checks of what the policy lets an engine lack"
+        yield ""
+        yield from table(
+            ("check", "where", "why"),
+            ((code(r.check), text(view.group(r.cell)), text(r.sentence)) for r in found),
+        )
 
 
 def _figures(verdict: Verdict) -> Lines:

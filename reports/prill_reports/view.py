@@ -103,8 +103,13 @@ def severity(result: CheckResult, verdict: Verdict) -> Severity:
 
 def open_checks(verdict: Verdict) -> list[CheckResult]:
     """Checks that failed, had an error or saw nothing: worst severity first, failures before the rest."""
-    found = [r for r in verdict.checks if r.status in OPEN]
+    found = [r for r in verdict.checks if r.status in OPEN and not r.lacking]
     return sorted(found, key=lambda r: (severity(r, verdict).rank, badness(r.status), r.cell, r.check))
+
+
+def lacking_checks(verdict: Verdict) -> list[CheckResult]:
+    """Checks whose engine lacks what they need, by leave of the policy."""
+    return sorted((r for r in verdict.checks if r.lacking), key=lambda r: (r.check, r.cell))
 
 
 def quiet_checks(verdict: Verdict) -> list[CheckResult]:

@@ -190,12 +190,14 @@ class Observed(msgspec.Struct, frozen=True):
         planned: check ids each started cell announced, by cell id.
         models: by model spec; a model that is absent, or that no cell of could read, is of no known kind.
         waived: waiver id by (item id, cell id, check id).
+        lacking: (cell id, check id) of what the policy lets the cell's engine lack.
     """
 
     evidence: Mapping[str, Mapping[str, Evidence]]
     planned: Mapping[str, Collection[str]]
     models: Mapping[str, Traits]
     waived: Mapping[tuple[str, str, str], str] = {}
+    lacking: Collection[tuple[str, str]] = frozenset()
 
 
 def carriers(item: Item, cells: Iterable[Cell], models: Mapping[str, Traits]) -> list[tuple[Cell, str]]:
@@ -238,13 +240,16 @@ def _item(
     else:
         owed = carriers(item, cells, seen.models)
         orphans = sorted(set(item.checks) - {check for _, check in owed})
-        findings = [f for cell, check in owed for f in _findings(item, cell, check, seen)]
+        found = [f for cell, check in owed for f in _findings(item, cell, check, seen)]
+        findings, lacking = _without(seen.lacking, found)
         findings.sort(key=lambda f: (badness(f[0]), f[1].id, f[2]))
         by_cell = {}
         for state, cell, _, _ in findings:
             by_cell.setdefault(cell.id, state)
         used = {seen.waived[key] for _, c, k, _ in findings if (key := (item.id, c.id, k)) in seen.waived}
         status, sentence = _conclude(findings, orphans)
+        if lacking and status is ItemStatus.PROVEN:
+            sentence += f"; lacking: {', '.join(sorted({check for _, _, check, _ in lacking}))}"
     return ItemResult(
         checklist=checklist.id,
         id=item.id,
@@ -284,6 +289,14 @@ def _findings(item: Item, cell: Cell, check: str, seen: Observed) -> list[Found]
         told = "what the model has is not known, so it may owe something else"
         found = [("missing", *f[1:3], told) if f[0] == "passed" else f for f in found]
     return found or [("missing", cell, check, "the cell left no evidence of this check")]
+
+
+def _without(lacking: Collection[tuple[str, str]], found: Sequence[Found]) -> tuple[list[Found], list[Found]]:
+    """The findings that count, and those that the policy lets an engine lack. A cell in which the item would
+    count nothing else owes them all the same: nothing is proven by lacks."""
+    others = {cell.id for _, cell, check, _ in found if (cell.id, check) not in lacking}
+    excused = [f for f in found if (f[1].id, f[2]) in lacking and f[1].id in others]
+    return [f for f in found if f not in excused], excused
 
 
 def _conclude(findings: Sequence[Found], orphans: Sequence[str]) -> tuple[ItemStatus, str]:

@@ -20,7 +20,7 @@ from prill_harness.decide.waivers import apply as apply_waivers
 from prill_harness.faults.trial.forgotten import Forgotten, excused
 from prill_harness.faults.trial.kills import Kills
 from prill_harness.plan.plan import Plan
-from prill_harness.plan.policy import Policy
+from prill_harness.plan.policy import Gate, Policy
 from prill_harness.records.catalog import shown
 from prill_harness.records.evidence import (
     EXIT_CODES,
@@ -80,9 +80,10 @@ def decide(
     lists = instances(_named(gate.checklists, checklists), index.observed.models)
     counted = _counted(lists, plan, index.observed)
     covered, waived = apply_waivers(waivers, counted, never=gate.never_waive, as_of=as_of)
-    observed = msgspec.structs.replace(index.observed, waived=covered)
+    lacking = _lacking(index, gate)
+    observed = msgspec.structs.replace(index.observed, waived=covered, lacking=lacking)
     items = evaluate(lists, plan.cells, observed, as_of)
-    checks = _checks(index, counted, covered, sources)
+    checks = _checks(index, counted, covered, lacking, sources)
     cells = tuple(_cell(cell, index) for cell in sorted(plan.cells))
     case = GateCase(
         gate=gate,
@@ -102,7 +103,7 @@ def decide(
     broken = sorted((r for r in rules if r.status is not Status.PASSED), key=lambda r: badness(r.status))
     status = broken[0].status if broken else Status.PASSED
     counts = Counter(check.status.value for check in checks)
-    reason = broken[0].sentence if broken else _told(counts, cells, items)
+    reason = broken[0].sentence if broken else _told(checks, cells, items)
     return Verdict(
         gate=gate.name,
         status=status,
@@ -114,7 +115,8 @@ def decide(
         cells=cells,
         checks=checks,
         waivers=waived,
-        counts={s.value: counts[s.value] for s in Status} | {"checks": len(checks), "cells": len(cells)},
+        counts={s.value: counts[s.value] for s in Status}
+        | {"lacking": sum(bool(c.lacking) for c in checks), "checks": len(checks), "cells": len(cells)},
         policy_sha256=policy.sha256,
         prill_version=version(),
         duration_s=round(math.fsum(cell.duration_s for cell in cells), 6),
@@ -145,12 +147,26 @@ def _assumptions(starts: Iterable[CellStarted]) -> tuple[AssumptionResult, ...]:
     return tuple(AssumptionResult(*each, models=tuple(sorted(of))) for each, of in sorted(models.items()))
 
 
-def _told(counts: Mapping[str, int], cells: Sequence[CellResult], items: Sequence[ItemResult]) -> str:
+def _lacking(index: _Index, gate: Gate) -> Mapping[tuple[str, str], tuple[str, ...]]:
+    """What engines say that they lack and the policy lets them lack, by cell id and check id."""
+    return {
+        (cell, check): evidence.lacks
+        for cell, by_check in index.observed.evidence.items()
+        for check, evidence in by_check.items()
+        if evidence.lacks and gate.may_lack.issuperset(evidence.lacks)
+    }
+
+
+def _told(checks: Sequence[CheckResult], cells: Sequence[CellResult], items: Sequence[ItemResult]) -> str:
     """What stands behind a pass, and what was let through without proof."""
+    passed = sum(check.status is Status.PASSED for check in checks)
+    lacking = [check for check in checks if check.lacking]
     proven = sum(item.status is ItemStatus.PROVEN for item in items)
     waived = sum(item.status is ItemStatus.WAIVED for item in items)
-    told = f"{counts['passed']} checks in {len(cells)} cells, {proven} of {len(items)} items proven"
-    return told + (f", {waived} waived and not proven" if waived else "")
+    told = f"{passed} checks in {len(cells)} cells, {proven} of {len(items)} items proven"
+    told += f", {waived} waived and not proven" if waived else ""
+    missed = ", ".join(sorted({capability for check in lacking for capability in check.lacking}))
+    return told + (f", {len(lacking)} not asked of engines that lack {missed}" if lacking else "")
 
 
 @dataclass(frozen=True)
@@ -231,6 +247,7 @@ def _checks(
     index: _Index,
     counted: Sequence[tuple[str, Evidence]],
     covered: Mapping[Key, str],
+    lacking: Mapping[tuple[str, str], tuple[str, ...]],
     sources: Mapping[str, tuple[Path, int]],
 ) -> tuple[CheckResult, ...]:
     """Every record as the gate counts it: waived only where each item that counts it is covered."""
@@ -243,7 +260,8 @@ def _checks(
             items = owners[cell, check]
             ids = [covered.get((item, cell, check), "") for item in items]
             waived = bool(ids) and all(ids) and evidence.status is Status.FAILED
-            results.append(_check(evidence, ids[0] if waived else "", sources.get(evidence.base)))
+            result = _check(evidence, ids[0] if waived else "", sources.get(evidence.base))
+            results.append(msgspec.structs.replace(result, lacking=lacking.get((cell, check), ())))
     return tuple(results)
 
 

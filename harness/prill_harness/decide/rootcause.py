@@ -31,7 +31,8 @@ def lead(checks: Iterable[CheckResult], records: Iterable[Record]) -> LeadResult
     found = next((r for r in records if isinstance(r, CauseFound)), None)
     if found is not None:
         return LeadResult(found.check, found.sentence, found.reproduce, found.following, found.stages)
-    opened = [c for c in checks if c.status not in (Status.PASSED, Status.WAIVED) and c.reproduce]
+    good = (Status.PASSED, Status.WAIVED)
+    opened = [c for c in checks if c.status not in good and c.reproduce and not c.lacking]
     if not opened:
         return None
     first = min(opened, key=lambda check: badness(check.status))

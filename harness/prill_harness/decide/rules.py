@@ -137,7 +137,8 @@ def no_error(case: GateCase) -> Broken | None:
 
 @rule("inconclusive", "no more checks are inconclusive than the policy allows")
 def few_inconclusive(case: GateCase) -> Broken | None:
-    found = [c for c in case.checks if c.status is Status.INCONCLUSIVE]
+    """What an engine says that it lacks, and the policy lets it lack, was never owed."""
+    found = [c for c in case.checks if c.status is Status.INCONCLUSIVE and not c.lacking]
     allowed = case.gate.max_inconclusive
     if len(found) <= allowed:
         return None

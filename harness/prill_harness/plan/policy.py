@@ -11,6 +11,8 @@ minimum_executed = 30                # evidence that passed or failed, at least
 max_inconclusive = 0
 max_flaky = 0                        # checks whose evidence disagrees with itself
 never_waive = ["cache.leak"]         # items that no waiver may cover
+may_lack = ["batch"]                 # what an engine may say that it does not have: checks that need it are
+                                     # listed, and count as neither passed nor inconclusive
 [[gates.foundation.plan]]            # every combination of these is a cell
 models = ["fixture:llama-tiny"]
 engines = ["numpy"]
@@ -29,6 +31,7 @@ from pathlib import Path
 
 import msgspec
 
+from prill_harness.engines.base import Capability
 from prill_harness.plan import beside
 from prill_harness.plan.provenance import file_digest
 from prill_harness.records.catalog import packaged
@@ -58,6 +61,7 @@ class _GateFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     minimum_executed: int | None = None
     max_inconclusive: int | None = None
     max_flaky: int | None = None
+    may_lack: tuple[str, ...] | None = None
 
 
 class _PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -78,6 +82,7 @@ class Gate(msgspec.Struct, frozen=True):
     minimum_executed: int
     max_inconclusive: int
     max_flaky: int
+    may_lack: frozenset[str] = frozenset()
 
     def blocks(self, severity: Severity) -> bool:
         """Whether an item of this severity must be proven for the gate to pass."""
@@ -156,12 +161,19 @@ def _resolve(path: Path, files: dict[str, _GateFile], name: str) -> Gate:
         if int(str(values[field])) < lowest:
             where = f"{path} - at `$.gates.{name}.{field}`"
             raise PolicyError("out of range", where=where, expected=f"at least {lowest}", got=values[field])
+    may_lack: tuple[str, ...] = latest("may_lack", ())  # type: ignore[assignment]
+    for capability in may_lack:
+        where = f"{path} - at `$.gates.{name}.may_lack`"
+        look_up(
+            capability, list(Capability), "no such capability of an engine", where=where, error=PolicyError
+        )
     gate = Gate(
         name=name,
         chain=tuple(chain),
         checklists=tuple(dict.fromkeys(c for f in oldest_first for c in f.checklists)),
         never_waive=frozenset(i for f in oldest_first for i in f.never_waive),
         plan=tuple(e for f in oldest_first for e in f.plan),
+        may_lack=frozenset(may_lack),
         **values,  # type: ignore[arg-type]
     )
     if not any(e.models and e.engines and e.suites and e.devices for e in gate.plan):

@@ -79,6 +79,7 @@ class Recorder:
         self.oracle: object = None  # set by its fixture, so that its errors are not the engine's
         self._phases: dict[str, list[tuple[Status, str]]] = {}
         self._durations: dict[str, float] = {}
+        self._lacks: dict[str, tuple[str, ...]] = {}
         self._began = time.time()
         self._shared: Path | None = None  # folder where xdist's workers leave the plan
         path = config.getoption("prill_ledger")
@@ -175,6 +176,7 @@ class Recorder:
         engine = item._request.getfixturevalue("engine")  # type: ignore[attr-defined]
         missing = sorted(set(map(str, marker.kwargs["needs"])) - set(map(str, engine.info.capabilities)))
         if missing:
+            self._lacks[item.nodeid] = tuple(missing)
             raise MissingCapability(f"engine {engine.info.name} does not offer {', '.join(missing)}")
 
     @pytest.hookimpl(wrapper=True)
@@ -215,6 +217,7 @@ class Recorder:
         phases = self._phases.pop(planned.nodeid)
         bad = [phase for phase in phases if phase[0] is not Status.PASSED]
         status, sentence = (bad or phases or [(Status.ERROR, "the check left no outcome")])[0]
+        lacks = self._lacks.pop(planned.nodeid, ())
         return planned.evidence(
             status,
             sentence,
@@ -225,6 +228,7 @@ class Recorder:
             digests={str(k): builtin(str(v)) for k, v in observer.digests.items()},
             detail=builtin(observer.detail),
             duration_s=round(self._durations.pop(planned.nodeid), 6),
+            lacks=lacks if len(bad) == 1 else (),
         )
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

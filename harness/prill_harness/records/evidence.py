@@ -112,6 +112,8 @@ class Evidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
         kills: planted faults this check is known to find.
         reproduce: the shell command that runs this check alone.
         detail: what a report needs to show the finding; builtins only.
+        lacks: what the check needs of an engine and this one says that it does not have, which is all that
+            kept the check from being made.
     """
 
     check: str
@@ -130,6 +132,7 @@ class Evidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
     duration_s: float = 0.0
     at: float = 0.0
     schema: int = SCHEMA
+    lacks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.status is Status.WAIVED:
@@ -139,6 +142,8 @@ class Evidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
                 f"{self.check} cannot pass: observed {self.observed} values, oracle {self.oracle!r}, "
                 f"kills {self.kills!r}; a pass needs all three"
             )
+        if self.lacks and (self.status is not Status.INCONCLUSIVE or self.observed):
+            raise ValueError(f"{self.check} cannot have lacked {', '.join(self.lacks)} and be {self.status}")
 
     @property
     def base(self) -> str:

@@ -35,7 +35,10 @@ class Severity(StrEnum):
 
 
 class CheckResult(msgspec.Struct, frozen=True):
-    """One check in one cell, as the gate counts it, waivers applied; file and line of its declaration."""
+    """One check in one cell, as the gate counts it, waivers applied; file and line of its declaration.
+
+    `lacking`: what its engine says that it does not have, and the policy lets it lack; empty elsewhere.
+    """
 
     check: str
     cell: Cell
@@ -50,6 +53,7 @@ class CheckResult(msgspec.Struct, frozen=True):
     detail: dict[str, object] = {}
     file: str = ""
     line: int = 0
+    lacking: tuple[str, ...] = ()
 
     @property
     def base(self) -> str:

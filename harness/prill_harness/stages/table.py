@@ -38,6 +38,8 @@ _SUMS = {"embed", "ffn_in", "out", "experts"}  # kinds that add no bias but one 
 _ROTATED = {"Qcur": "q_rope", "Kcur": "k_rope"}
 # Until 2024 `kqv_out` was the projection's result, and its input had a name of its own.
 _OLD_ATTENTION = "kqv_merged_cont"
+# Where neither of these is there, the norm behind attention is the one before the feed-forward layer.
+_OTHER_NORMS = ("ffn_norm", "ffn_post_norm")
 # Paths of transformers' modules below the block, for the arrays they return; `.input` for their input.
 _TRANSFORMERS = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "q", "self_attn.k_proj": "k",
@@ -115,6 +117,9 @@ def canonical(name: str, among: Collection[str] = ()) -> str | None:
         kind = _LLAMA_CPP.get(match[1])
         if match[1] == "kqv_out" and f"{_OLD_ATTENTION}-{match[2]}" in among:
             kind = "attn_out"
+        others = {f"{each}-{match[2]}" for each in _OTHER_NORMS}
+        if kind == "post_attn_norm" and among and others.isdisjoint(among):
+            kind = "ffn_norm"
         return f"blk.{match[2]}.{kind}" if kind else None
     if match := _BLOCK_PATH.fullmatch(name):
         sandwich = any(other.endswith(_BEFORE) for other in among)

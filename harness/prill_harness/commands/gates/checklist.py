@@ -46,8 +46,8 @@ DEFAULT = Path("out/ledger.jsonl")
 def command(console: Console, names: Sequence[str], form: str, ledger: Path | None, docs: Path | None) -> int:
     """Show the integration checklists NAME..., all when none is named, beside the evidence of a ledger.
 
-    NAME is a checklist, or an architecture for the list of its own. Waivers play no part here. Exit code 0
-    when every item is proven, 1 when one failed, else 10.
+    NAME is a checklist, or an architecture for the list of its own. Waivers, and what a policy lets an engine
+    lack, play no part here. Exit code 0 when every item is proven, 1 when one failed, else 10.
     """
     if ledger is not None and not ledger.is_file():
         raise UsageError("no such ledger", where=str(ledger))

@@ -200,6 +200,9 @@ def show(console: Console, verdict: Verdict, written: Sequence[Path]) -> None:
     for rule in verdict.rules:
         if rule.status is not Status.PASSED:
             console.line(f"rule {rule.id} {rule.status.value}: {rule.sentence}", status=rule.status.value)
+    for check in verdict.checks:
+        if check.lacking:
+            console.line(f"not asked: {check.check} in {check.cell.id}: {check.sentence}")
     for assumed in verdict.assumptions:
         console.line(f"assumed {assumed.key}: {assumed.assumed}, for {assumed.why}{_of(assumed.models)}")
     if verdict.forgotten:

@@ -21,7 +21,7 @@ PLACES = (".", "lib", "bin")  # where below FOLDER libraries lie
 LIBRARY = ("libllama.so*", "libllama*.dylib")
 BENEATH = ("libggml-base.", "libggml.")  # what libllama needs, in the order of loading
 P, INT, SIZE, TEXT = c.c_void_p, c.c_int32, c.c_size_t, c.c_char_p
-F32, F16 = 0, 1  # of enum ggml_type
+F32, F16, I32 = 0, 1, 26  # of enum ggml_type
 
 LOG = c.CFUNCTYPE(None, c.c_int, c.c_char_p, P)
 EVAL = c.CFUNCTYPE(c.c_bool, P, c.c_bool, P)

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prill_harness.engines.others.llamacpp.library import EVAL, F16, F32, GgmlTensor, LibLlama
+from prill_harness.engines.others.llamacpp.library import EVAL, F16, F32, I32, GgmlTensor, LibLlama
+from prill_harness.engines.others.llamacpp.mixture import CHOSEN, WEIGHTS
 
 MOVED = ("RESHAPE", "PERMUTE", "TRANSPOSE")  # ops that compute nothing
-DTYPES = {F32: np.float32, F16: np.float16}
+DTYPES = {F32: np.float32, F16: np.float16, I32: np.int32}
 Array = NDArray[np.floating]
 Shown = tuple[str, Array]
 """`NAME = OP(SOURCE, …)`, as stages/table.py reads it, and rows (position, …)."""
@@ -71,7 +72,9 @@ class Tap:
         name = _text(tensor)
         nameless = not name or " (" in name
         told = not name.startswith("node_") or any(_is_parameter(_text(each)) for each in sources)
-        return rows and told and not nameless and op not in MOVED and tensor.type in DTYPES
+        if name.startswith((CHOSEN, WEIGHTS)):  # ids, and what a softmax without a name has made
+            return rows and not nameless and tensor.type in DTYPES
+        return rows and told and not nameless and op not in MOVED and tensor.type in (F32, F16)
 
     def _rows(self, address: int, tensor: GgmlTensor) -> Array:
         data = np.empty(self._library.ggml_nbytes(address), np.uint8)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from prill_harness.engines.channels.worker import main
 from prill_harness.engines.others.llamacpp.library import F32, LOG, LibLlama, Params
+from prill_harness.engines.others.llamacpp.mixture import by_expert
 from prill_harness.engines.others.llamacpp.tap import Shown, Tap, joined
 from prill_runtime.errors import (
     ContextLengthExceeded,
@@ -175,7 +176,7 @@ class Llama:
 
     def trace(self, ids: Sequence[int]) -> list[Shown]:
         """Each tensor with a row for each position: `NAME = OP(SOURCES)`, rows (len(ids), …)."""
-        return list(joined(self._seen(ids)[0]))
+        return list(by_expert(joined(self._seen(ids)[0])))
 
     def close(self) -> None:
         for free, what in (
