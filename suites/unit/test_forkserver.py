@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from prill_harness.plan.plan import Plan
 from prill_harness.records import ledger as ledgers
-from prill_harness.records.evidence import Cell, Evidence
-from prill_harness.run import cells
+from prill_harness.records.evidence import Cell, Evidence, Status
+from prill_harness.run import cells, executor
 from prill_harness.run.forkserver import ForkServer
 
 SUITE = """
@@ -126,3 +127,18 @@ def test_threads_are_limited_whatever_runs_beside_a_cell(monkeypatch: pytest.Mon
     monkeypatch.setenv(names[0], "8")
     assert (environment(1)[names[0]], environment(2)[names[0]]) == ("8", "1")
     assert environment(1)[names[1]] == "1"
+
+
+@pytest.mark.parametrize(("threads", "forked"), [("1", True), ("2", False)])
+def test_cells_are_forked_where_they_have_one_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: str, forked: bool
+) -> None:
+    """One cell at a time, too; of a caller who wants more threads each cell is executed from the start."""
+    monkeypatch.setenv(cells.THREADS[0], threads)
+    suite(tmp_path, "observe.note(parent=os.getppid(), threads=os.environ['OMP_NUM_THREADS'])")
+    plan = Plan("run", tuple(Cell(model, "numpy", "demo") for model in ("a.gguf", "b.gguf")), folder=tmp_path)
+    found = [r for r in executor.run(plan, tmp_path / "out", 1) if isinstance(r, Evidence)]
+    assert [(each.status, each.detail["threads"]) for each in found] == [(Status.PASSED, threads)] * 2
+    parents = {each.detail["parent"] for each in found}
+    assert len(parents) == 1
+    assert (parents != {os.getpid()}) is forked

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from prill_harness import version
-from prill_harness.records import sources
+from prill_harness.records import parsed, sources
 from prill_harness.records.catalog import suite_file, suites
 from prill_harness.records.sources import judging
+from prill_runtime import user_cache
 from prill_runtime.errors import PrillError
 
 RUNS = {
@@ -59,6 +60,7 @@ PLAIN = {
     "prill_harness.run.outcomes", "prill_harness.recording", "prill_harness.recording.fixtures",
     "prill_harness.recording.recorder", "prill_suites", "prill_suites.shared",
 }  # fmt: skip
+TEXTS = {"plain.py", "shared.py", "recorder.py", "plugin.py", "fixtures.py"}  # of it, but for empty ones
 PROBING = {
     "prill_harness.probes", "prill_harness.probes.run", "prill_harness.probes.child", "prill_harness.lazily",
     "prill_harness.models", "prill_harness/probes/probe.c",
@@ -71,7 +73,7 @@ for name in catalog.suites():
     files = sources.judging(catalog.suite_file(name))
     print(name, {each: hashlib.sha256(text).hexdigest() for each, text in files.items()})
 """
-CACHED = (sources.judging, sources._closure, sources._file, sources._read)
+CACHED = (sources.judging, sources._judges, sources._closure, sources._file, sources._read, parsed.kept)
 
 
 def forget() -> None:
@@ -96,6 +98,7 @@ def rooms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(sources, "_folder", lambda room: tmp_path / room)
+    monkeypatch.setenv(user_cache.CACHE_VARIABLE, str(tmp_path / "cache"))
     forget()
     yield tmp_path / "prill_suites"
     forget()
@@ -216,3 +219,73 @@ def test_a_wheel_is_judged_by_the_same_code_as_a_checkout(tmp_path: Path) -> Non
     where, *hashes = found.stdout.splitlines()
     assert Path(where).is_relative_to(site)
     assert hashes == [f"{name} {hashed(judging(suite_file(name)))}" for name in suites()]
+
+
+@pytest.fixture
+def read_anew(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files whose texts are parsed from here on."""
+    names: list[str] = []
+    parse = parsed.parse
+    monkeypatch.setattr(
+        parsed, "parse", lambda text, name: (names.append(Path(name).name), parse(text, name))[1]
+    )
+    return names
+
+
+def test_a_text_is_parsed_once_and_an_edit_is_seen(rooms: Path, read_anew: list[str]) -> None:
+    """The next process finds the same without parsing; of a file edited since, with the same length and the
+    same time of change, it parses the new text and follows it."""
+    before, shared = judged_anew(rooms / "plain.py"), rooms / "shared.py"
+    assert set(read_anew) >= TEXTS
+    read_anew.clear()
+    assert judged_anew(rooms / "plain.py") == before
+    assert read_anew == []
+    for line in ("import prill_harness.types_only", "import prill_harness.lazily    "):
+        shared.write_text(line)
+        os.utime(shared, (1, 1))
+        assert set(judged_anew(rooms / "plain.py")) - set(before) == {line.split()[1]}
+    assert read_anew.count("shared.py") == 2
+    assert set(read_anew) <= {"shared.py", "lazily.py"}  # what is not read anew was known
+
+
+def test_whether_a_named_file_is_there_is_looked_at_anew(rooms: Path) -> None:
+    """A file that is gone judges no more, and a module that is gone is an error, of a text that is known."""
+    probes = rooms.parent / "prill_harness" / "probes"
+    assert set(judged_anew(rooms / "probing.py")) >= PROBING
+    (probes / "probe.c").unlink()
+    assert "prill_harness/probes/probe.c" not in judged_anew(rooms / "probing.py")
+    (probes / "child.py").unlink()
+    with pytest.raises(PrillError, match="names a module that is not there"):
+        judged_anew(rooms / "probing.py")
+
+
+@pytest.mark.parametrize("harm", ["cut", "strange", "shared", "other reader"])
+def test_what_was_kept_is_believed_only_where_it_is_whole_and_of_this_reader(
+    rooms: Path, read_anew: list[str], monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    """A cache that was cut, that holds something else, or that others may write is as good as none, and so is
+    what another version of the reading found."""
+    before = judged_anew(rooms / "plain.py")
+    (kept,) = (rooms.parent / "cache" / "parsed").glob("*.json")
+    if harm == "cut":
+        os.truncate(kept, kept.stat().st_size // 2)
+    elif harm == "strange":
+        user_cache.put(kept, lambda fresh: fresh.write_text('{"a": 1}') and None)
+    elif harm == "shared":
+        kept.parent.chmod(0o777)
+    else:
+        monkeypatch.setattr(parsed, "_own_digest", lambda: "0" * 64)
+    read_anew.clear()
+    assert judged_anew(rooms / "plain.py") == before
+    assert set(read_anew) >= TEXTS
+
+
+def test_what_is_kept_does_not_grow_for_ever(rooms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past a limit only what was asked for last is kept."""
+    most = len(TEXTS) + 3
+    monkeypatch.setattr(parsed, "_MOST", most)
+    for number in range(9):
+        (rooms / "shared.py").write_text(f"NUMBER = {number}")
+        judged_anew(rooms / "plain.py")
+        (kept,) = (rooms.parent / "cache" / "parsed").glob("*.json")
+        assert len(TEXTS) <= kept.read_bytes().count(b"outside") <= most

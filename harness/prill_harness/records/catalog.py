@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.util
-from functools import cache
 from pathlib import Path
 
 from prill_harness.records.names import look_up
+from prill_harness.records.parsed import kept
 from prill_runtime.errors import UsageError
 
 
@@ -58,36 +57,17 @@ def check_ids(folder: Path | None = None) -> dict[str, tuple[Path, int]]:
 
 def takes(suite: str, argument: str, folder: Path | None = None) -> bool:
     """Whether a function of the suite's file takes an argument, or a fixture, of that name."""
-    tree = ast.parse(suite_file(suite, folder).read_bytes())
-    functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
-    return any(argument == given.arg for function in functions for given in function.args.args)
+    return argument in kept().read(suite_file(suite, folder)).arguments
 
 
 def _declared(folder: Path) -> dict[str, tuple[Path, int]]:
     found: dict[str, tuple[Path, int]] = {}
     for file in sorted(folder.glob("*.py")):
-        for name, line in _checks_in(file.read_bytes(), str(file)):
+        try:
+            checks = kept().read(file).checks
+        except (SyntaxError, ValueError) as error:
+            raise UsageError("a suite is not valid Python", where=str(file), got=str(error)) from error
+        for name, line in checks:
             found.setdefault(name, (file, line))
+    kept().save()
     return found
-
-
-@cache
-def _checks_in(source: bytes, file: str) -> tuple[tuple[str, int], ...]:
-    """Ids and lines of the checks that a file's source declares; each source is parsed once."""
-    try:
-        tree = ast.parse(source, file)
-    except (SyntaxError, ValueError) as error:
-        raise UsageError("a suite is not valid Python", where=file, got=str(error)) from error
-    calls = (n for n in ast.walk(tree) if isinstance(n, ast.Call) and _calls_check(n.func))
-    return tuple((name, call.lineno) for call in calls if (name := _literal_name(call)))
-
-
-def _calls_check(function: ast.expr) -> bool:
-    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
-    return name == "check"
-
-
-def _literal_name(call: ast.Call) -> str:
-    values = [*call.args[:1], *(k.value for k in call.keywords if k.arg == "name")]
-    first = values[0] if values else None
-    return first.value if isinstance(first, ast.Constant) and isinstance(first.value, str) else ""

@@ -12,20 +12,18 @@ Imports are read from the source, so the result does not depend on what this pro
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import itertools
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 from prill_harness.records.catalog import suite_file, suites
+from prill_harness.records.parsed import BESIDE, MODULE, ROOMS, Named, kept
 from prill_harness.version import STAMP
 from prill_runtime.errors import PrillError
 
-ROOMS = ("prill_harness", "prill_suites", "prill_fixtures")
 FIXTURES = "prill_harness.recording.fixtures"
 RUNS_CHECKS = (
     FIXTURES,
@@ -33,9 +31,6 @@ RUNS_CHECKS = (
     "prill_harness.recording.recorder",
     "prill_harness.run.outcomes",
 )
-_MODULE = re.compile(rf"(?:{'|'.join(ROOMS)})(?:\.\w+)+")
-_LEAVES = (ast.Name, ast.expr_context, ast.operator, ast.cmpop)  # most of a tree, and they name no file
-_BESIDE = re.compile(r"\w+\.(?!py$)\w+")
 
 
 @dataclass(frozen=True)
@@ -52,7 +47,7 @@ class SourceText:
     fixtures: Mapping[str, tuple[frozenset[str], frozenset[str]]]
     arguments: frozenset[str]
 
-    @property
+    @cached_property
     def all_imports(self) -> frozenset[str]:
         return self.imports.union(*(imports for imports, _ in self.fixtures.values()))
 
@@ -60,25 +55,29 @@ class SourceText:
 @cache
 def judging(suite: Path) -> Mapping[str, bytes]:
     """Name -> text of the suite's file and of every file that judges for it, in a fixed order."""
-    return {name: file.read_bytes() for name, file in sorted(_judges(suite.resolve()).items())}
+    found = {name: file.read_bytes() for name, file in sorted(_judges(suite.resolve()).items())}
+    kept().save()
+    return found
 
 
 @cache
 def _judges(suite: Path) -> Mapping[str, Path]:
     """Name -> the suite's file and every file that judges for it."""
     own = _read(suite)
-    found, asked = {suite.name: suite}, set(own.arguments)
+    found, asked, seen = {suite.name: suite}, set(own.arguments), {suite.name}
     pending = [*RUNS_CHECKS, *own.all_imports]
     while pending:
-        name = pending.pop()
-        file = _file(name, suite.parent)
-        if file is None or name in found or file == suite:
+        if (name := pending.pop()) in seen:
+            continue
+        seen.add(name)
+        if (file := _file(name, suite.parent)) is None or file == suite:
             continue
         found[name] = file
         if file.suffix == ".py" and name != FIXTURES:
             text = _read(file)
             asked |= text.arguments if file.parent == suite.parent else frozenset()
-            pending += [*text.all_imports, *_packages(name)]
+            pending += text.all_imports - seen
+            pending += _packages(name)
     given = _read(found[FIXTURES])
     more = {each for each in (*given.imports, *_of_fixtures(given, asked)) if each not in found}
     for name in sorted(more):
@@ -93,8 +92,7 @@ def _closure(name: str) -> Mapping[str, Path]:
     pending = [name]
     while pending:
         name = pending.pop()
-        file = _file(name, None)
-        if file is None or name in found:
+        if name in found or (file := _file(name, None)) is None:
             continue
         found[name] = file
         pending += [*_read(file).all_imports, *_packages(name)] if file.suffix == ".py" else ()
@@ -141,76 +139,37 @@ def _folder(room: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-class _Named:
-    """What one part of a file names: modules in imports and strings, and files beside this one by their paths
-    from their room.
+def _whole(named: Named, file: Path) -> frozenset[str]:
+    """The modules that a part of a file names, and the files beside it, by their paths from their room.
 
-    `from package import name` names both, for the name may be a module.
+    Raises:
+        PrillError: a file of prill's own names a module, or the beginning of one, that does not exist: a
+            judge would go uncounted.
     """
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._modules: set[str] = set()  # each is a module
-        self._members: set[str] = set()  # of modules; some are modules themselves
-        self._texts: set[str] = set()
-
-    def add(self, node: ast.AST) -> None:
-        if isinstance(node, ast.Import):
-            self._modules |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            self._modules.add(node.module)
-            self._members |= {f"{node.module}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            self._texts.add(node.value)
-
-    def whole(self) -> frozenset[str]:
-        """Everything that it names.
-
-        Raises:
-            PrillError: a file of prill's own names a module, or the beginning of one, that does not exist: a
-                judge would go uncounted.
-        """
-        file, texts = self._file, self._texts
-        modules = self._modules | {text for text in texts if _MODULE.fullmatch(text)}
-        rooms = [folder for folder in file.parents if folder.name in ROOMS]
-        if not rooms:  # a suite of the user's own
-            return frozenset(modules | self._members)
-        begun = {text for text in texts if text.endswith(".") and _MODULE.fullmatch(text[:-1])}
-        own = {name for name in modules if name.partition(".")[0] in ROOMS}
-        for name in sorted(begun | {name for name in own if _file(name, file.parent) is None}):
-            raise PrillError(
-                "names a module that is not there", where=str(file), expected="its whole name", got=repr(name)
-            )
-        beside = [file.parent / text for text in texts - {STAMP} if _BESIDE.fullmatch(text)]
-        paths = {found.relative_to(rooms[0].parent).as_posix() for found in beside if found.is_file()}
-        return frozenset(modules | self._members | paths)
+    modules = named.modules | {text for text in named.texts if MODULE.fullmatch(text)}
+    rooms = [folder for folder in file.parents if folder.name in ROOMS]
+    if not rooms:  # a suite of the user's own
+        return modules | named.members
+    begun = {text for text in named.texts if text.endswith(".")}
+    own = {name for name in modules if name.partition(".")[0] in ROOMS}
+    for name in sorted(begun | {name for name in own if _file(name, file.parent) is None}):
+        raise PrillError(
+            "names a module that is not there", where=str(file), expected="its whole name", got=repr(name)
+        )
+    beside = [file.parent / text for text in named.texts - {STAMP} if BESIDE.fullmatch(text)]
+    paths = {found.relative_to(rooms[0].parent).as_posix() for found in beside if found.is_file()}
+    return modules | named.members | paths
 
 
 @cache
 def _read(file: Path) -> SourceText:
-    tree = ast.parse(file.read_bytes(), str(file))
-    outside, arguments = _Named(file), set[str]()
-    found: dict[str, tuple[_Named, frozenset[str]]] = {}
-    pending: list[tuple[ast.AST, _Named]] = [(tree, outside)]
-    while pending:
-        node, named = pending.pop()
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            continue
-        if isinstance(node, ast.FunctionDef):
-            own = frozenset(a.arg for a in (*node.args.args, *node.args.kwonlyargs))
-            arguments |= own
-            if any("fixture" in ast.unparse(decorator) for decorator in node.decorator_list):
-                named = _Named(file)
-                found[node.name] = named, own
-        named.add(node)
-        for value in vars(node).values():
-            for child in value if isinstance(value, list) else (value,):
-                if isinstance(child, ast.AST) and not isinstance(child, _LEAVES):
-                    pending.append((child, named))
-    done = {name: (inner.whole(), own) for name, (inner, own) in found.items()}
-    return SourceText(outside.whole(), done, frozenset(arguments))
+    found = kept().read(file)
+    fixtures = {name: (_whole(named, file), own) for name, (named, own) in found.fixtures.items()}
+    return SourceText(_whole(found.outside, file), fixtures, found.arguments)
 
 
 def warm() -> int:
     """Find every file that judges for a packaged suite, for processes forked from this one; how many."""
-    return sum(len(_judges(suite_file(name).resolve())) for name in suites())
+    found = sum(len(_judges(suite_file(name).resolve())) for name in suites())
+    kept().save()
+    return found

@@ -112,9 +112,11 @@ def run(
 
 def _server(stack: ExitStack, todo: Sequence[tuple[Cell, str, Path]], jobs: int) -> ForkServer | None:
     """A fork server, if it pays off and if a process that has imported NumPy may fork here."""
-    if jobs < 2 or len(todo) < 2 or not sys.platform.startswith("linux"):  # BLAS threads do not survive it
+    environment = cells.environment(jobs)
+    threaded = any(environment[name] != "1" for name in cells.THREADS)  # BLAS threads do not survive a fork
+    if threaded or len(todo) < 2 or not sys.platform.startswith("linux"):
         return None
-    return stack.enter_context(ForkServer(cells.environment(jobs) | cells.KEPT))
+    return stack.enter_context(ForkServer(environment | cells.KEPT))
 
 
 def _start(
