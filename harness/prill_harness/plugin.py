@@ -18,6 +18,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--prill-ledger", metavar="PATH", help="append evidence to this JSONL file")
     group.addoption("--prill-suite", metavar="NAME", help="suite name of the cell (default: file name)")
     group.addoption("--prill-device", metavar="NAME", default="cpu", help="device of the cell")
+    group.addoption("--prill-attempt", metavar="N", type=int, default=1, help="which run of the cell this is")
     group.addoption("--prill-check", metavar="ID", action="append", help="run this check only (repeatable)")
 
 

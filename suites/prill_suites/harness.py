@@ -274,11 +274,13 @@ def test_records(observe: Observer, pytestconfig: pytest.Config, tmp_path: Path)
     kills=(
         "gathering_drops_failures",
         "merge_prefers_passed",
+        "last_attempt_counts",
         "errors_are_nothing",
         "cells_always_complete",
         "kills_not_asked_for",
         "one_kill_is_enough",
         "lost_kills_forgiven",
+        "open_incidents_let_through",
         "amounts_not_held",
     ),
 )

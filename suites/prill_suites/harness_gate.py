@@ -32,7 +32,7 @@ from prill_harness.records.evidence import (
     badness,
 )
 from prill_harness.records.ledger import lines
-from prill_harness.records.verdict import Severity, Verdict
+from prill_harness.records.verdict import IncidentResult, IncidentState, Severity, Verdict
 from prill_harness.run import executor, gather
 
 DAY = dt.date(2026, 1, 1)
@@ -146,6 +146,12 @@ def changes() -> Iterator[tuple[str, str, Change]]:
     yield "a check that failed the second time", "items flaky", twice(Status.FAILED)
     yield "a check that passed and broke", "items errors flaky", twice(Status.ERROR)
 
+    def again(record: Record) -> Sequence[Record]:
+        failed = changed(LAST, status=Status.FAILED)(record)
+        return [*failed, *(msgspec.structs.replace(record, attempt=2) for new in failed if new != record)]
+
+    yield "a check that passed when it was run again", "items flaky", again
+
     def other(record: Record) -> Sequence[Record]:
         versions = {"prill": "2", "model_sha256": record.cell.model}
         mine = isinstance(record, CellStarted) and record.cell == CELLS[-1]
@@ -166,12 +172,16 @@ def givens() -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     yield "kills of faults that have changed", "kills", {"kills": fresh(KILLS, CHANGED)}
     yield "one of two kills", "kills", {"kills": msgspec.structs.replace(KILLS, faults=half)}
     yield "a kill that was lost", "owed", {"kills": owing()}
+    yield "a critical incident that is open", "incidents", {"incidents": (INCIDENT,)}
 
 
 # Faults of these names whose code is not what it was when they were killed.
 CHANGED = {
     name: Fault(name, TRIAL.area, TRIAL.blames, "is wrong", (TRIAL.model,), lambda: ()) for name in FAULTS
 }
+INCIDENT = IncidentResult(
+    "0001", Severity.CRITICAL, "cache", "wrong text after a cancel", IncidentState.OPEN, DAY.isoformat()
+)
 WAIVER = Waiver(
     id="W-1", item="demo.all", conditions=Conditions("numpy", "cpu"), check=LAST,
     signature="known to be wrong", owner="ada", issue="17", reason="known", created=DAY, expires=DAY,

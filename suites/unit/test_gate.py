@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -26,7 +27,7 @@ from prill_harness.records.evidence import (
     Record,
     Status,
 )
-from prill_harness.records.verdict import ItemStatus, Severity, Verdict
+from prill_harness.records.verdict import IncidentResult, ItemStatus, Severity, StandingResult, Verdict
 from prill_runtime.errors import PolicyError
 
 TODAY = dt.date(2026, 6, 1)
@@ -86,6 +87,8 @@ def decide(
     as_of: dt.date = TODAY,
     kills: Kills = KILLS,
     forgotten: Forgotten = gate.NOTHING,
+    standings: Mapping[tuple[str, str], StandingResult] = gate.NO_HISTORY,
+    incidents: tuple[IncidentResult, ...] = (),
     **changes: object,
 ) -> Verdict:
     work = Plan("demo", cells)
@@ -98,6 +101,8 @@ def decide(
         waivers=waivers,
         as_of=as_of,
         forgotten=forgotten,
+        standings=standings,
+        incidents=incidents,
     )
 
 

@@ -42,6 +42,13 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
+def test_incidents_are_waited_for_from_critical_up_unless_a_gate_says_more(tmp_path: Path) -> None:
+    """The key is inherited like any other; where nobody gives it, critical ones alone hold a gate shut."""
+    text = SOUND.replace("max_flaky = 2", 'max_flaky = 2\nincidents_block_at = "high"')
+    assert load_policy(write(tmp_path, text)).gate("child").incidents_block_at is Severity.HIGH
+    assert load_policy(write(tmp_path, SOUND)).gate("child").incidents_block_at is Severity.CRITICAL
+
+
 def test_a_gate_adds_to_its_parent(tmp_path: Path) -> None:
     """Checklists, plan and the never-list are added to the parent's; single values replace them."""
     policy = load_policy(write(tmp_path, SOUND))
@@ -86,6 +93,7 @@ def test_the_current_folders_policy_wins(tmp_path: Path, monkeypatch: pytest.Mon
         ("minimum_executed = 3", "minimum_executed = 0", "minimum_executed`: out of range"),
         ("minimum_executed = 3", 'minimum_executed = "3"', "Expected `int.*minimum_executed"),
         ("max_flaky = 2", "max_flaky = -1", "max_flaky`: out of range"),
+        ("max_flaky = 2", 'incidents_block_at = "all"', "Invalid enum value 'all'.*incidents_block_at"),
         ('suites = ["file"]', "suites = []", r"plan with at least one cell"),
         ('checklists = ["foundation"]', "", "at least one checklist"),
         ("[gates.parent]", "[gates.parent", "not a TOML file"),

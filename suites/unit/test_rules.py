@@ -10,7 +10,7 @@ import pytest
 from prill_harness.decide.rules import RULES
 from prill_harness.faults.trial.kills import Kills
 from prill_harness.records.evidence import CellStarted, Evidence, Status
-from prill_harness.records.verdict import Severity, Verdict
+from prill_harness.records.verdict import IncidentResult, IncidentState, Severity, Verdict
 
 from .test_gate import (
     ALL,
@@ -62,6 +62,12 @@ def owing(check: str) -> Kills:
     return msgspec.structs.replace(KILLS, owed={"of_old": (check,)})
 
 
+def incident(severity: str, state: str = "open") -> IncidentResult:
+    return IncidentResult(
+        severity, Severity(severity), "cache", "wrong text after a cancel", IncidentState(state), "2026-05-01"
+    )
+
+
 def on_record(values: int) -> Kills:
     """The checks of one cell on record with so many values; they observe five."""
     return msgspec.structs.replace(KILLS, observed={CELLS[0].id: {"tokens.exact": values}})
@@ -89,6 +95,10 @@ ALONE: dict[str, tuple[Callable[[], Verdict], Callable[[], Verdict]]] = {
         lambda: decide(
             [*whole(), record(CELLS[0], "tokens.exact", Status.FAILED, "sometimes")], lists=LOW, max_flaky=1
         ),
+    ),
+    "incidents": (
+        lambda: decide(whole(), incidents=(incident("high"),), incidents_block_at=Severity.HIGH),
+        lambda: decide(whole(), incidents=(incident("high"), incident("critical", "closed"))),
     ),
     "executed": (
         lambda: decide(whole(EVERYTHING), lists=EXCUSABLE, waivers=(waiver(),), minimum_executed=3),
@@ -138,3 +148,15 @@ def test_a_warning_is_shown_and_holds_no_gate_shut() -> None:
     assert (found.exit_code, [i.status.value for i in found.items]) == (0, ["failed", "proven"])
     assert decide(whole(FAILURE), lists=checklist(exact, greedy)).exit_code == 1
     assert decide(whole(NOISY), lists=lists, max_inconclusive=1).exit_code == 10
+
+
+def test_an_open_critical_incident_is_waited_for_by_every_policy() -> None:
+    """Whatever the policy says, and a fix seen to work is not yet closed; a high one only by policy."""
+    for state in ("open", "fixed"):
+        found = decide(whole(), incidents=(incident("critical", state),))
+        assert (broken(found), found.exit_code) == (["incidents"], 1)
+        assert f"incident critical (critical, cache) is {state} since 2026-05-01" in found.sentence
+    many = tuple(incident(severity) for severity in ("low", "high", "critical"))
+    assert "incident critical" in decide(whole(), incidents=many, incidents_block_at=Severity.LOW).sentence
+    assert decide(whole(), incidents=many[:2]).exit_code == 0
+    assert len(decide(whole(), incidents=many[:2]).incidents) == 2

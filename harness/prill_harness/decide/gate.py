@@ -35,18 +35,23 @@ from prill_harness.records.evidence import (
 from prill_harness.records.ledger import encode
 from prill_harness.records.verdict import (
     AssumptionResult,
+    AttemptResult,
     CellResult,
     CheckResult,
     ForgottenResult,
+    IncidentResult,
     ItemResult,
     ItemStatus,
+    StandingResult,
     Verdict,
+    WaiverResult,
 )
 from prill_harness.version import version
 from prill_runtime.errors import PolicyError
 
 NOWHERE: Mapping[str, tuple[Path, int]] = {}
 NOTHING = Forgotten()
+NO_HISTORY: Mapping[tuple[str, str], StandingResult] = {}
 
 
 def decide(
@@ -60,6 +65,8 @@ def decide(
     as_of: dt.date,
     sources: Mapping[str, tuple[Path, int]] = NOWHERE,
     forgotten: Forgotten = NOTHING,
+    standings: Mapping[tuple[str, str], StandingResult] = NO_HISTORY,
+    incidents: Sequence[IncidentResult] = (),
 ) -> Verdict:
     """The verdict on a run: a pure function of its arguments, whatever the order of the records.
 
@@ -71,6 +78,7 @@ def decide(
         as_of: the day on which waivers and signatures are judged.
         sources: file and line that declare each check, by id without parameter.
         forgotten: kills and amounts that are no longer owed, each with its reason; the verdict shows them.
+        standings: what the history says, by (cell id, check id). incidents: the whole log.
 
     Raises:
         PolicyError: a checklist that the gate names is not given.
@@ -80,10 +88,15 @@ def decide(
     lists = instances(_named(gate.checklists, checklists), index.observed.models)
     counted = _counted(lists, plan, index.observed)
     covered, waived = apply_waivers(waivers, counted, never=gate.never_waive, as_of=as_of)
+    waived = _with_standing(waived, covered, standings)
     lacking = _lacking(index, gate)
     observed = msgspec.structs.replace(index.observed, waived=covered, lacking=lacking)
     items = evaluate(lists, plan.cells, observed, as_of)
-    checks = _checks(index, counted, covered, lacking, sources)
+    checks = _checks(index, counted, covered, lacking, sources, standings)
+    unsteady = {key for key, standing in standings.items() if standing.flaky}
+    flaky = tuple(
+        f"{c.check} in {c.cell.id}" for c in checks if _contradicts(c) or (c.cell.id, c.check) in unsteady
+    )
     cells = tuple(_cell(cell, index) for cell in sorted(plan.cells))
     case = GateCase(
         gate=gate,
@@ -93,9 +106,10 @@ def decide(
         checks=checks,
         claimed=frozenset((e.cell.id, e.check) for _, e in counted),
         waivers=waived,
-        starts=index.starts,
+        starts=index.every_start,
         contents=index.contents,
-        flaky=index.flaky,
+        flaky=flaky,
+        incidents=incidents,
         kills=excused(kills, forgotten),
         faults=index.faults,
     )
@@ -125,7 +139,29 @@ def decide(
         policy=shown(policy.path),
         forgotten=_forgotten(forgotten),
         lead=lead(checks, records) if broken else None,
+        flaky=flaky,
+        incidents=tuple(incidents),
     )
+
+
+def _contradicts(check: CheckResult) -> bool:
+    """Whether its attempts ended differently."""
+    return len({attempt.status for attempt in check.attempts}) > 1
+
+
+def _with_standing(
+    waivers: Iterable[WaiverResult],
+    covered: Mapping[Key, str],
+    standings: Mapping[tuple[str, str], StandingResult],
+) -> tuple[WaiverResult, ...]:
+    """Each waiver with the standing of the failure that it covers: how long it has failed, how often."""
+    found: dict[str, list[StandingResult]] = defaultdict(list)
+    for (_, cell, check), waiver in covered.items():
+        found[waiver] += [standings[cell, check]] if (cell, check) in standings else []
+    longest = {
+        waiver: max(mine, key=lambda s: (s.failing_runs, s.failed)) for waiver, mine in found.items() if mine
+    }
+    return tuple(msgspec.structs.replace(each, standing=longest.get(each.id)) for each in waivers)
 
 
 def _forgotten(lines: Forgotten) -> tuple[ForgottenResult, ...]:
@@ -174,11 +210,12 @@ class _Index:
     """The records of the plan's cells, by cell id, in an order of their own."""
 
     observed: Observed
-    starts: Mapping[str, CellStarted]
+    starts: Mapping[str, CellStarted]  # of first attempts
     ends: Mapping[str, CellEnded]
+    every_start: tuple[CellStarted, ...]
     contents: Mapping[str, frozenset[str]]
     faults: Mapping[str, frozenset[str]]
-    flaky: tuple[str, ...]
+    attempts: Mapping[tuple[str, str], tuple[AttemptResult, ...]]  # of checks that have several records
 
 
 def _index(plan: Plan, records: Iterable[Record]) -> _Index:
@@ -188,6 +225,7 @@ def _index(plan: Plan, records: Iterable[Record]) -> _Index:
     found: dict[str, dict[str, list[Evidence]]] = defaultdict(lambda: defaultdict(list))
     starts: dict[str, CellStarted] = {}
     ends: dict[str, CellEnded] = {}
+    every_start: list[CellStarted] = []
     planned: dict[str, set[str]] = defaultdict(set)
     contents: dict[str, set[str]] = defaultdict(set)
     faults: dict[str, set[str]] = defaultdict(set)
@@ -199,23 +237,28 @@ def _index(plan: Plan, records: Iterable[Record]) -> _Index:
             if record.content:
                 contents[record.base].add(record.content)
         elif isinstance(record, CellStarted):
-            starts[cell] = record
+            every_start.append(record)
+            starts[cell] = min(record, starts.get(cell, record), key=lambda start: start.attempt)
             planned[cell].update(record.planned)
         elif isinstance(record, CellEnded):
-            ends[cell] = record
+            ends[cell] = min(record, ends.get(cell, record), key=lambda end: end.attempt)
     worst = {
         cell: {check: min(several, key=_badness) for check, several in sorted(by_check.items())}
         for cell, by_check in sorted(found.items())
     }
-    flaky = tuple(
-        f"{check} in {cell}"
-        for cell in sorted(found)
-        for check, several in sorted(found[cell].items())
-        if len({e.status for e in several}) > 1
-    )
+    attempts = {
+        (cell, check): tuple(map(_attempt, sorted(several, key=lambda e: (e.attempt, encode(e)))))
+        for cell, by_check in found.items()
+        for check, several in by_check.items()
+        if len(several) > 1
+    }
     observed = Observed(worst, planned, models_of(plan.cells, starts.values()))
     hashes, claimed = ({k: frozenset(v) for k, v in sets.items()} for sets in (contents, faults))
-    return _Index(observed, starts, ends, hashes, claimed, flaky)
+    return _Index(observed, starts, ends, tuple(every_start), hashes, claimed, attempts)
+
+
+def _attempt(evidence: Evidence) -> AttemptResult:
+    return AttemptResult(evidence.attempt, evidence.status, evidence.sentence, evidence.duration_s)
 
 
 def _badness(evidence: Evidence) -> tuple[int, bytes]:
@@ -249,6 +292,7 @@ def _checks(
     covered: Mapping[Key, str],
     lacking: Mapping[tuple[str, str], tuple[str, ...]],
     sources: Mapping[str, tuple[Path, int]],
+    standings: Mapping[tuple[str, str], StandingResult],
 ) -> tuple[CheckResult, ...]:
     """Every record as the gate counts it: waived only where each item that counts it is covered."""
     owners: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -261,7 +305,11 @@ def _checks(
             ids = [covered.get((item, cell, check), "") for item in items]
             waived = bool(ids) and all(ids) and evidence.status is Status.FAILED
             result = _check(evidence, ids[0] if waived else "", sources.get(evidence.base))
-            results.append(msgspec.structs.replace(result, lacking=lacking.get((cell, check), ())))
+            attempts, standing = index.attempts.get((cell, check), ()), standings.get((cell, check))
+            lacks = lacking.get((cell, check), ())
+            results.append(
+                msgspec.structs.replace(result, lacking=lacks, attempts=attempts, standing=standing)
+            )
     return tuple(results)
 
 

@@ -17,6 +17,8 @@ from prill_harness.records.names import suite_of
 from prill_harness.records.verdict import (
     CellResult,
     CheckResult,
+    IncidentResult,
+    IncidentState,
     ItemResult,
     ItemStatus,
     RuleResult,
@@ -36,10 +38,11 @@ class GateCase:
     checks: Sequence[CheckResult]
     claimed: frozenset[tuple[str, str]]  # (cell id, check id) that some item counts
     waivers: Sequence[WaiverResult]
-    starts: Mapping[str, CellStarted]
+    starts: Sequence[CellStarted]  # of every attempt
     contents: Mapping[str, frozenset[str]]  # content hashes seen, by (model-independent) check id
     flaky: Sequence[str]  # "check in cell" whose evidence disagrees with itself
     kills: Kills  # without what forgotten.toml gives a reason for
+    incidents: Sequence[IncidentResult]
     faults: Mapping[str, frozenset[str]]  # planted faults claimed, by (model-independent) check id
 
 
@@ -156,6 +159,21 @@ def few_flaky(case: GateCase) -> Broken | None:
     )
 
 
+@rule("incidents", "no incident is open that the policy waits for")
+def incidents_closed(case: GateCase) -> Broken | None:
+    """A critical one always holds a gate shut; a fix that nobody saw work is not one."""
+    waited = [
+        i for i in case.incidents
+        if i.state is not IncidentState.CLOSED and i.severity.rank <= case.gate.incidents_block_at.rank
+    ]  # fmt: skip
+    if not waited:
+        return None
+    worst = min(waited, key=lambda i: (i.severity.rank, i.opened, i.id))
+    more = f" (and {len(waited) - 1} more)" if len(waited) > 1 else ""
+    told = f"incident {worst.id} ({worst.severity}, {worst.component}) is {worst.state} since {worst.opened}"
+    return Status.FAILED, f"{told}: {worst.symptom}{more}"
+
+
 @rule("executed", "enough checks were executed")
 def enough_executed(case: GateCase) -> Broken | None:
     """Only what ended in passed or failed was executed, and a waived failure counts for nothing; a part of
@@ -171,7 +189,7 @@ def enough_executed(case: GateCase) -> Broken | None:
 @rule("provenance", "all evidence comes from one prill, one model file per name and one code per check")
 def one_provenance(case: GateCase) -> Broken | None:
     seen: dict[tuple[str, str], str] = {}
-    for start in case.starts.values():
+    for start in case.starts:
         facts = (("prill", ""), ("model_sha256", start.cell.model))
         for fact, of in facts:
             value = start.versions.get(fact, "")

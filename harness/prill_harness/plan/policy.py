@@ -13,6 +13,7 @@ max_flaky = 0                        # checks whose evidence disagrees with itse
 never_waive = ["cache.leak"]         # items that no waiver may cover
 may_lack = ["batch"]                 # what an engine may say that it does not have: checks that need it are
                                      # listed, and count as neither passed nor inconclusive
+incidents_block_at = "high"          # open incidents at least this severe; default, and always, critical
 [[gates.foundation.plan]]            # every combination of these is a cell
 models = ["fixture:llama-tiny"]
 engines = ["numpy"]
@@ -62,6 +63,7 @@ class _GateFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_inconclusive: int | None = None
     max_flaky: int | None = None
     may_lack: tuple[str, ...] | None = None
+    incidents_block_at: Severity | None = None
 
 
 class _PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -83,6 +85,7 @@ class Gate(msgspec.Struct, frozen=True):
     max_inconclusive: int
     max_flaky: int
     may_lack: frozenset[str] = frozenset()
+    incidents_block_at: Severity = Severity.CRITICAL
 
     def blocks(self, severity: Severity) -> bool:
         """Whether an item of this severity must be proven for the gate to pass."""
@@ -155,6 +158,7 @@ def _resolve(path: Path, files: dict[str, _GateFile], name: str) -> Gate:
         "minimum_executed": latest("minimum_executed", 1),
         "max_inconclusive": latest("max_inconclusive", 0),
         "max_flaky": latest("max_flaky", 0),
+        "incidents_block_at": latest("incidents_block_at", Severity.CRITICAL),
     }
     for field in ("minimum_executed", "max_inconclusive", "max_flaky"):
         lowest = 1 if field == "minimum_executed" else 0

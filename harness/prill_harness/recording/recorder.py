@@ -248,7 +248,8 @@ class Recorder:
 
     def _write(self, record: Record) -> None:
         if self._ledger is not None:
-            self._ledger.append(record)
+            attempt = self.config.getoption("prill_attempt")
+            self._ledger.append(msgspec.structs.replace(record, attempt=attempt))
 
     # --- the end ----------------------------------------------------------------------------------------
 

@@ -82,6 +82,7 @@ class CellStarted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_f
 
     Attributes:
         assumptions: (key, assumed, why) of what the model's file leaves open.
+        attempt: 1 for the cell itself; a higher one runs again what failed in the one before.
     """
 
     cell: Cell
@@ -90,6 +91,7 @@ class CellStarted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_f
     versions: dict[str, str] = {}
     schema: int = SCHEMA
     assumptions: tuple[tuple[str, str, str], ...] = ()
+    attempt: int = 1
 
 
 class CheckStarted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="start"):
@@ -98,6 +100,7 @@ class CheckStarted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_
     cell: Cell
     check: str
     at: float
+    attempt: int = 1
 
 
 class Evidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="check"):
@@ -133,6 +136,7 @@ class Evidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
     at: float = 0.0
     schema: int = SCHEMA
     lacks: tuple[str, ...] = ()
+    attempt: int = 1
 
     def __post_init__(self) -> None:
         if self.status is Status.WAIVED:
@@ -158,6 +162,7 @@ class CellEnded(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fie
     exit_code: int
     duration_s: float
     at: float
+    attempt: int = 1
 
 
 class CauseFound(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="cause"):
@@ -182,8 +187,14 @@ Record = CellStarted | CheckStarted | Evidence | CellEnded | CauseFound
 
 
 def checks(records: Iterable[Record]) -> dict[tuple[str, str], Evidence]:
-    """The last evidence of every (cell id, check id)."""
-    return {(r.cell.id, r.check): r for r in records if isinstance(r, Evidence)}
+    """The evidence of every (cell id, check id) that counts: of its last run, the worst attempt."""
+    found: dict[tuple[str, str], Evidence] = {}
+    for record in records:
+        if isinstance(record, Evidence):
+            known = found.get(key := (record.cell.id, record.check))
+            if known is None or record.attempt == 1 or badness(record.status) < badness(known.status):
+                found[key] = record
+    return found
 
 
 def builtin(value: object) -> Any:

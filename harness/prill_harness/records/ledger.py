@@ -20,6 +20,7 @@ import msgspec
 from prill_harness.records.evidence import (
     EXIT_CODES,
     SCHEMA,
+    CauseFound,
     Cell,
     CellEnded,
     CellStarted,
@@ -196,15 +197,18 @@ def _agree(records: Iterable[Record], path: str | Path) -> None:
     Raises:
         LedgerError: they do not.
     """
-    seen: dict[Cell, set[Status]] = {}
+    seen: dict[tuple[Cell, int], set[Status]] = {}
     for record in records:
+        if isinstance(record, CauseFound):
+            continue
         problem: tuple[object, object] | None = None
+        attempt = record.cell, record.attempt
         if isinstance(record, CellStarted) and record.schema != SCHEMA:
             problem = f"schema {SCHEMA}", record.schema
         if isinstance(record, Evidence):
-            seen.setdefault(record.cell, set()).add(record.status)
-        if isinstance(record, CellEnded) and record.cell in seen:
-            worst = EXIT_CODES[min(seen[record.cell], key=badness)]
+            seen.setdefault(attempt, set()).add(record.status)
+        if isinstance(record, CellEnded) and attempt in seen:
+            worst = EXIT_CODES[min(seen[attempt], key=badness)]
             if worst and not record.exit_code:  # the exit code is the process's, which cells may share
                 problem = f"exit code {worst}", record.exit_code
         if problem:

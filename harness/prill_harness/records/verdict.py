@@ -34,10 +34,44 @@ class Severity(StrEnum):
         return list(Severity).index(self)
 
 
+class AttemptResult(msgspec.Struct, frozen=True):
+    """One of several runs of a check in its cell; `attempt` counts from 1."""
+
+    attempt: int
+    status: Status
+    sentence: str
+    duration_s: float
+
+
+class StandingResult(msgspec.Struct, frozen=True):
+    """What the history of gates says of a check in a cell, this run included.
+
+    Attributes:
+        runs, failed: attempts on the same digests that ended in passed or failed, and those that failed.
+        flaky: both occurred among them.
+        failing_since: day of the first of the unbroken row of failed runs; empty if it does not fail now.
+        failing_runs: how long the row is.
+    """
+
+    runs: int
+    failed: int
+    flaky: bool
+    failing_since: str = ""
+    failing_runs: int = 0
+
+    @property
+    def flake_rate(self) -> float:
+        """The part of the attempts that failed; 0 for a check that always fails, or never."""
+        return self.failed / self.runs if self.flaky else 0.0
+
+
 class CheckResult(msgspec.Struct, frozen=True):
     """One check in one cell, as the gate counts it, waivers applied; file and line of its declaration.
 
-    `lacking`: what its engine says that it does not have, and the policy lets it lack; empty elsewhere.
+    Attributes:
+        lacking: what its engine says that it does not have, and the policy lets it lack; empty elsewhere.
+        attempts: all of them where there were several, of which the worst counts.
+        standing: None where there is no history, or it has nothing to say.
     """
 
     check: str
@@ -54,6 +88,8 @@ class CheckResult(msgspec.Struct, frozen=True):
     file: str = ""
     line: int = 0
     lacking: tuple[str, ...] = ()
+    attempts: tuple[AttemptResult, ...] = ()
+    standing: StandingResult | None = None
 
     @property
     def base(self) -> str:
@@ -108,7 +144,10 @@ class RuleResult(msgspec.Struct, frozen=True):
 
 
 class WaiverResult(msgspec.Struct, frozen=True):
-    """state: "used", "unused", "expired" or "refused" (not allowed to cover what it matched)."""
+    """state: "used", "unused", "expired" or "refused" (not allowed to cover what it matched).
+
+    `standing` is that of the failure it covers, of several the one that has failed for longest.
+    """
 
     id: str
     item: str
@@ -118,6 +157,30 @@ class WaiverResult(msgspec.Struct, frozen=True):
     owner: str
     reason: str
     sentence: str = ""
+    standing: StandingResult | None = None
+
+
+class IncidentState(StrEnum):
+    """FIXED: its reproduction was seen to fail before the fix and to pass after it."""
+
+    OPEN = "open"
+    FIXED = "fixed"
+    CLOSED = "closed"
+
+
+class IncidentResult(msgspec.Struct, frozen=True):
+    """One entry of the incident log; `regression` is the check that stays, `opened` and `closed` are days."""
+
+    id: str
+    severity: Severity
+    component: str
+    symptom: str
+    state: IncidentState
+    opened: str
+    closed: str = ""
+    regression: str = ""
+    fix: str = ""
+    file: str = ""
 
 
 class LeadResult(msgspec.Struct, frozen=True):
@@ -153,6 +216,7 @@ class ForgottenResult(msgspec.Struct, frozen=True):
 class Verdict(msgspec.Struct, frozen=True):
     """status: passed, failed or inconclusive; exit_code 0, 1 or 10. `sentence` names the rule that broke.
 
+    `flaky` names each "check in cell" that contradicted itself.
     `models` maps the name of each model that ran to the sha256 of its file; `policy` is the file decided by.
     `ledger_sha256` and `digest` are empty until a gate wrote it (see `sealed`).
     """
@@ -177,6 +241,8 @@ class Verdict(msgspec.Struct, frozen=True):
     assumptions: tuple[AssumptionResult, ...] = ()
     forgotten: tuple[ForgottenResult, ...] = ()
     lead: LeadResult | None = None
+    flaky: tuple[str, ...] = ()
+    incidents: tuple[IncidentResult, ...] = ()
     ledger_sha256: str = ""
     digest: str = ""
 

@@ -18,7 +18,12 @@ PYTHON = python("prill_harness.run.cells")
 
 
 def arguments(
-    cell: Cell, ledger: Path, folder: Path | None, checks: Sequence[str] = (), spec: str = ""
+    cell: Cell,
+    ledger: Path,
+    folder: Path | None,
+    checks: Sequence[str] = (),
+    spec: str = "",
+    attempt: int = 1,
 ) -> list[str]:
     """The arguments with which `main` runs `cell`, in a process of its own, and appends to `ledger`.
 
@@ -38,6 +43,7 @@ def arguments(
         cell.device,
     ]
     words += ["--ledger", str(ledger), *(["--suite-path", str(folder)] if folder else [])]
+    words += ["--attempt", str(attempt)]
     return words + [word for check in checks for word in ("--check", check)]
 
 
@@ -73,6 +79,7 @@ def main(given: Sequence[str] | None = None) -> int:
     for name in ("model", "engine", "suite", "device", "ledger"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--model-name", required=True)
+    parser.add_argument("--attempt", default="1")
     parser.add_argument("--suite-path", type=Path)
     parser.add_argument("--check", action="append", default=[])
     asked = parser.parse_args(given)
@@ -87,7 +94,7 @@ def main(given: Sequence[str] | None = None) -> int:
     options += ["--import-mode=importlib", f"--rootdir={file.parent}", f"--confcutdir={file.parent}"]
     for name in ("model", "engine", *("suite",)[: len(suites) == 1], "device", "ledger"):
         options.append(f"--prill-{name}={getattr(asked, name)}")
-    options.append(f"--prill-model-name={asked.model_name}")
+    options += [f"--prill-model-name={asked.model_name}", f"--prill-attempt={asked.attempt}"]
     options += [f"--prill-check={check}" for check in asked.check]
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     import pytest

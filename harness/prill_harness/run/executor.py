@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from prill_harness.plan import beside, provenance
@@ -15,16 +16,18 @@ from prill_harness.plan.plan import Plan
 from prill_harness.records import ledger as ledgers
 from prill_harness.records.evidence import Cell, CellEnded, CellStarted, Evidence, Record, Status
 from prill_harness.run import gather, pool
-from prill_harness.run.pool import TIMEOUT_S, Event
+from prill_harness.run.pool import TIMEOUT_S, CellAttempt, Event
 from prill_runtime.errors import PrillError
 
 LEAST_S, TIMES = 120.0, 20.0
 
 
-def ledger_path(out: Path, cell: Cell) -> Path:
-    """Path of a cell's ledger: a readable name and a digest, so that no two cells share one."""
+def ledger_path(out: Path, cell: Cell, attempt: int = 1) -> Path:
+    """Path of a cell's ledger: a readable name and a digest, so that no two cells share one; each attempt has
+    its own."""
     readable = re.sub(r"[^A-Za-z0-9._-]+", "-", cell.id)[-80:].strip("-.")
-    return out / "cells" / f"{readable}-{hashlib.sha256(cell.id.encode()).hexdigest()[:8]}.jsonl"
+    name = f"{readable}-{hashlib.sha256(cell.id.encode()).hexdigest()[:8]}"
+    return out / "cells" / f"{name}{f'.attempt-{attempt}' * (attempt > 1)}.jsonl"
 
 
 def run(
@@ -35,6 +38,7 @@ def run(
     progress: Callable[[Event], None] = lambda event: None,
     *,
     timeout_s: float | None = None,
+    rerun: int = 0,
 ) -> tuple[Record, ...]:
     """Run the cells, each in a fresh process; write out/cells/*.jsonl and out/ledger.jsonl; the records.
 
@@ -43,43 +47,68 @@ def run(
         resume: keep cells whose final record stands and whose code and model are unchanged.
         timeout_s: per cell; the check then in flight becomes an error. None: TIMES times what the cell took
             in this folder before, LEAST_S at least; TIMEOUT_S where it never ran.
+        rerun: so many times at most, what failed is run again until it does not fail; every attempt stays.
 
     Raises:
         KeyboardInterrupt: the ledgers written so far are kept, the processes ended.
     """
-    jobs = jobs or os.cpu_count() or 2
-    paths = {cell: ledger_path(out, cell) for cell in plan.cells}
+    first = [CellAttempt(cell, plan.spec(cell), ledger_path(out, cell), plan.checks) for cell in plan.cells]
     (out / "cells").mkdir(parents=True, exist_ok=True)
-    kept = [cell for cell in plan.cells if resume and resumable(paths[cell], cell, plan)]
-    todo = [(cell, plan.spec(cell), paths[cell]) for cell in plan.cells if cell not in kept]
-    took = {cell: _took(path) for cell, _, path in todo}
-    for *_, path in todo:  # leftovers of an earlier run must not pass for this one
-        path.unlink(missing_ok=True)
+    kept = [job for job in first if resume and resumable(job.ledger, job.cell, plan)]
+    todo = [job for job in first if job not in kept]
+    took = {job.cell: _took(job.ledger) for job in first}
+    for job in todo:  # leftovers of an earlier run must not pass for this one
+        for path in (job.ledger, *_again(out, job.cell)):
+            path.unlink(missing_ok=True)
     done = 0
 
-    def tell(kind: str, cell: Cell) -> None:
+    def tell(kind: str, job: CellAttempt) -> None:
         nonlocal done
-        done += kind != "started"
-        over = kind != "started" and paths[cell].exists()
-        records = ledgers.read(paths[cell]) if over else ()
+        done += kind != "started" and job.attempt == 1
+        over = kind != "started" and job.ledger.exists()
+        records = ledgers.read(job.ledger) if over else ()
         counts = Counter(r.status.value for r in records if isinstance(r, Evidence))
-        progress(Event(kind, cell, done, len(plan.cells), dict(counts)))
+        progress(Event(kind, job.cell, done, len(plan.cells), dict(counts), job.attempt))
 
-    for cell in kept:
-        tell("resumed", cell)
-    try:
+    def carry_out(several: Sequence[CellAttempt]) -> None:
         pool.run(
-            todo,
-            jobs=jobs,
+            several,
+            jobs=jobs or os.cpu_count() or 2,
             folder=plan.folder,
-            checks=plan.checks,
             timeout_s={cell: timeout_s or patience(took[cell]) for cell in took},
-            started=lambda cell: tell("started", cell),
-            ended=lambda cell: tell("ended", cell),
+            started=lambda job: tell("started", job),
+            ended=lambda job: tell("ended", job),
         )
+
+    for job in kept:
+        tell("resumed", job)
+    try:
+        carry_out(todo)
+        for attempt in range(2, rerun + 2):
+            again = (_next(out, plan, cell, attempt) for cell in plan.cells)
+            carry_out([job for job in again if job is not None])
     finally:
-        records = gather.gather(paths.values(), out / "ledger.jsonl")
+        paths = (path for job in first for path in (job.ledger, *_again(out, job.cell)))
+        records = gather.gather(paths, out / "ledger.jsonl")
     return records
+
+
+def _again(out: Path, cell: Cell) -> Iterator[Path]:
+    """The ledgers of a cell's further attempts, in order."""
+    for attempt in itertools.count(2):
+        path = ledger_path(out, cell, attempt)
+        if not path.exists():
+            return
+        yield path
+
+
+def _next(out: Path, plan: Plan, cell: Cell, attempt: int) -> CellAttempt | None:
+    """The job that runs again what failed in the attempt before; None where nothing did, or it was run."""
+    before, path = ledger_path(out, cell, attempt - 1), ledger_path(out, cell, attempt)
+    records = ledgers.read(before) if before.exists() else ()
+    failed = [r.check for r in records if isinstance(r, Evidence) and r.status is Status.FAILED]
+    over = path.exists() and any(isinstance(r, CellEnded) for r in ledgers.read(path))
+    return None if over or not failed else CellAttempt(cell, plan.spec(cell), path, failed, attempt)
 
 
 def patience(took_s: float | None) -> float:

@@ -38,39 +38,48 @@ class Event:
     done: int
     total: int
     counts: dict[str, int] = field(default_factory=dict)
+    attempt: int = 1
 
 
-@dataclass
-class _Running:
+@dataclass(frozen=True)
+class CellAttempt:
+    """One process: a cell, what opens its model here, its ledger, the checks to run (none: all of them)."""
+
     cell: Cell
     spec: str
-    checks: Sequence[str]
     ledger: Path
-    process: subprocess.Popen[bytes] | Forked
-    deadline: float
-    forward: bool
+    checks: Sequence[str] = ()
+    attempt: int = 1
 
     @property
     def log(self) -> Path:
         return self.ledger.with_suffix(".log")
 
+
+@dataclass
+class _Running:
+    job: CellAttempt
+    process: subprocess.Popen[bytes] | Forked
+    deadline: float
+    forward: bool
+
     @property
     def finished(self) -> bool:
         """Whether the cell wrote its final record."""
-        return self.ledger.exists() and any(isinstance(r, CellEnded) for r in ledgers.read(self.ledger))
+        path = self.job.ledger
+        return path.exists() and any(isinstance(r, CellEnded) for r in ledgers.read(path))
 
 
 def run(
-    todo: Sequence[tuple[Cell, str, Path]],
+    todo: Sequence[CellAttempt],
     *,
     jobs: int,
     folder: Path | None,
-    checks: Sequence[str],
     timeout_s: Mapping[Cell, float],
-    ended: Callable[[Cell], None],
-    started: Callable[[Cell], None],
+    ended: Callable[[CellAttempt], None],
+    started: Callable[[CellAttempt], None],
 ) -> None:
-    """Run every (cell, model spec, ledger path), each within its time limit; returns when all are over.
+    """Run every job within the time limit of its cell; returns when all are over.
 
     Raises:
         KeyboardInterrupt: once the running cells have been ended; their unfinished ledgers stay.
@@ -85,32 +94,31 @@ def run(
                 # stream weights, and two of those at once take a fifth longer each, for they share the
                 # memory bus.
                 forward = not any(one.forward for one in running)
-                cell, spec, ledger = waiting.pop(0 if forward else -1)
-                started(cell)
-                ledger.unlink(missing_ok=True)
-                log = ledger.with_suffix(".log")
-                log.write_bytes(b"")
-                words = cells.arguments(cell, ledger, folder, checks, spec)
-                process = _start(server, words, log, jobs)
-                deadline = time.monotonic() + timeout_s[cell]
-                running.append(_Running(cell, spec, checks, ledger, process, deadline, forward))
+                job = waiting.pop(0 if forward else -1)
+                started(job)
+                job.ledger.unlink(missing_ok=True)
+                job.log.write_bytes(b"")
+                words = cells.arguments(job.cell, job.ledger, folder, job.checks, job.spec, job.attempt)
+                process = _start(server, words, job.log, jobs)
+                deadline = time.monotonic() + timeout_s[job.cell]
+                running.append(_Running(job, process, deadline, forward))
             for one in list(running):
                 late = time.monotonic() > one.deadline
                 if one.process.poll() is None and not late:
-                    _bound(one.log)
+                    _bound(one.job.log)
                     continue
                 _end(one)
                 if isinstance(one.process, Forked) and server and server.gone and not one.finished:
-                    waiting.append((one.cell, one.spec, one.ledger))  # it died with the server: run it again
+                    waiting.append(one.job)  # it died with the server: run it again
                     running.remove(one)
                     continue
-                _account(one, f"timed out after {timeout_s[one.cell]:g} s" if late else "")
+                _account(one, f"timed out after {timeout_s[one.job.cell]:g} s" if late else "")
                 running.remove(one)
-                ended(one.cell)
+                ended(one.job)
             time.sleep(POLL_S)
 
 
-def _server(stack: ExitStack, todo: Sequence[tuple[Cell, str, Path]], jobs: int) -> ForkServer | None:
+def _server(stack: ExitStack, todo: Sequence[CellAttempt], jobs: int) -> ForkServer | None:
     """A fork server, if it pays off and if a process that has imported NumPy may fork here."""
     environment = cells.environment(jobs)
     threaded = any(environment[name] != "1" for name in cells.THREADS)  # BLAS threads do not survive a fork
@@ -158,14 +166,15 @@ def _end(one: _Running) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(one.process.pid, signal.SIGKILL)
     one.process.wait()
-    orphans.end(one.log.absolute())
+    orphans.end(one.job.log.absolute())
     if one.process.stdin:
         one.process.stdin.close()
 
 
 def _account(one: _Running, cause: str) -> None:
     """Record an error for a cell without a final record: of the check in flight, or of the cell itself."""
-    records = ledgers.read(one.ledger) if one.ledger.exists() else ()
+    job = one.job
+    records = ledgers.read(job.ledger) if job.ledger.exists() else ()
     if any(isinstance(r, CellEnded) for r in records):
         return
     code = one.process.wait() or 0
@@ -173,32 +182,34 @@ def _account(one: _Running, cause: str) -> None:
     cause = cause or f"the cell's process {died}"
     reported = {r.check for r in records if isinstance(r, Evidence)}
     flying = [r.check for r in records if isinstance(r, CheckStarted) and r.check not in reported]
-    with Ledger(one.ledger) as ledger:
+    with Ledger(job.ledger) as ledger:
+        nothing = f"{job.cell.suite}.process"
         if not any(isinstance(r, CellStarted) for r in records):
-            ledger.append(CellStarted(one.cell, (f"{one.cell.suite}.process",), time.time()))
-        check = flying[-1] if flying else f"{one.cell.suite}.process"
-        where = f"while {check} ran" if flying else f"outside any check: {_last_words(one.ledger)}"
-        again = flying[-1:] or one.checks
-        ledger.append(_error(one, check, f"{cause} {where}", again))
+            ledger.append(CellStarted(job.cell, (nothing,), time.time(), attempt=job.attempt))
+        check = flying[-1] if flying else nothing
+        where = f"while {check} ran" if flying else f"outside any check: {_last_words(job.log)}"
+        again = flying[-1:] or job.checks
+        ledger.append(_error(job, check, f"{cause} {where}", again))
 
 
-def _error(one: _Running, check: str, sentence: str, again: Sequence[str]) -> Evidence:
+def _error(job: CellAttempt, check: str, sentence: str, again: Sequence[str]) -> Evidence:
     return Evidence(
         check=check,
         content="",
-        cell=one.cell,
+        cell=job.cell,
         status=Status.ERROR,
         observed=0,
         sentence=sentence,
         oracle="",
         kills=(),
-        reproduce=reproduce.cell(one.cell, one.spec, *again),
+        reproduce=reproduce.cell(job.cell, job.spec, *again),
         at=time.time(),
+        attempt=job.attempt,
     )
 
 
-def _last_words(ledger: Path) -> str:
-    with ledger.with_suffix(".log").open("rb") as log:
-        log.seek(max(0, log.seek(0, os.SEEK_END) - LAST_BYTES))
-        text = log.read().decode("utf-8", "backslashreplace").strip()
+def _last_words(log: Path) -> str:
+    with log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_BYTES))
+        text = file.read().decode("utf-8", "backslashreplace").strip()
     return one_line(text.splitlines()[-1]) if text else "it printed nothing"

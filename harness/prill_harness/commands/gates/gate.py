@@ -6,6 +6,7 @@ import datetime as dt
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import msgspec
@@ -66,6 +67,8 @@ def _day(ctx: click.Context, param: click.Parameter, value: dt.datetime | None) 
 @click.option("--shard", "part", type=Part(), help="Run part I of N only; the verdict comes with --from.")
 @click.option("--from", "ledgers", multiple=True, type=click.Path(path_type=Path), metavar="LEDGER",
               help="Run nothing: decide on the ledgers of all shards; repeatable.")  # fmt: skip
+@click.option("--rerun", type=click.IntRange(0, 9), default=0, metavar="N",
+              help="Run again what failed, at most N times; every attempt is kept.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Keep cells that finished with the same code and model.")
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("out"), show_default=True
@@ -91,6 +94,7 @@ def command(
     cell_timeout: float | None,
     part: tuple[int, int] | None,
     ledgers: Sequence[Path],
+    rerun: int,
     resume: bool,
     out: Path,
     as_of: dt.date,
@@ -115,8 +119,8 @@ def command(
     from prill_harness.plan.beside import check_ids
     from prill_harness.plan.policy import load_policy
 
-    if ledgers and (part or resume):
-        raise UsageError("--from runs nothing, so it goes with neither --shard nor --resume")
+    if ledgers and (part or resume or rerun):
+        raise UsageError("--from runs nothing, so it goes without --shard, --resume and --rerun")
     policy = load_policy(policy_file)
     gate = policy.gate(name)
     entries.examine(policy)
@@ -133,9 +137,10 @@ def command(
     door.together(() if ledgers else ((cell.engine, plan.spec(cell)) for cell in plan.cells))
     click.get_current_context().with_resource(taken(out))
     forget(out)
+    how = How(jobs, resume, cell_timeout, rerun)
     if part:
-        return _shard(console, shard(plan, *part), out, jobs, resume, cell_timeout)
-    records = _merged(plan, ledgers, out) if ledgers else _run(console, plan, out, jobs, resume, cell_timeout)
+        return _shard(console, shard(plan, *part), out, how)
+    records = _merged(plan, ledgers, out) if ledgers else _run(console, plan, out, how)
     others = {cell.engine for cell in plan.cells if foreign(cell.engine)}
     deciding = partial(
         decide,
@@ -197,6 +202,8 @@ def show(console: Console, verdict: Verdict, written: Sequence[Path]) -> None:
         if len(open_items) > SHOWN:
             console.line(f"... and {len(open_items) - SHOWN} more, all of them in the reports")
         console.line()
+    for flaky in verdict.flaky:
+        console.line(f"flaky: {flaky}", status="inconclusive")
     for rule in verdict.rules:
         if rule.status is not Status.PASSED:
             console.line(f"rule {rule.id} {rule.status.value}: {rule.sentence}", status=rule.status.value)
@@ -248,23 +255,28 @@ def _cut(sentence: str) -> str:
     return sentence if len(sentence) <= LONGEST else f"{sentence[:LONGEST]}..."
 
 
-def _run(
-    console: Console, plan: Plan, out: Path, jobs: int, resume: bool, cell_timeout: float | None
-) -> tuple[Record, ...]:
+class How(NamedTuple):
+    """How a gate runs its cells, as `executor.run` takes it."""
+
+    jobs: int
+    resume: bool
+    timeout_s: float | None
+    rerun: int
+
+
+def _run(console: Console, plan: Plan, out: Path, how: How) -> tuple[Record, ...]:
     goldens.prepare(plan.cells, plan.given, plan.folder)
     with console.progress(len(plan.cells), f"gate {plan.gate}") as bar:
         try:
-            return run(plan, out, jobs, resume, runs.teller(bar), timeout_s=cell_timeout)
+            return run(plan, out, progress=runs.teller(bar), **how._asdict())
         except KeyboardInterrupt:
             console.remark(f"{out}/cells holds what was seen; repeat with --resume to go on from there")
             raise
 
 
-def _shard(
-    console: Console, plan: Plan, out: Path, jobs: int, resume: bool, cell_timeout: float | None
-) -> int:
+def _shard(console: Console, plan: Plan, out: Path, how: How) -> int:
     """Run one part: its ledger is the result, and the exit code covers only its own checks."""
-    records = _run(console, plan, out, jobs, resume, cell_timeout)
+    records = _run(console, plan, out, how)
     outcome = runs.outcome(plan, records)
     console.emit({"ledger": str(out / "ledger.jsonl"), "cells": [c.id for c in plan.cells], **outcome.counts})
     told = ", ".join(f"{count} {status}" for status, count in outcome.counts.items())

@@ -17,6 +17,7 @@ from prill_harness.records.evidence import (
     Record,
     Status,
     badness,
+    checks,
 )
 from prill_harness.run.pool import Event
 
@@ -36,11 +37,11 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 def outcome(plan: Plan, records: Iterable[Record]) -> Outcome:
-    """Count the evidence of the plan's cells, and what is missing."""
+    """Count the evidence of the plan's cells, the worst of a check's attempts, and what is missing."""
     records = tuple(records)
-    seen = tuple(r for r in records if isinstance(r, Evidence))
-    reported = {(r.cell.id, r.check) for r in seen}
-    planned = {r.cell.id: r.planned for r in records if isinstance(r, CellStarted)}
+    counted = checks(records)
+    seen, reported = tuple(counted.values()), counted.keys()
+    planned = {r.cell.id: r.planned for r in records if isinstance(r, CellStarted) and r.attempt == 1}
     ended = {r.cell.id for r in records if isinstance(r, CellEnded)}
     lost = [
         (c.id, check) for c in plan.cells for check in planned.get(c.id, ()) if (c.id, check) not in reported
@@ -62,7 +63,7 @@ def teller(bar: Progress) -> Callable[[Event], None]:
             bar.now(event.cell.id)
             return
         counts = ", ".join(f"{n} {status}" for status, n in sorted(event.counts.items())) or "no evidence"
-        kept = " (kept)" if event.kind == "resumed" else ""
+        kept = " (kept)" if event.kind == "resumed" else f" (attempt {event.attempt})" * (event.attempt > 1)
         bar.at(event.done, f"{event.cell.id}: {counts}{kept}")
 
     return tell

@@ -265,10 +265,11 @@ def dead_cells_forgotten() -> Iterator[Patch]:
     """A cell that died is written down as one that ended."""
 
     def ended(account: Any, one: Any, cause: str) -> None:
-        records = read(one.ledger) if one.ledger.exists() else ()
+        job = one.job
+        records = read(job.ledger) if job.ledger.exists() else ()
         if not any(isinstance(record, CellEnded) for record in records):
-            with Ledger(one.ledger) as ledger:
-                ledger.append(CellEnded(one.cell, 0, 0.0, 0.0))
+            with Ledger(job.ledger) as ledger:
+                ledger.append(CellEnded(job.cell, 0, 0.0, 0.0))
 
     yield around("prill_harness.run.pool:_account", ended)
 
@@ -288,6 +289,12 @@ def gathering_drops_failures() -> Iterator[Patch]:
 def merge_prefers_passed() -> Iterator[Patch]:
     """Of several records of one check the one that passed counts."""
     yield around("prill_harness.decide.gate:_badness", lambda badness, record: (-badness(record)[0], b""))
+
+
+@fault(area="harness", blames=BLAMES)
+def last_attempt_counts() -> Iterator[Patch]:
+    """Of a check that was run again the last attempt counts, whatever came before."""
+    yield around("prill_harness.decide.gate:_badness", lambda badness, record: (-record.attempt, b""))
 
 
 @fault(area="harness", blames=BLAMES)
@@ -342,6 +349,14 @@ def lost_kills_forgiven() -> Iterator[Patch]:
     """A kill that was lost is asked for by nobody."""
     yield Patch(
         "prill_harness.decide.rules:RULES", lambda rules: {k: v for k, v in rules.items() if k != "owed"}
+    )
+
+
+@fault(area="harness", blames=BLAMES)
+def open_incidents_let_through() -> Iterator[Patch]:
+    """No gate waits for an incident."""
+    yield Patch(
+        "prill_harness.decide.rules:RULES", lambda rules: {k: v for k, v in rules.items() if k != "incidents"}
     )
 
 
