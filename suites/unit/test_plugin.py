@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -225,6 +226,7 @@ def test_nothing_is_lost_and_the_run_fails(alone: tuple[int, tuple[Record, ...],
     assert {r.check for r in records if isinstance(r, CheckStarted)} == set(EXPECTED)
     assert (code, ended.exit_code) == (1, 1)
     assert {"prill", "numpy", "model_sha256", "code_sha256"} <= set(started.versions)
+    assert started.host == platform.node() != ""
 
 
 def test_evidence_is_written_before_the_next_check_starts(alone: tuple[int, tuple[Record, ...], str]) -> None:

@@ -24,10 +24,12 @@ def packaged() -> Path:
 
 
 def shown(path: Path) -> str:
-    """A file as reports and CI services name it: relative to the current folder if it lies inside, else to
-    its package or the folder that holds it; never an absolute path of this machine."""
-    absolute, here, package = path.resolve(), Path.cwd(), packaged().parent
-    for base in (here, package):
+    """A file as reports and CI services name it: relative to the repository that the current folder lies in
+    (outside of any: to the current folder) if it lies inside, else to its package or the folder that holds
+    it; never an absolute path of this machine."""
+    absolute, package, here = path.resolve(), packaged().parent, Path.cwd()
+    root = next((folder for folder in (here, *here.parents) if (folder / ".git").exists()), here)
+    for base in (root, package):
         if absolute.is_relative_to(base):
             return absolute.relative_to(base).as_posix()
     return f"{absolute.parent.name}/{absolute.name}"

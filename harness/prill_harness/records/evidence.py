@@ -82,6 +82,7 @@ class CellStarted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_f
 
     Attributes:
         assumptions: (key, assumed, why) of what the model's file leaves open.
+        host: name of the machine it runs on.
     """
 
     cell: Cell
@@ -90,6 +91,7 @@ class CellStarted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_f
     versions: dict[str, str] = {}
     schema: int = SCHEMA
     assumptions: tuple[tuple[str, str, str], ...] = ()
+    host: str = ""
 
 
 class CheckStarted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="start"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -173,7 +174,8 @@ def _account(one: _Running, cause: str) -> None:
     flying = [r.check for r in records if isinstance(r, CheckStarted) and r.check not in reported]
     with Ledger(one.ledger) as ledger:
         if not any(isinstance(r, CellStarted) for r in records):
-            ledger.append(CellStarted(one.cell, (f"{one.cell.suite}.process",), time.time()))
+            checks = (f"{one.cell.suite}.process",)
+            ledger.append(CellStarted(one.cell, checks, time.time(), host=platform.node()))
         check = flying[-1] if flying else f"{one.cell.suite}.process"
         where = f"while {check} ran" if flying else f"outside any check: {_last_words(one.ledger)}"
         again = flying[-1:] or one.checks
