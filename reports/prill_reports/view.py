@@ -42,6 +42,16 @@ class Facts:
 
 
 @dataclass(frozen=True)
+class Attempt:
+    """One of several runs of a check in its cell, counted from 1."""
+
+    attempt: int
+    status: Status
+    sentence: str
+    duration_s: float
+
+
+@dataclass(frozen=True)
 class Figure:
     """One bounded metric; `share` maps log10(value / bound) to 0..1, with the bound at one half."""
 
@@ -139,6 +149,15 @@ def _share(value: float | None, limit: float, relation: str) -> float:
     if ratio[1] <= 0:
         return 1.0
     return min(max((math.log10(ratio[0] / ratio[1]) + 4) / 8, 0.0), 1.0)
+
+
+def attempts(result: CheckResult) -> list[Attempt]:
+    """Every run of a check that was run more than once, in order; none where there was only one."""
+    known = getattr(result, "attempts", ())
+    return [
+        Attempt(each.attempt, Status(each.status), each.sentence, each.duration_s)
+        for each in sorted(known, key=lambda each: each.attempt)
+    ]
 
 
 def finding(detail: Mapping[str, object]) -> Facts:
