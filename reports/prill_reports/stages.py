@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ APART = 30  # pixels between two labels
 
 
 @dataclass(frozen=True)
-class Bar:
+class StageBar:
     """One stage: a rectangle, and the sentence that a pointer or a reader of screens is given."""
 
     x: float
@@ -28,17 +29,17 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Walk:
+class StageWalk:
     """All stages in the order of the forward pass; `ticks` are (x, text) where a layer begins."""
 
-    bars: tuple[Bar, ...]
+    bars: tuple[StageBar, ...]
     limit: float
     ticks: tuple[tuple[float, str], ...]
     first: tuple[float, str] | None
     wrong: int
 
 
-def drawn(stages: Sequence[Mapping[str, object]]) -> Walk | None:
+def drawn(stages: Sequence[Mapping[str, object]]) -> StageWalk | None:
     """Lay out the stages of a lead; None if it has none."""
     if not stages:
         return None
@@ -53,15 +54,15 @@ def drawn(stages: Sequence[Mapping[str, object]]) -> Walk | None:
             ticks.append((x, layers[at]))
     first = next((n for n, bar in enumerate(bars) if not bar.ok), None)
     named = None if first is None else (bars[first].x, str(stages[first].get("stage", "")))
-    return Walk(bars, _y(0), tuple(ticks), named, sum(not bar.ok for bar in bars))
+    return StageWalk(bars, _y(0), tuple(ticks), named, sum(not bar.ok for bar in bars))
 
 
-def _bar(x: float, step: float, stage: Mapping[str, object]) -> Bar:
+def _bar(x: float, step: float, stage: Mapping[str, object]) -> StageBar:
     error, bound = (_number(stage.get(name)) for name in ("isolated", "bound"))
     power = math.log10(error / bound) if error > 0 and bound > 0 else -math.inf if error == 0 else math.inf
     y = _y(power)
     title = f"{stage.get('stage')}: NMSE {figure(error)}, at most {figure(bound)}"
-    return Bar(round(x, 1), y, round(0.8 * step, 2), round(FLOOR - y, 1), bool(stage.get("ok")), title)
+    return StageBar(round(x, 1), y, round(0.8 * step, 2), round(FLOOR - y, 1), bool(stage.get("ok")), title)
 
 
 def _y(power: float) -> float:
@@ -75,5 +76,6 @@ def _number(value: object) -> float:
 
 def _layer(stage: Mapping[str, object]) -> str:
     """`3` of `blk.3.q_rope`; a stage outside the layers is its own."""
-    room, _, rest = str(stage.get("stage", "")).partition(".")
-    return rest.partition(".")[0] if room == "blk" else room
+    name = str(stage.get("stage", ""))
+    found = re.match(r"blk\.(\d+)\.", name)
+    return found[1] if found else name

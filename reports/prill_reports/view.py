@@ -10,7 +10,15 @@ from typing import TypeGuard
 from prill_harness.leaks.reports import curves
 from prill_harness.leaks.reports.report import amount
 from prill_harness.records.evidence import Cell, Status, badness
-from prill_harness.records.verdict import CheckResult, ItemResult, ItemStatus, Severity, Verdict, WaiverResult
+from prill_harness.records.verdict import (
+    AttemptResult,
+    CheckResult,
+    ItemResult,
+    ItemStatus,
+    Severity,
+    Verdict,
+    WaiverResult,
+)
 from prill_reports.curves import Frame, Picture, drawn
 from prill_reports.text import figure, one_line
 
@@ -35,7 +43,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Texts:
+class PartedTexts:
     """Two texts that begin alike, and how each goes on."""
 
     common: str
@@ -49,7 +57,7 @@ class Facts:
 
     facts: tuple[tuple[str, str], ...]
     tables: tuple[Table, ...]
-    texts: tuple[Texts, ...] = ()
+    texts: tuple[PartedTexts, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -157,6 +165,11 @@ def _share(value: float | None, limit: float, relation: str) -> float:
     return min(max((math.log10(ratio[0] / ratio[1]) + 4) / 8, 0.0), 1.0)
 
 
+def attempts(result: CheckResult) -> list[AttemptResult]:
+    """Every run of a check that was run more than once, in order; none where there was only one."""
+    return sorted(result.attempts, key=lambda each: each.attempt)
+
+
 def finding(detail: Mapping[str, object]) -> Facts:
     """The detail of a check's evidence, whatever its keys are: scalars as facts, lists as tables.
 
@@ -165,7 +178,7 @@ def finding(detail: Mapping[str, object]) -> Facts:
     """
     facts: list[tuple[str, str]] = []
     tables: list[Table] = []
-    texts: list[Texts] = []
+    texts: list[PartedTexts] = []
     parted, said = _parted(detail), _texts(detail)
     if parted is not None:
         tables.append(parted)
@@ -256,14 +269,14 @@ def _parted(detail: Mapping[str, object]) -> Table | None:
     )
 
 
-def _texts(detail: Mapping[str, object]) -> Texts | None:
+def _texts(detail: Mapping[str, object]) -> PartedTexts | None:
     """The texts around a divergence, parted where they first differ; None if there are none."""
     expected, got = (detail.get(name) for name in TEXTS)
     if not (isinstance(expected, str) and isinstance(got, str)) or expected == got:
         return None
     pairs = enumerate(zip(expected, got, strict=False))
     alike = next((n for n, (a, b) in pairs if a != b), min(len(expected), len(got)))
-    return Texts(expected[:alike], expected[alike:], got[alike:])
+    return PartedTexts(expected[:alike], expected[alike:], got[alike:])
 
 
 def _at(ids: Sequence[object], number: int) -> str:

@@ -19,8 +19,9 @@ from prill_harness.leaks.reports.report import JudgedSeries, LeakReport, LeakVer
 from prill_harness.leaks.reports.verdict import WINDOWS, shape
 from prill_harness.records.evidence import Status
 from prill_harness.records.verdict import Verdict as GateVerdict
-from prill_reports import html, leaks, markdown
+from prill_reports import leaks
 from prill_reports.curves import SMALL, WHOLE, drawn
+from prill_reports.formats import html, markdown
 
 VERDICT = msgspec.json.decode((Path(__file__).parent / "data/verdict.json").read_bytes(), type=GateVerdict)
 LEAK = tuple(1000 + 48 * n for n in range(41))

@@ -16,7 +16,7 @@ from prill_harness.faults.trial.forgotten import Amount, Forgotten, Kill
 from prill_harness.faults.trial.kills import FaultTrial, Kills
 from prill_harness.records.catalog import check_ids
 from prill_harness.records.evidence import Cell, Evidence, Status
-from prill_reports import html, markdown
+from prill_reports.formats import html, markdown
 from prill_runtime.errors import KillsError
 
 from .test_gate import decide, whole

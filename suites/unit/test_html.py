@@ -15,7 +15,8 @@ from lxml import html as parser
 
 from prill_harness.records.evidence import Status
 from prill_harness.records.verdict import AssumptionResult, LeadResult, Verdict
-from prill_reports import html, stages, view
+from prill_reports import stages, view
+from prill_reports.formats import html
 
 VERDICT = msgspec.json.decode((Path(__file__).parent / "data/verdict.json").read_bytes(), type=Verdict)
 

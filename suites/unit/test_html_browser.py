@@ -12,7 +12,7 @@ import pytest
 
 from prill_harness.records.evidence import Cell, Status
 from prill_harness.records.verdict import CheckResult, LeadResult, Verdict
-from prill_reports import html
+from prill_reports.formats import html
 
 from .browser import looked_at, printed
 

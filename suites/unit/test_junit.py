@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,29 +12,31 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from junitparser import Error, Failure, JUnitXml, Skipped, TestCase
+from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, xunit2
 from lxml import etree
 
-from prill_harness.records.evidence import Status
-from prill_harness.records.verdict import Verdict
-from prill_reports import junit
+from prill_harness.records.evidence import Status, badness
+from prill_harness.records.verdict import AttemptResult, Verdict
+from prill_reports.formats import junit
 from prill_runtime.errors import InvalidParameter
 
 DATA = Path(__file__).parent / "data"
 VERDICT = msgspec.json.decode((DATA / "verdict.json").read_bytes(), type=Verdict)
-DEFAULT = {
-    "PROPERTIES": '<xs:element name="properties" type="properties" minOccurs="0"/>',
-    "PLACE": '<xs:attribute name="file" type="xs:string"/><xs:attribute name="line" type="xs:integer"/>',
-    "SKIPPED": '<xs:attribute name="skipped" type="xs:nonNegativeInteger"/>',
-}
+PUBLIC = etree.XMLSchema(etree.parse(Path(__file__).parent / "schemas" / "junit-10.xsd"))
+"""The schema of Jenkins's xUnit plugin, which pytest holds its `junit_family=xunit2` to as well."""
 
 
-def schema(dialect: str) -> etree.XMLSchema:
-    text = (DATA / "junit.xsd").read_text(encoding="utf-8")
+def valid(xml: str, dialect: str) -> None:
+    """The strict dialect follows the public schema; the default one does when what it adds is taken away: the
+    properties of a case, its file and line, and the document's count of skips."""
+    tree = etree.fromstring(xml.encode())
     if dialect == "default":
-        for mark, allowed in DEFAULT.items():
-            text = text.replace(f"<!--DEFAULT-{mark}-->", allowed)
-    return etree.XMLSchema(etree.fromstring(text.encode()))
+        del tree.attrib["skipped"]
+        for case in tree.iter("testcase"):
+            del case.attrib["file"], case.attrib["line"]
+            for properties in case.findall("properties"):
+                case.remove(properties)
+    PUBLIC.assertValid(tree)
 
 
 def parse(verdict: Verdict, dialect: str = "default") -> Any:
@@ -46,6 +49,12 @@ def cases(verdict: Verdict, dialect: str = "default") -> dict[tuple[str, str], T
     return dict(found)
 
 
+def repeated(*statuses: Status, counted: Status | None = None) -> Verdict:
+    """The sample verdict, its first check with an attempt of each status; the worst of them counts."""
+    attempts = tuple(AttemptResult(n, s, f"found {n}", 0.5) for n, s in enumerate(statuses, 1))
+    return with_check(attempts=attempts, status=counted or min(statuses, key=badness))
+
+
 def with_check(**changes: object) -> Verdict:
     """The sample verdict with its first check changed."""
     first = msgspec.structs.replace(VERDICT.checks[0], **changes)
@@ -54,15 +63,15 @@ def with_check(**changes: object) -> Verdict:
 
 @pytest.mark.parametrize("dialect", junit.DIALECTS)
 def test_the_schema_accepts_each_dialect(dialect: str) -> None:
-    """Both dialects follow the schema of their reader."""
-    xml = junit.render(VERDICT, options={"dialect": dialect}).encode()
-    schema(dialect).assertValid(etree.fromstring(xml))
+    """Both dialects follow the public schema, the default one but for what it adds."""
+    for verdict in (VERDICT, repeated(Status.FAILED, Status.PASSED), repeated(Status.FAILED, Status.ERROR)):
+        valid(junit.render(verdict, options={"dialect": dialect, "folder": "out"}), dialect)
 
 
 def test_the_strict_schema_refuses_the_default_dialect() -> None:
     """The schema can refuse: properties, file and line are no part of the strict dialect."""
     xml = junit.render(VERDICT, options={}).encode()
-    assert not schema("jenkins-strict").validate(etree.fromstring(xml))
+    assert not PUBLIC.validate(etree.fromstring(xml))
     strict = junit.render(VERDICT, options={"dialect": "jenkins-strict"})
     assert "<properties" not in strict
     assert " file=" not in strict
@@ -183,6 +192,65 @@ def test_the_digest_stands_beside_the_models_name() -> None:
     assert "ab" * 32 not in junit.render(verdict, options={"dialect": "jenkins-strict"})
 
 
+def test_every_suite_names_its_hosts() -> None:
+    """A suite whose cells ran on two machines names both, in both dialects; one that knows none, none."""
+    hosts = {"tokens": "one", "cache": "two"}
+    cells = tuple(msgspec.structs.replace(c, host=hosts.get(c.cell.suite, "")) for c in VERDICT.cells)
+    assert {c.host for c in cells if c.cell.model == "fixture:llama-tiny"} >= {"one", "two"}
+    for dialect in junit.DIALECTS:
+        found = {s.name: s.hostname for s in parse(msgspec.structs.replace(VERDICT, cells=cells), dialect)}
+        assert found["fixture:llama-tiny.numpy.cpu"] == found[junit.GATE] == "one, two"
+        assert {s.hostname for s in parse(VERDICT, dialect)} == {None}
+
+
+FLAKY, RERUN = {"flakyFailure", "flakyError"}, {"rerunFailure", "rerunError"}
+
+
+@pytest.mark.parametrize(
+    ("statuses", "tags"),
+    [
+        ("failed passed", ["failure", "flakyFailure"]),
+        ("error passed failed", ["failure", "flakyError", "flakyFailure"]),
+        ("failed failed", ["failure", "rerunFailure"]),
+        ("failed inconclusive error", ["failure", "rerunError", "rerunError"]),
+        ("passed passed", []),
+        ("failed", ["failure"]),
+    ],
+)
+def test_every_attempt_is_told(statuses: str, tags: list[str]) -> None:
+    """Beside the result that counts: as flaky where an attempt passed, else the second and later as reruns;
+    so does junitparser's reader of that flavour see them, and the counts are those of the results alone."""
+    verdict = repeated(*map(Status, statuses.split()))
+    xml = junit.render(verdict, options={"dialect": "jenkins-strict"})
+    llama = next(s for s in xunit2.JUnitXml.fromstring(xml.encode()) if "llama" in s.name)
+    (case,) = (each for each in llama if each.name == verdict.checks[0].check)
+    assert [child.tag for child in case._elem] == tags
+    assert len(case.interim_result) == sum(tag in FLAKY | RERUN for tag in tags)
+    assert all(each.message.startswith("found ") and each.text for each in case.interim_result)
+    assert JUnitXml.fromstring(xml.encode()).failures == parse(VERDICT).failures + bool(tags) - (
+        VERDICT.checks[0].status is Status.FAILED
+    )
+
+
+def test_a_pass_that_counts_still_tells_of_its_flakes() -> None:
+    """A check whose last attempt counts, passed, has no result child and still its flaky ones."""
+    verdict = repeated(Status.FAILED, Status.PASSED, counted=Status.PASSED)
+    case = cases(verdict)["fixture:llama-tiny.numpy.cpu", verdict.checks[0].check]
+    assert case.result == []
+    assert [child.tag for child in case._elem if child.tag != "properties"] == ["flakyFailure"]
+
+
+@pytest.mark.parametrize("dialect", junit.DIALECTS)
+def test_the_verdict_has_the_files_of_the_gate_attached(dialect: str) -> None:
+    """One line for each, as Jenkins's and GitLab's readers look for them; none where no folder is known."""
+    xml = junit.render(VERDICT, options={"dialect": dialect, "folder": "engine/out"})
+    found = re.findall(r"^(?:.*>)?\[\[ATTACHMENT\|(.*?)\]\]$", xml, re.MULTILINE)
+    assert found == ["engine/out/ledger.jsonl", "engine/out/verdict.json", "engine/out/report.html"]
+    (owner,) = (c for s in JUnitXml.fromstring(xml.encode()) for c in s if c.system_out)
+    assert owner.name == "prill.gate.verdict"
+    assert "ATTACHMENT" not in junit.render(VERDICT, options={"dialect": dialect})
+
+
 def test_a_waived_case_gives_the_reason() -> None:
     """Whoever reads the skip learns who it was waived by, why and until when."""
     case = cases(VERDICT)["fixture:llama-tiny.numpy.cpu", "cache.reuse"]
@@ -220,9 +288,9 @@ def test_any_text_gives_sound_xml(sentence: str, name: str, reproduce: str, stat
     """Whatever an engine puts into a sentence, the XML is well-formed and no case is lost or doubled."""
     verdict = with_check(sentence=sentence, check=f"tokens.{name}", reproduce=reproduce, status=status)
     for dialect in junit.DIALECTS:
-        tree = etree.fromstring(junit.render(verdict, options={"dialect": dialect}).encode())
-        schema(dialect).assertValid(tree)
-        document = JUnitXml.fromstring(etree.tostring(tree))
+        xml = junit.render(verdict, options={"dialect": dialect})
+        valid(xml, dialect)
+        document = JUnitXml.fromstring(xml.encode())
         red = sum(c.is_failure or c.is_error for s in document if s.name != junit.GATE for c in s)
         bad = {Status.FAILED, Status.ERROR, Status.INCONCLUSIVE}
         assert red == sum(r.status in bad for r in verdict.checks)
@@ -232,5 +300,8 @@ def test_any_text_gives_sound_xml(sentence: str, name: str, reproduce: str, stat
 @pytest.mark.parametrize("duration", [1e-9, 0.0, float("nan"), float("inf"), -1.0, 1e-5, 12345.678])
 def test_durations_are_plain_decimals(duration: float) -> None:
     """No exponent, no NaN and no minus reaches a time attribute."""
-    xml = junit.render(with_check(duration_s=duration), options={"dialect": "jenkins-strict"}).encode()
-    schema("jenkins-strict").assertValid(etree.fromstring(xml))
+    xml = junit.render(with_check(duration_s=duration), options={"dialect": "jenkins-strict"})
+    valid(xml, "jenkins-strict")
+    times = re.findall(r' time="([^"]*)"', xml)
+    assert len(times) > len(VERDICT.checks)
+    assert all(re.fullmatch(r"\d+(\.\d+)?", time) for time in times), times

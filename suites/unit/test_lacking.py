@@ -11,7 +11,7 @@ from prill_harness.plan.policy import load_policy
 from prill_harness.records.catalog import packaged
 from prill_harness.records.evidence import Evidence, Record, Status
 from prill_harness.records.verdict import ItemStatus, Severity, Verdict
-from prill_reports import html, junit, markdown
+from prill_reports.formats import html, junit, markdown
 from prill_runtime.errors import PolicyError
 
 from .test_gate import CELLS, checklist, decide, item, whole

@@ -256,7 +256,7 @@ def test_the_walker_sees_imports() -> None:
 def test_a_backward_import_is_seen(tmp_path: Path) -> None:
     """A planted lazy import of a later package is found."""
     file = tmp_path / "planted.py"
-    file.write_text("def f():\n    from prill_reports import junit\n    return junit\n")
+    file.write_text("def f():\n    from prill_reports.formats import junit\n    return junit\n")
     assert rooms_imported(file) == {"reports"}
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from prill_harness.records.evidence import Status
 from prill_harness.records.verdict import AssumptionResult, Verdict
-from prill_reports import markdown
+from prill_reports import markup, view
+from prill_reports.formats import markdown
 
 VERDICT = msgspec.json.decode((Path(__file__).parent / "data/verdict.json").read_bytes(), type=Verdict)
 
@@ -98,16 +100,6 @@ def test_each_model_stands_beside_the_digest_of_its_file() -> None:
     assert found == [["`lost.gguf`", "`could not be read`"], ["`own.gguf`", f"`{'ab' * 32}`"]]
 
 
-def test_it_stays_under_a_mebibyte() -> None:
-    """Thousands of failing checks are cut, with the cut said and the verdict still first."""
-    failed = next(r for r in VERDICT.checks if r.status is Status.FAILED)
-    many = tuple(msgspec.structs.replace(failed, check=f"tokens.x[{n}]") for n in range(3000))
-    text = markdown.render(msgspec.structs.replace(VERDICT, checks=many), options={})
-    assert len(text.encode()) < 1_048_576
-    assert text.startswith("# FAILED")
-    assert "does not fit" in text[-200:]
-
-
 NASTY = [
     "a|b",
     "`x`",
@@ -123,6 +115,72 @@ NASTY = [
 ]
 
 
+def crowded(failed: int, lost: int, sentence: str = "seen") -> Verdict:
+    """The sample with so many more failed checks and lost cells."""
+    check = next(r for r in VERDICT.checks if r.status is Status.FAILED)
+    cell = next(c for c in VERDICT.cells if c.status == "missing")
+    checks = (
+        msgspec.structs.replace(
+            check,
+            check=f"tokens.x[{n}]",
+            sentence=sentence,
+            reproduce=f"prill run {sentence}",
+            status=(Status.FAILED, Status.ERROR)[n % 2],
+        )
+        for n in range(failed)
+    )
+    cells = (
+        msgspec.structs.replace(
+            cell, cell=msgspec.structs.replace(cell.cell, model=f"{n}"), sentence=sentence
+        )
+        for n in range(lost)
+    )
+    return msgspec.structs.replace(
+        VERDICT, checks=(*VERDICT.checks, *checks), cells=(*VERDICT.cells, *cells), sentence=sentence
+    )
+
+
+def rest(section: str) -> dict[str, int]:
+    """What a section says it left out: status -> how many; empty where it left nothing out."""
+    told = re.search(r"^… and (\d+) more: ([^;]*);", section, re.MULTILINE)
+    counts = {kind: int(n) for n, kind in re.findall(r"(\d+) ([a-z ]+)", told[2])} if told else {}
+    assert not told or sum(counts.values()) == int(told[1])
+    return counts
+
+
+@settings(max_examples=8, deadline=None)
+@example(failed=2000, lost=700, sentence="&" * 5000)
+@given(
+    failed=st.sampled_from([0, 1, 60, 300]),
+    lost=st.sampled_from([0, 700]),
+    sentence=st.text(max_size=20) | st.sampled_from(NASTY) | st.sampled_from(["&" * 5000, "𝄞" * 5000]),
+)
+def test_it_always_fits_into_a_comment(failed: int, lost: int, sentence: str) -> None:
+    """However many checks fail and cells are lost: under 64 KB, verdict first, the worst shown, every other
+    one counted by its status, and no part crowds out another."""
+    verdict = crowded(failed, lost, sentence)
+    text = markdown.render(verdict, options={})
+    assert len(text.encode()) < 65_536
+    assert text.startswith("# FAILED: gate architectures\n")
+    broken = text.split("## What did not pass")[1].split("\n## Figures")[0]
+    shown = [line.rsplit(" on ", 1)[0].split()[-1] for line in broken.splitlines() if line.startswith("### ")]
+    assert shown[0] == "failed"
+    opened = Counter(r.status.value for r in view.open_checks(verdict))
+    assert Counter(shown) + Counter(rest(broken)) == opened
+    cells = text.split("## Cells")[1].split("\n## ")[0]
+    assert len(rows(text, "## Cells")) + sum(rest(cells).values()) == len(verdict.cells)
+    assert rows(text, "## Cells")[0][1] in ("missing", "incomplete")
+    assert "## Waivers" in text
+    assert text.splitlines()[-1].startswith("prill ")
+
+
+def test_what_fits_is_whole() -> None:
+    """A report of ordinary size leaves nothing out and counts nothing."""
+    text = markdown.render(VERDICT, options={})
+    assert "… and" not in text
+    assert len(rows(text, "## Figures")) == len(view.figures(VERDICT))
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=30) | st.sampled_from(NASTY))
 def test_any_text_keeps_the_tables(sentence: str) -> None:
@@ -135,15 +193,15 @@ def test_any_text_keeps_the_tables(sentence: str) -> None:
 
 def test_text_is_no_markup() -> None:
     """Markup, HTML, mentions and control characters lose their power."""
-    assert markdown.text("a|b") == "a\\|b"
-    assert markdown.text("<b>&") == "&lt;b&gt;&amp;"
-    assert markdown.text("`x`\n*y*") == "\\`x\\`\\\\n\\*y\\*"
-    assert "@user" not in markdown.text("@user")
-    assert markdown.text("_a_b_") == "\\_a_b\\_"
-    assert markdown.text("- x - y") == "\\- x - y"
-    assert markdown.text("\x1b") == "\\\\x1b"
-    assert markdown.code("a`b|c") == "`` a`b\\|c ``"
-    assert markdown.code("a\\|b") == "a\\\\\\|b", "in a code span the backslash would free the pipe"
+    assert markup.text("a|b") == "a\\|b"
+    assert markup.text("<b>&") == "&lt;b&gt;&amp;"
+    assert markup.text("`x`\n*y*") == "\\`x\\`\\\\n\\*y\\*"
+    assert "@user" not in markup.text("@user")
+    assert markup.text("_a_b_") == "\\_a_b\\_"
+    assert markup.text("- x - y") == "\\- x - y"
+    assert markup.text("\x1b") == "\\\\x1b"
+    assert markup.code("a`b|c") == "`` a`b\\|c ``"
+    assert markup.code("a\\|b") == "a\\\\\\|b", "in a code span the backslash would free the pipe"
 
 
 def test_what_was_assumed_is_a_table_of_text() -> None:

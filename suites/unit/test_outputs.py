@@ -14,7 +14,7 @@ import pytest
 
 from prill_harness.console import printable
 from prill_harness.records.files import write_file
-from prill_reports.markdown import text
+from prill_reports.markup import text
 from prill_reports.text import one_line
 from prill_runtime.errors import OutputError
 

@@ -223,7 +223,7 @@ def test_nothing_is_lost_and_the_run_fails(alone: tuple[int, tuple[Record, ...],
     assert isinstance(ended, CellEnded)
     assert set(started.planned) == set(EXPECTED) == set(evidence(records))
     assert {r.check for r in records if isinstance(r, CheckStarted)} == set(EXPECTED)
-    assert (code, ended.exit_code) == (1, 1)
+    assert (code, ended.exit_code, started.host) == (1, 1, os.uname().nodename)
     assert {"prill", "numpy", "model_sha256", "code_sha256"} <= set(started.versions)
 
 

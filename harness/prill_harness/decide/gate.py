@@ -356,4 +356,5 @@ def _cell(cell: Cell, index: _Index) -> CellResult:
         duration_s=end.duration_s if end else 0.0,
         sentence=sentence,
         at=start.at if start else 0.0,
+        host=start.host if start else "",
     )

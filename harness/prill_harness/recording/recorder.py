@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 import tempfile
 import time
@@ -159,7 +160,17 @@ class Recorder:
             versions = provenance.describe(plan[0].spec, Path(plan[0].file), checks) if self._ledger else {}
             assumed = provenance.assumed(plan[0].spec) if self._ledger else ()
             checks = tuple(sorted(p.check for p in plan))
-            self._write(CellStarted(cell, checks, self._began, versions, assumptions=assumed))
+            self._start(cell, checks, versions, assumed)
+
+    def _start(
+        self,
+        cell: Cell,
+        checks: tuple[str, ...],
+        versions: dict[str, str] | None = None,
+        assumed: tuple[tuple[str, str, str], ...] = (),
+    ) -> None:
+        host = platform.node()
+        self._write(CellStarted(cell, checks, self._began, versions or {}, assumptions=assumed, host=host))
 
     # --- one check --------------------------------------------------------------------------------------
 
@@ -277,7 +288,7 @@ class Recorder:
             "", f"{cell.suite}.collection", "", (), cell, "", self.config.getoption("prill_model") or "none"
         )
         self.planned, self.evidence = {"": planned}, {}
-        self._write(CellStarted(cell, (planned.check,), self._began, {}))
+        self._start(cell, (planned.check,))
         self._settle(planned, planned.evidence(Status.ERROR, f"the suite did not load: {self.broken[0]}"))
 
     def _exit_code(self, own: int) -> int:

@@ -22,11 +22,18 @@ def packaged() -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
+def repository() -> Path:
+    """The root of the repository that the current folder lies in; outside of any, the current folder."""
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if (folder / ".git").exists()), here)
+
+
 def shown(path: Path) -> str:
-    """A file as reports and CI services name it: relative to the current folder if it lies inside, else to
-    its package or the folder that holds it; never an absolute path of this machine."""
-    absolute, here, package = path.resolve(), Path.cwd(), packaged().parent
-    for base in (here, package):
+    """A file as reports and CI services name it: relative to the repository that the current folder lies in
+    (outside of any: to the current folder) if it lies inside, else to its package or the folder that holds
+    it; never an absolute path of this machine."""
+    absolute = path.resolve()
+    for base in (repository(), packaged().parent):
         if absolute.is_relative_to(base):
             return absolute.relative_to(base).as_posix()
     return f"{absolute.parent.name}/{absolute.name}"

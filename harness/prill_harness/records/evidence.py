@@ -83,6 +83,7 @@ class CellStarted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_f
     Attributes:
         assumptions: (key, assumed, why) of what the model's file leaves open.
         attempt: 1 for the cell itself; a higher one runs again what failed in the one before.
+        host: name of the machine it runs on.
     """
 
     cell: Cell
@@ -92,6 +93,7 @@ class CellStarted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_f
     schema: int = SCHEMA
     assumptions: tuple[tuple[str, str, str], ...] = ()
     attempt: int = 1
+    host: str = ""
 
 
 class CheckStarted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="start"):

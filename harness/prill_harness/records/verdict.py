@@ -122,7 +122,7 @@ class ItemResult(msgspec.Struct, frozen=True):
 class CellResult(msgspec.Struct, frozen=True):
     """One planned cell. status: "complete", "missing" (no ledger), "incomplete" (died) or "error".
 
-    `at` is when it started, in seconds since 1970 UTC; 0 when it did not.
+    `at` is when it started, in seconds since 1970 UTC, and `host` the machine; 0 and empty when it did not.
     """
 
     cell: Cell
@@ -133,6 +133,7 @@ class CellResult(msgspec.Struct, frozen=True):
     duration_s: float
     sentence: str = ""
     at: float = 0.0
+    host: str = ""
 
 
 class RuleResult(msgspec.Struct, frozen=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -185,7 +186,9 @@ def _account(one: _Running, cause: str) -> None:
     with Ledger(job.ledger) as ledger:
         nothing = f"{job.cell.suite}.process"
         if not any(isinstance(r, CellStarted) for r in records):
-            ledger.append(CellStarted(job.cell, (nothing,), time.time(), attempt=job.attempt))
+            ledger.append(
+                CellStarted(job.cell, (nothing,), time.time(), attempt=job.attempt, host=platform.node())
+            )
         check = flying[-1] if flying else nothing
         where = f"while {check} ran" if flying else f"outside any check: {_last_words(job.log)}"
         again = flying[-1:] or job.checks

@@ -169,13 +169,14 @@ def command(
 
 def forget(out: Path) -> None:
     """Remove the verdict and reports of an earlier run, which must not pass for this one's."""
-    for file in ("verdict.json", *reporters.FILES.values()):
+    for file in ("verdict.json", *reporters.files().values()):
         (out / file).unlink(missing_ok=True)
 
 
 def write_reports(verdict: Verdict, out: Path) -> list[Path]:
     """Write every report of a gate, the verdict last: if it is there, so are the reports."""
-    texts = {file: reporters.render(name, verdict) for name, file in reporters.FILES.items()}
+    place = reporters.beside(out)
+    texts = {file: reporters.render(name, verdict, place) for name, file in reporters.files().items()}
     texts["verdict.json"] = msgspec.json.format(msgspec.json.encode(verdict), indent=1).decode() + "\n"
     for file, text in texts.items():
         write_file(out / file, text)

@@ -41,7 +41,7 @@ from prill_runtime.errors import UsageError, VerdictError
     "form",
     default="markdown",
     show_default=True,
-    help="junit, markdown, html or another reporter.",
+    help=f"One of {', '.join(reporters.installed())}.",
 )
 @click.option("--dialect", default="default", show_default=True, help="Of junit: default or jenkins-strict.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Default: stdout.")
@@ -55,7 +55,7 @@ def command(
         )
     verdict = reporters.read_verdict(verdict_file or ledger.with_name("verdict.json"))
     _agree(verdict, ledger)
-    text = reporters.render(form, verdict, {"dialect": dialect})
+    text = reporters.render(form, verdict, {"dialect": dialect, **reporters.beside(ledger.parent)})
     if output is not None:
         write_file(output, text)
     elif not console.json:

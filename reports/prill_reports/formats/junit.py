@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from junitparser import Error, Failure, JUnitXml, Properties, Property, Skipped, TestCase, TestSuite
 from junitparser.junitparser import FinalResult
+from junitparser.xunit2 import FlakyError, FlakyFailure, InterimResult, RerunError, RerunFailure
 
 from prill_harness.records.evidence import Cell, Status
-from prill_harness.records.verdict import CellResult, CheckResult, Verdict
+from prill_harness.records.verdict import AttemptResult, CellResult, CheckResult, Verdict
+from prill_reports import view
 from prill_reports.text import bound, one_line, seconds, unique, visible
 from prill_runtime.errors import InvalidParameter
 
+FILE = "junit.xml"
 DIALECTS = ("default", "jenkins-strict")
 GATE = "prill.gate"
 LACKING = "lacking"
+ATTACHED = ("ledger.jsonl", "verdict.json", "report.html")
+"""Files of a gate that Jenkins's and GitLab's readers attach to its verdict."""
 
 
 def render(verdict: Verdict, *, options: Mapping[str, str]) -> str:
@@ -26,11 +31,13 @@ def render(verdict: Verdict, *, options: Mapping[str, str]) -> str:
     one and an error of harness or machine are errors, because consumers show a skip as green; a waived one,
     and one that needs what the policy lets an engine lack, is skipped with its reason. The policy's rules,
     expired or refused waivers, cells without a complete ledger and the verdict itself are cases of the suite
-    `prill.gate`, so the file is never greener than the verdict.
+    `prill.gate`, so the file is never greener than the verdict. What a check came to in other attempts stands
+    beside its result: as flaky where one of them passed, as reruns where none did.
 
     Args:
         options: `dialect` "default" (properties, file and line of the checklist item, check or policy) or
-            "jenkins-strict" (what the schema of Jenkins's xUnit plugin allows, nothing else).
+            "jenkins-strict" (what the schema of Jenkins's xUnit plugin allows, nothing else); `folder`, where
+            the files of the gate lie, which are then attached to the case of the verdict.
 
     Raises:
         InvalidParameter: no such dialect.
@@ -45,14 +52,12 @@ def render(verdict: Verdict, *, options: Mapping[str, str]) -> str:
     names: set[str] = set()
     for group, results in _groups(verdict.checks).items():
         name = unique(_class(group), names)
-        suite = TestSuite(name)
-        suite.timestamp = _began(verdict, [c for c in verdict.cells if _group(c.cell) == group])
+        suite = _suite(name, verdict, [c for c in verdict.cells if _group(c.cell) == group])
         if rich:
             _say_model(suite, group.model, verdict.models.get(group.model, ""))
         document.append(_filled(suite, (_check_case(r, verdict, name, rich) for r in results)))
-    gate = TestSuite(unique(GATE, names))
-    gate.timestamp = _began(verdict, verdict.cells)
-    document.append(_filled(gate, _gate_cases(verdict, rich)))
+    gate = _suite(unique(GATE, names), verdict, verdict.cells)
+    document.append(_filled(gate, _gate_cases(verdict, rich, options.get("folder", ""))))
     document.update_statistics()
     if not rich:
         del document._elem.attrib["skipped"]
@@ -70,6 +75,15 @@ def _groups(checks: Iterable[CheckResult]) -> dict[Cell, list[CheckResult]]:
 
 def _group(cell: Cell) -> Cell:
     return Cell(cell.model, cell.engine, "", cell.device)
+
+
+def _suite(name: str, verdict: Verdict, cells: Sequence[CellResult]) -> TestSuite:
+    """An empty suite that says when and on which hosts its cells ran."""
+    suite = TestSuite(name)
+    suite.timestamp = _began(verdict, cells)
+    if hosts := sorted({one_line(cell.host) for cell in cells if cell.host}):
+        suite.hostname = ", ".join(hosts)
+    return suite
 
 
 def _began(verdict: Verdict, cells: Iterable[CellResult]) -> str:
@@ -108,7 +122,22 @@ def _check_case(result: CheckResult, verdict: Verdict, classname: str, rich: boo
     if result.status is not Status.PASSED:
         status = LACKING if result.lacking else result.status.value
         case.append(_result(status, _sentence(result, verdict), _body(result)))
+    case.extend(_interim(view.attempts(result)))
     return case
+
+
+def _interim(attempts: Sequence[AttemptResult]) -> Iterable[InterimResult]:
+    """What the attempts came to that are not the case's result: with a pass among them, the others are flaky;
+    without one, the second and all that follow are reruns."""
+    flaky = any(each.status is Status.PASSED for each in attempts)
+    kinds = (FlakyFailure, FlakyError) if flaky else (RerunFailure, RerunError)
+    for each in attempts[0 if flaky else 1 :]:
+        if each.status is not Status.PASSED:
+            child = kinds[each.status is not Status.FAILED](
+                one_line(each.sentence) or each.status.value, f"prill.{each.status.value}"
+            )
+            child.text = f"attempt {each.attempt} of {len(attempts)}, {seconds(each.duration_s)} s"
+            yield child
 
 
 def _enrich(case: TestCase, result: CheckResult, verdict: Verdict) -> None:
@@ -168,11 +197,13 @@ def _result(status: str, sentence: str, body: str = "") -> FinalResult:
     return child
 
 
-def _gate_cases(verdict: Verdict, rich: bool) -> Iterable[TestCase]:
-    """The gate's own cases; their place is the policy file."""
-    for case in _gate_results(verdict):
+def _gate_cases(verdict: Verdict, rich: bool, folder: str) -> Iterable[TestCase]:
+    """The gate's own cases; their place is the policy file; the first, the verdict, has the attachments."""
+    for number, case in enumerate(_gate_results(verdict)):
         if rich:
             _place(case, verdict.policy or GATE)
+        if folder and number == 0:
+            case.system_out = "".join(f"[[ATTACHMENT|{one_line(folder)}/{name}]]\n" for name in ATTACHED)
         yield case
 
 

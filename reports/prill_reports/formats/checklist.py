@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from prill_harness.records.verdict import CheckResult, ItemResult, ItemStatus, Verdict
-from prill_reports.markdown import code, text
+from prill_reports.markup import code, text
 
 BOX = {
     ItemStatus.PROVEN: "[x]",

@@ -11,6 +11,7 @@ from prill_reports.curves import SMALL, WHOLE
 from prill_reports.templating import page
 from prill_reports.text import bound, figure
 
+FILE = "report.html"
 FIGURES = 400  # rows of the table of figures, closest to their bounds (or beyond) first
 
 

@@ -1,0 +1,1 @@
+"""One file for each format: `render(verdict, options=…)`, and `FILE` where each gate writes the report."""
