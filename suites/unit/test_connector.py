@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from prill_harness.faults.opening import check_engine, foreign, open_engine, ope
 from prill_harness.faults.trial import connector
 from prill_harness.faults.trial.connector import ConnectorTrial, Found, Sight
 from prill_harness.faults.trial.kills import FaultTrial
+from prill_harness.plan.provenance import engine_digest
 from prill_harness.records.catalog import check_ids
-from prill_harness.records.evidence import Cell, Evidence, Status
+from prill_harness.records.evidence import Cell, CellStarted, Evidence, Record, Status
 from prill_runtime.errors import UsageError
 
 from .commandline import invoke
@@ -31,7 +33,7 @@ from prill_harness.faults.opening import open_engine
 
 
 class Mine:
-    arithmetic = "float32"
+    arithmetic, version = "float32", "1.5"
 
     def __init__(self, model):
         type(self).opened = str(model)
@@ -184,7 +186,7 @@ def test_a_record_is_kept_by_spec_and_grows(monkeypatch: pytest.MonkeyPatch, tmp
     later = msgspec.structs.replace(later, faults={"answer_stops": later.faults["file_rope_base"]})
     file = connector.keep(SPEC, later)
     found = connector.load(SPEC)
-    assert [found.counts(seen(f"contract.{name}")) for name in ("tokens", "stops", "seeds")] == [
+    assert [found.counts(seen(f"contract.{name}"), "") for name in ("tokens", "stops", "seeds")] == [
         True,
         True,
         False,
@@ -192,6 +194,74 @@ def test_a_record_is_kept_by_spec_and_grows(monkeypatch: pytest.MonkeyPatch, tmp
     assert connector.load("py:other.py:Other").faults == {}
     file.write_bytes(file.read_bytes().replace(b"contract.stops", b"contract.seeds"))
     assert connector.load(SPEC) == Sight(SPEC)
+
+
+def built(version: str, files: str = "f" * 64) -> list[Record]:
+    """A cell's records of an engine that is this."""
+    evidence = seen("contract.tokens", digests={"engine_version": version})
+    return [CellStarted(evidence.cell, (evidence.check,), 0.0, {"engine_sha256": files}), evidence]
+
+
+def test_what_was_seen_in_another_build_counts_for_nothing() -> None:
+    """Kills of an engine whose files or version are others are none of this one, nor those of a run in which
+    it changed; what is not known of it is the same as ever."""
+    (build,) = connector.builds(built("1.5")).values()
+    assert build == f"engine_sha256 {'f' * 64}; engine_version 1.5"
+    record = {SPEC: msgspec.structs.replace(sight("contract.tokens"), build=build)}
+
+    def counts(records: list[Record]) -> list[bool]:
+        counted = [each for each in connector.counted(records, record) if isinstance(each, Evidence)]
+        others = [each for each in counted if each.status is not Status.PASSED]
+        assert all(each.sentence.startswith("not seen to kill in this build of the") for each in others)
+        return [each.status is Status.PASSED for each in counted]
+
+    assert counts(built("1.5")) == [True]
+    assert counts(built("1.6")) == counts(built("1.5", "e" * 64)) == counts(built("", "")) == [False]
+    assert counts([*built("1.5"), *built("1.6")]) == [False, False]
+    unknown = built("", "")
+    assert connector.counted(unknown, {SPEC: sight("contract.tokens")}) == unknown
+
+
+def test_a_new_build_begins_a_new_record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What was seen in another build is forgotten, though its checks have the same code."""
+    monkeypatch.setenv("PRILL_CACHE", str(tmp_path / "cache"))
+    for build, check in (("one", "contract.tokens"), ("one", "contract.seeds"), ("two", "contract.stops")):
+        before = msgspec.structs.replace(sight(check), build=build)
+        connector.keep(SPEC, msgspec.structs.replace(before, faults={check: before.faults["file_rope_base"]}))
+        if check == "contract.seeds":
+            assert connector.load(SPEC).checks.keys() == {"contract.tokens", "contract.seeds"}
+    found = connector.load(SPEC)
+    assert (found.build, [*found.checks], [*found.faults]) == ("two", ["contract.stops"], ["contract.stops"])
+
+
+@pytest.mark.parametrize(
+    ("spec", "file"),
+    [
+        (SPEC, "mine.py"),
+        ("py:bag.mine:Mine,arithmetic=half", "bag/other.py"),
+        ("exec:./engine --fast {model},adapter=text", "engine"),
+        ("serve:sh serve.sh {model} {port}", "serve.sh"),
+        ("capi:./libmine.so", "libmine.so"),
+        ("llamacpp:build", "build/bin/libllama.so.0"),
+    ],
+)
+def test_an_engine_is_told_from_its_next_build_by_the_files_that_its_spec_names(spec: str, file: str) -> None:
+    """The digest follows the file, and nothing beside it; a planted fault does not make it another engine."""
+    for each in (file, "bag/__init__.py", "bag/mine.py"):
+        Path(each).parent.mkdir(parents=True, exist_ok=True)
+        Path(each).touch()
+    importlib.invalidate_caches()
+    before = engine_digest(spec)
+    Path("beside.py").write_text("x = 1")
+    assert engine_digest(f"{spec}+fault:file_rope_base") == engine_digest(spec) == before != ""
+    Path(file).write_text("# the next one\n")
+    assert engine_digest(spec) not in ("", before)
+
+
+@pytest.mark.parametrize("spec", ["", "numpy", "cuda:1", "http://localhost:8080", "exec:./nothing {model}"])
+def test_of_an_engine_without_files_nothing_is_known(spec: str) -> None:
+    """Prill's own, an address, and a command that is not here."""
+    assert engine_digest(spec) == ""
 
 
 def test_a_secret_of_a_spec_is_not_written() -> None:
@@ -261,7 +331,12 @@ def test_the_command_plants_them_and_a_gate_reads_its_record(
     assert msgspec.json.decode((tmp_path / "seen.json").read_bytes(), type=Sight) == record
     contents = record.checks
     for check, counts in (("contract.tokenization", True), ("contract.streaming", False)):
-        assert record.counts(msgspec.structs.replace(seen(check), content=contents[check])) is counts
+        evidence = msgspec.structs.replace(seen(check), content=contents[check])
+        assert record.counts(evidence, record.build) is counts
+        assert not record.counts(evidence, "")
+    assert record.build == f"engine_sha256 {engine_digest(SPEC)}; engine_version 1.5"
+    Path("mine.py").write_text(MINE.replace("float32", "float64"))
+    assert engine_digest(SPEC) not in record.build
 
 
 CHECKED = ("contract.tokenization", "contract.round_trip", "contract.streaming")

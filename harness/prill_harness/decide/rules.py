@@ -190,7 +190,7 @@ def enough_executed(case: GateCase) -> Broken | None:
 def one_provenance(case: GateCase) -> Broken | None:
     seen: dict[tuple[str, str], str] = {}
     for start in case.starts:
-        facts = (("prill", ""), ("model_sha256", start.cell.model))
+        facts = (("prill", ""), ("model_sha256", start.cell.model), ("engine_sha256", start.cell.engine))
         for fact, of in facts:
             value = start.versions.get(fact, "")
             if seen.setdefault((fact, of), value) != value:

@@ -69,9 +69,13 @@ def open_model() -> Iterator[Callable[[str, str], Engine]]:
 @pytest.fixture(scope="session")
 def engine(pytestconfig: pytest.Config, model_spec: str) -> Iterator[Engine]:
     """The engine under test."""
-    from prill_harness.faults.opening import open_engine
+    from prill_harness.faults.opening import foreign, open_engine
 
-    with open_engine(pytestconfig.getoption("prill_engine"), model_spec) as opened:
+    spec = pytestconfig.getoption("prill_engine")
+    with open_engine(spec, model_spec) as opened:
+        recorder = pytestconfig.pluginmanager.get_plugin("prill-recorder")
+        if recorder is not None and foreign(spec):
+            recorder.engine_version = str(opened.info.version)
         yield opened
 
 

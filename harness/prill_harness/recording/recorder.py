@@ -16,6 +16,7 @@ import pytest
 from prill_harness.faults import catalogue
 from prill_harness.plan import provenance
 from prill_harness.records.evidence import (
+    ENGINE_VERSION,
     EXIT_CODES,
     Cell,
     CellEnded,
@@ -78,6 +79,7 @@ class Recorder:
         self.evidence: dict[str, Evidence] = {}
         self.broken: list[str] = []
         self.oracle: object = None  # set by its fixture, so that its errors are not the engine's
+        self.engine_version = ""  # set by its fixture: what an engine of others says of itself
         self._phases: dict[str, list[tuple[Status, str]]] = {}
         self._durations: dict[str, float] = {}
         self._lacks: dict[str, tuple[str, ...]] = {}
@@ -157,7 +159,9 @@ class Recorder:
             plans.setdefault(p.cell, []).append(p)
         for cell, plan in plans.items():
             checks = self.config.getoption("prill_check") or ()
-            versions = provenance.describe(plan[0].spec, Path(plan[0].file), checks) if self._ledger else {}
+            versions = {}
+            if self._ledger:
+                versions = provenance.describe(plan[0].spec, Path(plan[0].file), checks, cell.engine)
             assumed = provenance.assumed(plan[0].spec) if self._ledger else ()
             checks = tuple(sorted(p.check for p in plan))
             self._start(cell, checks, versions, assumed)
@@ -236,11 +240,14 @@ class Recorder:
             oracle=builtin(observer.oracle),
             metrics=tuple(observer.metrics),
             seed=None if observer.seed is None else int(observer.seed),
-            digests={str(k): builtin(str(v)) for k, v in observer.digests.items()},
+            digests=self._told() | {str(k): builtin(str(v)) for k, v in observer.digests.items()},
             detail=builtin(observer.detail),
             duration_s=round(self._durations.pop(planned.nodeid), 6),
             lacks=lacks if len(bad) == 1 else (),
         )
+
+    def _told(self) -> dict[str, str]:
+        return {ENGINE_VERSION: builtin(self.engine_version)} if self.engine_version else {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         planned = self.planned.get(report.nodeid)

@@ -12,6 +12,8 @@ import msgspec
 from prill_harness.records.names import base_of
 
 SCHEMA = 3
+ENGINE_VERSION = "engine_version"
+"""Among an evidence's digests: what an engine of others says that it is."""
 
 
 class Status(StrEnum):

@@ -140,5 +140,6 @@ def resumable(path: Path, cell: Cell, plan: Plan) -> bool:
     reported = {r.check for r in records if isinstance(r, Evidence)}
     if not starts[0].planned or set(starts[0].planned) != reported:
         return False
-    today = provenance.describe(plan.spec(cell), beside.suite_file(cell.suite, plan.folder), plan.checks)
+    suite = beside.suite_file(cell.suite, plan.folder)
+    today = provenance.describe(plan.spec(cell), suite, plan.checks, cell.engine)
     return starts[0].versions == today

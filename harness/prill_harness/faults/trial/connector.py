@@ -27,7 +27,7 @@ from prill_harness.faults.blackbox.planted import BLACKBOX
 from prill_harness.faults.opening import has_model
 from prill_harness.faults.trial import blame as blaming
 from prill_harness.faults.trial.kills import FaultTrial
-from prill_harness.records.evidence import Cell, Evidence, Record, Status
+from prill_harness.records.evidence import ENGINE_VERSION, Cell, CellStarted, Evidence, Record, Status
 from prill_harness.records.files import write_file
 from prill_harness.records.names import suite_of
 from prill_harness.run import reproduce
@@ -37,6 +37,7 @@ SUITES = ("contract", "tokens")
 OF_PRILL = ("harness", "witness")  # judge prill, whatever the engine
 SIGHT = "contract.sees_"  # checks that put faults before the engine themselves, and note what was found
 REQUESTS = "requests"
+FILES = "engine_sha256"
 # Parts by prefixes of failing checks; the first that fails explains those below it.
 PARTS = (
     (TOKENIZER, ("contract.tokenization", "contract.round_trip", "tokens.prompt_ids", "tokenizer.")),
@@ -50,7 +51,7 @@ class Sight(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What was seen through one connector.
 
     Attributes:
-        engine: its spec, without what may be a secret.
+        engine: its spec, without what may be a secret. build: what it was when that was seen (`builds`).
         checks: content hash of each check that was run, by id without parameter.
         faults: each fault that was put before it.
     """
@@ -59,10 +60,12 @@ class Sight(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     checks: dict[str, str] = {}
     faults: dict[str, FaultTrial] = {}
     schema: int = 1
+    build: str = ""
 
-    def counts(self, evidence: Evidence) -> bool:
-        """Whether the check, with its present code, was seen to find something here."""
-        same = self.checks.get(evidence.base) == evidence.content
+    def counts(self, evidence: Evidence, build: str) -> bool:
+        """Whether the check, with its present code, was seen to find something in this build of the
+        engine."""
+        same = self.build == build and self.checks.get(evidence.base) == evidence.content
         return same and any(evidence.base in trial.killed_by for trial in self.faults.values())
 
 
@@ -142,18 +145,22 @@ def load(spec: str) -> Sight:
 
 
 def keep(spec: str, sight: Sight) -> Path:
-    """Write the record of an engine; faults that it does not have stay as they were seen with the same code.
+    """Write the record of an engine; faults that it does not have stay as they were seen with the same code
+    and the same build of the engine.
 
     Raises:
         UsageError: the cache cannot be used.
     """
     before = load(spec)
+    if before.build != sight.build:
+        before = Sight(masked(spec))
     stale = {check for check, content in sight.checks.items() if before.checks.get(check, content) != content}
     old = {
         name: msgspec.structs.replace(trial, killed_by=tuple(c for c in trial.killed_by if c not in stale))
         for name, trial in before.faults.items()
     }
-    whole = Sight(masked(spec), before.checks | sight.checks, old | sight.faults)
+    checks, faults = before.checks | sight.checks, old | sight.faults
+    whole = Sight(masked(spec), checks, faults, build=sight.build)
     data = msgspec.json.format(msgspec.json.encode(whole, order="sorted"), indent=1)
     user_cache.put(file := place(spec), lambda path: write_file(path, data.decode()))
     return file
@@ -214,6 +221,7 @@ def _found(trial: ConnectorTrial, seen: Sequence[Evidence], sound: Sequence[Evid
 
 def recorded(spec: str, found: Iterable[Found], records: Iterable[Record]) -> Sight:
     """The record of these trials."""
+    records = list(records)
     contents = {r.base: r.content for r in records if isinstance(r, Evidence) and r.content}
     faults = {
         f.trial.fault.name: FaultTrial(
@@ -227,7 +235,19 @@ def recorded(spec: str, found: Iterable[Found], records: Iterable[Record]) -> Si
         )
         for f in found
     }
-    return Sight(masked(spec), contents, faults)
+    return Sight(masked(spec), contents, faults, build=builds(records)[spec])
+
+
+def builds(records: Iterable[Record]) -> Mapping[str, str]:
+    """What each engine was, by its spec without faults: the digests of the files that it names, and every
+    version that it told; empty where neither is known."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for each in records:
+        facts = (each.versions if isinstance(each, CellStarted) else
+                 each.digests if isinstance(each, Evidence) else {})  # fmt: skip
+        spec = each.cell.engine.partition(FAULT)[0]
+        found[spec] |= {f"{name} {facts[name]}" for name in (FILES, ENGINE_VERSION) if facts.get(name)}
+    return defaultdict(str, {spec: "; ".join(sorted(told)) for spec, told in found.items()})
 
 
 def counted(records: Iterable[Record], sights: Mapping[str, Sight]) -> list[Record]:
@@ -238,27 +258,34 @@ def counted(records: Iterable[Record], sights: Mapping[str, Sight]) -> list[Reco
         sights: the record of each engine of others, by its spec.
     """
     records = list(records)
+    build = builds(records)
     here: dict[str, set[str]] = defaultdict(set)
     for each in records:
         if isinstance(each, Evidence) and each.check.startswith(SIGHT):
             here[each.cell.engine] |= {each.base, *each.detail.get("killed", ())}
     return [
-        _unseen(each)
+        _unseen(each, sight.build != build[each.cell.engine] and bool(sight.checks))
         if isinstance(each, Evidence)
         and each.status is Status.PASSED
         and (sight := sights.get(each.cell.engine)) is not None
         and each.base not in here[each.cell.engine]
         and each.cell.suite not in OF_PRILL
-        and not sight.counts(each)
+        and not sight.counts(each, build[each.cell.engine])
         else each
         for each in records
     ]
 
 
-def _unseen(evidence: Evidence) -> Evidence:
+def _unseen(evidence: Evidence, other: bool) -> Evidence:
+    """The evidence, counted for nothing; `other`: what was seen was another build of the engine."""
     said = shlex.split(evidence.reproduce)
     model = said[said.index("--model") + 1] if "--model" in said else evidence.cell.model
     words = reproduce.words("matrix", engine=evidence.cell.engine, model=model, suite=evidence.cell.suite)
     again = reproduce.shell(["faults", *words])
-    sentence = f"not seen to kill through this connector, so it counts for nothing; see it with `{again}`"
+    what = (
+        "not seen to kill in this build of the engine, only in another"
+        if other
+        else ("not seen to kill through this connector")
+    )
+    sentence = f"{what}, so it counts for nothing; see it with `{again}`"
     return msgspec.structs.replace(evidence, status=Status.INCONCLUSIVE, sentence=sentence)
