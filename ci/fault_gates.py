@@ -21,9 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -32,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gated
 from sound_gates import said
 
 from prill_harness.faults.catalogue import catalogue
@@ -41,7 +40,6 @@ from prill_runtime.gguf.file import open_gguf
 from prill_runtime.models import walks
 from prill_runtime.models.load import describe
 
-PRILL = [sys.executable, "-c", "from prill_harness.cli import main; main()"]
 POLICY = """default = "model"
 
 [gates.model]
@@ -55,7 +53,6 @@ engines = ["numpy"]
 suites = {suites}
 """
 SUITES, REST = ("stages", "tokens", "witness"), ("properties", "requests")
-LONGEST_S = 600.0
 FIRST = re.compile(r"(?:blk\.\d+\.)?(\w+) is the first wrong stage")
 
 
@@ -114,14 +111,10 @@ def gate(model: Path, named: str) -> Gated:
             POLICY.format(model=json.dumps(str(model)), suites=json.dumps(suites)), "utf-8"
         )
         engine = f"numpy+fault:{fault}" if fault else "numpy"
-        words = [*PRILL, "gate", "--policy", "gates.toml", "--engine", engine, "-j", "1", "--out", "out"]
-        try:
-            ran = subprocess.run(words, cwd=folder, env=dict(os.environ), capture_output=True,
-                                 timeout=LONGEST_S, check=False)  # fmt: skip
-            verdict = json.loads((folder / "out" / "verdict.json").read_text("utf-8"))
-        except (OSError, ValueError, subprocess.TimeoutExpired):
-            return Gated(fault, "broken", -1, "-", "-")
-    return judged(fault, blames, ran.returncode, verdict)
+        ran = gated.gate(folder, "--policy", "gates.toml", "--engine", engine)
+    if ran.verdict is None:
+        return Gated(fault, "broken", -1, "-", "-")
+    return judged(fault, blames, ran.exit_code, ran.verdict)
 
 
 def code(found: Sequence[Gated], otherwise: Mapping[str, str]) -> int:

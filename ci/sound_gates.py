@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,10 +31,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import gated
+
 from prill_fixtures import sound
 
-PRILL = [sys.executable, "-c", "from prill_harness.cli import main; main()"]
-LONGEST_S = 900.0
 STALE = "kills"  # the rule by which a check counts only with kills seen with its present code
 
 
@@ -51,32 +50,22 @@ def gate(seed: int, small: bool, engine: str) -> dict[str, Any]:
     """Write and gate one model: exit code, the verdict's sentence, and the checks that are not green."""
     recipe = sound.draw(seed, small=small)
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        file, out = sound.build(recipe, Path(folder) / f"sound{seed}.gguf"), Path(folder) / "out"
-        words = [*PRILL, "gate", "--engine", engine, "--model", file.name, "-j", "1", "--out", str(out)]
-        environment = {**os.environ, "PRILL_CACHE": str(Path(folder) / "cache")}
-        done: dict[str, Any] = {"seed": seed, "said": "broken", "exit_code": -1, "sentence": "", "red": []}
-        try:
-            ran = subprocess.run(
-                words,
-                cwd=folder,
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=LONGEST_S,
-                check=False,
-            )
-            done |= {"exit_code": ran.returncode, "sentence": (ran.stderr.strip().splitlines() or [""])[-1]}
-            verdict = json.loads((out / "verdict.json").read_text(encoding="utf-8"))
-            done["sentence"] = verdict["sentence"]
-            done["red"] = [
-                f"{c['check']} {c['status']}: {c['sentence']}"
-                for c in verdict["checks"]
-                if c["status"] != "passed"
-            ]
-            done["said"] = said(verdict)
-        except (OSError, ValueError, subprocess.TimeoutExpired) as error:
-            done["sentence"] = f"{type(error).__name__}: {error}; {done['sentence']}"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        file = sound.build(recipe, folder / f"sound{seed}.gguf")
+        asked = ("--engine", engine, "--model", file.name)
+        ran = gated.gate(folder, *asked, PRILL_CACHE=str(folder / "cache"))
+    done = {
+        "seed": seed,
+        "said": said(ran.verdict) if ran.verdict else "broken",
+        "exit_code": ran.exit_code,
+        "sentence": ran.sentence,
+        "red": [
+            f"{c['check']} {c['status']}: {c['sentence']}"
+            for c in (ran.verdict or {"checks": ()})["checks"]
+            if c["status"] != "passed"
+        ],
+    }
     seconds = round(time.monotonic() - began, 1)
     return done | {"seconds": seconds, "recipe": asdict(recipe)}
 

@@ -13,6 +13,7 @@ from prill_harness.decide.rules import RULES
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "ci"))
 script: Any = importlib.import_module("sound_gates")
+gated: Any = importlib.import_module("gated")
 
 
 @pytest.mark.parametrize(
@@ -35,3 +36,10 @@ def test_stale_kills_are_told_from_a_false_alarm(exit_code: int, broken: set[str
 def test_the_rule_is_one_that_verdicts_have() -> None:
     """The name under which kills are told apart is a rule's."""
     assert script.STALE in RULES
+
+
+def test_a_gate_without_a_verdict_says_why(tmp_path: Path) -> None:
+    """Exit code and last words of one that cannot begin."""
+    ran = gated.gate(tmp_path, "--policy", "nowhere.toml")
+    assert (ran.exit_code, ran.verdict) == (4, None)
+    assert "nowhere.toml" in ran.sentence

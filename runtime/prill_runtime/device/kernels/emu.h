@@ -58,6 +58,7 @@ namespace emu {
 enum Wait { RUN, BLOCK, WARP, CLUSTER, DONE };
 constexpr unsigned MAX_THREADS = 2048, MAX_CLUSTER = 8;  // threads of a cluster, and its blocks
 constexpr size_t MOST_SHARED = 256 << 10, GUARD = 1024;  // bytes of dynamic shared memory of a block, and behind it
+constexpr size_t MOST_GIVEN = 48;  // bytes that a lane gives to the others at once
 constexpr int POISON = 0xFF;
 #ifdef EMU_ASAN
 constexpr size_t STACK = 256 << 10;
@@ -81,13 +82,13 @@ struct Fiber {
 
 struct Machine {
     alignas(128) unsigned char dynamic_shared[MAX_CLUSTER][MOST_SHARED + GUARD];
-    uint64_t slots[2][MAX_THREADS];
+    unsigned char slots[2][MAX_THREADS][MOST_GIVEN];
     Fiber fibers[MAX_THREADS];
 };
 
 EMU_OWN char* stacks;
 EMU_OWN unsigned char (*dynamic_shared)[MOST_SHARED + GUARD];
-EMU_OWN uint64_t (*slots)[MAX_THREADS];
+EMU_OWN unsigned char (*slots)[MAX_THREADS][MOST_GIVEN];
 EMU_OWN Fiber* fibers;
 EMU_OWN Fiber host;
 EMU_OWN Fiber* current;
@@ -285,19 +286,31 @@ static int run(void (*kernel)(const void*), const void* args, const unsigned* sh
     return 0;
 }
 
+// What each lane of the warp gave to one exchange: all of it can be read until this lane gives the next time.
+template <class T>
+class Given {
+  public:
+    explicit Given(const T& value) {
+        static_assert(sizeof(T) <= MOST_GIVEN, "a lane gives less at once");
+        memcpy(slots[current->exchanges++ % 2][current - fibers], &value, sizeof value);
+        leave(WARP);
+    }
+    T by(unsigned lane) const {
+        const unsigned self = static_cast<unsigned>(current - fibers), giver = self - self % 32 + lane;
+        T got;
+        // Nobody there, or gone before this exchange.
+        if (giver >= members || fibers[giver].exchanges < current->exchanges) memset(&got, POISON, sizeof got);
+        else memcpy(&got, slots[(current->exchanges - 1) % 2][giver], sizeof got);
+        return got;
+    }
+};
+
 template <class T>
 static T exchange(T value, unsigned (*source)(unsigned, unsigned), unsigned by) {
     static_assert(sizeof(T) <= 8, "a shuffle moves at most 8 bytes");
-    const unsigned self = static_cast<unsigned>(current - fibers), lane = self % 32;
-    uint64_t* slot = slots[current->exchanges++ % 2];
-    memcpy(slot + self, &value, sizeof value);
-    leave(WARP);
-    const unsigned from = source(lane, by), giver = self - lane + from;
-    T got = value;
-    if (from < 32) memcpy(&got, slot + giver, sizeof got);
-    // Nobody there, or gone before this shuffle.
-    if (from < 32 && (giver >= members || fibers[giver].exchanges < current->exchanges)) memset(&got, POISON, sizeof got);
-    return got;
+    const Given<T> given(value);
+    const unsigned from = source(static_cast<unsigned>(current - fibers) % 32, by);
+    return from < 32 ? given.by(from) : value;
 }
 
 }  // namespace emu

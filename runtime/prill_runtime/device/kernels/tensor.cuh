@@ -43,37 +43,36 @@ static inline unsigned multiply_halves(unsigned a, unsigned b) {
 }
 static inline void load_fragments(unsigned* d, SharedAt at) {
     const int lane = threadIdx.x % 32;
-    for (int j = 0; j < 4; ++j) {
-        SharedAt row = __shfl_sync(0xFFFFFFFFu, at, 8 * j + lane / 4);
-        memcpy(d + j, row + lane % 4 * 4, 4);
-    }
+    const emu::Given<SharedAt> rows(at);
+    for (int j = 0; j < 4; ++j) memcpy(d + j, rows.by(8 * j + lane / 4) + lane % 4 * 4, 4);
 }
 static inline void load_fragments_across(unsigned* d, SharedAt at) {
     const int lane = threadIdx.x % 32;
+    const emu::Given<SharedAt> rows(at);
     for (int j = 0; j < 4; ++j) {
         uint16_t both[2];
-        for (int i = 0; i < 2; ++i) {
-            SharedAt row = __shfl_sync(0xFFFFFFFFu, at, 8 * j + lane % 4 * 2 + i);
-            memcpy(both + i, row + lane / 4 * 2, 2);
-        }
+        for (int i = 0; i < 2; ++i) memcpy(both + i, rows.by(8 * j + lane % 4 * 2 + i) + lane / 4 * 2, 2);
         d[j] = both[0] | (unsigned)both[1] << 16;
     }
 }
-static inline float dot_halves(unsigned a, unsigned b) {
-    return half_to_float((uint16_t)a) * half_to_float((uint16_t)b) +
-           half_to_float((uint16_t)(a >> 16)) * half_to_float((uint16_t)(b >> 16));
+static inline float2 halves(unsigned both) {
+    return {half_to_float((uint16_t)both), half_to_float((uint16_t)(both >> 16))};
 }
+static inline float dot(float2 a, float2 b) { return a.x * b.x + a.y * b.y; }
+static inline float dot_halves(unsigned a, unsigned b) { return dot(halves(a), halves(b)); }
+struct Fragments {
+    float2 a[4], b[2];
+};
 static inline void multiply_fragments(float* d, const unsigned* a, const unsigned* b) {
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const emu::Given<Fragments> lanes({{halves(a[0]), halves(a[1]), halves(a[2]), halves(a[3])},
+                                       {halves(b[0]), halves(b[1])}});
     for (int q = 0; q < 4; ++q) {
-        const uint2 low = __shfl_sync(0xFFFFFFFFu, uint2{a[0], a[2]}, 4 * g + q);
-        const uint2 high = __shfl_sync(0xFFFFFFFFu, uint2{a[1], a[3]}, 4 * g + q);
-        const uint2 left = __shfl_sync(0xFFFFFFFFu, uint2{b[0], b[1]}, 8 * t + q);
-        const uint2 right = __shfl_sync(0xFFFFFFFFu, uint2{b[0], b[1]}, 8 * t + 4 + q);
-        d[0] += dot_halves(low.x, left.x) + dot_halves(low.y, left.y);
-        d[1] += dot_halves(low.x, right.x) + dot_halves(low.y, right.y);
-        d[2] += dot_halves(high.x, left.x) + dot_halves(high.y, left.y);
-        d[3] += dot_halves(high.x, right.x) + dot_halves(high.y, right.y);
+        const Fragments rows = lanes.by(4 * g + q), left = lanes.by(8 * t + q), right = lanes.by(8 * t + 4 + q);
+        d[0] += dot(rows.a[0], left.b[0]) + dot(rows.a[2], left.b[1]);
+        d[1] += dot(rows.a[0], right.b[0]) + dot(rows.a[2], right.b[1]);
+        d[2] += dot(rows.a[1], left.b[0]) + dot(rows.a[3], left.b[1]);
+        d[3] += dot(rows.a[1], right.b[0]) + dot(rows.a[3], right.b[1]);
     }
 }
 // What the tensor cores read: the pieces of a row exchanged by bits 7 to 9 of the address.
