@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from prill_harness.plan import beside, provenance
@@ -15,6 +15,7 @@ from prill_harness.plan.plan import Plan
 from prill_harness.records import ledger as ledgers
 from prill_harness.records.evidence import Cell, CellEnded, CellStarted, Evidence, Record, Status
 from prill_harness.run import gather, pool
+from prill_harness.run.leases import Gpus, visible, wanted
 from prill_harness.run.pool import TIMEOUT_S, Event
 from prill_runtime.errors import PrillError
 
@@ -50,7 +51,7 @@ def run(
     jobs = jobs or os.cpu_count() or 2
     paths = {cell: ledger_path(out, cell) for cell in plan.cells}
     (out / "cells").mkdir(parents=True, exist_ok=True)
-    kept = [cell for cell in plan.cells if resume and resumable(paths[cell], cell, plan)]
+    kept = {cell: None for cell in plan.cells if resume and resumable(paths[cell], cell, plan)}
     todo = [(cell, plan.spec(cell), paths[cell]) for cell in plan.cells if cell not in kept]
     took = {cell: _took(path) for cell, _, path in todo}
     for *_, path in todo:  # leftovers of an earlier run must not pass for this one
@@ -76,10 +77,16 @@ def run(
             timeout_s={cell: timeout_s or patience(took[cell]) for cell in took},
             started=lambda cell: tell("started", cell),
             ended=lambda cell: tell("ended", cell),
+            gpus=_gpus(plan, [cell for cell, *_ in todo]),
         )
     finally:
         records = gather.gather(paths.values(), out / "ledger.jsonl")
     return records
+
+
+def _gpus(plan: Plan, todo: Sequence[Cell]) -> Gpus:
+    """The GPUs that the cells take turns on; nobody is asked for any where no cell needs one."""
+    return Gpus(visible() if any(wanted(cell) is not None for cell in todo) else (), plan.cells_per_gpu)
 
 
 def patience(took_s: float | None) -> float:
