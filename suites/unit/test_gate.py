@@ -26,7 +26,7 @@ from prill_harness.records.evidence import (
     Record,
     Status,
 )
-from prill_harness.records.verdict import ItemStatus, Severity, Verdict
+from prill_harness.records.verdict import ItemStatus, Severity, SpeedResult, Verdict
 from prill_runtime.errors import PolicyError
 
 TODAY = dt.date(2026, 6, 1)
@@ -86,6 +86,8 @@ def decide(
     as_of: dt.date = TODAY,
     kills: Kills = KILLS,
     forgotten: Forgotten = gate.NOTHING,
+    speeds: tuple[SpeedResult, ...] = (),
+    there: tuple[str, ...] = (),
     **changes: object,
 ) -> Verdict:
     work = Plan("demo", cells)
@@ -98,6 +100,8 @@ def decide(
         waivers=waivers,
         as_of=as_of,
         forgotten=forgotten,
+        speeds=speeds,
+        documents=there,
     )
 
 

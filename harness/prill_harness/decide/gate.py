@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +39,7 @@ from prill_harness.records.verdict import (
     ForgottenResult,
     ItemResult,
     ItemStatus,
+    SpeedResult,
     Verdict,
 )
 from prill_harness.version import version
@@ -59,6 +60,8 @@ def decide(
     as_of: dt.date,
     sources: Mapping[str, tuple[Path, int]] = NOWHERE,
     forgotten: Forgotten = NOTHING,
+    speeds: Sequence[SpeedResult] = (),
+    documents: Collection[str] = (),
 ) -> Verdict:
     """The verdict on a run: a pure function of its arguments, whatever the order of the records.
 
@@ -70,6 +73,7 @@ def decide(
         as_of: the day on which waivers and signatures are judged.
         sources: file and line that declare each check, by id without parameter.
         forgotten: kills and amounts that are no longer owed, each with its reason; the verdict shows them.
+        speeds: of engines over their baselines. documents: those of the gate that are there.
 
     Raises:
         PolicyError: a checklist that the gate names is not given.
@@ -96,6 +100,8 @@ def decide(
         flaky=index.flaky,
         kills=excused(kills, forgotten),
         faults=index.faults,
+        speeds=speeds,
+        documents=frozenset(documents),
     )
     rules = judge(case)
     broken = sorted((r for r in rules if r.status is not Status.PASSED), key=lambda r: badness(r.status))

@@ -116,6 +116,21 @@ class WaiverResult(msgspec.Struct, frozen=True):
     sentence: str = ""
 
 
+class SpeedResult(msgspec.Struct, frozen=True):
+    """How long an engine takes for one thing, over its baseline, each over a calibration of its own run.
+
+    Attributes:
+        low, high: 95 % interval of the ratio; 1.1 is a tenth slower.
+    """
+
+    engine: str
+    model: str
+    name: str
+    ratio: float
+    low: float
+    high: float
+
+
 class AssumptionResult(msgspec.Struct, frozen=True):
     """What prill assumed where the files of `models` are silent and engines disagree."""
 
