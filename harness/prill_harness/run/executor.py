@@ -16,6 +16,7 @@ from prill_harness.plan.plan import Plan
 from prill_harness.records import ledger as ledgers
 from prill_harness.records.evidence import Cell, CellEnded, CellStarted, Evidence, Record, Status
 from prill_harness.run import gather, pool
+from prill_harness.run.leases import Gpus, visible, wanted
 from prill_harness.run.pool import TIMEOUT_S, CellAttempt, Event
 from prill_runtime.errors import PrillError
 
@@ -78,6 +79,7 @@ def run(
             timeout_s={cell: timeout_s or patience(took[cell]) for cell in took},
             started=lambda job: tell("started", job),
             ended=lambda job: tell("ended", job),
+            gpus=_gpus(plan, [job.cell for job in several]),
         )
 
     for job in kept:
@@ -109,6 +111,11 @@ def _next(out: Path, plan: Plan, cell: Cell, attempt: int) -> CellAttempt | None
     failed = [r.check for r in records if isinstance(r, Evidence) and r.status is Status.FAILED]
     over = path.exists() and any(isinstance(r, CellEnded) for r in ledgers.read(path))
     return None if over or not failed else CellAttempt(cell, plan.spec(cell), path, failed, attempt)
+
+
+def _gpus(plan: Plan, todo: Sequence[Cell]) -> Gpus:
+    """The GPUs that the cells take turns on; nobody is asked for any where no cell needs one."""
+    return Gpus(visible() if any(wanted(cell) is not None for cell in todo) else (), plan.cells_per_gpu)
 
 
 def patience(took_s: float | None) -> float:
