@@ -35,6 +35,9 @@ from prill_runtime import user_cache
 
 SUITES = ("contract", "tokens")
 OF_PRILL = ("harness", "witness")  # judge prill, whatever the engine
+# Nothing can be planted in somebody's library or process, so the defects that these find are those of the
+# example, which is reached by the same connector: the catalogue's kills are kills through it.
+OF_EXAMPLES = {"boundary": ("capi",), "process": ("capi", "exec")}
 SIGHT = "contract.sees_"  # checks that put faults before the engine themselves, and note what was found
 REQUESTS = "requests"
 FILES = "engine_sha256"
@@ -270,6 +273,7 @@ def counted(records: Iterable[Record], sights: Mapping[str, Sight]) -> list[Reco
         and (sight := sights.get(each.cell.engine)) is not None
         and each.base not in here[each.cell.engine]
         and each.cell.suite not in OF_PRILL
+        and EngineSpec.parse(each.cell.engine).name not in OF_EXAMPLES.get(each.cell.suite, ())
         and not sight.counts(each, build[each.cell.engine])
         else each
         for each in records
