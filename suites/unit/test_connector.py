@@ -175,6 +175,25 @@ def test_what_asks_no_engine_and_whose_engine_is_prills_counts_by_the_catalogue(
     assert connector.counted(records, {SPEC: Sight(SPEC)}) == records
 
 
+def test_checks_of_libraries_and_processes_count_by_the_example() -> None:
+    """Nothing can be planted in somebody's library: the catalogue's defects are those of an example that the
+    same connector reaches. A server is reached by another; other suites are asked of the engine itself."""
+    by_example = [
+        seen("boundary.freed", "capi:./libmine.so"),
+        seen("process.requests", "exec:./mine {model}"),
+        seen("process.requests", "capi:./libmine.so"),
+    ]
+    others = [
+        seen("process.requests", "serve:mine {model} {port}"),
+        seen("boundary.freed", "exec:./mine {model}"),
+        seen("contract.tokens", "capi:./libmine.so"),
+    ]
+    nothing = {each.cell.engine: Sight(each.cell.engine) for each in (*by_example, *others)}
+    assert connector.counted(by_example, nothing) == by_example
+    counted = connector.counted(others, nothing)
+    assert {each.status for each in counted if isinstance(each, Evidence)} == {Status.INCONCLUSIVE}
+
+
 def test_a_record_is_kept_by_spec_and_grows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What is seen later is added; a kill by a check's former code goes; a damaged record proves nothing."""
     monkeypatch.setenv("PRILL_CACHE", str(tmp_path / "cache"))

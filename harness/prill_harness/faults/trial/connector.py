@@ -27,6 +27,7 @@ from prill_harness.faults.blackbox.planted import BLACKBOX
 from prill_harness.faults.opening import has_model
 from prill_harness.faults.trial import blame as blaming
 from prill_harness.faults.trial.kills import FaultTrial
+from prill_harness.records import catalog
 from prill_harness.records.evidence import ENGINE_VERSION, Cell, CellStarted, Evidence, Record, Status
 from prill_harness.records.files import write_file
 from prill_harness.records.names import suite_of
@@ -35,6 +36,9 @@ from prill_runtime import user_cache
 
 SUITES = ("contract", "tokens")
 OF_PRILL = ("harness", "witness")  # judge prill, whatever the engine
+# Nothing can be planted in somebody's library or process, so the defects that these find are those of the
+# example, which is reached by the same connector: the catalogue's kills are kills through it.
+OF_EXAMPLES = {"boundary": ("capi",), "process": ("capi", "exec")}
 SIGHT = "contract.sees_"  # checks that put faults before the engine themselves, and note what was found
 REQUESTS = "requests"
 FILES = "engine_sha256"
@@ -88,7 +92,8 @@ class Found:
     """What came of a trial.
 
     Attributes:
-        blamed: the part that is found wrong; empty if none is.
+        blamed: the part that is found wrong; empty if none is, or only by suites of somebody's own, which
+            name no part.
         unsaid: why nothing can be said, where the check that is about the fault is itself inconclusive.
     """
 
@@ -103,7 +108,7 @@ class Found:
         fault = self.trial.fault
         if isinstance(fault, Answer):
             return fault.kills in self.killed_by
-        return self.blamed == fault.blames
+        return self.blamed == fault.blames or (bool(self.killed_by) and not self.blamed)
 
     @property
     def sentence(self) -> str:
@@ -116,6 +121,8 @@ class Found:
                 f"{fault.name} is not seen through this connector ({fault.summary.lower()}): {owed} is owed"
             )
         by, rightly = ", ".join(self.killed_by[:4]), "rightly" if self.right else f"wrongly: {owed} is owed"
+        if not self.blamed:
+            return f"{fault.name} is killed by {by}"
         return f"{fault.name} is killed by {by}; {self.blamed} is blamed, {rightly}"
 
 
@@ -207,7 +214,13 @@ def judge(wanted: Sequence[ConnectorTrial], records: Iterable[Record]) -> list[F
 def _found(trial: ConnectorTrial, seen: Sequence[Evidence], sound: Sequence[Evidence]) -> Found:
     killed = blaming.kills(seen, sound)
     part, because = next(
-        ((part, e.sentence) for part, begins in PARTS for e in killed if e.base.startswith(begins)), ("", "")
+        (
+            (part, e.sentence)
+            for part, begins in PARTS
+            for e in killed
+            if e.base.startswith(begins) and suite_of(e.base) in catalog.suites()
+        ),
+        ("", ""),
     )
     unsaid = ""
     if isinstance(trial.fault, Answer):
@@ -270,6 +283,7 @@ def counted(records: Iterable[Record], sights: Mapping[str, Sight]) -> list[Reco
         and (sight := sights.get(each.cell.engine)) is not None
         and each.base not in here[each.cell.engine]
         and each.cell.suite not in OF_PRILL
+        and EngineSpec.parse(each.cell.engine).name not in OF_EXAMPLES.get(each.cell.suite, ())
         and not sight.counts(each, build[each.cell.engine])
         else each
         for each in records
