@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import importlib
 import json
 import os
 import select
@@ -18,8 +19,10 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from _pytest.config import default_plugins
 
 from prill_harness.engines import connect
+from prill_harness.faults import opening
 from prill_harness.faults.catalogue import catalogue
 from prill_harness.plan import provenance
 from prill_harness.recording import recorder
@@ -28,8 +31,10 @@ from prill_harness.run import cells, orphans
 from prill_harness.run.forkserver import LARGEST_MESSAGE
 from prill_harness.stages import trace
 from prill_harness.tokens import golden, judge
+from prill_runtime.models import assumptions, parts
 
-SHARED = (pytest, connect, golden, judge, recorder, trace)
+PLUGINS = tuple(importlib.import_module(f"_pytest.{name}") for name in default_plugins)
+SHARED = (pytest, *PLUGINS, connect, opening, golden, judge, recorder, trace, assumptions, parts)
 """What cells import besides the faults; nothing whose asserts pytest rewrites."""
 POLL_S = 0.01
 
