@@ -164,19 +164,24 @@ def file_digest(*paths: Path) -> str:
 @cache
 def code_digest(suite_file: Path) -> str:
     """sha256 (hex) over the suite and over the sources and goldens of prill that judge for it."""
-    return hashlib.sha256(_named(suite_file) + sources()).hexdigest()
+    digest = sources().copy()
+    digest.update(_named(suite_file))
+    return digest.hexdigest()
 
 
 @cache
-def sources() -> bytes:
-    """sha256 of the names and contents of the sources and goldens of prill that judge, read once in a process
-    and those forked from it."""
+def sources() -> hashlib._Hash:
+    """sha256 so far over the sources and goldens of prill that judge, read once in a process and those
+    forked from it."""
     found: list[Path] = []
     for package in SOURCES:
         spec = importlib.util.find_spec(package)
         for folder in (spec.submodule_search_locations or ()) if spec else ():
             found += [p for p in Path(folder).rglob("*") if p.suffix in (".py", ".json")]
-    return hashlib.sha256(b"".join(map(_named, sorted(found)))).digest()
+    digest = hashlib.sha256()
+    for file in sorted(found):
+        digest.update(_named(file))
+    return digest
 
 
 def _named(file: Path) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
+import importlib
 import json
 import os
 import select
@@ -95,13 +96,18 @@ def _leave(code: int) -> NoReturn:
 def share() -> None:
     """Import and read what cells need; nothing whose asserts pytest rewrites."""
     import pytest  # noqa: F401
+    from _pytest.config import default_plugins
 
     from prill_harness.engines import connect  # noqa: F401
+    from prill_harness.faults import opening  # noqa: F401
     from prill_harness.faults.catalogue import catalogue
     from prill_harness.recording import recorder  # noqa: F401
     from prill_harness.stages import trace  # noqa: F401
     from prill_harness.tokens import golden, judge  # noqa: F401
+    from prill_runtime.models import assumptions, parts  # noqa: F401
 
+    for name in default_plugins:
+        importlib.import_module(f"_pytest.{name}")
     catalogue()
     gc.disable()  # it would look through the trees of 200 files, again and again, for cycles that none has
     sources.warm()
