@@ -9,6 +9,7 @@ PrillError                     exit 3  the harness itself broke
 │   └── PolicyError                    a gate or plan file is invalid
 │       ├── ChecklistError             a checklist is
 │       ├── WaiverError                a file of waivers is
+│       ├── IncidentError              an entry of the incident log is
 │       ├── KillsError                 a kill matrix is
 │       ├── LedgerError                a ledger is, or ledgers do not belong together
 │       └── VerdictError               a verdict is, or it is not of the ledger beside it
@@ -111,6 +112,12 @@ class WaiverError(PolicyError):
     """A file of waivers is invalid."""
 
     noun = "invalid waivers"
+
+
+class IncidentError(PolicyError):
+    """An entry of the incident log is invalid."""
+
+    noun = "invalid incident"
 
 
 class KillsError(PolicyError):

@@ -119,6 +119,7 @@ def test_gate_writes_everything_and_says_why(gated: tuple[Path, subprocess.Compl
         "junit.xml",
         "report.md",
         "report.html",
+        "history.jsonl",
     }
     verdict = json.loads((folder / "out/verdict.json").read_text())
     assert (verdict["exit_code"], verdict["as_of"]) == (10, "2026-01-31")

@@ -56,7 +56,11 @@ WRONG = {
     ("device",): [("tpu", "unknown device")],
 }
 WRONG[door.FILES] = WRONG[door.MODELS]
-REQUIRED = {"model": FIXTURE, "first": FIXTURE, "names": "rope_pairing", "name": "rope_pairing"}
+REQUIRED = {
+    "model": FIXTURE, "first": FIXTURE, "names": "rope_pairing", "name": "rope_pairing", "severity": "high",
+    "engine": "numpy", "expires": "2999-01-01",
+    **dict.fromkeys(("component", "symptom", "signature", "item", "owner", "issue", "reason"), "some text"),
+}  # fmt: skip
 
 
 def words_for(path: tuple[str, ...], asked: click.Parameter, value: str) -> list[str]:
@@ -106,7 +110,7 @@ def test_the_door_sees_every_command() -> None:
     assert reached == {
         ("gate",), ("run",), ("golden", "record"), ("golden", "show"), ("golden", "compare"), ("bisect",),
         ("trace",), ("leak",), ("bench",), ("generate",), ("inspect",), ("vram",), ("faults", "matrix"),
-        ("requests",),
+        ("requests",), ("incident", "new"), ("waive", "add"),
     }  # fmt: skip
 
 

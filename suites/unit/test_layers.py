@@ -37,9 +37,10 @@ ROOMS = {
         "stages.table", "stages.trace", "stages.routing", "tokens", "stages.hypotheses", "stages",
         "faults.planted.model", "faults.planted.serving", "faults.planted.boundary", "faults.planted.device",
         "faults.planted.judges", "faults.planted", "faults.catalogue", "faults.blackbox", "faults.opening",
-        "measure", "plan", "run", "faults.trial", "decide",
+        "measure", "plan", "run", "faults.trial", "decide", "incidents",
         "leaks.reports", "leaks.ledgers", "leaks.controls", "leaks.probed", "leaks.judge", "leaks.selftest",
-        "recording", "commands.shared", "commands.engines", "commands.gates", "plugin", "cli",
+        "recording", "commands.shared", "commands.engines", "commands.gates", "commands.incidents",
+        "plugin", "cli",
     ),
 }  # fmt: skip
 """Rooms and single modules, each of which may import itself and what stands before it.

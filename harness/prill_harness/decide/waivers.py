@@ -56,14 +56,20 @@ class Waiver(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def matches(self, item: str, evidence: Evidence) -> bool:
         """True for a *failed* record of this check, place and signature; never for any other status."""
-        cell, here = evidence.cell, self.conditions
         return (
             evidence.status is Status.FAILED
             and item == self.item
-            and self.check in (evidence.check, evidence.base)
+            and self.speaks_of(evidence)
+            and self.signature in evidence.sentence
+        )
+
+    def speaks_of(self, evidence: Evidence) -> bool:
+        """Whether it is for such a check in such a place, whatever came of it."""
+        cell, here = evidence.cell, self.conditions
+        return (
+            self.check in (evidence.check, evidence.base)
             and (here.engine, here.device) == (cell.engine, cell.device)
             and here.model in ("", cell.model)
-            and self.signature in evidence.sentence
         )
 
 
@@ -81,6 +87,16 @@ def load_waivers(path: Path | None = None) -> tuple[Waiver, ...]:
         return ()
     path = path or LOCAL
     waivers = load_toml(path, _WaiverFile, WaiverError).waivers
+    validate(waivers, path)
+    return waivers
+
+
+def validate(waivers: Iterable[Waiver], path: Path) -> None:
+    """Look at the waivers of a file.
+
+    Raises:
+        WaiverError: a field missing or empty, dates in the wrong order, or a duplicate.
+    """
     ids: set[str] = set()
     targets: set[tuple[object, ...]] = set()
     for number, waiver in enumerate(waivers):
@@ -91,7 +107,6 @@ def load_waivers(path: Path | None = None) -> tuple[Waiver, ...]:
             raise WaiverError("duplicate waiver", where=where, got=repr(waiver.id))
         ids.add(waiver.id)
         targets.add(target)
-    return waivers
 
 
 def _validate(waiver: Waiver, where: str) -> None:

@@ -11,11 +11,12 @@ from typing import NamedTuple
 import click
 import msgspec
 
-from prill_harness.commands.shared import door, goldens, reporters, runs
+from prill_harness.commands.shared import door, goldens, past, reporters, runs
 from prill_harness.commands.shared.declare import SPECS, cell_timeout_option, second_option, vram_option
 from prill_harness.commands.shared.declare import command as declare
 from prill_harness.commands.shared.outfolder import taken
 from prill_harness.console import Console
+from prill_harness.incidents.history import FILE
 from prill_harness.plan.plan import Plan, build, shard
 from prill_harness.plan.provenance import file_digest
 from prill_harness.records import catalog
@@ -83,6 +84,10 @@ def _day(ctx: click.Context, param: click.Parameter, value: dt.datetime | None) 
     help="Default: ci/gates.toml, or the packaged one.",
 )
 @click.option("--waivers", "waivers_file", type=click.Path(path_type=Path), help="Default: ci/waivers.toml.")
+@click.option("--incidents", "log_folder", type=click.Path(path_type=Path), metavar="FOLDER",
+              help="Incident log; default: ci/incidents.")  # fmt: skip
+@click.option("--history", "history_place", type=click.Path(path_type=Path), metavar="FILE|FOLDER",
+              help="Earlier gates, to which this one is added; default: history.jsonl in --out.")  # fmt: skip
 @click.option("--kills", "kills_file", type=click.Path(path_type=Path), metavar="FILE",
               help="Kill matrix, from `prill faults matrix -o`; default: the packaged one.")  # fmt: skip
 def command(
@@ -100,11 +105,13 @@ def command(
     as_of: dt.date,
     policy_file: Path | None,
     waivers_file: Path | None,
+    log_folder: Path | None,
+    history_place: Path | None,
     kills_file: Path | None,
 ) -> int:
     """Run the cells of gate NAME and decide whether the merge may go through.
 
-    Writes ledger.jsonl, verdict.json, junit.xml, report.md and report.html into --out.
+    Writes ledger.jsonl, verdict.json, junit.xml, report.md and report.html into --out, and a line of history.
     """
     from prill_harness.decide import entries
     from prill_harness.decide.gate import decide
@@ -127,6 +134,7 @@ def command(
     checklists = asked_of(gate.checklists, policy.folder)
     waivers = load_waivers(waivers_file)
     entries.examine_waivers(waivers, waivers_file or LOCAL, policy.folder)
+    incidents = past.incidents(log_folder, check_ids(policy.folder))
     kills, forgotten = matrix.fresh(matrix.load(kills_file), catalogue()), oblivion.load()
     if policy.folder:
         claimed(policy.folder)
@@ -142,6 +150,9 @@ def command(
         return _shard(console, shard(plan, *part), out, how)
     records = _merged(plan, ledgers, out) if ledgers else _run(console, plan, out, how)
     others = {cell.engine for cell in plan.cells if foreign(cell.engine)}
+    seen = {spec: connector.load(spec) for spec in others}
+    counted = connector.counted(records, seen)
+    earlier = past.Past(console, history_place or out / FILE, gate.name, counted, incidents)
     deciding = partial(
         decide,
         policy,
@@ -152,15 +163,17 @@ def command(
         as_of=as_of,
         sources=check_ids(policy.folder),
         forgotten=forgotten,
+        standings=earlier.standings,
+        incidents=incidents,
     )
-    seen = {spec: connector.load(spec) for spec in others}
-    verdict = deciding(connector.counted(records, seen))
+    verdict = deciding(counted)
     if found := cause(verdict, records, plan.given):
         with Ledger(out / "ledger.jsonl") as ledger:
             ledger.append(found)
         verdict = deciding(connector.counted((*records, found), seen))
     verdict = verdict.sealed(file_digest(out / "ledger.jsonl"))
     written = [out / "ledger.jsonl", *write_reports(verdict, out)]
+    earlier.keep()
     console.emit(verdict)
     show(console, verdict, written)
     lead(console, verdict)

@@ -1,0 +1,1 @@
+"""Commands on what outlives one run: incidents and waivers."""
