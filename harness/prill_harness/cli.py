@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import click
 
-from prill_harness.commands import engines, gates
+from prill_harness.commands import engines, gates, ledgers
 from prill_harness.commands.shared.declare import COMPLETE, DEBUG, debug_option
 from prill_harness.console import printable, write
 from prill_harness.version import commit, version
@@ -24,8 +24,9 @@ from prill_runtime.errors import PrillError, UsageError
 COMMANDS = {
     "gate": gates, "run": gates, "new": gates, "golden": engines, "requests": gates, "bisect": engines,
     "trace": engines, "judged": engines,
-    "checklist": gates, "faults": gates, "leak": engines, "vram": engines, "report": gates, "bench": engines,
-    "generate": engines, "inspect": engines, "explain": gates, "doctor": gates, "completion": gates,
+    "checklist": gates, "faults": gates, "leak": engines, "vram": engines, "report": gates, "badge": ledgers,
+    "bench": engines, "generate": engines, "inspect": engines, "explain": gates, "doctor": gates,
+    "completion": gates,
 }  # fmt: skip
 """Command -> the room of its module, in the order of the help."""
 INTERRUPTED = 2
