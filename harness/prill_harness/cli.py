@@ -25,6 +25,7 @@ COMMANDS = {
     "gate": gates, "run": gates, "new": gates, "golden": engines, "requests": gates, "bisect": engines,
     "trace": engines, "judged": engines,
     "checklist": gates, "faults": gates, "leak": engines, "vram": engines, "report": gates, "badge": ledgers,
+    "show": ledgers, "diff": ledgers,
     "bench": engines, "generate": engines, "inspect": engines, "explain": gates, "doctor": gates,
     "completion": gates,
 }  # fmt: skip

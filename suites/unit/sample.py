@@ -8,7 +8,7 @@ import msgspec
 
 from prill_harness.plan.provenance import file_digest
 from prill_harness.records import ledger as ledgers
-from prill_harness.records.evidence import Evidence, Status
+from prill_harness.records.evidence import Evidence, Metric, Status
 from prill_harness.records.verdict import Verdict
 
 VERDICT = msgspec.json.decode((Path(__file__).parent / "data/verdict.json").read_bytes(), type=Verdict)
@@ -30,6 +30,7 @@ def laid(folder: Path, verdict: Verdict = VERDICT) -> Path:
                     oracle=check.oracle,
                     kills=("rope_pairing",),
                     reproduce=check.reproduce,
+                    metrics=tuple(msgspec.convert(each, Metric) for each in check.metrics),
                     detail=check.detail,
                 )
             )
