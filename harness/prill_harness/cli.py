@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import click
 
-from prill_harness.commands import engines, gates, incidents
+from prill_harness.commands import engines, gates, incidents, ledgers
 from prill_harness.commands.shared.declare import COMPLETE, DEBUG, debug_option
 from prill_harness.console import printable, write
 from prill_harness.version import commit, version
@@ -24,9 +24,10 @@ from prill_runtime.errors import PrillError, UsageError
 COMMANDS = {
     "gate": gates, "run": gates, "new": gates, "golden": engines, "requests": gates, "bisect": engines,
     "trace": engines, "judged": engines,
-    "checklist": gates, "faults": gates, "leak": engines, "vram": engines, "report": gates, "bench": engines,
-    "incident": incidents, "waive": incidents,
-    "generate": engines, "inspect": engines, "explain": gates, "doctor": gates, "completion": gates,
+    "checklist": gates, "faults": gates, "leak": engines, "vram": engines, "report": gates, "badge": ledgers,
+    "show": ledgers, "diff": ledgers, "incident": incidents, "waive": incidents,
+    "bench": engines, "generate": engines, "inspect": engines, "explain": gates, "doctor": gates,
+    "completion": gates,
 }  # fmt: skip
 """Command -> the room of its module, in the order of the help."""
 INTERRUPTED = 2

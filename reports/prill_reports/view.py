@@ -125,6 +125,11 @@ def quiet_checks(verdict: Verdict) -> list[CheckResult]:
     return sorted((r for r in verdict.checks if r.status not in OPEN), key=lambda r: (r.cell, r.check))
 
 
+def every_check(verdict: Verdict) -> list[CheckResult]:
+    """All checks, those that did not pass first."""
+    return [*open_checks(verdict), *lacking_checks(verdict), *quiet_checks(verdict)]
+
+
 def waivers(verdict: Verdict) -> list[WaiverResult]:
     """Waivers, the first to expire on top."""
     return sorted(verdict.waivers, key=lambda w: (w.days_left, w.id))

@@ -19,33 +19,12 @@ from prill_harness.records import ledger as ledgers
 from prill_harness.records.verdict import Verdict
 
 from .commandline import child, invoke
-
-DATA = Path(__file__).parent / "data"
+from .sample import laid
 
 
 @pytest.fixture
 def judged(tmp_path: Path) -> Path:
-    """The sample verdict beside a ledger that agrees with it."""
-    with ledgers.Ledger(tmp_path / "ledger.jsonl") as ledger:
-        for check in json.loads((DATA / "verdict.json").read_text())["checks"]:
-            status = "failed" if check["status"] == "waived" else check["status"]
-            ledger.append(
-                evidence.Evidence(
-                    check=check["check"],
-                    content="",
-                    cell=evidence.Cell(**check["cell"]),
-                    status=evidence.Status(status),
-                    observed=check["observed"],
-                    sentence=check["sentence"],
-                    oracle=check["oracle"],
-                    kills=("rope_pairing",),
-                    reproduce=check["reproduce"],
-                )
-            )
-    verdict = msgspec.json.decode((DATA / "verdict.json").read_bytes(), type=Verdict)
-    sealed = verdict.sealed(file_digest(tmp_path / "ledger.jsonl"))
-    (tmp_path / "verdict.json").write_bytes(msgspec.json.encode(sealed))
-    return tmp_path / "ledger.jsonl"
+    return laid(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +99,9 @@ def test_gate_writes_everything_and_says_why(gated: tuple[Path, subprocess.Compl
         "report.md",
         "report.html",
         "history.jsonl",
+        "report.sarif",
+        "ctrf.json",
+        "in-toto.json",
     }
     verdict = json.loads((folder / "out/verdict.json").read_text())
     assert (verdict["exit_code"], verdict["as_of"]) == (10, "2026-01-31")

@@ -17,6 +17,7 @@ from lxml import etree
 
 from prill_harness.records.evidence import Status, badness
 from prill_harness.records.verdict import AttemptResult, Verdict
+from prill_reports.cases import GATE
 from prill_reports.formats import junit
 from prill_runtime.errors import InvalidParameter
 
@@ -107,13 +108,13 @@ def test_counts_are_those_of_the_cases() -> None:
     assert (document.tests, document.failures, document.errors, document.skipped) == (
         total["tests"], total["Failure"], total["Error"], total["Skipped"],
     )  # fmt: skip
-    checks = sum(suite.tests for suite in document if suite.name != junit.GATE)
+    checks = sum(suite.tests for suite in document if suite.name != GATE)
     assert checks == len(VERDICT.checks)
 
 
 def test_the_gate_has_cases_of_its_own() -> None:
     """Verdict, rules, expired waivers and missing or dead cells are cases; a used waiver is not."""
-    found = {name: case for (suite, name), case in cases(VERDICT).items() if suite == junit.GATE}
+    found = {name: case for (suite, name), case in cases(VERDICT).items() if suite == GATE}
     kinds = {name: [type(r) for r in case.result] for name, case in found.items()}
     assert kinds == {
         "prill.gate.verdict": [Failure],
@@ -165,7 +166,7 @@ def test_every_suite_has_a_time_and_every_case_a_place() -> None:
         times = {suite.name: dt.datetime.fromisoformat(suite.timestamp) for suite in parse(verdict, dialect)}
         assert times["fixture:llama-tiny.numpy.cpu"] == dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
         assert times["fixture:gpt2-tiny.numpy.cpu"] == dt.datetime(2026, 1, 1, 0, 1, tzinfo=dt.UTC)
-        assert times[junit.GATE] == min(times.values())
+        assert times[GATE] == min(times.values())
     places = {name: (c._elem.get("file"), c._elem.get("line")) for (_, name), c in cases(verdict).items()}
     assert all(file and line for file, line in places.values())
     assert places["harness.new"] == ("suites/prill_suites/harness.py", "7")
@@ -186,7 +187,7 @@ def test_the_digest_stands_beside_the_models_name() -> None:
     facts = {
         suite.name: {p.name: p.value for p in suite.properties()}
         for suite in parse(verdict)
-        if suite.name != junit.GATE
+        if suite.name != GATE
     }
     assert facts["fixture:llama-tiny.numpy.cpu"] == {"model": "fixture:llama-tiny", "model_sha256": "ab" * 32}
     assert "ab" * 32 not in junit.render(verdict, options={"dialect": "jenkins-strict"})
@@ -199,7 +200,7 @@ def test_every_suite_names_its_hosts() -> None:
     assert {c.host for c in cells if c.cell.model == "fixture:llama-tiny"} >= {"one", "two"}
     for dialect in junit.DIALECTS:
         found = {s.name: s.hostname for s in parse(msgspec.structs.replace(VERDICT, cells=cells), dialect)}
-        assert found["fixture:llama-tiny.numpy.cpu"] == found[junit.GATE] == "one, two"
+        assert found["fixture:llama-tiny.numpy.cpu"] == found[GATE] == "one, two"
         assert {s.hostname for s in parse(VERDICT, dialect)} == {None}
 
 
@@ -291,10 +292,10 @@ def test_any_text_gives_sound_xml(sentence: str, name: str, reproduce: str, stat
         xml = junit.render(verdict, options={"dialect": dialect})
         valid(xml, dialect)
         document = JUnitXml.fromstring(xml.encode())
-        red = sum(c.is_failure or c.is_error for s in document if s.name != junit.GATE for c in s)
+        red = sum(c.is_failure or c.is_error for s in document if s.name != GATE for c in s)
         bad = {Status.FAILED, Status.ERROR, Status.INCONCLUSIVE}
         assert red == sum(r.status in bad for r in verdict.checks)
-        assert sum(s.tests for s in document if s.name != junit.GATE) == len(verdict.checks)
+        assert sum(s.tests for s in document if s.name != GATE) == len(verdict.checks)
 
 
 @pytest.mark.parametrize("duration", [1e-9, 0.0, float("nan"), float("inf"), -1.0, 1e-5, 12345.678])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import msgspec
@@ -11,7 +12,7 @@ from prill_harness.plan.policy import load_policy
 from prill_harness.records.catalog import packaged
 from prill_harness.records.evidence import Evidence, Record, Status
 from prill_harness.records.verdict import ItemStatus, Severity, Verdict
-from prill_reports.formats import html, junit, markdown
+from prill_reports.formats import ctrf, html, in_toto, junit, markdown, sarif
 from prill_runtime.errors import PolicyError
 
 from .test_gate import CELLS, checklist, decide, item, whole
@@ -136,6 +137,13 @@ def test_every_report_tells_it() -> None:
     assert xml[False].count("<skipped") == 0
     assert "<error" in xml[False]
     assert "<error" not in xml[True]
+    skipped = {allowed: ctrf.render(verdict, options={}) for allowed, verdict in shown.items()}
+    assert [skipped[allowed].count('"status": "skipped"') for allowed in (True, False)] == [2, 0]
+    assert [sarif.render(shown[allowed], options={}).count('"ruleId"') for allowed in (True, False)] == [0, 2]
+    said = {allowed: json.loads(in_toto.render(each, options={})) for allowed, each in shown.items()}
+    found = {allowed: each["predicate"] for allowed, each in said.items()}
+    assert [found[allowed]["result"] for allowed in (True, False)] == ["WARNED", "FAILED"]
+    assert [len(found[allowed]["warnedTests"]) for allowed in (True, False)] == [2, 0]
 
 
 def told(verdict: Verdict, text: str) -> tuple[bool, bool]:

@@ -13,14 +13,14 @@ from junitparser.xunit2 import FlakyError, FlakyFailure, InterimResult, RerunErr
 
 from prill_harness.records.evidence import Cell, Status
 from prill_harness.records.verdict import AttemptResult, CellResult, CheckResult, Verdict
-from prill_reports import view
+from prill_reports import cases, view
+from prill_reports.cases import GATE, GateCase
 from prill_reports.text import bound, one_line, seconds, unique, visible
 from prill_runtime.errors import InvalidParameter
 
 FILE = "junit.xml"
-DIALECTS = ("default", "jenkins-strict")
-GATE = "prill.gate"
 LACKING = "lacking"
+DIALECTS = ("default", "jenkins-strict")
 ATTACHED = ("ledger.jsonl", "verdict.json", "report.html")
 """Files of a gate that Jenkins's and GitLab's readers attach to its verdict."""
 
@@ -110,10 +110,10 @@ def _class(cell: Cell) -> str:
     return ".".join(re.sub(r"[^\w:+-]", "_", one_line(p)) for p in (cell.model, cell.engine, cell.device))
 
 
-def _filled(suite: TestSuite, cases: Iterable[TestCase]) -> TestSuite:
+def _filled(suite: TestSuite, filling: Iterable[TestCase]) -> TestSuite:
     """The suite with its cases, each under a unique name."""
     taken = set[str]()
-    for case in cases:
+    for case in filling:
         case.name = unique(case.name, taken)
         suite.append(case)
     return suite
@@ -125,7 +125,7 @@ def _check_case(result: CheckResult, verdict: Verdict, classname: str, rich: boo
         _enrich(case, result, verdict)
     if result.status is not Status.PASSED:
         status = LACKING if result.lacking else result.status.value
-        case.append(_result(status, _sentence(result, verdict), _body(result)))
+        case.append(_result(status, cases.sentence(result, verdict), cases.body(result)))
     case.extend(_interim(view.attempts(result)))
     return case
 
@@ -158,12 +158,7 @@ def _enrich(case: TestCase, result: CheckResult, verdict: Verdict) -> None:
         *(("item", f"{i.id}: {i.title}") for i in proving),
         *(("metric", bound(m)) for m in result.metrics),
     ]
-    if proving and proving[0].file:
-        _place(case, proving[0].file, proving[0].line)
-    elif result.file:
-        _place(case, result.file, result.line)
-    else:
-        _place(case, verdict.policy or GATE)
+    _place(case, *cases.place(result, verdict))
     properties = Properties()
     for name, value in facts:
         if value:
@@ -171,25 +166,10 @@ def _enrich(case: TestCase, result: CheckResult, verdict: Verdict) -> None:
     case.append(properties)
 
 
-def _place(case: TestCase, file: str, line: int = 1) -> None:
+def _place(case: TestCase, file: str, line: int) -> None:
     """Set the file and line that the case is about; CI services also split runs by it."""
     case._elem.set("file", one_line(file))
     case._elem.set("line", str(line))
-
-
-def _sentence(result: CheckResult, verdict: Verdict) -> str:
-    if result.status is not Status.WAIVED:
-        return result.sentence
-    reasons = [f"{w.reason} (until {w.expires})" for w in verdict.waivers if w.id == result.waiver]
-    return (
-        f"waived by {result.waiver}: {'; '.join(reasons) or 'no reason recorded'}; found: {result.sentence}"
-    )
-
-
-def _body(result: CheckResult) -> str:
-    lines = [result.sentence, *map(bound, result.metrics)]
-    lines += [f"compared with: {result.oracle}"] if result.oracle else []
-    return "\n".join([*lines, f"reproduce: {result.reproduce}"] if result.reproduce else lines)
 
 
 def _result(status: str, sentence: str, body: str = "") -> FinalResult:
@@ -203,31 +183,17 @@ def _result(status: str, sentence: str, body: str = "") -> FinalResult:
 
 def _gate_cases(verdict: Verdict, rich: bool, folder: str) -> Iterable[TestCase]:
     """The gate's own cases; their place is the policy file; the first, the verdict, has the attachments."""
-    for number, case in enumerate(_gate_results(verdict)):
+    for number, said in enumerate(cases.of_gate(verdict)):
+        case = _gate_case(said)
         if rich:
-            _place(case, verdict.policy or GATE)
+            _place(case, *cases.of_policy(verdict))
         if folder and number == 0:
             case.system_out = "".join(f"[[ATTACHMENT|{one_line(folder)}/{name}]]\n" for name in ATTACHED)
         yield case
 
 
-def _gate_results(verdict: Verdict) -> Iterable[TestCase]:
-    """Cases for the verdict, its rules, its broken waivers, and planned cells that did not report."""
-    yield _gate_case("verdict", verdict.status, f"{verdict.sentence} (exit code {verdict.exit_code})")
-    for rule in verdict.rules:
-        yield _gate_case(f"rule {rule.id}", rule.status, rule.sentence)
-    for waiver in verdict.waivers:
-        if waiver.state in ("expired", "refused"):
-            sentence = waiver.sentence or f"waiver {waiver.id} is {waiver.state} (expires {waiver.expires})"
-            yield _gate_case(f"waiver {waiver.id}", Status.FAILED, sentence)
-    for cell in verdict.cells:
-        if cell.status != "complete":
-            sentence = cell.sentence or f"{cell.executed} of {cell.planned} planned checks reported"
-            yield _gate_case(f"cell {cell.cell.id}", Status.ERROR, f"cell is {cell.status}: {sentence}")
-
-
-def _gate_case(name: str, status: Status, sentence: str) -> TestCase:
-    case = TestCase(one_line(f"{GATE}.{name}"), GATE, 0.0)
-    if status is not Status.PASSED:
-        case.append(_result(status, sentence))
+def _gate_case(said: GateCase) -> TestCase:
+    case = TestCase(one_line(said.name), GATE, 0.0)
+    if said.status is not Status.PASSED:
+        case.append(_result(said.status, said.sentence))
     return case

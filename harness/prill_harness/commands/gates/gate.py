@@ -111,7 +111,8 @@ def command(
 ) -> int:
     """Run the cells of gate NAME and decide whether the merge may go through.
 
-    Writes ledger.jsonl, verdict.json, junit.xml, report.md and report.html into --out, and a line of history.
+    Writes ledger.jsonl, verdict.json, junit.xml, report.md, report.html, report.sarif, ctrf.json and
+    in-toto.json into --out, and a line of history.
     """
     from prill_harness.decide import entries
     from prill_harness.decide.gate import decide

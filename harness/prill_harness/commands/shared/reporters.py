@@ -11,13 +11,9 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 
-import msgspec
-
 from prill_harness.records import catalog
-from prill_harness.records.files import read_text
 from prill_harness.records.names import look_up
 from prill_harness.records.verdict import Verdict
-from prill_runtime.errors import VerdictError
 
 GROUP = "prill.reporters"
 
@@ -69,26 +65,3 @@ def beside(folder: Path) -> dict[str, str]:
     absolute, root = folder.resolve(), catalog.repository()
     inside = absolute.is_relative_to(root)
     return {"folder": (absolute.relative_to(root) if inside else absolute).as_posix()}
-
-
-def read_verdict(path: Path) -> Verdict:
-    """Read a verdict that a gate wrote.
-
-    Raises:
-        UsageError: the file cannot be read.
-        VerdictError: it is not a verdict of this version, or was altered.
-    """
-    text = read_text(path, "verdict")
-    try:
-        verdict = msgspec.json.decode(text.encode("utf-8", "replace"), type=Verdict, strict=True)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise VerdictError("not a verdict of this version", where=str(path), got=str(error)) from error
-    if verdict.digest != (expected := verdict.digest_of_all()):
-        raise VerdictError(
-            "the verdict was altered after the gate wrote it",
-            where=str(path),
-            expected=f"digest {expected[:16]}…",
-            got=f"{verdict.digest[:16]}…" if verdict.digest else "none",
-            hint="run prill gate again, or decide anew with prill gate --from",
-        )
-    return verdict

@@ -1,0 +1,1 @@
+"""Commands that look into ledgers and verdicts that are there."""
