@@ -109,9 +109,7 @@ def test_a_server_that_died_is_said_so(tmp_path: Path) -> None:
 
 def test_what_is_imported_before_the_fork_leaves_suites_and_plugin_alone() -> None:
     """pytest rewrites the asserts of what it imports itself: none of that may be there before."""
-    program = (
-        "from prill_harness.recording.forked import catalogue as c; import sys; c(); print(*sys.modules)"
-    )
+    program = "from prill_harness.recording import forked; import sys; forked.share(); print(*sys.modules)"
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = said.stdout.split()
     assert {"pytest", "prill_harness.recording.recorder"} <= set(loaded)

@@ -23,6 +23,7 @@ class Plan(msgspec.Struct, frozen=True):
         checks: run these check ids alone; empty for all.
         folder: where suites of the user's own lie, beside the packaged ones; None: there are none.
         given: the spec that opens a model here, by the name in its cells; absent if they are equal.
+        cells_per_gpu: how many may run on one GPU at a time.
     """
 
     gate: str
@@ -30,6 +31,7 @@ class Plan(msgspec.Struct, frozen=True):
     checks: tuple[str, ...] = ()
     folder: Path | None = None
     given: Mapping[str, str] = {}
+    cells_per_gpu: int = 1
 
     def spec(self, cell: Cell) -> str:
         """The spec that opens the cell's model on this machine."""
@@ -71,7 +73,8 @@ def build(
         beside.suite_file(suite, folder)
     if not cells:
         raise NothingSelected("the selection leaves no cell", where=f"gate {gate.name}")
-    return Plan(gate.name, tuple(dict.fromkeys(cells)), tuple(checks), folder, openers(names))
+    mine, given = tuple(dict.fromkeys(cells)), openers(names)
+    return Plan(gate.name, mine, tuple(checks), folder, given, gate.cells_per_gpu)
 
 
 def openers(names: Mapping[str, str]) -> dict[str, str]:

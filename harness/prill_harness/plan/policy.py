@@ -11,6 +11,7 @@ minimum_executed = 30                # evidence that passed or failed, at least
 max_inconclusive = 0
 max_flaky = 0                        # checks whose evidence disagrees with itself
 never_waive = ["cache.leak"]         # items that no waiver may cover
+cells_per_gpu = 1                    # cells at a time on one GPU
 may_lack = ["batch"]                 # what an engine may say that it does not have: checks that need it are
                                      # listed, and count as neither passed nor inconclusive
 incidents_block_at = "high"          # open incidents at least this severe; default, and always, critical
@@ -62,6 +63,7 @@ class _GateFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     minimum_executed: int | None = None
     max_inconclusive: int | None = None
     max_flaky: int | None = None
+    cells_per_gpu: int | None = None
     may_lack: tuple[str, ...] | None = None
     incidents_block_at: Severity | None = None
 
@@ -86,6 +88,7 @@ class Gate(msgspec.Struct, frozen=True):
     max_flaky: int
     may_lack: frozenset[str] = frozenset()
     incidents_block_at: Severity = Severity.CRITICAL
+    cells_per_gpu: int = 1
 
     def blocks(self, severity: Severity) -> bool:
         """Whether an item of this severity must be proven for the gate to pass."""
@@ -159,9 +162,10 @@ def _resolve(path: Path, files: dict[str, _GateFile], name: str) -> Gate:
         "max_inconclusive": latest("max_inconclusive", 0),
         "max_flaky": latest("max_flaky", 0),
         "incidents_block_at": latest("incidents_block_at", Severity.CRITICAL),
+        "cells_per_gpu": latest("cells_per_gpu", 1),
     }
-    for field in ("minimum_executed", "max_inconclusive", "max_flaky"):
-        lowest = 1 if field == "minimum_executed" else 0
+    for field in ("minimum_executed", "max_inconclusive", "max_flaky", "cells_per_gpu"):
+        lowest = 1 if field in ("minimum_executed", "cells_per_gpu") else 0
         if int(str(values[field])) < lowest:
             where = f"{path} - at `$.gates.{name}.{field}`"
             raise PolicyError("out of range", where=where, expected=f"at least {lowest}", got=values[field])

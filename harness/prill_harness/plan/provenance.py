@@ -40,9 +40,8 @@ def describe(model: str, suite_file: Path, checks: Sequence[str] = (), engine: s
     """
     facts = model_facts(model)
     return {
-        "prill": version(),
+        **_libraries(),
         "python": platform.python_version(),
-        **{name: metadata.version(name) for name in ("numpy", "gguf", "pytest")},
         "code_sha256": code_digest(suite_file.resolve()),
         "engine_sha256": engine_digest(engine),
         "selection": ",".join(sorted(checks)),
@@ -50,6 +49,18 @@ def describe(model: str, suite_file: Path, checks: Sequence[str] = (), engine: s
         **facts,
         **brought(facts["architecture"]),
     }
+
+
+@cache
+def _libraries() -> dict[str, str]:
+    return {"prill": version()} | {name: metadata.version(name) for name in ("numpy", "gguf", "pytest")}
+
+
+def warm() -> None:
+    """Read all that is the same for every cell, for processes forked from this one."""
+    sources()
+    _libraries()
+    _points()
 
 
 @cache
@@ -74,8 +85,13 @@ def model_facts(spec: str) -> dict[str, str]:
 @cache
 def brought(architecture: str) -> dict[str, str]:
     """Entry points of other packages for an architecture -> sha256 of their sources; none for prill's own."""
-    points = (point for group in BROUGHT for point in metadata.entry_points(group=group, name=architecture))
-    return {f"{point.group} {point.value}": _digest_of(point.module) for point in points}
+    mine = (point for point in _points() if point.name == architecture)
+    return {f"{point.group} {point.value}": _digest_of(point.module) for point in mine}
+
+
+@cache
+def _points() -> tuple[metadata.EntryPoint, ...]:
+    return tuple(point for group in BROUGHT for point in metadata.entry_points(group=group))
 
 
 def _digest_of(module: str, *folders: Path) -> str:
@@ -153,14 +169,14 @@ def code_digest(suite_file: Path) -> str:
 
 @cache
 def sources() -> bytes:
-    """Names and contents of the sources and goldens of prill that judge, read once in a process and those
-    forked from it."""
+    """sha256 of the names and contents of the sources and goldens of prill that judge, read once in a process
+    and those forked from it."""
     found: list[Path] = []
     for package in SOURCES:
         spec = importlib.util.find_spec(package)
         for folder in (spec.submodule_search_locations or ()) if spec else ():
             found += [p for p in Path(folder).rglob("*") if p.suffix in (".py", ".json")]
-    return b"".join(map(_named, sorted(found)))
+    return hashlib.sha256(b"".join(map(_named, sorted(found)))).digest()
 
 
 def _named(file: Path) -> bytes:

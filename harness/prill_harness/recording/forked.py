@@ -7,6 +7,7 @@ for their checks. Imported modules are all that cells share: no cell ever ran in
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import json
 import os
@@ -17,30 +18,23 @@ import threading
 from pathlib import Path
 from typing import NoReturn
 
-import pytest
-
-from prill_harness.engines import connect
-from prill_harness.faults.catalogue import catalogue
 from prill_harness.plan import provenance
-from prill_harness.recording import recorder
 from prill_harness.records import sources
 from prill_harness.run import cells, orphans
-from prill_harness.run.forkserver import LARGEST_MESSAGE
-from prill_harness.stages import trace
-from prill_harness.tokens import golden, judge
+from prill_harness.run.forkserver import LARGEST_MESSAGE, watched
 
-SHARED = (pytest, connect, golden, judge, recorder, trace)
-"""What cells import besides the faults; nothing whose asserts pytest rewrites."""
-POLL_S = 0.01
+POLL_S = 0.01  # between looks at a process that cannot be watched
 
 
 def serve(channel: socket.socket) -> int:
     """Fork for every message until the other side is gone; a child never returns."""
     life = os.pipe()  # only the server holds the write end: when it ends, every cell's stdin does
-    running: set[int] = set()
+    running: dict[int, int | None] = {}  # by process id: what tells that it has ended
     while True:
-        if select.select([channel], [], [], POLL_S if running else None)[0]:
-            message = channel.recv(LARGEST_MESSAGE)
+        watches: list[int] = [watch for watch in running.values() if watch is not None]
+        patience = None if len(watches) == len(running) else POLL_S
+        if channel.fileno() in select.select([channel.fileno(), *watches], [], [], patience)[0]:
+            message = _received(channel)
             if not message:
                 return 0
             pid = os.fork()
@@ -48,15 +42,32 @@ def serve(channel: socket.socket) -> int:
                 channel.close()
                 os.close(life[1])
                 os.dup2(life[0], 0)
-                *arguments, log = json.loads(message)
+                for watch in watches:
+                    os.close(watch)
+                environment, log, *arguments = json.loads(message)
+                os.environ.update(environment)
                 _leave(_cell(arguments, log))
-            running.add(pid)
-            channel.send(json.dumps([pid, None]).encode())
+            running[pid] = watched(pid)
+            _tell(channel, pid, None)
         for pid in sorted(running):
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
-                running.remove(pid)
-                channel.send(json.dumps([pid, os.waitstatus_to_exitcode(status)]).encode())
+                known = running.pop(pid)
+                if known is not None:
+                    os.close(known)
+                _tell(channel, pid, os.waitstatus_to_exitcode(status))
+
+
+def _received(channel: socket.socket) -> bytes:
+    """A message; empty once the other side is gone, killed with our messages unread or not."""
+    with contextlib.suppress(ConnectionError):
+        return channel.recv(LARGEST_MESSAGE)
+    return b""
+
+
+def _tell(channel: socket.socket, pid: int, code: int | None) -> None:
+    with contextlib.suppress(ConnectionError):  # who is gone is noticed by the next message
+        channel.send(json.dumps([pid, code]).encode())
 
 
 def _cell(arguments: list[str], log: str) -> int:
@@ -81,11 +92,24 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-if __name__ == "__main__":
+def share() -> None:
+    """Import and read what cells need; nothing whose asserts pytest rewrites."""
+    import pytest  # noqa: F401
+
+    from prill_harness.engines import connect  # noqa: F401
+    from prill_harness.faults.catalogue import catalogue
+    from prill_harness.recording import recorder  # noqa: F401
+    from prill_harness.stages import trace  # noqa: F401
+    from prill_harness.tokens import golden, judge  # noqa: F401
+
     catalogue()
     gc.disable()  # it would look through the trees of 200 files, again and again, for cycles that none has
     sources.warm()
-    provenance.sources()
+    provenance.warm()
     gc.freeze()  # keep pages shared: a garbage collection would write to all of them
     gc.enable()
+
+
+if __name__ == "__main__":
+    share()
     sys.exit(serve(socket.socket(fileno=int(sys.argv[1]))))

@@ -16,6 +16,7 @@ from prill_harness.plan.plan import Plan
 from prill_harness.records import ledger as ledgers
 from prill_harness.records.evidence import Cell, CellEnded, CellStarted, Evidence, Record, Status
 from prill_harness.run import gather, pool
+from prill_harness.run.leases import Gpus, visible, wanted
 from prill_harness.run.pool import TIMEOUT_S, CellAttempt, Event
 from prill_runtime.errors import PrillError
 
@@ -55,7 +56,8 @@ def run(
     first = [CellAttempt(cell, plan.spec(cell), ledger_path(out, cell), plan.checks) for cell in plan.cells]
     (out / "cells").mkdir(parents=True, exist_ok=True)
     kept = [job for job in first if resume and resumable(job.ledger, job.cell, plan)]
-    todo = [job for job in first if job not in kept]
+    over = {job.cell for job in kept}
+    todo = [job for job in first if job.cell not in over]
     took = {job.cell: _took(job.ledger) for job in first}
     for job in todo:  # leftovers of an earlier run must not pass for this one
         for path in (job.ledger, *_again(out, job.cell)):
@@ -70,6 +72,9 @@ def run(
         counts = Counter(r.status.value for r in records if isinstance(r, Evidence))
         progress(Event(kind, job.cell, done, len(plan.cells), dict(counts), job.attempt))
 
+    # Nobody is asked for GPUs where no cell needs one.
+    gpus = Gpus(visible() if any(wanted(job.cell) is not None for job in todo) else (), plan.cells_per_gpu)
+
     def carry_out(several: Sequence[CellAttempt]) -> None:
         pool.run(
             several,
@@ -78,6 +83,7 @@ def run(
             timeout_s={cell: timeout_s or patience(took[cell]) for cell in took},
             started=lambda job: tell("started", job),
             ended=lambda job: tell("ended", job),
+            gpus=gpus,
         )
 
     for job in kept:

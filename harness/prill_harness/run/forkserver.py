@@ -5,7 +5,9 @@ The server runs `recording.forked`.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import select
 import signal
 import socket
@@ -16,6 +18,17 @@ from pathlib import Path
 from prill_harness.run.children import python
 
 LARGEST_MESSAGE = 1 << 17  # bytes
+COMMAND = python("prill_harness.recording.forked")
+
+
+def watched(pid: int) -> int | None:
+    """A descriptor that can be read once the process has ended; None where the system has none."""
+    with contextlib.suppress(AttributeError, OSError):
+        return os.pidfd_open(pid)
+    return None
+
+
+NOTHING_MORE: Mapping[str, str] = {}
 
 
 class Forked:
@@ -48,7 +61,7 @@ class ForkServer:
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [*python("prill_harness.recording.forked"), str(theirs.fileno())],
+                [*COMMAND, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 env=dict(environment),
@@ -62,14 +75,23 @@ class ForkServer:
         """Whether the server's process has ended."""
         return self._process.poll() is not None
 
-    def start(self, arguments: Sequence[str], log: Path) -> Forked:
+    def fileno(self) -> int:
+        """A descriptor that can be read when a process has ended."""
+        return self._channel.fileno()
+
+    def start(
+        self, arguments: Sequence[str], log: Path, environment: Mapping[str, str] = NOTHING_MORE
+    ) -> Forked:
         """Run `cells.main(arguments)` in a new process that leads its own group; output goes to `log`.
+
+        Args:
+            environment: what is set in the process besides the server's own.
 
         Raises:
             ChildProcessError: the server has ended.
         """
         try:
-            self._channel.send(json.dumps([*arguments, str(log)]).encode())
+            self._channel.send(json.dumps([dict(environment), str(log), *arguments]).encode())
         except OSError:
             raise self._gone() from None
         while (pid := self._receive()) is None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import select
 import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -18,10 +20,11 @@ from prill_harness.records import ledger as ledgers
 from prill_harness.records.evidence import Cell, CellEnded, CellStarted, CheckStarted, Evidence, Status
 from prill_harness.records.ledger import Ledger
 from prill_harness.run import cells, orphans, reproduce
-from prill_harness.run.forkserver import Forked, ForkServer
+from prill_harness.run.forkserver import Forked, ForkServer, watched
+from prill_harness.run.leases import Gpus, Lease, wanted
 from prill_harness.run.outcomes import one_line
 
-POLL_S = 0.02
+POLL_S = 0.02  # at most, between looks at time limits, logs and GPUs that others hold
 TIMEOUT_S = 900.0
 LOG_BYTES = 16 << 20  # of a cell's output; a longer log is emptied and begins anew
 LAST_BYTES = 4096  # of a log, searched for a dead cell's last words
@@ -63,12 +66,44 @@ class _Running:
     process: subprocess.Popen[bytes] | Forked
     deadline: float
     forward: bool
+    lease: Lease
 
     @property
     def finished(self) -> bool:
         """Whether the cell wrote its final record."""
         path = self.job.ledger
         return path.exists() and any(isinstance(r, CellEnded) for r in ledgers.read(path))
+
+
+NO_GPUS = Gpus()
+
+
+class _Waiting:
+    """The jobs that have not begun; those that need a GPU are asked first, for GPUs are fewer."""
+
+    def __init__(self, todo: Sequence[CellAttempt], gpus: Gpus) -> None:
+        self._gpus = gpus
+        self._on_gpu = deque(job for job in todo if wanted(job.cell) is not None)
+        self._rest = deque(job for job in todo if wanted(job.cell) is None)
+
+    def __len__(self) -> int:
+        return len(self._on_gpu) + len(self._rest)
+
+    def take(self, forward: bool) -> tuple[CellAttempt, Lease] | None:
+        """The next job, from the front or from the back, and its lease; None while every GPU that is wanted
+        is taken and nothing else is left."""
+        for queue in (self._on_gpu, self._rest):
+            for _ in range(len(queue) if queue is self._on_gpu else min(1, len(queue))):
+                job = queue.popleft() if forward else queue.pop()
+                lease = self._gpus.lease(job.cell)
+                if lease is not None:
+                    return job, lease
+                queue.append(job) if forward else queue.appendleft(job)
+        return None
+
+    def again(self, job: CellAttempt) -> None:
+        """Put a job back, to be run last."""
+        (self._rest if wanted(job.cell) is None else self._on_gpu).append(job)
 
 
 def run(
@@ -79,44 +114,65 @@ def run(
     timeout_s: Mapping[Cell, float],
     ended: Callable[[CellAttempt], None],
     started: Callable[[CellAttempt], None],
+    gpus: Gpus = NO_GPUS,
 ) -> None:
     """Run every job within the time limit of its cell; returns when all are over.
+
+    Args:
+        gpus: of which a cell that needs one gets one, once it is free.
 
     Raises:
         KeyboardInterrupt: once the running cells have been ended; their unfinished ledgers stay.
     """
-    waiting, running = list(todo), list[_Running]()
+    waiting, running = _Waiting(todo, gpus), list[_Running]()
     with ExitStack() as stack:
         server = _server(stack, todo, jobs)
-        stack.callback(_end_all, running)
+        others = orphans.bystanders()
+        stack.callback(_end_all, running, others)
         while waiting or running:
-            while waiting and len(running) < jobs:
+            while len(running) < jobs:
                 # From both ends of the plan: its first cells start processes and compute, its last ones
                 # stream weights, and two of those at once take a fifth longer each, for they share the
                 # memory bus.
                 forward = not any(one.forward for one in running)
-                job = waiting.pop(0 if forward else -1)
+                taken = waiting.take(forward)
+                if taken is None:
+                    break
+                job, lease = taken
                 started(job)
                 job.ledger.unlink(missing_ok=True)
                 job.log.write_bytes(b"")
                 words = cells.arguments(job.cell, job.ledger, folder, job.checks, job.spec, job.attempt)
-                process = _start(server, words, job.log, jobs)
+                process = _start(server, words, job.log, jobs, lease.environment)
                 deadline = time.monotonic() + timeout_s[job.cell]
-                running.append(_Running(job, process, deadline, forward))
+                running.append(_Running(job, process, deadline, forward, lease))
             for one in list(running):
                 late = time.monotonic() > one.deadline
                 if one.process.poll() is None and not late:
                     _bound(one.job.log)
                     continue
-                _end(one)
+                _end(one, others)
                 if isinstance(one.process, Forked) and server and server.gone and not one.finished:
-                    waiting.append(one.job)  # it died with the server: run it again
+                    waiting.again(one.job)  # it died with the server
                     running.remove(one)
                     continue
                 _account(one, f"timed out after {timeout_s[one.job.cell]:g} s" if late else "")
                 running.remove(one)
                 ended(one.job)
-            time.sleep(POLL_S)
+            if waiting or running:
+                _pause(running, server)
+
+
+def _pause(running: Sequence[_Running], server: ForkServer | None) -> None:
+    """Wait until a cell may have ended, POLL_S at most."""
+    told = [server.fileno()] if server is not None and not server.gone else []
+    pids = [one.process.pid for one in running if not isinstance(one.process, Forked)]
+    own = [watch for watch in map(watched, pids) if watch is not None]
+    try:
+        select.select([*told, *own], [], [], POLL_S)
+    finally:
+        for watch in own:
+            os.close(watch)
 
 
 def _server(stack: ExitStack, todo: Sequence[CellAttempt], jobs: int) -> ForkServer | None:
@@ -129,13 +185,13 @@ def _server(stack: ExitStack, todo: Sequence[CellAttempt], jobs: int) -> ForkSer
 
 
 def _start(
-    server: ForkServer | None, words: Sequence[str], log: Path, jobs: int
+    server: ForkServer | None, words: Sequence[str], log: Path, jobs: int, more: Mapping[str, str]
 ) -> subprocess.Popen[bytes] | Forked:
     """Start a cell from the server, or, if that has ended, as a new process."""
     if server is not None and not server.gone:
         with contextlib.suppress(ChildProcessError):
-            return server.start(words, log)
-    return _execute(words, log, jobs)
+            return server.start(words, log, more)
+    return _execute(words, log, jobs, more)
 
 
 def _bound(log: Path) -> None:
@@ -145,29 +201,32 @@ def _bound(log: Path) -> None:
             os.truncate(log, 0)  # its writers use O_APPEND
 
 
-def _execute(words: Sequence[str], log: Path, jobs: int) -> subprocess.Popen[bytes]:
+def _execute(words: Sequence[str], log: Path, jobs: int, more: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    own = cells.environment(jobs) | cells.KEPT | {orphans.CELL_VARIABLE: str(log.absolute()), **more}
     with log.open("ab") as out:
         return subprocess.Popen(
             [*cells.PYTHON, *words],
             stdin=subprocess.PIPE,
             stdout=out,
             stderr=subprocess.STDOUT,
-            env=cells.environment(jobs) | cells.KEPT | {orphans.CELL_VARIABLE: str(log.absolute())},
+            env=own,
             start_new_session=True,  # the whole group can be ended, and a Ctrl-C reaches the parent alone
         )
 
 
-def _end_all(running: Sequence[_Running]) -> None:
+def _end_all(running: Sequence[_Running], others: set[int]) -> None:
     for one in running:
-        _end(one)
+        _end(one, others)
 
 
-def _end(one: _Running) -> None:
-    """Kill what is left of the cell's process group, and daemons that left it; reap the cell."""
+def _end(one: _Running, others: set[int]) -> None:
+    """Kill what is left of the cell's process group, and daemons that left it; reap the cell, and give its
+    GPU back."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(one.process.pid, signal.SIGKILL)
     one.process.wait()
-    orphans.end(one.job.log.absolute())
+    orphans.end(one.job.log.absolute(), others)
+    one.lease.release()
     if one.process.stdin:
         one.process.stdin.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from junitparser import Error, Failure, JUnitXml, Properties, Property, Skipped, TestCase, TestSuite
@@ -50,9 +51,12 @@ def render(verdict: Verdict, *, options: Mapping[str, str]) -> str:
     rich = dialect == "default"
     document = JUnitXml(one_line(f"prill gate {verdict.gate}"))
     names: set[str] = set()
+    cells = defaultdict(list)
+    for cell in verdict.cells:
+        cells[_group(cell.cell)].append(cell)
     for group, results in _groups(verdict.checks).items():
         name = unique(_class(group), names)
-        suite = _suite(name, verdict, [c for c in verdict.cells if _group(c.cell) == group])
+        suite = _suite(name, verdict, cells[group])
         if rich:
             _say_model(suite, group.model, verdict.models.get(group.model, ""))
         document.append(_filled(suite, (_check_case(r, verdict, name, rich) for r in results)))
