@@ -216,7 +216,9 @@ def test_a_policy_entry_that_names_nothing_is_refused(
     assert old in POLICY
     code, sentence = gated(tmp_path, POLICY.replace(old, new))
     assert (code, sentence.count("\n")) == (4, 1)
-    assert sentence.startswith("invalid policy in gates.toml")
+    changed = POLICY.replace(old, new).splitlines()
+    line = next(number for number, text in enumerate(changed, 1) if new in text)
+    assert sentence.startswith(f"invalid policy in gates.toml, line {line}")
     assert told in sentence
     assert not Path("out").exists()
 

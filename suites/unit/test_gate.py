@@ -27,7 +27,14 @@ from prill_harness.records.evidence import (
     Record,
     Status,
 )
-from prill_harness.records.verdict import IncidentResult, ItemStatus, Severity, StandingResult, Verdict
+from prill_harness.records.verdict import (
+    IncidentResult,
+    ItemStatus,
+    Severity,
+    SpeedResult,
+    StandingResult,
+    Verdict,
+)
 from prill_runtime.errors import PolicyError
 
 TODAY = dt.date(2026, 6, 1)
@@ -89,6 +96,8 @@ def decide(
     forgotten: Forgotten = gate.NOTHING,
     standings: Mapping[tuple[str, str], StandingResult] = gate.NO_HISTORY,
     incidents: tuple[IncidentResult, ...] = (),
+    speeds: tuple[SpeedResult, ...] = (),
+    there: tuple[str, ...] = (),
     **changes: object,
 ) -> Verdict:
     work = Plan("demo", cells)
@@ -103,6 +112,8 @@ def decide(
         forgotten=forgotten,
         standings=standings,
         incidents=incidents,
+        speeds=speeds,
+        documents=there,
     )
 
 

@@ -110,6 +110,46 @@ def test_an_invalid_policy_is_one_sentence(tmp_path: Path, old: str, new: str, t
     assert caught.value.exit_code == 4
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "line", "told"),
+    [
+        ("max_flaky = 2", "max_flacky = 2", 7, "did you mean 'max_flaky'?"),
+        ('engines = ["numpy"]\nsuites = ["tokens"]', 'engine = ["numpy"]\nsuites = ["tokens"]', 21,
+         "did you mean 'engines'?"),
+        ('blocks_at = "high"', 'blocks_at = "hihg"', 5, "did you mean 'high'?"),
+        ('blocks_at = "low"', 'blocks_at = "lw"', 16, "did you mean 'low'?"),
+        ("max_inconclusive = 1", "max_inconclusive = -1", 17, "expected at least 0, got -1"),
+        ("minimum_executed = 3", "minimum_executed = 0", 6, "expected at least 1, got 0"),
+        ("max_flaky = 2", "cells_per_gpu = 0", 7, "expected at least 1, got 0"),
+        ("max_flaky = 2", "performance_budget = nan", 7, "got nan"),
+        ("max_flaky = 2", "leak_budget = -1", 7, "expected at least 0, got -1"),
+        ('extends = "parent"', 'extends = "parnt"', 14, "did you mean 'parent'?"),
+        ('suites = ["file"]', "suites = []", 3, "at least one cell"),
+    ],
+)  # fmt: skip
+def test_an_error_names_line_and_nearest_word(
+    tmp_path: Path, old: str, new: str, line: int, told: str
+) -> None:
+    """File, line, key, and the word that was meant, of two gates that have the same keys."""
+    assert old in SOUND
+    with pytest.raises(PolicyError) as caught:
+        load_policy(write(tmp_path, SOUND.replace(old, new, 1)))
+    assert f"gates.toml, line {line}" in str(caught.value)
+    assert told in str(caught.value)
+
+
+def test_budgets_and_documents_pass_to_the_child(tmp_path: Path) -> None:
+    """Documents are added to the parent's, budgets are replaced; without any nothing is asked."""
+    parent = 'leak_budget = 64\nperformance_budget = 10\ndocuments = ["README.md"]\nmax_flaky = 2'
+    child = 'leak_budget = 0\ndocuments = ["NEWS.md", "README.md"]\nmax_inconclusive = 1'
+    text = SOUND.replace("max_flaky = 2", parent).replace("max_inconclusive = 1", child)
+    gate = load_policy(write(tmp_path, text)).gate()
+    assert (gate.leak_budget, gate.performance_budget) == (0, 10.0)
+    assert gate.documents == ("README.md", "NEWS.md")
+    plain = load_policy(write(tmp_path, SOUND)).gate()
+    assert (plain.leak_budget, plain.performance_budget, plain.documents) == (None, None, ())
+
+
 def test_a_policy_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     """A missing file is an invalid policy, not a traceback."""
     with pytest.raises(PolicyError, match="cannot be read"):

@@ -9,8 +9,8 @@ import pytest
 
 from prill_harness.decide.rules import RULES
 from prill_harness.faults.trial.kills import Kills
-from prill_harness.records.evidence import CellStarted, Evidence, Status
-from prill_harness.records.verdict import IncidentResult, IncidentState, Severity, Verdict
+from prill_harness.records.evidence import CellStarted, Evidence, Record, Status
+from prill_harness.records.verdict import IncidentResult, IncidentState, Severity, SpeedResult, Verdict
 
 from .test_gate import (
     ALL,
@@ -73,6 +73,24 @@ def on_record(values: int) -> Kills:
     return msgspec.structs.replace(KILLS, observed={CELLS[0].id: {"tokens.exact": values}})
 
 
+def leaking(slope: float, verdict: str = "leak") -> list[Record]:
+    """A run in which a check failed by a leak of so many bytes a call, written down as `memory` does."""
+    curve = {"unit": "B", "verdict": verdict, "slope": slope}
+    detail = {"curves": [curve, curve | {"slope": slope / 2}, curve | {"unit": "blocks", "slope": 99}]}
+    records = whole(FAILURE)
+    place = next(n for n, r in enumerate(records) if isinstance(r, Evidence) and r.status is Status.FAILED)
+    records[place] = msgspec.structs.replace(records[place], detail=detail)
+    return records
+
+
+def speed(low: float, high: float, engine: str = "numpy") -> SpeedResult:
+    return SpeedResult(engine, "llama", "decode", (low + high) / 2, low, high)
+
+
+def measured(*speeds: SpeedResult) -> Verdict:
+    return decide(whole(), performance_budget=10.0, speeds=speeds)
+
+
 ALONE: dict[str, tuple[Callable[[], Verdict], Callable[[], Verdict]]] = {
     # rule: (what it alone turns down, the nearest run that it lets through)
     "items": (
@@ -111,6 +129,15 @@ ALONE: dict[str, tuple[Callable[[], Verdict], Callable[[], Verdict]]] = {
         lambda: decide(whole(), kills=owing("ops.of_another_gate")),
     ),
     "observed": (lambda: decide(whole(), kills=on_record(6)), lambda: decide(whole(), kills=on_record(5))),
+    "leaks": (
+        lambda: decide(leaking(17), lists=EXCUSABLE, waivers=(waiver(),), leak_budget=16),
+        lambda: decide(leaking(16), lists=EXCUSABLE, waivers=(waiver(),), leak_budget=16),
+    ),
+    "performance": (lambda: measured(speed(1.11, 1.2)), lambda: measured(speed(1.0, 1.1))),
+    "documents": (
+        lambda: decide(whole(), documents=("README.md", "a.md"), there=("README.md",)),
+        lambda: decide(whole(), documents=("README.md", "a.md"), there=("README.md", "a.md")),
+    ),
     "waivers": (
         lambda: decide(whole(), waivers=(waiver(),), never_waive=frozenset({"demo.exact"})),
         lambda: decide(whole(), waivers=(waiver(),)),
@@ -160,3 +187,30 @@ def test_an_open_critical_incident_is_waited_for_by_every_policy() -> None:
     assert "incident critical" in decide(whole(), incidents=many, incidents_block_at=Severity.LOW).sentence
     assert decide(whole(), incidents=many[:2]).exit_code == 0
     assert len(decide(whole(), incidents=many[:2]).incidents) == 2
+
+
+@pytest.mark.parametrize(
+    ("speeds", "code", "told"),
+    [
+        ((), 10, "numpy was not measured: `prill bench --engine numpy --model MODEL --baseline FILE"),
+        ((speed(0.9, 1.0, "cuda"),), 10, "numpy was not measured"),
+        ((speed(1.05, 1.15),), 10, "decode of numpy on llama takes 1.100 times its baseline's time (1.050"),
+        ((speed(0.5, 0.6), speed(1.2, 1.3), speed(1.05, 1.15)), 1, "(1.200 to 1.300), at most 1.1 allowed"),
+        ((speed(0.9, 1.05),), 0, "passed"),
+    ],
+)
+def test_what_was_not_measured_or_is_noisy_is_inconclusive(
+    speeds: tuple[SpeedResult, ...], code: int, told: str
+) -> None:
+    """A budget without a measurement, one of another engine, and an interval that reaches across it prove
+    nothing; what is wholly beyond it fails, and is named before what is only noisy."""
+    found = measured(*speeds)
+    assert found.exit_code == code
+    assert told in found.sentence
+
+
+def test_a_leak_budget_that_nothing_was_measured_for_is_inconclusive() -> None:
+    """No curve, no proof; and what was measured and found clean leaks nothing, whatever its slope."""
+    assert "no check measured" in decide(whole(), leak_budget=0).sentence
+    clean = decide(leaking(17, "clean"), lists=EXCUSABLE, waivers=(waiver(),), leak_budget=0)
+    assert (broken(clean), clean.exit_code) == ([], 0)

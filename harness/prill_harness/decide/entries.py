@@ -15,6 +15,7 @@ from prill_harness.faults.opening import check_engine
 from prill_harness.plan.beside import check_ids, suites
 from prill_harness.plan.policy import Gate, Policy
 from prill_harness.records.names import base_of, look_up
+from prill_harness.records.strict import line_of
 from prill_runtime.errors import PolicyError, UsageError, WaiverError
 from prill_runtime.models import registry
 
@@ -28,27 +29,31 @@ def examine(policy: Policy) -> None:
     """
     items = _items(policy.folder)
     for gate in policy.gates.values():
-        _examine_gate(gate, f"{policy.path}, gate {gate.name}", items, policy.folder)
+        _examine_gate(gate, policy.path, items, policy.folder)
 
 
-def _examine_gate(gate: Gate, where: str, items: Collection[str], folder: Path | None) -> None:
+def _examine_gate(gate: Gate, path: Path, items: Collection[str], folder: Path | None) -> None:
+    def at(word: str) -> str:
+        lines = (line_of(path, f'"{word}"', name) for name in (*gate.chain, ""))
+        return f"{path}{next(filter(None, lines), '')}, gate {gate.name}"
+
     for name in gate.checklists:
         what, hint = "names an unknown checklist", "every architecture's is made of `model`"
         look_up(
-            name, (*checklist_names(), *own_names(folder)), what, where=where, hint=hint, error=PolicyError
+            name, (*checklist_names(), *own_names(folder)), what, where=at(name), hint=hint, error=PolicyError
         )
     for name in sorted(gate.never_waive):
-        look_up(name, items, "the never-list names an unknown item", where=where, error=PolicyError)
+        look_up(name, items, "the never-list names an unknown item", where=at(name), error=PolicyError)
     for entry in gate.plan:
         for suite in entry.suites:
-            look_up(suite, suites(folder), "no such suite", where=where, error=PolicyError)
+            look_up(suite, suites(folder), "no such suite", where=at(suite), error=PolicyError)
         for engine in entry.engines:
-            _within(where, PolicyError, check_engine, engine)
-            _within(where, PolicyError, check_judged, engine)
+            _within(at(engine), PolicyError, check_engine, engine)
+            _within(at(engine), PolicyError, check_judged, engine)
         for model in entry.models:
-            _within(where, PolicyError, lambda spec: check_model(spec, opened=False), model)
+            _within(at(model), PolicyError, lambda spec: check_model(spec, opened=False), model)
         for device in entry.devices:
-            _within(where, PolicyError, check_device, device)
+            _within(at(device), PolicyError, check_device, device)
 
 
 def examine_waivers(waivers: Sequence[Waiver], path: Path, folder: Path | None = None) -> None:

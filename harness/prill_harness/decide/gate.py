@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,7 @@ from prill_harness.records.verdict import (
     IncidentResult,
     ItemResult,
     ItemStatus,
+    SpeedResult,
     StandingResult,
     Verdict,
     WaiverResult,
@@ -67,6 +68,8 @@ def decide(
     forgotten: Forgotten = NOTHING,
     standings: Mapping[tuple[str, str], StandingResult] = NO_HISTORY,
     incidents: Sequence[IncidentResult] = (),
+    speeds: Sequence[SpeedResult] = (),
+    documents: Collection[str] = (),
 ) -> Verdict:
     """The verdict on a run: a pure function of its arguments, whatever the order of the records.
 
@@ -79,6 +82,7 @@ def decide(
         sources: file and line that declare each check, by id without parameter.
         forgotten: kills and amounts that are no longer owed, each with its reason; the verdict shows them.
         standings: what the history says, by (cell id, check id). incidents: the whole log.
+        speeds: of engines over their baselines. documents: those of the gate that are there.
 
     Raises:
         PolicyError: a checklist that the gate names is not given.
@@ -112,6 +116,8 @@ def decide(
         incidents=incidents,
         kills=excused(kills, forgotten),
         faults=index.faults,
+        speeds=speeds,
+        documents=frozenset(documents),
     )
     rules = judge(case)
     broken = sorted((r for r in rules if r.status is not Status.PASSED), key=lambda r: badness(r.status))

@@ -23,6 +23,7 @@ from prill_harness.records.verdict import (
     ItemStatus,
     RuleResult,
     Severity,
+    SpeedResult,
     WaiverResult,
 )
 
@@ -44,6 +45,8 @@ class GateCase:
     kills: Kills  # without what forgotten.toml gives a reason for
     incidents: Sequence[IncidentResult]
     faults: Mapping[str, frozenset[str]]  # planted faults claimed, by (model-independent) check id
+    speeds: Sequence[SpeedResult]  # measured against a baseline
+    documents: frozenset[str]  # that are there, and hold something
 
 
 # What breaks a rule: FAILED where something was seen to be wrong, INCONCLUSIVE where something is lacking.
@@ -259,3 +262,67 @@ def waivers_sound(case: GateCase) -> Broken | None:
     """An unused or expired waiver is reported; its failure, if there is one, counts by itself."""
     refused = [w for w in case.waivers if w.state == "refused"]
     return (Status.FAILED, refused[0].sentence) if refused else None
+
+
+@rule("leaks", "what is waived leaks no more than the policy allows")
+def leaks_within_budget(case: GateCase) -> Broken | None:
+    """A waiver excuses a leak, and does not say how large it may grow."""
+    if case.gate.leak_budget is None:
+        return None
+    measured = {(c.cell.id, c.check): _leaked(c) for c in case.checks if _curves(c)}
+    if not measured:
+        return Status.INCONCLUSIVE, "a leak budget is set and no check measured a leak's curve"
+    total = math.fsum(measured.values())
+    if total <= case.gate.leak_budget:
+        return None
+    (cell, check), most = max(measured.items(), key=lambda one: (one[1], one[0]))
+    told = f"{total:g} bytes a call leak, at most {case.gate.leak_budget} allowed"
+    return Status.FAILED, f"{told}; {most:g} of them by {check} in {cell}"
+
+
+def _curves(check: CheckResult) -> list[Mapping[str, object]]:
+    """The curves of readings that a check's detail holds, of one path or of several parts."""
+    parts = [check.detail, *(part for part in check.detail.values() if isinstance(part, Mapping))]
+    rows = [row for part in parts for row in _listed(part.get("curves"))]
+    return [row for row in rows if isinstance(row, Mapping)]
+
+
+def _listed(value: object) -> Sequence[object]:
+    return value if isinstance(value, list | tuple) else ()
+
+
+def _leaked(check: CheckResult) -> float:
+    """Bytes a call by the worst curve: one leak shows in several ledgers."""
+    slopes = [
+        row.get("slope") for row in _curves(check) if (row.get("unit"), row.get("verdict")) == ("B", "leak")
+    ]
+    return max((float(slope) for slope in slopes if isinstance(slope, int | float)), default=0.0)
+
+
+@rule("performance", "every engine is as fast as its baseline, within the budget")
+def fast_enough(case: GateCase) -> Broken | None:
+    """Slower is failed where the whole interval is; where it only reaches that far, nobody can tell."""
+    budget = case.gate.performance_budget
+    if budget is None:
+        return None
+    most, measured = 1 + budget / 100, {speed.engine for speed in case.speeds}
+    for engine in dict.fromkeys(cell.cell.engine for cell in case.cells):
+        if engine not in measured:
+            again = f"prill bench --engine {engine} --model MODEL --baseline FILE -o RESULT"
+            return Status.INCONCLUSIVE, f"{engine} was not measured: `{again}`, and --speed RESULT"
+    slow = sorted((s for s in case.speeds if s.high > most), key=lambda s: (s.low <= most, -s.low))
+    if not slow:
+        return None
+    first = slow[0]
+    interval = f"{first.ratio:.3f} times its baseline's time ({first.low:.3f} to {first.high:.3f})"
+    told = f"{first.name} of {first.engine} on {first.model} takes {interval}, at most {most:g} allowed"
+    return (Status.FAILED if first.low > most else Status.INCONCLUSIVE), told
+
+
+@rule("documents", "every document that the policy asks for is there")
+def documents_there(case: GateCase) -> Broken | None:
+    lacking = [name for name in case.gate.documents if name not in case.documents]
+    if not lacking:
+        return None
+    more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
+    return Status.FAILED, f"{lacking[0]} is not there, or empty{more}"

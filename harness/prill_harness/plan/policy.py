@@ -15,6 +15,9 @@ cells_per_gpu = 1                    # cells at a time on one GPU
 may_lack = ["batch"]                 # what an engine may say that it does not have: checks that need it are
                                      # listed, and count as neither passed nor inconclusive
 incidents_block_at = "high"          # open incidents at least this severe; default, and always, critical
+leak_budget = 0                      # optional: bytes a call that what is waived may leak, all together
+performance_budget = 10.0            # optional: percent that an engine may be slower than its baseline
+documents = ["README.md"]            # files that must be there, from the folder in which the gate runs
 [[gates.foundation.plan]]            # every combination of these is a cell
 models = ["fixture:llama-tiny"]
 engines = ["numpy"]
@@ -22,7 +25,7 @@ suites = ["file", "ops"]
 devices = ["cpu"]                    # optional
 
 [gates.architectures]
-extends = "foundation"               # checklists, never_waive and plan are added to the parent's,
+extends = "foundation"               # checklists, never_waive, documents and plan are added to the parent's,
 blocks_at = "low"                    # any other key replaces the parent's
 ```
 """
@@ -38,7 +41,7 @@ from prill_harness.plan import beside
 from prill_harness.plan.provenance import file_digest
 from prill_harness.records.catalog import packaged
 from prill_harness.records.names import look_up
-from prill_harness.records.strict import load_toml
+from prill_harness.records.strict import line_of, load_toml
 from prill_harness.records.verdict import Severity
 from prill_runtime.errors import PolicyError, UsageError
 
@@ -66,6 +69,9 @@ class _GateFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cells_per_gpu: int | None = None
     may_lack: tuple[str, ...] | None = None
     incidents_block_at: Severity | None = None
+    leak_budget: int | None = None
+    performance_budget: float | None = None
+    documents: tuple[str, ...] = ()
 
 
 class _PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -75,7 +81,11 @@ class _PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Gate(msgspec.Struct, frozen=True):
-    """One gate, inheritance resolved; `chain` names it and its parents, itself first."""
+    """One gate, inheritance resolved; `chain` names it and its parents, itself first.
+
+    Attributes:
+        leak_budget: bytes a call; performance_budget: percent; None: nothing is asked about either.
+    """
 
     name: str
     chain: tuple[str, ...]
@@ -89,6 +99,9 @@ class Gate(msgspec.Struct, frozen=True):
     may_lack: frozenset[str] = frozenset()
     incidents_block_at: Severity = Severity.CRITICAL
     cells_per_gpu: int = 1
+    leak_budget: int | None = None
+    performance_budget: float | None = None
+    documents: tuple[str, ...] = ()
 
     def blocks(self, severity: Severity) -> bool:
         """Whether an item of this severity must be proven for the gate to pass."""
@@ -144,13 +157,18 @@ def _resolve(path: Path, files: dict[str, _GateFile], name: str) -> Gate:
     chain: list[str] = []
     parent = name
     while parent:
-        where = f"{path} - at `$.gates.{chain[-1]}.extends`" if chain else str(path)
+        place = f"{path}{line_of(path, 'extends =', chain[-1])}" if chain else ""
+        where = f"{place} - at `$.gates.{chain[-1]}.extends`" if chain else str(path)
         if parent in chain:
             raise PolicyError("gates extend one another in a circle", where=where, got=repr(parent))
         look_up(parent, files, "extends a gate that does not exist", where=where, error=PolicyError)
         chain.append(parent)
         parent = files[parent].extends
     oldest_first = [files[link] for link in reversed(chain)]
+
+    def at(key: str) -> str:
+        lines = (line_of(path, f"{key} =" if key else "", gate) for gate in chain)
+        return f"{path}{next(filter(None, lines), '')} - at `$.gates.{name}{key and '.'}{key}`"
 
     def latest(field: str, default: object) -> object:
         given = [getattr(f, field) for f in oldest_first if getattr(f, field) is not None]
@@ -163,17 +181,23 @@ def _resolve(path: Path, files: dict[str, _GateFile], name: str) -> Gate:
         "max_flaky": latest("max_flaky", 0),
         "incidents_block_at": latest("incidents_block_at", Severity.CRITICAL),
         "cells_per_gpu": latest("cells_per_gpu", 1),
+        "leak_budget": latest("leak_budget", None),
+        "performance_budget": latest("performance_budget", None),
     }
-    for field in ("minimum_executed", "max_inconclusive", "max_flaky", "cells_per_gpu"):
+    for field in [field for field, value in values.items() if isinstance(value, int | float)]:
         lowest = 1 if field in ("minimum_executed", "cells_per_gpu") else 0
-        if int(str(values[field])) < lowest:
-            where = f"{path} - at `$.gates.{name}.{field}`"
-            raise PolicyError("out of range", where=where, expected=f"at least {lowest}", got=values[field])
+        if not float(str(values[field])) >= lowest:  # a NaN is no budget
+            raise PolicyError(
+                "out of range", where=at(field), expected=f"at least {lowest}", got=values[field]
+            )
     may_lack: tuple[str, ...] = latest("may_lack", ())  # type: ignore[assignment]
     for capability in may_lack:
-        where = f"{path} - at `$.gates.{name}.may_lack`"
         look_up(
-            capability, list(Capability), "no such capability of an engine", where=where, error=PolicyError
+            capability,
+            list(Capability),
+            "no such capability of an engine",
+            where=at("may_lack"),
+            error=PolicyError,
         )
     gate = Gate(
         name=name,
@@ -182,10 +206,11 @@ def _resolve(path: Path, files: dict[str, _GateFile], name: str) -> Gate:
         never_waive=frozenset(i for f in oldest_first for i in f.never_waive),
         plan=tuple(e for f in oldest_first for e in f.plan),
         may_lack=frozenset(may_lack),
+        documents=tuple(dict.fromkeys(d for f in oldest_first for d in f.documents)),
         **values,  # type: ignore[arg-type]
     )
     if not any(e.models and e.engines and e.suites and e.devices for e in gate.plan):
-        raise PolicyError("a gate needs a plan with at least one cell", where=f"{path} - at `$.gates.{name}`")
+        raise PolicyError("a gate needs a plan with at least one cell", where=at(""))
     if not gate.checklists:
-        raise PolicyError("a gate needs at least one checklist", where=f"{path} - at `$.gates.{name}`")
+        raise PolicyError("a gate needs at least one checklist", where=at(""))
     return gate

@@ -197,6 +197,21 @@ class LeadResult(msgspec.Struct, frozen=True):
     stages: tuple[dict[str, str | float | bool | None], ...] = ()
 
 
+class SpeedResult(msgspec.Struct, frozen=True):
+    """How long an engine takes for one thing, over its baseline, each over a calibration of its own run.
+
+    Attributes:
+        low, high: 95 % interval of the ratio; 1.1 is a tenth slower.
+    """
+
+    engine: str
+    model: str
+    name: str
+    ratio: float
+    low: float
+    high: float
+
+
 class AssumptionResult(msgspec.Struct, frozen=True):
     """What prill assumed where the files of `models` are silent and engines disagree."""
 
