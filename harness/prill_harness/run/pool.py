@@ -92,12 +92,15 @@ class _Waiting:
     def take(self, forward: bool) -> tuple[CellAttempt, Lease] | None:
         """The next job, from the front or from the back, and its lease; None while every GPU that is wanted
         is taken and nothing else is left."""
+        taken = set[int | None]()  # asked for in vain, so that thousands that wait cost nothing
         for queue in (self._on_gpu, self._rest):
             for _ in range(len(queue) if queue is self._on_gpu else min(1, len(queue))):
                 job = queue.popleft() if forward else queue.pop()
-                lease = self._gpus.lease(job.cell)
+                number = wanted(job.cell)
+                lease = None if number in taken else self._gpus.lease(job.cell)
                 if lease is not None:
                     return job, lease
+                taken.add(number)
                 queue.append(job) if forward else queue.appendleft(job)
         return None
 
