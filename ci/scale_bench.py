@@ -151,7 +151,7 @@ def measure(folder: Path, cells: int, jobs: int) -> dict[str, object]:
     with timed("decide"):
         verdict = decided(folder, merged)
     sizes = {}
-    for name in reporters.FILES:
+    for name in reporters.files():
         with timed(f"render {name}"):
             sizes[name] = len(reporters.render(name, verdict).encode())
     own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
