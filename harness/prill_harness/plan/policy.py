@@ -11,10 +11,10 @@ minimum_executed = 30                # evidence that passed or failed, at least
 max_inconclusive = 0
 max_flaky = 0                        # checks whose evidence disagrees with itself
 never_waive = ["cache.leak"]         # items that no waiver may cover
+cells_per_gpu = 1                    # cells at a time on one GPU
 may_lack = ["batch"]                 # what an engine may say that it does not have: checks that need it are
                                      # listed, and count as neither passed nor inconclusive
 incidents_block_at = "high"          # open incidents at least this severe; default, and always, critical
-cells_per_gpu = 1                    # cells at a time on one GPU
 leak_budget = 0                      # optional: bytes a call that what is waived may leak, all together
 performance_budget = 10.0            # optional: percent that an engine may be slower than its baseline
 documents = ["README.md"]            # files that must be there, from the folder in which the gate runs
@@ -66,9 +66,9 @@ class _GateFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     minimum_executed: int | None = None
     max_inconclusive: int | None = None
     max_flaky: int | None = None
+    cells_per_gpu: int | None = None
     may_lack: tuple[str, ...] | None = None
     incidents_block_at: Severity | None = None
-    cells_per_gpu: int | None = None
     leak_budget: int | None = None
     performance_budget: float | None = None
     documents: tuple[str, ...] = ()

@@ -56,7 +56,8 @@ def run(
     first = [CellAttempt(cell, plan.spec(cell), ledger_path(out, cell), plan.checks) for cell in plan.cells]
     (out / "cells").mkdir(parents=True, exist_ok=True)
     kept = [job for job in first if resume and resumable(job.ledger, job.cell, plan)]
-    todo = [job for job in first if job not in kept]
+    over = {job.cell for job in kept}
+    todo = [job for job in first if job.cell not in over]
     took = {job.cell: _took(job.ledger) for job in first}
     for job in todo:  # leftovers of an earlier run must not pass for this one
         for path in (job.ledger, *_again(out, job.cell)):
@@ -71,6 +72,9 @@ def run(
         counts = Counter(r.status.value for r in records if isinstance(r, Evidence))
         progress(Event(kind, job.cell, done, len(plan.cells), dict(counts), job.attempt))
 
+    # Nobody is asked for GPUs where no cell needs one.
+    gpus = Gpus(visible() if any(wanted(job.cell) is not None for job in todo) else (), plan.cells_per_gpu)
+
     def carry_out(several: Sequence[CellAttempt]) -> None:
         pool.run(
             several,
@@ -79,7 +83,7 @@ def run(
             timeout_s={cell: timeout_s or patience(took[cell]) for cell in took},
             started=lambda job: tell("started", job),
             ended=lambda job: tell("ended", job),
-            gpus=_gpus(plan, [job.cell for job in several]),
+            gpus=gpus,
         )
 
     for job in kept:
@@ -111,11 +115,6 @@ def _next(out: Path, plan: Plan, cell: Cell, attempt: int) -> CellAttempt | None
     failed = [r.check for r in records if isinstance(r, Evidence) and r.status is Status.FAILED]
     over = path.exists() and any(isinstance(r, CellEnded) for r in ledgers.read(path))
     return None if over or not failed else CellAttempt(cell, plan.spec(cell), path, failed, attempt)
-
-
-def _gpus(plan: Plan, todo: Sequence[Cell]) -> Gpus:
-    """The GPUs that the cells take turns on; nobody is asked for any where no cell needs one."""
-    return Gpus(visible() if any(wanted(cell) is not None for cell in todo) else (), plan.cells_per_gpu)
 
 
 def patience(took_s: float | None) -> float:

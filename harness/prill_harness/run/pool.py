@@ -79,31 +79,34 @@ NO_GPUS = Gpus()
 
 
 class _Waiting:
-    """The cells that have not begun; those that need a GPU are asked first, for GPUs are fewer."""
+    """The jobs that have not begun; those that need a GPU are asked first, for GPUs are fewer."""
 
     def __init__(self, todo: Sequence[CellAttempt], gpus: Gpus) -> None:
         self._gpus = gpus
-        self._on_gpu = deque(one for one in todo if wanted(one.cell) is not None)
-        self._rest = deque(one for one in todo if wanted(one.cell) is None)
+        self._on_gpu = deque(job for job in todo if wanted(job.cell) is not None)
+        self._rest = deque(job for job in todo if wanted(job.cell) is None)
 
     def __len__(self) -> int:
         return len(self._on_gpu) + len(self._rest)
 
     def take(self, forward: bool) -> tuple[CellAttempt, Lease] | None:
-        """The next cell, from the front or from the back, and its lease; None while every GPU that is wanted
+        """The next job, from the front or from the back, and its lease; None while every GPU that is wanted
         is taken and nothing else is left."""
+        taken = set[int | None]()  # asked for in vain, so that thousands that wait cost nothing
         for queue in (self._on_gpu, self._rest):
             for _ in range(len(queue) if queue is self._on_gpu else min(1, len(queue))):
-                one = queue.popleft() if forward else queue.pop()
-                lease = self._gpus.lease(one.cell)
+                job = queue.popleft() if forward else queue.pop()
+                number = wanted(job.cell)
+                lease = None if number in taken else self._gpus.lease(job.cell)
                 if lease is not None:
-                    return one, lease
-                queue.append(one) if forward else queue.appendleft(one)
+                    return job, lease
+                taken.add(number)
+                queue.append(job) if forward else queue.appendleft(job)
         return None
 
-    def again(self, one: CellAttempt) -> None:
-        """Put a cell back, to be run last."""
-        (self._rest if wanted(one.cell) is None else self._on_gpu).append(one)
+    def again(self, job: CellAttempt) -> None:
+        """Put a job back, to be run last."""
+        (self._rest if wanted(job.cell) is None else self._on_gpu).append(job)
 
 
 def run(
@@ -166,8 +169,8 @@ def run(
 def _pause(running: Sequence[_Running], server: ForkServer | None) -> None:
     """Wait until a cell may have ended, POLL_S at most."""
     told = [server.fileno()] if server is not None and not server.gone else []
-    own = [watch for one in running if not isinstance(one.process, Forked)
-           and (watch := watched(one.process.pid)) is not None]  # fmt: skip
+    pids = [one.process.pid for one in running if not isinstance(one.process, Forked)]
+    own = [watch for watch in map(watched, pids) if watch is not None]
     try:
         select.select([*told, *own], [], [], POLL_S)
     finally:
@@ -202,13 +205,14 @@ def _bound(log: Path) -> None:
 
 
 def _execute(words: Sequence[str], log: Path, jobs: int, more: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    own = cells.environment(jobs) | cells.KEPT | {orphans.CELL_VARIABLE: str(log.absolute()), **more}
     with log.open("ab") as out:
         return subprocess.Popen(
             [*cells.PYTHON, *words],
             stdin=subprocess.PIPE,
             stdout=out,
             stderr=subprocess.STDOUT,
-            env=cells.environment(jobs) | cells.KEPT | {orphans.CELL_VARIABLE: str(log.absolute()), **more},
+            env=own,
             start_new_session=True,  # the whole group can be ended, and a Ctrl-C reaches the parent alone
         )
 
