@@ -10,7 +10,7 @@ import pytest
 from prill_harness.commands.shared.past import Past
 from prill_harness.console import Console
 from prill_harness.incidents import history
-from prill_harness.incidents.history import CellSeen, GateRun
+from prill_harness.incidents.history import CellSeen, HistoryLine
 from prill_harness.records.evidence import Cell, CellStarted, Evidence, Record, Status
 from prill_harness.records.verdict import StandingResult
 from prill_runtime.errors import OutputError
@@ -22,11 +22,11 @@ KEY = (CELL.id, "tokens.greedy")
 DAY_S = 86400.0
 
 
-def run(letters: str, day: float, digest: str = "d", check: str = "tokens.greedy") -> GateRun:
-    return GateRun("small", day * DAY_S, {CELL.id: CellSeen(digest, {check: letters})})
+def run(letters: str, day: float, digest: str = "d", check: str = "tokens.greedy") -> HistoryLine:
+    return HistoryLine("small", day * DAY_S, {CELL.id: CellSeen(digest, {check: letters})})
 
 
-def standing(*runs: GateRun) -> StandingResult | None:
+def standing(*runs: HistoryLine) -> StandingResult | None:
     return history.standings(runs, runs[-1]).get(KEY)
 
 

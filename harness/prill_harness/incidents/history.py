@@ -40,7 +40,7 @@ class CellSeen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     checks: dict[str, str]
 
 
-class GateRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="gate"):
+class HistoryLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="gate"):
     """One line: a gate that ran.
 
     Attributes:
@@ -77,7 +77,7 @@ class GateRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field
         }
 
 
-def gate_run(gate: str, records: Iterable[Record], incidents: Iterable[IncidentResult] = ()) -> GateRun:
+def gate_run(gate: str, records: Iterable[Record], incidents: Iterable[IncidentResult] = ()) -> HistoryLine:
     """The line of a gate that left these records."""
     records = list(records)
     seen = sorted(
@@ -91,7 +91,7 @@ def gate_run(gate: str, records: Iterable[Record], incidents: Iterable[IncidentR
     cells = {cell: CellSeen(digests.get(cell, ""), checks) for cell, checks in letters.items()}
     unsolved = [i.severity.value for i in incidents if i.state is not IncidentState.CLOSED]
     counts = {severity: unsolved.count(severity) for severity in sorted(set(unsolved))}
-    return GateRun(gate, max((e.at for e in seen), default=0.0), cells, counts)
+    return HistoryLine(gate, max((e.at for e in seen), default=0.0), cells, counts)
 
 
 def _digest(start: CellStarted) -> str:
@@ -102,10 +102,10 @@ def _digest(start: CellStarted) -> str:
     return hashlib.sha256(msgspec.json.encode(facts, order="sorted")).hexdigest()[:16]
 
 
-def read(place: Path) -> tuple[list[GateRun], list[str]]:
+def read(place: Path) -> tuple[list[HistoryLine], list[str]]:
     """The runs of a file, or of every .jsonl file of a folder, in time; and a sentence for each line or file
     that is left out. What is not there is empty."""
-    runs: dict[bytes, GateRun] = {}
+    runs: dict[bytes, HistoryLine] = {}
     notes: list[str] = []
     for file in sorted(place.glob("*.jsonl")) if place.is_dir() else [place]:
         try:
@@ -128,7 +128,7 @@ def read(place: Path) -> tuple[list[GateRun], list[str]]:
     return sorted(runs.values(), key=lambda run: (run.at, run.gate)), notes
 
 
-def append(place: Path, run: GateRun) -> None:
+def append(place: Path, run: HistoryLine) -> None:
     """Write a run behind the others, once; a line torn by a killed writer is ended first.
 
     Raises:
@@ -149,7 +149,7 @@ def append(place: Path, run: GateRun) -> None:
         raise OutputError("cannot write the history", where=str(file), got=error.strerror) from None
 
 
-def standings(runs: Sequence[GateRun], now: GateRun) -> Mapping[tuple[str, str], StandingResult]:
+def standings(runs: Sequence[HistoryLine], now: HistoryLine) -> Mapping[tuple[str, str], StandingResult]:
     """What the runs up to now say of each check that fails now, or does not do the same each time.
 
     Runs after `now` are left out, so that a verdict that is computed again is the same.
@@ -188,7 +188,7 @@ def _row(
     return row
 
 
-def _key(run: GateRun) -> bytes:
+def _key(run: HistoryLine) -> bytes:
     """The same for two lines of one run."""
     bare = msgspec.structs.replace(run, incidents={})
     return hashlib.sha256(msgspec.json.encode(bare, order="sorted")).digest()
@@ -198,4 +198,4 @@ def _short(error: Exception) -> str:
     return str(error).splitlines()[0][:120] if str(error) else type(error).__name__
 
 
-_decoder: msgspec.json.Decoder[GateRun] = msgspec.json.Decoder(GateRun)
+_decoder: msgspec.json.Decoder[HistoryLine] = msgspec.json.Decoder(HistoryLine)

@@ -83,7 +83,7 @@ class Sighting(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     said: str = ""
 
 
-class Verification(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class FixSeen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What it did before the fix and after; `reproduction` is the digest of what was run."""
 
     at: dt.date
@@ -105,7 +105,7 @@ class Incident(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fix: str = ""
     regression: str = ""
     closed: dt.date | None = None
-    seen: Verification | None = None
+    seen: FixSeen | None = None
 
     @property
     def lacking(self) -> str:

@@ -11,12 +11,13 @@ from prill_harness.commands.shared import reporters
 from prill_harness.commands.shared.declare import command as declare
 from prill_harness.commands.shared.verdicts import decided, ledger_option
 from prill_harness.console import Console, write
+from prill_harness.incidents.history import FILE
 from prill_harness.records.files import write_file
 
 
 @declare(
     name="report",
-    example="prill report --format markdown\n"
+    example="prill report --format markdown\nprill report --format sprint --lint ruff.sarif\n"
     "prill report --ledger out/ledger.jsonl --format junit --dialect jenkins-strict -o junit.xml",
 )
 @ledger_option
@@ -28,13 +29,25 @@ from prill_harness.records.files import write_file
     help=f"One of {', '.join(reporters.installed())}.",
 )
 @click.option("--dialect", default="default", show_default=True, help="Of junit: default or jenkins-strict.")
+@click.option("--history", type=click.Path(path_type=Path), metavar="FILE|FOLDER",
+              help="Of sprint: earlier gates; default: history.jsonl beside the ledger.")  # fmt: skip
+@click.option("--lint", type=click.Path(path_type=Path, dir_okay=False), metavar="SARIF",
+              help="Of sprint: what a linter found.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Default: stdout.")
 def command(
-    console: Console, ledger: Path, verdict_file: Path | None, form: str, dialect: str, output: Path | None
+    console: Console,
+    ledger: Path,
+    verdict_file: Path | None,
+    form: str,
+    dialect: str,
+    history: Path | None,
+    lint: Path | None,
+    output: Path | None,
 ) -> int:
     """Render the report of a gate that ran. The exit code tells whether it could be rendered."""
     verdict = decided(ledger, verdict_file)
-    text = reporters.render(form, verdict, {"dialect": dialect, **reporters.beside(ledger.parent)})
+    past = {"history": str(history or ledger.with_name(FILE)), "lint": str(lint or "")}
+    text = reporters.render(form, verdict, {"dialect": dialect, **past, **reporters.beside(ledger.parent)})
     if output is not None:
         write_file(output, text)
     elif not console.json:

@@ -13,7 +13,7 @@ from prill_harness.commands.shared.declare import SPECS
 from prill_harness.commands.shared.declare import command as declare
 from prill_harness.console import Console
 from prill_harness.incidents import log, verify, writing
-from prill_harness.incidents.log import DUE, Incident, Reproduction, Verification
+from prill_harness.incidents.log import DUE, FixSeen, Incident, Reproduction
 from prill_harness.plan.beside import check_ids
 from prill_harness.plan.policy import load_policy
 from prill_harness.records.evidence import Status
@@ -132,7 +132,7 @@ def verifying(console: Console, name: str, fix: str, timeout: float, folder: Pat
     root = verify.repository(folder)
     before, after = verify.commits(root, fix or incident.fix)
     own = incident.reproduction
-    seen = Verification(
+    seen = FixSeen(
         _today(),
         own.digest(after),
         verify.look(root, before, own, fix=after, timeout_s=timeout),
@@ -200,7 +200,7 @@ def _due(incident: Incident) -> str:
     return "" if incident.state is IncidentState.CLOSED else DUE[incident.severity]
 
 
-def _tell(console: Console, seen: Verification | None) -> None:
+def _tell(console: Console, seen: FixSeen | None) -> None:
     """What the reproduction did at each commit."""
     for when, at in (("before", seen.before), ("after", seen.after)) if seen else ():
         console.line(
