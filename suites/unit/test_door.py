@@ -106,7 +106,7 @@ def test_the_door_sees_every_command() -> None:
     assert reached == {
         ("gate",), ("run",), ("golden", "record"), ("golden", "show"), ("golden", "compare"), ("bisect",),
         ("trace",), ("leak",), ("bench",), ("generate",), ("inspect",), ("vram",), ("faults", "matrix"),
-        ("requests",),
+        ("requests",), ("plan",),
     }  # fmt: skip
 
 

@@ -39,7 +39,8 @@ ROOMS = {
         "faults.planted.judges", "faults.planted", "faults.catalogue", "faults.blackbox", "faults.opening",
         "measure", "plan", "run", "faults.trial", "decide",
         "leaks.reports", "leaks.ledgers", "leaks.controls", "leaks.probed", "leaks.judge", "leaks.selftest",
-        "recording", "commands.shared", "commands.engines", "commands.gates", "plugin", "cli",
+        "recording", "commands.shared", "commands.engines", "commands.fleet", "commands.gates",
+        "plugin", "cli",
     ),
 }  # fmt: skip
 """Rooms and single modules, each of which may import itself and what stands before it.
