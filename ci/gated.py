@@ -15,7 +15,7 @@ LONGEST_S = 900.0
 
 
 @dataclass(frozen=True)
-class GateRun:
+class Gated:
     """One gate.
 
     Attributes:
@@ -29,7 +29,7 @@ class GateRun:
     sentence: str
 
 
-def gate(folder: Path, *options: str, **environment: str) -> GateRun:
+def gate(folder: Path, *options: str, **environment: str) -> Gated:
     """Run a gate of one cell at a time in `folder`, which its evidence goes into.
 
     Args:
@@ -42,10 +42,10 @@ def gate(folder: Path, *options: str, **environment: str) -> GateRun:
             timeout=LONGEST_S, check=False,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
-        return GateRun(-1, None, f"{type(error).__name__}: {error}")
+        return Gated(-1, None, f"{type(error).__name__}: {error}")
     try:
         verdict = json.loads((folder / "out" / "verdict.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
         last = (ran.stderr.strip().splitlines() or [""])[-1]
-        return GateRun(ran.returncode, None, f"{type(error).__name__}: {error}; {last}")
-    return GateRun(ran.returncode, verdict, str(verdict["sentence"]))
+        return Gated(ran.returncode, None, f"{type(error).__name__}: {error}; {last}")
+    return Gated(ran.returncode, verdict, str(verdict["sentence"]))

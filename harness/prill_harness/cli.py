@@ -15,15 +15,15 @@ from typing import Any, NoReturn
 
 import click
 
-from prill_harness.commands import engines, gates, incidents, ledgers
+from prill_harness.commands import engines, fleet, gates, incidents, ledgers
 from prill_harness.commands.shared.declare import COMPLETE, DEBUG, debug_option
 from prill_harness.console import printable, write
 from prill_harness.version import commit, version
 from prill_runtime.errors import PrillError, UsageError
 
 COMMANDS = {
-    "gate": gates, "run": gates, "new": gates, "golden": engines, "requests": gates, "bisect": engines,
-    "trace": engines, "judged": engines,
+    "gate": gates, "plan": fleet, "merge": fleet, "run": gates, "new": gates,
+    "golden": engines, "requests": gates, "bisect": engines, "trace": engines, "judged": engines,
     "checklist": gates, "faults": gates, "leak": engines, "vram": engines, "report": gates, "badge": ledgers,
     "show": ledgers, "diff": ledgers, "incident": incidents, "waive": incidents,
     "bench": engines, "generate": engines, "inspect": engines, "explain": gates, "doctor": gates,

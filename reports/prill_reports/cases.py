@@ -13,7 +13,7 @@ GATE = "prill.gate"
 
 
 @dataclass(frozen=True)
-class GateCase:
+class GateResult:
     """What the gate says, beside its checks: the verdict, a rule, a waiver that is over, a cell without all
     its records. Without these a list of checks is greener than the verdict."""
 
@@ -22,20 +22,22 @@ class GateCase:
     sentence: str
 
 
-def of_gate(verdict: Verdict) -> Iterator[GateCase]:
+def of_gate(verdict: Verdict) -> Iterator[GateResult]:
     """The verdict first, its rules, its broken waivers, then planned cells that did not report."""
     said = f"{verdict.sentence} (exit code {verdict.exit_code})"
-    yield GateCase(f"{GATE}.verdict", verdict.status, said)
+    yield GateResult(f"{GATE}.verdict", verdict.status, said)
     for rule in verdict.rules:
-        yield GateCase(f"{GATE}.rule {rule.id}", rule.status, rule.sentence)
+        yield GateResult(f"{GATE}.rule {rule.id}", rule.status, rule.sentence)
     for waiver in verdict.waivers:
         if waiver.state in ("expired", "refused"):
             sentence = waiver.sentence or f"waiver {waiver.id} is {waiver.state} (expires {waiver.expires})"
-            yield GateCase(f"{GATE}.waiver {waiver.id}", Status.FAILED, sentence)
+            yield GateResult(f"{GATE}.waiver {waiver.id}", Status.FAILED, sentence)
     for cell in verdict.cells:
         if cell.status != "complete":
             sentence = cell.sentence or f"{cell.executed} of {cell.planned} planned checks reported"
-            yield GateCase(f"{GATE}.cell {cell.cell.id}", Status.ERROR, f"cell is {cell.status}: {sentence}")
+            yield GateResult(
+                f"{GATE}.cell {cell.cell.id}", Status.ERROR, f"cell is {cell.status}: {sentence}"
+            )
 
 
 def flaky(result: CheckResult) -> bool:

@@ -62,7 +62,7 @@ def test_all_commands_are_there() -> None:
     assert {path[0] for path in COMMANDS if path} == {
         "gate", "run", "new", "golden", "bisect", "trace", "checklist", "faults", "generate", "inspect",
         "doctor", "report", "bench", "leak", "explain", "completion", "vram", "requests", "judged",
-        "incident", "waive",
+        "incident", "waive", "plan", "merge", "show", "diff", "badge",
     }  # fmt: skip
     assert {path[1] for path in COMMANDS if path[:1] == ("golden",) and len(path) == 2} == {
         "record", "compare", "show",

@@ -110,7 +110,7 @@ def test_the_door_sees_every_command() -> None:
     assert reached == {
         ("gate",), ("run",), ("golden", "record"), ("golden", "show"), ("golden", "compare"), ("bisect",),
         ("trace",), ("leak",), ("bench",), ("generate",), ("inspect",), ("vram",), ("faults", "matrix"),
-        ("requests",), ("incident", "new"), ("waive", "add"),
+        ("requests",), ("incident", "new"), ("waive", "add"), ("plan",),
     }  # fmt: skip
 
 

@@ -39,8 +39,8 @@ ROOMS = {
         "faults.planted.judges", "faults.planted", "faults.catalogue", "faults.blackbox", "faults.opening",
         "measure", "plan", "run", "faults.trial", "decide", "incidents",
         "leaks.reports", "leaks.ledgers", "leaks.controls", "leaks.probed", "leaks.judge", "leaks.selftest",
-        "recording", "commands.shared", "commands.engines", "commands.gates", "commands.ledgers",
-        "commands.incidents",
+        "recording", "commands.shared", "commands.engines", "commands.fleet", "commands.gates",
+        "commands.ledgers", "commands.incidents",
         "plugin", "cli",
     ),
 }  # fmt: skip

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import signal
 import subprocess
 import tempfile
@@ -145,5 +144,5 @@ def _git(folder: Path, *arguments: str, told: str = "") -> str:
         if told:
             raise IncidentError("no such commit", where=str(folder), got=repr(told))
         said = one_line(done.stderr) or f"exit code {done.returncode}"
-        raise IncidentError(f"`git {shlex.join(arguments[:2])}` failed", where=str(folder), got=said)
+        raise IncidentError(f"`git {' '.join(arguments[:2])}` failed", where=str(folder), got=said)
     return done.stdout.strip()

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
 from prill_harness.numbers.compare import largest
 from prill_harness.records import ledger
@@ -19,6 +20,8 @@ TYPICAL = {
     "requests": 0.9, "sampler": 0.9, "stages": 0.4, "tokenizer": 0.5, "tokens": 3.2, "witness": 0.5,
 }  # fmt: skip
 """Seconds of one cell of each suite, engine numpy on a packaged model, on two cores of 2026."""
+
+BEFORE, ALIKE, PACKAGED, NEVER = "its last run", "its suite on other models", "a packaged model", "nothing"
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,13 @@ class Estimate:
         return f"about {told} by {whose}{more}"
 
 
+class Expected(NamedTuple):
+    """Seconds of one cell, None where nobody knows, and what that is known by."""
+
+    seconds: float | None
+    by: str
+
+
 def recorded(ledgers: Iterable[Path]) -> dict[Cell, float]:
     """Seconds of each finished cell, from the first ledger that has it; unreadable ledgers are skipped."""
     times: dict[Cell, float] = {}
@@ -55,21 +65,33 @@ def recorded(ledgers: Iterable[Path]) -> dict[Cell, float]:
     return times
 
 
-def estimate(cells: Sequence[Cell], times: Mapping[Cell, float], jobs: int) -> Estimate:
+def each(cells: Sequence[Cell], times: Mapping[Cell, float]) -> dict[Cell, Expected]:
     """A cell is expected to take what it took; if it never ran, what its suite took on that engine with other
     models, or what is typical of the suite."""
     alike: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for cell, seconds in times.items():
         alike[_kind(cell)].append(seconds)
-    known = [
-        times.get(cell, fmean(alike[_kind(cell)])) for cell in cells if cell in times or _kind(cell) in alike
-    ]
-    rest = [cell for cell in cells if cell not in times and _kind(cell) not in alike]
-    typical = [TYPICAL[cell.suite] for cell in rest if cell.engine == "numpy" and cell.suite in TYPICAL]
-    known += typical
+    usual = {kind: fmean(several) for kind, several in alike.items()}
+
+    def expected(cell: Cell) -> Expected:
+        if cell in times:
+            return Expected(times[cell], BEFORE)
+        if _kind(cell) in usual:
+            return Expected(usual[_kind(cell)], ALIKE)
+        if cell.engine == "numpy" and cell.suite in TYPICAL:
+            return Expected(TYPICAL[cell.suite], PACKAGED)
+        return Expected(None, NEVER)
+
+    return {cell: expected(cell) for cell in cells}
+
+
+def estimate(cells: Sequence[Cell], times: Mapping[Cell, float], jobs: int) -> Estimate:
+    """How long the cells take together."""
+    found = each(cells, times).values()
+    known = [one.seconds for one in found if one.seconds is not None]
     # In parallel, all cells take at least as long as the longest.
     wall = largest(0.0, sum(known) / max(1, min(jobs, len(cells))), *known)
-    return Estimate(wall, len(cells) - len(known), len(typical))
+    return Estimate(wall, len(cells) - len(known), sum(one.by == PACKAGED for one in found))
 
 
 def _kind(cell: Cell) -> tuple[str, str, str]:

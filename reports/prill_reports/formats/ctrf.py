@@ -104,7 +104,7 @@ def _attempt(tried: AttemptResult) -> Json:
     }
 
 
-def _gate_test(said: cases.GateCase, verdict: Verdict) -> Json:
+def _gate_test(said: cases.GateResult, verdict: Verdict) -> Json:
     file, line = cases.of_policy(verdict)
     return {
         "testId": one_line(said.name),

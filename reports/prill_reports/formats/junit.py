@@ -14,7 +14,7 @@ from junitparser.xunit2 import FlakyError, FlakyFailure, InterimResult, RerunErr
 from prill_harness.records.evidence import Cell, Status
 from prill_harness.records.verdict import AttemptResult, CellResult, CheckResult, Verdict
 from prill_reports import cases, view
-from prill_reports.cases import GATE, GateCase
+from prill_reports.cases import GATE, GateResult
 from prill_reports.text import bound, one_line, seconds, unique, visible
 from prill_runtime.errors import InvalidParameter
 
@@ -192,7 +192,7 @@ def _gate_cases(verdict: Verdict, rich: bool, folder: str) -> Iterable[TestCase]
         yield case
 
 
-def _gate_case(said: GateCase) -> TestCase:
+def _gate_case(said: GateResult) -> TestCase:
     case = TestCase(one_line(said.name), GATE, 0.0)
     if said.status is not Status.PASSED:
         case.append(_result(said.status, said.sentence))

@@ -12,8 +12,15 @@ import click
 import msgspec
 
 from prill_harness.commands.shared import door, goldens, past, reporters, runs
-from prill_harness.commands.shared.declare import SPECS, cell_timeout_option, second_option, vram_option
+from prill_harness.commands.shared.declare import (
+    SPECS,
+    Part,
+    cell_timeout_option,
+    second_option,
+    vram_option,
+)
 from prill_harness.commands.shared.declare import command as declare
+from prill_harness.commands.shared.merged import merged
 from prill_harness.commands.shared.outfolder import taken
 from prill_harness.console import Console
 from prill_harness.incidents.history import FILE
@@ -22,28 +29,13 @@ from prill_harness.plan.provenance import file_digest
 from prill_harness.records import catalog
 from prill_harness.records.evidence import CauseFound, Evidence, Record, Status
 from prill_harness.records.files import write_file
-from prill_harness.records.ledger import Ledger, audited
+from prill_harness.records.ledger import Ledger
 from prill_harness.records.verdict import ItemStatus, Verdict
 from prill_harness.run.executor import run
-from prill_harness.run.gather import merge
 from prill_runtime.errors import UsageError
 
 LONGEST = 120  # characters of a sentence in a table; reports have all of it
 SHOWN = 20  # items and checks shown on a terminal
-
-
-class Part(click.ParamType[tuple[int, int]]):
-    """`i/n`: part i of n, counted from 1."""
-
-    name = "I/N"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:
-        index, slash, count = str(value).partition("/")
-        if not (slash and index.isdecimal() and count.isdecimal()):
-            self.fail(f"{value!r} is not of the form 1/4", param, ctx)
-        return int(index), int(count)
 
 
 def _day(ctx: click.Context, param: click.Parameter, value: dt.datetime | None) -> dt.date:
@@ -149,7 +141,7 @@ def command(
     how = How(jobs, resume, cell_timeout, rerun)
     if part:
         return _shard(console, shard(plan, *part), out, how)
-    records = _merged(plan, ledgers, out) if ledgers else _run(console, plan, out, how)
+    records = merged(ledgers, out / "ledger.jsonl") if ledgers else _run(console, plan, out, how)
     others = {cell.engine for cell in plan.cells if foreign(cell.engine)}
     seen = {spec: connector.load(spec) for spec in others}
     counted = connector.counted(records, seen)
@@ -298,18 +290,3 @@ def _shard(console: Console, plan: Plan, out: Path, how: How) -> int:
     console.line(f"{len(plan.cells)} cells: {told or 'no check'}; no verdict: gather all ledgers with --from")
     console.line(f"written: {out / 'ledger.jsonl'}")
     return outcome.exit_code
-
-
-def _merged(plan: Plan, ledgers: Sequence[Path], out: Path) -> tuple[Record, ...]:
-    """Merge the shards' ledgers into one; a lost shard shows as missing cells."""
-    records = merge(ledgers)
-    target = out / "ledger.jsonl"
-    if target.resolve() in {path.resolve() for path in ledgers} and len(ledgers) == 1:
-        return audited(target)
-    fresh = target.with_name(".ledger.new")
-    fresh.unlink(missing_ok=True)
-    with Ledger(fresh) as ledger:
-        for record in records:
-            ledger.append(record)
-    fresh.replace(target)
-    return records

@@ -36,7 +36,7 @@ WORSENED = (ChangeKind.WORSE, ChangeKind.GONE, ChangeKind.LESS)
 
 
 @dataclass(frozen=True)
-class Change:
+class LedgerChange:
     """One check in one cell; statuses are empty where it is not there."""
 
     kind: ChangeKind
@@ -99,7 +99,7 @@ def _read(path: Path) -> tuple[Record, ...]:
     return audited(file)
 
 
-def _changes(before: Mapping[Key, Evidence], after: Mapping[Key, Evidence]) -> Iterator[Change]:
+def _changes(before: Mapping[Key, Evidence], after: Mapping[Key, Evidence]) -> Iterator[LedgerChange]:
     for cell, check in before.keys() | after.keys():
         was, now = before.get((cell, check)), after.get((cell, check))
         last = now or was
@@ -108,7 +108,7 @@ def _changes(before: Mapping[Key, Evidence], after: Mapping[Key, Evidence]) -> I
             said = last.sentence
             if kind is ChangeKind.LESS and was and now:
                 said = f"compared {now.observed} values, {was.observed} before: {said}"
-            yield Change(kind, check, cell, was.status if was else "", now.status if now else "", said)
+            yield LedgerChange(kind, check, cell, was.status if was else "", now.status if now else "", said)
 
 
 def _kind(was: Evidence | None, now: Evidence | None) -> ChangeKind | None:

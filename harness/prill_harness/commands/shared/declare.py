@@ -73,6 +73,20 @@ def command(
     return declare
 
 
+class Part(click.ParamType[tuple[int, int]]):
+    """`i/n`: part i of n, counted from 1."""
+
+    name = "I/N"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        index, slash, count = str(value).partition("/")
+        if not (slash and index.isdecimal() and count.isdecimal()):
+            self.fail(f"{value!r} is not of the form 1/4", param, ctx)
+        return int(index), int(count)
+
+
 def _several(value: str | Sequence[str]) -> Sequence[str]:
     return [value] if isinstance(value, str) else value
 

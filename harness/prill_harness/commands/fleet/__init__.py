@@ -1,0 +1,1 @@
+"""Commands about a plan and its parts, which may run on many machines."""
