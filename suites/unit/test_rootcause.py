@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from prill_harness.commands.shared.reporters import read_verdict
+from prill_harness.commands.shared.verdicts import read_verdict
 from prill_harness.decide import rootcause
 from prill_harness.records.evidence import Cell, Evidence, Status
 from prill_harness.records.verdict import CheckResult, LeadResult
