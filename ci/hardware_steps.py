@@ -168,7 +168,7 @@ def _timed(job: Job, engine: str, model: str, log: Path, took: float) -> Result:
     if job.code:
         errors = log.with_suffix(".err").read_text("utf-8", "replace").strip().splitlines()
         return Result("bench", name, "error", (errors or ["no sentence"])[-1], took)
-    shown: dict[str, Any] = json.loads(log.read_text("utf-8"))["result"]
+    shown: dict[str, Any] = json.loads(log.read_text("utf-8"))["data"]["result"]
     with (job.out / "bench.jsonl").open("a", encoding="utf-8") as kept:
         kept.write(json.dumps(shown) + "\n")
     rows = {row["name"]: row["sample"] for row in shown["engines"][0]["rows"]}

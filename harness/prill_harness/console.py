@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 import msgspec
 
 from prill_harness.records.evidence import builtin
+from prill_harness.version import version
 from prill_runtime.errors import OutputError
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ COLOURS = {
     "waived": "yellow",
     "missing": "yellow",
 }
+SCHEMA = 1
+"""Version of what --json prints; another one when a key goes or means something else."""
 LEAST_TEXT = 24  # fewest columns in which a sentence can still be read
 COLUMN_GAP = 2  # blanks between two columns
 # Control characters, marks that reverse or hide text, line separators, lone surrogates.
@@ -76,10 +79,12 @@ class Console:
 
     Args:
         json: print one JSON document on stdout and nothing else; `line` and `table` print nothing.
+        command: words of the command, `golden compare`, which the document names.
     """
 
-    def __init__(self, *, json: bool = False) -> None:
+    def __init__(self, *, json: bool = False, command: str = "") -> None:
         self.json = json
+        self.command = command
 
     def line(self, text: str = "", *, status: str = "") -> None:
         """Print one line of the result, coloured by status on a terminal."""
@@ -91,12 +96,18 @@ class Console:
         self._say(sys.stderr, printable(text), COLOURS.get(status))
 
     def emit(self, value: object) -> None:
-        """Print the result for machines, one indented JSON document; only under --json."""
+        """Print the result for machines, one indented JSON document; only under --json.
+
+        The result is `data`, beside the version of prill, the command, and the schema of the whole, which
+        docs/schemas publishes.
+        """
         if self.json:
+            schema = f"{self.command.replace(' ', '-')}/{SCHEMA}"
+            document = {"prill": version(), "schema": schema, "command": self.command, "data": value}
             try:
-                encoded = msgspec.json.encode(value)
+                encoded = msgspec.json.encode(document)
             except UnicodeEncodeError:  # a file name that is not UTF-8
-                encoded = msgspec.json.encode(builtin(msgspec.to_builtins(value)))
+                encoded = msgspec.json.encode(builtin(msgspec.to_builtins(document)))
             text = msgspec.json.format(encoded, indent=2).decode("utf-8")
             write(sys.stdout, "\n".join(map(_harmless, text.split("\n"))) + "\n")
 

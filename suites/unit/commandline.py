@@ -2,21 +2,57 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
 
+import jsonschema
 from click.testing import CliRunner, Result
 
 from prill_harness import cli
+from prill_harness.version import version
 
+SCHEMAS = Path(__file__).resolve().parents[2] / "docs" / "schemas"
 PRILL = [sys.executable, "-c", "from prill_harness.cli import main; main()"]
 
 
 def interruptible() -> None:
     """Run in a child before its program: a shell that starts tests in the background has SIGINT ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def emitted(printed: str) -> Any:
+    """What a command printed with --json: the data in its envelope, both as their schema says.
+
+    The published schema is open to new keys; here each key has to be in it, or the page is not whole.
+    """
+    document = json.loads(printed)
+    closed_schema(document["command"]).validate(document)
+    assert document["prill"] == version()
+    return document["data"]
+
+
+@cache
+def closed_schema(command: str) -> jsonschema.Draft202012Validator:
+    """The published schema of a command, with no key that it does not name."""
+    (file,) = SCHEMAS.rglob(f"{command.replace(' ', '-')}.json")
+    schema = json.loads(file.read_text("utf-8"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(_closed(schema))
+
+
+def _closed(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_closed(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {key: _closed(value) for key, value in schema.items()}
+    return made | {"additionalProperties": False} if isinstance(schema.get("properties"), dict) else made
 
 
 def invoke(*args: str, stdin: str | None = None) -> Result:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from prill_runtime.gguf.file import open_gguf
 from prill_runtime.models.assumptions import assumptions, remarks
 from prill_runtime.tokenizer.load import load_tokenizer
 
-from .commandline import child, invoke
+from .commandline import child, emitted, invoke
 from .test_tokenizer import bpe, spm
 from .tiny_gguf import tiny
 from .vocabularies import bpe as any_bpe
@@ -174,7 +173,7 @@ def silent(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_inspect_run_and_golden_say_what_is_assumed(silent: Path, tmp_path: Path) -> None:
     """inspect lists it, as text and as JSON; run says it; golden record says it, and BOS twice."""
     assert "llama.rope.scaling.type: linear" in invoke("inspect", str(silent)).stdout
-    listed = json.loads(invoke("inspect", str(silent), "--json").stdout)["assumptions"]
+    listed = emitted(invoke("inspect", str(silent), "--json").stdout)["assumptions"]
     assert {"add_space_prefix", "type"} <= {each["key"].rpartition(".")[2] for each in listed}
     run = child("run", "--model", str(silent), "--out", str(tmp_path / "run"), "tokenizer.ends")
     assert "assumed llama.rope.scaling.type: linear" in run.stderr
@@ -199,9 +198,9 @@ def test_generate_says_bos_twice_and_which_token_ended(tmp_path: Path) -> None:
     done = invoke("generate", "--model", str(path), "--prompt", "<s> ab", "--max-tokens", "3", "--json")
     assert "BOS twice" in done.stderr
     assert "ended by eos (id 2 '</s>', by eos_token_id)" in done.stderr
-    assert json.loads(done.stdout)["ended_by"] == {"id": 2, "text": "</s>", "by": "eos_token_id"}
+    assert emitted(done.stdout)["ended_by"] == {"id": 2, "text": "</s>", "by": "eos_token_id"}
     free = invoke(
         "generate", "--model", str(path), "--prompt", "ab", "--max-tokens", "3", "--json", "--ignore-eos"
     )
-    assert json.loads(free.stdout)["ended_by"] is None
+    assert emitted(free.stdout)["ended_by"] is None
     assert "BOS" not in free.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import count
@@ -21,7 +20,7 @@ from prill_harness.measure.bench import BenchResult, Ratio, Row, Sample, Setting
 from prill_runtime.errors import EngineError, Inconclusive, InvalidParameter, MissingCapability
 from prill_runtime.gguf.file import open_gguf
 
-from .commandline import invoke
+from .commandline import emitted, invoke
 from .tiny_gguf import tiny
 
 SMALL = Settings(prompt=8, tokens=4, repeat=3, copy_bytes=1 << 12)
@@ -279,7 +278,7 @@ def test_a_budget_is_kept_or_exit_1(ratio: float, code: int, monkeypatch: pytest
     assert f"decode: numpy takes {ratio:.3f} times as long as numpy64" in judged.stdout
     assert "not reported" in judged.stdout
     assert said("--engine", "numpy", "--against", "numpy64").exit_code == 0
-    shown = json.loads(said("--against", "numpy64", "--budget", "1.1", "--json").stdout)
+    shown = emitted(said("--against", "numpy64", "--budget", "1.1", "--json").stdout)
     assert shown["over"] == (["decode"] if code else [])
 
 
@@ -299,7 +298,7 @@ def test_the_command_times_a_real_engine(monkeypatch: pytest.MonkeyPatch) -> Non
     )
     done = said("--against", "numpy", "--repeat", "3", "--json")
     assert done.exit_code == 0, done.stderr
-    shown = json.loads(done.stdout)["result"]
+    shown = emitted(done.stdout)["result"]
     rows = {row["name"]: row["sample"] for row in shown["engines"][0]["rows"]}
     assert {name for name, sample in rows.items() if sample is None} == set(bench.LOAD_PHASES)
     assert {name: rows[name]["runs"] for name in ("open", "first token", "prompt", "decode", "copy")} == {

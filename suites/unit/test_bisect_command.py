@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from prill_harness.commands.shared.texts import ids_for
 from prill_harness.faults.opening import open_engine
 from prill_harness.stages import trace
 
-from .commandline import invoke
+from .commandline import emitted, invoke
 from .tiny_gguf import tiny
 
 LLAMA = "fixture:llama-tiny"
@@ -21,7 +20,7 @@ LLAMA = "fixture:llama-tiny"
 
 def bisected(*args: str) -> tuple[int, dict[str, object]]:
     done = invoke("bisect", "--model", LLAMA, "--json", *args)
-    return done.exit_code, json.loads(done.stdout)
+    return done.exit_code, emitted(done.stdout)
 
 
 def test_a_right_engine_has_no_finding() -> None:

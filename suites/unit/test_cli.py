@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -21,7 +20,7 @@ from prill_harness.console import Console, printable
 from prill_harness.engines.textstream import IncrementalDetokenizer
 from prill_runtime.errors import EngineError, Inconclusive, NothingSelected, PrillError
 
-from .commandline import PRILL, child, interruptible, invoke
+from .commandline import PRILL, child, emitted, interruptible, invoke
 
 DATA = Path(__file__).parent / "data"
 
@@ -184,14 +183,14 @@ def test_inspect_shows_header_metadata_and_tensors(model: Path) -> None:
 def test_json_is_pure_and_complete(model: Path) -> None:
     """stdout of --json is one document; --full keeps whole arrays."""
     result = child("inspect", str(model), "--json")
-    shown = json.loads(result.stdout)
+    shown = emitted(result.stdout)
     assert shown["architecture"] == "llama"
     assert {t["name"]: t["shape"] for t in shown["tensors"]} == {
         "token_embd.weight": [50, 32],
         "output_norm.weight": [32],
     }
     assert shown["metadata"]["tokenizer.ggml.tokens"] == {"length": 50, "first": [f"t{n}" for n in range(6)]}
-    full = json.loads(child("inspect", str(model), "--json", "--full").stdout)
+    full = emitted(child("inspect", str(model), "--json", "--full").stdout)
     assert len(full["metadata"]["tokenizer.ggml.tokens"]) == 50
     assert len(full["sha256"]) == 64
 

@@ -18,7 +18,7 @@ from prill_harness.records import evidence
 from prill_harness.records import ledger as ledgers
 from prill_harness.records.verdict import Verdict
 
-from .commandline import child, invoke
+from .commandline import child, emitted, invoke
 from .sample import laid
 
 
@@ -118,22 +118,22 @@ def test_resume_json_and_shards_agree(gated: tuple[Path, subprocess.CompletedPro
     whole = json.loads((folder / "out/verdict.json").read_text())
     resumed = child(*options, "--resume", cwd=folder)
     assert resumed.stderr.count("(kept)") == 2
-    assert json.loads(resumed.stdout) == whole
+    assert emitted(resumed.stdout) == whole
     for part in ("1", "2"):
         shard = child(*options, "--shard", f"{part}/2", "--out", part, cwd=folder)
         assert shard.returncode == 0
-        assert len(json.loads(shard.stdout)["cells"]) == 1
+        assert len(emitted(shard.stdout)["cells"]) == 1
         assert not (folder / part / "verdict.json").exists()
     both = child(
         *options, "--out", "both", *("--from", "1/ledger.jsonl"), *("--from", "2/ledger.jsonl"), cwd=folder
     )
-    merged = json.loads(both.stdout)
+    merged = emitted(both.stdout)
     assert both.returncode == 10
     for field in ("status", "sentence", "rules", "items", "counts"):
         assert merged[field] == whole[field]
     lost = child(*options, "--out", "lost", "--from", "1/ledger.jsonl", cwd=folder)
     assert lost.returncode == 10
-    assert [c["status"] for c in json.loads(lost.stdout)["cells"]].count("missing") == 1
+    assert [c["status"] for c in emitted(lost.stdout)["cells"]].count("missing") == 1
 
 
 def test_an_old_verdict_does_not_outlive_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +182,7 @@ def test_run_prints_each_check(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.search(r"^passed +blocks\.all_types ", result.stdout, re.M)
     assert "1 passed" in result.stdout
-    shown = json.loads(child("run", *options, "--json", "blocks.all_types").stdout)
+    shown = emitted(child("run", *options, "--json", "blocks.all_types").stdout)
     assert [(e["check"], e["status"]) for e in shown["evidence"]] == [("blocks.all_types", "passed")]
 
 
@@ -280,7 +280,7 @@ def test_checklist_ticks_what_the_ledger_proves(gated: tuple[Path, subprocess.Co
     assert len(ticked) == 1
     assert "foundation.kernels.blocks" in ticked[0]
     assert "values compared with" in result.stdout
-    shown = json.loads(child("checklist", "foundation", "--format", "json", cwd=folder).stdout)
+    shown = emitted(child("checklist", "foundation", "--format", "json", cwd=folder).stdout)
     assert shown["counts"]["proven"] == 1
     assert shown["status"] == "inconclusive"
 
@@ -289,7 +289,7 @@ def test_doctor_sees_a_cache_it_cannot_use(monkeypatch: pytest.MonkeyPatch) -> N
     """A cache folder that cannot be made is broken, with what to do, and the exit code is 1."""
     monkeypatch.setenv("PRILL_CACHE", "/dev/null/cache")
     result = invoke("doctor", "--json")
-    shown = json.loads(result.stdout)
+    shown = emitted(result.stdout)
     found = {f["name"]: f for f in shown["findings"]}
     assert result.exit_code == 1
     assert shown["ready"] is False
@@ -307,7 +307,7 @@ def test_generate_streams_and_counts(tmp_path: Path) -> None:
     assert "tokens/s" in spoken.stderr
     piped = child(*options, "--prompt", "-", input="In the village")
     assert piped.stdout == spoken.stdout
-    shown = json.loads(child(*options, "--prompt", "In the village", "--json").stdout)
+    shown = emitted(child(*options, "--prompt", "In the village", "--json").stdout)
     assert shown["text"] == spoken.stdout[:-1]
     assert len(shown["ids"]) == len(shown["logprobs"]) == 12
     assert shown["finish_reason"] == "length"
@@ -321,7 +321,7 @@ def test_golden_record_show_and_compare(tmp_path: Path) -> None:
     made = child(
         "golden", "record", "fixture:gpt2-tiny", "-o", str(target), "--tokens", "6", "--prompt", "A", "--json"
     )
-    assert json.loads(made.stdout)["tokens"] == 6
+    assert emitted(made.stdout)["tokens"] == 6
     options = ("golden", "compare", "--model", "fixture:gpt2-tiny", "--golden", str(target))
     good = child(*options)
     assert good.returncode == 0, good.stdout + good.stderr
@@ -333,4 +333,4 @@ def test_golden_record_show_and_compare(tmp_path: Path) -> None:
     target.write_text(json.dumps(golden))
     bad = child(*options, "--json")
     assert bad.returncode == 1
-    assert [(f["step"], f["status"]) for f in json.loads(bad.stdout)["findings"]] == [("tokenizer", "failed")]
+    assert [(f["step"], f["status"]) for f in emitted(bad.stdout)["findings"]] == [("tokenizer", "failed")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from pathlib import Path
 
 import msgspec
@@ -23,7 +22,7 @@ from prill_harness.records.catalog import check_ids
 from prill_harness.records.evidence import Cell, CellStarted, Evidence, Record, Status
 from prill_runtime.errors import UsageError
 
-from .commandline import invoke
+from .commandline import emitted, invoke
 
 MODEL = "fixture:llama-tiny"
 SPEC = "py:mine.py:Mine"
@@ -340,7 +339,7 @@ def test_the_command_plants_them_and_a_gate_reads_its_record(
     asked = ("faults", "matrix", "--engine", SPEC, "--model", MODEL, "--suite", "contract", *words)
     monkeypatch.setattr("prill_harness.commands.gates.through.check_ids", lambda *_: dict.fromkeys(CHECKED))
     result = invoke(*asked, "--json", "-j", "2", "-o", str(tmp_path / "seen.json"))
-    said = {each["name"]: each for each in json.loads(result.stdout)["faults"]}
+    said = {each["name"]: each for each in emitted(result.stdout)["faults"]}
     assert result.exit_code == 0, result.stderr
     assert said["file_bos_flag"]["right"]
     assert said["file_bos_flag"]["blamed"] == "tokenizer"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -18,7 +17,7 @@ from prill_harness.decide.templates import shown_id
 from prill_harness.faults.trial import kills
 from prill_harness.records import catalog
 
-from .commandline import PRILL, child, invoke
+from .commandline import PRILL, child, emitted, invoke
 
 
 def test_every_check_explains_itself() -> None:
@@ -60,7 +59,7 @@ def test_explain_says_what_a_person_asks() -> None:
 
 def test_the_commands_of_an_explanation_do_what_they_say(tmp_path: Path) -> None:
     """One passes, and the one with a planted mistake fails in that very check."""
-    told = json.loads(invoke("explain", "cache.size", "--json").stdout)
+    told = emitted(invoke("explain", "cache.size", "--json").stdout)
     for command, code in ((told["reproduce"], 0), (told["see_it_fail"], 1)):
         prill, *words = shlex.split(command)
         assert prill == "prill"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 import subprocess
 import tomllib
 from pathlib import Path
@@ -16,7 +15,7 @@ from prill_harness.incidents import log, verify
 from prill_harness.records.verdict import IncidentState
 from prill_runtime.errors import IncidentError
 
-from .commandline import invoke
+from .commandline import emitted, invoke
 
 SIGNATURE = "the text repeats"
 COMMAND = "sh tests/cancel.sh"
@@ -292,7 +291,7 @@ def test_the_list_is_in_the_order_in_which_they_are_due(
         written(log.LOCAL, text, name)
     closed = SOUND.replace("0001", "e").replace("high", "critical").replace("[reproduction]", CLOSED) + SEEN
     written(log.LOCAL, closed, "e")
-    found = json.loads(invoke("incident", "list", "--json").stdout)["incidents"]
+    found = emitted(invoke("incident", "list", "--json").stdout)["incidents"]
     assert [(i["id"], i["due"]) for i in found] == [
         ("d", "fix immediately"), ("b", "fix immediately"), ("c", "fix this sprint"),
         ("a", "document for later"), ("e", ""),

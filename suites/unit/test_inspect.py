@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from prill_harness.measure import filediff
 from prill_harness.numbers.compare import nmse
 from prill_runtime.gguf.file import open_gguf
 
-from .commandline import invoke
+from .commandline import emitted, invoke
 from .test_split import split
 from .tiny_gguf import Floats, tiny
 
@@ -27,7 +26,7 @@ WIDE = {"width": 64, "ffn": 96}
 def compared(a: Path, b: Path) -> dict[str, Any]:
     result = invoke("inspect", str(a), str(b), "--json")
     assert result.exit_code == 0, result.stderr
-    shown: dict[str, Any] = json.loads(result.stdout)
+    shown: dict[str, Any] = emitted(result.stdout)
     return shown
 
 
@@ -39,7 +38,7 @@ def test_each_tensor_has_a_digest(tmp_path: Path) -> None:
     """--sha shows sha256 of the tensor's bytes as gguf's reader finds them, for people and machines."""
     path = tiny(tmp_path / "m.gguf", type=T.Q8_0)
     wanted = {t.name: hashlib.sha256(t.data.tobytes()).hexdigest() for t in gguf.GGUFReader(path).tensors}
-    shown = json.loads(invoke("inspect", str(path), "--sha", "--json").stdout)
+    shown = emitted(invoke("inspect", str(path), "--sha", "--json").stdout)
     assert {t["name"]: t["sha256"] for t in shown["tensors"]} == wanted
     told = invoke("inspect", str(path), "--sha").stdout
     assert all(digest in told for digest in wanted.values())
@@ -55,7 +54,7 @@ def test_each_tensor_has_a_digest(tmp_path: Path) -> None:
 ])  # fmt: skip
 def test_a_model_has_features(model: str, features: list[str]) -> None:
     """Those by which checklist items and faults are chosen, for people and machines."""
-    assert json.loads(invoke("inspect", model, "--json").stdout)["features"] == features
+    assert emitted(invoke("inspect", model, "--json").stdout)["features"] == features
     assert f"features      {', '.join(features)}\n" in invoke("inspect", model).stdout
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from dataclasses import replace
@@ -32,7 +31,7 @@ from prill_harness.leaks.reports.verdict import Rule
 from prill_harness.leaks.selftest import page, selftest
 from prill_runtime.errors import Inconclusive, UsageError
 
-from .commandline import invoke
+from .commandline import emitted, invoke
 from .fake_cupti import FakeCupti
 
 CASES = {case.name: case for case in (*bars.BAR, *bars.PLANTED, *bars.CLEAN, *bars.UNDECIDED)}
@@ -229,7 +228,7 @@ def test_the_command_speaks_json_and_exit_codes() -> None:
         "leak", "--engine", "control:leak=block,on=error", "--model", "none", "--path", "error", "--json"
     )
     assert leaky.exit_code == 1
-    told = json.loads(leaky.stdout)
+    told = emitted(leaky.stdout)
     assert told["verdict"] == "leak"
     assert told["paths"][0]["planted"] is True
     clean = invoke("leak", "--engine", "control:", "--model", "none", "--path", "cancel")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from prill_harness.leaks.judge import watched
 from prill_harness.leaks.reports.report import LeakVerdict, Probe
 from prill_runtime.errors import UsageError
 
-from .commandline import child
+from .commandline import child, emitted
 from .serving import MODEL, Started, servers
 
 __all__ = ["servers"]
@@ -83,7 +82,7 @@ def test_a_server_is_watched_by_its_pid(servers: object, tmp_path: Path) -> None
     server: Started = servers("llama.cpp")  # type: ignore[operator]
     words = ["leak", "--engine", f"http:{server.url}", "--model", MODEL, "--path", "error", "--json"]
     done = child(*words, "--pid", str(server.process.pid), cwd=tmp_path)
-    report = json.loads(done.stdout)
+    report = emitted(done.stdout)
     assert (done.returncode, report["verdict"]) == (0, "clean"), done.stdout + done.stderr
     assert f"pid={server.process.pid}" in report["reproduce"]
     unknown = child(*words, cwd=tmp_path)

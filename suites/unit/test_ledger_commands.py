@@ -16,7 +16,7 @@ from prill_harness.commands.shared.verdicts import decided
 from prill_harness.records.evidence import Status
 from prill_harness.records.verdict import CheckResult
 
-from .commandline import invoke
+from .commandline import emitted, invoke
 from .sample import VERDICT, laid
 
 
@@ -81,8 +81,7 @@ def test_show_opens_the_failing_case(judged: Path) -> None:
 def test_show_takes_the_worst_and_then_the_cell_that_is_asked_for(judged: Path) -> None:
     """Without --cell the cell where it is worst; with it that one alone; JSON holds the whole record."""
     result = invoke("show", "tokens.greedy", "--ledger", str(judged), "--cell", "gpt2", "--json")
-    found = json.loads(result.stdout)
-    found = found.get("data", found)
+    found = emitted(result.stdout)
     (shown,) = found["shown"]
     assert shown["evidence"]["cell"]["model"] == "fixture:gpt2-tiny"
     assert found["others"] == shown["attempts"] == []
@@ -171,8 +170,7 @@ def test_diff_tells_each_kind_of_change(
 ) -> None:
     """One change is found, by its kind, and fails only when something is worse, gone or compares less."""
     result = invoke("diff", str(judged.parent), str(changed(change)), "--json")
-    found = json.loads(result.stdout)
-    found = found.get("data", found)
+    found = emitted(result.stdout)
     assert result.exit_code == code
     assert [each["kind"] for each in found["changes"]] == ([kind] if kind else [])
     assert found["same"] == len(VERDICT.checks) - bool(kind)

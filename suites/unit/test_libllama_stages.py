@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from prill_harness.tokens.judge import compare, compare_teacher_forced
 from prill_runtime.errors import EngineError
 from prill_runtime.sampling.sampler import SamplingParams, filtered_distribution, sample
 
-from .commandline import invoke
+from .commandline import emitted, invoke
 
 pytestmark = pytest.mark.engines
 
@@ -237,7 +236,7 @@ def test_the_trace_tells_names_and_ops(spec: str, tmp_path: Path) -> None:
     """`prill trace` tells what the library calls a stage, and its op; `bisect` reads the file."""
     model, file = "fixture:gpt2-tiny:f16", tmp_path / "t.npz"
     done = invoke("trace", "--engine", spec, "--model", model, "--tokens", "9", "-o", str(file), "--json")
-    stages = {each["stage"]: each for each in json.loads(done.stdout)["stages"]}
+    stages = {each["stage"]: each for each in emitted(done.stdout)["stages"]}
     told = {
         name: (stages[name]["named"], stages[name]["op"]) for name in ("embed", "blk.0.act", "output_norm")
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 import os
 import shutil
 from pathlib import Path
@@ -32,7 +31,7 @@ from prill_harness.records.evidence import Cell, Evidence, Status
 from prill_harness.records.verdict import Severity, Verdict
 from prill_harness.run import executor
 
-from .commandline import child, invoke
+from .commandline import child, emitted, invoke
 
 MODEL = "fixture:llama-tiny"
 WRONG = "blk.0.act is the first wrong stage: NMSE 0.3"
@@ -191,7 +190,7 @@ def test_a_clean_run_is_within_its_bounds_and_a_faulty_one_is_not() -> None:
 
 def test_list_names_every_fault() -> None:
     """The list is the catalogue, that of a device too, each fault with what it breaks."""
-    listed = json.loads(invoke("faults", "list", "--json").stdout)["faults"]
+    listed = emitted(invoke("faults", "list", "--json").stdout)["faults"]
     assert [f["name"] for f in listed] == [*catalogue(), *catalogue("emu")]
     assert {f["engine"] for f in listed} == {"numpy", "emu"}
     assert all(f["summary"] and f["area"] in faults.AREAS and f["blames"] and f["models"] for f in listed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,7 +33,7 @@ from prill_runtime.models.nodes.linear import Linear
 from prill_runtime.models.nodes.network import Embed, Head, Layer, Network
 from prill_runtime.models.nodes.norms import RmsNorm
 
-from .commandline import invoke
+from .commandline import emitted, invoke
 from .decoded import decoded
 from .test_hypotheses import clean_cases, every_mistake_named
 from .tiny_gguf import add_tokenizer, write_gguf
@@ -208,7 +207,7 @@ def test_its_checklist_follows_from_its_features(path: Path, tmp_path: Path) -> 
     with Ledger(tmp_path / "ledger.jsonl") as ledger:
         ledger.append(CellStarted(cell, (), 0.0, facts))
     done = invoke("checklist", "nobodys", "--ledger", str(tmp_path / "ledger.jsonl"), "--format", "json")
-    shown = json.loads(done.stdout)
+    shown = emitted(done.stdout)
     asked = {item["id"]: item["severity"] for item in shown["items"]}
     assert len(asked) == 20
     assert {"nobodys.oracle", "nobodys.tokens.exact", "nobodys.stages", "nobodys.positions.learned"} < {

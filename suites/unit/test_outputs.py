@@ -18,7 +18,7 @@ from prill_reports.markup import text
 from prill_reports.text import one_line
 from prill_runtime.errors import OutputError
 
-from .commandline import PRILL, child
+from .commandline import PRILL, child, emitted
 from .tiny_gguf import tiny
 
 FULL = Path("/dev/full")
@@ -102,7 +102,7 @@ def test_a_name_in_latin_1_works(tmp_path: Path) -> None:
     shutil.copy(tiny(tmp_path / "model.gguf", context=32), file)
     done = child("inspect", "--json", file.name, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    json.loads(done.stdout)
+    emitted(done.stdout)
     done = child("run", "stages.complete", "--model", file.name, "-j", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
@@ -133,7 +133,7 @@ def test_no_text_acts_on_a_terminal_or_a_report(what: str, capfd: pytest.Capture
     Console(json=True).emit({"text": ACTING[what]})
     printed = capfd.readouterr().out
     assert printed.isascii()
-    assert json.loads(printed) == {"text": ACTING[what]}
+    assert json.loads(printed)["data"] == {"text": ACTING[what]}
 
 
 @pytest.mark.parametrize("said", ["owner/repo#2", "#2", "GH-12", "@name", "gh-3"])

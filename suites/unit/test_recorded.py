@@ -20,7 +20,7 @@ from prill_harness.engines.others.asked import digest, request
 from prill_harness.faults.opening import open_engine
 from prill_runtime.errors import ContextLengthExceeded, MissingCapability, UsageError
 
-from .commandline import invoke
+from .commandline import emitted, invoke
 
 MODEL = "fixture:llama-window"
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "RECORDED.md"
@@ -88,7 +88,7 @@ def judged(path: Path, tmp_path: Path, *names: str) -> tuple[int, dict[str, tupl
     words = ["run", *names, "--json", "-j", "1", "--out", out, "--model", MODEL]
     result = invoke(*words, "--engine", f"recorded:{path}")
     assert result.exit_code in (0, 1, 10), result.output
-    records = json.loads(result.stdout)["evidence"]
+    records = emitted(result.stdout)["evidence"]
     return result.exit_code, {each["check"]: (each["status"], each["sentence"]) for each in records}
 
 

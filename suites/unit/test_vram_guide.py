@@ -5,7 +5,6 @@ Its commands are run with those of every other page (test_docs.py).
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from prill_runtime.device.memory.arena import PURPOSES, OutOfDeviceMemory, Regio
 from prill_runtime.errors import Inconclusive
 from prill_runtime.gguf.file import open_gguf
 
-from .commandline import invoke
+from .commandline import emitted, invoke
 
 GUIDE = (Path(__file__).resolve().parents[2] / "docs" / "VRAM_DEBUGGING_GUIDE.md").read_text("utf-8")
 
@@ -148,7 +147,7 @@ def test_the_account_is_one_json_document() -> None:
     """For machines: every figure of the table, in bytes."""
     result = invoke("vram", "--engine", "emu:cache=64", "--model", "fixture:llama-tiny", "--json")
     assert result.exit_code == 0, result.stderr
-    found = json.loads(result.stdout)
+    found = emitted(result.stdout)
     assert set(found["held"]) == set(MOMENTS)
     assert set(found["planned"]) == set(PURPOSES)
     assert found["wrong"] == []

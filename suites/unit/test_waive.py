@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from prill_harness.decide.waivers import LOCAL, load_waivers
 from prill_harness.records.evidence import Cell, CellEnded, CellStarted, Evidence, Record, Status
 from prill_harness.records.ledger import lines
 
-from .commandline import invoke
+from .commandline import emitted, invoke
 
 CHECK, ITEM = "tokens.teacher_forced", "llama.tokens.exact"
 CELL = Cell("fixture:llama-tiny", "numpy", "tokens")
@@ -55,7 +54,7 @@ def saw(status: Status, sentence: str) -> None:
 
 def check(as_of: str = DAY) -> tuple[int, list[str]]:
     done = invoke("waive", "check", "--json", "--as-of", as_of)
-    return done.exit_code, [w["state"] for w in json.loads(done.stdout)["waivers"]]
+    return done.exit_code, [w["state"] for w in emitted(done.stdout)["waivers"]]
 
 
 def test_each_waiver_must_still_see_its_signature(place: Path) -> None:

@@ -85,7 +85,7 @@ def _walked(
         except (subprocess.TimeoutExpired, KeyboardInterrupt):
             return None
         if done.returncode == 1 and done.stdout:  # an engine that fails is told on stderr alone
-            told = msgspec.json.decode(done.stdout)
+            told = msgspec.json.decode(done.stdout)["data"]
             kept = tuple({name: one[name] for name in SHOWN_OF_STAGES} for one in told["stages"])
             return str(told["sentence"]), words, kept
         if done.returncode != 0:

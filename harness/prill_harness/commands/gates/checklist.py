@@ -69,7 +69,7 @@ def command(console: Console, names: Sequence[str], form: str, ledger: Path | No
         console.remark(f"no evidence in {path}: every item is unproven; run prill gate first")
     items = evaluate(checklists, cells, observed, today)
     verdict = _verdict(names, items, records, today)
-    machine = Console(json=console.json or form == "json")
+    machine = Console(json=console.json or form == "json", command=console.command)
     left_out = {each.id: each.left_out for each in checklists if each.left_out}
     machine.emit({"status": verdict.status, "counts": verdict.counts, "ledger": str(path), "items": items,
                   "left_out": left_out})  # fmt: skip

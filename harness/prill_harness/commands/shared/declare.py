@@ -59,8 +59,9 @@ def command(
         @functools.wraps(function)
         def run(*, as_json: bool, **options: Any) -> None:
             door.pass_through(options, judges=judges, own=own)
-            code = function(Console(json=as_json), **options)
-            click.get_current_context().exit(code)
+            context = click.get_current_context()
+            _, _, words = context.command_path.partition(" ")
+            context.exit(function(Console(json=as_json, command=words), **options))
 
         option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
         decorated = debug_option(option(run))
