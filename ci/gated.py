@@ -15,7 +15,7 @@ LONGEST_S = 900.0
 
 
 @dataclass(frozen=True)
-class Gated:
+class FolderGate:
     """One gate.
 
     Attributes:
@@ -29,7 +29,7 @@ class Gated:
     sentence: str
 
 
-def gate(folder: Path, *options: str, **environment: str) -> Gated:
+def gate(folder: Path, *options: str, **environment: str) -> FolderGate:
     """Run a gate of one cell at a time in `folder`, which its evidence goes into.
 
     Args:
@@ -42,10 +42,10 @@ def gate(folder: Path, *options: str, **environment: str) -> Gated:
             timeout=LONGEST_S, check=False,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Gated(-1, None, f"{type(error).__name__}: {error}")
+        return FolderGate(-1, None, f"{type(error).__name__}: {error}")
     try:
         verdict = json.loads((folder / "out" / "verdict.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
         last = (ran.stderr.strip().splitlines() or [""])[-1]
-        return Gated(ran.returncode, None, f"{type(error).__name__}: {error}; {last}")
-    return Gated(ran.returncode, verdict, str(verdict["sentence"]))
+        return FolderGate(ran.returncode, None, f"{type(error).__name__}: {error}; {last}")
+    return FolderGate(ran.returncode, verdict, str(verdict["sentence"]))
