@@ -14,7 +14,7 @@ from typing import Any, NotRequired, TypedDict
 import msgspec
 
 from prill_harness.commands.gates.doctor import Preflight
-from prill_harness.commands.ledgers.diff import Change, Shift
+from prill_harness.commands.ledgers.diff import LedgerChange, Shift
 from prill_harness.console import SCHEMA
 from prill_harness.decide.explained import Explanation
 from prill_harness.faults.trial.kills import Clean
@@ -168,7 +168,7 @@ PRINTED: dict[str, dict[str, Any]] = {
     },
     "ledgers": {
         "badge": RENDERED,
-        "diff": {"changes": list[Change], "figures": list[Shift], "inputs": list[str], "same": int},
+        "diff": {"changes": list[LedgerChange], "figures": list[Shift], "inputs": list[str], "same": int},
         "show": {
             "shown": [{"evidence": Evidence, "attempts": list[Evidence]}, ...],
             "others": [{"cell": str, "check": str, "status": Status}, ...],
