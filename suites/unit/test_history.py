@@ -35,32 +35,40 @@ def standing(*runs: HistoryLine) -> StandingResult | None:
     [
         ("P", None),
         ("PPP", None),
-        ("F", StandingResult(1, 1, False, "1970-01-02", 1)),
-        ("PFF", StandingResult(3, 2, True, "1970-01-03", 2)),
-        ("FFPF", StandingResult(4, 3, True, "1970-01-05", 1)),
-        ("FEIF", StandingResult(2, 2, False, "1970-01-02", 2)),
-        ("FFP", StandingResult(3, 2, True)),
+        ("F", StandingResult(1, 1, False, "1970-01-02", 1, "F")),
+        ("PFF", StandingResult(3, 2, True, "1970-01-03", 2, "PFF")),
+        ("FFPF", StandingResult(4, 3, True, "1970-01-05", 1, "FFPF")),
+        ("FEIF", StandingResult(2, 2, False, "1970-01-02", 2, "FEIF")),
+        ("FFP", StandingResult(3, 2, True, recent="FFP")),
         ("PE", None),
     ],
 )
 def test_how_often_and_since_when(letters: str, owed: StandingResult | None) -> None:
-    """One run a day on the same digests: only a pass ends a row; errors and doubts say nothing."""
+    """One run a day on the same digests: only a pass ends a row; errors and doubts say nothing. The last runs
+    are kept, a letter each, thirty at most."""
     assert standing(*(run(letter, day) for day, letter in enumerate(letters, 1))) == owed
+
+
+def test_only_the_last_runs_are_kept() -> None:
+    """A history of years draws thirty runs, the latest last."""
+    found = standing(*(run("P", day) for day in range(1, 60)), run("F", 60))
+    assert found is not None
+    assert found.recent == "P" * 29 + "F"
 
 
 def test_another_digest_is_another_check_and_the_same_row() -> None:
     """What failed before the code changed makes nothing flaky, and has failed since then all the same."""
     assert standing(run("F", 1, "old"), run("P", 2, "new")) is None
     assert standing(run("P", 1, "old"), run("F", 2, "old"), run("F", 3, "new")) == StandingResult(
-        1, 1, False, "1970-01-03", 2
+        1, 1, False, "1970-01-03", 2, "PFF"
     )
-    assert standing(run("P", 1, ""), run("F", 2, "")) == StandingResult(1, 1, False, "1970-01-03", 1)
+    assert standing(run("P", 1, ""), run("F", 2, "")) == StandingResult(1, 1, False, "1970-01-03", 1, "PF")
 
 
 def test_attempts_of_one_run_count_each() -> None:
     """Failed, failed and passed in one gate: three attempts, two of which failed."""
     found = standing(run("FFP", 1, ""))
-    assert found == StandingResult(3, 2, True, "1970-01-02", 1)
+    assert found == StandingResult(3, 2, True, "1970-01-02", 1, "F")
     assert found.flake_rate == pytest.approx(2 / 3)
 
 

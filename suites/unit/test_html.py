@@ -14,7 +14,7 @@ from lxml import etree
 from lxml import html as parser
 
 from prill_harness.records.evidence import Status
-from prill_harness.records.verdict import AssumptionResult, LeadResult, Verdict
+from prill_harness.records.verdict import AssumptionResult, LeadResult, StandingResult, Verdict
 from prill_reports import stages, view
 from prill_reports.formats import html
 
@@ -265,3 +265,16 @@ def test_what_was_assumed_is_a_table_of_text() -> None:
     cells = found.xpath("//h2[@id='assumptions']/following::table[1]/tbody/tr/*")
     assert [words(cell) for cell in cells] == [odd.key, odd.assumed, odd.why, "a<b.gguf, c.gguf"]
     assert not page().xpath("//h2[@id='assumptions']")
+
+
+def test_the_history_of_a_failure_is_drawn_and_told() -> None:
+    """A mark for each run, high where it did not pass, and the same in words: how often, since when."""
+    standing = StandingResult(9, 3, True, "2026-05-01", 2, "PPIFPEFF")
+    failed = msgspec.structs.replace(VERDICT.checks[1], status=Status.FAILED, standing=standing)
+    finding = page(msgspec.structs.replace(VERDICT, checks=(failed,))).xpath("//details[@class='finding']")[0]
+    (spark,) = finding.xpath(".//svg[@class='spark']")
+    heights = [int(rect.get("height")) for rect in spark.xpath("./rect")]
+    assert [height > 10 for height in heights] == [letter != "P" for letter in standing.recent]
+    assert spark.get("aria-label").startswith("the last 8 runs: passed, passed, inconclusive, failed,")
+    told = "3 of 9 runs on these digests failed: flaky, 33 %; failing since 2026-05-01, 2 runs in a row"
+    assert told in words(finding)

@@ -23,6 +23,7 @@ from prill_runtime.errors import OutputError
 from prill_runtime.files import refuse_pipe
 
 FILE = "history.jsonl"
+RECENT = 30  # runs that a report draws
 LETTERS = {Status.PASSED: "P", Status.FAILED: "F", Status.ERROR: "E", Status.INCONCLUSIVE: "I"}
 WORST_FIRST = "".join(LETTERS[status] for status in sorted(LETTERS, key=badness))
 
@@ -166,7 +167,8 @@ def standings(runs: Sequence[HistoryLine], now: HistoryLine) -> Mapping[tuple[st
             if row or (failed and passed):
                 since = row[-1].isoformat() if row else ""
                 flaky = bool(failed and passed)
-                found[cell, check] = StandingResult(failed + passed, failed, flaky, since, len(row))
+                recent = "".join(seen_then.get((cell, check), "") for _, seen_then in worst)[-RECENT:]
+                found[cell, check] = StandingResult(failed + passed, failed, flaky, since, len(row), recent)
     return found
 
 

@@ -51,6 +51,7 @@ class StandingResult(msgspec.Struct, frozen=True):
         flaky: both occurred among them.
         failing_since: day of the first of the unbroken row of failed runs; empty if it does not fail now.
         failing_runs: how long the row is.
+        recent: the worst of each of the last runs, latest last: (P)assed, (F)ailed, (E)rror, (I)nconclusive.
     """
 
     runs: int
@@ -58,6 +59,7 @@ class StandingResult(msgspec.Struct, frozen=True):
     flaky: bool
     failing_since: str = ""
     failing_runs: int = 0
+    recent: str = ""
 
     @property
     def flake_rate(self) -> float:
