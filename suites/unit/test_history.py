@@ -162,7 +162,7 @@ def test_a_history_that_cannot_be_used_costs_no_verdict(
     earlier = Past(Console(), blocked, "small", records(Status.FAILED), ())
     earlier.keep()
     assert "cannot write the history" in capsys.readouterr().err
-    assert earlier.standings[KEY] == StandingResult(2, 1, True, "1970-01-02", 1)
+    assert earlier.standings[KEY] == StandingResult(2, 1, True, "1970-01-02", 1, "F")
 
 
 def test_notes_are_said_and_the_run_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
