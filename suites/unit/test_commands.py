@@ -285,6 +285,26 @@ def test_checklist_ticks_what_the_ledger_proves(gated: tuple[Path, subprocess.Co
     assert shown["status"] == "inconclusive"
 
 
+def test_an_engine_has_an_integration_report_of_its_own(
+    gated: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    """`integration` is all that the ledger asked about, of the engine named; an engine that left no evidence
+    is refused. A family and the contract have the names that people use."""
+    folder, _ = gated
+    result = child("checklist", "integration", "--from", "numpy", cwd=folder)
+    assert result.returncode == 10
+    heads = [line for line in result.stdout.splitlines() if line.startswith("#")]
+    assert heads[0] == "# Integration checklist: integration, of numpy"
+    assert any(head.startswith("## foundation: 1 of") for head in heads)
+    assert not any("contract" in head for head in heads)
+    refused = child("checklist", "integration", "--from", "numpy64", cwd=folder)
+    assert refused.returncode == 4
+    assert "no evidence of such an engine" in refused.stderr
+    for name, lists in (("gpt", {"gpt2", "gpt-oss"}), ("adapter", {"contract"})):
+        shown = emitted(child("checklist", name, "--format", "json", cwd=folder).stdout)
+        assert {item["checklist"] for item in shown["items"]} == lists
+
+
 def test_doctor_sees_a_cache_it_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache folder that cannot be made is broken, with what to do, and the exit code is 1."""
     monkeypatch.setenv("PRILL_CACHE", "/dev/null/cache")

@@ -310,7 +310,8 @@ def test_the_nearest_word_is_suggested(
         (
             ("checklist", "nosuch"),
             "usage error: ",
-            "expected boundary or contract or foundation or gemma3 or gpt-oss or gpt2 or llama or model",
+            "expected adapter or boundary or contract or foundation or gemma3 or gpt or gpt-oss or gpt2 or "
+            "integration or llama or model",
         ),
         (("checklist", "lama"), "usage error: ", "did you mean 'llama'?"),
         (("gate", "foundatoin"), "usage error in ", "no such gate"),

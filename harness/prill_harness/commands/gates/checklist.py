@@ -20,16 +20,19 @@ from prill_harness.records import evidence
 from prill_harness.records import ledger as ledgers
 from prill_harness.records.evidence import EXIT_CODES, Cell, CellStarted, Evidence, Record, Status, badness
 from prill_harness.records.files import write_file
-from prill_harness.records.names import look_up
+from prill_harness.records.names import base_of, look_up
 from prill_harness.records.verdict import CheckResult, ItemResult, ItemStatus, Verdict
 from prill_harness.version import version
 from prill_runtime.errors import UsageError
 
 DEFAULT = Path("out/ledger.jsonl")
+ALSO = {"contract": ("adapter",)}
+"""What people call a list besides its own name."""
 
 
 @declare(
-    name="checklist", example="prill checklist llama\nprill checklist --format json --ledger out/ledger.jsonl"
+    name="checklist",
+    example="prill checklist llama\nprill checklist integration --from numpy --ledger out/ledger.jsonl",
 )
 @click.argument("names", nargs=-1)
 @click.option(
@@ -38,16 +41,26 @@ DEFAULT = Path("out/ledger.jsonl")
 @click.option(
     "--ledger", type=click.Path(path_type=Path), help=f"Evidence; default: {DEFAULT}, if it is there."
 )
+@click.option("--from", "whose", metavar="ENGINE", help="Only evidence of this engine of the ledger.")
 @click.option(
     "--docs",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write the page of what each item means and which command proves it; looks at no ledger.",
 )
-def command(console: Console, names: Sequence[str], form: str, ledger: Path | None, docs: Path | None) -> int:
+def command(
+    console: Console,
+    names: Sequence[str],
+    form: str,
+    ledger: Path | None,
+    whose: str | None,
+    docs: Path | None,
+) -> int:
     """Show the integration checklists NAME..., all when none is named, beside the evidence of a ledger.
 
-    NAME is a checklist, or an architecture for the list of its own. Waivers, and what a policy lets an engine
-    lack, play no part here. Exit code 0 when every item is proven, 1 when one failed, else 10.
+    NAME is a checklist, or an architecture for the list of its own; `gpt` is every architecture of that
+    family, `adapter` what every engine promises, `integration` all that the ledger asked about. Waivers, and
+    what a policy lets an engine lack, play no part here. Exit code 0 when every item is proven, 1 when one
+    failed, else 10.
     """
     if ledger is not None and not ledger.is_file():
         raise UsageError("no such ledger", where=str(ledger))
@@ -61,6 +74,10 @@ def command(console: Console, names: Sequence[str], form: str, ledger: Path | No
         return 0
     path = ledger or DEFAULT
     records = ledgers.audited(path) if path.is_file() else ()
+    if whose is not None:
+        have = {record.cell.engine for record in records}
+        look_up(whose, have, "no evidence of such an engine", where=str(path))
+        records = tuple(record for record in records if record.cell.engine == whose)
     cells = sorted({r.cell for r in records if isinstance(r, CellStarted)})
     today = dt.datetime.now(dt.UTC).date()
     observed = _observed(cells, records)
@@ -68,7 +85,7 @@ def command(console: Console, names: Sequence[str], form: str, ledger: Path | No
     if not records:
         console.remark(f"no evidence in {path}: every item is unproven; run prill gate first")
     items = evaluate(checklists, cells, observed, today)
-    verdict = _verdict(names, items, records, today)
+    verdict = _verdict([*names, *([f"of {whose}"] if whose else [])], items, records, today)
     machine = Console(json=console.json or form == "json", command=console.command)
     left_out = {each.id: each.left_out for each in checklists if each.left_out}
     machine.emit({"status": verdict.status, "counts": verdict.counts, "ledger": str(path), "items": items,
@@ -91,9 +108,16 @@ def _named(names: Sequence[str], observed: Observed) -> tuple[Checklist, ...]:
     seen = {model.architecture for model in observed.models.values()}
     others = {spec: model for spec, model in packaged().items() if model.architecture not in seen}
     lists = instances(load_checklists(), {**others, **observed.models})
+    asked = {base_of(check) for planned in observed.planned.values() for check in planned}
+    called = {each.id: {each.id, each.path.stem, *ALSO.get(each.id, ())} for each in lists}
+    for each in lists:
+        if each.id.startswith("gpt"):
+            called[each.id].add("gpt")
+        if each.id in seen or (each.path.stem != "model" and any(asked & set(i.checks) for i in each.items)):
+            called[each.id].add("integration")
     for name in names:
-        look_up(name, {word for each in lists for word in (each.id, each.path.stem)}, "no such checklist")
-    return tuple(each for each in lists if not names or {each.id, each.path.stem} & set(names))
+        look_up(name, {"integration"}.union(*called.values()), "no such checklist")
+    return tuple(each for each in lists if not names or called[each.id] & set(names))
 
 
 def _observed(cells: Sequence[Cell], records: Sequence[Record]) -> Observed:
