@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from .test_new import CHECK, ENGINE, MODEL, begun, prill
 
 SPEC = ("--engine", "py:own.py:Own", "--model", MODEL)
 
 
+@pytest.mark.engines
 def test_a_suite_of_ones_own_is_seen_through_a_connector(tmp_path: Path) -> None:
     """A changed file is found by the user's check, which names no part; the gate of the same folder counts it
     then, until the engine is another."""
