@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from prill_harness.leaks.judge import starved
 from prill_harness.leaks.reports.report import LeakVerdict, Probe
 from prill_runtime.errors import Inconclusive, UsageError
 
-from .commandline import child, invoke
+from .commandline import child, emitted, invoke
 from .serving import MODEL
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="preloads a library")
@@ -139,7 +138,7 @@ def test_the_example_worker_survives_every_failure_and_its_defect_none(tmp_path:
     worker = build.worker_command()
     words = ["leak", "--model", MODEL, "--path", "allocation", "--json", "--engine"]
     sound = child(*words, f"exec:{worker}", cwd=tmp_path)
-    report = json.loads(sound.stdout)
+    report = emitted(sound.stdout)
     assert (sound.returncode, report["verdict"], report["paths"][0]["planted"]) == (0, "clean", True)
     assert "--path allocation" in report["reproduce"]
     walked = starved.walk(f"exec:env PRILL_ENGINE_DEFECT=allocation_unchecked {worker}", MODEL, 20, 60)
