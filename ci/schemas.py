@@ -140,8 +140,8 @@ PRINTED: dict[str, dict[str, Any]] = {
                 "killed_by": dict[str, list[str]],
             },
             {"engine": str, "faults": [{
-                "name": str, "model": str, "killed_by": list[str], "blamed": list[str], "right": bool,
-                "unsaid": Any, "sentence": str,
+                "name": str, "model": str, "killed_by": list[str], "blamed": str, "right": bool,
+                "unsaid": str, "sentence": str,
             }, ...]},
         ],
         "faults run": {"faults": [TRIED, ...]},

@@ -2,16 +2,25 @@
 
 Its chat call alone tells logprobs. It takes texts, so ids go in as the text that they stand for, and a
 template of the messages alone lets it through; what comes out is told by id, with the likeliest beside it.
+
+    python docs/examples/mistral_engine.py fixture:llama-tiny:f16
+
+says how far the logprobs that it tells of its own ids are from the oracle's.
 """
 
+import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 from mistralrs import ChatCompletionRequest, Runner, Which
+
+from prill_harness import open_engine
 
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 TOP = 20
+TEXTS, TOKENS = ("The cat sat", "The Book of Redfern"), 6
 ENDS = {"length": "length", "stop": "eos", "eos": "eos"}
 
 
@@ -54,3 +63,22 @@ class MistralRs:
             "text": choice.message.content or "",
             "finish_reason": "stop" if stopped else ENDS[choice.finish_reason],
         }
+
+
+def furthest(model):
+    """How many logprobs it told behind TEXTS, and the largest difference of one from the oracle's."""
+    apart = []
+    spec = f"py:{__file__}:MistralRs,arithmetic=half"
+    with open_engine(spec, model) as engine, open_engine("numpy64", model) as oracle:
+        for text in TEXTS:
+            ids = engine.tokenize(text)
+            made = engine.generate(ids, max_tokens=TOKENS)
+            rows = oracle.logits([*ids, *made.ids])[len(ids) - 1 :]
+            for row, told in zip(rows, made.top, strict=False):
+                right = row - row.max() - np.log(np.exp(row - row.max()).sum())
+                apart += [abs(right[token] - logprob) for token, logprob in told.items()]
+    return len(apart), max(apart)
+
+
+if __name__ == "__main__":
+    print("{} logprobs told, at most {:.1e} from the oracle's".format(*furthest(sys.argv[1])))

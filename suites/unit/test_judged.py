@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from prill_harness.commands.engines import judged
+from prill_harness.records.evidence import Cell, Evidence, Status
 from prill_harness.records.strict import load_toml
 
 from .commandline import invoke
@@ -114,6 +116,38 @@ def test_what_cannot_be_judged(folder: Path, file: str, old: str, new: str, code
     assert done.exit_code == code, done.output
     assert sentence in done.output
     assert (folder / "page.md").read_text("utf-8") == page
+
+
+def test_places_of_this_machine_are_in_no_page() -> None:
+    """What stands for the interpreter, its commands and a module's folder is filled in, and shown without."""
+    spec = "exec:@bin@/mine --by @python@ @package:gguf@/x {model}"
+    engine = judged.Declared("mine", "gguf", spec, ())
+    commands = Path(sys.executable).parent
+    begins, ends = f"exec:{commands}/mine --by {sys.executable} ", "/gguf/x {model}"
+    assert engine.here.startswith(begins)
+    assert engine.here.endswith(ends)
+    assert engine.shown == "exec:mine --by python FOLDER/x {model}"
+
+
+def test_a_finding_is_told_with_the_mistake_behind_it() -> None:
+    """Where checks of a suite found one, it stands once; another suite's is none of it."""
+    cell = Cell("fixture:llama-tiny", "py:x.py:X", "contract")
+
+    def failed(check: str, *clauses: str) -> Evidence:
+        detail = {"explained": list(clauses)} if clauses else {}
+        return Evidence(check, "", cell, Status.FAILED, 1, "wrong", "", ("bug",), "", detail=detail)
+
+    bad = [failed("contract.tokens", "one", "two"), failed("contract.seeds"), failed("contract.end", "one")]
+    assert judged._why(bad, "contract") == ", explained by one, or two"
+    assert judged._why(bad, "tokens") == judged._why([failed("contract.seeds")], "contract") == ""
+
+
+def test_the_page_names_what_memvanta_does() -> None:
+    """The first mistake in the wild that prill found stands in the table, by the check that found it."""
+    _, region, _ = judged._parts(ROOT / "docs" / "ENGINES.md")
+    told = [line for line in region.splitlines() if line.startswith("- **memvanta** fails contract.tokens")]
+    assert len(told) == 1
+    assert "explained by pairs (i, i+d/2) instead of (2i, 2i+1)" in told[0]
 
 
 def test_the_declaration_of_the_project_and_its_page_belong_together() -> None:

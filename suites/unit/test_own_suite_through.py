@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+from .commandline import emitted
 from .test_new import CHECK, ENGINE, MODEL, begun, prill
 
 SPEC = ("--engine", "py:own.py:Own", "--model", MODEL)
 
 
+@pytest.mark.engines
 def test_a_suite_of_ones_own_is_seen_through_a_connector(tmp_path: Path) -> None:
     """A changed file is found by the user's check, which names no part; the gate of the same folder counts it
     then, until the engine is another."""
@@ -20,7 +24,7 @@ def test_a_suite_of_ones_own_is_seen_through_a_connector(tmp_path: Path) -> None
     engine.write_text(f"class Own:\n    arithmetic = 'float32'\n{ENGINE}")
     asked = (*SPEC, "--suite", "mine", "--only", "file_rope_base", "--json")
     said, _ = json.JSONDecoder().raw_decode(prill(folder, "faults", "matrix", *asked, code=0))
-    (found,) = said["faults"]
+    (found,) = emitted(json.dumps(said))["faults"]
     assert (found["killed_by"], found["blamed"], found["right"]) == (["mine.first"], "", True)
     assert found["sentence"] == "file_rope_base is killed by mine.first"
     assert counted(folder) == ("passed", "4096 values compared with numpy64 on the same file")

@@ -20,7 +20,7 @@ from prill_harness.commands.shared.declare import command as declare
 from prill_harness.console import Console
 from prill_harness.plan.given import named
 from prill_harness.plan.plan import Plan, openers
-from prill_harness.records.evidence import Cell, Status
+from prill_harness.records.evidence import Cell, Evidence, Status
 from prill_harness.records.files import write_file
 from prill_harness.records.names import look_up, suite_of
 from prill_harness.records.strict import load_toml
@@ -49,7 +49,7 @@ class Declared(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         package: the distribution whose version is told. spec: @python@ stands for this interpreter,
-            @package:MODULE@ for the folder of an installed module.
+            @bin@ for the folder of its commands, @package:MODULE@ for the folder of an installed module.
     """
 
     name: str
@@ -76,12 +76,13 @@ class Declared(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise UsageError("no such module", where=self.name, got=repr(found[1]))
             return next(iter(spec.submodule_search_locations))
 
-        return PLACE.sub(folder, self.spec).replace("@python@", sys.executable)
+        commands = str(Path(sys.executable).parent)
+        return PLACE.sub(folder, self.spec).replace("@python@", sys.executable).replace("@bin@", commands)
 
     @property
     def shown(self) -> str:
         """The spec as a page shows it, without a path of this machine."""
-        return PLACE.sub("FOLDER", self.spec).replace("@python@", "python")
+        return PLACE.sub("FOLDER", self.spec).replace("@python@", "python").replace("@bin@/", "")
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -165,10 +166,16 @@ def _judge(console: Console, engine: Declared, jobs: int) -> list[str]:
         for suite in dict.fromkeys(suite_of(e.base) for e in bad):
             checks = sorted({e.base for e in bad if suite_of(e.base) == suite})
             again = reproduce.line("run", *checks, engine=engine.shown, model=model)
-            notes.append(f"- **{engine.name}** fails {', '.join(checks)}: `{again}`")
+            notes.append(f"- **{engine.name}** fails {', '.join(checks)}{_why(bad, suite)}: `{again}`")
     notes += [f"- **{engine.name}**: {each.what}: `{each.reproduce}`" for each in engine.deviations]
     notes += [f"- **{engine.name}** left no evidence in {' '.join(lost)}" for lost in seen.lost]
     return lines + notes
+
+
+def _why(bad: Sequence[Evidence], suite: str) -> str:
+    """The mistake by which failures of a suite are explained, as a clause; empty if none is."""
+    told = [clause for e in bad if suite_of(e.base) == suite for clause in e.detail.get("explained", ())]
+    return f", explained by {', or '.join(dict.fromkeys(told))}" if told else ""
 
 
 def _last(region: str, name: str, mark: str) -> list[str]:

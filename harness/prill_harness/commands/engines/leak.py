@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from prill_harness.leaks.reports.report import LeakReport, PathReport
 
 PATHS = ("success", "error", "cancel", "load", "session", "concurrent", "requests")
+ALLOCATION = "allocation"  # of an engine that prill starts by a command: each fails in turn
 REPORTERS = "prill.leak_reporters"
 
 
@@ -26,6 +27,7 @@ REPORTERS = "prill.leak_reporters"
     name="leak",
     example="prill leak --engine numpy --model fixture:llama-tiny\n"
     "prill leak --engine numpy --model fixture:llama-tiny --path all --html leaks.html\n"
+    "prill leak --engine 'exec:./engine {model}' --model fixture:llama-tiny --path allocation\n"
     "prill leak --selftest --quick",
     own="control:",
 )
@@ -39,7 +41,8 @@ REPORTERS = "prill.leak_reporters"
     show_default=True,
     help="Of each path, warm-up included.",
 )
-@click.option("--path", "path", type=click.Choice([*PATHS, "all"]), default="success", show_default=True)
+@click.option("--path", "path", type=click.Choice([*PATHS, ALLOCATION, "all"]), default="success",
+              show_default=True)  # fmt: skip
 @click.option(
     "--timeout", type=click.FloatRange(min=1), default=300.0, show_default=True, help="Seconds for each path."
 )
@@ -79,7 +82,8 @@ def command(
     """Tell whether an engine gives back the memory it takes: exact ledgers, 50 calls, three verdicts.
 
     An engine in another process (exec:, capi:, serve:, http: with --pid) is watched from outside: resident
-    memory, threads and descriptors.
+    memory, threads and descriptors. With `--path allocation` the allocations of a request fail in turn in the
+    process of exec: and serve:, which has to refuse the request and go on.
 
     Exit code 0 clean, 1 leak, 10 inconclusive.
     """
@@ -89,7 +93,7 @@ def command(
         return examination.command(console, quick=quick, device=device, docs=docs, jobs=jobs)
     if model is None:
         raise UsageError("no model to probe", where="prill leak", hint="name one with --model")
-    from prill_harness.leaks.judge import watched
+    from prill_harness.leaks.judge import starved, watched
     from prill_harness.leaks.judge.hosted import lost_settings
     from prill_harness.leaks.judge.live import Live
     from prill_harness.leaks.judge.probe import again, probe
@@ -97,7 +101,9 @@ def command(
 
     engine = with_pid(engine, pid)
     wanted = Probe(engine, model, PATHS[0] if path == "all" else path, calls, timeout)
-    if watched.elsewhere(engine):
+    if path == ALLOCATION:
+        report = starved.probe(wanted, again(wanted, (path,)))
+    elif watched.elsewhere(engine):
         names = tuple(watched.PATHS) if path == "all" else (path,)
         report = watched.probe(wanted, names, again(wanted, names if path != "all" else PATHS))
     else:
