@@ -12,11 +12,13 @@ import pytest
 
 from prill_harness.commands.shared import past
 from prill_harness.incidents import log, verify
+from prill_harness.records.catalog import check_ids
 from prill_harness.records.verdict import IncidentState
 from prill_runtime.errors import IncidentError
 
 from .commandline import emitted, invoke
 
+ROOT = Path(__file__).parents[2]
 SIGNATURE = "the text repeats"
 COMMAND = "sh tests/cancel.sh"
 TEST = f'if grep -q broken engine.txt; then echo "{SIGNATURE} after a cancel"; exit 1; fi; echo right\n'
@@ -220,10 +222,11 @@ fix = "abc"
 regression = "t.sh"
 closed = 2026-02-01
 [reproduction]"""
+DIGEST = log.Reproduction("the text repeats", command="sh t.sh").digest("abc")
 SEEN = f"""
 [seen]
 at = 2026-02-01
-reproduction = "{log.Reproduction("the text repeats", command="sh t.sh").digest("abc")}"
+reproduction = "{DIGEST}"
 before = {{ commit = "b", outcome = "failed", exit_code = 1 }}
 after = {{ commit = "abc", outcome = "passed", exit_code = 0 }}
 """
@@ -269,6 +272,16 @@ def test_a_closed_incident_asks_for_its_regression_check_for_ever(tmp_path: Path
     (tmp_path / "t.sh").unlink()
     with pytest.raises(IncidentError, match="its regression check is gone"):
         past.incidents(folder, ())
+    named = SOUND.replace("[reproduction]", CLOSED).replace('"t.sh"', '"t.sh::cancelled"')
+    whole = SEEN.replace(
+        DIGEST, log.Reproduction("the text repeats", command="sh t.sh::cancelled").digest("abc")
+    )
+    folder = written(tmp_path / "ci/incidents", named.replace("sh t.sh", "sh t.sh::cancelled") + whole)
+    (tmp_path / "t.sh").write_text("cancelled() { exit 0; }")
+    assert len(past.incidents(folder, ())) == 1
+    (tmp_path / "t.sh").write_text("another() { exit 0; }")
+    with pytest.raises(IncidentError, match=r"its regression check is gone: expected t\.sh::cancelled"):
+        past.incidents(folder, ())
     check = SOUND.replace('command = "sh t.sh"', 'check = "tokens.gone"')
     with pytest.raises(IncidentError, match="names an unknown check"):
         past.incidents(written(tmp_path / "b/ci/incidents", check), ("tokens.greedy",))
@@ -302,6 +315,11 @@ def test_the_list_is_in_the_order_in_which_they_are_due(
         "no such incident: expected a or b or c or d or e, got 'f'" in invoke("incident", "show", "f").stderr
     )
     assert dt.date.fromisoformat(found[0]["opened"]) == dt.date(2026, 1, 1)
+
+
+def test_the_log_of_this_repository_holds() -> None:
+    """Every incident is sound, and what is closed has its regression check still."""
+    assert any(i.state == "closed" for i in past.incidents(ROOT / log.LOCAL, check_ids()))
 
 
 def test_no_log_is_no_incident_and_a_named_one_must_be_there(

@@ -8,14 +8,14 @@ symptom = "text after a cancelled request repeats"
 opened = 2026-01-31
 root_cause = ""                      # before it is closed
 fix = ""                             # commit that mends it; set by `prill incident verify --fix`
-regression = ""                      # what stays: the check, or the test file that the command runs
+regression = ""                      # what stays: the check, or FILE or FILE::NAME that the command runs
 closed = 2026-02-02                  # only `prill incident close` writes it
 
 [reproduction]                       # one of check and command
 check = "cache.after_cancel"         # `prill run CHECK`, with engine and model; or
 command = "pytest -q tests/test_cancel.py"
-engine = "numpy"
-model = "fixture:llama-tiny"
+engine = "numpy"                     # of a check
+model = "fixture:llama-tiny"         # of a check
 signature = "is the first wrong"     # in what it prints when it fails, and not when it passes
 files = ["tests/test_cancel.py"]     # as the fix has them, where they came with it
 
@@ -60,14 +60,19 @@ class Reproduction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     signature: str
     check: str = ""
     command: str = ""
-    engine: str = "numpy"
-    model: str = "fixture:llama-tiny"
+    engine: str = ""
+    model: str = ""
     files: tuple[str, ...] = ()
 
     @property
     def shell(self) -> str:
         """The shell command that runs it."""
-        return self.command or reproduce.line("run", self.check, engine=self.engine, model=self.model)
+        return self.command or reproduce.shell(self.words)
+
+    @property
+    def words(self) -> list[str]:
+        """The words behind `prill` that run its check."""
+        return reproduce.words("run", self.check, engine=self.engine, model=self.model)
 
     def digest(self, fix: str) -> str:
         """sha256 (hex) of it and of the fix: what was seen of another one says nothing of this."""
@@ -136,8 +141,15 @@ class Incident(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def _kept(self) -> bool:
-        own = self.reproduction
-        return self.regression == own.check or self.regression.partition("::")[0] in own.command.split()
+        own, (file, name) = self.reproduction, self.place
+        run = {word.partition("::")[0] for word in own.command.split()}
+        return self.regression == own.check or (file in run and name in own.command)
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """File and name of a regression check that is none of prill's: FILE, or FILE::NAME."""
+        file, _, rest = self.regression.partition("::")
+        return file, base_of(rest.rpartition("::")[2])
 
     @property
     def story(self) -> str:
@@ -232,9 +244,10 @@ def examine(incidents: Iterable[Incident], folder: Path, checks: Collection[str]
             base = base_of(incident.reproduction.check)
             look_up(base, checks, "names an unknown check", where=where, error=IncidentError)
         elif incident.closed is not None:
-            file = folder.resolve().parents[1] / incident.regression.partition("::")[0]
-            if not file.exists():
-                raise IncidentError("its regression check is gone", where=where, expected=str(file))
+            path, name = incident.place
+            file = folder.resolve().parents[1] / path
+            if not file.is_file() or name not in file.read_text("utf-8", "replace"):
+                raise IncidentError("its regression check is gone", where=where, expected=incident.regression)
 
 
 def results(incidents: Iterable[Incident], folder: Path) -> tuple[IncidentResult, ...]:

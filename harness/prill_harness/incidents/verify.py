@@ -14,7 +14,6 @@ from prill_harness.incidents.log import Reproduction, Sighting
 from prill_harness.records.evidence import Status
 from prill_harness.run.children import prill
 from prill_harness.run.outcomes import one_line
-from prill_harness.run.reproduce import words
 from prill_runtime.errors import IncidentError
 
 TIMEOUT_S = 900.0
@@ -71,7 +70,7 @@ def look(
 def _command(reproduction: Reproduction) -> Sequence[str]:
     if reproduction.command:
         return ["sh", "-c", reproduction.command]
-    return prill(*words("run", reproduction.check, engine=reproduction.engine, model=reproduction.model))
+    return prill(*reproduction.words)
 
 
 def _judged(commit: str, code: int, lines: Sequence[str], signature: str) -> Sighting:

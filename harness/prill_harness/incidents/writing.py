@@ -15,7 +15,7 @@ from prill_harness.records.files import write_file
 
 
 def create(file: Path, struct: msgspec.Struct) -> None:
-    """Write a struct as a new file: what is empty as well, for a person to fill; what is None is left out."""
+    """Write a struct as a new file, with what is empty in it for a person to fill."""
     write_file(file, tomlkit.dumps(_plain(struct)))
 
 
@@ -55,6 +55,12 @@ def drop_tables(file: Path, key: str, ids: Collection[str]) -> None:
 
 
 def _plain(struct: object) -> Any:
-    """Fields by name, dates as they are."""
+    """Fields by name, dates as they are; without what is None, and without what is empty in a table."""
     found = msgspec.to_builtins(struct, builtin_types=(dt.date,))
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: _filled(value) for name, value in found.items() if value is not None}
+
+
+def _filled(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {name: _filled(inner) for name, inner in value.items() if inner not in ("", [], None)}

@@ -58,6 +58,7 @@ def new(
     model: str, shell: str, files: Sequence[str], folder: Path,
 ) -> int:  # fmt: skip
     """Begin the file of an incident, under the next free number."""
+    place = (engine, model) if check else ("", "")
     numbers = [int(file.stem) for file in folder.glob("*.toml") if file.stem.isdecimal()]
     incident = Incident(
         id=f"{max(numbers, default=0) + 1:04}",
@@ -65,7 +66,7 @@ def new(
         component=component,
         symptom=symptom,
         opened=_today(),
-        reproduction=Reproduction(signature, check, shell, engine, model, tuple(files)),
+        reproduction=Reproduction(signature, check, shell, *place, tuple(files)),
     )
     file = folder / f"{incident.id}.toml"
     log.validate(incident, file)
@@ -158,7 +159,7 @@ def verifying(console: Console, name: str, fix: str, timeout: float, folder: Pat
 )
 @click.argument("name", metavar="ID")
 @click.option("--root-cause", default="", help="Why it happened; default: what the file says.")
-@click.option("--regression", default="", metavar="CHECK|FILE",
+@click.option("--regression", default="", metavar="CHECK|FILE[::NAME]",
               help="What stays of the reproduction: its check or test file.")  # fmt: skip
 @FOLDER
 def close(console: Console, name: str, root_cause: str, regression: str, folder: Path) -> int:
