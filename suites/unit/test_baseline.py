@@ -245,8 +245,7 @@ def test_a_gate_takes_speeds_and_documents(here: Path) -> None:
 
     def rules(*more: str) -> dict[str, str]:
         found = json.loads(invoke(*words, *more).stdout)
-        told = found.get("data", found)["rules"]
-        return {rule["id"]: f"{rule['status']}: {rule['sentence']}" for rule in told}
+        return {rule["id"]: f"{rule['status']}: {rule['sentence']}" for rule in found["data"]["rules"]}
 
     without, given = rules(), rules("--speed", "result.json")
     assert without["performance"].startswith("inconclusive: numpy was not measured")
