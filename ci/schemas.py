@@ -13,6 +13,7 @@ from typing import Any, NotRequired, TypedDict
 
 import msgspec
 
+from prill_harness.commands.fleet.plan import PlannedCell
 from prill_harness.commands.gates.doctor import Preflight
 from prill_harness.commands.ledgers.diff import LedgerChange, Shift
 from prill_harness.console import SCHEMA
@@ -21,12 +22,19 @@ from prill_harness.faults.trial.kills import Clean
 from prill_harness.incidents.log import Incident
 from prill_harness.leaks.reports.report import LeakReport
 from prill_harness.leaks.selftest.examination import Examination
+from prill_harness.measure.baseline import Baseline
 from prill_harness.measure.bench import BenchResult
 from prill_harness.measure.filediff import Side
 from prill_harness.measure.vram import Account
 from prill_harness.numbers.lanes import Figures
 from prill_harness.records.evidence import Evidence, Status
-from prill_harness.records.verdict import IncidentState, ItemResult, Verdict, WaiverResult
+from prill_harness.records.verdict import (
+    IncidentState,
+    ItemResult,
+    SpeedResult,
+    Verdict,
+    WaiverResult,
+)
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "schemas"
 BASE = "https://github.com/prill-dev/prill/blob/main/docs/schemas"
@@ -49,6 +57,7 @@ TRIED: Fields = {
     "name": str, "killed_by": list[str], "blamed": list[str], "blames": list[str], "right": bool,
     "sentence": str, "because": [{"check": str, "sentence": str}, None],
 }  # fmt: skip
+KINDS = ("adapter", "engine", "gate", "suite")  # of what `prill new` begins
 FILE: Fields = {"path": str, "sha256": str}
 TENSOR: Fields = {
     "name": str, "type": str, "shape": list[int], "nbytes": int, "offset": int, "part?": int, "sha256?": str,
@@ -69,7 +78,14 @@ LOGGED: Fields = {
 
 PRINTED: dict[str, dict[str, Any]] = {
     "engines": {
-        "bench": {"result": BenchResult, "budget": Number, "over": list[str]},
+        "bench": [
+            {"result": BenchResult, "budget": Number, "over": list[str]},
+            {"baseline": Baseline},
+            {
+                "speeds": list[SpeedResult], "budget": float, "status": Status, "noise": float,
+                "now": Baseline,
+            },
+        ],
         "bisect": {
             "candidate": str, "against": str, "model": str, "lane": str, "ids": list[int], "sentence": str,
             "observed": int, "missing": list[str],
@@ -118,6 +134,13 @@ PRINTED: dict[str, dict[str, Any]] = {
         },
         "vram": Account,
     },
+    "fleet": {
+        "merge": {"ledger": str, "cells": list[str], "checks": int},
+        "plan": {
+            "gate": str, "cells": list[PlannedCell], "jobs": int, "run": int, "expected_s": float,
+            "unknown": int,
+        },
+    },
     "gates": {
         "checklist": [
             {"file": str, "items": int},
@@ -150,7 +173,7 @@ PRINTED: dict[str, dict[str, Any]] = {
             Verdict,
             {"ledger": str, "cells": list[str], **{f"{status}?": int for status in (*Status, "missing")}},
         ],
-        **{f"new {kind}": {"files": list[str], "next": list[str]} for kind in ("adapter", "engine", "suite")},
+        **{f"new {kind}": {"files": list[str], "next": list[str]} for kind in KINDS},
         "report": RENDERED,
         "requests": {"file": str, "requests": dict[str, int]},
         "run": {

@@ -213,3 +213,47 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     assert invoke("new", "suite", "tokens", "--into", str(tmp_path)).exit_code == 4
     assert sorted(each.name for each in tmp_path.iterdir()) == ["folder", "link", "plain"]
     assert (tmp_path / "plain").read_text() == "mine"
+
+
+def told(*words: str) -> tuple[int, str]:
+    """Exit code, and what a command says, in this process."""
+    result = invoke(*words)
+    return result.exit_code, result.output
+
+
+def test_a_policy_is_written_that_plans_and_refuses_a_slip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As generated both of its gates plan, the default and the one that builds on it; a slip is told by line
+    and nearest word, and the file is not overwritten."""
+    monkeypatch.chdir(tmp_path)
+    code, said = told("new", "gate", "push")
+    assert (code, "next: put your engine into engines = [...] of ci/gates.toml" in said) == (0, True)
+    assert "gate push: 2 cells" in told("plan")[1]
+    assert "gate release: 2 cells" in told("plan", "release")[1]
+    file = Path("ci/gates.toml")
+    sound = file.read_text("utf-8")
+    for words, what in (((), "is there already"), (("release",), "not a name for a gate")):
+        code, said = told("new", "gate", *words)
+        assert (code, what in said) == (4, True)
+    file.write_text(sound.replace("max_flaky", "max_flacky"), "utf-8")
+    line = next(n for n, text in enumerate(sound.splitlines(), 1) if text.startswith("max_flaky"))
+    code, said = told("plan")
+    assert (code, f"ci/gates.toml, line {line}: " in said, "did you mean 'max_flaky'?" in said) == (
+        4,
+        True,
+        True,
+    )
+
+
+def test_the_gate_that_is_written_decides_by_every_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On nothing its release gate is red by what is missing: cells, speed, leaks and the document."""
+    monkeypatch.chdir(tmp_path)
+    assert told("new", "gate")[0] == 0
+    Path("nothing.jsonl").touch()
+    code, said = told("gate", "release", "--from", "nothing.jsonl")
+    assert code == 1
+    for rule in ("cells", "executed", "leaks", "performance", "documents"):
+        assert f"rule {rule} " in said

@@ -7,6 +7,7 @@ import ast
 import importlib
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from prill_harness.decide.checklist import load_checklists
 from prill_harness.faults.trial import kills
 from prill_harness.faults.trial.matrix import claims
+from prill_harness.plan.plan import cells_of
 from prill_harness.plan.policy import load_policy
 from prill_harness.records.catalog import check_ids, packaged, suite_file, suites
 from prill_harness.records.evidence import Evidence, Status
@@ -130,6 +132,23 @@ def test_the_gates_run_every_check() -> None:
         own = {suite for suite, checklist in OTHERS.items() if checklist == name}
         assert {suite for entry in gate.plan for suite in entry.suites} == own
         assert gate.checklists == (name,)
+
+
+def test_the_gates_build_on_one_another() -> None:
+    """foundation, architectures, adapters, release: each holds all of the one before, and asks for more; the
+    last runs every suite on every model that any gate runs, and its documents are in this repository."""
+    policy = load_policy(packaged() / "gates.toml")
+    chain = [policy.gate(name) for name in ("foundation", "architectures", "adapters", "release")]
+    for before, after in pairwise(chain):
+        assert set(cells_of(before)) < set(cells_of(after))
+        assert set(before.checklists) <= set(after.checklists)
+        assert before.minimum_executed < after.minimum_executed
+    release = chain[-1]
+    assert {cell for gate in policy.gates.values() for cell in cells_of(gate)} == set(cells_of(release))
+    assert set(release.checklists) == {each.id for each in load_checklists()}
+    assert (release.leak_budget, release.performance_budget) == (0, 10.0)
+    assert release.documents
+    assert all((ROOT / name).read_text("utf-8").strip() for name in release.documents)
 
 
 def test_a_checkout_judges_by_the_packaged_gates(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,6 +123,7 @@ class Contender:
     cold: float = 0.0
     first: list[float] = field(default_factory=list)
     decode: list[float] = field(default_factory=list)  # per token
+    vocabulary: int | None = None  # by the model's file, for an engine that does not report its own
 
 
 def measure(
@@ -149,17 +150,17 @@ def measure(
     with ExitStack() as stack:
         contenders = []
         for spec in specs:
-            contender = _load(spec, model, settings, clock, open_engine, stack)
+            contender = load(spec, model, settings, clock, open_engine, stack)
             tell(f"{spec}: opened in {contender.loading[-1]['open']:.2f} s")
             contenders.append(contender)
         for contender in contenders:
-            _fits(contender, settings)
+            fits(contender, settings)
             contender.copies = _copies(contender.engine, settings, clock)
-            _warm(contender, settings, clock)
+            warm(contender, settings, clock)
             tell(f"{contender.spec}: warm")
         for repetition in range(settings.repeat):
             for contender in contenders[:: 1 if repetition % 2 == 0 else -1]:
-                _repeat(contender, settings, repetition, clock)
+                repeat(contender, settings, repetition, clock)
                 tell(f"{contender.spec}: {1 / contender.decode[-1]:,.1f} tokens/s")
         timed = tuple(_timed(contender, settings, read) for contender in contenders)
         digest = contenders[0].engine.info.model_sha256
@@ -209,7 +210,7 @@ def memory_copies(nbytes: int, count: int, clock: Clock) -> list[float]:
     return speeds
 
 
-def _load(
+def load(
     spec: str,
     model: str,
     settings: Settings,
@@ -228,7 +229,7 @@ def _load(
     return Contender(spec, stack.enter_context(engine), loading)
 
 
-def _fits(contender: Contender, settings: Settings) -> None:
+def fits(contender: Contender, settings: Settings) -> None:
     context = contender.engine.info.config.get("context_length")
     needed = settings.prompt + settings.tokens + 1
     if isinstance(context, int) and needed > context:
@@ -250,11 +251,11 @@ def _copies(engine: Engine, settings: Settings, clock: Clock) -> list[float]:
 
 def _prompt(settings: Settings, contender: Contender, number: int) -> list[int]:
     """Random ids, the same for every engine with the same vocabulary."""
-    config = contender.engine.info.config
-    if "vocab_size" not in config:
+    size = contender.engine.info.config.get("vocab_size", contender.vocabulary)
+    if size is None:
         raise MissingCapability(f"engine {contender.spec} does not report its vocab_size: no ids are known")
     random = np.random.default_rng([settings.seed, number])
-    drawn = random.integers(0, int(config["vocab_size"]), settings.prompt)
+    drawn = random.integers(0, int(size), settings.prompt)
     return [int(token) for token in drawn]
 
 
@@ -273,14 +274,14 @@ def _answer(contender: Contender, ids: Sequence[int], tokens: int, clock: Clock)
     return took
 
 
-def _warm(contender: Contender, settings: Settings, clock: Clock) -> None:
+def warm(contender: Contender, settings: Settings, clock: Clock) -> None:
     """Time a fresh engine's first token; then a whole answer, so that everything made on first use exists."""
     contender.cold = _answer(contender, _prompt(settings, contender, 0), 1, clock)
     _answer(contender, _prompt(settings, contender, 1), settings.tokens + 1, clock)
     contender.loading[-1] = {**contender.loading[-1], **contender.engine.phases()}
 
 
-def _repeat(contender: Contender, settings: Settings, repetition: int, clock: Clock) -> None:
+def repeat(contender: Contender, settings: Settings, repetition: int, clock: Clock) -> None:
     first = _answer(contender, _prompt(settings, contender, 2 + 2 * repetition), 1, clock)
     whole = _answer(contender, _prompt(settings, contender, 3 + 2 * repetition), settings.tokens + 1, clock)
     if whole <= first:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 
+from prill_harness.commands.engines import baseline as held
 from prill_harness.commands.shared.declare import SPECS, vram_option
 from prill_harness.commands.shared.declare import command as declare
 from prill_harness.console import Console
@@ -20,17 +22,23 @@ SINGLE = ("copy", "prompt", "decode")
 @declare(
     name="bench",
     example="prill bench --engine numpy --model synth:llama-micro:q8_0 --prompt 64 --tokens 32\n"
-    "prill bench --engine numpy --model fixture:llama-tiny --against numpy64 --budget 1.10",
+    "prill bench --engine numpy --model fixture:llama-tiny --against numpy64 --budget 1.10\n"
+    "prill bench --engine numpy --model fixture:llama-tiny --prompt 64 --baseline speed.json --record",
 )
 @click.option("--engine", default="numpy", show_default=True, help=f"{SPECS}.")
 @vram_option
 @click.option("--model", required=True, help="Path, fixture:NAME[:TYPE] or synth:SHAPE:TYPE.")
 @click.option("--against", metavar="ENGINE", help="Time this engine in turn, and say the ratios.")
 @click.option("--budget", type=click.FloatRange(min=0, min_open=True), metavar="RATIO",
-              help="Exit 1 when prompt or decoding takes over RATIO times as long as there.")  # fmt: skip
+              help="Exit 1 if prompt or decoding takes over RATIO times as long; baseline: 1.1.")  # fmt: skip
+@click.option("--baseline", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Hold the engine, by a calibration, to an earlier run on this machine.")  # fmt: skip
+@click.option("--record", is_flag=True, help="Write that baseline.")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), metavar="RESULT",
+              help="Write the comparison for `prill gate --speed RESULT`.")  # fmt: skip
 @click.option("--prompt", type=click.IntRange(min=1), default=512, show_default=True, help="Ids per prompt.")
 @click.option("--tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Per answer.")
-@click.option("--repeat", type=click.IntRange(min=1), default=5, show_default=True, help="Timed answers.")
+@click.option("--repeat", type=click.IntRange(min=1), help="Timed answers; default 5, with --baseline 20.")
 @click.option("--loads", type=click.IntRange(min=1), default=1, show_default=True, help="Times it is opened.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the prompts.")
 def command(
@@ -39,20 +47,34 @@ def command(
     model: str,
     against: str | None,
     budget: float | None,
+    baseline: Path | None,
+    record: bool,
+    output: Path | None,
     prompt: int,
     tokens: int,
-    repeat: int,
+    repeat: int | None,
     loads: int,
     seed: int,
 ) -> int:
     """Time loading, first token, prompt and decoding; medians and spreads.
 
-    Exit code 1 when a budget was not kept, 10 when decoding could not be told from noise.
+    Exit code 1 when a budget was not kept, 10 when noise hides whether it was; 4 for a baseline of another
+    machine.
     """
+    if baseline is None and (record or output):
+        raise UsageError("nothing to compare with", where="prill bench", hint="name a file with --baseline")
+    if baseline is not None:
+        if against is not None:
+            raise UsageError("one comparison at a time", expected="--against or --baseline", got="both")
+        settings = Settings(prompt, tokens, repeat or 20, loads, seed)
+        return held.run(
+            console, engine, model, settings, file=baseline, record=record, budget=budget, output=output
+        )
     if budget is not None and against is None:
-        raise UsageError("a budget needs something to hold against", hint="name an engine with --against")
+        hint = "name an engine with --against, or a file with --baseline"
+        raise UsageError("a budget needs something to hold against", hint=hint)
     specs = (engine,) if against is None else (engine, against)
-    settings = Settings(prompt, tokens, repeat, loads, seed)
+    settings = Settings(prompt, tokens, repeat or 5, loads, seed)
     with console.progress(steps(settings, len(specs)), f"timing {model}") as bar:
         result = measure(model, specs, settings, tell=bar.step)
     over = [ratio for ratio in result.ratios if budget is not None and ratio.median > budget]

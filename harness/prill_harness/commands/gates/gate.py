@@ -60,6 +60,8 @@ def _day(ctx: click.Context, param: click.Parameter, value: dt.datetime | None) 
 @click.option("--shard", "part", type=Part(), help="Run part I of N only; the verdict comes with --from.")
 @click.option("--from", "ledgers", multiple=True, type=click.Path(path_type=Path), metavar="LEDGER",
               help="Run nothing: decide on the ledgers of all shards; repeatable.")  # fmt: skip
+@click.option("--speed", "speeds", multiple=True, type=click.Path(path_type=Path), metavar="RESULT",
+              help="What `prill bench --baseline FILE -o RESULT` wrote; repeatable.")  # fmt: skip
 @click.option("--rerun", type=click.IntRange(0, 9), default=0, metavar="N",
               help="Run again what failed, at most N times; every attempt is kept.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Keep cells that finished with the same code and model.")
@@ -91,6 +93,7 @@ def command(
     cell_timeout: float | None,
     part: tuple[int, int] | None,
     ledgers: Sequence[Path],
+    speeds: Sequence[Path],
     rerun: int,
     resume: bool,
     out: Path,
@@ -116,11 +119,13 @@ def command(
     from prill_harness.faults.trial import connector
     from prill_harness.faults.trial import forgotten as oblivion
     from prill_harness.faults.trial import kills as matrix
+    from prill_harness.measure import baseline
     from prill_harness.plan.beside import check_ids
     from prill_harness.plan.policy import load_policy
 
     if ledgers and (part or resume or rerun):
         raise UsageError("--from runs nothing, so it goes without --shard, --resume and --rerun")
+    measured = baseline.results(speeds)
     policy = load_policy(policy_file)
     gate = policy.gate(name)
     entries.examine(policy)
@@ -158,6 +163,8 @@ def command(
         forgotten=forgotten,
         standings=earlier.standings,
         incidents=incidents,
+        speeds=measured,
+        documents=_there(gate.documents),
     )
     verdict = deciding(counted)
     if found := cause(verdict, records, plan.given):
@@ -171,6 +178,11 @@ def command(
     show(console, verdict, written)
     lead(console, verdict)
     return verdict.exit_code
+
+
+def _there(documents: Sequence[str]) -> tuple[str, ...]:
+    """Those that are files with something in them."""
+    return tuple(name for name in documents if Path(name).is_file() and Path(name).read_bytes().strip())
 
 
 def forget(out: Path) -> None:

@@ -1,4 +1,4 @@
-"""`prill new`: begin an engine, an architecture or a suite; nothing passes until it is filled."""
+"""`prill new`: begin an engine, an architecture, a suite or a policy; nothing passes until it is filled."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import click
 
 from prill_harness.commands.shared.declare import command as declare
 from prill_harness.console import Console
+from prill_harness.plan.policy import LOCAL_POLICY
 from prill_harness.records.catalog import suites
 from prill_harness.records.files import write_file
 from prill_runtime.errors import UsageError
@@ -22,7 +23,7 @@ INTO = click.option("--into", type=click.Path(path_type=Path, file_okay=False), 
 
 @click.group(name="new", epilog="\b\nExample:\n  prill new engine py mine")
 def command() -> None:
-    """Write the beginning of an engine, an architecture or a suite; its gate fails until it is filled."""
+    """Write the beginning of an engine, an architecture, a suite or a policy; nothing is overwritten."""
 
 
 @declare(parent=command, name="engine", example="prill new engine py mine\nprill new engine capi mine")
@@ -52,19 +53,34 @@ def suite(console: Console, name: str, into: Path) -> int:
     return generate(console, "suite", name, into)
 
 
+@declare(parent=command, name="gate", example="prill new gate merge")
+@click.argument("name", default="merge")
+def gate(console: Console, name: str) -> int:
+    """Write ci/gates.toml, a policy of the gates NAME and release, every key of it explained."""
+    if name == "release":
+        hint = "the policy has a gate of this name, which builds on yours"
+        raise UsageError("not a name for a gate", where="prill new", got=repr(name), hint=hint)
+    return _written(console, "gate", name, LOCAL_POLICY.parent, LOCAL_POLICY)
+
+
 def generate(console: Console, template: str, name: str, into: Path) -> int:
     """Write a template's files into the folder `into`/`name`, and print what to do next.
 
     Raises:
         UsageError: a name that cannot be one of a module, or a folder that is there already.
     """
+    return _written(console, template, name, into / name, into / name)
+
+
+def _written(console: Console, template: str, name: str, target: Path, new: Path) -> int:
+    """As `generate`, into the folder `target`; `new` must not be there."""
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
         expected = "small letters, digits and _, a letter first, no keyword of Python"
         raise UsageError("not a name for a module", where="prill new", expected=expected, got=repr(name))
-    target, source = into / name, TEMPLATES / template
-    if target.exists() or target.is_symlink():
-        hint = "choose another name, or another --into"
-        raise UsageError("is there already, and nothing is overwritten", where=str(target), hint=hint)
+    source = TEMPLATES / template
+    if new.exists() or new.is_symlink():
+        hint = "choose another name, or another --into" if new == target else "edit it"
+        raise UsageError("is there already, and nothing is overwritten", where=str(new), hint=hint)
     class_name = "".join(part.capitalize() for part in name.split("_"))
 
     def filled(text: str) -> str:
