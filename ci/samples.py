@@ -27,7 +27,7 @@ DAY = "2026-11-30"
 PRILL = [sys.executable, "-c", "from prill_harness.cli import main; main()"]
 NAMES = {
     "badge": "badge.svg", "shields": "badge.json", "checklist": "checklist.md",
-    "github-summary": "github-summary.md",
+    "github-summary": "github-summary.md", "sprint": "sprint.md",
 }  # fmt: skip
 """Files of formats that no gate writes; those of others are NAME.txt."""
 STRICT = "junit-strict.xml"

@@ -13,6 +13,7 @@ from typing import Any, NotRequired, TypedDict
 
 import msgspec
 
+from prill_harness.commands.fleet.plan import PlannedCell
 from prill_harness.commands.gates.doctor import Preflight
 from prill_harness.commands.ledgers.diff import LedgerChange, Shift
 from prill_harness.console import SCHEMA
@@ -156,6 +157,13 @@ PRINTED: dict[str, dict[str, Any]] = {
         "run": {
             "evidence": list[Evidence], "lost": list[tuple[str, str]], "counts": dict[str, int],
             "exit_code": int,
+        },
+    },
+    "fleet": {
+        "merge": {"ledger": str, "cells": list[str], "checks": int},
+        "plan": {
+            "gate": str, "cells": list[PlannedCell], "jobs": int, "run": int, "expected_s": Number,
+            "unknown": int,
         },
     },
     "incidents": {

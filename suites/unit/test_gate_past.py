@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 
 from prill_harness.incidents import history
 
-from .commandline import child
+from .commandline import child, emitted
 from .test_incidents import SOUND
 
 MODEL = "fixture:llama-tiny"
@@ -83,7 +82,7 @@ def test_a_gate_runs_again_what_failed_and_says_so(
     _, (first, *_) = gated
     assert first.returncode == 1, first.stderr
     assert "(attempt 2)" in first.stderr
-    verdict = json.loads(first.stdout)
+    verdict = emitted(first.stdout)
     tried = {c["check"]: [(a["attempt"], a["status"]) for a in c["attempts"]] for c in verdict["checks"]}
     assert tried == {"mine.steady": [], "mine.unsteady": [(1, "failed"), (2, "passed")]}
     assert verdict["flaky"] == [UNSTEADY]
@@ -107,7 +106,7 @@ def test_the_next_gate_remembers(gated: tuple[Path, list[subprocess.CompletedPro
     """Every check passes now, and the one that failed before on the same digests is flaky all the same; no
     incident is open any more."""
     folder, (*_, other) = gated
-    verdict = json.loads(other.stdout)
+    verdict = emitted(other.stdout)
     assert verdict["counts"]["passed"] == 2
     assert verdict["flaky"] == [UNSTEADY]
     assert (rule(verdict, "flaky"), rule(verdict, "incidents")) == ("inconclusive", "passed")
