@@ -181,13 +181,6 @@ PRINTED: dict[str, dict[str, Any]] = {
             "exit_code": int,
         },
     },
-    "fleet": {
-        "merge": {"ledger": str, "cells": list[str], "checks": int},
-        "plan": {
-            "gate": str, "cells": list[PlannedCell], "jobs": int, "run": int, "expected_s": Number,
-            "unknown": int,
-        },
-    },
     "incidents": {
         **{f"incident {verb}": LOGGED for verb in ("close", "show", "verify")},
         "incident list": {"incidents": [LOGGED, ...]},
