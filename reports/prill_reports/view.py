@@ -13,9 +13,12 @@ from prill_harness.records.evidence import Cell, Status, badness
 from prill_harness.records.verdict import (
     AttemptResult,
     CheckResult,
+    IncidentResult,
+    IncidentState,
     ItemResult,
     ItemStatus,
     Severity,
+    StandingResult,
     Verdict,
     WaiverResult,
 )
@@ -128,6 +131,22 @@ def quiet_checks(verdict: Verdict) -> list[CheckResult]:
 def every_check(verdict: Verdict) -> list[CheckResult]:
     """All checks, those that did not pass first."""
     return [*open_checks(verdict), *lacking_checks(verdict), *quiet_checks(verdict)]
+
+
+def standing(found: StandingResult) -> str:
+    """How often a check fails, and since when, in words."""
+    told = f"{found.failed} of {found.runs} runs on these digests failed"
+    told += f": flaky, {100 * found.flake_rate:.0f} %" if found.flaky else ""
+    if found.failing_since:
+        runs = "run" if found.failing_runs == 1 else "runs"
+        told += f"; failing since {found.failing_since}, {found.failing_runs} {runs} in a row"
+    return told
+
+
+def unsolved(verdict: Verdict) -> list[IncidentResult]:
+    """Incidents that are not closed, the first due first."""
+    found = [i for i in verdict.incidents if i.state is not IncidentState.CLOSED]
+    return sorted(found, key=lambda i: (i.severity.rank, i.opened, i.id))
 
 
 def waivers(verdict: Verdict) -> list[WaiverResult]:

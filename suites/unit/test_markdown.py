@@ -10,11 +10,19 @@ import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from prill_harness.records.evidence import Status
-from prill_harness.records.verdict import AssumptionResult, Verdict
+from prill_harness.records.verdict import (
+    AssumptionResult,
+    IncidentResult,
+    IncidentState,
+    Severity,
+    StandingResult,
+    Verdict,
+)
 from prill_reports import markup, view
-from prill_reports.formats import markdown
+from prill_reports.formats import html, markdown
 
 VERDICT = msgspec.json.decode((Path(__file__).parent / "data/verdict.json").read_bytes(), type=Verdict)
 
@@ -216,3 +224,37 @@ def test_what_was_assumed_is_a_table_of_text() -> None:
     assert row[2] == "@\u2060none \\*is\\* named"
     assert row[3] == r"a\|b.gguf, c.gguf"
     assert "## Assumed" not in markdown.render(VERDICT, options={})
+
+
+def test_open_incidents_and_what_the_history_says_are_shown() -> None:
+    """The first due first, without those that are closed; beside each waiver and failure, how often and since
+    when, as on the page."""
+    entries = (("1", "low", "open"), ("2", "high", "closed"), ("3", "critical", "fixed"))
+    incidents = tuple(
+        IncidentResult(name, Severity(severity), "cache", "a | b", IncidentState(state), "2026-08-01")
+        for name, severity, state in entries
+    )
+    standing = StandingResult(8, 2, True, "2026-08-03", 1)
+    told = "2 of 8 runs on these digests failed: flaky, 25 %; failing since 2026-08-03, 1 run in a row"
+    first, *others = VERDICT.waivers
+    failed = next(c for c in VERDICT.checks if c.status is Status.FAILED)
+    shown = msgspec.structs.replace(
+        VERDICT,
+        incidents=incidents,
+        waivers=(replace(first, standing=standing), *others),
+        checks=tuple(
+            msgspec.structs.replace(c, standing=standing) if c is failed else c for c in VERDICT.checks
+        ),
+    )
+    text = markdown.render(shown, options={})
+    assert [r[:3] for r in rows(text, "## Open incidents")] == [
+        ["`3`", "critical", "fixed"],
+        ["`1`", "low", "open"],
+    ]
+    assert told in [r[6] for r in rows(text, "## Waivers")]
+    assert f"- {told}" in text.splitlines()
+    page = html.render(shown, options={})
+    assert page.count(told) == 2
+    assert page.index('<th scope="row">3</th>') < page.index('<th scope="row">1</th>')
+    assert "## Open incidents" not in markdown.render(VERDICT, options={})
+    assert "Open incidents" not in html.render(VERDICT, options={})

@@ -84,7 +84,12 @@ def gate_run(gate: str, records: Iterable[Record], incidents: Iterable[IncidentR
     seen = sorted(
         (r for r in records if isinstance(r, Evidence)), key=lambda e: (e.cell.id, e.check, e.attempt)
     )
-    digests = {r.cell.id: _digest(r) for r in records if isinstance(r, CellStarted) and r.attempt == 1}
+    contents = {each.cell.id: each.content for each in reversed(seen)}  # of each cell's first check
+    digests = {
+        r.cell.id: _digest(r, contents.get(r.cell.id, ""))
+        for r in records
+        if isinstance(r, CellStarted) and r.attempt == 1
+    }
     letters: dict[str, dict[str, str]] = defaultdict(dict)
     for each in seen:
         mine = letters[each.cell.id]
@@ -95,11 +100,12 @@ def gate_run(gate: str, records: Iterable[Record], incidents: Iterable[IncidentR
     return HistoryLine(gate, max((e.at for e in seen), default=0.0), cells, counts)
 
 
-def _digest(start: CellStarted) -> str:
-    """Of prill's code with the suite's, the model and the libraries; a foreign engine's code is in none."""
+def _digest(start: CellStarted, content: str) -> str:
+    """Of prill's code, the suite's with the files beside it that it uses (`content`), the model and the
+    libraries; a foreign engine's code is in none."""
     if foreign(start.cell.engine) or not start.versions.get("model_sha256"):
         return ""
-    facts = {k: v for k, v in start.versions.items() if k != "selection"}
+    facts = {k: v for k, v in start.versions.items() if k != "selection"} | {"content": content}
     return hashlib.sha256(msgspec.json.encode(facts, order="sorted")).hexdigest()[:16]
 
 

@@ -37,6 +37,7 @@ def document(verdict: Verdict, limit: int) -> str:
         _models(verdict),
         _assumptions(verdict),
         _forgotten(verdict),
+        _incidents(verdict),
         _waivers(verdict),
     ]
     room = limit - weight(first) - weight(last) - 1
@@ -115,6 +116,8 @@ def _failure(result: CheckResult, verdict: Verdict, *, brief: bool = False) -> L
 
 
 def _finding(result: CheckResult) -> Lines:
+    if result.standing:
+        yield f"- {text(view.standing(result.standing))}"
     for tried in view.attempts(result):
         yield f"- attempt {tried.attempt}: {tried.status.value}: {text(tried.sentence)}"
     found = view.kept(result)
@@ -211,10 +214,22 @@ def _models(verdict: Verdict) -> Section:
     )
 
 
+def _incidents(verdict: Verdict) -> Section:
+    return _tabled(
+        "## Open incidents",
+        ("incident", "severity", "state", "component", "opened", "symptom"),
+        (
+            (i.severity.value, (code(i.id), i.severity.value, i.state.value, *told, text(i.symptom)))
+            for i in view.unsolved(verdict)
+            for told in [(text(i.component), i.opened)]
+        ),
+    )
+
+
 def _waivers(verdict: Verdict) -> Section:
     return _tabled(
         "## Waivers",
-        ("days left", "waiver", "item", "state", "owner", "reason"),
+        ("days left", "waiver", "item", "state", "owner", "reason", "the failure"),
         (
             (
                 w.state,
@@ -225,6 +240,7 @@ def _waivers(verdict: Verdict) -> Section:
                     text(w.state),
                     text(w.owner),
                     text(w.sentence or w.reason),
+                    text(view.standing(w.standing)) if w.standing else "",
                 ),
             )
             for w in view.waivers(verdict)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from prill_harness.incidents import history, lint, sprint
 from prill_harness.records.verdict import Verdict
+from prill_reports import view
 from prill_reports.markup import table, text
 
 MET = {True: "yes", False: "**no**", None: "–"}
@@ -30,7 +31,7 @@ def render(verdict: Verdict, *, options: Mapping[str, str]) -> str:
     lines += ["## Metrics", ""]
     rows = ((text(m.name), text(m.goal) or "–", text(m.measured), MET[m.met]) for m in measures)
     lines += table(("metric", "goal", "measured", "met"), rows)
-    open_ones = [i for i in verdict.incidents if i.state != "closed"]
+    open_ones = view.unsolved(verdict)
     if open_ones:
         lines += ["## Open incidents", ""]
         told = ((text(i.id), i.severity.value, i.state.value, text(i.component), i.opened, text(i.symptom))
