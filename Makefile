@@ -32,7 +32,8 @@ test-engines: $(VENV)/.installed-engines  ## judge llama.cpp: its server (xllama
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m engines
 
 test-readers: $(VENV)/.installed-dev  ## ask readers of JUnit and CTRF that services use (npm); skips without node
-	if command -v npm > /dev/null; then npm ci --no-audit --no-fund --prefix suites/unit/readers; fi
+	@mkdir -p $(VENV)/readers && cp suites/unit/readers/package*.json $(VENV)/readers
+	if command -v npm > /dev/null; then npm ci --no-audit --no-fund --prefix $(VENV)/readers; fi
 	$(BIN)/python -m pytest -q -rs suites/unit/test_readers.py
 
 emu-sanitize: $(VENV)/.installed-dev  ## run the CUDA kernels' tests on the emulator under address and undefined-behaviour sanitizers

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ from prill_reports.formats import ctrf, junit
 
 from .sample import VERDICT
 
-HERE = Path(__file__).parent / "readers"
+SCRIPT = Path(__file__).parent / "readers" / "read.mjs"
+INSTALLED = Path(sys.prefix) / "readers"
 NODE = shutil.which("node")
 pytestmark = [
     pytest.mark.skipif(NODE is None, reason="node is not installed, so no reader of JUnit can be asked"),
     pytest.mark.skipif(
-        not (HERE / "node_modules").is_dir(), reason="the readers are not installed: make test-readers"
+        not (INSTALLED / "node_modules").is_dir(), reason="the readers are not installed: make test-readers"
     ),
 ]
 TRIED = tuple(AttemptResult(n, s, "seen", 0.1) for n, s in enumerate((Status.FAILED, Status.PASSED), 1))
@@ -47,8 +49,8 @@ def read(folder: Path, verdict: Verdict, dialect: str = "default", report: str =
     options = {"dialect": dialect, "folder": "out"}
     (folder / "junit.xml").write_text(junit.render(verdict, options=options), "utf-8")
     (folder / "ctrf.json").write_text(report or ctrf.render(verdict, options={}), "utf-8")
-    words = [str(NODE), "read.mjs", str(folder / "junit.xml"), str(folder / "ctrf.json")]
-    done = subprocess.run(words, cwd=HERE, capture_output=True, text=True, check=False)
+    words = [NODE, SCRIPT, INSTALLED, folder / "junit.xml", folder / "ctrf.json"]
+    done = subprocess.run([*map(str, words)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))
 

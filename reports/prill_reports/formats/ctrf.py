@@ -30,7 +30,7 @@ def render(verdict: Verdict, *, options: Mapping[str, str]) -> str:
     document = {
         "reportFormat": "CTRF",
         "specVersion": VERSION,
-        "reportId": str(uuid.uuid5(uuid.NAMESPACE_OID, f"{verdict.digest} {json.dumps(tests)}")),
+        "reportId": str(uuid.uuid5(uuid.NAMESPACE_OID, f"{verdict.ledger_sha256} {json.dumps(tests)}")),
         "generatedBy": f"prill {one_line(verdict.prill_version)}",
         "results": {
             "tool": {"name": "prill", "version": one_line(verdict.prill_version)},

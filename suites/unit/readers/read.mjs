@@ -1,12 +1,16 @@
 // Each reader's counts of a JUnit file, and ctrf's own judgement of a CTRF file, as one line of JSON.
+// Arguments: the folder in which they are installed, the two files.
 import { readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
-import { parse } from 'junit2json'
-import { convertJUnitToCTRFReport } from 'junit-to-ctrf'
-import * as ctrf from 'ctrf'
+import { pathToFileURL } from 'node:url'
 
-const [junit, report] = process.argv.slice(2)
-const results = createRequire(import.meta.url)('test-results-parser')
+const [folder, junit, report] = process.argv.slice(2)
+const installed = createRequire(pathToFileURL(`${folder}/`))
+const load = name => import(pathToFileURL(installed.resolve(name)))
+const { parse } = await load('junit2json')
+const { convertJUnitToCTRFReport } = await load('junit-to-ctrf')
+const { default: results } = await load('test-results-parser')
+const ctrf = await load('ctrf')
 const xml = readFileSync(junit, 'utf8')
 const found = {}
 
