@@ -111,7 +111,7 @@ def test_the_next_gate_remembers(gated: tuple[Path, list[subprocess.CompletedPro
     assert verdict["flaky"] == [UNSTEADY]
     assert (rule(verdict, "flaky"), rule(verdict, "incidents")) == ("inconclusive", "passed")
     standings = {c["check"]: c["standing"] for c in verdict["checks"]}
-    told = {"runs": 3, "failed": 1, "flaky": True, "failing_since": "", "failing_runs": 0}
+    told = {"runs": 3, "failed": 1, "flaky": True, "failing_since": "", "failing_runs": 0, "recent": "FP"}
     assert standings == {"mine.steady": None, "mine.unsteady": told}
     assert not (folder / "other/history.jsonl").exists()
 
