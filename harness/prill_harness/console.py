@@ -82,9 +82,10 @@ class Console:
         command: words of the command, `golden compare`, which the document names.
     """
 
-    def __init__(self, *, json: bool = False, command: str = "") -> None:
+    def __init__(self, *, json: bool = False, command: str = "", quiet: bool = False) -> None:
         self.json = json
         self.command = command
+        self.quiet = quiet
 
     def line(self, text: str = "", *, status: str = "") -> None:
         """Print one line of the result, coloured by status on a terminal."""
@@ -129,7 +130,7 @@ class Console:
 
     def progress(self, total: int, what: str) -> Progress:
         """A context manager whose `step` reports each finished part on stderr."""
-        return Progress(total, what)
+        return Progress(total, what, quiet=self.quiet)
 
     def _say(self, stream: TextIO, text: str, colour: str | None) -> None:
         if colour and stream.isatty() and "NO_COLOR" not in os.environ:
@@ -196,17 +197,27 @@ def _stacked(columns: Sequence[str], row: Sequence[str], status: int, colour: st
     return grid
 
 
-class Progress:
-    """Progress of long work: a bar on a terminal, one plain line per step elsewhere."""
+def lasting(seconds: float) -> str:
+    """A time that is only about right."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
-    def __init__(self, total: int, what: str) -> None:
-        self.total, self.what, self.done = total, what, 0
+
+class Progress:
+    """Progress of long work: a bar on a terminal, one plain line per step elsewhere.
+
+    Attributes:
+        left: seconds that are expected to be left; None where nobody knows.
+    """
+
+    def __init__(self, total: int, what: str, *, quiet: bool = False) -> None:
+        self.total, self.what, self.done, self.quiet = total, what, 0, quiet
+        self.left: float | None = None
         self._began = time.monotonic()
         self._bar: RichProgress | None = None
         self._task: Any = None
 
     def __enter__(self) -> Self:
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not self.quiet:
             from rich.console import Console as RichConsole
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -216,10 +227,11 @@ class Progress:
                 BarColumn(bar_width=24 if console.width >= 80 else 8),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
+                TextColumn("{task.fields[left]}", markup=False),
                 console=console,
                 transient=True,
             )
-            self._task = self._bar.add_task(self.what, total=self.total)
+            self._task = self._bar.add_task(self.what, total=self.total, left="")
             self._bar.start()
         return self
 
@@ -228,18 +240,22 @@ class Progress:
         self.done += advance
         text = printable(sentence)
         if self._bar is not None:
-            self._bar.update(self._task, description=text, advance=advance)
+            self._bar.update(self._task, description=text, advance=advance, left=self._left())
             return
-        width = len(str(self.total))
-        write(
-            sys.stderr,
-            f"[{self.done:>{width}}/{self.total}] {time.monotonic() - self._began:6.1f} s  {text}\n",
-        )
+        if not self.quiet:
+            width, took = len(str(self.total)), time.monotonic() - self._began
+            left = f", {told}" if (told := self._left()) else ""
+            write(sys.stderr, f"[{self.done:>{width}}/{self.total}] {took:6.1f} s{left}  {text}\n")
 
-    def now(self, sentence: str) -> None:
-        """Show on a terminal what is being worked on; elsewhere only finished steps are shown."""
+    def _left(self) -> str:
+        return "" if self.left is None else f"about {lasting(self.left)} left"
+
+    def now(self, sentence: str, *, aloud: bool = False) -> None:
+        """Show on a terminal what is being worked on; elsewhere only if it is said aloud."""
         if self._bar is not None:
-            self._bar.update(self._task, description=printable(sentence))
+            self._bar.update(self._task, description=printable(sentence), left=self._left())
+        elif aloud:
+            self.step(sentence, advance=0)
 
     def at(self, done: int, sentence: str) -> None:
         """Show that `done` parts are finished by now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prill_harness.commands.gates import run
-from prill_harness.plan.estimate import TYPICAL, estimate, recorded
+from prill_harness.commands.shared import runs
+from prill_harness.console import Console
+from prill_harness.plan.estimate import TYPICAL, Ahead, estimate, recorded
 from prill_harness.records import catalog
 from prill_harness.records.catalog import suites
 from prill_harness.records.evidence import Cell, CellEnded, CellStarted
 from prill_harness.records.ledger import Ledger
+from prill_harness.run.pool import Event
 
 from .commandline import child, invoke
 from .tiny_gguf import tiny
@@ -128,3 +132,81 @@ def test_what_is_kept_is_made_in_one_way(
     result = invoke("golden", "record", "--keep", *words)
     assert (result.exit_code, result.stderr.count("\n")) == (4, 1), result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["own.gguf"]
+
+
+# --- while it runs --------------------------------------------------------------------------------------
+
+
+@given(st.lists(SECONDS, min_size=1, max_size=9), st.integers(1, 4), st.randoms())
+def test_what_is_left_falls_to_nothing(took: list[float], jobs: int, shuffle: random.Random) -> None:
+    """Whatever the order in which cells end: never more than before, nothing at the end; again, no less."""
+    plan = cells(len(took))
+    ahead = Ahead(plan, dict(zip(plan, took, strict=True)), jobs)
+    assert ahead.left == pytest.approx(sum(took) / min(jobs, len(plan)))
+    shuffle.shuffle(plan)
+    for cell in plan:
+        before = ahead.left
+        ahead.over(cell)
+        ahead.over(cell)
+        assert before is not None
+        assert ahead.left is not None
+        assert ahead.left <= before
+    assert ahead.left == pytest.approx(0.0, abs=1e-6)
+
+
+def test_what_nobody_knows_is_not_foretold() -> None:
+    """One cell of which nothing is recorded: no time is told until it is over."""
+    plan = [*cells(2), *cells(1, engine="emu")]
+    ahead = Ahead(plan, {plan[0]: 4.0, plan[1]: 6.0}, 1)
+    assert (ahead.left, ahead.lasts(plan[0]), ahead.lasts(plan[2])) == (None, 4.0, None)
+    ahead.over(plan[2])
+    assert ahead.left == 10.0
+
+
+def told(capsys: pytest.CaptureFixture[str], *, quiet: bool) -> list[str]:
+    """What a run of four cells says on stderr, its clock aside."""
+    plan = [*cells(3), *cells(1, engine="emu")]
+    ahead = Ahead(plan, {plan[0]: 2.0, plan[1]: 40.0, plan[2]: 6.0}, 1)
+    counts = [{"passed": 3}, {"passed": 1, "failed": 2}, {"error": 1}, {}]
+    with Console(quiet=quiet).progress(4, "cells") as bar:
+        tell = runs.teller(bar, ahead)
+        for number, cell in enumerate(plan):
+            tell(Event("started", cell, number, 4))
+            tell(Event("ended", cell, number + 1, 4, counts[number]))
+    out, err = capsys.readouterr()
+    assert out == ""
+    return [re.sub(r"\d+\.\d s", "T", line) for line in err.splitlines()]
+
+
+def test_long_work_shows_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    """Plain lines without a terminal: how much is done and in what time, what is left, which long cell began,
+    what was found, and what failed so far."""
+    assert told(capsys, quiet=False) == [
+        "[1/4]    T  m0/numpy/tokens/cpu: 3 passed",
+        "[1/4]    T  m1/numpy/tokens/cpu has begun, about 40 s",
+        "[2/4]    T  m1/numpy/tokens/cpu: 2 failed, 1 passed; so far 2 failed",
+        "[3/4]    T  m2/numpy/tokens/cpu: 1 error; so far 2 failed, 1 error",
+        "[3/4]    T  m0/emu/tokens/cpu has begun",
+        "[4/4]    T, about 0 s left  m0/emu/tokens/cpu: no evidence; so far 2 failed, 1 error",
+    ]
+
+
+def test_quiet_work_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """--quiet leaves stderr to what went wrong."""
+    assert told(capsys, quiet=True) == []
+
+
+def test_a_run_foretells_and_is_quiet_when_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says, from the run before, for how long; --quiet drops every line, and the result is the same."""
+    monkeypatch.chdir(tmp_path)
+    cell = Cell("fixture:llama-tiny", "numpy", "errors")
+    write(tmp_path / "out/run/ledger.jsonl", {cell: 120.0})
+    words = ("run", "errors", "--model", cell.model, "-j", "1")
+    first = invoke(*words)
+    assert first.exit_code == 0
+    assert f"{cell.id} has begun, about 2 min" in first.stderr
+    assert re.search(rf", about 0 s left  {cell.id}: \d+ passed", first.stderr)
+    silent = invoke(*words, "--quiet")
+    assert (silent.exit_code, silent.stderr) == (0, "")
+    table = [[line.split()[:2] for line in said.stdout.splitlines()] for said in (first, silent)]
+    assert table[0] == table[1]

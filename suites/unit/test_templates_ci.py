@@ -205,8 +205,8 @@ checks = ["mine.one"]
 
 
 def test_the_steps_of_a_workflow_end_in_one_verdict(tmp_path: Path) -> None:
-    """The template's own lines, run by a shell, without the service's actions: one shard of four is there when
-    ledgers are merged; the cells of the others are missing, and the gate does not say that it passed."""
+    """The template's own lines, run by a shell, without the service's actions: one shard of four is there
+    when ledgers are merged; the cells of the others are missing, and the gate does not say that it passed."""
     (tmp_path / "ci").mkdir()
     (tmp_path / "checks/checklists").mkdir(parents=True)
     (tmp_path / "ci/gates.toml").write_text(POLICY)

@@ -65,6 +65,11 @@ def recorded(ledgers: Iterable[Path]) -> dict[Cell, float]:
     return times
 
 
+def recorded_in(out: Path) -> dict[Cell, float]:
+    """Seconds of each cell that ended in an output folder, also in a run that was not gathered."""
+    return recorded((out / "ledger.jsonl", *sorted((out / "cells").glob("*.jsonl"))))
+
+
 def each(cells: Sequence[Cell], times: Mapping[Cell, float]) -> dict[Cell, Expected]:
     """A cell is expected to take what it took; if it never ran, what its suite took on that engine with other
     models, or what is typical of the suite."""
@@ -92,6 +97,36 @@ def estimate(cells: Sequence[Cell], times: Mapping[Cell, float], jobs: int) -> E
     # In parallel, all cells take at least as long as the longest.
     wall = largest(0.0, sum(known) / max(1, min(jobs, len(cells))), *known)
     return Estimate(wall, len(cells) - len(known), sum(one.by == PACKAGED for one in found))
+
+
+class Ahead:
+    """How long a run still takes, as its cells end.
+
+    Args:
+        times: recorded seconds of cells; what is known by nothing counts for nothing, and makes it unknown.
+    """
+
+    def __init__(self, cells: Sequence[Cell], times: Mapping[Cell, float], jobs: int) -> None:
+        self._expected = each(cells, times)
+        self._jobs = max(1, min(jobs, len(cells)))
+        known = [one.seconds for one in self._expected.values() if one.seconds is not None]
+        self._sum, self._unknown = sum(known), len(self._expected) - len(known)
+
+    def over(self, cell: Cell) -> None:
+        """The cell has ended; a second time changes nothing."""
+        one = self._expected.pop(cell, None)
+        if one is not None:
+            self._sum -= one.seconds or 0.0
+            self._unknown -= one.seconds is None
+
+    def lasts(self, cell: Cell) -> float | None:
+        """The seconds that a cell which has not ended is expected to take."""
+        return self._expected[cell].seconds if cell in self._expected else None
+
+    @property
+    def left(self) -> float | None:
+        """Seconds, None while there are cells of which nobody knows."""
+        return None if self._unknown else max(0.0, self._sum) / self._jobs
 
 
 def _kind(cell: Cell) -> tuple[str, str, str]:

@@ -16,7 +16,7 @@ from prill_harness.console import Console
 from prill_harness.decide import entries
 from prill_harness.decide.checklist import Item
 from prill_harness.decide.own import checklists
-from prill_harness.plan.estimate import NEVER, each, estimate, recorded
+from prill_harness.plan.estimate import NEVER, each, estimate, recorded_in
 from prill_harness.plan.plan import Plan, build, cells_of, shard
 from prill_harness.plan.policy import Gate, Policy, load_policy
 from prill_harness.records.evidence import Cell
@@ -82,7 +82,7 @@ def command(
     planned = tuple(_planned(policy, gate, work, out, resume))
     todo = [one.cell for one in planned if not one.kept]
     jobs = jobs or os.cpu_count() or 2
-    time = estimate(todo, _recorded(out), jobs)
+    time = estimate(todo, recorded_in(out), jobs)
     console.emit({
         "gate": gate.name, "cells": planned, "jobs": jobs, "run": len(todo),
         "expected_s": time.seconds, "unknown": time.unknown,
@@ -95,7 +95,7 @@ def command(
 
 
 def _planned(policy: Policy, gate: Gate, work: Plan, out: Path, resume: bool) -> Iterator[PlannedCell]:
-    expected = each(work.cells, _recorded(out))
+    expected = each(work.cells, recorded_in(out))
     items = [item for listed in checklists(gate.checklists, policy.folder) for item in listed.items]
     by_suite = {suite: tuple(_items(items, suite)) for suite in {cell.suite for cell in work.cells}}
     asking = _asking(policy, gate)
@@ -114,10 +114,6 @@ def _asking(policy: Policy, gate: Gate) -> Mapping[str, str]:
     """Suite -> the oldest gate of the chain whose plan has it."""
     oldest_first = [policy.gates[link] for link in reversed(gate.chain)]
     return {cell.suite: link.name for link in reversed(oldest_first) for cell in cells_of(link)}
-
-
-def _recorded(out: Path) -> dict[Cell, float]:
-    return recorded((out / "ledger.jsonl", *sorted((out / "cells").glob("*.jsonl"))))
 
 
 def _row(one: PlannedCell) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from prill_harness.commands.shared.merged import merged
 from prill_harness.commands.shared.outfolder import taken
 from prill_harness.console import Console
 from prill_harness.incidents.history import FILE
+from prill_harness.plan.estimate import Ahead, recorded_in
 from prill_harness.plan.plan import Plan, build, shard
 from prill_harness.plan.provenance import file_digest
 from prill_harness.records import catalog
@@ -284,10 +286,14 @@ class How(NamedTuple):
 
 
 def _run(console: Console, plan: Plan, out: Path, how: How) -> tuple[Record, ...]:
-    goldens.prepare(plan.cells, plan.given, plan.folder)
+    goldens.prepare(plan.cells, plan.given, plan.folder, quiet=console.quiet)
+    jobs = how.jobs or os.cpu_count() or 2
+    ahead = Ahead(plan.cells, recorded_in(out), jobs)
     with console.progress(len(plan.cells), f"gate {plan.gate}") as bar:
+        bar.left = ahead.left
+        bar.step(f"gate {plan.gate}: {len(plan.cells)} cells, {jobs} at a time", advance=0)
         try:
-            return run(plan, out, progress=runs.teller(bar), **how._asdict())
+            return run(plan, out, progress=runs.teller(bar, ahead), **how._asdict())
         except KeyboardInterrupt:
             console.remark(f"{out}/cells holds what was seen; repeat with --resume to go on from there")
             raise

@@ -16,7 +16,7 @@ from prill_harness.commands.shared.declare import command as declare
 from prill_harness.commands.shared.outfolder import taken
 from prill_harness.console import Console
 from prill_harness.plan import beside, provenance
-from prill_harness.plan.estimate import estimate, recorded
+from prill_harness.plan.estimate import Ahead, estimate, recorded, recorded_in
 from prill_harness.plan.given import named
 from prill_harness.plan.plan import Plan, openers
 from prill_harness.plan.policy import LOCAL_POLICY, load_policy
@@ -77,10 +77,11 @@ def command(
         console.remark(_foresight(plan, len(called), engines, suites, jobs, out))
     door.together((cell.engine, plan.spec(cell)) for cell in plan.cells)
     click.get_current_context().with_resource(taken(out))
-    goldens.prepare(plan.cells, plan.given, plan.folder)
+    goldens.prepare(plan.cells, plan.given, plan.folder, quiet=console.quiet)
+    ahead = None if checks else Ahead(plan.cells, recorded_in(out), jobs or os.cpu_count() or 2)
     with console.progress(len(plan.cells), "cells") as bar:
         outcome = runs.outcome(
-            plan, run_plan(plan, out, jobs, progress=runs.teller(bar), timeout_s=cell_timeout)
+            plan, run_plan(plan, out, jobs, progress=runs.teller(bar, ahead), timeout_s=cell_timeout)
         )
     if not outcome.evidence and not outcome.lost:
         raise NothingSelected("no check was carried out", got=" ".join(names) or "all suites")

@@ -57,14 +57,15 @@ def command(
 
     def declare(function: Callable[..., int]) -> click.Command:
         @functools.wraps(function)
-        def run(*, as_json: bool, **options: Any) -> None:
+        def run(*, as_json: bool, quiet: bool, **options: Any) -> None:
             door.pass_through(options, judges=judges, own=own)
             context = click.get_current_context()
             _, _, words = context.command_path.partition(" ")
-            context.exit(function(Console(json=as_json, command=words), **options))
+            context.exit(function(Console(json=as_json, command=words, quiet=quiet), **options))
 
         option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
-        decorated = debug_option(option(run))
+        silent = click.option("--quiet", is_flag=True, help="Show no progress.")
+        decorated = debug_option(option(silent(run)))
         epilog = "\b\nExample:\n" + "\n".join(f"  {line}" for line in example.splitlines())
         made = click.command(name=name or function.__name__, epilog=epilog)(decorated)
         if parent is not None:

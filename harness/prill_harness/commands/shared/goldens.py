@@ -35,7 +35,9 @@ def announce(console: Console, model: str, target: Path) -> None:
     console.remark(f"recording the golden of {model}, once for this file: {target}")
 
 
-def prepare(cells: Iterable[Cell], specs: Mapping[str, str], folder: Path | None) -> None:
+def prepare(
+    cells: Iterable[Cell], specs: Mapping[str, str], folder: Path | None, *, quiet: bool = False
+) -> None:
     """Record the goldens that the cells' suites would otherwise record silently.
 
     This runs in a process of its own: if it dies nothing else does, and the cells then say what they miss.
@@ -46,4 +48,5 @@ def prepare(cells: Iterable[Cell], specs: Mapping[str, str], folder: Path | None
         suites = {cell.suite for cell in cells if cell.model == model}
         wanted = (takes(suite, "golden", folder if holds(folder, suite) else None) for suite in suites)
         if unrecorded(spec) is not None and any(wanted):
-            subprocess.run([*RECORD, spec], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)
+            words = [*RECORD, *(["--quiet"] if quiet else []), spec]
+            subprocess.run(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)

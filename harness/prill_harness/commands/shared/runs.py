@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from prill_harness.console import Progress
+from prill_harness.console import Progress, lasting
+from prill_harness.plan.estimate import Ahead
 from prill_harness.plan.plan import Plan
 from prill_harness.records.evidence import (
     EXIT_CODES,
@@ -20,6 +21,9 @@ from prill_harness.records.evidence import (
     checks,
 )
 from prill_harness.run.pool import Event
+
+FAILURES = (Status.FAILED, Status.ERROR)
+LONG_S = 10.0  # a cell that is expected to take longer is said when it begins
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -55,15 +59,29 @@ def outcome(plan: Plan, records: Iterable[Record]) -> Outcome:
     return Outcome(seen, tuple(lost), dict(sorted(counts.items())), EXIT_CODES[worst])
 
 
-def teller(bar: Progress) -> Callable[[Event], None]:
-    """A progress callback that shows running cells and the results of finished ones."""
+def teller(bar: Progress, ahead: Ahead | None = None) -> Callable[[Event], None]:
+    """A progress callback that shows running cells, the results of finished ones, and what failed so far.
+
+    Args:
+        ahead: what is expected of the cells; a long one, and one that nobody knows, is said when it begins.
+    """
+    failed = dict.fromkeys(FAILURES, 0)
 
     def tell(event: Event) -> None:
+        lasts = ahead.lasts(event.cell) if ahead else 0.0
         if event.kind == "started":
-            bar.now(event.cell.id)
+            about = "" if not lasts else f", about {lasting(lasts)}"
+            bar.now(f"{event.cell.id} has begun{about}", aloud=lasts is None or lasts > LONG_S)
             return
+        if ahead is not None:
+            ahead.over(event.cell)
+            bar.left = ahead.left
         counts = ", ".join(f"{n} {status}" for status, n in sorted(event.counts.items())) or "no evidence"
-        kept = " (kept)" if event.kind == "resumed" else f" (attempt {event.attempt})" * (event.attempt > 1)
-        bar.at(event.done, f"{event.cell.id}: {counts}{kept}")
+        kept = " (kept)" if event.kind == "resumed" else ""
+        kept += f" (attempt {event.attempt})" if event.attempt > 1 else ""
+        for status in failed:
+            failed[status] += event.counts.get(status, 0)
+        so_far = ", ".join(f"{n} {status}" for status, n in failed.items() if n)
+        bar.at(event.done, f"{event.cell.id}: {counts}{kept}{f'; so far {so_far}' if so_far else ''}")
 
     return tell
