@@ -137,17 +137,18 @@ def test_the_summary_shows_metrics_open_incidents_and_days(tmp_path: Path) -> No
 
 
 def test_the_command_finds_the_history_beside_the_ledger(tmp_path: Path) -> None:
-    """`prill report --format sprint`, with what a gate leaves in its folder; exit 4 for no SARIF."""
+    """`prill report sprint`, with what a gate leaves in its folder; exit 4 for no SARIF."""
     (tmp_path / "ledger.jsonl").write_bytes(lines(whole()))
     sealed = decide(whole(), incidents=(DONE,)).sealed(file_digest(tmp_path / "ledger.jsonl"))
     (tmp_path / "verdict.json").write_bytes(msgspec.json.encode(sealed))
     history.append(tmp_path / "history.jsonl", run("P", 4))
-    words = ("report", "--ledger", str(tmp_path / "ledger.jsonl"), "--format", "sprint")
+    words = ("report", "sprint", "--ledger", str(tmp_path / "ledger.jsonl"))
     done = invoke(*words)
     assert done.exit_code == 0, done.stderr
     assert "| 1970-01-05 | 1 | 1 | 0 |" in done.stdout
     assert "not observed" in done.stdout
     assert invoke(*words, "--lint", str(tmp_path / "verdict.json")).exit_code == 4
+    assert "two formats" in invoke(*words, "--format", "junit").stderr
 
 
 # --- lint -------------------------------------------------------------------------------------------------
