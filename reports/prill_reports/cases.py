@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from prill_harness.records.evidence import Status
 from prill_harness.records.verdict import CheckResult, Verdict
 from prill_reports.text import bound
+from prill_reports.view import proven_by
 
 GATE = "prill.gate"
 
@@ -49,7 +50,7 @@ def flaky(result: CheckResult) -> bool:
 def place(result: CheckResult, verdict: Verdict) -> tuple[str, int]:
     """File and line that a check is about: of the worst checklist item that it proves, else of its own
     declaration, else of the policy."""
-    here = [i for i in verdict.items if result.base in i.checks and result.cell.id in i.cells and i.file]
+    here = [item for item in proven_by(result, verdict) if item.file]
     if here:
         worst = min(here, key=lambda item: item.severity.rank)
         return worst.file, max(worst.line, 1)

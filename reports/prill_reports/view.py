@@ -106,9 +106,29 @@ def matrix_row(item: ItemResult, verdict: Verdict) -> dict[str, str]:
     return row
 
 
+class _ByCheck:
+    """The items of one verdict by the checks that prove them: a report asks for those of every check."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        self.of, self.found = verdict.items, dict[str, list[ItemResult]]()
+        for item in verdict.items:
+            for check in dict.fromkeys(item.checks):
+                self.found.setdefault(check, []).append(item)
+
+
+_last: list[_ByCheck] = []
+
+
+def proven_by(result: CheckResult, verdict: Verdict) -> list[ItemResult]:
+    """The items that a check proves in its cell, in the order of the verdict."""
+    if not _last or _last[0].of is not verdict.items:
+        _last[:] = [_ByCheck(verdict)]
+    return [item for item in _last[0].found.get(result.base, ()) if result.cell.id in item.cells]
+
+
 def severity(result: CheckResult, verdict: Verdict) -> Severity:
     """The worst severity of the items that the check proves in its cell; LOW if it proves none."""
-    ranked = [i.severity for i in verdict.items if result.base in i.checks and result.cell.id in i.cells]
+    ranked = [item.severity for item in proven_by(result, verdict)]
     return min(ranked, key=lambda s: s.rank, default=Severity.LOW)
 
 

@@ -258,3 +258,14 @@ def test_open_incidents_and_what_the_history_says_are_shown() -> None:
     assert page.index('<th scope="row">3</th>') < page.index('<th scope="row">1</th>')
     assert "## Open incidents" not in markdown.render(VERDICT, options={})
     assert "Open incidents" not in html.render(VERDICT, options={})
+
+
+def test_what_is_left_out_is_never_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of thousands of failures those that cannot be shown cost nothing: nobody looks at their findings."""
+    looked: list[str] = []
+    whole = view.kept
+    monkeypatch.setattr(view, "kept", lambda result: (looked.append(result.check), whole(result))[1])
+    text = markdown.render(crowded(2000, 0), options={})
+    shown = text.count("\n### ")
+    assert 0 < shown < 300
+    assert shown <= len(looked) < 400

@@ -149,8 +149,7 @@ def _interim(result: CheckResult) -> Iterable[InterimResult]:
 
 def _enrich(case: TestCase, result: CheckResult, verdict: Verdict) -> None:
     """Add file and line of the checklist item or the check as attributes, and evidence as properties."""
-    here = (i for i in verdict.items if result.base in i.checks and result.cell.id in i.cells)
-    proving = sorted(here, key=lambda i: i.severity.rank)
+    proving = sorted(view.proven_by(result, verdict), key=lambda i: i.severity.rank)
     facts = [
         ("suite", result.cell.suite),
         ("status", result.status.value),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TypeVar
 
 from prill_harness.records.evidence import Status
-from prill_harness.records.verdict import CheckResult, ItemStatus, Verdict
+from prill_harness.records.verdict import CheckResult, ItemStatus, RuleResult, Verdict
 from prill_reports import view
 from prill_reports.fitting import Passage, Section, fitted, weight
 from prill_reports.markup import block, code, head, row, table, text
@@ -18,6 +20,7 @@ LONG = 2000  # characters of a sentence that matters most
 LONGEST_COMMAND = 1000  # characters; a longer one is left to the other reports, for half of it is useless
 HEADLINE = {Status.PASSED: "PASSED", Status.FAILED: "FAILED", Status.INCONCLUSIVE: "INCONCLUSIVE"}
 Lines = Iterator[str]
+T = TypeVar("T")
 
 
 def render(verdict: Verdict, *, options: Mapping[str, str]) -> str:
@@ -45,9 +48,15 @@ def document(verdict: Verdict, limit: int) -> str:
     return "\n".join([*first, *middle, *last]) + "\n"
 
 
-def _tabled(title: str, columns: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> Section:
-    """A section that is a table; each row comes with what it counts as."""
-    entries = [Passage(kind, [row(cells)]) for kind, cells in rows]
+def _tabled(
+    title: str,
+    columns: Sequence[str],
+    found: Iterable[T],
+    kind: Callable[[T], str],
+    cells: Callable[[T], Sequence[str]],
+) -> Section:
+    """A section that is a table: a row of cells for each of `found`, and what it counts as."""
+    entries = [Passage(kind(each), partial(lambda one: [row(cells(one))], each)) for each in found]
     return Section([title, "", *head(columns)], entries)
 
 
@@ -70,11 +79,12 @@ def _rules(verdict: Verdict) -> Section:
     broken = [rule for rule in verdict.rules if rule.status is not Status.PASSED]
     return Section(
         ["## Rules that broke", ""],
-        [
-            Passage(r.status.value, [f"- **{text(r.id)}** ({r.status.value}): {text(r.sentence, LONG)}"])
-            for r in broken
-        ],
+        [Passage(r.status.value, partial(_rule, r)) for r in broken],
     )
+
+
+def _rule(rule: RuleResult) -> list[str]:
+    return [f"- **{text(rule.id)}** ({rule.status.value}): {text(rule.sentence, LONG)}"]
 
 
 def _items(verdict: Verdict) -> Section:
@@ -83,25 +93,26 @@ def _items(verdict: Verdict) -> Section:
     return _tabled(
         f"## Items: {counts}",
         ("item", "status", "severity", "what", "evidence"),
-        (
-            (
-                i.status.value,
-                (code(i.id), i.status.value, i.severity.value, text(i.title), text(i.sentence)),
-            )
-            for i in view.items(verdict)
-        ),
+        view.items(verdict),
+        lambda i: i.status.value,
+        lambda i: (code(i.id), i.status.value, i.severity.value, text(i.title), text(i.sentence)),
     )
 
 
 def _failures(verdict: Verdict) -> Section:
     found = view.open_checks(verdict)
     entries = [
-        Passage(r.status.value, [*_failure(r, verdict)], [*_failure(r, verdict, brief=True)]) for r in found
+        Passage(r.status.value, partial(_failure, r, verdict), partial(_failure, r, verdict, brief=True))
+        for r in found
     ]
     return Section([f"## What did not pass: {len(found)} checks", ""], entries)
 
 
-def _failure(result: CheckResult, verdict: Verdict, *, brief: bool = False) -> Lines:
+def _failure(result: CheckResult, verdict: Verdict, *, brief: bool = False) -> list[str]:
+    return [*_told(result, verdict, brief)]
+
+
+def _told(result: CheckResult, verdict: Verdict, brief: bool) -> Lines:
     where = code(view.group(result.cell))
     yield f"### {code(result.check)} {result.status.value} on {where}"
     yield ""
@@ -137,7 +148,9 @@ def _lacking(verdict: Verdict) -> Section:
     return _tabled(
         f"## Not asked: {len(found)} checks of what the policy lets an engine lack",
         ("check", "where", "why"),
-        (("not asked", (code(r.check), text(view.group(r.cell)), text(r.sentence))) for r in found),
+        found,
+        lambda r: "not asked",
+        lambda r: (code(r.check), text(view.group(r.cell)), text(r.sentence)),
     )
 
 
@@ -145,19 +158,15 @@ def _figures(verdict: Verdict) -> Section:
     return _tabled(
         "## Figures beside their bounds",
         ("check", "where", "figure", "value", "bound", "holds"),
-        (
-            (
-                "within its bound" if f.holds else "out of bound",
-                (
-                    code(f.check),
-                    text(f.where),
-                    text(f.name),
-                    figure(f.value),
-                    f"{text(f.relation)} {figure(f.bound)}",
-                    "yes" if f.holds else "**no**",
-                ),
-            )
-            for f in view.figures(verdict)
+        view.figures(verdict),
+        lambda f: "within its bound" if f.holds else "out of bound",
+        lambda f: (
+            code(f.check),
+            text(f.where),
+            text(f.name),
+            figure(f.value),
+            f"{text(f.relation)} {figure(f.bound)}",
+            "yes" if f.holds else "**no**",
         ),
     )
 
@@ -166,20 +175,16 @@ def _cells(verdict: Verdict) -> Section:
     return _tabled(
         f"## Cells: {len(verdict.cells)} planned",
         ("cell", "status", "planned", "executed", "passed", "seconds", "remark"),
-        (
-            (
-                c.status,
-                (
-                    code(c.cell.id),
-                    text(c.status),
-                    str(c.planned),
-                    str(c.executed),
-                    str(c.passed),
-                    f"{c.duration_s:.1f}",
-                    text(c.sentence),
-                ),
-            )
-            for c in sorted(verdict.cells, key=lambda c: (c.status == "complete", c.cell))
+        sorted(verdict.cells, key=lambda c: (c.status == "complete", c.cell)),
+        lambda c: c.status,
+        lambda c: (
+            code(c.cell.id),
+            text(c.status),
+            str(c.planned),
+            str(c.executed),
+            str(c.passed),
+            f"{c.duration_s:.1f}",
+            text(c.sentence),
         ),
     )
 
@@ -188,10 +193,9 @@ def _assumptions(verdict: Verdict) -> Section:
     return _tabled(
         "## Assumed where files are silent and engines disagree",
         ("key", "assumed", "because", "models"),
-        (
-            ("assumed", (code(a.key), text(a.assumed), text(a.why), text(", ".join(a.models))))
-            for a in verdict.assumptions
-        ),
+        verdict.assumptions,
+        lambda a: "assumed",
+        lambda a: (code(a.key), text(a.assumed), text(a.why), text(", ".join(a.models))),
     )
 
 
@@ -199,7 +203,9 @@ def _forgotten(verdict: Verdict) -> Section:
     return _tabled(
         f"## What checks no longer owe: {len(verdict.forgotten)}",
         ("check", "no longer owes", "reason"),
-        (("forgotten", (code(f.check), text(f.what), text(f.reason))) for f in verdict.forgotten),
+        verdict.forgotten,
+        lambda f: "forgotten",
+        lambda f: (code(f.check), text(f.what), text(f.reason)),
     )
 
 
@@ -207,10 +213,9 @@ def _models(verdict: Verdict) -> Section:
     return _tabled(
         f"## Models: {len(verdict.models)}",
         ("model", "sha256 of its file"),
-        (
-            ("models", (code(name), code(digest or "could not be read")))
-            for name, digest in sorted(verdict.models.items())
-        ),
+        sorted(verdict.models.items()),
+        lambda model: "models",
+        lambda model: (code(model[0]), code(model[1] or "could not be read")),
     )
 
 
@@ -218,10 +223,15 @@ def _incidents(verdict: Verdict) -> Section:
     return _tabled(
         "## Open incidents",
         ("incident", "severity", "state", "component", "opened", "symptom"),
-        (
-            (i.severity.value, (code(i.id), i.severity.value, i.state.value, *told, text(i.symptom)))
-            for i in view.unsolved(verdict)
-            for told in [(text(i.component), i.opened)]
+        view.unsolved(verdict),
+        lambda i: i.severity.value,
+        lambda i: (
+            code(i.id),
+            i.severity.value,
+            i.state.value,
+            text(i.component),
+            i.opened,
+            text(i.symptom),
         ),
     )
 
@@ -230,20 +240,16 @@ def _waivers(verdict: Verdict) -> Section:
     return _tabled(
         "## Waivers",
         ("days left", "waiver", "item", "state", "owner", "reason", "the failure"),
-        (
-            (
-                w.state,
-                (
-                    str(w.days_left),
-                    code(w.id),
-                    code(w.item),
-                    text(w.state),
-                    text(w.owner),
-                    text(w.sentence or w.reason),
-                    text(view.standing(w.standing)) if w.standing else "",
-                ),
-            )
-            for w in view.waivers(verdict)
+        view.waivers(verdict),
+        lambda w: w.state,
+        lambda w: (
+            str(w.days_left),
+            code(w.id),
+            code(w.item),
+            text(w.state),
+            text(w.owner),
+            text(w.sentence or w.reason),
+            text(view.standing(w.standing)) if w.standing else "",
         ),
     )
 
