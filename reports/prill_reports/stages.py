@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from prill_harness.numbers.compare import largest, smallest
 from prill_reports.text import figure
 
 HEIGHT, TOP, FLOOR = 150, 22, 126
@@ -66,7 +67,9 @@ def _bar(x: float, step: float, stage: Mapping[str, object]) -> StageBar:
 
 
 def _y(power: float) -> float:
-    share = (min(max(power, LEAST + 0.3), MOST) - LEAST) / (MOST - LEAST)  # even an exact stage has a bar
+    share = (smallest(largest(power, LEAST + 0.3), MOST) - LEAST) / (
+        MOST - LEAST
+    )  # even an exact stage has a bar
     return round(FLOOR - share * (FLOOR - TOP), 1)
 
 

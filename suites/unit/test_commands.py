@@ -108,7 +108,7 @@ def test_gate_writes_everything_and_says_why(gated: tuple[Path, subprocess.Compl
     assert {i["status"] for i in verdict["items"] if i["id"] == "foundation.kernels.blocks"} == {"proven"}
     assert verdict["sentence"] in result.stdout
     assert re.search(r"unproven +critical +foundation\.", result.stdout)
-    assert [line[:6] for line in result.stderr.splitlines()] == ["[1/2] ", "[2/2] "]
+    assert [line[:6] for line in result.stderr.splitlines()] == ["[0/2] ", "[1/2] ", "[2/2] "]
 
 
 def test_resume_json_and_shards_agree(gated: tuple[Path, subprocess.CompletedProcess[str]]) -> None:

@@ -59,6 +59,8 @@ def _extreme(node: ast.AST) -> bool:
     named = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("max", "min")
     if named and any(ast.unparse(a).startswith("int(") for a in node.args):  # type: ignore[attr-defined]
         return False  # of integers
+    if named and len(node.args) == 2 and isinstance(node.args[1], ast.Constant):  # type: ignore[attr-defined]
+        return False  # Python compares the second with the first: a NaN that stands first stays
     return named and not any(k.arg == "key" for k in node.keywords)  # type: ignore[attr-defined]
 
 
@@ -105,11 +107,19 @@ def test_the_lint_sees_it(line: str) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["x = max(1, len(y) // 2)", "x = max(y, key=float)", "x = largest(x, float(y))", "max(map(len, y))"],
+    [
+        "x = max(1, len(y) // 2)",
+        "x = min(y / float(z), 500.0)",
+        "x = max(y, key=float)",
+        "x = largest(x, float(y))",
+        "max(map(len, y))",
+    ],
 )
 def test_the_lint_lets_counts_be(line: str) -> None:
-    """Counts have no NaN."""
+    """Counts have no NaN, and a literal that stands second keeps one."""
     assert not dropping(line)
+    assert math.isnan(min(math.nan, 500.0))
+    assert math.isnan(max(math.nan, 0.0))
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations((0.0, math.nan, 2.0))))

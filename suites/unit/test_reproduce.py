@@ -123,4 +123,5 @@ def test_commands_are_written_in_one_place() -> None:
         )
     }
     library = {f"engines/others/capi/{name}.py" for name in ("played", "build")}
-    assert joining - library == {"run/reproduce.py"}
+    started = {"leaks/judge/starved.py"}  # an engine's command with a variable before it
+    assert joining - library - started == {"run/reproduce.py"}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from prill_harness.faults.trial.forgotten import fallen
 from prill_harness.faults.trial.kills import Kills, remedy
+from prill_harness.numbers.compare import largest
 from prill_harness.plan import beside
 from prill_harness.plan.plan import Plan, cells_of
 from prill_harness.plan.policy import Gate
@@ -296,7 +297,7 @@ def _leaked(check: CheckResult) -> float:
     slopes = [
         row.get("slope") for row in _curves(check) if (row.get("unit"), row.get("verdict")) == ("B", "leak")
     ]
-    return max((float(slope) for slope in slopes if isinstance(slope, int | float)), default=0.0)
+    return largest(0.0, *(float(slope) for slope in slopes if isinstance(slope, int | float)))
 
 
 @rule("performance", "every engine is as fast as its baseline, within the budget")

@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from prill_harness.faults.opening import foreign
+from prill_harness.numbers.compare import largest
 from prill_harness.records.evidence import CellStarted, Evidence, Record, Status, badness
 from prill_harness.records.verdict import IncidentResult, IncidentState, StandingResult
 from prill_runtime.errors import OutputError
@@ -97,7 +98,7 @@ def gate_run(gate: str, records: Iterable[Record], incidents: Iterable[IncidentR
     cells = {cell: CellSeen(digests.get(cell, ""), checks) for cell, checks in letters.items()}
     unsolved = [i.severity.value for i in incidents if i.state is not IncidentState.CLOSED]
     counts = {severity: unsolved.count(severity) for severity in sorted(set(unsolved))}
-    return HistoryLine(gate, max((e.at for e in seen), default=0.0), cells, counts)
+    return HistoryLine(gate, largest(0.0, *(e.at for e in seen)), cells, counts)
 
 
 def _digest(start: CellStarted, content: str) -> str:

@@ -126,7 +126,7 @@ class Ahead:
     @property
     def left(self) -> float | None:
         """Seconds, None while there are cells of which nobody knows."""
-        return None if self._unknown else max(0.0, self._sum) / self._jobs
+        return None if self._unknown else largest(0.0, self._sum) / self._jobs
 
 
 def _kind(cell: Cell) -> tuple[str, str, str]:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from prill_harness.numbers.compare import largest, smallest
 from prill_harness.records.evidence import Status
 from prill_harness.records.verdict import AttemptResult, CheckResult, Verdict
 from prill_reports import cases, view
@@ -61,8 +62,8 @@ def _summary(tests: list[Json], verdict: Verdict) -> Json:
         **{status: counts[status] for status in ("passed", "failed", "skipped", "pending", "other")},
         "flaky": sum(bool(test.get("flaky")) for test in tests),
         "suites": len({tuple(test["suite"]) for test in tests}),
-        "start": _ms(min(began, default=0.0)),
-        "stop": _ms(max(ended, default=0.0)),
+        "start": _ms(smallest(*began) if began else 0.0),
+        "stop": _ms(largest(0.0, *ended)),
         "duration": _ms(verdict.duration_s),
     }
 
