@@ -67,9 +67,8 @@ def _bar(x: float, step: float, stage: Mapping[str, object]) -> StageBar:
 
 
 def _y(power: float) -> float:
-    share = (smallest(largest(power, LEAST + 0.3), MOST) - LEAST) / (
-        MOST - LEAST
-    )  # even an exact stage has a bar
+    shown = smallest(largest(power, LEAST + 0.3), MOST)  # even an exact stage has a bar
+    share = (shown - LEAST) / (MOST - LEAST)
     return round(FLOOR - share * (FLOOR - TOP), 1)
 
 
