@@ -61,7 +61,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 
 def forget() -> None:
     """What was installed is looked up anew: a process that is not a test asks once."""
-    for asked in (registry.installed, witness._installed, provenance.brought):
+    for asked in (registry.installed, witness._installed, provenance.brought, provenance._points):
         asked.cache_clear()
 
 
